@@ -1,0 +1,156 @@
+/* This machine, as far as we may use it. Owns nothing: hwloc's topology lives for one call. */
+#include "base/topo.h"
+
+#include <errno.h>
+#include <hwloc.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/cgroup.h"
+#include "base/io.h"
+
+enum { PROC_FILE_MAX = 8 << 20 };
+
+/* One CPU's core, or the CPU itself where hwloc knows no cores (some virtual machines). */
+static unsigned core_key(hwloc_topology_t topology, hwloc_obj_t pu)
+{
+    hwloc_obj_t core = hwloc_get_ancestor_obj_by_type(topology, HWLOC_OBJ_CORE, pu);
+    return core ? core->logical_index : pu->logical_index;
+}
+
+static int numa_node_of(hwloc_topology_t topology, unsigned cpu)
+{
+    for (hwloc_obj_t node = NULL; (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));)
+        if (hwloc_bitmap_isset(node->cpuset, cpu)) return (int)node->os_index;
+    return 0;
+}
+
+/* Appends the CPUs in allowed: with siblings = 0 the first one of each core (taken into seen), with 1 the others. */
+static void cpus_append(hwloc_topology_t topology, hwloc_const_bitmap_t allowed, hwloc_bitmap_t seen, int siblings,
+                        struct mu_topo *t)
+{
+    for (hwloc_obj_t pu = NULL; (pu = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_PU, pu));) {
+        unsigned cpu = pu->os_index, core = core_key(topology, pu);
+        if (!hwloc_bitmap_isset(allowed, cpu) || t->n_cpu == MU_TOPO_MAX_CPUS) continue;
+        if (siblings) {
+            bool listed = false;
+            for (int i = 0; i < t->n_core && !listed; i++) listed = t->cpus[i] == (int)cpu;
+            if (listed) continue;
+        } else if (hwloc_bitmap_isset(seen, core)) {
+            continue;
+        }
+        hwloc_bitmap_set(seen, core);
+        t->numa_of[t->n_cpu] = numa_node_of(topology, cpu);
+        t->cpus[t->n_cpu++] = (int)cpu;
+    }
+}
+
+static int count_numa(const struct mu_topo *t)
+{
+    int n = 0;
+    for (int i = 0; i < t->n_cpu; i++) {
+        int earlier = 0;
+        while (earlier < i && t->numa_of[earlier] != t->numa_of[i]) earlier++;
+        n += earlier == i;
+    }
+    return n;
+}
+
+static enum mu_status cpus_read(struct mu_topo *t, struct mu_err *err)
+{
+    enum mu_status st = MU_OK;
+    hwloc_topology_t topology = NULL;
+    hwloc_bitmap_t allowed = hwloc_bitmap_alloc(), seen = hwloc_bitmap_alloc();
+    if (!allowed || !seen || hwloc_topology_init(&topology) != 0) {
+        st = mu_fail(err, MU_ENOMEM, "out of memory for the machine's topology");
+        goto done;
+    }
+    if (hwloc_topology_load(topology) != 0) {
+        st = mu_fail(err, MU_EIO, "hwloc cannot read this machine's topology: %s", strerror(errno));
+        goto done;
+    }
+    /* The thread's mask, not the machine's: taskset, mpirun and containers narrow it. */
+    if (hwloc_get_cpubind(topology, allowed, HWLOC_CPUBIND_THREAD) != 0 || hwloc_bitmap_iszero(allowed))
+        hwloc_bitmap_copy(allowed, hwloc_topology_get_allowed_cpuset(topology));
+    hwloc_bitmap_and(allowed, allowed, hwloc_topology_get_allowed_cpuset(topology));
+    cpus_append(topology, allowed, seen, 0, t);
+    t->n_core = t->n_cpu;
+    cpus_append(topology, allowed, seen, 1, t);
+    t->n_numa = count_numa(t);
+    if (t->n_cpu == 0)
+        st = mu_fail(err, MU_EIO, "hwloc finds no CPU that this process may use; check its affinity mask");
+done:
+    if (topology) hwloc_topology_destroy(topology);
+    hwloc_bitmap_free(allowed);
+    hwloc_bitmap_free(seen);
+    return st;
+}
+
+/* The number in kB after a key of /proc/meminfo, in bytes; 0 if it is not there. */
+static uint64_t meminfo_value(const char *text, const char *key)
+{
+    uint64_t kb;
+    const char *line = strstr(text, key);
+    return line && sscanf(line + strlen(key), " %" SCNu64, &kb) == 1 ? kb * 1024 : 0;
+}
+
+static enum mu_status memory_read(const struct mu_cgroup *cgroup, struct mu_topo *t, struct mu_err *err)
+{
+    char *text;
+    size_t len;
+    enum mu_status st = mu_file_read("/proc/meminfo", PROC_FILE_MAX, &text, &len, err);
+    if (st != MU_OK) return st;
+    t->mem_total_bytes = meminfo_value(text, "MemTotal:");
+    t->mem_available_bytes = meminfo_value(text, "MemAvailable:");
+    mu_free(text);
+    if (t->mem_total_bytes == 0) return mu_fail(err, MU_EFORMAT, "/proc/meminfo has no MemTotal");
+    if (cgroup->mem_limit_bytes < t->mem_total_bytes) t->mem_total_bytes = cgroup->mem_limit_bytes;
+    if (cgroup->mem_left_bytes < t->mem_available_bytes) t->mem_available_bytes = cgroup->mem_left_bytes;
+    if (t->mem_available_bytes > t->mem_total_bytes) t->mem_available_bytes = t->mem_total_bytes;
+    return MU_OK;
+}
+
+/* For people only: "unknown" where the file says nothing (on ARM it often does not). */
+static void cpu_model_read(struct mu_topo *t)
+{
+    char *text = NULL;
+    size_t len;
+    snprintf(t->cpu_model, sizeof t->cpu_model, "unknown");
+    if (mu_file_read("/proc/cpuinfo", PROC_FILE_MAX, &text, &len, NULL) != MU_OK) return;
+    const char *line = strstr(text, "model name");
+    const char *value = line ? strchr(line, ':') : NULL;
+    if (value) {
+        value += 1 + strspn(value + 1, " \t");
+        int n = (int)strcspn(value, "\n");
+        if (n > 0) snprintf(t->cpu_model, sizeof t->cpu_model, "%.*s", n, value);
+    }
+    mu_free(text);
+}
+
+static int quota_ceil(double cpus)
+{
+    return (int)cpus + ((double)(int)cpus < cpus);
+}
+
+enum mu_status mu_topo_read(struct mu_topo *topo_out, struct mu_err *err)
+{
+    enum mu_status st;
+    struct mu_cgroup cgroup;
+    struct mu_topo *t = mu_calloc(1, sizeof *t); /* 8 KiB; and outputs are set only on success */
+    if (!t) return mu_fail(err, MU_ENOMEM, "out of memory for the machine's topology");
+    mu_cgroup_read("", &cgroup);
+    MU_TRY(st, cpus_read(t, err), done);
+    MU_TRY(st, memory_read(&cgroup, t, err), done);
+    t->n_usable = t->n_core;
+    if (cgroup.cpus > 0 && cgroup.cpus < t->n_core) t->n_usable = quota_ceil(cgroup.cpus);
+    cpu_model_read(t);
+    if (gethostname(t->host, sizeof t->host - 1) != 0) snprintf(t->host, sizeof t->host, "localhost");
+    *topo_out = *t;
+done:
+    mu_free(t);
+    return st;
+}

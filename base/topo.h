@@ -1,0 +1,27 @@
+/* What this machine has, as far as this process may use it: hwloc's view restricted to our affinity mask and cpuset,
+ * the CFS quota of our cgroup, and the memory that is really available. */
+#ifndef MU_BASE_TOPO_H
+#define MU_BASE_TOPO_H
+
+#include <stdint.h>
+
+#include "base/status.h"
+
+enum { MU_TOPO_MAX_CPUS = 1024 };
+
+struct mu_topo {
+    int n_cpu;                     /* logical CPUs we may use */
+    int n_core;                    /* physical cores among them */
+    int n_numa;                    /* NUMA nodes with such CPUs */
+    int n_usable;                  /* min(n_core, ceil of the CFS quota), at least 1: how many threads pay */
+    int cpus[MU_TOPO_MAX_CPUS];    /* first one logical CPU of each core, in hwloc's order, then the SMT siblings */
+    int numa_of[MU_TOPO_MAX_CPUS]; /* NUMA node of cpus[i], the system's number */
+    uint64_t mem_total_bytes;      /* the smaller of MemTotal and the cgroup's limit */
+    uint64_t mem_available_bytes;  /* the smaller of MemAvailable and what the cgroup has left */
+    char cpu_model[96];
+    char host[64];
+};
+
+enum mu_status mu_topo_read(struct mu_topo *topo_out, struct mu_err *err);
+
+#endif

@@ -1,0 +1,37 @@
+/* Inside the model reader: the table of architectures, the limits of sizes, and how sizes are read from metadata.
+ *
+ * To add a family: a row in MU_ARCH_LIST, the tensors of its layer as rules, and, where it does something new, a
+ * field in struct mu_arch that the forward pass obeys. */
+#ifndef MU_MODEL_ARCH_H
+#define MU_MODEL_ARCH_H
+
+#include "model/model.h"
+
+/* Sizes beyond these are refused; every int product that the pass forms of them stays below 2^31. */
+enum {
+    MU_MAX_LAYER = 1024,
+    MU_MAX_D_MODEL = 1 << 17, /* also of n_head · d_head */
+    MU_MAX_HEAD = 1 << 12,
+    MU_MAX_D_FF = 1 << 20,
+    MU_MAX_VOCAB = 1 << 22,
+    MU_MAX_CTX = 1 << 30,
+};
+
+/* What a tensor's dimension is, in terms of the model's sizes. */
+enum mu_dim { MU_DIM_ONE, MU_DIM_MODEL, MU_DIM_Q /* n_head · d_head */, MU_DIM_KV /* n_kv_head · d_head */, MU_DIM_FF };
+
+/* "blk.N." suffix: a matrix of n_row × n_col, or (n_row MU_DIM_ONE) a vector of n_col F32 values. */
+struct mu_tensor_rule {
+    enum mu_tensor_id id;
+    const char *suffix;
+    enum mu_dim n_col, n_row;
+};
+
+int mu_dim_size(const struct mu_config *cfg, enum mu_dim dim);
+/* NULL where this build does not run it. */
+const struct mu_arch *mu_arch_find(struct mu_str name);
+/* Sizes from metadata, all checked; n_vocab is 0 where the file does not say. */
+enum mu_status mu_config_read(const struct mu_gguf *g, const struct mu_arch *arch, struct mu_config *cfg_out,
+                              struct mu_err *err);
+
+#endif

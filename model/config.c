@@ -1,0 +1,203 @@
+/* A model's sizes from its metadata. Every number is range-checked here, so that nothing after it needs to; what the
+ * file asks for and the pass cannot do is refused by the name of its key. */
+#include <math.h>
+#include <stdio.h>
+
+#include "kernels/kernels.h"
+#include "model/arch.h"
+
+enum { KEY_BYTES = 128, REQUIRED = -1 };
+
+struct context {
+    const struct mu_gguf *gguf;
+    const char *arch;
+    struct mu_err *err;
+};
+
+/* Keys that change the computation in a way that no field of struct mu_config or mu_arch expresses; harmless at their
+ * neutral values. */
+static const struct neutral {
+    const char *suffix;
+    float neutral[2];
+    const char *what;
+} neutrals[] = {
+    {"expert_count", {0, 0}, "mixtures of experts"},
+    {"nextn_predict_layers", {0, 0}, "layers that predict several tokens"},
+    {"pooling_type", {0, 0}, "pooling (embedding models)"},
+    {"attention.causal", {1, 1}, "attention to later tokens"},
+    {"use_parallel_residual", {0, 0}, "attention and feed-forward in parallel"},
+    {"attention.clamp_kqv", {0, 0}, "clamped queries, keys and values"},
+    {"attention.max_alibi_bias", {0, 0}, "ALiBi positions"},
+    {"attn_logit_softcapping", {0, 0}, "soft caps of attention"},
+    {"final_logit_softcapping", {0, 0}, "soft caps of logits"},
+    {"logit_scale", {0, 1}, "scaled logits"},
+    {"residual_scale", {0, 1}, "a scaled residual"},
+    {"embedding_scale", {0, 1}, "scaled embeddings"},
+    {"rope.scaling.attn_factor", {0, 1}, "a rotation that scales attention"},
+    {"attention.temperature_length", {0, 0}, "attention temperature by position"},
+};
+
+static const struct mu_gguf_value *find(const struct context *c, const char *suffix, char key[KEY_BYTES])
+{
+    snprintf(key, KEY_BYTES, "%s.%s", c->arch, suffix);
+    return mu_gguf_find(c->gguf, key);
+}
+
+/* An integer in [min, max], or an array of n_item equal ones (newer converters write some sizes for each layer). */
+static enum mu_status get_int(const struct context *c, const char *suffix, int min, int max, int fallback, int n_item,
+                              int *out)
+{
+    char key[KEY_BYTES];
+    const struct mu_gguf_value *v = find(c, suffix, key);
+    uint64_t u;
+    enum mu_status st;
+    if (!v) {
+        if (fallback == REQUIRED)
+            return mu_gguf_fail(c->gguf, MU_EFORMAT, c->err, "expected key '%s', found none", key);
+        *out = fallback;
+        return MU_OK;
+    }
+    if (v->kind != MU_GGUF_ARRAY || n_item < 1) {
+        st = mu_gguf_get_u64(c->gguf, key, (uint64_t)min, (uint64_t)max, 0, &u, c->err);
+        if (st == MU_OK) *out = (int)u;
+        return st;
+    }
+    if ((v->item_kind > MU_GGUF_I32 && v->item_kind != MU_GGUF_U64 && v->item_kind != MU_GGUF_I64) ||
+        v->n != (uint64_t)n_item)
+        return mu_gguf_value_fail(c->gguf, v, MU_EFORMAT, c->err, "expected an integer or one for each of %d layers",
+                                  n_item);
+    int64_t first = mu_gguf_item_i64(v, 0);
+    for (uint64_t i = 1; i < v->n; i++)
+        if (mu_gguf_item_i64(v, i) != first)
+            return mu_gguf_value_fail(
+                c->gguf, v, MU_EUNSUPPORTED, c->err,
+                "layers of different sizes (%lld in layer 0, %lld in layer %llu) are not supported", (long long)first,
+                (long long)mu_gguf_item_i64(v, i), (unsigned long long)i);
+    if (first < min || first > max)
+        return mu_gguf_value_fail(c->gguf, v, MU_EFORMAT, c->err, "expected numbers from %d to %d, found %lld", min,
+                                  max, (long long)first);
+    *out = (int)first;
+    return MU_OK;
+}
+
+/* A finite number in (above, max]. fallback NAN: required. */
+static enum mu_status get_real(const struct context *c, const char *suffix, float above, float max, float fallback,
+                               float *out)
+{
+    char key[KEY_BYTES];
+    const struct mu_gguf_value *v = find(c, suffix, key);
+    if (!v && isnan(fallback)) return mu_gguf_fail(c->gguf, MU_EFORMAT, c->err, "expected key '%s', found none", key);
+    enum mu_status st = mu_gguf_get_f32(c->gguf, key, fallback, out, c->err);
+    if (st != MU_OK || !v) return st;
+    if (!(*out > above && *out <= max))
+        return mu_gguf_value_fail(c->gguf, v, MU_EFORMAT, c->err, "expected a number above %g, at most %g, found %g",
+                                  (double)above, (double)max, (double)*out);
+    return MU_OK;
+}
+
+static enum mu_status refuse_extras(const struct context *c)
+{
+    char key[KEY_BYTES];
+    for (size_t i = 0; i < sizeof neutrals / sizeof *neutrals; i++) {
+        const struct neutral *n = &neutrals[i];
+        const struct mu_gguf_value *v = find(c, n->suffix, key);
+        if (!v) continue;
+        if (v->kind == MU_GGUF_STRING || v->kind == MU_GGUF_ARRAY)
+            return mu_gguf_value_fail(c->gguf, v, MU_EFORMAT, c->err, "expected a number");
+        float found = mu_gguf_item_f32(v, 0);
+        if (found != n->neutral[0] && found != n->neutral[1])
+            return mu_gguf_value_fail(c->gguf, v, MU_EUNSUPPORTED, c->err,
+                                      "%s (value %g) are not supported by this build for architecture '%s'", n->what,
+                                      (double)found, c->arch);
+    }
+    static const char *const absent[] = {"attention.sliding_window_pattern", "rope.dimension_sections"};
+    for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) {
+        const struct mu_gguf_value *v = find(c, absent[i], key);
+        if (v)
+            return mu_gguf_value_fail(c->gguf, v, MU_EUNSUPPORTED, c->err,
+                                      "what it asks for is not supported by this build for architecture '%s'", c->arch);
+    }
+    return MU_OK;
+}
+
+static enum mu_status read_heads(const struct context *c, struct mu_config *cfg)
+{
+    enum mu_status st;
+    int d_value;
+    MU_TRY(st, get_int(c, "attention.head_count", 1, MU_MAX_HEAD, REQUIRED, cfg->n_layer, &cfg->n_head), fail);
+    MU_TRY(st, get_int(c, "attention.head_count_kv", 1, MU_MAX_HEAD, cfg->n_head, cfg->n_layer, &cfg->n_kv_head), fail);
+    if (cfg->n_head % cfg->n_kv_head != 0)
+        return mu_gguf_fail(c->gguf, MU_EFORMAT, c->err,
+                            "expected a number of query heads that is a multiple of the key heads, found %d and %d",
+                            cfg->n_head, cfg->n_kv_head);
+    /* 0 stands for "not said", which a head of that size would be refused for anyway */
+    int split = cfg->d_model % cfg->n_head == 0 ? cfg->d_model / cfg->n_head : 0;
+    MU_TRY(st, get_int(c, "attention.key_length", 1, MU_MAX_D_HEAD, split, 0, &cfg->d_head), fail);
+    MU_TRY(st, get_int(c, "attention.value_length", 1, MU_MAX_D_HEAD, cfg->d_head, 0, &d_value), fail);
+    if (cfg->d_head < 1 || cfg->d_head > MU_MAX_D_HEAD)
+        return mu_gguf_fail(
+            c->gguf, MU_EFORMAT, c->err,
+            "expected key '%s.attention.key_length' or an embedding of n × %d values with n from 1 to %d, "
+            "found %d values",
+            c->arch, cfg->n_head, MU_MAX_D_HEAD, cfg->d_model);
+    if (d_value != cfg->d_head)
+        return mu_gguf_fail(c->gguf, MU_EUNSUPPORTED, c->err,
+                            "keys of %d and values of %d dimensions are not supported; expected equal ones",
+                            cfg->d_head, d_value);
+    if (cfg->n_head * cfg->d_head > MU_MAX_D_MODEL)
+        return mu_gguf_fail(c->gguf, MU_ELIMIT, c->err, "%d heads of %d are more than the limit of %d values together",
+                            cfg->n_head, cfg->d_head, MU_MAX_D_MODEL);
+    cfg->attn_scale = 1.0f / sqrtf((float)cfg->d_head);
+fail:
+    return st;
+}
+
+static enum mu_status read_rope(const struct context *c, struct mu_config *cfg)
+{
+    char key[KEY_BYTES], shown[48];
+    enum mu_status st;
+    struct mu_str type;
+    MU_TRY(st, get_int(c, "rope.dimension_count", 2, cfg->d_head, cfg->d_head, 0, &cfg->n_rot), fail);
+    if (cfg->n_rot % 2 != 0)
+        return mu_gguf_fail(c->gguf, MU_EFORMAT, c->err, "expected an even number of rotated dimensions, found %d",
+                            cfg->n_rot);
+    MU_TRY(st, get_real(c, "rope.freq_base", 0, 1e30f, 10000.0f, &cfg->rope_freq_base), fail);
+
+    const struct mu_gguf_value *v = find(c, "rope.scaling.type", key);
+    MU_TRY(st, mu_gguf_get_str(c->gguf, key, &type, c->err), fail);
+    cfg->rope_linear_scale = 1.0f;
+    if (v && mu_str_is(type, "none")) return MU_OK;
+    if (v && !mu_str_is(type, "linear"))
+        return mu_gguf_value_fail(
+            c->gguf, v, MU_EUNSUPPORTED, c->err,
+            "rope scaling '%s' is not supported; this build knows none, linear and the factors of "
+            "rope_freqs.weight",
+            mu_str_show(type, shown, sizeof shown));
+    float factor;
+    MU_TRY(st, get_real(c, "rope.scale_linear", -1e-30f, 1e6f, 0.0f, &factor), fail);
+    MU_TRY(st, get_real(c, "rope.scaling.factor", -1e-30f, 1e6f, factor, &factor), fail);
+    if (factor > 0) cfg->rope_linear_scale = factor; /* 0 says none */
+fail:
+    return st;
+}
+
+enum mu_status mu_config_read(const struct mu_gguf *g, const struct mu_arch *arch, struct mu_config *cfg_out,
+                              struct mu_err *err)
+{
+    const struct context c = {g, arch->name, err};
+    struct mu_config cfg = {0};
+    enum mu_status st;
+    MU_TRY(st, refuse_extras(&c), fail);
+    MU_TRY(st, get_int(&c, "block_count", 1, MU_MAX_LAYER, REQUIRED, 0, &cfg.n_layer), fail);
+    MU_TRY(st, get_int(&c, "embedding_length", 1, MU_MAX_D_MODEL, REQUIRED, 0, &cfg.d_model), fail);
+    MU_TRY(st, get_int(&c, "feed_forward_length", 1, MU_MAX_D_FF, REQUIRED, cfg.n_layer, &cfg.d_ff), fail);
+    MU_TRY(st, get_int(&c, "context_length", 1, MU_MAX_CTX, REQUIRED, 0, &cfg.n_ctx_train), fail);
+    MU_TRY(st, get_int(&c, "vocab_size", 1, MU_MAX_VOCAB, 0, 0, &cfg.n_vocab), fail);
+    MU_TRY(st, get_int(&c, "attention.sliding_window", 0, MU_MAX_CTX, 0, 0, &cfg.window), fail);
+    MU_TRY(st, get_real(&c, "attention.layer_norm_rms_epsilon", 0, 1.0f, NAN, &cfg.norm_eps), fail);
+    MU_TRY(st, read_heads(&c, &cfg), fail);
+    MU_TRY(st, read_rope(&c, &cfg), fail);
+    *cfg_out = cfg;
+fail:
+    return st;
+}

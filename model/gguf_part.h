@@ -1,0 +1,59 @@
+/* Inside the GGUF reader: one mapped file. A model is one part, or several split ones.
+ *
+ * gguf.c maps parts and joins them, gguf_parse.c reads the header, metadata and tensor table of one, gguf_sniff.c
+ * says what a file is that is no GGUF, gguf_get.c looks values up. Nothing outside these four includes this header. */
+#ifndef MU_MODEL_GGUF_PART_H
+#define MU_MODEL_GGUF_PART_H
+
+#include <inttypes.h>
+
+#include "model/gguf.h"
+
+enum { MU_GGUF_SHOWN = 160, MU_GGUF_NAME_SHOWN = 72 };
+
+struct mu_gguf_part {
+    char *path;
+    char shown[MU_GGUF_SHOWN]; /* the path for messages: its end where it is long, nothing unprintable */
+    const uint8_t *map;        /* size bytes, read-only; NULL before it is mapped */
+    uint64_t size;
+    uint32_t version;
+    uint64_t data_start;                 /* tensor offsets count from here */
+    struct mu_gguf_value *values;        /* in file order; strings arrays owned */
+    const struct mu_gguf_value **by_key; /* sorted by key, no two equal */
+    size_t n_value, cap_value;
+    struct mu_gguf_tensor *tensors; /* in file order */
+    size_t n_tensor, cap_tensor;
+    uint64_t n_string; /* in all arrays so far */
+};
+
+struct mu_gguf {
+    char *path; /* as it was asked for */
+    struct mu_gguf_part *parts;
+    int n_part;
+    struct mu_gguf_tensor *tensors; /* of all parts; where there is one part, its own array */
+    const struct mu_gguf_tensor **by_name;
+    size_t n_tensor;
+};
+
+/* Every message about a file's content begins alike. `p` is a part, `off` the offset that the sentence is about. */
+#define MU_PART_FAIL(p, err, code, off, fmt, ...) \
+    mu_fail((err), (code), "file '%s', offset %" PRIu64 ": " fmt, (p)->shown, (uint64_t)(off), ##__VA_ARGS__)
+
+/* Reads everything but the tensors' data. The part's map and size are set; what it leaves on failure
+ * mu_gguf_part_clear frees. */
+enum mu_status mu_gguf_part_parse(struct mu_gguf_part *p, struct mu_err *err);
+const struct mu_gguf_value *mu_gguf_part_find(const struct mu_gguf_part *p, struct mu_str key);
+/* As mu_gguf_get_u64, of a value (NULL: absent). */
+enum mu_status mu_gguf_part_u64(const struct mu_gguf_part *p, const struct mu_gguf_value *v, uint64_t min, uint64_t max,
+                                uint64_t fallback, uint64_t *out, struct mu_err *err);
+void mu_gguf_part_free_values(struct mu_gguf_part *p);
+
+/* What the first bytes of a file that does not begin with "GGUF" say it is, as half a sentence with advice; NULL: no
+ * idea. */
+const char *mu_gguf_sniff(const uint8_t *p, size_t n);
+
+/* Bytes of one item of a scalar kind; 0 for strings, arrays and what is no kind. */
+size_t mu_gguf_kind_bytes(uint32_t kind);
+const char *mu_gguf_kind_name(uint32_t kind);
+
+#endif

@@ -1,0 +1,354 @@
+/* Opening a model: which architecture it is, its sizes, and where every tensor that the pass touches lies.
+ *
+ * Invariant after mu_model_open: every pointer of struct mu_model is set, every shape is what the sizes say, every
+ * matrix has a type that this build multiplies with, every vector is F32 and finite. The pass checks none of it
+ * again. A tensor that no rule knows is refused: leaving it out would run a different model. */
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "kernels/kernels.h"
+#include "model/arch.h"
+
+static enum mu_status tensor_fail(const struct mu_model *m, const struct mu_gguf_tensor *t, enum mu_status code,
+                                  struct mu_err *err, const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+
+static enum mu_status tensor_fail(const struct mu_model *m, const struct mu_gguf_tensor *t, enum mu_status code,
+                                  struct mu_err *err, const char *fmt, ...)
+{
+    char text[MU_ERR_TEXT];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    return mu_gguf_tensor_fail(m->gguf, t, code, text, err);
+}
+
+/* "F32, F16, …": what this build multiplies with. */
+static const char *matrix_types(char *buf, size_t buf_bytes)
+{
+    size_t len = 0;
+    buf[0] = 0;
+    for (uint32_t type = 0; type < MU_TYPE_LIMIT && len < buf_bytes; type++) {
+        const struct mu_type_info *info = mu_type_info(type);
+        if (!info || info->act == MU_ACT_NONE) continue;
+        len += (size_t)snprintf(buf + len, buf_bytes - len, "%s%s", len ? ", " : "", info->name);
+    }
+    return buf;
+}
+
+static enum mu_status check_shape(const struct mu_model *m, const struct mu_gguf_tensor *t, int n_col, int n_row,
+                                  struct mu_err *err)
+{
+    if (t->ne[0] == (uint64_t)n_col && t->n_row == (uint64_t)n_row && t->n_dim <= 2) return MU_OK;
+    return tensor_fail(m, t, MU_EFORMAT, err, "expected %d rows of %d values, found %llu × %llu × %llu × %llu", n_row,
+                       n_col, (unsigned long long)t->ne[3], (unsigned long long)t->ne[2], (unsigned long long)t->ne[1],
+                       (unsigned long long)t->ne[0]);
+}
+
+static enum mu_status check_matrix(const struct mu_model *m, const struct mu_gguf_tensor *t, int n_col, int n_row,
+                                   struct mu_err *err)
+{
+    char types[128];
+    const struct mu_type_info *info = mu_type_info(t->type);
+    if (info->act == MU_ACT_NONE)
+        return tensor_fail(
+            m, t, MU_EUNSUPPORTED, err,
+            "its type %s is not supported by this build, which computes with %s; get the model in one of these",
+            info->name, matrix_types(types, sizeof types));
+    return check_shape(m, t, n_col, n_row, err);
+}
+
+/* F32, of that length, every value finite. */
+static enum mu_status check_vector(const struct mu_model *m, const struct mu_gguf_tensor *t, int n, struct mu_err *err)
+{
+    enum mu_status st = check_shape(m, t, n, 1, err);
+    if (st != MU_OK) return st;
+    if (t->type != MU_F32)
+        return tensor_fail(m, t, MU_EUNSUPPORTED, err,
+                           "expected type F32, found %s, which is not supported for vectors",
+                           mu_type_info(t->type)->name);
+    for (int i = 0; i < n; i++) {
+        float f;
+        memcpy(&f, t->data + 4 * (size_t)i, 4);
+        if (!isfinite(f))
+            return tensor_fail(m, t, MU_ENONFINITE, err, "expected finite values, found %g at index %d", (double)f, i);
+    }
+    return MU_OK;
+}
+
+/* N and the rest of "blk.N.rest"; false where the name is not of that form. */
+static bool split_layer_name(struct mu_str name, int *layer_out, struct mu_str *rest_out)
+{
+    size_t i = 4;
+    int layer = 0;
+    if (name.len < 7 || memcmp(name.p, "blk.", 4) != 0) return false;
+    while (i < name.len && name.p[i] >= '0' && name.p[i] <= '9' && i < 9) layer = layer * 10 + (name.p[i++] - '0');
+    if (i == 4 || i + 1 >= name.len || name.p[i] != '.' || (name.p[4] == '0' && i > 5)) return false;
+    *layer_out = layer;
+    *rest_out = (struct mu_str){name.p + i + 1, name.len - i - 1};
+    return true;
+}
+
+/* Tables that old converters wrote and that follow from the sizes. */
+static bool is_harmless(struct mu_str rest)
+{
+    return mu_str_is(rest, "attn_rot_embd") || mu_str_is(rest, "attn_rot_embd.weight") ||
+           mu_str_is(rest, "rope.freqs") || mu_str_is(rest, "attention.rotary_emb.inv_freq");
+}
+
+static enum mu_status place_layer_tensor(struct mu_model *m, const struct mu_gguf_tensor *t, int layer,
+                                         struct mu_str rest, struct mu_err *err)
+{
+    if (layer >= m->cfg.n_layer)
+        return tensor_fail(m, t, MU_EUNSUPPORTED, err,
+                           "the model has %d layers by key '%s.block_count'; layers beyond are not supported",
+                           m->cfg.n_layer, m->arch->name);
+    for (const struct mu_tensor_rule *r = m->arch->rules; r->suffix; r++) {
+        if (!mu_str_is(rest, r->suffix)) continue;
+        m->layer[layer][r->id] = t;
+        int n_col = mu_dim_size(&m->cfg, r->n_col), n_row = mu_dim_size(&m->cfg, r->n_row);
+        return r->n_row == MU_DIM_ONE ? check_vector(m, t, n_col, err) : check_matrix(m, t, n_col, n_row, err);
+    }
+    if (is_harmless(rest)) return MU_OK;
+    return tensor_fail(
+        m, t, MU_EUNSUPPORTED, err,
+        "this build does not know what it does in architecture '%s', and leaving it out would give wrong answers",
+        m->arch->name);
+}
+
+/* Every tensor of the file finds its place, or is known to be harmless, or the model is refused. */
+static enum mu_status place_tensors(struct mu_model *m, struct mu_err *err)
+{
+    enum mu_status st = MU_OK;
+    for (size_t i = 0; i < mu_gguf_n_tensor(m->gguf) && st == MU_OK; i++) {
+        const struct mu_gguf_tensor *t = mu_gguf_tensor_at(m->gguf, i);
+        struct mu_str rest;
+        int layer;
+        if (split_layer_name(t->name, &layer, &rest))
+            st = place_layer_tensor(m, t, layer, rest, err);
+        else if (!mu_str_is(t->name, "token_embd.weight") && !mu_str_is(t->name, "output.weight") &&
+                 !mu_str_is(t->name, "output_norm.weight") && !mu_str_is(t->name, "rope_freqs.weight") &&
+                 !is_harmless(t->name))
+            st = tensor_fail(
+                m, t, MU_EUNSUPPORTED, err,
+                "this build does not know what it does in architecture '%s', and leaving it out would give wrong "
+                "answers",
+                m->arch->name);
+    }
+    for (int layer = 0; layer < m->cfg.n_layer && st == MU_OK; layer++)
+        for (const struct mu_tensor_rule *r = m->arch->rules; r->suffix && st == MU_OK; r++)
+            if (!m->layer[layer][r->id])
+                st =
+                    mu_gguf_fail(m->gguf, MU_EFORMAT, err, "expected tensor 'blk.%d.%s', found none", layer, r->suffix);
+    return st;
+}
+
+static enum mu_status find_tensor(const struct mu_model *m, const char *name, const struct mu_gguf_tensor **t_out,
+                                  struct mu_err *err)
+{
+    *t_out = mu_gguf_tensor(m->gguf, name);
+    return *t_out ? MU_OK : mu_gguf_fail(m->gguf, MU_EFORMAT, err, "expected tensor '%s', found none", name);
+}
+
+/* The embedding decides the vocabulary's size where no key does. */
+static enum mu_status check_ends(struct mu_model *m, struct mu_err *err)
+{
+    struct mu_config *cfg = &m->cfg;
+    enum mu_status st;
+    MU_TRY(st, find_tensor(m, "token_embd.weight", &m->embed, err), fail);
+    if (cfg->n_vocab == 0) {
+        if (m->embed->n_row > MU_MAX_VOCAB)
+            return tensor_fail(m, m->embed, MU_ELIMIT, err, "expected at most %d rows, found %llu", MU_MAX_VOCAB,
+                               (unsigned long long)m->embed->n_row);
+        cfg->n_vocab = (int)m->embed->n_row;
+    }
+    MU_TRY(st, check_matrix(m, m->embed, cfg->d_model, cfg->n_vocab, err), fail);
+    m->output = mu_gguf_tensor(m->gguf, "output.weight");
+    if (!m->output) m->output = m->embed;
+    MU_TRY(st, check_matrix(m, m->output, cfg->d_model, cfg->n_vocab, err), fail);
+    MU_TRY(st, find_tensor(m, "output_norm.weight", &m->out_norm, err), fail);
+    MU_TRY(st, check_vector(m, m->out_norm, cfg->d_model, err), fail);
+
+    const struct mu_gguf_value *tokens = mu_gguf_find(m->gguf, "tokenizer.ggml.tokens");
+    if (tokens && tokens->n > (uint64_t)cfg->n_vocab)
+        return mu_gguf_value_fail(m->gguf, tokens, MU_EFORMAT, err,
+                                  "expected at most %d tokens, as many as the embedding has rows, found %llu",
+                                  cfg->n_vocab, (unsigned long long)tokens->n);
+fail:
+    return st;
+}
+
+static enum mu_status copy_rope_factors(struct mu_model *m, struct mu_err *err)
+{
+    const struct mu_gguf_tensor *t = mu_gguf_tensor(m->gguf, "rope_freqs.weight");
+    if (!t) return MU_OK;
+    int n = m->cfg.n_rot / 2;
+    enum mu_status st = check_vector(m, t, n, err);
+    if (st != MU_OK) return st;
+    float *factors = mu_calloc((size_t)n, sizeof *factors);
+    if (!factors) return mu_gguf_fail(m->gguf, MU_ENOMEM, err, "no memory for %d rotation factors", n);
+    memcpy(factors, t->data, (size_t)n * sizeof *factors);
+    m->rope_factors = factors;
+    for (int i = 0; i < n; i++)
+        if (!(factors[i] > 0))
+            return tensor_fail(m, t, MU_EFORMAT, err, "expected factors above 0, found %g at index %d",
+                               (double)factors[i], i);
+    return MU_OK;
+}
+
+static void count_tensor(struct mu_model *m, const struct mu_gguf_tensor *t)
+{
+    m->n_param += t->ne[0] * t->n_row;
+    m->weight_bytes += t->bytes;
+}
+
+static void count_tensors(struct mu_model *m)
+{
+    count_tensor(m, m->embed);
+    if (m->output != m->embed) count_tensor(m, m->output);
+    count_tensor(m, m->out_norm);
+    for (int layer = 0; layer < m->cfg.n_layer; layer++)
+        for (const struct mu_tensor_rule *r = m->arch->rules; r->suffix; r++) count_tensor(m, m->layer[layer][r->id]);
+}
+
+/* Length of the well-formed UTF-8 character at s, printable or not; 0 where there is none. */
+static size_t utf8_len(const char *s, size_t n)
+{
+    const unsigned char *u = (const unsigned char *)s;
+    size_t len = u[0] < 0x80                   ? 1
+                 : u[0] >= 0xc2 && u[0] < 0xe0 ? 2
+                 : (u[0] & 0xf0) == 0xe0       ? 3
+                 : u[0] >= 0xf0 && u[0] < 0xf5 ? 4
+                                               : 0;
+    if (!len || len > n) return 0;
+    for (size_t i = 1; i < len; i++)
+        if ((u[i] & 0xc0) != 0x80) return 0;
+    if ((u[0] == 0xe0 && u[1] < 0xa0) || (u[0] == 0xed && u[1] > 0x9f) || (u[0] == 0xf0 && u[1] < 0x90) ||
+        (u[0] == 0xf4 && u[1] > 0x8f))
+        return 0;
+    return len;
+}
+
+/* Copies whole characters; control characters and what is no UTF-8 become '?'. */
+static void set_name(struct mu_model *m, struct mu_str from)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < from.len;) {
+        size_t len = utf8_len(from.p + i, from.len - i);
+        bool shown = len > 1 || (len == 1 && from.p[i] >= 0x20 && from.p[i] != 0x7f);
+        if (n + (shown ? len : 1) >= sizeof m->name) break;
+        if (shown)
+            memcpy(m->name + n, from.p + i, len);
+        else
+            m->name[n] = '?';
+        n += shown ? len : 1;
+        i += len ? len : 1;
+    }
+    m->name[n] = 0;
+}
+
+static enum mu_status name_model(struct mu_model *m, struct mu_err *err)
+{
+    struct mu_str name;
+    enum mu_status st = mu_gguf_get_str(m->gguf, "general.name", &name, err);
+    if (st != MU_OK) return st;
+    if (!name.len) {
+        const char *path = mu_gguf_path(m->gguf), *slash = strrchr(path, '/');
+        name.p = slash ? slash + 1 : path;
+        name.len = strlen(name.p);
+        if (name.len > 5 && memcmp(name.p + name.len - 5, ".gguf", 5) == 0) name.len -= 5;
+    }
+    set_name(m, name);
+    return MU_OK;
+}
+
+static enum mu_status recognise(struct mu_model *m, struct mu_err *err)
+{
+    char shown[48];
+    struct mu_str arch, type;
+    enum mu_status st;
+    MU_TRY(st, mu_gguf_get_str(m->gguf, "general.architecture", &arch, err), fail);
+    MU_TRY(st, mu_gguf_get_str(m->gguf, "general.type", &type, err), fail);
+    if (mu_str_is(type, "adapter"))
+        return mu_gguf_fail(m->gguf, MU_EUNSUPPORTED, err,
+                            "it is a LoRA adapter, not a model; name the model that it was made for");
+    if (!arch.p)
+        return mu_gguf_fail(m->gguf, MU_EFORMAT, err,
+                            "expected key 'general.architecture', found none: it is not a model");
+    m->arch = mu_arch_find(arch);
+    if (!m->arch)
+        return mu_gguf_fail(m->gguf, MU_EUNSUPPORTED, err, "architecture '%s' is not supported; this build runs: %s",
+                            mu_str_show(arch, shown, sizeof shown), mu_arch_names());
+fail:
+    return st;
+}
+
+enum mu_status mu_model_open(const char *path, struct mu_model **model_out, struct mu_err *err)
+{
+    enum mu_status st;
+    struct mu_model *m = mu_calloc(1, sizeof *m);
+    if (!m) return mu_fail(err, MU_ENOMEM, "no memory to open model '%.100s'", path);
+    MU_TRY(st, mu_gguf_open(path, &m->gguf, err), fail);
+    MU_TRY(st, recognise(m, err), fail);
+    MU_TRY(st, mu_config_read(m->gguf, m->arch, &m->cfg, err), fail);
+    MU_TRY(st, name_model(m, err), fail);
+    m->layer = mu_calloc((size_t)m->cfg.n_layer, sizeof *m->layer);
+    if (!m->layer) {
+        st = mu_gguf_fail(m->gguf, MU_ENOMEM, err, "no memory for a list of %d layers", m->cfg.n_layer);
+        goto fail;
+    }
+    MU_TRY(st, check_ends(m, err), fail);
+    MU_TRY(st, place_tensors(m, err), fail);
+    MU_TRY(st, copy_rope_factors(m, err), fail);
+    count_tensors(m);
+    *model_out = m;
+    return MU_OK;
+fail:
+    mu_model_close(m);
+    return st;
+}
+
+void mu_model_close(struct mu_model *m)
+{
+    if (!m) return;
+    mu_free((void *)m->rope_factors);
+    mu_free(m->layer);
+    mu_gguf_close(m->gguf);
+    mu_free(m);
+}
+
+/* The type that most of the layers' bytes have. */
+static uint32_t main_type(const struct mu_model *m)
+{
+    uint64_t bytes[MU_TYPE_LIMIT] = {0};
+    uint32_t best = 0;
+    for (int layer = 0; layer < m->cfg.n_layer; layer++)
+        for (const struct mu_tensor_rule *r = m->arch->rules; r->suffix; r++)
+            bytes[m->layer[layer][r->id]->type] += m->layer[layer][r->id]->bytes;
+    for (uint32_t type = 1; type < MU_TYPE_LIMIT; type++)
+        if (bytes[type] > bytes[best]) best = type;
+    return best;
+}
+
+void mu_model_describe(const struct mu_model *m, char *buf, size_t buf_bytes)
+{
+    static const struct {
+        double least;
+        const char *unit;
+    } units[] = {{1e9, "B"}, {1e6, "M"}, {1e3, "K"}, {0, ""}};
+    const struct mu_config *c = &m->cfg;
+    int u = 0;
+    while ((double)m->n_param < units[u].least) u++;
+    double n = (double)m->n_param / (units[u].least > 0 ? units[u].least : 1);
+    double gb = (double)m->weight_bytes / 1e9;
+    snprintf(buf, buf_bytes,
+             "%s (%s, %.*f%s parameters, %s): %d layers of %d, %d query and %d key heads of %d, feed-forward %d, "
+             "vocabulary %d%s, context %d, %.*f %s",
+             m->name, m->arch->name, n < 100 && *units[u].unit ? 1 : 0, n, units[u].unit,
+             mu_type_info(main_type(m))->name, c->n_layer, c->d_model, c->n_head, c->n_kv_head, c->d_head, c->d_ff,
+             c->n_vocab, m->output == m->embed ? " (tied)" : "", c->n_ctx_train, gb >= 1 ? 2 : 1,
+             gb >= 1 ? gb : gb * 1e3, gb >= 1 ? "GB" : "MB");
+}

@@ -1,0 +1,222 @@
+/* Random models. The tensors are announced from the architecture's own rules, so that what is written here is what
+ * mu_model_open expects; data streams through one buffer of a megabyte. The same numbers and seed give the same file,
+ * byte for byte. */
+#include "model/synth.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "kernels/kernels.h"
+#include "model/arch.h"
+#include "model/synth_part.h"
+
+enum { BUFFER_BYTES = 1 << 20 };
+
+struct job {
+    const struct mu_synth *spec;
+    const struct mu_arch *arch;
+    struct mu_config cfg; /* the sizes that tensor rules ask for */
+    struct mu_gguf_writer *writer;
+    struct mu_synth_source *source;
+    unsigned char *buffer;
+    uint64_t done_bytes, total_bytes;
+    uint64_t n_tensor; /* so far; part of each tensor's seed */
+    void (*progress)(uint64_t, uint64_t, void *);
+    void *progress_ctx;
+};
+
+/* What happens to each tensor in turn: first all are announced, then all are written. */
+typedef enum mu_status visit(struct job *j, const char *name, uint32_t type, int n_col, int n_row, struct mu_err *err);
+
+static enum mu_status announce(struct job *j, const char *name, uint32_t type, int n_col, int n_row, struct mu_err *err)
+{
+    const struct mu_type_info *info = mu_type_info(type);
+    const uint64_t ne[2] = {(uint64_t)n_col, (uint64_t)n_row};
+    size_t row_bytes;
+    if (!mu_type_row_bytes(type, ne[0], &row_bytes))
+        return mu_fail(
+            err, MU_EINVAL,
+            "tensor '%s' of a model of these sizes has rows of %d values; type %s needs a multiple of %d: choose "
+            "other sizes or another type",
+            name, n_col, info->name, info->block_values);
+    mu_gguf_put_tensor(j->writer, name, type, n_row == 1 ? 1 : 2, ne);
+    j->total_bytes += row_bytes * (uint64_t)n_row;
+    return MU_OK;
+}
+
+static enum mu_status give(struct job *j, size_t bytes, struct mu_err *err)
+{
+    enum mu_status st = mu_gguf_put_data(j->writer, j->buffer, bytes, err);
+    j->done_bytes += bytes;
+    if (st == MU_OK && j->progress) j->progress(j->done_bytes, j->total_bytes, j->progress_ctx);
+    return st;
+}
+
+/* Norm weights: 1 ± 0.1. */
+static enum mu_status write_vector(struct job *j, int n, uint64_t seed, struct mu_err *err)
+{
+    float *out = (float *)j->buffer; /* MU_MAX_D_MODEL floats fit */
+    for (int i = 0; i < n; i++) out[i] = 0.9f + 0.2f * (float)(mu_synth_next(&seed) >> 40) * 0x1p-24f;
+    return give(j, (size_t)n * sizeof *out, err);
+}
+
+static enum mu_status write_tensor(struct job *j, const char *name, uint32_t type, int n_col, int n_row,
+                                   struct mu_err *err)
+{
+    uint64_t mix = j->spec->seed + 0x632be59bd9b4e019ull * ++j->n_tensor;
+    uint64_t seed = mu_synth_next(&mix);
+    (void)name;
+    if (n_row == 1) return write_vector(j, n_col, seed, err);
+    const struct mu_type_info *info = mu_type_info(type);
+    mu_synth_source_init(j->source, type, 1.0f / sqrtf((float)n_col), seed);
+    uint64_t n_block = (uint64_t)(n_col / info->block_values) * (uint64_t)n_row;
+    uint64_t chunk = BUFFER_BYTES / (uint64_t)info->block_bytes;
+    enum mu_status st = MU_OK;
+    while (n_block && st == MU_OK) {
+        uint64_t n = n_block < chunk ? n_block : chunk;
+        mu_synth_source_blocks(j->source, j->buffer, n);
+        st = give(j, n * (size_t)info->block_bytes, err);
+        n_block -= n;
+    }
+    return st;
+}
+
+static enum mu_status each_tensor(struct job *j, visit *fn, struct mu_err *err)
+{
+    const struct mu_synth *s = j->spec;
+    enum mu_status st;
+    MU_TRY(st, fn(j, "token_embd.weight", s->output_type, s->d_model, s->n_vocab, err), fail);
+    for (int layer = 0; layer < s->n_layer; layer++)
+        for (const struct mu_tensor_rule *r = j->arch->rules; r->suffix; r++) {
+            char name[64];
+            bool vector = r->n_row == MU_DIM_ONE;
+            snprintf(name, sizeof name, "blk.%d.%s", layer, r->suffix);
+            MU_TRY(st,
+                   fn(j, name, vector ? MU_F32 : s->type, mu_dim_size(&j->cfg, r->n_col),
+                      mu_dim_size(&j->cfg, r->n_row), err),
+                   fail);
+        }
+    MU_TRY(st, fn(j, "output_norm.weight", MU_F32, s->d_model, 1, err), fail);
+    if (!s->tied) st = fn(j, "output.weight", s->output_type, s->d_model, s->n_vocab, err);
+fail:
+    return st;
+}
+
+static enum mu_status check_range(const char *name, int value, int min, int max, struct mu_err *err)
+{
+    if (value >= min && value <= max) return MU_OK;
+    return mu_fail(err, MU_EINVAL, "%s: expected a number from %d to %d, found %d", name, min, max, value);
+}
+
+static enum mu_status check_type(struct job *j, const char *name, uint32_t type, struct mu_err *err)
+{
+    if (mu_synth_source_init(j->source, type, 1, 0)) return MU_OK;
+    const struct mu_type_info *info = mu_type_info(type);
+    return mu_fail(err, MU_EUNSUPPORTED,
+                   "%s: random weights are made in F32, F16, BF16, Q8_0, Q4_0, Q4_K and Q6_K, not in %s", name,
+                   info ? info->name : "a type of that number");
+}
+
+static enum mu_status check_spec(struct job *j, struct mu_err *err)
+{
+    const struct mu_synth *s = j->spec;
+    enum mu_status st;
+    const char *arch = s->arch ? s->arch : "llama";
+    j->arch = mu_arch_find((struct mu_str){arch, strlen(arch)});
+    if (!j->arch)
+        return mu_fail(err, MU_EUNSUPPORTED, "architecture '%.40s' is not supported; this build runs: %s", arch,
+                       mu_arch_names());
+    MU_TRY(st, check_range("layers", s->n_layer, 1, MU_MAX_LAYER, err), fail);
+    MU_TRY(st, check_range("width (d_model)", s->d_model, 2, MU_MAX_D_MODEL, err), fail);
+    MU_TRY(st, check_range("feed-forward width (d_ff)", s->d_ff, 2, MU_MAX_D_FF, err), fail);
+    MU_TRY(st, check_range("query heads", s->n_head, 1, MU_MAX_HEAD, err), fail);
+    MU_TRY(st, check_range("key heads", s->n_kv_head, 1, s->n_head, err), fail);
+    MU_TRY(st, check_range("head size (d_head)", s->d_head, 2, MU_MAX_D_HEAD, err), fail);
+    MU_TRY(st, check_range("vocabulary", s->n_vocab, MU_SYNTH_MIN_VOCAB, MU_MAX_VOCAB, err), fail);
+    MU_TRY(st, check_range("context", s->n_ctx, 1, MU_MAX_CTX, err), fail);
+    if (s->n_head % s->n_kv_head != 0)
+        return mu_fail(err, MU_EINVAL,
+                       "expected a number of query heads that is a multiple of the key heads, found %d and %d",
+                       s->n_head, s->n_kv_head);
+    if (s->d_head % 2 != 0) return mu_fail(err, MU_EINVAL, "expected an even head size, found %d", s->d_head);
+    if (s->n_head * s->d_head > MU_MAX_D_MODEL)
+        return mu_fail(err, MU_EINVAL, "%d heads of %d are more than the limit of %d values together", s->n_head,
+                       s->d_head, MU_MAX_D_MODEL);
+    if (!(s->rope_freq_base > 0 && s->rope_freq_base <= 1e30f))
+        return mu_fail(err, MU_EINVAL, "rotation base: expected a number above 0, found %g", (double)s->rope_freq_base);
+    MU_TRY(st, check_type(j, "type", s->type, err), fail);
+    MU_TRY(st, check_type(j, "output type", s->output_type, err), fail);
+    j->cfg = (struct mu_config){.n_layer = s->n_layer,
+                                .n_head = s->n_head,
+                                .n_kv_head = s->n_kv_head,
+                                .d_head = s->d_head,
+                                .d_model = s->d_model,
+                                .d_ff = s->d_ff,
+                                .n_vocab = s->n_vocab};
+fail:
+    return st;
+}
+
+static void put_u32(struct job *j, const char *suffix, int v)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.%s", j->arch->name, suffix);
+    mu_gguf_put_u32(j->writer, key, (uint32_t)v);
+}
+
+static void put_f32(struct job *j, const char *suffix, float v)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.%s", j->arch->name, suffix);
+    mu_gguf_put_f32(j->writer, key, v);
+}
+
+static void put_sizes(struct job *j)
+{
+    const struct mu_synth *s = j->spec;
+    mu_gguf_put_str(j->writer, "general.architecture", j->arch->name, strlen(j->arch->name));
+    mu_gguf_put_str(j->writer, "general.type", "model", 5);
+    mu_gguf_put_str(j->writer, "general.name", "Random", 6);
+    mu_gguf_put_u32(j->writer, "general.quantization_version", 2);
+    put_u32(j, "block_count", s->n_layer);
+    put_u32(j, "context_length", s->n_ctx);
+    put_u32(j, "embedding_length", s->d_model);
+    put_u32(j, "feed_forward_length", s->d_ff);
+    put_u32(j, "attention.head_count", s->n_head);
+    put_u32(j, "attention.head_count_kv", s->n_kv_head);
+    put_u32(j, "attention.key_length", s->d_head);
+    put_u32(j, "attention.value_length", s->d_head);
+    put_f32(j, "attention.layer_norm_rms_epsilon", 1e-5f);
+    put_u32(j, "rope.dimension_count", s->d_head);
+    put_f32(j, "rope.freq_base", s->rope_freq_base);
+    put_u32(j, "vocab_size", s->n_vocab);
+}
+
+enum mu_status mu_synth_write(const struct mu_synth *s, const char *path, void (*progress)(uint64_t, uint64_t, void *),
+                              void *ctx, struct mu_err *err)
+{
+    struct job j = {.spec = s, .progress = progress, .progress_ctx = ctx};
+    enum mu_status st;
+    j.source = mu_calloc(1, sizeof *j.source);
+    j.buffer = mu_aligned_alloc(64, BUFFER_BYTES);
+    if (!j.source || !j.buffer) {
+        st = mu_fail(err, MU_ENOMEM, "no memory to write '%.100s'", path);
+        goto fail;
+    }
+    MU_TRY(st, check_spec(&j, err), fail);
+    MU_TRY(st, mu_gguf_writer_open(path, &j.writer, err), fail);
+    put_sizes(&j);
+    MU_TRY(st, mu_synth_put_vocab(j.writer, s->n_vocab, err), fail);
+    MU_TRY(st, each_tensor(&j, announce, err), fail);
+    st = each_tensor(&j, write_tensor, err);
+fail:
+    if (j.writer) {
+        enum mu_status closed = mu_gguf_writer_close(j.writer, st == MU_OK, st == MU_OK ? err : NULL);
+        if (st == MU_OK) st = closed;
+    }
+    mu_free(j.source);
+    mu_free(j.buffer);
+    return st;
+}

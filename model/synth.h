@@ -1,0 +1,23 @@
+/* A random model of any shape, for benchmarks: right sizes, types and a byte-level vocabulary; weights from a seeded
+ * generator scaled so that activations stay tame. Streams tensor by tensor; needs little memory. */
+#ifndef MU_MODEL_SYNTH_H
+#define MU_MODEL_SYNTH_H
+
+#include "base/status.h"
+#include "kernels/types.h"
+
+struct mu_synth {
+    const char *arch; /* "llama" */
+    int n_layer, n_head, n_kv_head, d_head, d_model, d_ff, n_vocab, n_ctx;
+    float rope_freq_base;
+    uint32_t type;        /* of the matrices; widths must fit its block */
+    uint32_t output_type; /* of output/embedding; as type where it fits */
+    int tied;
+    uint64_t seed;
+};
+
+/* progress(done_bytes, total_bytes, ctx) may be NULL. */
+enum mu_status mu_synth_write(const struct mu_synth *s, const char *path, void (*progress)(uint64_t, uint64_t, void *),
+                              void *ctx, struct mu_err *err);
+
+#endif

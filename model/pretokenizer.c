@@ -1,0 +1,281 @@
+/* The pre-tokenizers, by the names that files give them.
+ *
+ * The patterns are those of the models' own tokenizer.json files, with two changes that alter no result: white space
+ * is spelled as the Unicode property (PCRE2's \s also has U+180E), and a pattern that would try a run of white space
+ * from each of its characters looks behind first, so that a megabyte of spaces costs one pass.
+ *
+ * Alternative rejected: hand-written scanners per family. They would be faster, but every new family would be code
+ * instead of a line, and the merging after it costs more than the cutting. */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include "model/pretokenizer.h"
+
+#include <pcre2.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "model/utf8.h"
+
+#define WS   "\\p{White_Space}"
+#define NOWS "\\P{White_Space}"
+
+#define CONTRACTIONS "'s|'t|'re|'ve|'m|'ll|'d"
+#define GPT2_TAIL    WS "+(?!" NOWS ")"
+#define GPT2         CONTRACTIONS "| ?\\p{L}+| ?\\p{N}+| ?[^" WS "\\p{L}\\p{N}]+|" GPT2_TAIL
+#define LINES        WS "*[\\r\\n]+|" GPT2_TAIL "|" WS "+"
+#define CL100K(digits) \
+    "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}" digits "| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" LINES
+#define UPPER "[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]"
+#define LOWER "[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]"
+#define O200K(suffix, digits)                                                                                \
+    "[^\\r\\n\\p{L}\\p{N}]?" UPPER "*" LOWER "+" suffix "|[^\\r\\n\\p{L}\\p{N}]?" UPPER "+" LOWER "*" suffix \
+    "|\\p{N}" digits "| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n/]*|" LINES
+
+static const char P_GPT2[] = GPT2;
+static const char P_DIGIT[] = "\\p{N}";
+static const char P_DIGITS[] = "\\p{N}+";
+static const char P_DIGITS3[] = "\\p{N}{1,3}";
+static const char P_ASCII3[] = "[0-9][0-9][0-9]";
+static const char P_LLAMA3[] = CL100K("{1,3}");
+static const char P_QWEN2[] = CL100K("");
+static const char P_QWEN35[] =
+    "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^" WS "\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" LINES;
+static const char P_SEED[] =
+    "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}\\r\\n]+|" LINES;
+static const char P_GPT4O[] = O200K("(?i:" CONTRACTIONS ")?", "{1,3}");
+static const char P_TEKKEN[] = O200K("", "");
+static const char P_PUNCT[] = "[\\p{P}$+<=>^~|]+";
+static const char P_PUNCT_FALCON[] = "[\\p{P}$+<=>^~|`]+";
+static const char P_NEWLINE[] = "[\\r\\n]";
+static const char P_TRAILING[] = "(?<!" WS ")" WS "++\\z";
+static const char P_CJK[] = "[\\x{4E00}-\\x{9FA5}\\x{0800}-\\x{4E00}\\x{AC00}-\\x{D7FF}]+";
+static const char P_CJK_KANA[] = "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+";
+static const char P_DS_WORD[] = /* cased letters, of the Unicode version the model was made with */
+    WS "?["
+       "A-Za-z\\x{B5}\\x{C0}-\\x{D6}\\x{D8}-\\x{F6}\\x{F8}-\\x{1BA}\\x{1BC}-\\x{1BF}\\x{1C4}-\\x{293}"
+       "\\x{295}-\\x{2AF}\\x{370}-\\x{373}\\x{376}\\x{377}\\x{37B}-\\x{37D}\\x{37F}\\x{386}\\x{388}-\\x{38A}\\x{38C}"
+       "\\x{38E}-\\x{3A1}\\x{3A3}-\\x{3F5}\\x{3F7}-\\x{481}\\x{48A}-\\x{52F}\\x{531}-\\x{556}\\x{10A0}-\\x{10C5}"
+       "\\x{13A0}-\\x{13F5}\\x{13F8}-\\x{13FD}\\x{1C90}-\\x{1CBA}\\x{1CBD}-\\x{1CBF}\\x{1D00}-\\x{1D2B}"
+       "\\x{1D6B}-\\x{1D77}\\x{1D79}-\\x{1D9A}\\x{1E00}-\\x{1F15}\\x{1F18}-\\x{1F1D}\\x{1F20}-\\x{1F45}"
+       "\\x{1F48}-\\x{1F4D}\\x{1F50}-\\x{1F57}\\x{1F59}\\x{1F5B}\\x{1F5D}\\x{1F5F}-\\x{1F7D}\\x{1F80}-\\x{1FB4}"
+       "\\x{1FB6}-\\x{1FBC}\\x{1FBE}\\x{1FC2}-\\x{1FC4}\\x{1FC6}-\\x{1FCC}\\x{1FD0}-\\x{1FD3}\\x{1FD6}-\\x{1FDB}"
+       "\\x{1FE0}-\\x{1FEC}\\x{1FF2}-\\x{1FF4}\\x{1FF6}-\\x{1FFC}\\x{2102}\\x{2107}\\x{210A}-\\x{2113}\\x{2115}"
+       "\\x{2119}-\\x{211D}\\x{2124}\\x{2126}\\x{2128}\\x{212A}-\\x{212D}\\x{212F}-\\x{2134}\\x{2139}"
+       "\\x{213C}-\\x{213F}\\x{2145}-\\x{2149}\\x{214E}\\x{2183}\\x{2184}\\x{2C00}-\\x{2C7B}\\x{2C7E}-\\x{2CE4}"
+       "\\x{2CEB}-\\x{2CEE}\\x{2CF2}\\x{2CF3}\\x{A640}-\\x{A66D}\\x{A680}-\\x{A69B}\\x{A722}-\\x{A76F}"
+       "\\x{A771}-\\x{A787}\\x{A78B}-\\x{A78E}\\x{AB70}-\\x{ABBF}\\x{FB00}-\\x{FB06}\\x{FB13}-\\x{FB17}"
+       "\\x{FF21}-\\x{FF3A}\\x{FF41}-\\x{FF5A}\\x{10400}-\\x{1044F}\\x{104B0}-\\x{104D3}\\x{104D8}-\\x{104FB}"
+       "\\x{10C80}-\\x{10CB2}\\x{10CC0}-\\x{10CF2}\\x{118A0}-\\x{118DF}\\x{1E900}-\\x{1E943}"
+       "]+";
+static const char
+    P_DS_PUNCT[] = /* ':' to '~' has the letters in it: words with accents are cut again, in the original too */
+    WS "?[!-/:-~\\x{FF01}-\\x{FF0F}\\x{FF1A}-\\x{FF5E}\\x{2018}-\\x{201F}\\x{3000}-\\x{3002}]+";
+static const char P_DSC_WORD[] = WS "?\\p{L}+";
+static const char P_DSC_PUNCT[] = WS "?\\p{P}+";
+static const char P_DS3[] =
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" LINES;
+
+enum { PATTERNS_MAX = 6 };
+
+struct family {
+    const char *names; /* separated by spaces */
+    bool adds_bos, whole_words;
+    const char *patterns[PATTERNS_MAX];
+};
+
+static const struct family FAMILIES[] = {
+    {"default", false, false, {P_PUNCT, P_GPT2, P_DIGITS, P_ASCII3}},
+    {"llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral lfm2 midm-2.0", true, true, {P_LLAMA3}},
+    {"dbrx smaug-bpe glm4 chatglm-bpe", false, false, {P_LLAMA3}},
+    {"qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan grok-2", false, false, {P_QWEN2}},
+    {"qwen35", false, false, {P_QWEN35}},
+    {"gpt-2 phi-2 mpt olmo jais trillion exaone4 gigachat modern-bert mellum granite-docling", false, false, {P_GPT2}},
+    {"starcoder refact command-r smollm codeshell exaone minerva-7b", false, false, {P_DIGIT, P_GPT2}},
+    {"falcon", false, false, {P_PUNCT_FALCON, P_GPT2, P_ASCII3}},
+    {"deepseek-llm", false, false, {P_NEWLINE, P_DS_WORD, P_DS_PUNCT, P_TRAILING, P_CJK, P_DIGITS}},
+    {"deepseek-coder", false, false, {P_NEWLINE, P_DSC_WORD, P_DSC_PUNCT, P_CJK, P_DIGIT}},
+    {"deepseek-v3 hunyuan-dense", false, false, {P_DIGITS3, P_CJK_KANA, P_DS3}},
+    {"gpt-4o llama4 kanana2 minimax-m2", false, false, {P_GPT4O}},
+    {"tekken", true, true, {P_TEKKEN}},
+    {"seed-coder", false, false, {P_SEED}},
+};
+
+struct mu_pre {
+    const struct family *family;
+    pcre2_general_context *general;
+    pcre2_code *code[PATTERNS_MAX];
+    bool jit[PATTERNS_MAX];
+    int n;
+};
+
+struct mu_pre_run {
+    const struct mu_pre *pre;
+    pcre2_match_context *match; /* no limit on steps: the patterns are ours and none of them explodes */
+    pcre2_match_data *data[PATTERNS_MAX];
+};
+
+static void *pre_malloc(size_t n, void *ctx)
+{
+    (void)ctx;
+    return mu_malloc(n);
+}
+static void pre_free(void *p, void *ctx)
+{
+    (void)ctx;
+    mu_free(p);
+}
+
+static const struct family *family_of(struct mu_str name)
+{
+    for (size_t i = 0; i < sizeof FAMILIES / sizeof FAMILIES[0]; i++) {
+        for (const char *p = FAMILIES[i].names; *p;) {
+            size_t n = strcspn(p, " ");
+            if (n == name.len && !memcmp(p, name.p, n)) return &FAMILIES[i];
+            p += n + (p[n] == ' ');
+        }
+    }
+    return NULL;
+}
+
+enum mu_status mu_pre_open(struct mu_str name, struct mu_pre **pre_out, struct mu_err *err)
+{
+    enum mu_status st;
+    const struct family *f = name.p ? family_of(name) : &FAMILIES[0];
+    if (!f) {
+        char shown[64];
+        return mu_fail(err, MU_EUNSUPPORTED,
+                       "pre-tokenizer '%s' (tokenizer.ggml.pre) is not known to this version; use a model of a "
+                       "known family",
+                       mu_text_show(name.p, name.len, shown, sizeof shown));
+    }
+    struct mu_pre *pre = mu_calloc(1, sizeof *pre);
+    if (!pre) return mu_fail(err, MU_ENOMEM, "no memory for the pre-tokenizer");
+    pre->family = f;
+    pre->general = pcre2_general_context_create(pre_malloc, pre_free, NULL);
+    pcre2_compile_context *cc = pre->general ? pcre2_compile_context_create(pre->general) : NULL;
+    if (!cc) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for the pre-tokenizer");
+        goto fail;
+    }
+    for (; pre->n < PATTERNS_MAX && f->patterns[pre->n]; pre->n++) {
+        int code;
+        PCRE2_SIZE at;
+        pcre2_code *c = pcre2_compile((PCRE2_SPTR)f->patterns[pre->n], PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP,
+                                      &code, &at, cc);
+        if (!c) {
+            char text[128] = "";
+            pcre2_get_error_message(code, (PCRE2_UCHAR *)text, sizeof text);
+            st =
+                mu_fail(err, code == PCRE2_ERROR_NOMEMORY || code == PCRE2_ERROR_HEAP_FAILED ? MU_ENOMEM : MU_EINTERNAL,
+                        "pattern %d of pre-tokenizers '%s' does not compile at %zu: %s; PCRE2 10.40 or later is needed",
+                        pre->n, f->names, (size_t)at, text);
+            goto fail;
+        }
+        pre->code[pre->n] = c;
+        /* Without JIT (forbidden by a hardened kernel, say) the interpreter gives the same words, slower. */
+        pre->jit[pre->n] = pcre2_jit_compile(c, PCRE2_JIT_COMPLETE) == 0;
+    }
+    pcre2_compile_context_free(cc);
+    *pre_out = pre;
+    return MU_OK;
+fail:
+    pcre2_compile_context_free(cc);
+    mu_pre_close(pre);
+    return st;
+}
+
+void mu_pre_close(struct mu_pre *pre)
+{
+    if (!pre) return;
+    for (int i = 0; i < PATTERNS_MAX; i++) pcre2_code_free(pre->code[i]);
+    pcre2_general_context_free(pre->general);
+    mu_free(pre);
+}
+
+bool mu_pre_adds_bos(const struct mu_pre *pre)
+{
+    return pre->family->adds_bos;
+}
+bool mu_pre_whole_words(const struct mu_pre *pre)
+{
+    return pre->family->whole_words;
+}
+
+enum mu_status mu_pre_run_open(const struct mu_pre *pre, struct mu_pre_run **run_out, struct mu_err *err)
+{
+    struct mu_pre_run *run = mu_calloc(1, sizeof *run);
+    if (!run) goto nomem;
+    run->pre = pre;
+    run->match = pcre2_match_context_create(pre->general);
+    if (!run->match) goto nomem;
+    pcre2_set_match_limit(run->match, UINT32_MAX);
+    pcre2_set_depth_limit(run->match, UINT32_MAX);
+    for (int i = 0; i < pre->n; i++) {
+        run->data[i] = pcre2_match_data_create(1, pre->general);
+        if (!run->data[i]) goto nomem;
+    }
+    *run_out = run;
+    return MU_OK;
+nomem:
+    mu_pre_run_close(run);
+    return mu_fail(err, MU_ENOMEM, "no memory for the pre-tokenizer");
+}
+
+void mu_pre_run_close(struct mu_pre_run *run)
+{
+    if (!run) return;
+    for (int i = 0; i < PATTERNS_MAX; i++) pcre2_match_data_free(run->data[i]);
+    pcre2_match_context_free(run->match);
+    mu_free(run);
+}
+
+/* The next match of pattern `level` in text from `from` on. *found false: there is none. */
+static enum mu_status next_match(struct mu_pre_run *run, int level, const char *text, size_t len, size_t from,
+                                 bool *found, struct mu_err *err)
+{
+    const pcre2_code *code = run->pre->code[level];
+    int rc = PCRE2_ERROR_JIT_STACKLIMIT;
+    if (run->pre->jit[level])
+        rc = pcre2_jit_match(code, (PCRE2_SPTR)text, len, from, PCRE2_NO_UTF_CHECK, run->data[level], run->match);
+    if (rc == PCRE2_ERROR_JIT_STACKLIMIT) { /* the interpreter's stack is the heap */
+        rc = pcre2_match(code, (PCRE2_SPTR)text, len, from, PCRE2_NO_UTF_CHECK | PCRE2_NO_JIT, run->data[level],
+                         run->match);
+    }
+    *found = rc >= 0;
+    if (rc >= 0 || rc == PCRE2_ERROR_NOMATCH) return MU_OK;
+    if (rc == PCRE2_ERROR_NOMEMORY || rc == PCRE2_ERROR_HEAPLIMIT) {
+        return mu_fail(err, MU_ENOMEM, "no memory to cut a text of %zu bytes into words", len);
+    }
+    return mu_fail(err, MU_EINTERNAL, "cutting a text of %zu bytes into words failed at %zu: PCRE2 error %d", len, from,
+                   rc);
+}
+
+static enum mu_status cut(struct mu_pre_run *run, int level, const char *text, size_t len, mu_pre_word word, void *ctx,
+                          struct mu_err *err)
+{
+    if (level == run->pre->n) return word(ctx, text, len, err);
+    size_t at = 0;
+    while (at < len) {
+        bool found;
+        enum mu_status st = next_match(run, level, text, len, at, &found, err);
+        if (st != MU_OK) return st;
+        const PCRE2_SIZE *ov = pcre2_get_ovector_pointer(run->data[level]);
+        size_t start = found ? ov[0] : len, end = found ? ov[1] : len;
+        if (start > at) {
+            st = cut(run, level + 1, text + at, start - at, word, ctx, err);
+            if (st != MU_OK) return st;
+        }
+        if (end > start) {
+            st = cut(run, level + 1, text + start, end - start, word, ctx, err);
+            if (st != MU_OK) return st;
+        }
+        at = end;
+    }
+    return MU_OK;
+}
+
+enum mu_status mu_pre_cut(struct mu_pre_run *run, const char *text, size_t len, mu_pre_word word, void *ctx,
+                          struct mu_err *err)
+{
+    return cut(run, 0, text, len, word, ctx, err);
+}

@@ -1,0 +1,302 @@
+/* Opening a tokenizer, and the outer loops of encoding and decoding that both kinds share.
+ *
+ * Encoding: special tokens are found in the text, and the stretches between them go to the kind's own encoder, which
+ * appends ids to the call's state (struct mu_encode). That state has a small table of words met before in the call:
+ * real text repeats itself. */
+#include "model/tokenizer.h"
+
+#include <string.h>
+#include <strings.h>
+
+#include "base/alloc.h"
+#include "model/tokenizer_part.h"
+#include "model/utf8.h"
+
+static bool equals(struct mu_str s, const char *text)
+{
+    return s.len == strlen(text) && !memcmp(s.p, text, s.len);
+}
+
+static bool contains_nocase(struct mu_str s, const char *part)
+{
+    size_t n = strlen(part);
+    for (size_t i = 0; i + n <= s.len; i++) {
+        if (!strncasecmp(s.p + i, part, n)) return true;
+    }
+    return false;
+}
+
+static enum mu_status read_id(const struct mu_tokenizer *t, const char *key, int *id_out, struct mu_err *err)
+{
+    uint64_t id = 0;
+    *id_out = -1;
+    if (!mu_gguf_find(t->gguf, key)) return MU_OK;
+    enum mu_status st = mu_gguf_get_u64(t->gguf, key, 0, (uint64_t)t->n_vocab - 1, 0, &id, err);
+    if (st == MU_OK) *id_out = (int)id;
+    return st;
+}
+
+static void add_end(struct mu_tokenizer *t, int id)
+{
+    if (id < 0 || mu_tokenizer_is_end(t, id) || t->n_end == MU_TOK_ENDS_MAX) return;
+    t->ends[t->n_end++] = id;
+}
+
+static enum mu_status read_ends(struct mu_tokenizer *t, struct mu_err *err)
+{
+    static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
+    static const char *const texts[] = {"<|eot_id|>",    "<|im_end|>", "<end_of_turn>", "<|end|>",
+                                        "<|endoftext|>", "<|eom_id|>", "</s>"};
+    add_end(t, t->eos);
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        int id;
+        enum mu_status st = read_id(t, keys[i], &id, err);
+        if (st != MU_OK) return st;
+        add_end(t, id);
+    }
+    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
+        const struct mu_tok_special *s = mu_tok_special_at(t, texts[i], strlen(texts[i]), true);
+        if (s && t->types[s->id] == MU_TOK_CONTROL && equals(s->text, texts[i])) add_end(t, s->id);
+    }
+    return MU_OK;
+}
+
+static enum mu_status read_texts(struct mu_tokenizer *t, struct mu_err *err)
+{
+    struct mu_str model;
+    enum mu_status st = mu_gguf_get_str(t->gguf, "tokenizer.ggml.model", &model, err);
+    if (st != MU_OK) return st;
+    if (!model.p) return mu_fail(err, MU_EFORMAT, "file '%s' has no tokenizer (key tokenizer.ggml.model)", t->shown);
+    t->spm = equals(model, "llama");
+    if (!t->spm && !equals(model, "gpt2")) {
+        char shown[64];
+        return mu_fail(err, MU_EUNSUPPORTED,
+                       "file '%s': tokenizer '%s' is not known; llama (SentencePiece) and gpt2 (byte-level BPE) are",
+                       t->shown, mu_text_show(model.p, model.len, shown, sizeof shown));
+    }
+    const struct mu_gguf_value *v = mu_gguf_find(t->gguf, "tokenizer.ggml.tokens");
+    if (!v || v->kind != MU_GGUF_ARRAY || v->item_kind != MU_GGUF_STRING || !v->n || v->n > INT32_MAX / 8) {
+        return MU_TOK_BAD(t, v, err,
+                          "tokenizer.ggml.tokens must be an array of strings with an item or more; " MU_TOK_REMEDY);
+    }
+    t->texts = v->strings;
+    t->n_vocab = (int)v->n;
+    return MU_OK;
+}
+
+enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **tok_out, struct mu_err *err)
+{
+    enum mu_status st;
+    struct mu_str name;
+    struct mu_tokenizer *t = mu_calloc(1, sizeof *t);
+    if (!t) return mu_fail(err, MU_ENOMEM, "no memory for a tokenizer");
+    t->gguf = g;
+    const char *path = mu_gguf_path(g);
+    size_t len = strlen(path), skip = len < sizeof t->shown ? 0 : len - sizeof t->shown + 1;
+    mu_text_show(path + skip, len - skip, t->shown, sizeof t->shown);
+    MU_TRY(st, read_texts(t, err), fail);
+    MU_TRY(st, read_id(t, "tokenizer.ggml.bos_token_id", &t->bos, err), fail);
+    MU_TRY(st, read_id(t, "tokenizer.ggml.eos_token_id", &t->eos, err), fail);
+    MU_TRY(st, read_id(t, "tokenizer.ggml.unknown_token_id", &t->unk, err), fail);
+    MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.add_space_prefix", t->spm, &t->add_space_prefix, err), fail);
+    MU_TRY(st, mu_gguf_get_str(g, "general.name", &name, err), fail);
+    t->add_space_prefix &= t->spm;
+    t->strip_after = t->spm && (contains_nocase(name, "phi3") || contains_nocase(name, "phi-3"));
+    MU_TRY(st, mu_tok_vocab_open(t, err), fail);
+    MU_TRY(st, mu_tok_specials_open(t, err), fail);
+    MU_TRY(st, t->spm ? mu_tok_spm_open(t, err) : mu_tok_bpe_open(t, err), fail);
+    MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.add_bos_token", t->spm || mu_pre_adds_bos(t->pre), &t->add_bos, err),
+           fail);
+    MU_TRY(st, read_ends(t, err), fail);
+    *tok_out = t;
+    return MU_OK;
+fail:
+    mu_tokenizer_close(t);
+    return st;
+}
+
+void mu_tokenizer_close(struct mu_tokenizer *t)
+{
+    if (!t) return;
+    mu_pre_close(t->pre);
+    mu_free(t->types);
+    mu_free(t->piece_bytes);
+    mu_free(t->piece_at);
+    mu_free(t->by_piece.slots);
+    mu_free(t->specials.items);
+    mu_free(t->order);
+    mu_free(t->joints);
+    mu_free(t->merges);
+    mu_free(t);
+}
+
+int mu_tokenizer_n_vocab(const struct mu_tokenizer *t)
+{
+    return t->n_vocab;
+}
+int mu_tokenizer_bos(const struct mu_tokenizer *t)
+{
+    return t->bos;
+}
+int mu_tokenizer_eos(const struct mu_tokenizer *t)
+{
+    return t->eos;
+}
+bool mu_tokenizer_add_bos(const struct mu_tokenizer *t)
+{
+    return t->add_bos && t->bos >= 0;
+}
+
+bool mu_tokenizer_is_end(const struct mu_tokenizer *t, int id)
+{
+    for (int i = 0; i < t->n_end; i++) {
+        if (t->ends[i] == id) return true;
+    }
+    return false;
+}
+
+/* ---- encoding ---- */
+
+enum mu_status mu_encode_push(struct mu_encode *e, int32_t id, struct mu_err *err)
+{
+    if (e->n_ids == e->cap_ids) {
+        size_t cap = e->cap_ids + e->cap_ids / 2 + 64;
+        int32_t *p = mu_reallocarray(e->ids, cap, sizeof *p);
+        if (!p) return mu_tok_nomem(err);
+        e->ids = p;
+        e->cap_ids = cap;
+    }
+    e->ids[e->n_ids++] = id;
+    return MU_OK;
+}
+
+enum { SEEN_WORD_MAX = 64, SEEN_MAX = 4096, SEEN_MIN_TEXT = 256 };
+
+bool mu_encode_seen(struct mu_encode *e, const char *p, size_t n, uint64_t hash, enum mu_status *st, struct mu_err *err)
+{
+    if (!e->seen || n > SEEN_WORD_MAX) return false;
+    const struct mu_tok_seen *s = &e->seen[hash & e->seen_mask];
+    if (s->len != n || memcmp(s->p, p, n)) return false;
+    *st = MU_OK;
+    for (uint32_t i = 0; i < s->n_ids && *st == MU_OK; i++) *st = mu_encode_push(e, e->ids[s->at + i], err);
+    return true;
+}
+
+void mu_encode_remember(struct mu_encode *e, const char *p, size_t n, uint64_t hash, size_t at)
+{
+    if (!e->seen || n > SEEN_WORD_MAX) return;
+    e->seen[hash & e->seen_mask] = (struct mu_tok_seen){p, (uint32_t)n, (uint32_t)(e->n_ids - at), at};
+}
+
+/* Scratch for a text of n bytes. */
+static enum mu_status encode_open(struct mu_encode *e, const char *text, size_t n, struct mu_err *err)
+{
+    if (e->t->spm && (e->t->add_space_prefix || memmem(text, n, MU_TOK_MARK, MU_TOK_MARK_LEN))) {
+        /* Stretches of text are at least a byte long and a special token of at least a byte is between two of them,
+         * so that there are at most (n + 1) / 2 spaces to put before them. */
+        e->copy = mu_malloc(n + (n + 1) / 2 + 1);
+        if (!e->copy) return mu_tok_nomem(err);
+    }
+    if (n < SEEN_MIN_TEXT) return MU_OK;
+    size_t slots = 64;
+    while (slots < SEEN_MAX && slots < n / 8) slots *= 2;
+    e->seen = mu_calloc(slots, sizeof *e->seen);
+    if (!e->seen) return mu_tok_nomem(err);
+    e->seen_mask = (uint32_t)slots - 1;
+    return MU_OK;
+}
+
+static void encode_close(struct mu_encode *e)
+{
+    mu_pre_run_close(e->run);
+    mu_free(e->copy);
+    mu_free(e->seen);
+    mu_free(e->heap);
+    mu_free(e->syms);
+}
+
+static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t n, bool parse_special,
+                                  struct mu_err *err)
+{
+    const struct mu_tokenizer *t = e->t;
+    enum mu_status st;
+    size_t start = 0;
+    for (size_t at = 0; at <= n;) {
+        const struct mu_tok_special *s = at < n ? mu_tok_special_at(t, text + at, n - at, parse_special) : NULL;
+        if (at < n && !s) {
+            at++;
+            continue;
+        }
+        if (at > start) {
+            st = t->spm ? mu_tok_spm_encode(e, text + start, at - start, err)
+                        : mu_tok_bpe_encode(e, text + start, at - start, err);
+            if (st != MU_OK) return st;
+        }
+        if (!s) break;
+        st = mu_encode_push(e, s->id, err);
+        if (st != MU_OK) return st;
+        at += s->text.len;
+        while (s->strip && at < n && memchr(" \t\n\v\f\r", text[at], 6)) at++;
+        start = at;
+    }
+    return MU_OK;
+}
+
+enum mu_status mu_tokenizer_encode(const struct mu_tokenizer *t, const char *text, size_t len_bytes, bool parse_special,
+                                   int32_t **ids_out, size_t *n_ids_out, struct mu_err *err)
+{
+    struct mu_encode e = {.t = t};
+    enum mu_status st = MU_OK;
+    if (len_bytes > INT32_MAX / 4) {
+        return mu_fail(err, MU_ELIMIT, "a text of %zu bytes is too long to tokenize at once (limit %d)", len_bytes,
+                       INT32_MAX / 4);
+    }
+    if (len_bytes) {
+        MU_TRY(st, encode_open(&e, text, len_bytes, err), fail);
+        MU_TRY(st, encode_text(&e, text, len_bytes, parse_special, err), fail);
+    }
+    *ids_out = e.ids;
+    *n_ids_out = e.n_ids;
+    e.ids = NULL;
+fail:
+    mu_free(e.ids);
+    encode_close(&e);
+    return st;
+}
+
+/* ---- decoding ---- */
+
+struct mu_str mu_tokenizer_piece(const struct mu_tokenizer *t, int id, bool show_special)
+{
+    struct mu_str none = {"", 0};
+    if (id < 0 || id >= t->n_vocab) return none;
+    bool hidden = t->types[id] == MU_TOK_CONTROL || t->types[id] == MU_TOK_UNKNOWN;
+    return hidden && !show_special ? none : mu_tok_piece(t, id);
+}
+
+enum mu_status mu_tokenizer_decode(const struct mu_tokenizer *t, const int32_t *ids, size_t n_ids, bool show_special,
+                                   char **text_out, size_t *len_out, struct mu_err *err)
+{
+    size_t len = 0, at = 0;
+    for (size_t i = 0; i < n_ids; i++) {
+        if (!mu_add_size(len, mu_tokenizer_piece(t, ids[i], show_special).len, &len)) len = SIZE_MAX;
+    }
+    char *text = len < SIZE_MAX ? mu_malloc(len + 1) : NULL;
+    if (!text) return mu_fail(err, MU_ENOMEM, "no memory for a text of %zu tokens", n_ids);
+    bool first = t->add_space_prefix;
+    for (size_t i = 0; i < n_ids; i++) {
+        struct mu_str piece = mu_tokenizer_piece(t, ids[i], show_special);
+        if (!piece.len) continue;
+        if (first && piece.p[0] == ' ' && t->types[ids[i]] == MU_TOK_NORMAL) { /* the space that encoding put there */
+            piece.p++;
+            piece.len--;
+        }
+        first = false;
+        memcpy(text + at, piece.p, piece.len);
+        at += piece.len;
+    }
+    text[at] = '\0';
+    *text_out = text;
+    *len_out = at;
+    return MU_OK;
+}

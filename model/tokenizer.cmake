@@ -1,0 +1,3 @@
+# Tokenizers: vocabularies, both kinds of merging, pre-tokenizer patterns, incremental detokenizing.
+target_sources(muster_model PRIVATE tokenizer.c tokenizer_vocab.c tokenizer_special.c tokenizer_merge.c
+  tokenizer_spm.c tokenizer_bpe.c pretokenizer.c streamer.c)

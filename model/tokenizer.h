@@ -1,0 +1,60 @@
+/* Text to token ids and back, from a GGUF file's metadata: SentencePiece-style ("llama": scores, byte fallback) and
+ * byte-level BPE ("gpt2": merges, pre-tokenizer patterns through PCRE2).
+ *
+ * Threads: a tokenizer is read-only after open; encode and decode may run in any number of threads (scratch is per
+ * call). A streamer belongs to one stream. Cost: linear in the input, whatever it holds (n log n within one word of
+ * n letters), and at most some fifty bytes of scratch for a byte of text.
+ *
+ * The ids are those of the models' own tokenizers, but for one thing: text is not normalised to NFC where a file
+ * asks for it (tokenizer.ggml.normalizer.nfc), as llama.cpp does not either; text that is in NFC, nearly all there
+ * is, gives the same ids. */
+#ifndef MU_MODEL_TOKENIZER_H
+#define MU_MODEL_TOKENIZER_H
+
+#include "model/gguf.h"
+
+struct mu_tokenizer;
+
+/* MU_EUNSUPPORTED names the tokenizer model or pre-tokenizer that is not known; MU_EFORMAT: malformed vocabulary.
+ * The gguf must outlive it. */
+enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **tok_out, struct mu_err *err);
+void mu_tokenizer_close(struct mu_tokenizer *t);
+
+int mu_tokenizer_n_vocab(const struct mu_tokenizer *t);
+int mu_tokenizer_bos(const struct mu_tokenizer *t); /* -1: none */
+int mu_tokenizer_eos(const struct mu_tokenizer *t); /* -1: none */
+bool mu_tokenizer_add_bos(const struct mu_tokenizer *t); /* whether a prompt starts with BOS */
+/* Whether generation ends at this id (eos, eot, eom, and the well-known end-of-turn texts). */
+bool mu_tokenizer_is_end(const struct mu_tokenizer *t, int id);
+
+/* Appends nothing by itself (no BOS, no EOS). parse_special: special tokens in the text become their ids; else they
+ * are plain text (user-defined added tokens are recognised either way). Any bytes are accepted, also invalid UTF-8;
+ * MU_ELIMIT beyond 512 MiB. ids_out is freed with mu_free (NULL when 0 ids). */
+enum mu_status mu_tokenizer_encode(const struct mu_tokenizer *t, const char *text, size_t len_bytes, bool parse_special,
+                                   int32_t **ids_out, size_t *n_ids_out, struct mu_err *err);
+
+/* The bytes of one token as a continuation (no leading space removed); control tokens give their text when
+ * show_special, else nothing. Borrowed for the tokenizer's lifetime. Out-of-range ids give an empty string. */
+struct mu_str mu_tokenizer_piece(const struct mu_tokenizer *t, int id, bool show_special);
+
+/* Whole text of ids, as the reference's decode: for SentencePiece vocabularies that add a space prefix, the first
+ * leading space is removed. NUL-terminated beyond len_out; freed with mu_free. */
+enum mu_status mu_tokenizer_decode(const struct mu_tokenizer *t, const int32_t *ids, size_t n_ids, bool show_special,
+                                   char **text_out, size_t *len_out, struct mu_err *err);
+
+/* Incremental detokenizing: bytes of an unfinished UTF-8 character are held back until it is complete or cannot
+ * become one (then U+FFFD). */
+struct mu_streamer {
+    const struct mu_tokenizer *tok;
+    bool show_special;
+    unsigned char held[4];
+    int n_held;
+};
+void mu_streamer_init(struct mu_streamer *s, const struct mu_tokenizer *t, bool show_special);
+/* What may be shown after this token is appended to buf (a mu_free-able growing buffer: *buf, *len, *cap). MU_ENOMEM
+ * only. */
+enum mu_status mu_streamer_push(struct mu_streamer *s, int id, char **buf, size_t *len, size_t *cap);
+/* At the end of the stream: held bytes become U+FFFD. */
+enum mu_status mu_streamer_finish(struct mu_streamer *s, char **buf, size_t *len, size_t *cap);
+
+#endif

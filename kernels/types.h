@@ -1,6 +1,6 @@
 /* Tensor element types, numbered as GGUF numbers them (ggml's enum ggml_type; the numbers are the file format's).
- * Every type is known by name and size, so that any file can be listed and checked; `kind` says whether and how this build
- * computes with it. */
+ * Every type is known by name and size, so that any file can be listed and checked; `act` says whether and how this
+ * build computes with it. */
 #ifndef MU_KERNELS_TYPES_H
 #define MU_KERNELS_TYPES_H
 
@@ -9,11 +9,38 @@
 #include <stdint.h>
 
 enum mu_type {
-    MU_F32 = 0, MU_F16 = 1, MU_Q4_0 = 2, MU_Q4_1 = 3, MU_Q5_0 = 6, MU_Q5_1 = 7, MU_Q8_0 = 8, MU_Q8_1 = 9,
-    MU_Q2_K = 10, MU_Q3_K = 11, MU_Q4_K = 12, MU_Q5_K = 13, MU_Q6_K = 14, MU_Q8_K = 15,
-    MU_IQ2_XXS = 16, MU_IQ2_XS = 17, MU_IQ3_XXS = 18, MU_IQ1_S = 19, MU_IQ4_NL = 20, MU_IQ3_S = 21, MU_IQ2_S = 22,
-    MU_IQ4_XS = 23, MU_I8 = 24, MU_I16 = 25, MU_I32 = 26, MU_I64 = 27, MU_F64 = 28, MU_IQ1_M = 29, MU_BF16 = 30,
-    MU_TQ1_0 = 34, MU_TQ2_0 = 35, MU_MXFP4 = 39,
+    MU_F32 = 0,
+    MU_F16 = 1,
+    MU_Q4_0 = 2,
+    MU_Q4_1 = 3,
+    MU_Q5_0 = 6,
+    MU_Q5_1 = 7,
+    MU_Q8_0 = 8,
+    MU_Q8_1 = 9,
+    MU_Q2_K = 10,
+    MU_Q3_K = 11,
+    MU_Q4_K = 12,
+    MU_Q5_K = 13,
+    MU_Q6_K = 14,
+    MU_Q8_K = 15,
+    MU_IQ2_XXS = 16,
+    MU_IQ2_XS = 17,
+    MU_IQ3_XXS = 18,
+    MU_IQ1_S = 19,
+    MU_IQ4_NL = 20,
+    MU_IQ3_S = 21,
+    MU_IQ2_S = 22,
+    MU_IQ4_XS = 23,
+    MU_I8 = 24,
+    MU_I16 = 25,
+    MU_I32 = 26,
+    MU_I64 = 27,
+    MU_F64 = 28,
+    MU_IQ1_M = 29,
+    MU_BF16 = 30,
+    MU_TQ1_0 = 34,
+    MU_TQ2_0 = 35,
+    MU_MXFP4 = 39,
     MU_TYPE_LIMIT = 40
 };
 
@@ -26,9 +53,9 @@ enum mu_act_kind {
 };
 
 struct mu_type_info {
-    const char *name;      /* "Q4_K", NULL for a number that is no type */
-    int block_values;      /* values in a block */
-    int block_bytes;       /* bytes of a block */
+    const char *name; /* "Q4_K", NULL for a number that is no type */
+    int block_values; /* values in a block */
+    int block_bytes;  /* bytes of a block */
     enum mu_act_kind act;
 };
 
@@ -41,13 +68,19 @@ bool mu_type_row_bytes(uint32_t type, uint64_t n_values, size_t *bytes_out);
 
 static inline float mu_bf16_to_f32(uint16_t h)
 {
-    union { uint32_t u; float f; } v = {.u = (uint32_t)h << 16};
+    union {
+        uint32_t u;
+        float f;
+    } v = {.u = (uint32_t)h << 16};
     return v.f;
 }
 /* Round to nearest even; a NaN stays a NaN. */
 static inline uint16_t mu_f32_to_bf16(float f)
 {
-    union { float f; uint32_t u; } v = {.f = f};
+    union {
+        float f;
+        uint32_t u;
+    } v = {.f = f};
     if ((v.u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((v.u >> 16) | 0x40u);
     return (uint16_t)((v.u + 0x7fffu + ((v.u >> 16) & 1u)) >> 16);
 }

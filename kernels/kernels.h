@@ -1,0 +1,147 @@
+/* The arithmetic of Muster on pointers and sizes: one table of operations per instruction set, all equal to `ref` bit
+ * for bit.
+ *
+ * docs/arithmetic.md is the contract (C0 … C9 below refer to it), kernels/ref/ is that page in plain C, kernels/x86/
+ * are the same results faster. The table is chosen once, by what the processor has, or by
+ * MUSTER_KERNELS=ref|avx2|avx512.
+ *
+ * Matrices. A matrix is packed once at load: `ref` keeps the file's rows as they are; x86 interleaves 16 rows so that
+ * SIMD lanes are rows (avx2 and avx512 share that layout). A shard is a packed matrix of just its rows; rows beyond
+ * n_row in the last group of 16 are zero padding that no result shows.
+ *
+ * Threads. Every function is re-entrant; callers split rows (multiples of 16), tokens, heads among threads as they
+ * like: no bit depends on it. Compute threads call mu_fp_env_set() once (C0). Nothing allocates. Sizes are validated by
+ * the caller.
+ *
+ * Shapes use the field's names: n_tok vectors of n_col inputs, n_row outputs; x[t][c] row-major. */
+#ifndef MU_KERNELS_KERNELS_H
+#define MU_KERNELS_KERNELS_H
+
+#include "base/status.h"
+#include "kernels/types.h"
+
+#define MU_ARITHMETIC_VERSION 1
+
+enum {
+    MU_ROW_GROUP = 16,    /* rows interleaved; thread boundaries are multiples of it */
+    MU_Q_BLOCK = 32,      /* values per activation block */
+    MU_ATTN_SEGMENT = 256 /* C5: positions per softmax segment */
+};
+
+struct mu_mat {
+    uint32_t type;    /* enum mu_type with act != MU_ACT_NONE */
+    int n_row, n_col; /* n_col a multiple of the type's block */
+    void *data;       /* mat_bytes() bytes, 64-byte aligned, written by mat_pack */
+};
+
+/* n_tok activation vectors in the form that a matrix wants. A caller fills what the matrices it meets need
+ * (mu_act_kind). q, s, sum belong together: q[t*n_col + c] in [-127,127], s[t*n_col/32 + b], sum[(t*n_col/32 + b)*2 +
+ * half]: sums of q over the first and second 16 of each block (C1; Q6_K needs halves, the others their sum). */
+struct mu_act {
+    int n_tok, n_col;
+    const float *f32;     /* [n_tok][n_col]; for F32 and F16 matrices */
+    const uint16_t *bf16; /* [n_tok][n_col]; for BF16 matrices */
+    const int8_t *q;
+    const float *s;
+    const int16_t *sum;
+};
+
+/* One piece of attention: n_tok consecutive tokens of one sequence (positions pos0 …), the n_rep query heads that share
+ * one KV head, over that head's paged cache (C5). Strides in elements.
+ *   q      [n_tok][n_rep][d_head] at q + t*q_stride + r*d_head, f32, already rotated, not yet scaled
+ *   out    likewise with out_stride
+ *   k_page [page] → f16 [page_tokens/16][d_head][16]: 16 positions interleaved, so that lanes are positions
+ *   v_page [page] → f16 [page_tokens][d_head]
+ * page p holds positions [p*page_tokens, (p+1)*page_tokens). Cache rows of positions pos0 … pos0+n_tok-1 are already
+ * written. Position i sees j ≤ i with i - j < window (window 0 = all). Unwritten cache may hold anything: it must never
+ * reach a result. Any d_head ≥ 1 up to MU_MAX_D_HEAD; page_tokens a multiple of 16 that divides 256. */
+enum { MU_MAX_D_HEAD = 512 };
+struct mu_attn {
+    int n_tok, n_rep, d_head, pos0, page_tokens, window;
+    float scale, softcap; /* softcap 0 = none */
+    const float *q;
+    size_t q_stride;
+    float *out;
+    size_t out_stride;
+    const uint16_t *const *k_page;
+    const uint16_t *const *v_page;
+};
+
+struct mu_kernels {
+    const char *name; /* "ref", "avx2", "avx512" */
+
+    /* Packed size in bytes of n_row × n_col; 0 where the type is not supported or it overflows. */
+    size_t (*mat_bytes)(uint32_t type, int n_row, int n_col);
+    /* Packs rows [row0, row1) (row0 a multiple of 16; row1 a multiple of 16 or n_row) from `raw`, the file's bytes of
+     * row row0 onward (row stride mu_type_row_bytes), into m->data. false where a scale or weight is not finite
+     * (C0). */
+    bool (*mat_pack)(const struct mu_mat *m, int row0, int row1, const void *raw);
+    /* out[t*out_stride + r] = Σ_c W[r][c]·x[t][c] for all tokens of x and rows [row0, row1), row0 a multiple of 16,
+     * row1 one too or n_row (C2, C3). Writes nothing else. From some 16 tokens on, chunks of 128 rows or more are a few
+     * percent faster than 64 (each call gathers the activations for the cache once); for one token any size serves. */
+    void (*matmul)(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out, size_t out_stride);
+
+    /* C1 on n values (a multiple of 32): q[n], s[n/32], sum[2*n/32]. false where a value is not finite. */
+    bool (*quantize)(const float *x, int n, int8_t *q, float *s, int16_t *sum);
+    /* sum[2*n/32] of q[n] that arrived over the wire. */
+    void (*block_sums)(const int8_t *q, int n, int16_t *sum);
+    void (*to_bf16)(const float *x, int n, uint16_t *out); /* round to nearest even */
+
+    /* out = (x / sqrt(mean(x²) + eps)) · w; sums as C6: r = 1/sqrtf(fl(fl(ss/n) + eps)), out = fl(fl(x·r)·w). x may be
+     * out. false where the sum of squares is not finite. */
+    bool (*rms_norm)(const float *x, const float *w, int n, float eps, float *out);
+    /* Rotates n_head vectors of d_head in place; the first n_rot dimensions turn in pairs. neox 0: pairs (2i, 2i+1); 1:
+     * (i, i + n_rot/2). cos_sin[2*i], [2*i+1] for pair i: a' = fmaf(a, cos, -fl(b·sin)), b' = fmaf(a, sin,
+     * fl(b·cos)). */
+    void (*rope)(float *x, int n_head, int d_head, int n_rot, int neox, const float *cos_sin);
+    /* cos_sin[2*n_pair] of one position: angle = fl((float)pos · freq[i]) (C7), both multiplied by mscale (1 =
+     * none). */
+    void (*rope_table)(const float *freq, int n_pair, int pos, float mscale, float *cos_sin);
+    /* out[i] = silu(gate[i]) · up[i] (C7). out may be gate. */
+    void (*silu_mul)(const float *gate, const float *up, int n, float *out);
+    /* x[i] += y[i], y rounded to bf16 before it is added where round is set (C4). */
+    void (*add)(float *x, const float *y, int n, int round);
+    /* x[i] += y[i], y already bf16 off the wire. */
+    void (*add_bf16)(float *x, const uint16_t *y, int n);
+
+    /* One new token's key into its page's interleaved layout (pos_in_page in [0, page_tokens)), and value. Both are
+     * rounded to f16. */
+    void (*kv_store)(const float *k, const float *v, int d_head, int pos_in_page, uint16_t *k_page, uint16_t *v_page);
+    void (*attn)(const struct mu_attn *a);
+
+    /* Values of one raw row of a tensor (embedding look-up): n a multiple of the type's block. false: unsupported
+     * type. */
+    bool (*dequant_row)(uint32_t type, const void *raw, int n, float *out);
+
+    /* Over x[n], ascending, ties to the lowest index: index of the maximum, its value; -1 where any value is not
+     * finite. */
+    int (*argmax)(const float *x, int n, float *max_out);
+    /* exp(x[i] - max) for all i into out (x may be out) and the C6 sum over blocks of 1,024, blocks ascending. */
+    float (*softmax_terms)(const float *x, int n, float max, float *out);
+};
+
+/* The table chosen for this processor (or by MUSTER_KERNELS), NULL before mu_kernels_init. */
+const struct mu_kernels *mu_kernels(void);
+/* Chooses; also at any later time by name (tests). MU_EUNSUPPORTED names what is missing and lists what there is. */
+enum mu_status mu_kernels_init(const char *name_or_null, struct mu_err *err);
+/* Tables that run on this processor, NULL-terminated, ref first. */
+const struct mu_kernels *const *mu_kernels_available(void);
+
+/* C0: round to nearest even, denormals kept, exceptions masked, on the calling thread. */
+void mu_fp_env_set(void);
+bool mu_fp_env_ok(void);
+
+/* C7 for single values (the definition; SIMD forms equal it): */
+float mu_expf(float x);
+float mu_tanhf(float x);
+float mu_siluf(float x);
+float mu_logf(float x); /* x > 0 and finite */
+void mu_sincosf(float x, float *sin_out, float *cos_out);
+/* RoPE frequencies in our own f64 arithmetic (pure + - * / and sqrt, so the same everywhere): freq[i] =
+ * base^(-2i/n_rot) / factors[i] (factors may be NULL), rounded once to f32; i < n_rot/2. */
+void mu_rope_freqs(double base, int n_rot, const float *factors, float *freq);
+
+/* Counter-based uniform in (0,1) keyed by (seed, position, id): Gumbel-max sampling without state. */
+float mu_random_unit(uint64_t seed, uint64_t position, uint64_t id);
+
+#endif

@@ -1,0 +1,58 @@
+/* What the files behind dispatch.c provide: for each instruction set, one function per field of struct mu_kernels,
+ * named mu_<isa>_<field>; packing is one for ref and one for x86 (x86/layout.h), dequant_row one for all. kernels.h has
+ * their contracts. Private to kernels/. */
+#ifndef MU_KERNELS_PARTS_H
+#define MU_KERNELS_PARTS_H
+
+#include "kernels/kernels.h"
+
+#define MU_KERNELS_DECLARE(isa)                                                                             \
+    void mu_##isa##_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,  \
+                           size_t out_stride);                                                              \
+    bool mu_##isa##_quantize(const float *x, int n, int8_t *q, float *s, int16_t *sum);                     \
+    void mu_##isa##_block_sums(const int8_t *q, int n, int16_t *sum);                                       \
+    void mu_##isa##_to_bf16(const float *x, int n, uint16_t *out);                                          \
+    bool mu_##isa##_rms_norm(const float *x, const float *w, int n, float eps, float *out);                 \
+    void mu_##isa##_rope(float *x, int n_head, int d_head, int n_rot, int neox, const float *cos_sin);      \
+    void mu_##isa##_rope_table(const float *freq, int n_pair, int pos, float mscale, float *cos_sin);       \
+    void mu_##isa##_silu_mul(const float *gate, const float *up, int n, float *out);                        \
+    void mu_##isa##_add(float *x, const float *y, int n, int round);                                        \
+    void mu_##isa##_add_bf16(float *x, const uint16_t *y, int n);                                           \
+    void mu_##isa##_kv_store(const float *k, const float *v, int d_head, int pos_in_page, uint16_t *k_page, \
+                             uint16_t *v_page);                                                             \
+    void mu_##isa##_attn(const struct mu_attn *a);                                                          \
+    int mu_##isa##_argmax(const float *x, int n, float *max_out);                                           \
+    float mu_##isa##_softmax_terms(const float *x, int n, float max, float *out);                           \
+    /* peak.h's loops: n rounds in registers, how many operations that was; and one reading of a buffer */  \
+    uint32_t mu_##isa##_peak_int8(int n, double *ops_out);                                                  \
+    uint32_t mu_##isa##_peak_f32(int n, double *ops_out);                                                   \
+    uint32_t mu_##isa##_peak_read(const void *buf, size_t bytes);
+
+size_t mu_ref_mat_bytes(uint32_t type, int n_row, int n_col);
+bool mu_ref_mat_pack(const struct mu_mat *m, int row0, int row1, const void *raw);
+bool mu_ref_dequant_row(uint32_t type, const void *raw, int n, float *out);
+
+MU_KERNELS_DECLARE(ref)
+MU_KERNELS_DECLARE(avx2)
+MU_KERNELS_DECLARE(avx512)
+#undef MU_KERNELS_DECLARE
+
+/* One f16/bf16/scale value is finite. */
+static inline bool mu_f16_finite(uint16_t h)
+{
+    return (h & 0x7c00u) != 0x7c00u;
+}
+static inline bool mu_bf16_finite(uint16_t h)
+{
+    return (h & 0x7f80u) != 0x7f80u;
+}
+static inline bool mu_f32_finite(float f)
+{
+    union {
+        float f;
+        uint32_t u;
+    } v = {.f = f};
+    return (v.u & 0x7f800000u) != 0x7f800000u;
+}
+
+#endif

@@ -1,0 +1,122 @@
+/* Single values of the contract's functions (C7), RoPE frequencies, the floating point environment (C0), and the
+ * counter-based random numbers of the sampler. Pure functions, any thread. */
+#include "kernels/kernels.h"
+
+#include "kernels/math.h"
+
+#if defined(__x86_64__)
+#include <xmmintrin.h>
+#endif
+
+float mu_expf(float x)
+{
+    return vf_exp(x);
+}
+float mu_tanhf(float x)
+{
+    return vf_tanh(x);
+}
+float mu_siluf(float x)
+{
+    return vf_silu(x);
+}
+float mu_logf(float x)
+{
+    return vf_log(x);
+}
+void mu_sincosf(float x, float *sin_out, float *cos_out)
+{
+    vf_sincos(x, sin_out, cos_out);
+}
+
+/* ln x for finite normal x > 0: x = 2^e·m, m in [√½, √2), ln m = 2·artanh((m-1)/(m+1)) by its series; |(m-1)/(m+1)| ≤
+ * 0.172, so 12 terms leave less than 1e-19. */
+static double log_f64(double x)
+{
+    union {
+        double f;
+        uint64_t u;
+    } v = {.f = x};
+    int e = (int)(v.u >> 52) - 1023;
+    v.u = (v.u & 0xfffffffffffffull) | 0x3ff0000000000000ull;
+    double m = v.f;
+    if (m > 1.4142135623730951) {
+        m = m / 2.0;
+        e++;
+    }
+    double w = (m - 1.0) / (m + 1.0), w2 = w * w, sum = 0.0;
+    for (int k = 23; k >= 1; k -= 2) sum = sum * w2 + 1.0 / k;
+    return e * 0x1.62e42fefa39efp-1 + 2.0 * w * sum;
+}
+
+/* e^x for |x| < 700: x = n·ln2 + r, |r| ≤ 0.35, Taylor to r^17, times 2^n. */
+static double exp_f64(double x)
+{
+    double t = x * 0x1.71547652b82fep+0 + 0x1.8p52;
+    double n = t - 0x1.8p52;
+    double r = (x - n * 0x1.62e42fee00000p-1) - n * 0x1.a39ef35793c76p-33, sum = 1.0;
+    for (int k = 17; k >= 1; k--) sum = sum * r / k + 1.0;
+    union {
+        uint64_t u;
+        double f;
+    } scale = {.u = (uint64_t)((int)n + 1023) << 52};
+    return sum * scale.f;
+}
+
+void mu_rope_freqs(double base, int n_rot, const float *factors, float *freq)
+{
+    double log_base = log_f64(base);
+    for (int i = 0; i < n_rot / 2; i++) {
+        double f = exp_f64(-2.0 * i / n_rot * log_base);
+        freq[i] = (float)(factors ? f / (double)factors[i] : f);
+    }
+}
+
+#if defined(__x86_64__)
+enum { MXCSR_WANTED = 0x1f80, MXCSR_STICKY = 0x3f }; /* all exceptions masked, nearest, no FTZ, no DAZ */
+void mu_fp_env_set(void)
+{
+    _mm_setcsr(MXCSR_WANTED);
+}
+bool mu_fp_env_ok(void)
+{
+    return (_mm_getcsr() & ~(unsigned)MXCSR_STICKY) == MXCSR_WANTED;
+}
+#elif defined(__aarch64__)
+void mu_fp_env_set(void)
+{
+    __asm__ volatile("msr fpcr, %0" : : "r"((uint64_t)0));
+}
+bool mu_fp_env_ok(void)
+{
+    uint64_t fpcr;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(fpcr));
+    return fpcr == 0;
+}
+#else
+#error "mu_fp_env_set: set round to nearest and keep denormals on this processor"
+#endif
+
+/* Philox-4x32-10: counter (position, id), key seed. J. Salmon et al., Parallel random numbers: as easy as 1, 2, 3
+ * (SC11). */
+static uint32_t philox(uint64_t seed, uint64_t position, uint64_t id)
+{
+    uint32_t c0 = (uint32_t)position, c1 = (uint32_t)(position >> 32), c2 = (uint32_t)id, c3 = (uint32_t)(id >> 32);
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; round++) {
+        uint64_t a = (uint64_t)c0 * 0xd2511f53u, b = (uint64_t)c2 * 0xcd9e8d57u;
+        c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
+        c1 = (uint32_t)b;
+        c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
+        c3 = (uint32_t)a;
+        k0 += 0x9e3779b9u;
+        k1 += 0xbb67ae85u;
+    }
+    return c0;
+}
+
+/* 23 random bits and a half: 24 significant bits, exact in f32, never 0 or 1. */
+float mu_random_unit(uint64_t seed, uint64_t position, uint64_t id)
+{
+    return ((float)(philox(seed, position, id) >> 9) + 0.5f) * 0x1p-23f;
+}

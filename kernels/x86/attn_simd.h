@@ -1,0 +1,377 @@
+/* Attention (C5) written once for AVX2 and AVX-512; attn_avx2.c and attn_avx512.c include this file. kernels/ref/attn.c
+ * is the definition.
+ *
+ * Queries of one KV head (tokens × n_rep heads, "rows") go through a segment of 256 positions together, up to ROWS at a
+ * time, so that a vector of K or V is loaded and widened from f16 once for all of them:
+ *
+ *   scores   s[row][position] = Σ_d q[row][d]·K[d][position]: lanes are positions, one broadcast of q per row and d
+ *   softmax  per row: m, p = exp(s - m) in place, l; then the factors keep and take that merge the segment
+ *   values   o[row][d] = Σ_position p[row][position]·V[position][d]: lanes are dimensions; merged into `out` at once
+ *
+ * Both products keep a tile of rows × vectors of accumulators in registers, and each accumulator is the contract's own
+ * ascending chain: no bit depends on how many rows share a tile.
+ *
+ * What a row must not see. A lane of scores is one position, so unwritten ones spoil only their own lane, which becomes
+ * -inf before softmax and p = +0 after. Positions that every row of the block sees take the fast loop of values; at the
+ * ragged edges (the causal diagonal, a window's lower end) a row's accumulator is kept by a mask where it does not see
+ * the position: V is never multiplied by a masked +0, which would turn an infinity or NaN in it into this row's NaN.
+ *
+ * Memory. Up to BATCH_ROWS rows take each segment in turn, so that few passes over a long cache are made; while scores
+ * are computed the segment's values are fetched towards L2, and while values are weighed the next segment's keys:
+ * decoding from DRAM is twice as fast for it. Scratch is on the stack, 60 KiB. */
+#include <stddef.h>
+
+#include "kernels/parts.h"
+#include "kernels/x86/simd.h"
+
+/* Accumulators in registers. 32 hold 6 rows × 4 vectors, and 4 vectors of K or V: faster than 12 × 2, which makes twice
+ * as many broadcasts. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
+enum {
+    ROWS = 6,
+#if defined(MU_MATH_AVX512)
+    ROWS_WIDE = 6,
+#else
+    ROWS_WIDE = 3,
+#endif
+};
+
+enum {
+    GROUP = 16, /* positions interleaved in a K page */
+    GROUPS = MU_ATTN_SEGMENT / GROUP,
+    GROUP_VECS = GROUP / VF_LANES,
+    Q_STRIDE = MU_MAX_D_HEAD + 16, /* no power of two: rows would share a cache set */
+    P_STRIDE = MU_ATTN_SEGMENT + 16,
+    BATCH_ROWS = 24, /* rows that go through the segments together, in blocks of up to ROWS */
+    BATCH_BLOCKS = BATCH_ROWS / ROWS,
+};
+
+struct row {
+    int lo, hi;          /* visible positions [lo, hi) */
+    int seg_lo, seg_hi;  /* the same within the segment, relative to its begin; empty where lo >= hi */
+    float m, l;          /* M and L of C5; unset before the first segment */
+    float keep, take;    /* factors of what is there, and of this segment */
+    bool started, merge; /* a segment is in `out`; this one joins it rather than starts it */
+    float *out;
+};
+
+/* Up to ROWS rows, of one batch. */
+struct block {
+    int n_row;
+    struct row row[ROWS];
+    float q[ROWS][Q_STRIDE]; /* scaled */
+};
+
+/* One block in one segment. Positions are relative to the segment's begin. */
+struct pass {
+    const struct mu_attn *a;
+    struct block *block;
+    int lo, hi;               /* union of the rows' visible positions */
+    int common_lo, common_hi; /* positions that all rows see; empty is [hi, hi) */
+    /* First key and value of each group of 16 positions that any row of the batch sees, and the keys of the segment
+     * after (of this one where there is none) to fetch early. */
+    const uint16_t *k[GROUPS], *v[GROUPS], *ahead[GROUPS];
+    _Alignas(64) float p[ROWS][P_STRIDE]; /* scores, then weights */
+};
+
+/* A macro: gcc takes a function that only prefetches for one without effect and drops its calls. */
+#define fetch(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
+
+#define ALWAYS_INLINE static inline __attribute__((always_inline))
+
+/* n_row rows × n_vec vectors of scores, from group g. */
+ALWAYS_INLINE void score_tile(struct pass *s, int n_row, int n_vec, int g)
+{
+    vf acc[ROWS][4];
+    const uint16_t *k[4];
+#pragma GCC unroll 6
+    for (int r = 0; r < n_row; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < n_vec; v++) acc[r][v] = vf_set(0.0f);
+#pragma GCC unroll 4
+    for (int v = 0; v < n_vec; v++) k[v] = s->k[g + v / GROUP_VECS] + v % GROUP_VECS * VF_LANES;
+    const int d_head = s->a->d_head;
+    for (int d = 0; d < d_head; d++) {
+        vf x[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < n_vec; v++) {
+            x[v] = vf_load_f16(k[v] + (size_t)d * GROUP);
+            if (v % GROUP_VECS == 0) fetch(s->v[g + v / GROUP_VECS] + (size_t)d * GROUP);
+        }
+#pragma GCC unroll 6
+        for (int r = 0; r < n_row; r++) {
+            vf q = vf_set(s->block->q[r][d]);
+#pragma GCC unroll 4
+            for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(q, x[v], acc[r][v]);
+        }
+    }
+#pragma GCC unroll 6
+    for (int r = 0; r < n_row; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < n_vec; v++) vf_store(&s->p[r][g * GROUP + v * VF_LANES], acc[r][v]);
+}
+
+ALWAYS_INLINE void scores(struct pass *s, int n_row)
+{
+    const int groups = n_row <= ROWS_WIDE ? 4 / GROUP_VECS : 2 / GROUP_VECS;
+    int g = s->lo / GROUP, end = (s->hi + GROUP - 1) / GROUP;
+    for (; g + groups <= end; g += groups) score_tile(s, n_row, groups * GROUP_VECS, g);
+    for (; g < end; g++) score_tile(s, n_row, GROUP_VECS, g);
+}
+
+/* Softmax of one row's segment in place: p, and m and l of the segment. */
+static inline void softmax(struct pass *s, int r, float *m_out, float *l_out)
+{
+    const struct row *row = &s->block->row[r];
+    float *p = s->p[r];
+    int begin = row->seg_lo / GROUP * GROUP, end = (row->seg_hi + GROUP - 1) / GROUP * GROUP;
+    float cap = s->a->softcap;
+    if (cap != 0.0f) {
+        vf c = vf_set(cap);
+        for (int i = begin; i < end; i += VF_LANES) vf_store(p + i, vf_mul(c, vf_tanh(vf_div(vf_load(p + i), c))));
+    }
+    for (int i = begin; i < row->seg_lo; i++) p[i] = -INFINITY;
+    for (int i = row->seg_hi; i < end; i++) p[i] = -INFINITY;
+
+    vf top = vf_set(-INFINITY);
+    for (int i = begin; i < end; i += VF_LANES) top = vf_max(vf_load(p + i), top);
+    float m = vf_reduce_max(top);
+
+    vf lane[SUM_VECS], shift = vf_set(m);
+    for (int v = 0; v < SUM_VECS; v++) lane[v] = vf_set(0.0f);
+    for (int i = begin; i < end; i += GROUP)
+        for (int v = 0; v < SUM_VECS; v++) {
+            vf e = vf_exp(vf_sub(vf_load(p + i + v * VF_LANES), shift));
+            vf_store(p + i + v * VF_LANES, e);
+            lane[v] = vf_add(lane[v], e);
+        }
+    *m_out = m;
+    *l_out = tree_sum(lane);
+}
+
+/* Softmax of all rows, and how the segment joins what they have: the two exponentials of C5's merge for all rows at
+ * once. */
+static void weigh(struct pass *s, int n_row)
+{
+    float l[SUM_LANES], keep[SUM_LANES] = {0}, take[SUM_LANES] = {0};
+    for (int r = 0; r < n_row; r++) {
+        struct row *row = &s->block->row[r];
+        if (row->seg_lo >= row->seg_hi) continue;
+        float m;
+        softmax(s, r, &m, &l[r]);
+        if (!row->started) {
+            row->m = m;
+            continue;
+        }
+        float n = row->m > m ? row->m : m;
+        keep[r] = row->m - n;
+        take[r] = m - n;
+        row->m = n;
+    }
+    for (int i = 0; i < SUM_LANES; i += VF_LANES) {
+        vf_store(keep + i, vf_exp(vf_load(keep + i)));
+        vf_store(take + i, vf_exp(vf_load(take + i)));
+    }
+    for (int r = 0; r < n_row; r++) {
+        struct row *row = &s->block->row[r];
+        if (row->seg_lo >= row->seg_hi) continue;
+        row->merge = row->started;
+        row->started = true;
+        if (row->merge) {
+            float taken = l[r] * take[r];
+            row->l = fmaf(row->l, keep[r], taken);
+            row->keep = keep[r];
+            row->take = take[r];
+        } else {
+            row->l = l[r];
+        }
+    }
+}
+
+/* o of n_row rows × n_vec vectors of dimensions from d0, merged into out; the last vector has n_lane lanes. */
+ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int n_lane)
+{
+    vf acc[ROWS][4];
+#pragma GCC unroll 6
+    for (int r = 0; r < n_row; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < n_vec; v++) acc[r][v] = vf_set(0.0f);
+    const size_t d_head = (size_t)s->a->d_head;
+
+    for (int j = s->lo; j < s->hi;) {
+        if (j >= s->common_lo && j < s->common_hi) {
+            int end = (j / GROUP + 1) * GROUP;
+            if (end > s->common_hi) end = s->common_hi;
+            const size_t skip = (size_t)(j % GROUP) * d_head + (size_t)d0;
+            const uint16_t *at = s->v[j / GROUP] + skip, *ahead = s->ahead[j / GROUP] + skip;
+            for (; j < end; j++, at += d_head, ahead += d_head) {
+                vf x[4];
+#pragma GCC unroll 4
+                for (int v = 0; v < n_vec; v++) {
+                    x[v] = v + 1 < n_vec || n_lane == VF_LANES ? vf_load_f16(at + v * VF_LANES)
+                                                               : vf_load_f16_n(at + v * VF_LANES, n_lane);
+                    if (v % GROUP_VECS == 0) fetch(ahead + v * VF_LANES);
+                }
+#pragma GCC unroll 6
+                for (int r = 0; r < n_row; r++) {
+                    vf p = vf_set(s->p[r][j]);
+#pragma GCC unroll 4
+                    for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(p, x[v], acc[r][v]);
+                }
+            }
+            continue;
+        }
+        const uint16_t *at = s->v[j / GROUP] + (size_t)(j % GROUP) * d_head + d0;
+        vf x[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < n_vec; v++) x[v] = vf_load_f16_n(at + v * VF_LANES, v + 1 < n_vec ? (int)VF_LANES : n_lane);
+#pragma GCC unroll 6
+        for (int r = 0; r < n_row; r++) {
+            vf p = vf_set(s->p[r][j]);
+            vm sees = vm_all_if((j >= s->block->row[r].seg_lo) & (j < s->block->row[r].seg_hi));
+#pragma GCC unroll 4
+            for (int v = 0; v < n_vec; v++) acc[r][v] = vf_select(sees, vf_fma(p, x[v], acc[r][v]), acc[r][v]);
+        }
+        j++;
+    }
+
+#pragma GCC unroll 6
+    for (int r = 0; r < n_row; r++) {
+        const struct row *row = &s->block->row[r];
+        if (row->seg_lo >= row->seg_hi) continue;
+        vf keep = vf_set(row->keep), take = vf_set(row->take);
+#pragma GCC unroll 4
+        for (int v = 0; v < n_vec; v++) {
+            int n = v + 1 < n_vec ? (int)VF_LANES : n_lane;
+            float *out = row->out + d0 + v * VF_LANES;
+            vf o = acc[r][v];
+            if (row->merge) o = vf_fma(vf_load_n(out, n), keep, vf_mul(o, take));
+            vf_store_n(out, n, o);
+        }
+    }
+}
+
+ALWAYS_INLINE void values(struct pass *s, int n_row)
+{
+    const int n_vec = n_row <= ROWS_WIDE ? 4 : 2;
+    int d = 0, d_head = s->a->d_head;
+    for (; d + n_vec * VF_LANES <= d_head; d += n_vec * VF_LANES) value_tile(s, n_row, n_vec, d, VF_LANES);
+    for (; d < d_head; d += VF_LANES) value_tile(s, n_row, 1, d, d_head - d < VF_LANES ? d_head - d : (int)VF_LANES);
+}
+
+/* The products for each number of rows, compiled apart so that the accumulators are registers. */
+#define ROW_COUNTS(X) X(1) X(2) X(3) X(4) X(5) X(6)
+#define PRODUCTS(n)                        \
+    static void scores_##n(struct pass *s) \
+    {                                      \
+        scores(s, n);                      \
+    }                                      \
+    static void values_##n(struct pass *s) \
+    {                                      \
+        values(s, n);                      \
+    }
+ROW_COUNTS(PRODUCTS)
+#define ENTRY(n) {scores_##n, values_##n},
+static const struct {
+    void (*scores)(struct pass *s);
+    void (*values)(struct pass *s);
+} products[] = {{NULL, NULL}, ROW_COUNTS(ENTRY)};
+
+/* Page pointers of the segment at `begin`, for the positions [lo, hi) of the sequence that some row of the batch
+ * sees. */
+static void enter_segment(struct pass *s, int begin, int lo, int hi)
+{
+    const struct mu_attn *a = s->a;
+    int page = begin / a->page_tokens, pages = MU_ATTN_SEGMENT / a->page_tokens, in_page = 0;
+    for (int g = 0; g < GROUPS && begin + g * GROUP < hi; g++) {
+        if (begin + (g + 1) * GROUP > lo) {
+            size_t at = (size_t)in_page * (size_t)a->d_head;
+            s->k[g] = a->k_page[page] + at;
+            s->v[g] = a->v_page[page] + at;
+            s->ahead[g] = begin + MU_ATTN_SEGMENT + g * GROUP < hi ? a->k_page[page + pages] + at : s->k[g];
+        }
+        in_page += GROUP;
+        if (in_page == a->page_tokens) {
+            in_page = 0;
+            page++;
+        }
+    }
+}
+
+/* What the rows of a block see of the segment at `begin`; false where that is nothing. */
+static bool enter_block(struct pass *s, struct block *b, int begin)
+{
+    int lo = 0, hi = MU_ATTN_SEGMENT;
+    s->block = b;
+    s->lo = MU_ATTN_SEGMENT;
+    s->hi = 0;
+    for (int r = 0; r < b->n_row; r++) {
+        struct row *row = &b->row[r];
+        row->seg_lo = row->lo > begin ? row->lo - begin : 0;
+        row->seg_hi = row->hi < begin + MU_ATTN_SEGMENT ? row->hi - begin : MU_ATTN_SEGMENT;
+        if (row->seg_lo > lo) lo = row->seg_lo;
+        if (row->seg_hi < hi) hi = row->seg_hi;
+        if (row->seg_lo >= row->seg_hi) continue;
+        if (row->seg_lo < s->lo) s->lo = row->seg_lo;
+        if (row->seg_hi > s->hi) s->hi = row->seg_hi;
+    }
+    s->common_lo = lo < hi ? lo : s->hi;
+    s->common_hi = lo < hi ? hi : s->hi;
+    return s->lo < s->hi;
+}
+
+/* Scales the queries of rows [first, first + n_row) of the call into b. */
+static void block_open(struct block *b, const struct mu_attn *a, int first, int n_row)
+{
+    b->n_row = n_row;
+    for (int r = 0; r < n_row; r++) {
+        int t = (first + r) / a->n_rep, pos = a->pos0 + t;
+        size_t head = (size_t)((first + r) % a->n_rep) * (size_t)a->d_head;
+        b->row[r] = (struct row){.lo = a->window > 0 && pos >= a->window ? pos - a->window + 1 : 0,
+                                 .hi = pos + 1,
+                                 .out = a->out + (size_t)t * a->out_stride + head};
+        const float *q = a->q + (size_t)t * a->q_stride + head;
+        for (int d = 0; d < a->d_head; d++) b->q[r][d] = q[d] * a->scale;
+    }
+}
+
+/* (O + 0.0f)·(1/L) */
+static void block_close(const struct block *b, int d_head)
+{
+    for (int r = 0; r < b->n_row; r++) {
+        vf inv = vf_set(1.0f / b->row[r].l), zero = vf_set(0.0f);
+        for (int d = 0; d < d_head; d += VF_LANES) {
+            int n = d_head - d < VF_LANES ? d_head - d : (int)VF_LANES;
+            float *out = b->row[r].out + d;
+            vf_store_n(out, n, vf_mul(vf_add(vf_load_n(out, n), zero), inv));
+        }
+    }
+}
+
+void ISA(attn)(const struct mu_attn *a)
+{
+    struct block block[BATCH_BLOCKS];
+    struct pass s;
+    s.a = a;
+    int total = a->n_tok * a->n_rep;
+    for (int first = 0, n; first < total; first += n) {
+        n = total - first < BATCH_ROWS ? total - first : (int)BATCH_ROWS;
+        int n_block = (n + ROWS - 1) / ROWS;
+        for (int i = 0; i < n_block; i++) {
+            int from = n * i / n_block, to = n * (i + 1) / n_block; /* alike in size */
+            block_open(&block[i], a, first + from, to - from);
+        }
+        /* rows ascend in position */
+        const struct block *last = &block[n_block - 1];
+        int lo = block[0].row[0].lo, hi = last->row[last->n_row - 1].hi;
+        for (int begin = lo / MU_ATTN_SEGMENT * MU_ATTN_SEGMENT; begin < hi; begin += MU_ATTN_SEGMENT) {
+            enter_segment(&s, begin, lo, hi);
+            for (int i = 0; i < n_block; i++) {
+                if (!enter_block(&s, &block[i], begin)) continue;
+                products[block[i].n_row].scores(&s);
+                weigh(&s, block[i].n_row);
+                products[block[i].n_row].values(&s);
+            }
+        }
+        for (int i = 0; i < n_block; i++) block_close(&block[i], a->d_head);
+    }
+}

@@ -1,0 +1,45 @@
+/* The roof's loops: each table's run, give a rate that some machine could have, and keep to their time. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "kernels/kernels.h"
+#include "kernels/peak.h"
+
+static void test_rates(void **state)
+{
+    const struct mu_kernels *const *all = mu_kernels_available();
+    size_t bytes = 4 << 20;
+    uint8_t *buf = mu_aligned_alloc(64, bytes);
+    (void)state;
+    assert_non_null(buf);
+    memset(buf, 1, bytes);
+    for (int k = 0; all[k]; k++) {
+        struct mu_err err = MU_ERR_INIT;
+        assert_int_equal(mu_kernels_init(all[k]->name, &err), MU_OK);
+        int64_t start = mu_now_ns();
+        double int8 = mu_peak_int8_gops(), f32 = mu_peak_f32_gflops(), read = mu_peak_read_gbps(buf, bytes);
+        double odd = mu_peak_read_gbps(buf + 64, 64 * 7);
+        int64_t took = mu_now_ns() - start;
+        print_message("%s: int8 %.1f GOP/s, f32 %.1f GFLOP/s, read %.1f GB/s\n", all[k]->name, int8, f32, read);
+        if (!(int8 > 0.01 && int8 < 1e5)) fail_msg("%s int8: %g GOP/s", all[k]->name, int8);
+        if (!(f32 > 0.01 && f32 < 1e4)) fail_msg("%s f32: %g GFLOP/s", all[k]->name, f32);
+        if (!(read > 0.01 && read < 1e4)) fail_msg("%s read: %g GB/s", all[k]->name, read);
+        assert_true(odd >= 0);
+        assert_true(took < 30 * MU_SEC); /* milliseconds, but for emulators and sanitizers */
+    }
+    mu_free(buf);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rates)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

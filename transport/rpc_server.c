@@ -1,0 +1,645 @@
+/* The server half of the gRPC wrapper.
+ *
+ *   new call ──► RECV_CLOSE_ON_SERVER (first and always: completes when the call is over, for whatever reason)
+ *           └──► RECV_MESSAGE ─► on_message ─► (client-streaming: RECV_MESSAGE …)
+ *   any thread: send, finish ─► outbox ─► one batch at a time: [INITIAL_METADATA] [MESSAGE] [STATUS]
+ *   RECV_CLOSE completes ─► on_done ─► when no batch is left: gRPC's call is let go; ours lives while it is referenced
+ *
+ * Threads: each poll thread has its own completion queue, and every callback of a call comes from the one queue that
+ * the call was bound to: callbacks of one call never overlap. A call's lock guards its sending side and is never held
+ * across a callback; gRPC's start_batch under it does not call back.
+ *
+ * Rejected: one queue polled by several threads (callbacks of a call would overlap); gRPC's registered methods (one
+ * pending request per method and queue instead of one pool, for nothing that we measured).
+ *
+ * Shutdown order: watchers of health told → shutdown_and_notify → grace → cancel_all_calls → its tag → queues shut
+ * down → threads joined → queues, server, gRPC. */
+#include <errno.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "transport/rpc_internal.h"
+
+enum {
+    PENDING_CALLS = 16, /* calls per queue that may arrive before we have asked for them */
+    MAX_THREADS = 64,
+    MAX_ADDRESSES = 16
+};
+
+struct server_queue {
+    struct mu_rpc_server *server;
+    grpc_completion_queue *cq;
+    pthread_t thread;
+    bool running;
+    int n_pending; /* its own thread only, after the start */
+};
+
+struct mu_rpc_server {
+    grpc_server *core;
+    struct mu_rpc_services *services; /* NULL: none */
+    struct mu_rpc_method *method;     /* [n_method], the user's and the services' */
+    size_t n_method;
+    struct server_queue *queue; /* [n_queue] */
+    int n_queue;
+    int *port; /* [n_port] */
+    size_t n_port;
+    struct mu_rpc_tag shutdown_tag;
+    pthread_mutex_t lock; /* guards is_shut */
+    pthread_cond_t changed;
+    bool is_shut;
+};
+
+struct mu_rpc_call {
+    atomic_int refs; /* the gRPC call's one, and the handlers' */
+    pthread_mutex_t lock;
+    struct server_queue *queue;         /* only until on_done has returned */
+    const struct mu_rpc_method *method; /* likewise; NULL: unknown method */
+
+    grpc_call *wire; /* NULL after the end */
+    grpc_call_details details;
+    grpc_metadata_array headers;
+    char *peer;
+    char *metadata; /* key NUL value NUL … and an empty key */
+    int64_t deadline_ns;
+    void *user;
+
+    grpc_byte_buffer *received;
+    int closed_by_cancel; /* gRPC writes it before the close tag */
+    bool seen;            /* a callback was made: on_done is owed */
+    struct mu_rpc_tag new_tag, close_tag, receive_tag, send_tag;
+
+    /* Under lock: */
+    int n_batch;            /* in flight */
+    bool closed, cancelled; /* the call is over */
+    bool sending;           /* one batch of the sending side is in flight … */
+    bool sending_message;   /* … with the outbox's head in it */
+    bool headers_sent, finishing, status_sent;
+    enum mu_rpc_code code;
+    char *text; /* of the status; may be NULL */
+    struct mu_rpc_outbox outbox;
+};
+
+/* ---- the life of a call object ---- */
+
+static void on_new_call(void *owner, bool ok);
+static void on_close(void *owner, bool ok);
+static void on_receive(void *owner, bool ok);
+static void on_sent(void *owner, bool ok);
+
+static struct mu_rpc_call *call_create(struct server_queue *q)
+{
+    struct mu_rpc_call *c = mu_calloc(1, sizeof *c);
+    if (!c) return NULL;
+    atomic_init(&c->refs, 1);
+    pthread_mutex_init(&c->lock, NULL);
+    c->queue = q;
+    grpc_call_details_init(&c->details);
+    grpc_metadata_array_init(&c->headers);
+    c->new_tag = (struct mu_rpc_tag){.fn = on_new_call, .owner = c};
+    c->close_tag = (struct mu_rpc_tag){.fn = on_close, .owner = c};
+    c->receive_tag = (struct mu_rpc_tag){.fn = on_receive, .owner = c};
+    c->send_tag = (struct mu_rpc_tag){.fn = on_sent, .owner = c};
+    c->outbox.max_bytes = MU_RPC_DEFAULT_QUEUED_BYTES;
+    return c;
+}
+
+struct mu_rpc_call *mu_rpc_call_retain(struct mu_rpc_call *c)
+{
+    atomic_fetch_add_explicit(&c->refs, 1, memory_order_relaxed);
+    return c;
+}
+
+void mu_rpc_call_release(struct mu_rpc_call *c)
+{
+    if (atomic_fetch_sub_explicit(&c->refs, 1, memory_order_acq_rel) != 1) return;
+    pthread_mutex_destroy(&c->lock);
+    mu_free(c->peer);
+    mu_free(c->metadata);
+    mu_free(c->text);
+    mu_free(c);
+}
+
+/* The gRPC side ends here, so that a handler that keeps a call does not keep the server from stopping. */
+static void call_let_go(struct mu_rpc_call *c)
+{
+    mu_rpc_outbox_clear(&c->outbox);
+    grpc_metadata_array_destroy(&c->headers);
+    grpc_call_details_destroy(&c->details);
+    if (c->received) grpc_byte_buffer_destroy(c->received);
+    c->received = NULL;
+    if (c->wire) grpc_call_unref(c->wire);
+    c->wire = NULL;
+    mu_rpc_call_release(c);
+}
+
+static bool slice_is(grpc_slice s, const char *text)
+{
+    size_t len = strlen(text);
+    return GRPC_SLICE_LENGTH(s) == len && memcmp(GRPC_SLICE_START_PTR(s), text, len) == 0;
+}
+
+static const struct mu_rpc_method *find_method(const struct mu_rpc_server *s, grpc_slice path)
+{
+    for (size_t i = 0; i < s->n_method; i++)
+        if (slice_is(path, s->method[i].path)) return &s->method[i];
+    return NULL;
+}
+
+/* gRPC owns the bytes of headers only as long as the call: handlers may look later. */
+static char *copy_metadata(const grpc_metadata_array *headers)
+{
+    size_t total = 1;
+    for (size_t i = 0; i < headers->count; i++)
+        total += GRPC_SLICE_LENGTH(headers->metadata[i].key) + GRPC_SLICE_LENGTH(headers->metadata[i].value) + 2;
+    char *copy = mu_malloc(total), *p = copy;
+    if (!copy) return NULL;
+    for (size_t i = 0; i < headers->count; i++) {
+        const grpc_slice part[2] = {headers->metadata[i].key, headers->metadata[i].value};
+        for (int k = 0; k < 2; k++) {
+            memcpy(p, GRPC_SLICE_START_PTR(part[k]), GRPC_SLICE_LENGTH(part[k]));
+            p += GRPC_SLICE_LENGTH(part[k]);
+            *p++ = '\0';
+        }
+    }
+    *p = '\0';
+    return copy;
+}
+
+const char *mu_rpc_call_metadata(const struct mu_rpc_call *c, const char *key)
+{
+    for (const char *p = c->metadata; p && *p;) {
+        const char *value = p + strlen(p) + 1;
+        if (strcmp(p, key) == 0) return value;
+        p = value + strlen(value) + 1;
+    }
+    return NULL;
+}
+
+void mu_rpc_call_set_user(struct mu_rpc_call *c, void *user)
+{
+    c->user = user;
+}
+void *mu_rpc_call_user(const struct mu_rpc_call *c)
+{
+    return c->user;
+}
+int64_t mu_rpc_call_deadline_ns(const struct mu_rpc_call *c)
+{
+    return c->deadline_ns;
+}
+const char *mu_rpc_call_peer(const struct mu_rpc_call *c)
+{
+    return c->peer ? c->peer : "a client";
+}
+
+bool mu_rpc_call_cancelled(struct mu_rpc_call *c)
+{
+    pthread_mutex_lock(&c->lock);
+    bool cancelled = c->cancelled;
+    pthread_mutex_unlock(&c->lock);
+    return cancelled;
+}
+
+/* ---- receiving ---- */
+
+static void request_calls(struct server_queue *q)
+{
+    while (q->n_pending < PENDING_CALLS) {
+        struct mu_rpc_call *c = call_create(q);
+        if (!c) {
+            mu_error("grpc", "out of memory for incoming calls: %d of %d slots wait", q->n_pending, PENDING_CALLS);
+            return;
+        }
+        if (grpc_server_request_call(q->server->core, &c->wire, &c->details, &c->headers, q->cq, q->cq,
+                                     mu_rpc_arm(&c->new_tag)) != GRPC_CALL_OK) {
+            call_let_go(c);
+            return;
+        }
+        q->n_pending++;
+    }
+}
+
+/* Starts a batch of the receiving side. The call is alive here: its own thread, before the close tag. */
+static bool start_receiving(struct mu_rpc_call *c, const grpc_op *op, struct mu_rpc_tag *tag)
+{
+    pthread_mutex_lock(&c->lock);
+    bool ok = !c->closed && grpc_call_start_batch(c->wire, op, 1, mu_rpc_arm(tag), NULL) == GRPC_CALL_OK;
+    if (ok) c->n_batch++;
+    pthread_mutex_unlock(&c->lock);
+    return ok;
+}
+
+static void receive_next(struct mu_rpc_call *c)
+{
+    grpc_op op = {.op = GRPC_OP_RECV_MESSAGE, .data.recv_message.recv_message = &c->received};
+    start_receiving(c, &op, &c->receive_tag);
+}
+
+static void on_new_call(void *owner, bool ok)
+{
+    struct mu_rpc_call *c = owner;
+    struct server_queue *q = c->queue;
+    q->n_pending--;
+    if (!ok) { /* the server is stopping */
+        call_let_go(c);
+        return;
+    }
+    request_calls(q);
+    c->method = find_method(q->server, c->details.method);
+    c->deadline_ns = mu_rpc_deadline(c->details.deadline);
+    c->metadata = copy_metadata(&c->headers);
+    char *peer = grpc_call_get_peer(c->wire);
+    c->peer = mu_strdup(peer);
+    gpr_free(peer);
+    if (c->method && c->method->max_queued_bytes) c->outbox.max_bytes = c->method->max_queued_bytes;
+    grpc_op op = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER, .data.recv_close_on_server.cancelled = &c->closed_by_cancel};
+    if (!start_receiving(c, &op, &c->close_tag)) {
+        call_let_go(c);
+        return;
+    }
+    if (c->method)
+        receive_next(c);
+    else
+        mu_rpc_call_finish(c, MU_RPC_UNIMPLEMENTED, "no method %.*s here", (int)GRPC_SLICE_LENGTH(c->details.method),
+                           (const char *)GRPC_SLICE_START_PTR(c->details.method));
+}
+
+/* One batch less. True: it was the last one of a call that is over, and the caller lets go of it. */
+static bool batch_done(struct mu_rpc_call *c, bool *closed_out)
+{
+    pthread_mutex_lock(&c->lock);
+    c->n_batch--;
+    *closed_out = c->closed;
+    bool last = c->closed && c->n_batch == 0;
+    pthread_mutex_unlock(&c->lock);
+    return last;
+}
+
+static void deliver(struct mu_rpc_call *c, grpc_byte_buffer *buffer)
+{
+    const struct mu_rpc_method *m = c->method;
+    struct mu_err err = MU_ERR_INIT;
+    ProtobufCMessage *msg;
+    size_t max_bytes = m->max_request_bytes ? m->max_request_bytes : MU_RPC_DEFAULT_MESSAGE_BYTES;
+    enum mu_status st = mu_rpc_unpack_buffer(m->request, buffer, max_bytes, &msg, &err);
+    if (st != MU_OK) {
+        mu_rpc_call_finish(c, mu_rpc_code_of(st), "%s", err.text);
+        return;
+    }
+    c->seen = true;
+    m->on_message(c, msg, m->ctx);
+    mu_rpc_message_free(msg);
+    if (m->client_streams) receive_next(c);
+}
+
+static void on_receive(void *owner, bool ok)
+{
+    struct mu_rpc_call *c = owner;
+    grpc_byte_buffer *buffer = c->received;
+    bool closed;
+    c->received = NULL;
+    if (batch_done(c, &closed)) {
+        if (buffer) grpc_byte_buffer_destroy(buffer);
+        call_let_go(c);
+        return;
+    }
+    if (closed || !ok) {
+        /* Not ok: larger than gRPC's limit, or the connection is lost. gRPC ends the call with the right status. */
+    } else if (buffer) {
+        deliver(c, buffer);
+    } else if (c->method->client_streams) {
+        if (c->seen && c->method->on_half_close) c->method->on_half_close(c, c->method->ctx);
+        if (!c->seen) mu_rpc_call_finish(c, MU_RPC_INVALID_ARGUMENT, "the stream ended before its first message");
+    } else {
+        mu_rpc_call_finish(c, MU_RPC_INVALID_ARGUMENT, "the call came without a request message");
+    }
+    if (buffer) grpc_byte_buffer_destroy(buffer);
+}
+
+static void on_close(void *owner, bool ok)
+{
+    (void)ok;
+    struct mu_rpc_call *c = owner;
+    pthread_mutex_lock(&c->lock);
+    c->closed = true;
+    c->cancelled = c->closed_by_cancel != 0;
+    bool cancelled = c->cancelled;
+    pthread_mutex_unlock(&c->lock);
+    if (c->seen && c->method->on_done) c->method->on_done(c, cancelled, c->method->ctx);
+    if (batch_done(c, &cancelled)) call_let_go(c);
+}
+
+/* ---- sending ---- */
+
+/* Starts the next batch of the sending side, if one is due. Lock held. */
+static void pump(struct mu_rpc_call *c)
+{
+    if (c->sending || c->status_sent || c->closed) return;
+    struct mu_rpc_item *item = c->outbox.head;
+    if (!item && !c->finishing) return;
+    grpc_op op[3] = {0};
+    size_t n = 0;
+    if (!c->headers_sent) op[n++].op = GRPC_OP_SEND_INITIAL_METADATA;
+    if (item) {
+        op[n].op = GRPC_OP_SEND_MESSAGE;
+        op[n++].data.send_message.send_message = item->buffer;
+    }
+    grpc_slice text = grpc_empty_slice();
+    bool with_status = c->finishing && (!item || !item->next);
+    if (with_status) {
+        if (c->text) text = grpc_slice_from_copied_string(c->text);
+        op[n].op = GRPC_OP_SEND_STATUS_FROM_SERVER;
+        op[n].data.send_status_from_server.status = (grpc_status_code)c->code;
+        op[n++].data.send_status_from_server.status_details = &text;
+    }
+    grpc_call_error rc = grpc_call_start_batch(c->wire, op, n, mu_rpc_arm(&c->send_tag), NULL);
+    grpc_slice_unref(text);
+    if (rc != GRPC_CALL_OK) { /* our bug, if ever: end the call rather than let it hang */
+        mu_error("grpc", "a batch of %s was refused: %s", c->method ? c->method->path : "a call",
+                 grpc_call_error_to_string(rc));
+        c->status_sent = true;
+        grpc_call_cancel_with_status(c->wire, GRPC_STATUS_INTERNAL, "internal error", NULL);
+        return;
+    }
+    c->n_batch++;
+    c->sending = c->headers_sent = true;
+    c->sending_message = item != NULL;
+    c->status_sent = with_status;
+}
+
+static void on_sent(void *owner, bool ok)
+{
+    struct mu_rpc_call *c = owner;
+    pthread_mutex_lock(&c->lock);
+    c->n_batch--;
+    c->sending = false;
+    if (c->sending_message) mu_rpc_outbox_pop(&c->outbox);
+    if (ok) pump(c); /* else the call is broken, and its close tag is on the way */
+    bool last = c->closed && c->n_batch == 0;
+    pthread_mutex_unlock(&c->lock);
+    if (last) call_let_go(c);
+}
+
+enum mu_status mu_rpc_call_send(struct mu_rpc_call *c, const ProtobufCMessage *msg)
+{
+    grpc_byte_buffer *buffer;
+    size_t bytes;
+    enum mu_status st = mu_rpc_pack(msg, &buffer, &bytes);
+    if (st != MU_OK) return st;
+    pthread_mutex_lock(&c->lock);
+    st = c->closed || c->finishing ? MU_ECANCELLED : mu_rpc_outbox_push(&c->outbox, buffer, bytes);
+    if (st == MU_OK) pump(c);
+    pthread_mutex_unlock(&c->lock);
+    if (st != MU_OK) grpc_byte_buffer_destroy(buffer);
+    return st;
+}
+
+size_t mu_rpc_call_queued(struct mu_rpc_call *c)
+{
+    pthread_mutex_lock(&c->lock);
+    size_t bytes = c->closed ? 0 : c->outbox.bytes;
+    pthread_mutex_unlock(&c->lock);
+    return bytes;
+}
+
+static void finish(struct mu_rpc_call *c, enum mu_rpc_code code, const char *text)
+{
+    char *copy = text && *text ? mu_strdup(text) : NULL;
+    pthread_mutex_lock(&c->lock);
+    if (!c->finishing && !c->closed) {
+        c->finishing = true;
+        c->code = code;
+        c->text = copy;
+        copy = NULL;
+        pump(c);
+    }
+    pthread_mutex_unlock(&c->lock);
+    mu_free(copy);
+}
+
+void mu_rpc_call_finish(struct mu_rpc_call *c, enum mu_rpc_code code, const char *fmt, ...)
+{
+    char text[MU_RPC_STATUS_TEXT] = "";
+    va_list ap;
+    va_start(ap, fmt);
+    if (fmt) vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    finish(c, code, text);
+}
+
+void mu_rpc_call_reply(struct mu_rpc_call *c, const ProtobufCMessage *msg)
+{
+    grpc_byte_buffer *buffer;
+    size_t bytes;
+    enum mu_status st = mu_rpc_pack(msg, &buffer, &bytes);
+    if (st != MU_OK) {
+        mu_rpc_call_finish(c, MU_RPC_INTERNAL, "the answer cannot be sent: %s",
+                           st == MU_EINVAL ? "a text in it is not valid UTF-8" : mu_status_text(st));
+        return;
+    }
+    pthread_mutex_lock(&c->lock); /* both at once, so that they share a batch */
+    st = c->closed || c->finishing ? MU_ECANCELLED : mu_rpc_outbox_push(&c->outbox, buffer, bytes);
+    if (st == MU_OK) {
+        c->finishing = true;
+        c->code = MU_RPC_OK;
+        pump(c);
+    }
+    pthread_mutex_unlock(&c->lock);
+    if (st == MU_OK) return;
+    grpc_byte_buffer_destroy(buffer);
+    mu_rpc_call_finish(c, mu_rpc_code_of(st), "the answer cannot be queued: %s", mu_status_text(st));
+}
+
+/* ---- the server ---- */
+
+static void *poll_thread(void *arg)
+{
+    struct server_queue *q = arg;
+    mu_rpc_poll(q->cq);
+    return NULL;
+}
+
+static void on_shut(void *owner, bool ok)
+{
+    (void)ok;
+    struct mu_rpc_server *s = owner;
+    pthread_mutex_lock(&s->lock);
+    s->is_shut = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
+static bool wait_shut(struct mu_rpc_server *s, int ms)
+{
+    int64_t until = mu_now_ns() + (ms > 0 ? ms : 0) * MU_MS;
+    struct timespec ts = {.tv_sec = until / MU_SEC, .tv_nsec = until % MU_SEC};
+    pthread_mutex_lock(&s->lock);
+    while (!s->is_shut && pthread_cond_timedwait(&s->changed, &s->lock, &ts) != ETIMEDOUT) {}
+    bool shut = s->is_shut;
+    pthread_mutex_unlock(&s->lock);
+    return shut;
+}
+
+static enum mu_status copy_methods(struct mu_rpc_server *s, const struct mu_rpc_server_options *opt, struct mu_err *err)
+{
+    size_t n_service = 0;
+    if (opt->descriptor_set) {
+        enum mu_status st = mu_rpc_services_create(opt->descriptor_set, opt->descriptor_set_bytes, opt->methods,
+                                                   opt->n_method, &s->services, err);
+        if (st != MU_OK) return st;
+        n_service = MU_RPC_SERVICE_METHODS;
+    }
+    s->method = mu_calloc(opt->n_method + n_service, sizeof *s->method);
+    if (!s->method) return mu_fail(err, MU_ENOMEM, "%zu methods of a gRPC server", opt->n_method);
+    if (opt->n_method) memcpy(s->method, opt->methods, opt->n_method * sizeof *s->method);
+    if (n_service) mu_rpc_services_methods(s->services, s->method + opt->n_method);
+    s->n_method = opt->n_method + n_service;
+    return MU_OK;
+}
+
+/* Clients that vanish without a word are noticed after 5 + 3 s. gRPC's own limit on messages is the largest of any
+ * method's: the exact one is checked when a message is here. Compression is off, because a small message may unpack
+ * to any size. */
+static grpc_server *create_core(const struct mu_rpc_server *s)
+{
+    size_t largest = MU_RPC_DEFAULT_MESSAGE_BYTES;
+    for (size_t i = 0; i < s->n_method; i++)
+        if (s->method[i].max_request_bytes > largest) largest = s->method[i].max_request_bytes;
+    grpc_arg arg[] = {
+        mu_rpc_int_arg(GRPC_ARG_ALLOW_REUSEPORT, 0),
+        mu_rpc_int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, largest > INT32_MAX ? INT32_MAX : (int)largest),
+        mu_rpc_int_arg(GRPC_ARG_MAX_CONCURRENT_STREAMS, 4096),
+        mu_rpc_int_arg(GRPC_ARG_KEEPALIVE_TIME_MS, 5000),
+        mu_rpc_int_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000),
+        mu_rpc_int_arg(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
+        mu_rpc_int_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
+        mu_rpc_int_arg(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 500),
+        mu_rpc_int_arg(GRPC_COMPRESSION_CHANNEL_ENABLED_ALGORITHMS_BITSET, 1),
+    };
+    grpc_channel_args args = {sizeof arg / sizeof *arg, arg};
+    return grpc_server_create(&args, NULL);
+}
+
+static enum mu_status listen_all(struct mu_rpc_server *s, const char *const *address, struct mu_err *err)
+{
+    size_t n = 0;
+    while (address && address[n] && n <= MAX_ADDRESSES) n++;
+    if (n == 0 || n > MAX_ADDRESSES)
+        return mu_fail(err, MU_EINVAL, "a gRPC server listens on 1 to %d addresses", MAX_ADDRESSES);
+    s->port = mu_calloc(n, sizeof *s->port);
+    if (!s->port) return mu_fail(err, MU_ENOMEM, "gRPC server");
+    grpc_server_credentials *creds = grpc_insecure_server_credentials_create();
+    enum mu_status st = MU_OK;
+    for (size_t i = 0; i < n && st == MU_OK; i++) {
+        st = mu_rpc_listen_prepare(address[i], err);
+        if (st != MU_OK) break;
+        mu_rpc_quiet++;
+        s->port[i] = grpc_server_add_http2_port(s->core, address[i], creds);
+        mu_rpc_quiet--;
+        if (s->port[i] == 0) st = mu_rpc_listen_diagnose(address[i], err);
+        s->n_port = i + 1;
+    }
+    grpc_server_credentials_release(creds);
+    return st;
+}
+
+static enum mu_status start_queues(struct mu_rpc_server *s, struct mu_err *err)
+{
+    for (int i = 0; i < s->n_queue; i++) {
+        struct server_queue *q = &s->queue[i];
+        request_calls(q);
+        enum mu_status st = q->n_pending ? mu_rpc_thread_start(&q->thread, poll_thread, q, err)
+                                         : mu_fail(err, MU_ENOMEM, "calls of a gRPC server");
+        if (st != MU_OK) return st;
+        q->running = true;
+    }
+    return MU_OK;
+}
+
+/* The gRPC server ends, polled by its threads, or here where they were not started. */
+static void shut_core(struct mu_rpc_server *s, int grace_ms)
+{
+    struct server_queue *first = &s->queue[0];
+    s->shutdown_tag = (struct mu_rpc_tag){.fn = on_shut, .owner = s};
+    grpc_server_shutdown_and_notify(s->core, first->cq, mu_rpc_arm(&s->shutdown_tag));
+    for (int i = 0; i < s->n_queue; i++) {
+        struct server_queue *q = &s->queue[i];
+        if (!q->running && q->cq && mu_rpc_thread_start(&q->thread, poll_thread, q, NULL) == MU_OK) q->running = true;
+    }
+    bool shut = wait_shut(s, grace_ms);
+    if (!shut) grpc_server_cancel_all_calls(s->core);
+    while (!shut && !(shut = wait_shut(s, 10000)))
+        mu_error("grpc", "server still stopping after 10 s: a handler does not return");
+    for (int i = 0; i < s->n_queue; i++)
+        if (s->queue[i].cq) grpc_completion_queue_shutdown(s->queue[i].cq);
+    for (int i = 0; i < s->n_queue; i++)
+        if (s->queue[i].running) pthread_join(s->queue[i].thread, NULL);
+}
+
+/* Accepts a half-started server. */
+void mu_rpc_server_stop(struct mu_rpc_server *s, int grace_ms)
+{
+    if (!s) return;
+    if (s->services) mu_rpc_services_stop(s->services);
+    if (s->core) {
+        shut_core(s, grace_ms);
+        for (int i = 0; i < s->n_queue; i++) grpc_completion_queue_destroy(s->queue[i].cq);
+        grpc_server_destroy(s->core);
+    }
+    mu_rpc_services_destroy(s->services);
+    pthread_cond_destroy(&s->changed);
+    pthread_mutex_destroy(&s->lock);
+    mu_free(s->queue);
+    mu_free(s->method);
+    mu_free(s->port);
+    mu_free(s);
+    mu_rpc_shutdown();
+}
+
+enum mu_status mu_rpc_server_start(const struct mu_rpc_server_options *opt, struct mu_rpc_server **server_out,
+                                   struct mu_err *err)
+{
+    int n_thread = opt->n_thread ? opt->n_thread : 1;
+    if (n_thread < 1 || n_thread > MAX_THREADS)
+        return mu_fail(err, MU_EINVAL, "a gRPC server has 1 to %d poll threads, not %d", MAX_THREADS, n_thread);
+    struct mu_rpc_server *s = mu_calloc(1, sizeof *s);
+    if (!s) return mu_fail(err, MU_ENOMEM, "gRPC server");
+    mu_rpc_init();
+    enum mu_status st;
+    mu_rpc_cond_init(&s->changed);
+    pthread_mutex_init(&s->lock, NULL);
+    s->queue = mu_calloc((size_t)n_thread, sizeof *s->queue);
+    st = s->queue ? MU_OK : mu_fail(err, MU_ENOMEM, "gRPC server");
+    if (st != MU_OK) goto fail;
+    MU_TRY(st, copy_methods(s, opt, err), fail);
+    s->core = create_core(s);
+    s->n_queue = n_thread;
+    for (int i = 0; i < n_thread; i++) {
+        s->queue[i].server = s;
+        s->queue[i].cq = grpc_completion_queue_create_for_next(NULL);
+        grpc_server_register_completion_queue(s->core, s->queue[i].cq, NULL);
+    }
+    MU_TRY(st, listen_all(s, opt->addresses, err), fail);
+    grpc_server_start(s->core);
+    MU_TRY(st, start_queues(s, err), fail);
+    *server_out = s;
+    return MU_OK;
+fail:
+    mu_rpc_server_stop(s, 0);
+    return st;
+}
+
+int mu_rpc_server_port(const struct mu_rpc_server *s, size_t i)
+{
+    return i < s->n_port ? s->port[i] : 0;
+}
+
+void mu_rpc_server_set_health(struct mu_rpc_server *s, const char *service, bool serving)
+{
+    if (s->services) mu_rpc_services_set_health(s->services, service, serving);
+}

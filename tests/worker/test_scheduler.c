@@ -1,0 +1,493 @@
+/* The scheduler against a simulated gang: ranks that believe nothing (positions must follow on, pages must be there and
+ * nobody else's), and a "model" whose next id is a hash of all ids so far, so that any mistake in preemption,
+ * resumption or ordering changes what comes out. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/alloc.h"
+#include "worker/scheduler.h"
+
+enum { VOCAB = 97, MAX_REQUESTS = 1200, MAX_CTX = 400, MAX_SLOTS = 12, MAX_PAGES = 64, MAX_FLIGHT = 8 };
+
+static uint64_t rng_state;
+static uint32_t rng(uint32_t n) /* [0, n) */
+{
+    rng_state += 0x9E3779B97F4A7C15u;
+    uint64_t z = rng_state;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    return (uint32_t)((z ^ (z >> 31)) % n);
+}
+
+static int32_t model_next(const int32_t *ids, size_t n)
+{
+    uint64_t h = 1469598103934665603u;
+    for (size_t i = 0; i < n; i++) h = (h ^ (uint64_t)(ids[i] + 1)) * 1099511628211u;
+    return (int32_t)((h >> 20) % VOCAB);
+}
+
+struct request {
+    int32_t ids[MAX_CTX];                  /* prompt, then what must come */
+    uint32_t n_prompt, n_emitted, n_total; /* n_total: where it ends; n_emitted: told at submission */
+    uint32_t max_tokens;
+    int32_t end_id; /* -1: none */
+    uint32_t n_got; /* emitted ids known */
+    bool submitted, done, cancelled, cancel_asked;
+};
+
+struct slot { /* what a rank holds */
+    int32_t ids[MAX_CTX];
+    uint32_t n, page[MAX_PAGES], n_page;
+    int request; /* whose ids they are; meaningful while n > 0 */
+};
+
+struct sim {
+    struct mu_sched_options opt;
+    struct mu_sched *s;
+    struct mu_step *step[MAX_FLIGHT];
+    int32_t sampled[MAX_FLIGHT][MAX_SLOTS];
+    int head, n;
+    struct slot slot[MAX_SLOTS];
+    int page_owner[MAX_PAGES]; /* slot, -1 */
+    struct request *req;
+    int n_req, n_done;
+    uint64_t expect_number;
+    struct mu_sched_event events[MAX_SLOTS];
+};
+
+static void request_make(struct sim *m, struct request *r)
+{
+    uint32_t ctx = (uint32_t)m->opt.serving.n_ctx, pages = m->opt.serving.n_page;
+    uint32_t cap = ctx < pages * MU_PAGE_TOKENS ? ctx : pages * MU_PAGE_TOKENS;
+    memset(r, 0, sizeof *r);
+    r->n_prompt = 1 + rng(rng(4) ? cap / 4 + 1 : cap - 1);
+    if (r->n_prompt >= cap) r->n_prompt = cap - 1;
+    r->max_tokens = 1 + rng(rng(2) ? 20 : cap);
+    if (r->n_prompt + r->max_tokens > cap && r->max_tokens > 1 && cap < ctx) r->max_tokens = cap - r->n_prompt;
+    if (r->max_tokens < 1) r->max_tokens = 1;
+    r->end_id = rng(4) == 0 ? (int32_t)rng(VOCAB) : -1;
+    for (uint32_t i = 0; i < r->n_prompt; i++) r->ids[i] = (int32_t)rng(VOCAB);
+    r->n_total = r->n_prompt;
+    while (r->n_total < ctx && r->n_total - r->n_prompt < r->max_tokens) {
+        r->ids[r->n_total] = model_next(r->ids, r->n_total);
+        if (r->ids[r->n_total++] == r->end_id) break;
+    }
+    if (rng(3) == 0) r->n_emitted = rng(r->n_total - r->n_prompt); /* resumed: never all of it */
+    r->n_got = r->n_emitted;
+}
+
+static void request_submit(struct sim *m, int i)
+{
+    struct request *r = &m->req[i];
+    struct mu_sched_request q = {
+        .id = (uint64_t)i + 1000,
+        .prompt = r->ids,
+        .n_prompt = r->n_prompt,
+        .emitted = r->ids + r->n_prompt,
+        .n_emitted = r->n_emitted,
+        .max_tokens = r->max_tokens,
+        .top_p = 1.0f,
+        .seed = (uint64_t)i,
+        .end_ids = &r->end_id,
+        .n_end = r->end_id >= 0,
+    };
+    bool finished;
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_sched_submit(m->s, &q, &finished, &err) != MU_OK) fail_msg("submit: %s", err.text);
+    assert_false(finished);
+    r->submitted = true;
+}
+
+static bool in_a_slot(const struct sim *m, int request)
+{
+    for (int i = 0; i < m->opt.serving.n_slot; i++)
+        if (m->slot[i].n && m->slot[i].request == request) return true;
+    return false;
+}
+
+/* Requests are let in strictly by age, those that were preempted as well. */
+static void check_admission_order(const struct sim *m, int request)
+{
+    for (int i = 0; i < request; i++)
+        if (m->req[i].submitted && !m->req[i].done && !m->req[i].cancel_asked && !in_a_slot(m, i))
+            fail_msg("request %d was let in before %d", request, i);
+}
+
+/* A rank's part: applies the step as strictly as a rank would, and computes the ids. */
+static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled)
+{
+    assert_true(st->number == m->expect_number++);
+    assert_true(st->n_seq > 0 && st->n_tok <= (uint32_t)m->opt.serving.step_tokens);
+    for (uint32_t i = 0; i < st->n_free; i++) {
+        struct slot *s = &m->slot[st->free_slot[i]];
+        assert_true(s->n_page > 0);
+        for (uint32_t p = 0; p < s->n_page; p++) m->page_owner[s->page[p]] = -1;
+        s->n = s->n_page = 0;
+    }
+    for (uint32_t i = 0; i < st->n_page; i++) {
+        assert_true(st->page[i].page < m->opt.serving.n_page);
+        assert_int_equal(m->page_owner[st->page[i].page], -1);
+        struct slot *s = &m->slot[st->page[i].slot];
+        m->page_owner[st->page[i].page] = (int)st->page[i].slot;
+        s->page[s->n_page++] = st->page[i].page;
+    }
+    uint32_t off = 0, seen = 0;
+    for (uint32_t i = 0; i < st->n_seq; i++) {
+        const struct mu_step_seq *q = &st->seq[i];
+        struct slot *s = &m->slot[q->slot];
+        assert_true(q->slot < (uint32_t)m->opt.serving.n_slot && !(seen & 1u << q->slot));
+        seen |= 1u << q->slot;
+        assert_int_equal(q->pos0, s->n);
+        assert_int_equal(q->tok_off, off);
+        assert_true(q->n_tok > 0 && q->pos0 + q->n_tok <= (uint32_t)m->opt.serving.n_ctx);
+        assert_true(q->pos0 + q->n_tok <= s->n_page * MU_PAGE_TOKENS);
+        if (q->pos0 == 0) { /* the seed is the request's number */
+            check_admission_order(m, (int)q->seed);
+            s->request = (int)q->seed;
+        }
+        memcpy(s->ids + s->n, st->ids + off, q->n_tok * sizeof(int32_t));
+        s->n += q->n_tok;
+        off += q->n_tok;
+        sampled[i] = q->out == MU_OUT_SAMPLE ? model_next(s->ids, s->n) : -1;
+    }
+    assert_int_equal(off, st->n_tok);
+}
+
+static bool sim_next(struct sim *m)
+{
+    struct mu_step *st = m->step[(m->head + m->n) % MAX_FLIGHT];
+    if (!mu_sched_next(m->s, st)) return false;
+    for (int k = 0; k < m->n; k++) { /* a sequence is in at most one step in flight */
+        const struct mu_step *other = m->step[(m->head + k) % MAX_FLIGHT];
+        for (uint32_t a = 0; a < other->n_seq; a++)
+            for (uint32_t b = 0; b < st->n_seq; b++) assert_true(other->seq[a].slot != st->seq[b].slot);
+    }
+    rank_apply(m, st, m->sampled[(m->head + m->n) % MAX_FLIGHT]);
+    m->n++;
+    assert_true(m->n <= mu_sched_max_in_flight(m->s));
+    return true;
+}
+
+static void event_take(struct sim *m, const struct mu_sched_event *e)
+{
+    struct request *r = &m->req[e->request - 1000];
+    assert_true(r->submitted && !r->done);
+    if (e->error == MU_ECANCELLED) {
+        assert_true(r->cancel_asked && e->finished && e->id == -1);
+        assert_int_equal(e->position, r->n_got);
+        r->done = r->cancelled = true;
+        m->n_done++;
+        return;
+    }
+    assert_int_equal(e->error, MU_OK);
+    assert_int_equal(e->position, r->n_got);
+    assert_true(r->n_prompt + r->n_got < r->n_total);
+    assert_int_equal(e->id, r->ids[r->n_prompt + r->n_got]);
+    r->n_got++;
+    assert_int_equal(e->finished, r->n_prompt + r->n_got == r->n_total);
+    r->done = e->finished;
+    m->n_done += e->finished;
+}
+
+static void sim_complete(struct sim *m)
+{
+    int n = mu_sched_complete(m->s, m->step[m->head]->number, m->sampled[m->head], m->events);
+    assert_true(n >= 0);
+    m->head = (m->head + 1) % MAX_FLIGHT;
+    m->n--;
+    for (int i = 0; i < n; i++) event_take(m, &m->events[i]);
+}
+
+static void sim_cancel(struct sim *m, int i)
+{
+    struct request *r = &m->req[i];
+    struct mu_sched_event e;
+    if (r->cancel_asked) return;
+    r->cancel_asked = true;
+    enum mu_status st = mu_sched_cancel(m->s, (uint64_t)i + 1000, &e);
+    if (r->done)
+        assert_int_equal(st, MU_ENOENT);
+    else if (st == MU_OK)
+        event_take(m, &e);
+    else
+        assert_int_equal(st, MU_EAGAIN);
+}
+
+static void sim_open(struct sim *m, int n_stage, int n_slot, uint32_t n_page, int n_ctx, int step_tokens)
+{
+    struct mu_err err = MU_ERR_INIT;
+    memset(m, 0, sizeof *m);
+    m->opt = (struct mu_sched_options){{n_ctx, n_slot, n_page, step_tokens}, n_stage, VOCAB, MAX_REQUESTS};
+    assert_int_equal(mu_sched_create(&m->opt, &m->s, &err), MU_OK);
+    for (int i = 0; i < MAX_FLIGHT; i++) assert_int_equal(mu_step_create(&m->opt.serving, &m->step[i], &err), MU_OK);
+    for (int i = 0; i < MAX_PAGES; i++) m->page_owner[i] = -1;
+    m->req = calloc(MAX_REQUESTS, sizeof *m->req);
+    m->expect_number = 1;
+}
+
+static void sim_close(struct sim *m)
+{
+    struct mu_sched_counts c;
+    mu_sched_count(m->s, &c);
+    assert_int_equal(c.active, 0);
+    assert_int_equal(c.waiting, 0);
+    assert_int_equal(c.free_pages, m->opt.serving.n_page);
+    assert_int_equal(c.free_slots, m->opt.serving.n_slot);
+    for (int i = 0; i < MAX_FLIGHT; i++) mu_free(m->step[i]);
+    mu_sched_destroy(m->s);
+    free(m->req);
+}
+
+static uint64_t simulate(uint64_t seed, int n_req)
+{
+    struct sim m;
+    struct mu_sched_counts c;
+    rng_state = seed;
+    int n_ctx = 40 + (int)rng(300);
+    sim_open(&m, 1 + (int)rng(4), 1 + (int)rng(MAX_SLOTS), 2 + rng(rng(4) ? 8 : 40), n_ctx, 2 + (int)rng(90));
+    int submitted = 0;
+    m.n_req = n_req;
+    for (long turn = 0; m.n_done < n_req; turn++) {
+        if (turn > 2000000) fail_msg("seed %llu: %d of %d requests ended", (unsigned long long)seed, m.n_done, n_req);
+        if (submitted < n_req && rng(3) == 0) {
+            request_make(&m, &m.req[submitted]);
+            request_submit(&m, submitted++);
+        }
+        if (submitted && rng(40) == 0) sim_cancel(&m, (int)rng((uint32_t)submitted));
+        if (rng(2)) sim_next(&m);
+        if (m.n && rng(2)) sim_complete(&m);
+        if (submitted == n_req && !m.n && !sim_next(&m) && m.n_done < n_req)
+            fail_msg("seed %llu: stuck with %d of %d requests ended", (unsigned long long)seed, m.n_done, n_req);
+    }
+    while (m.n) sim_complete(&m);
+    mu_sched_count(m.s, &c);
+    for (int i = 0; i < n_req; i++)
+        if (!m.req[i].cancelled) assert_int_equal(m.req[i].n_prompt + m.req[i].n_got, m.req[i].n_total);
+    sim_close(&m);
+    return c.preemptions;
+}
+
+static void test_a_thousand_random_requests(void **state)
+{
+    (void)state;
+    uint64_t preemptions = 0;
+    for (uint64_t seed = 1; seed <= 100; seed++) preemptions += simulate(seed, 100);
+    preemptions += simulate(77, 1000);
+    print_message("%llu preemptions\n", (unsigned long long)preemptions);
+    assert_true(preemptions > 100); /* else the pools were not tiny */
+}
+
+/* A request that is known in every detail: n_prompt ids, then max_tokens. */
+static void request_plain(struct sim *m, int i, uint32_t n_prompt, uint32_t max_tokens)
+{
+    struct request *r = &m->req[i];
+    memset(r, 0, sizeof *r);
+    r->end_id = -1;
+    r->n_prompt = r->n_total = n_prompt;
+    r->max_tokens = max_tokens;
+    for (uint32_t k = 0; k < n_prompt; k++) r->ids[k] = (int32_t)((k * 31 + (uint32_t)i) % VOCAB);
+    for (; r->n_total < n_prompt + max_tokens; r->n_total++) r->ids[r->n_total] = model_next(r->ids, r->n_total);
+    request_submit(m, i);
+}
+
+/* New short requests never stop coming; one that needs every page must still get through. */
+static void test_nobody_starves(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 2, 4, 6, 192, 32);
+    int last = 0, big = 8;
+    long steps = 0;
+    for (; last < MAX_REQUESTS && !m.req[big].done; steps++) {
+        struct mu_sched_counts c;
+        mu_sched_count(m.s, &c);
+        while (last < MAX_REQUESTS && c.waiting < 8) {
+            request_plain(&m, last, last == big ? 150 : 40, last == big ? 42 : 10);
+            last++;
+            mu_sched_count(m.s, &c);
+        }
+        while (sim_next(&m)) {}
+        sim_complete(&m);
+    }
+    assert_true(m.req[big].done);
+    assert_true(last < 60); /* it did not have to wait for hundreds that came later */
+    mu_sched_forget_all(m.s);
+    while (m.n)
+        assert_int_equal((mu_sched_complete(m.s, m.step[m.head]->number, m.sampled[m.head], m.events)), 0),
+            m.head = (m.head + 1) % MAX_FLIGHT, m.n--;
+    sim_close(&m);
+}
+
+static enum mu_status try_submit(struct mu_sched *s, struct mu_sched_request q, bool *finished, struct mu_err *err)
+{
+    *finished = false;
+    return mu_sched_submit(s, &q, finished, err);
+}
+
+static void test_what_never_fits_is_refused_by_name(void **state)
+{
+    (void)state;
+    struct mu_sched_options opt = {{64, 2, 1, 16}, 1, VOCAB, 3};
+    struct mu_sched *s;
+    struct mu_err err = MU_ERR_INIT;
+    static int32_t ids[128];
+    bool finished;
+    assert_int_equal(mu_sched_create(&opt, &s, &err), MU_OK);
+    struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 64, .max_tokens = 1, .top_p = 1};
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_ELIMIT);
+    assert_non_null(strstr(err.text, "the prompt has 64 tokens"));
+    q.n_prompt = 20;
+    q.max_tokens = 14; /* 33 fed tokens: two pages, there is one */
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_ELIMIT);
+    assert_non_null(strstr(err.text, "KV pages"));
+    q.max_tokens = 13;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
+    assert_non_null(strstr(err.text, "running already"));
+    q.id = 2;
+    ids[3] = VOCAB;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
+    ids[3] = 0;
+    q.n_prompt = 0;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
+    q.n_prompt = 3;
+    q.top_p = 0;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
+    q.top_p = 1;
+    q.temperature = -1;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
+    q.temperature = 0;
+    q.max_tokens = 0;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
+    assert_true(finished);
+    int32_t end = 5, emitted[] = {4, 5};
+    q.max_tokens = 9;
+    q.emitted = emitted;
+    q.n_emitted = 2;
+    q.end_ids = &end;
+    q.n_end = 1;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_OK); /* its last id had ended it */
+    assert_true(finished);
+    q.n_end = q.n_emitted = 0;
+    for (q.id = 10; q.id < 12; q.id++) assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_ELIMIT);
+    assert_non_null(strstr(err.text, "wait already"));
+    mu_sched_destroy(s);
+}
+
+/* More decodes than a step has tokens: a newcomer's prompt gets its share all the same. */
+static void test_decodes_do_not_starve_a_prefill(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 1, 8, 60, 200, 4);
+    for (int i = 0; i < 6; i++) request_plain(&m, i, 1, 150);
+    for (int i = 0; i < 30; i++) {
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    request_plain(&m, 6, 10, 5);
+    for (int i = 0; i < 40 && !m.req[6].done; i++) {
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    assert_true(m.req[6].done);
+    while (m.n || sim_next(&m)) sim_complete(&m);
+    assert_int_equal(m.n_done, 7);
+    sim_close(&m);
+}
+
+/* Two stages: decodes are dealt out so that both have a step; prefill goes on beside decodes at a share of the
+ * budget. */
+static void test_steps_overlap(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 2, 8, 40, 128, 64);
+    for (int i = 0; i < 8; i++) request_plain(&m, i, 8, 20);
+    assert_true(sim_next(&m)); /* all eight prompts fill the budget */
+    assert_int_equal(m.step[m.head]->n_seq, 8);
+    assert_false(sim_next(&m));
+    sim_complete(&m);
+    assert_true(sim_next(&m));
+    assert_true(sim_next(&m));
+    assert_false(sim_next(&m)); /* every sequence is in flight */
+    for (int k = 0; k < 2; k++) assert_int_equal(m.step[(m.head + k) % MAX_FLIGHT]->n_seq, 4);
+    for (int i = 0; i < 18; i++) { /* the first four run out: their slots are for the newcomer */
+        sim_complete(&m);
+        sim_next(&m);
+    }
+    request_plain(&m, 8, 100, 1);
+    while (m.n_done < 4) {
+        sim_complete(&m);
+        while (sim_next(&m))
+            if (m.step[(m.head + m.n - 1) % MAX_FLIGHT]->n_seq > 1)
+                assert_true(m.step[(m.head + m.n - 1) % MAX_FLIGHT]->n_tok <= 4 + 16);
+    }
+    while (m.n || sim_next(&m)) sim_complete(&m);
+    assert_int_equal(m.n_done, 9);
+    sim_close(&m);
+}
+
+static void test_a_bad_sample_ends_its_request_only(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 1, 4, 8, 64, 32);
+    for (int i = 0; i < 2; i++) request_plain(&m, i, 4, 5);
+    assert_true(sim_next(&m));
+    int32_t ids[2] = {m.sampled[m.head][0], -2};
+    assert_int_equal(mu_sched_complete(m.s, m.step[m.head]->number + 1, ids, m.events), -1);
+    assert_int_equal(mu_sched_complete(m.s, m.step[m.head]->number, ids, m.events), 2);
+    m.n = 0;
+    m.head = (m.head + 1) % MAX_FLIGHT;
+    event_take(&m, &m.events[0]);
+    assert_true(m.events[1].finished && m.events[1].id == -1);
+    assert_int_equal(m.events[1].error, MU_ENONFINITE);
+    while (m.n || sim_next(&m)) sim_complete(&m);
+    assert_true(m.req[0].done && !m.req[1].done);
+    sim_close(&m);
+}
+
+static void test_every_allocation_can_fail(void **state)
+{
+    (void)state;
+    struct mu_sched_options opt = {{64, 2, 4, 16}, 2, VOCAB, 3};
+    int32_t ids[4] = {1, 2, 3, 4};
+    struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 4, .max_tokens = 3, .top_p = 1};
+    for (long n = 1;; n++) {
+        struct mu_sched *s = NULL;
+        struct mu_err err = MU_ERR_INIT;
+        bool finished;
+        mu_alloc_fail_at(n);
+        enum mu_status st = mu_sched_create(&opt, &s, &err);
+        if (st == MU_OK) st = mu_sched_submit(s, &q, &finished, &err);
+        mu_alloc_fail_at(0);
+        mu_sched_destroy(s);
+        if (st == MU_OK) {
+            assert_true(n > 5);
+            break;
+        }
+        assert_int_equal(st, MU_ENOMEM);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_a_thousand_random_requests),
+        cmocka_unit_test(test_nobody_starves),
+        cmocka_unit_test(test_what_never_fits_is_refused_by_name),
+        cmocka_unit_test(test_decodes_do_not_starve_a_prefill),
+        cmocka_unit_test(test_steps_overlap),
+        cmocka_unit_test(test_a_bad_sample_ends_its_request_only),
+        cmocka_unit_test(test_every_allocation_can_fail),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

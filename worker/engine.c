@@ -1,0 +1,380 @@
+/* The Engine stream. Owns the channel, the stream, the queue and the outbox.
+ *
+ * A `link` is one attempt at a stream: the callbacks' context, theirs until on_done sets `over`, the leader's
+ * afterwards. Its generation marks what came through it, so that commands of a stream that broke are dropped, not
+ * mixed with those of the next one. */
+#include "worker/engine.h"
+
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/fault.h"
+#include "base/log.h"
+#include "base/queue.h"
+#include "muster/v1/internal.pb-c.h"
+#include "transport/rpc.h"
+
+enum {
+    QUEUE_COMMANDS = 16384,
+    CONNECT_MS = 10000,
+    REATTACH_MS = 5000, /* how long a broken stream is tried again */
+    RETRY_MS = 100,
+    HEALTHY_MS = 10000, /* a stream that lived so long has earned a new REATTACH_MS */
+    DOWN_MAX_BYTES = 16 << 20,
+};
+static const char attach_path[] = "/muster.internal.v1.Engine/Attach";
+
+struct link {
+    struct mu_queue *queue; /* the engine's; outlives every link, since the channel is closed first */
+    uint64_t epoch, generation;
+    atomic_bool over; /* on_done has been here; code and text are final */
+    enum mu_rpc_code code;
+    char text[256];
+    atomic_ullong n_stale;
+};
+
+struct out_entry { /* one request's part of the next message */
+    uint64_t request;
+    uint32_t first_position;
+    int32_t *ids;
+    size_t n_id, cap;
+    bool finished;
+    enum mu_status error;
+    char text[160];
+};
+
+struct mu_engine {
+    struct mu_engine_options opt;
+    struct mu_rpc_channel *channel;
+    struct mu_rpc_stream *stream;
+    struct mu_queue *queue;
+    struct link *link; /* of the stream */
+    uint64_t generation;
+    int64_t opened_ns, give_up_ns, retry_ns; /* give_up 0: not in trouble */
+    bool reset_due;
+    struct out_entry *out;
+    size_t n_out, out_cap;
+    Muster__Internal__V1__RequestTokens *msg, **msg_ptr; /* [msg_cap] */
+    size_t msg_cap;
+};
+
+/* ---- gRPC's thread ---- */
+
+static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__EngineSubmit *m)
+{
+    size_t n = m->n_prompt + m->n_emitted + m->n_end_ids, bytes; /* each bounded by the message's size */
+    if (!mu_mul_size(n, sizeof(int32_t), &bytes)) return NULL;
+    struct mu_engine_command *c = mu_malloc(sizeof *c + bytes);
+    if (!c) return NULL;
+    const Muster__V1__Sampling *p = m->sampling;
+    int32_t *prompt = c->ids, *emitted = prompt + m->n_prompt, *end = emitted + m->n_emitted;
+    if (m->n_prompt) memcpy(prompt, m->prompt, m->n_prompt * sizeof *prompt);
+    if (m->n_emitted) memcpy(emitted, m->emitted, m->n_emitted * sizeof *emitted);
+    if (m->n_end_ids) memcpy(end, m->end_ids, m->n_end_ids * sizeof *end);
+    c->kind = MU_ENGINE_SUBMIT;
+    c->request = (struct mu_sched_request){
+        .id = m->request,
+        .prompt = prompt,
+        .n_prompt = m->n_prompt,
+        .emitted = emitted,
+        .n_emitted = m->n_emitted,
+        .max_tokens = m->max_tokens,
+        .temperature = p ? p->temperature : 0.0f,
+        .top_k = p ? p->top_k : 0,
+        .top_p = p && p->top_p != 0.0f ? p->top_p : 1.0f,
+        .seed = p ? p->seed : 0,
+        .end_ids = end,
+        .n_end = m->n_end_ids,
+    };
+    return c;
+}
+
+static struct mu_engine_command *command_of(const Muster__Internal__V1__EngineDown *m)
+{
+    if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_SUBMIT) return command_of_submit(m->submit);
+    struct mu_engine_command *c = mu_calloc(1, sizeof *c);
+    if (!c) return NULL;
+    c->kind = m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_CANCEL ? MU_ENGINE_CANCEL : MU_ENGINE_DRAIN;
+    if (c->kind == MU_ENGINE_CANCEL) c->request.id = m->cancel->request;
+    return c;
+}
+
+static void on_message(struct mu_rpc_stream *stream, const ProtobufCMessage *msg, void *ctx)
+{
+    struct link *l = ctx;
+    const Muster__Internal__V1__EngineDown *m = (const Muster__Internal__V1__EngineDown *)msg;
+    if (m->epoch != l->epoch) {
+        atomic_fetch_add(&l->n_stale, 1);
+        return;
+    }
+    if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE__NOT_SET) return; /* of a newer coordinator */
+    struct mu_engine_command *c = command_of(m);
+    if (c) c->generation = l->generation;
+    if (!c || mu_queue_push(l->queue, c) != MU_OK) {
+        /* A request must not get lost: end the stream instead, and all of them are submitted again. */
+        mu_free(c);
+        mu_rpc_stream_cancel(stream);
+    }
+}
+
+static void on_done(struct mu_rpc_stream *stream, enum mu_rpc_code code, const char *text, void *ctx)
+{
+    (void)stream;
+    struct link *l = ctx;
+    struct mu_queue *queue = l->queue;
+    l->code = code;
+    snprintf(l->text, sizeof l->text, "%s", text ? text : "");
+    atomic_store(&l->over, true); /* the link is the leader's now */
+    /* Only a wake-up, of generation 0; where the queue is full the reader is awake anyway. */
+    struct mu_engine_command *c = mu_calloc(1, sizeof *c);
+    if (c && mu_queue_push(queue, c) != MU_OK) mu_free(c);
+}
+
+/* ---- the stream's life ---- */
+
+static enum mu_status stream_open(struct mu_engine *e, int connect_ms, struct mu_err *err)
+{
+    struct link *l = mu_calloc(1, sizeof *l);
+    if (!l) return mu_fail(err, MU_ENOMEM, "out of memory for the engine's stream");
+    l->queue = e->queue;
+    l->epoch = e->opt.epoch;
+    l->generation = ++e->generation;
+    struct mu_rpc_stream_callbacks cb = {.on_message = on_message, .on_done = on_done, .ctx = l};
+    e->opened_ns = mu_now_ns();
+    enum mu_status st =
+        mu_rpc_stream_open(e->channel, attach_path, &muster__internal__v1__engine_down__descriptor, DOWN_MAX_BYTES,
+                           MU_FOREVER, e->opened_ns + connect_ms * MU_MS, &cb, &e->stream, err);
+    if (st != MU_OK) {
+        mu_free(l);
+        return mu_err_wrap(err, "attaching to the coordinator at %s", e->opt.address);
+    }
+    e->link = l;
+    Muster__Internal__V1__EngineAttach attach = MUSTER__INTERNAL__V1__ENGINE_ATTACH__INIT;
+    Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
+    attach.gang = (char *)e->opt.gang;
+    attach.secret = (ProtobufCBinaryData){32, (uint8_t *)e->opt.secret};
+    attach.max_sequences = e->opt.max_sequences;
+    attach.context = e->opt.context;
+    up.epoch = e->opt.epoch;
+    up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_ATTACH;
+    up.attach = &attach;
+    mu_rpc_stream_send(e->stream, &up.base); /* fails only where the stream is over, which on_done tells */
+    return MU_OK;
+}
+
+/* Only when the stream is over: on_done was the last to use the link. */
+static void stream_drop(struct mu_engine *e)
+{
+    if (!e->stream) return;
+    mu_rpc_stream_release(e->stream);
+    e->stream = NULL;
+    mu_free(e->link);
+    e->link = NULL;
+}
+
+enum mu_status mu_engine_open(const struct mu_engine_options *opt, struct mu_engine **engine_out, struct mu_err *err)
+{
+    struct mu_engine *e = mu_calloc(1, sizeof *e);
+    if (!e) return mu_fail(err, MU_ENOMEM, "out of memory for the engine");
+    enum mu_status st;
+    e->opt = *opt;
+    mu_rpc_init();
+    MU_TRY(st, mu_queue_create(QUEUE_COMMANDS, &e->queue, err), fail);
+    MU_TRY(st, mu_rpc_channel_open(opt->address, &e->channel, err), fail);
+    MU_TRY(st, stream_open(e, CONNECT_MS, err), fail);
+    *engine_out = e;
+    return MU_OK;
+fail:
+    mu_engine_close(e);
+    return st;
+}
+
+void mu_engine_close(struct mu_engine *e)
+{
+    if (!e) return;
+    if (e->channel) mu_rpc_channel_close(e->channel); /* on_done of the stream has been called when it returns */
+    stream_drop(e);
+    mu_queue_destroy(e->queue, mu_free);
+    for (size_t i = 0; i < e->out_cap; i++) mu_free(e->out[i].ids);
+    mu_free(e->out);
+    mu_free(e->msg);
+    mu_free(e->msg_ptr);
+    mu_free(e);
+    mu_rpc_shutdown();
+}
+
+static bool code_is_refusal(enum mu_rpc_code code)
+{
+    return code == MU_RPC_UNAUTHENTICATED || code == MU_RPC_PERMISSION_DENIED || code == MU_RPC_FAILED_PRECONDITION ||
+           code == MU_RPC_INVALID_ARGUMENT || code == MU_RPC_UNIMPLEMENTED;
+}
+
+/* Notices a stream that is over and opens the next one when it is time. */
+static enum mu_status stream_mend(struct mu_engine *e, struct mu_err *err)
+{
+    int64_t now = mu_now_ns();
+    if (e->link && atomic_load(&e->link->over)) {
+        enum mu_rpc_code code = e->link->code;
+        char text[sizeof e->link->text];
+        memcpy(text, e->link->text, sizeof text);
+        bool healthy = now - e->opened_ns > HEALTHY_MS * MU_MS;
+        stream_drop(e);
+        if (code_is_refusal(code))
+            return mu_fail(err, MU_EPEER, "the coordinator at %s refused this gang: %s (%s)", e->opt.address, text,
+                           mu_rpc_code_name(code));
+        if (!e->give_up_ns || healthy) {
+            mu_warn("engine", "the stream to the coordinator ended (%s: %s); attaching again", mu_rpc_code_name(code),
+                    text);
+            e->give_up_ns = now + REATTACH_MS * MU_MS;
+        }
+        if (now >= e->give_up_ns)
+            return mu_fail(err, MU_EPEER, "the coordinator at %s is gone: %s (%s)", e->opt.address, text,
+                           mu_rpc_code_name(code));
+        e->retry_ns = now + RETRY_MS * MU_MS;
+        e->reset_due = true;
+        e->n_out = 0;
+    }
+    if (!e->stream && now >= e->retry_ns) return stream_open(e, REATTACH_MS, err);
+    return MU_OK;
+}
+
+enum mu_status mu_engine_next(struct mu_engine *e, struct mu_engine_command **command_out, struct mu_err *err)
+{
+    *command_out = NULL;
+    if (!e->stream || atomic_load(&e->link->over)) {
+        enum mu_status st = stream_mend(e, err);
+        if (st != MU_OK) return st;
+    }
+    if (e->reset_due) {
+        struct mu_engine_command *c = mu_calloc(1, sizeof *c);
+        if (!c) return mu_fail(err, MU_ENOMEM, "out of memory for a command");
+        c->kind = MU_ENGINE_RESET;
+        e->reset_due = false;
+        *command_out = c;
+        return MU_OK;
+    }
+    struct mu_engine_command *c;
+    while ((c = mu_queue_pop(e->queue, 0)) != NULL) {
+        if (e->stream && c->generation == e->generation) {
+            *command_out = c;
+            return MU_OK;
+        }
+        mu_free(c);
+    }
+    return MU_OK;
+}
+
+bool mu_engine_waiting(struct mu_engine *e)
+{
+    return mu_queue_len(e->queue) > 0;
+}
+int mu_engine_fd(const struct mu_engine *e)
+{
+    return mu_queue_wake_fd(e->queue);
+}
+
+/* ---- up ---- */
+
+static struct out_entry *entry_of(struct mu_engine *e, const struct mu_sched_event *ev)
+{
+    for (size_t i = 0; i < e->n_out; i++)
+        if (e->out[i].request == ev->request && !e->out[i].finished) return &e->out[i];
+    if (e->n_out == e->out_cap) {
+        size_t cap = e->out_cap ? 2 * e->out_cap : 64;
+        struct out_entry *more = mu_reallocarray(e->out, cap, sizeof *more);
+        if (!more) return NULL;
+        memset(more + e->out_cap, 0, (cap - e->out_cap) * sizeof *more);
+        e->out = more;
+        e->out_cap = cap;
+    }
+    struct out_entry *o = &e->out[e->n_out++];
+    o->request = ev->request;
+    o->first_position = ev->position;
+    o->n_id = 0;
+    o->finished = false;
+    o->error = MU_OK;
+    return o;
+}
+
+enum mu_status mu_engine_put(struct mu_engine *e, const struct mu_sched_event *ev, const char *error_text,
+                             struct mu_err *err)
+{
+    struct out_entry *o = entry_of(e, ev);
+    if (o && ev->id >= 0 && o->n_id == o->cap) {
+        size_t cap = o->cap ? 2 * o->cap : 8;
+        int32_t *more = mu_reallocarray(o->ids, cap, sizeof *more);
+        if (more) {
+            o->ids = more;
+            o->cap = cap;
+        } else {
+            o = NULL;
+        }
+    }
+    if (!o) return mu_fail(err, MU_ENOMEM, "out of memory for tokens that wait for the coordinator");
+    if (ev->id >= 0) o->ids[o->n_id++] = ev->id;
+    o->finished = ev->finished;
+    o->error = ev->error;
+    if (ev->error != MU_OK)
+        snprintf(o->text, sizeof o->text, "%s", error_text ? error_text : mu_status_text(ev->error));
+    return MU_OK;
+}
+
+static bool messages_reserve(struct mu_engine *e)
+{
+    if (e->msg_cap >= e->n_out) return true;
+    void *msg = mu_reallocarray(e->msg, e->out_cap, sizeof *e->msg);
+    if (msg) e->msg = msg;
+    void *ptr = mu_reallocarray(e->msg_ptr, e->out_cap, sizeof(void *));
+    if (ptr) e->msg_ptr = ptr;
+    if (!msg || !ptr) return false;
+    e->msg_cap = e->out_cap;
+    return true;
+}
+
+bool mu_engine_flush(struct mu_engine *e)
+{
+    if (!e->n_out) return true;
+    if (!e->stream || !messages_reserve(e)) return false;
+    if (mu_fault_hit("engine.send")) mu_rpc_stream_cancel(e->stream);
+    for (size_t i = 0; i < e->n_out; i++) {
+        const struct out_entry *o = &e->out[i];
+        Muster__Internal__V1__RequestTokens *t = &e->msg[i];
+        muster__internal__v1__request_tokens__init(t);
+        t->request = o->request;
+        t->first_position = o->first_position;
+        t->n_id = o->n_id;
+        t->id = o->ids;
+        t->finished = o->finished;
+        t->error_code = (uint32_t)o->error;
+        if (o->error != MU_OK) t->error = (char *)o->text;
+        e->msg_ptr[i] = t;
+    }
+    Muster__Internal__V1__EngineTokens tokens = MUSTER__INTERNAL__V1__ENGINE_TOKENS__INIT;
+    Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
+    tokens.n_request = e->n_out;
+    tokens.request = e->msg_ptr;
+    up.epoch = e->opt.epoch;
+    up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS;
+    up.tokens = &tokens;
+    if (mu_rpc_stream_send(e->stream, &up.base) == MU_EAGAIN) return false;
+    e->n_out = 0; /* sent, or the stream is over and everything will be submitted again */
+    return true;
+}
+
+void mu_engine_put_stats(struct mu_engine *e, const struct mu_sched_counts *c)
+{
+    if (!e->stream) return;
+    Muster__Internal__V1__EngineStats stats = MUSTER__INTERNAL__V1__ENGINE_STATS__INIT;
+    Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
+    stats.steps = c->steps;
+    stats.active = c->active;
+    stats.waiting = c->waiting;
+    stats.free_pages = c->free_pages;
+    up.epoch = e->opt.epoch;
+    up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_STATS;
+    up.stats = &stats;
+    mu_rpc_stream_send(e->stream, &up.base); /* the next ones will do as well */
+}

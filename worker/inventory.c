@@ -1,0 +1,198 @@
+/* The inventory's thread. Measuring takes about 0.3 s on all cores and keeps the best of short windows, so that a
+ * disturbance shows as nothing; what was measured is kept and told to those who do not ask for a new measurement. */
+#include "worker/inventory.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/pool.h"
+#include "base/queue.h"
+#include "base/topo.h"
+#include "kernels/kernels.h"
+#include "kernels/peak.h"
+#include "muster/v1/internal.pb-c.h"
+
+enum {
+    QUEUE_ITEMS = 64,
+    READ_MS = 150,
+    SLICE_ALIGN = 1 << 20,
+};
+static const size_t read_bytes_most = (size_t)256 << 20; /* beyond the last-level cache of most machines */
+
+struct question {
+    struct mu_rpc_call *call; /* a reference */
+    bool measure;
+};
+
+struct mu_inventory {
+    struct mu_queue *queue;
+    pthread_t thread;
+    bool started;
+    /* the thread's own: */
+    double read_gbps, int8_gops;
+};
+
+/* ---- measuring ---- */
+
+struct probe {
+    struct mu_pool *pool;
+    uint8_t *buf;
+    size_t slice;           /* bytes of each thread */
+    double int8_gops[1024]; /* [thread] */
+    double read_gbps;
+    int64_t until_ns;
+    bool more;
+};
+
+/* All threads at once; one reading is as fast as its slowest thread. Member 0 keeps the time. */
+static void probe_main(void *arg, int member, int n_member)
+{
+    struct probe *p = arg;
+    uint8_t *mine = p->buf + (size_t)member * p->slice;
+    memset(mine, member + 1, p->slice); /* the first touch decides the NUMA node */
+    p->int8_gops[member] = mu_peak_int8_gops();
+    mu_pool_barrier(p->pool);
+    do {
+        int64_t start = mu_now_ns();
+        mu_peak_read_gbps(mine, p->slice);
+        mu_pool_barrier(p->pool);
+        if (member == 0) {
+            int64_t now = mu_now_ns();
+            double gbps = (double)(p->slice * (size_t)n_member) / (double)(now - start > 0 ? now - start : 1);
+            if (gbps > p->read_gbps) p->read_gbps = gbps;
+            p->more = now < p->until_ns;
+        }
+        mu_pool_barrier(p->pool);
+    } while (p->more);
+}
+
+static void thread_init(void *ctx)
+{
+    (void)ctx;
+    mu_fp_env_set();
+}
+
+static void measure(struct mu_inventory *inv, const struct mu_topo *topo)
+{
+    struct mu_err err = MU_ERR_INIT;
+    struct probe *p = mu_calloc(1, sizeof *p);
+    struct mu_pool_options opt = {.n_threads = topo->n_usable, .pin = 1, .thread_init = thread_init};
+    if (!p) return;
+    if (opt.n_threads > (int)(sizeof p->int8_gops / sizeof p->int8_gops[0])) opt.n_threads = 1024;
+    size_t total = topo->mem_available_bytes / 8 < read_bytes_most ? topo->mem_available_bytes / 8 : read_bytes_most;
+    p->slice = total / (size_t)opt.n_threads / SLICE_ALIGN * SLICE_ALIGN;
+    size_t bytes = p->slice * (size_t)opt.n_threads;
+    if (!bytes || mu_kernels_init(NULL, &err) != MU_OK || !(p->buf = mu_pages_alloc(bytes)) ||
+        mu_pool_create(&opt, &p->pool, &err) != MU_OK) {
+        mu_warn("worker", "cannot measure this machine: %s", err.code ? err.text : "out of memory");
+    } else {
+        p->until_ns = mu_now_ns() + READ_MS * MU_MS;
+        mu_pool_run(p->pool, probe_main, p);
+        inv->read_gbps = p->read_gbps;
+        inv->int8_gops = 0;
+        for (int i = 0; i < opt.n_threads; i++) inv->int8_gops += p->int8_gops[i];
+    }
+    mu_pool_destroy(p->pool);
+    if (p->buf) mu_pages_free(p->buf, bytes);
+    mu_free(p);
+}
+
+/* ---- answering ---- */
+
+static void answer(struct mu_inventory *inv, struct question *q)
+{
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_topo *topo = mu_malloc(sizeof *topo);
+    enum mu_status st = topo ? mu_topo_read(topo, &err) : mu_fail(&err, MU_ENOMEM, "out of memory for the topology");
+    if (st != MU_OK) {
+        mu_rpc_call_finish(q->call, mu_rpc_code_of(st), "%s", err.text);
+    } else {
+        Muster__Internal__V1__InventoryReply reply = MUSTER__INTERNAL__V1__INVENTORY_REPLY__INIT;
+        Muster__V1__Node node = MUSTER__V1__NODE__INIT;
+        if (q->measure) measure(inv, topo);
+        node.name = topo->host;
+        node.cores = (uint32_t)topo->n_core;
+        node.memory_bytes = topo->mem_total_bytes;
+        node.memory_available_bytes = topo->mem_available_bytes;
+        node.read_gbps = inv->read_gbps;
+        node.int8_gops = inv->int8_gops;
+        node.worker_pid = getpid();
+        reply.node = &node;
+        mu_rpc_call_reply(q->call, &reply.base);
+    }
+    mu_free(topo);
+}
+
+static void question_free(void *p)
+{
+    struct question *q = p;
+    mu_rpc_call_release(q->call);
+    mu_free(q);
+}
+
+static void *inventory_main(void *arg)
+{
+    struct mu_inventory *inv = arg;
+    struct question *q;
+    while ((q = mu_queue_pop(inv->queue, MU_FOREVER)) != NULL) {
+        if (mu_queue_closed(inv->queue))
+            mu_rpc_call_finish(q->call, MU_RPC_UNAVAILABLE, "the worker is shutting down");
+        else
+            answer(inv, q);
+        question_free(q);
+    }
+    return NULL;
+}
+
+void mu_inventory_ask(struct mu_inventory *inv, struct mu_rpc_call *call, bool want_measure)
+{
+    struct question *q = mu_calloc(1, sizeof *q);
+    if (q) *q = (struct question){mu_rpc_call_retain(call), want_measure};
+    if (q && mu_queue_push(inv->queue, q) == MU_OK) return;
+    if (q) question_free(q);
+    mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "the worker is busy or out of memory; try again");
+}
+
+enum mu_status mu_inventory_start(struct mu_inventory **inv_out, struct mu_err *err)
+{
+    struct mu_inventory *inv = mu_calloc(1, sizeof *inv);
+    if (!inv) return mu_fail(err, MU_ENOMEM, "out of memory for the inventory");
+    enum mu_status st;
+    sigset_t all, before;
+    MU_TRY(st, mu_queue_create(QUEUE_ITEMS, &inv->queue, err), fail);
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int e = pthread_create(&inv->thread, NULL, inventory_main, inv);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (e) {
+        st = mu_fail(err, MU_EAGAIN, "cannot start a thread: %s", strerror(e));
+        goto fail;
+    }
+    inv->started = true;
+    *inv_out = inv;
+    return MU_OK;
+fail:
+    mu_inventory_destroy(inv);
+    return st;
+}
+
+void mu_inventory_stop(struct mu_inventory *inv)
+{
+    if (!inv || !inv->started) return;
+    mu_queue_close(inv->queue);
+    pthread_join(inv->thread, NULL);
+    inv->started = false;
+}
+
+void mu_inventory_destroy(struct mu_inventory *inv)
+{
+    if (!inv) return;
+    mu_inventory_stop(inv);
+    mu_queue_destroy(inv->queue, question_free);
+    mu_free(inv);
+}

@@ -1,0 +1,235 @@
+/* The leader's loop, on the compute thread.
+ *
+ *   commands ──► scheduler ──► step n+1 ──► doorbells of all other ranks
+ *                   ▲             │
+ *                   │             └──► own FIFO ──► step n: mu_shard_step ──► ids
+ *                   └─────────────────────────────────────────────────────────┘ └──► outbox ──► Engine stream
+ *
+ * With several stages the steps of the FIFO are under way in earlier stages while the leader, which is in the last one,
+ * runs the oldest: so it plans ahead as far as the scheduler lets it, then runs its own part.
+ *
+ * Waiting. Nothing in here waits for the Engine stream or for a client. With nothing to run it spins for a moment, then
+ * sleeps in poll() on the queue and the doorbells; a doorbell that closes says that a rank is gone. */
+#include "worker/leader.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/log.h"
+#include "worker/spin.h"
+
+enum {
+    MAX_WAITING = 4096,
+    BELL_SEND_MS = 5000,
+    STATS_MS = 500,
+    IDLE_POLL_MS = 1000,
+    RETRY_POLL_MS = 5, /* while the outbox could not be emptied */
+};
+
+struct leader {
+    const struct mu_leader_options *opt;
+    struct mu_sched *sched;
+    struct mu_step **step; /* [max_in_flight + 1]: the FIFO's and the one being formed */
+    int n_step, head, n_fifo;
+    struct mu_sched_event *events; /* [n_slot] */
+    struct mu_writer plan;
+    bool draining;
+    int64_t stats_ns;
+    uint64_t stats_steps;
+};
+
+size_t mu_leader_plan_bytes(const struct mu_serving *v)
+{
+    /* shard/step.c: a head of 24 bytes, 4 a freed slot, 8 a page, 33 a sequence, 4 a token; rounded up generously. */
+    return 64 + (size_t)v->n_slot * 64 + (size_t)v->n_page * 8 + (size_t)v->step_tokens * 4;
+}
+
+/* ---- commands ---- */
+
+static enum mu_status command_submit(struct leader *l, const struct mu_sched_request *r, struct mu_err *err)
+{
+    struct mu_sched_event e = {.request = r->id, .position = (uint32_t)r->n_emitted, .id = -1, .finished = true};
+    struct mu_err why = MU_ERR_INIT;
+    bool finished = false;
+    if (l->draining)
+        e.error = mu_fail(&why, MU_EBUSY, "request %llu: the gang is about to end", (unsigned long long)r->id);
+    else
+        e.error = mu_sched_submit(l->sched, r, &finished, &why);
+    if (e.error == MU_OK && !finished) return MU_OK;
+    return mu_engine_put(l->opt->engine, &e, e.error != MU_OK ? why.text : NULL, err);
+}
+
+static enum mu_status command_do(struct leader *l, const struct mu_engine_command *c, struct mu_err *err)
+{
+    struct mu_sched_event e;
+    switch (c->kind) {
+    case MU_ENGINE_SUBMIT: return command_submit(l, &c->request, err);
+    case MU_ENGINE_CANCEL:
+        if (mu_sched_cancel(l->sched, c->request.id, &e) == MU_OK) return mu_engine_put(l->opt->engine, &e, NULL, err);
+        return MU_OK;
+    case MU_ENGINE_DRAIN: l->draining = true; return MU_OK;
+    case MU_ENGINE_RESET: mu_sched_forget_all(l->sched); return MU_OK;
+    }
+    return MU_OK;
+}
+
+static enum mu_status commands_drain(struct leader *l, struct mu_err *err)
+{
+    for (;;) {
+        struct mu_engine_command *c;
+        enum mu_status st = mu_engine_next(l->opt->engine, &c, err);
+        if (st != MU_OK || !c) return st;
+        st = command_do(l, c, err);
+        mu_free(c);
+        if (st != MU_OK) return st;
+    }
+}
+
+/* ---- steps ---- */
+
+static enum mu_status step_ring(struct leader *l, const struct mu_step *step, struct mu_err *err)
+{
+    mu_writer_reset(&l->plan);
+    mu_step_encode(step, &l->plan);
+    if (!l->plan.ok)
+        return mu_fail(err, MU_ENOMEM, "step %llu: no memory for its plan", (unsigned long long)step->number);
+    int64_t deadline = mu_now_ns() + BELL_SEND_MS * MU_MS;
+    for (int i = 0; i < l->opt->plan->n_rank; i++) {
+        if (!l->opt->bells[i]) continue;
+        enum mu_status st = mu_bell_send(l->opt->bells[i], MU_BELL_PLAN, l->plan.data, l->plan.len, deadline, err);
+        if (st != MU_OK) return st;
+    }
+    return MU_OK;
+}
+
+static enum mu_status steps_plan(struct leader *l, struct mu_err *err)
+{
+    if (l->draining) return MU_OK;
+    for (;;) {
+        struct mu_step *step = l->step[(l->head + l->n_fifo) % l->n_step];
+        if (!mu_sched_next(l->sched, step)) return MU_OK;
+        enum mu_status st = step_ring(l, step, err);
+        if (st != MU_OK) return st;
+        l->n_fifo++;
+    }
+}
+
+/* The oldest step: our share, then what became of its sequences. */
+static enum mu_status step_run(struct leader *l, struct mu_err *err)
+{
+    const struct mu_step *step = l->step[l->head];
+    struct mu_rank_record *record = l->opt->record;
+    struct mu_step_result result;
+    atomic_store_explicit(&record->step, step->number, memory_order_relaxed);
+    mu_record_op(record, MU_OP_COMPUTE, MU_RECORD_NOBODY);
+    enum mu_status st = mu_shard_step(l->opt->shard, step, &result, err);
+    mu_record_op(record, MU_OP_PLAN, MU_RECORD_NOBODY);
+    mu_record_tick(record);
+    if (st != MU_OK) return st;
+    int n = mu_sched_complete(l->sched, step->number, result.id, l->events);
+    if (n < 0)
+        return mu_fail(err, MU_EINTERNAL, "step %llu is not the oldest in flight", (unsigned long long)step->number);
+    l->head = (l->head + 1) % l->n_step;
+    l->n_fifo--;
+    for (int i = 0; i < n && st == MU_OK; i++) {
+        const struct mu_sched_event *e = &l->events[i];
+        st = mu_engine_put(l->opt->engine, e,
+                           e->error == MU_ENONFINITE ? "the model's output is not finite for this request" : NULL, err);
+    }
+    return st;
+}
+
+/* ---- idle ---- */
+
+/* Whatever a rank sends after its hello, or the end of its connection, ends the gang. */
+static enum mu_status bells_check(struct leader *l, struct mu_err *err)
+{
+    for (int i = 0; i < l->opt->plan->n_rank; i++) {
+        struct mu_bell_frame f;
+        int got = l->opt->bells[i] ? mu_bell_poll(l->opt->bells[i], &f, err) : 0;
+        if (got < 0) return err->code;
+        if (got > 0) return mu_fail(err, MU_EPROTO, "rank %d sent something on its doorbell", i);
+    }
+    return MU_OK;
+}
+
+static void stats_put(struct leader *l)
+{
+    struct mu_sched_counts c;
+    int64_t now = mu_now_ns();
+    if (now < l->stats_ns) return;
+    mu_sched_count(l->sched, &c);
+    l->stats_ns = now + STATS_MS * MU_MS;
+    if (c.steps == l->stats_steps) return;
+    l->stats_steps = c.steps;
+    mu_engine_put_stats(l->opt->engine, &c);
+}
+
+static enum mu_status idle_wait(struct leader *l, bool outbox_empty, struct mu_err *err)
+{
+    struct pollfd p[MU_MAX_RANKS + 1];
+    nfds_t n = 0;
+    mu_record_op(l->opt->record, MU_OP_IDLE, MU_RECORD_NOBODY);
+    for (struct mu_spin spin = mu_spin_start(); mu_spin_turn(&spin);)
+        if (mu_engine_waiting(l->opt->engine)) return MU_OK;
+    p[n++] = (struct pollfd){.fd = mu_engine_fd(l->opt->engine), .events = POLLIN};
+    for (int i = 0; i < l->opt->plan->n_rank; i++)
+        if (l->opt->bells[i]) p[n++] = (struct pollfd){.fd = mu_bell_fd(l->opt->bells[i]), .events = POLLIN};
+    if (poll(p, n, outbox_empty ? IDLE_POLL_MS : RETRY_POLL_MS) < 0 && errno != EINTR)
+        return mu_fail(err, MU_EIO, "leader: poll: %s", strerror(errno));
+    return bells_check(l, err);
+}
+
+/* ---- life ---- */
+
+static enum mu_status leader_init(struct leader *l, const struct mu_leader_options *opt, struct mu_err *err)
+{
+    enum mu_status st;
+    struct mu_sched_options so = {opt->serving, opt->plan->n_stage, opt->model->cfg.n_vocab, MAX_WAITING};
+    l->opt = opt;
+    mu_writer_init(&l->plan, mu_leader_plan_bytes(&opt->serving));
+    MU_TRY(st, mu_sched_create(&so, &l->sched, err), out);
+    l->n_step = mu_sched_max_in_flight(l->sched) + 1;
+    l->step = mu_calloc((size_t)l->n_step, sizeof *l->step);
+    l->events = mu_calloc((size_t)opt->serving.n_slot, sizeof *l->events);
+    if (!l->step || !l->events) return mu_fail(err, MU_ENOMEM, "out of memory for the leader's steps");
+    for (int i = 0; i < l->n_step; i++) MU_TRY(st, mu_step_create(&opt->serving, &l->step[i], err), out);
+out:
+    return st;
+}
+
+static enum mu_status leader_loop(struct leader *l, struct mu_err *err)
+{
+    enum mu_status st;
+    for (;;) {
+        mu_record_op(l->opt->record, MU_OP_PLAN, MU_RECORD_NOBODY);
+        MU_TRY(st, commands_drain(l, err), out);
+        MU_TRY(st, steps_plan(l, err), out);
+        if (l->n_fifo) MU_TRY(st, step_run(l, err), out);
+        bool empty = mu_engine_flush(l->opt->engine);
+        stats_put(l);
+        if (!l->n_fifo && !mu_engine_waiting(l->opt->engine)) {
+            /* Sequences that have just got their ids are planned before anything sleeps. */
+            MU_TRY(st, steps_plan(l, err), out);
+            if (!l->n_fifo) MU_TRY(st, idle_wait(l, empty, err), out);
+        }
+    }
+out:
+    return st;
+}
+
+enum mu_status mu_leader_run(const struct mu_leader_options *opt, struct mu_err *err)
+{
+    struct leader l = {0};
+    enum mu_status st = leader_init(&l, opt, err);
+    if (st == MU_OK) st = leader_loop(&l, err);
+    for (int i = 0; l.step && i < l.n_step; i++) mu_free(l.step[i]);
+    mu_free(l.step);
+    mu_free(l.events);
+    mu_writer_free(&l.plan);
+    mu_sched_destroy(l.sched);
+    return st;
+}

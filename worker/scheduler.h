@@ -1,0 +1,92 @@
+/* Which sequences run in the next step: continuous batching over a fixed number of slots and KV pages.
+ *
+ *              submit            admit: slot and pages            end id, max_tokens, context full
+ *   (request) ───────► waiting ───────────────────────► active ─────────────────────────────────► (gone)
+ *                         ▲                                │
+ *                         └── preempt: pages ran out ──────┘   everything is computed again from ids: same tokens
+ *
+ * An active sequence is either in exactly one step in flight or in none. What it needs next follows from two numbers:
+ * ids known and ids fed to the ranks; one missing is a decode, more are a prefill, and the last chunk of either
+ * samples.
+ *
+ * Rules   decodes first, dealt out so that every pipeline stage has a step; then prefill chunks under the token budget;
+ *         then admission, strictly in order of arrival (nobody starves). When pages run out the youngest sequence that
+ *         is not in flight gives its own back. A request that could never fit is refused at submission.
+ * Pure    no clock, no I/O, no threads: the same calls give the same steps.
+ * Memory  everything a step touches is sized at creation and submission; next and complete allocate nothing. */
+#ifndef MU_WORKER_SCHEDULER_H
+#define MU_WORKER_SCHEDULER_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "shard/plan.h"
+#include "shard/step.h"
+
+enum { MU_SCHED_MAX_END_IDS = 64 };
+
+struct mu_sched;
+
+struct mu_sched_options {
+    struct mu_serving serving;
+    int n_stage;     /* of the gang */
+    int n_vocab;     /* bounds every id */
+    int max_waiting; /* requests that wait for a slot; more are refused */
+};
+
+struct mu_sched_request { /* everything is copied */
+    uint64_t id;
+    const int32_t *prompt; /* [n_prompt], at least one */
+    size_t n_prompt;
+    const int32_t *emitted; /* [n_emitted] committed earlier: replayed with the prompt */
+    size_t n_emitted;
+    uint32_t max_tokens; /* emitted ones included */
+    float temperature, top_p;
+    uint32_t top_k;
+    uint64_t seed;
+    const int32_t *end_ids; /* [n_end] */
+    size_t n_end;
+};
+
+/* What became of a request in a step. */
+struct mu_sched_event {
+    uint64_t request;
+    uint32_t position;    /* of id among the emitted ids; without an id: how many there are */
+    int32_t id;           /* -1: none */
+    bool finished;        /* the scheduler has let go of it */
+    enum mu_status error; /* MU_OK, MU_ENONFINITE, MU_ECANCELLED, MU_EINTERNAL (an id outside the vocabulary) */
+};
+
+enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sched **sched_out, struct mu_err *err);
+void mu_sched_destroy(struct mu_sched *s); /* NULL is fine */
+
+/* MU_OK; *finished_out: there is nothing left to do for it (what was emitted ends it) and it was not taken.
+ * MU_EINVAL (ids, no prompt, known already), MU_ELIMIT (never fits, or too many wait), MU_ENOMEM. */
+enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request *request, bool *finished_out,
+                               struct mu_err *err);
+/* MU_OK: it is gone, *event_out says so. MU_EAGAIN: it is in flight and ends with its step's event. MU_ENOENT. */
+enum mu_status mu_sched_cancel(struct mu_sched *s, uint64_t request, struct mu_sched_event *event_out);
+/* Forgets every request; those in flight end with their steps, without events. */
+void mu_sched_forget_all(struct mu_sched *s);
+
+/* Most steps in flight: one a stage, and one more where there are several stages. */
+int mu_sched_max_in_flight(const struct mu_sched *s);
+int mu_sched_in_flight(const struct mu_sched *s);
+
+/* Forms the next step into one made by mu_step_create with the same limits. false: nothing to run now, step_out is not
+ * meaningful. */
+bool mu_sched_next(struct mu_sched *s, struct mu_step *step_out);
+
+/* The oldest step in flight is done; id is mu_step_result's. events_out has room for n_slot; returns how many.
+ * MU_EINTERNAL (an error of the caller) as -1: that step is not the oldest in flight. */
+int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, struct mu_sched_event *events_out);
+
+struct mu_sched_counts {
+    uint32_t active, waiting, free_pages, free_slots;
+    uint64_t steps, preemptions;
+};
+void mu_sched_count(const struct mu_sched *s, struct mu_sched_counts *counts_out);
+
+#endif

@@ -1,0 +1,156 @@
+/* Rotation, cache and attention of my heads.
+ *
+ * An item is (sequence, block of queries, KV head). Where every sequence has one token, an item rotates, stores and
+ * attends in one go, since nobody else reads what it wrote. Otherwise all keys and values are stored first. */
+#include <string.h>
+
+#include "shard/parts.h"
+
+enum { QUERY_BLOCK = 24 }; /* tokens: a multiple of the kernels' 12 queries whatever the group */
+
+void mu_attend_plan(struct mu_shard *s)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < s->step->n_seq; i++) {
+        s->block0[i] = n;
+        n += (s->step->seq[i].n_tok + QUERY_BLOCK - 1) / QUERY_BLOCK;
+    }
+    s->block0[s->step->n_seq] = n;
+}
+
+/* My query heads that read my KV head j. */
+static struct mu_range query_heads(const struct mu_shard *s, int j)
+{
+    int group = s->cfg.n_head / s->cfg.n_kv_head, first = (s->me.kv_heads.begin + j) * group;
+    struct mu_range h = {first, first + group};
+    if (h.begin < s->me.heads.begin) h.begin = s->me.heads.begin;
+    if (h.end > s->me.heads.end) h.end = s->me.heads.end;
+    return (struct mu_range){h.begin - s->me.heads.begin, h.end - s->me.heads.begin};
+}
+
+/* Token t of sequence q: its key of KV head j rotated, key and value stored. */
+static void store_one(const struct mu_shard *s, const struct mu_step_seq *q, int layer, int j, int t)
+{
+    const struct kv *kv = &s->kv;
+    size_t stride = (size_t)kv->n_head * (size_t)kv->d_head, at = (size_t)t * stride + (size_t)j * (size_t)kv->d_head;
+    uint32_t pos = q->pos0 + ((uint32_t)t - q->tok_off);
+    uint16_t *page = mu_kv_page(kv, layer, j, kv->slot[q->slot].page[pos / MU_PAGE_TOKENS]);
+    const float *turn = s->rope + (size_t)t * (size_t)s->cfg.n_rot;
+    s->k->rope(s->key + at, 1, kv->d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES, turn);
+    s->k->kv_store(s->key + at, s->value + at, kv->d_head, (int)(pos % MU_PAGE_TOKENS), page,
+                   page + kv->page_values / 2);
+}
+
+static void rotate_queries(const struct mu_shard *s, struct mu_range heads, int t)
+{
+    size_t d = (size_t)s->cfg.d_head, stride = (size_t)mu_range_len(s->me.heads) * d;
+    const float *turn = s->rope + (size_t)t * (size_t)s->cfg.n_rot;
+    s->k->rope(s->q + (size_t)t * stride + (size_t)heads.begin * d, mu_range_len(heads), s->cfg.d_head, s->cfg.n_rot,
+               s->model->arch->rope == MU_ROPE_HALVES, turn);
+}
+
+/* Tokens [t, t + n_tok) of sequence q over KV head j; the result is row `to` onwards of attn. */
+static void attend(const struct run *r, const struct mu_step_seq *q, int layer, int j, int t, int n_tok, int to)
+{
+    const struct mu_shard *s = r->s;
+    const struct kv *kv = &s->kv;
+    const struct slot *slot = &kv->slot[q->slot];
+    struct mu_range heads = query_heads(s, j);
+    size_t d = (size_t)kv->d_head, stride = (size_t)mu_range_len(s->me.heads) * d;
+    uint32_t pos0 = q->pos0 + ((uint32_t)t - q->tok_off), window = (uint32_t)s->cfg.window;
+    uint32_t first = window && pos0 >= window ? (pos0 - window + 1) / MU_PAGE_TOKENS : 0;
+    uint32_t end = (pos0 + (uint32_t)n_tok + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
+    for (uint32_t p = first; p < end; p++) {
+        r->mine->k_page[p] = mu_kv_page(kv, layer, j, slot->page[p]);
+        r->mine->v_page[p] = r->mine->k_page[p] + kv->page_values / 2;
+    }
+    struct mu_attn a = {.n_tok = n_tok,
+                        .n_rep = mu_range_len(heads),
+                        .d_head = kv->d_head,
+                        .pos0 = (int)pos0,
+                        .page_tokens = MU_PAGE_TOKENS,
+                        .window = s->cfg.window,
+                        .scale = s->cfg.attn_scale,
+                        .q = s->q + (size_t)t * stride + (size_t)heads.begin * d,
+                        .q_stride = stride,
+                        .out = s->attn + (size_t)to * stride + (size_t)heads.begin * d,
+                        .out_stride = stride,
+                        .k_page = r->mine->k_page,
+                        .v_page = r->mine->v_page};
+    s->k->attn(&a);
+}
+
+static void item_decode(const struct run *r, int layer, int item)
+{
+    const struct mu_shard *s = r->s;
+    int t = item / s->kv.n_head, j = item % s->kv.n_head; /* sequence i is token i */
+    const struct mu_step_seq *q = &s->step->seq[t];
+    store_one(s, q, layer, j, t);
+    rotate_queries(s, query_heads(s, j), t);
+    attend(r, q, layer, j, t, 1, t);
+}
+
+/* Blocks of a sequence from its end: the longest first. */
+static void item_block(const struct run *r, int layer, int item)
+{
+    const struct mu_shard *s = r->s;
+    uint32_t block = (uint32_t)(item / s->kv.n_head), low = 0, high = s->step->n_seq;
+    while (high - low > 1) {
+        uint32_t mid = (low + high) / 2;
+        if (s->block0[mid] <= block)
+            low = mid;
+        else
+            high = mid;
+    }
+    const struct mu_step_seq *q = &s->step->seq[low];
+    uint32_t from_end = block - s->block0[low], n_block = s->block0[low + 1] - s->block0[low];
+    uint32_t begin = (n_block - 1 - from_end) * QUERY_BLOCK;
+    uint32_t n = q->n_tok - begin < QUERY_BLOCK ? q->n_tok - begin : QUERY_BLOCK;
+    int t = (int)(q->tok_off + begin);
+    attend(r, q, layer, item % s->kv.n_head, t, (int)n, t);
+}
+
+static void item_live(const struct run *r, int layer, int item)
+{
+    const struct mu_shard *s = r->s;
+    int i = item / s->kv.n_head, t = s->live[i];
+    attend(r, &s->step->seq[s->seq_of[t]], layer, item % s->kv.n_head, t, 1, i);
+}
+
+static void store_share(struct run *r, int layer)
+{
+    const struct mu_shard *s = r->s;
+    struct mu_range mine = mu_run_share(r, r->n_tok);
+    for (int t = mine.begin; t < mine.end; t++) {
+        for (int j = 0; j < s->kv.n_head; j++) store_one(s, &s->step->seq[s->seq_of[t]], layer, j, t);
+        rotate_queries(s, (struct mu_range){0, mu_range_len(s->me.heads)}, t);
+    }
+}
+
+void mu_run_attend(struct run *r, int layer, bool last)
+{
+    struct mu_shard *s = r->s;
+    bool prune = last && s->prune;
+    int n_item = s->decode ? r->n_tok : prune ? s->n_row : (int)s->block0[s->step->n_seq], begin, end;
+    if (!s->decode) {
+        store_share(r, layer);
+        mu_run_meet(r);
+    }
+    if (prune && r->member == 0) { /* nobody reads the residual before the next meeting */
+        size_t d = (size_t)s->cfg.d_model;
+        for (int i = 0; i < s->n_row; i++)
+            memmove(s->x + (size_t)i * d, s->x + (size_t)s->live[i] * d, d * sizeof *s->x);
+    }
+    while (mu_run_claim(r, n_item * s->kv.n_head, 1, 4, &begin, &end)) {
+        for (int item = begin; item < end; item++) {
+            if (s->decode)
+                item_decode(r, layer, item);
+            else if (prune)
+                item_live(r, layer, item);
+            else
+                item_block(r, layer, item);
+            mu_run_breathe(r);
+        }
+    }
+    mu_run_meet(r);
+}

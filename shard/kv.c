@@ -1,0 +1,70 @@
+/* KV pages: one pool for all slots, a page table a slot.
+ *
+ *   data  [layer][KV head][page][keys: 16 positions interleaved | values][…]
+ *
+ * A page number means the same page in every layer and head, on every rank. The tables change only through the steps'
+ * numbered changes, so all ranks hold the same; two slots may name the same page (a shared prefix). */
+#include "base/alloc.h"
+#include "shard/parts.h"
+
+enum mu_status mu_kv_create(struct mu_shard *s, struct mu_err *err)
+{
+    struct kv *kv = &s->kv;
+    size_t n_layer = (size_t)mu_range_len(s->stage.layers), values, n_slot = (size_t)s->serving.n_slot, n_entry;
+    kv->n_page = s->serving.n_page;
+    kv->max_page = ((uint32_t)s->serving.n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
+    kv->n_slot = s->serving.n_slot;
+    kv->n_head = mu_range_len(s->me.kv_heads);
+    kv->d_head = s->cfg.d_head;
+    kv->page_values = (size_t)2 * MU_PAGE_TOKENS * (size_t)kv->d_head;
+    if (!mu_mul_size(kv->page_values, kv->n_page, &values) || !mu_mul_size(values, (size_t)kv->n_head, &values) ||
+        !mu_mul_size(values, n_layer, &values) || !mu_mul_size(values, sizeof *kv->data, &kv->bytes) ||
+        !mu_mul_size(n_slot, kv->max_page, &n_entry))
+        return mu_fail(err, MU_ENOMEM, "%u KV pages are too many: use fewer slots or a shorter context", kv->n_page);
+    kv->slot = mu_calloc(n_slot, sizeof *kv->slot);
+    kv->pages = mu_calloc(n_entry, sizeof *kv->pages);
+    if (kv->bytes) kv->data = mu_pages_alloc(kv->bytes);
+    if (!kv->slot || !kv->pages || (kv->bytes && !kv->data))
+        return mu_fail(err, MU_ENOMEM, "no memory for %u KV pages (%zu MB): use fewer slots or a shorter context",
+                       kv->n_page, kv->bytes >> 20);
+    for (int i = 0; i < kv->n_slot; i++) kv->slot[i].page = kv->pages + (size_t)i * kv->max_page;
+    return MU_OK;
+}
+
+void mu_kv_destroy(struct kv *kv)
+{
+    if (kv->data) mu_pages_free(kv->data, kv->bytes);
+    mu_free(kv->slot);
+    mu_free(kv->pages);
+}
+
+enum mu_status mu_kv_apply(struct kv *kv, const struct mu_step *step, struct mu_err *err)
+{
+    unsigned long long number = step->number;
+    for (uint32_t i = 0; i < step->n_free; i++) {
+        if (step->free_slot[i] >= (uint32_t)kv->n_slot)
+            return mu_fail(err, MU_EPROTO, "step %llu frees slot %u of %d", number, step->free_slot[i], kv->n_slot);
+        kv->slot[step->free_slot[i]].n_page = 0;
+    }
+    for (uint32_t i = 0; i < step->n_page; i++) {
+        const struct mu_step_page *p = &step->page[i];
+        if (p->slot >= (uint32_t)kv->n_slot || p->page >= kv->n_page)
+            return mu_fail(err, MU_EPROTO, "step %llu gives page %u of %u to slot %u of %d", number, p->page,
+                           kv->n_page, p->slot, kv->n_slot);
+        struct slot *slot = &kv->slot[p->slot];
+        if (slot->n_page == kv->max_page)
+            return mu_fail(err, MU_EPROTO, "step %llu gives slot %u more than the %u pages of a context", number,
+                           p->slot, kv->max_page);
+        slot->page[slot->n_page++] = p->page;
+    }
+    for (uint32_t i = 0; i < step->n_seq; i++) {
+        const struct mu_step_seq *q = &step->seq[i];
+        if (q->slot >= (uint32_t)kv->n_slot)
+            return mu_fail(err, MU_EPROTO, "step %llu runs slot %u of %d", number, q->slot, kv->n_slot);
+        uint64_t end = (uint64_t)q->pos0 + q->n_tok, room = (uint64_t)kv->slot[q->slot].n_page * MU_PAGE_TOKENS;
+        if (end > room)
+            return mu_fail(err, MU_EPROTO, "step %llu runs slot %u up to position %llu, but its pages end at %llu",
+                           number, q->slot, (unsigned long long)end, (unsigned long long)room);
+    }
+    return MU_OK;
+}

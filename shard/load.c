@@ -1,0 +1,391 @@
+/* Creating a shard: its rows packed for the kernels with all threads, its pages, its scratch.
+ *
+ * Weights are one block of pages straight from the system; the member that packs a piece touches it first, so it lies
+ * on the NUMA node where the rank runs. Norm vectors are small and copied whole. The embedding is read from the
+ * mapped file: a step touches a row a token. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/fault.h"
+#include "shard/parts.h"
+
+enum { ALIGN = 64, PIECE_GROUPS = 16 /* row groups packed between two looks at the counter */ };
+
+struct load_item {
+    struct mu_mat *mat;
+    const struct mu_gguf_tensor *tensor;
+    int row0;   /* in the tensor */
+    int group0; /* row groups of the items before */
+};
+
+struct load {
+    struct mu_shard *s;
+    const struct mu_shard_options *opt;
+    struct load_item *item;
+    int n_item, n_group;
+    uint64_t total_bytes;
+    atomic_int next;
+    atomic_int bad; /* index of an item whose scales are not finite, -1 */
+    _Atomic uint64_t done_bytes;
+};
+
+unsigned mu_form_of(uint32_t type)
+{
+    const struct mu_type_info *info = mu_type_info(type);
+    switch (info ? info->act : MU_ACT_NONE) {
+    case MU_ACT_Q8: return FORM_Q8;
+    case MU_ACT_BF16: return FORM_BF16;
+    case MU_ACT_F32:
+    case MU_ACT_NONE: break;
+    }
+    return FORM_F32;
+}
+
+/* C4: what a quantised matrix adds is rounded. */
+static bool rounds(const struct mu_gguf_tensor *t)
+{
+    return mu_form_of(t->type) == FORM_Q8;
+}
+
+/* ---- packing ---- */
+
+static const struct load_item *item_at(const struct load *l, int group)
+{
+    int low = 0, high = l->n_item;
+    while (high - low > 1) {
+        int mid = (low + high) / 2;
+        if (l->item[mid].group0 <= group)
+            low = mid;
+        else
+            high = mid;
+    }
+    return &l->item[low];
+}
+
+static void pack_piece(struct load *l, int group, int end)
+{
+    while (group < end) {
+        const struct load_item *item = item_at(l, group);
+        int row0 = (group - item->group0) * MU_ROW_GROUP, row1 = (end - item->group0) * MU_ROW_GROUP;
+        if (row1 > item->mat->n_row) row1 = item->mat->n_row;
+        const uint8_t *raw = item->tensor->data + (size_t)(item->row0 + row0) * item->tensor->row_bytes;
+        if (!l->s->k->mat_pack(item->mat, row0, row1, raw)) atomic_store(&l->bad, (int)(item - l->item));
+        atomic_fetch_add(&l->done_bytes, (uint64_t)(row1 - row0) * item->tensor->row_bytes);
+        group = item->group0 + (row1 + MU_ROW_GROUP - 1) / MU_ROW_GROUP;
+    }
+}
+
+static void load_tell(const struct load *l)
+{
+    uint64_t done = atomic_load(&l->done_bytes);
+    if (l->s->record) {
+        atomic_store_explicit(&l->s->record->load_done_bytes, done, memory_order_relaxed);
+        mu_record_tick(l->s->record);
+    }
+    if (l->opt->load_progress) l->opt->load_progress(done, l->total_bytes, l->opt->load_ctx);
+}
+
+static void pack_main(void *arg, int member, int n_member)
+{
+    struct load *l = arg;
+    int group;
+    (void)n_member;
+    if (!mu_fp_env_ok()) mu_fp_env_set();
+    while (atomic_load(&l->bad) < 0 && (group = atomic_fetch_add(&l->next, PIECE_GROUPS)) < l->n_group) {
+        pack_piece(l, group, group + PIECE_GROUPS < l->n_group ? group + PIECE_GROUPS : l->n_group);
+        if (member == 0) load_tell(l);
+    }
+}
+
+static enum mu_status pack_all(struct load *l, struct mu_err *err)
+{
+    const struct mu_gguf *g = l->s->model->gguf;
+    if (l->s->record) {
+        mu_record_op(l->s->record, MU_OP_LOADING, MU_RECORD_NOBODY);
+        atomic_store_explicit(&l->s->record->load_total_bytes, l->total_bytes, memory_order_relaxed);
+    }
+    if (mu_fault_hit("rank.load")) return mu_fail(err, MU_EIO, "the fault point rank.load was hit");
+    for (int i = 0; i < l->n_item; i++) {
+        const struct load_item *it = &l->item[i];
+        mu_gguf_will_read(g, it->tensor->data + (size_t)it->row0 * it->tensor->row_bytes,
+                          (size_t)it->mat->n_row * it->tensor->row_bytes);
+    }
+    mu_pool_run(l->s->pool, pack_main, l);
+    load_tell(l);
+    int bad = atomic_load(&l->bad);
+    if (bad >= 0)
+        return mu_gguf_tensor_fail(g, l->item[bad].tensor, MU_EFORMAT, "a scale or weight is not finite", err);
+    return MU_OK;
+}
+
+/* ---- what to pack, and where ---- */
+
+static void item_add(struct load *l, struct mu_mat *mat, const struct mu_gguf_tensor *t, int row0, int n_row)
+{
+    *mat = (struct mu_mat){.type = t->type, .n_row = n_row, .n_col = (int)t->ne[0]};
+    if (n_row == 0) return;
+    l->item[l->n_item++] = (struct load_item){mat, t, row0, l->n_group};
+    l->n_group += (n_row + MU_ROW_GROUP - 1) / MU_ROW_GROUP;
+    l->total_bytes += (uint64_t)n_row * t->row_bytes;
+}
+
+static void items_of_layers(struct load *l)
+{
+    struct mu_shard *s = l->s;
+    for (int i = 0; i < mu_range_len(s->stage.layers); i++) {
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
+            int row0, n_row = mu_plan_rows(s->model, &s->me, (enum mu_tensor_id)id, &row0);
+            if (id == MU_T_ATTN_NORM || id == MU_T_FFN_NORM) continue;
+            item_add(l, &s->layer[i].mat[id], s->model->layer[s->stage.layers.begin + i][id], row0, n_row);
+        }
+    }
+    if (s->last_stage) item_add(l, &s->out, s->model->output, s->me.vocab.begin, mu_range_len(s->me.vocab));
+}
+
+static enum mu_status weights_alloc(struct load *l, struct mu_err *err)
+{
+    struct mu_shard *s = l->s;
+    size_t total = 0;
+    for (int i = 0; i < l->n_item; i++) {
+        const struct mu_mat *m = l->item[i].mat;
+        size_t bytes = s->k->mat_bytes(m->type, m->n_row, m->n_col);
+        if (bytes == 0)
+            return mu_gguf_tensor_fail(s->model->gguf, l->item[i].tensor, MU_EUNSUPPORTED,
+                                       "this build does not multiply with its type at this width", err);
+        if (!mu_add_size(total, (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1), &total))
+            return mu_fail(err, MU_ENOMEM, "the weights of rank %d are too large", l->opt->rank);
+    }
+    s->weights.bytes = total;
+    if (total) s->weights.p = mu_pages_alloc(total);
+    if (total && !s->weights.p)
+        return mu_fail(err, MU_ENOMEM,
+                       "no memory for the weights of rank %d (%zu MB): use more ranks or a smaller model", l->opt->rank,
+                       total >> 20);
+    char *at = s->weights.p;
+    for (int i = 0; i < l->n_item; i++) {
+        struct mu_mat *m = l->item[i].mat;
+        m->data = at;
+        at += (s->k->mat_bytes(m->type, m->n_row, m->n_col) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+    }
+    return MU_OK;
+}
+
+static void layer_forms(struct layer *layer, const struct mu_gguf_tensor *const *t)
+{
+    layer->attn_in = mu_form_of(t[MU_T_Q]->type) | mu_form_of(t[MU_T_K]->type) | mu_form_of(t[MU_T_V]->type);
+    layer->o_in = mu_form_of(t[MU_T_O]->type);
+    layer->ffn_in = mu_form_of(t[MU_T_GATE]->type) | mu_form_of(t[MU_T_UP]->type);
+    layer->down_in = mu_form_of(t[MU_T_DOWN]->type);
+    layer->o_round = rounds(t[MU_T_O]);
+    layer->down_round = rounds(t[MU_T_DOWN]);
+}
+
+static float *norm_copy(const struct mu_shard *s, const struct mu_gguf_tensor *t, float **at)
+{
+    float *to = *at;
+    memcpy(to, t->data, (size_t)s->cfg.d_model * sizeof *to);
+    *at += s->cfg.d_model;
+    return to;
+}
+
+static enum mu_status small_load(struct mu_shard *s, struct mu_err *err)
+{
+    int n_layer = mu_range_len(s->stage.layers);
+    float scale = s->cfg.rope_linear_scale;
+    s->norms = mu_calloc((size_t)(2 * n_layer + 1) * (size_t)s->cfg.d_model, sizeof *s->norms);
+    s->rope_freq = mu_calloc((size_t)s->cfg.n_rot / 2 + 1, sizeof *s->rope_freq);
+    if (!s->norms || !s->rope_freq) return mu_fail(err, MU_ENOMEM, "no memory for the norms of %d layers", n_layer);
+    float *at = s->norms;
+    for (int i = 0; i < n_layer; i++) {
+        const struct mu_gguf_tensor *const *t = s->model->layer[s->stage.layers.begin + i];
+        s->layer[i].attn_norm = norm_copy(s, t[MU_T_ATTN_NORM], &at);
+        s->layer[i].ffn_norm = norm_copy(s, t[MU_T_FFN_NORM], &at);
+        layer_forms(&s->layer[i], t);
+    }
+    s->out_norm = norm_copy(s, s->model->out_norm, &at);
+    s->out_in = mu_form_of(s->model->output->type);
+    mu_rope_freqs(s->cfg.rope_freq_base, s->cfg.n_rot, s->model->rope_factors, s->rope_freq);
+    for (int i = 0; i < s->cfg.n_rot / 2; i++)
+        if (scale != 1.0f) s->rope_freq[i] = s->rope_freq[i] / scale;
+    return MU_OK;
+}
+
+enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err)
+{
+    int n_layer = mu_range_len(s->stage.layers);
+    struct load l = {.s = s, .opt = opt};
+    atomic_init(&l.next, 0);
+    atomic_init(&l.bad, -1);
+    atomic_init(&l.done_bytes, 0);
+    enum mu_status st = MU_OK;
+    s->layer = mu_calloc((size_t)n_layer, sizeof *s->layer);
+    l.item = mu_calloc((size_t)n_layer * MU_T_LAYER_COUNT + 1, sizeof *l.item);
+    if (!s->layer || !l.item) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for the tables of %d layers", n_layer);
+        goto fail;
+    }
+    items_of_layers(&l);
+    MU_TRY(st, small_load(s, err), fail);
+    MU_TRY(st, weights_alloc(&l, err), fail);
+    MU_TRY(st, pack_all(&l, err), fail);
+fail:
+    mu_free(l.item);
+    return st;
+}
+
+/* ---- scratch ---- */
+
+/* Takes `bytes` from a block, or only counts where there is none yet. */
+static void *carve(char *base, size_t *at, size_t bytes)
+{
+    void *p = base ? base + *at : NULL;
+    *at += (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+    return p;
+}
+
+static void scratch_carve(struct mu_shard *s, char *base, size_t *at)
+{
+    const struct mu_scratch_sizes *z = &s->size;
+    s->x = carve(base, at, z->x);
+    s->q = carve(base, at, z->q);
+    s->key = carve(base, at, z->kv);
+    s->value = carve(base, at, z->kv);
+    s->attn = carve(base, at, z->attn);
+    s->gate = carve(base, at, z->ff);
+    s->up = carve(base, at, z->ff);
+    s->y = carve(base, at, z->y);
+    s->rope = carve(base, at, z->rope);
+    s->act.f32 = carve(base, at, z->act_f32);
+    s->act.bf16 = carve(base, at, z->act_bf16);
+    s->act.q = carve(base, at, z->act_q);
+    s->act.s = carve(base, at, z->act_s);
+    s->act.sum = carve(base, at, z->act_sum);
+    s->gather = carve(base, at, z->gather);
+    for (int i = 0; i < MU_SHARD_TICKETS; i++) s->send[i] = carve(base, at, z->send);
+    s->logits = carve(base, at, z->logits);
+    s->parts = carve(base, at, z->whole);
+    s->whole = z->whole ? carve(base, at, z->whole) : s->logits;
+}
+
+static void member_carve(const struct mu_shard *s, struct member *m, char *base, size_t *at)
+{
+    size_t col = (size_t)mu_scratch_max_col(&s->cfg), n = NARROW_TOKENS, blocks = col / MU_Q_BLOCK + 1;
+    m->x = carve(base, at, n * (size_t)s->cfg.d_model * sizeof(float));
+    m->row = carve(base, at, col * sizeof(float));
+    m->act.f32 = carve(base, at, n * col * sizeof(float));
+    m->act.bf16 = carve(base, at, n * col * sizeof(uint16_t));
+    m->act.q = carve(base, at, n * col);
+    m->act.s = carve(base, at, n * blocks * sizeof(float));
+    m->act.sum = carve(base, at, n * blocks * 2 * sizeof(int16_t));
+    m->k_page = carve(base, at, s->kv.max_page * sizeof *m->k_page);
+    m->v_page = carve(base, at, s->kv.max_page * sizeof *m->v_page);
+}
+
+static enum mu_status scratch_create(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err)
+{
+    size_t n_tok = (size_t)s->serving.step_tokens, n_slot = (size_t)s->serving.n_slot, n_vocab = (size_t)s->cfg.n_vocab;
+    size_t n_block = (size_t)mu_range_len(s->me.vocab) / 1024 + 1, bytes = 0;
+    int n_member = mu_pool_size(s->pool);
+    if (!mu_scratch_sizes(s->model, &s->plan, opt->rank, &s->serving, &s->size))
+        return mu_fail(err, MU_ENOMEM, "%d tokens a step are too many", s->serving.step_tokens);
+    scratch_carve(s, NULL, &bytes);
+    s->scratch = (struct block){mu_pages_alloc(bytes), bytes};
+    s->member = mu_calloc((size_t)n_member, sizeof *s->member);
+    bytes = 0;
+    member_carve(s, &(struct member){0}, NULL, &bytes);
+    s->member_block = mu_aligned_alloc(ALIGN, bytes * (size_t)n_member);
+    s->block0 = mu_calloc(n_slot + 1, sizeof *s->block0);
+    s->seq_of = mu_calloc(n_tok, sizeof *s->seq_of);
+    s->row = mu_calloc(n_tok, sizeof *s->row);
+    s->live = mu_calloc(n_tok, sizeof *s->live);
+    s->id = mu_calloc(n_slot, sizeof *s->id);
+    s->pick = mu_calloc(n_slot, n_block * sizeof *s->pick);
+    s->pick_all = mu_calloc(n_slot * (size_t)s->stage.n_rank, sizeof *s->pick_all);
+    s->order = mu_calloc(s->last_stage ? n_vocab : 1, sizeof *s->order);
+    s->terms = mu_calloc(s->last_stage ? n_vocab : 1, sizeof *s->terms);
+    if (!s->scratch.p || !s->member || !s->member_block || !s->block0 || !s->seq_of || !s->row || !s->live || !s->id ||
+        !s->pick || !s->pick_all || !s->order || !s->terms)
+        return mu_fail(err, MU_ENOMEM, "no memory for steps of %d tokens in %d slots (%zu MB): use fewer of them",
+                       s->serving.step_tokens, s->serving.n_slot, s->scratch.bytes >> 20);
+    bytes = 0;
+    scratch_carve(s, s->scratch.p, &bytes);
+    bytes = 0;
+    for (int i = 0; i < n_member; i++) member_carve(s, &s->member[i], s->member_block, &bytes);
+    return MU_OK;
+}
+
+/* ---- the shard ---- */
+
+static enum mu_status options_check(const struct mu_shard_options *opt, struct mu_err *err)
+{
+    const struct mu_serving *v = &opt->serving;
+    if (opt->rank < 0 || opt->rank >= opt->plan->n_rank)
+        return mu_fail(err, MU_EINVAL, "rank %d of a plan of %d ranks", opt->rank, opt->plan->n_rank);
+    if (v->n_ctx < 1 || v->n_slot < 1 || v->n_page < 1 || v->step_tokens < 1)
+        return mu_fail(err, MU_EINVAL, "context %d, slots %d, pages %u, tokens a step %d: each must be at least 1",
+                       v->n_ctx, v->n_slot, v->n_page, v->step_tokens);
+    if (opt->model->cfg.d_head > MU_MAX_D_HEAD)
+        return mu_fail(err, MU_EUNSUPPORTED, "heads of %d dimensions, expected at most %d", opt->model->cfg.d_head,
+                       MU_MAX_D_HEAD);
+    return mu_kernels() ? MU_OK : mu_kernels_init(NULL, err);
+}
+
+enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_shard **shard_out, struct mu_err *err)
+{
+    enum mu_status st = options_check(opt, err);
+    if (st != MU_OK) return st;
+    struct mu_shard *s = mu_aligned_alloc(ALIGN, sizeof *s);
+    if (!s) return mu_fail(err, MU_ENOMEM, "no memory for rank %d", opt->rank);
+    memset(s, 0, sizeof *s);
+    s->model = opt->model;
+    s->cfg = opt->model->cfg;
+    s->plan = *opt->plan;
+    s->me = s->plan.rank[opt->rank];
+    s->stage = s->plan.stage[s->me.stage];
+    s->first_stage = s->me.stage == 0;
+    s->last_stage = s->me.stage == s->plan.n_stage - 1;
+    s->leader = opt->rank == s->plan.leader;
+    s->serving = opt->serving;
+    s->pool = opt->pool;
+    s->comm = opt->comm;
+    s->record = opt->record;
+    s->k = mu_kernels();
+    MU_TRY(st, mu_kv_create(s, err), fail);
+    MU_TRY(st, scratch_create(s, opt, err), fail);
+    MU_TRY(st, mu_shard_load(s, opt, err), fail);
+    if (s->first_stage && !s->k->dequant_row(s->model->embed->type, s->model->embed->data, s->cfg.d_model, s->x)) {
+        st = mu_gguf_tensor_fail(s->model->gguf, s->model->embed, MU_EUNSUPPORTED,
+                                 "this build does not read embeddings of its type", err);
+        goto fail;
+    }
+    if (s->record) mu_record_op(s->record, MU_OP_IDLE, MU_RECORD_NOBODY);
+    *shard_out = s;
+    return MU_OK;
+fail:
+    mu_shard_destroy(s);
+    return st;
+}
+
+void mu_shard_destroy(struct mu_shard *s)
+{
+    if (!s) return;
+    if (s->weights.p) mu_pages_free(s->weights.p, s->weights.bytes);
+    if (s->scratch.p) mu_pages_free(s->scratch.p, s->scratch.bytes);
+    mu_kv_destroy(&s->kv);
+    mu_free(s->layer);
+    mu_free(s->norms);
+    mu_free(s->rope_freq);
+    mu_free(s->member);
+    mu_free(s->member_block);
+    mu_free(s->block0);
+    mu_free(s->seq_of);
+    mu_free(s->row);
+    mu_free(s->live);
+    mu_free(s->id);
+    mu_free(s->pick);
+    mu_free(s->pick_all);
+    mu_free(s->order);
+    mu_free(s->terms);
+    mu_free(s);
+}

@@ -1,0 +1,237 @@
+/* What the files of the forward pass share: the shard itself, a step as it runs, a pool member's view of it. Private to
+ * shard/.
+ *
+ *   load.c      the rank's rows, packed               kv.c       pages and page tables
+ *   phase.c     shared work inside a step: claims, matrix products, norms and input forms
+ *   exchange.c  what travels between ranks            attend.c   rotation, cache, attention
+ *   forward.c   a step from top to bottom             sample.c   the next ids */
+#ifndef MU_SHARD_PARTS_H
+#define MU_SHARD_PARTS_H
+
+#include <stdatomic.h>
+
+#include "kernels/kernels.h"
+#include "shard/scratch.h"
+#include "shard/shard.h"
+
+/* Up to so many tokens every member keeps the residual and prepares matrix inputs for itself: the same little work many
+ * times costs less than meeting for it. */
+enum { NARROW_TOKENS = 2 };
+enum { N_COUNTER = 4 };
+
+enum form { FORM_F32 = 1, FORM_BF16 = 2, FORM_Q8 = 4 }; /* of a matrix's input; a set where consumers differ */
+
+struct layer {
+    struct mu_mat mat[MU_T_LAYER_COUNT];     /* my rows; those of norms are unused */
+    float *attn_norm, *ffn_norm;             /* [d_model] */
+    unsigned attn_in, o_in, ffn_in, down_in; /* sets of enum form */
+    bool o_round, down_round;                /* C4: rounded to bf16 before it is added */
+};
+
+struct act { /* prepared inputs, [n_tok][n_col]; n_col is the consumer's */
+    float *f32;
+    uint16_t *bf16;
+    int8_t *q;
+    float *s;
+    int16_t *sum;
+};
+
+struct member {                        /* a pool member's own scratch */
+    float *x;                          /* [NARROW_TOKENS][d_model] */
+    struct act act;                    /* [NARROW_TOKENS][max_col] */
+    float *row;                        /* [max_col] */
+    const uint16_t **k_page, **v_page; /* [pages of n_ctx] */
+};
+
+struct slot { /* a sequence's page table */
+    uint32_t n_page;
+    uint32_t *page; /* [max_page] */
+};
+
+struct kv {
+    uint32_t n_page, max_page;  /* in the pool; of one slot */
+    int n_slot, n_head, d_head; /* n_head: my KV heads */
+    size_t page_values;         /* of one head: keys, then values */
+    uint16_t *data;             /* [layer][head][page][2][MU_PAGE_TOKENS][d_head] */
+    size_t bytes;
+    struct slot *slot;
+    uint32_t *pages; /* all slots' tables */
+};
+
+struct row {     /* a token whose logits are wanted */
+    int at, seq; /* where its residual is after the last layer; its sequence in the step */
+};
+
+struct block { /* memory from the system, to give back */
+    void *p;
+    size_t bytes;
+};
+
+struct parts { /* of the ranks of the stage in a gather buffer */
+    size_t off[MU_MAX_RANKS], len[MU_MAX_RANKS];
+};
+
+enum pending {
+    PENDING_NONE,
+    PENDING_LOCAL,
+    PENDING_PARTS
+}; /* what still has to be added to the residual: y, or the gathered parts */
+
+struct pick { /* the best candidate among some rows of the vocabulary, as it travels between ranks */
+    float value;
+    int32_t id; /* PICK_NONE: no rows here; PICK_NONFINITE */
+};
+enum { PICK_NONE = -1, PICK_NONFINITE = -2 };
+
+struct mu_shard {
+    const struct mu_model *model;
+    struct mu_config cfg;
+    struct mu_plan plan;
+    struct mu_plan_rank me;
+    struct mu_plan_stage stage;
+    bool first_stage, last_stage, leader;
+    struct mu_serving serving;
+    struct mu_pool *pool;
+    struct mu_shard_comm comm;
+    struct mu_rank_record *record;
+    const struct mu_kernels *k;
+
+    /* weights */
+    struct block weights;
+    float *norms;        /* all norm vectors */
+    struct layer *layer; /* [layers of the stage] */
+    struct mu_mat out;   /* my vocabulary rows */
+    float *out_norm;
+    unsigned out_in;
+    float *rope_freq; /* [n_rot/2] */
+
+    struct kv kv;
+
+    /* scratch, one block */
+    struct block scratch;
+    struct mu_scratch_sizes size;
+    float *x, *q, *key, *value, *attn, *gate, *up, *y, *rope;
+    struct act act;
+    char *gather;
+    float *send[MU_SHARD_TICKETS];
+    float *logits, *parts, *whole;
+    struct member *member;
+    void *member_block;
+
+    /* the step that runs; written by member 0 before the others start */
+    const struct mu_step *step;
+    int n_tok;
+    bool narrow, decode; /* n_tok ≤ NARROW_TOKENS; one token of each sequence */
+    int32_t *seq_of;     /* [n_tok]: index of its sequence */
+    uint32_t *block0;    /* [n_seq + 1]: blocks of queries before a sequence's */
+    /* Rows of logits: those that the caller gets, then those needed whole for top-k and top-p, then the rest. Where the
+     * last layer has more tokens than rows, it goes on with live[] alone once their keys and values are stored. */
+    struct row *row; /* [step_tokens] */
+    int n_result, n_whole, n_row;
+    int32_t *live; /* [n_row] tokens, ascending */
+    bool prune;
+    struct pick *pick;     /* [rows][blocks of my vocabulary] */
+    struct pick *pick_all; /* [ranks of the stage][n_slot] */
+    uint32_t *order;       /* [n_vocab]: candidates of one row */
+    float *terms;          /* [n_vocab] */
+    int32_t *id;           /* [n_slot] */
+    int ticket;            /* of this step's send */
+    bool sent[MU_SHARD_TICKETS];
+    int n_sent;            /* tickets in flight */
+    enum mu_status failed; /* written by member 0, read by all after they met */
+    struct mu_err err;
+    struct {
+        _Alignas(64) atomic_int next;
+    } counter[N_COUNTER];
+
+    struct mu_shard_times times;
+    int64_t exchange_ns, recv_ns, send_ns;
+};
+
+/* A pool member inside a step. */
+struct run {
+    struct mu_shard *s;
+    struct member *mine;
+    int member, n_member;
+    unsigned phase; /* every member counts the same phases */
+    int n_tok;
+    bool narrow; /* x and act are mine alone */
+    float *x;    /* [n_tok][d_model] */
+    struct act *act;
+    enum pending pending;
+    bool pending_round;
+    struct parts pending_parts;
+};
+
+/* ---- load.c ---- */
+unsigned mu_form_of(uint32_t type);
+enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err);
+
+/* ---- kv.c ---- */
+enum mu_status mu_kv_create(struct mu_shard *s, struct mu_err *err);
+void mu_kv_destroy(struct kv *kv);
+/* Applies the step's page changes and checks that every sequence has the pages it is about to write. */
+enum mu_status mu_kv_apply(struct kv *kv, const struct mu_step *step, struct mu_err *err);
+static inline uint16_t *mu_kv_page(const struct kv *kv, int layer, int head, uint32_t page)
+{
+    return kv->data + (((size_t)layer * (size_t)kv->n_head + (size_t)head) * kv->n_page + page) * kv->page_values;
+}
+
+/* ---- phase.c ---- */
+/* Meets all members; afterwards the next phase's counter is at 0. */
+void mu_run_meet(struct run *r);
+/* The next items of a phase for this member: at most max, fewer towards the end, at least min but for the last; false
+ * when there are none left. */
+bool mu_run_claim(struct run *r, int n_item, int min, int max, int *begin_out, int *end_out);
+/* This member's fixed share of n. */
+struct mu_range mu_run_share(const struct run *r, int n);
+/* Its share of the tokens: all of them where the run is narrow. */
+struct mu_range mu_run_tokens(const struct run *r);
+/* Between claims: member 0 keeps sends moving. */
+static inline void mu_run_breathe(const struct run *r)
+{
+    if (r->member == 0 && r->s->n_sent > 0) r->s->comm.progress(r->s->comm.ctx);
+}
+
+struct job { /* one matrix of a phase */
+    const struct mu_mat *m;
+    float *out; /* [n_tok][stride] */
+    size_t stride;
+    const struct mu_mat *up; /* m is a gate: out = silu(m·x) · (up·x); that product goes to up_out. NULL: no */
+    float *up_out;
+    uint16_t *bf16; /* out rounded, the same stride; NULL: no */
+};
+void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct act *act, int n_tok);
+/* v[n] in the forms asked for, as vector t of act. A value that is not finite poisons the vector. */
+void mu_form_vector(const struct mu_shard *s, unsigned forms, const float *v, int n, const struct act *act, int t);
+/* out = norm(v)·weight; out may be v. NaN where it is not finite. */
+void mu_norm_vector(const struct mu_shard *s, const float *v, const float *weight, float *out);
+/* The residual with what is pending, normed, in its forms: for all tokens when it returns. */
+void mu_run_norm(struct run *r, const float *weight, unsigned forms);
+
+/* ---- exchange.c ---- */
+/* Adds what is pending to token t's residual x. */
+void mu_residual_add(const struct run *r, float *x, int t);
+/* ① and ③: the whole input of o (heads of d_head columns) or down in its forms. src [n_tok][my width] was finished
+ * before a meeting. */
+enum input { INPUT_O, INPUT_DOWN };
+bool mu_run_gather_input(struct run *r, enum input input, const float *src, unsigned forms, struct act *act_out);
+/* ② and ④: the product of o or down, left pending. */
+bool mu_run_project(struct run *r, const struct mu_mat *m, const struct act *act, bool round);
+/* All ranks' parts of buf, by member 0; everybody meets. false: the step failed. */
+bool mu_run_gather(struct run *r, void *buf, const struct parts *parts);
+bool mu_run_recv(struct run *r);
+bool mu_run_send(struct run *r);
+
+/* ---- attend.c ---- */
+void mu_attend_plan(struct mu_shard *s);
+/* Rotates, stores, attends; met afterwards. layer counts from the stage's first. last: of the model. */
+void mu_run_attend(struct run *r, int layer, bool last);
+
+/* ---- sample.c ---- */
+/* Whether sampling needs the row whole. */
+bool mu_sample_whole(const struct mu_step_seq *q);
+/* Fills id and whole from the rows of logits. */
+void mu_run_sample(struct run *r);
+
+#endif

@@ -1,0 +1,173 @@
+/* Work inside a step that all members share.
+ *
+ * Matrix products are claimed in pieces from a counter, large pieces first and small ones at the end, so that a core
+ * that is disturbed delays a phase by one small piece. The little work around them (norms, quantising) has fixed
+ * shares, or in a narrow run is done by every member for itself. None of this shows in a result: rows, tokens and
+ * heads are computed whole wherever they are computed. */
+#include <math.h>
+#include <string.h>
+
+#include "shard/parts.h"
+
+void mu_run_meet(struct run *r)
+{
+    mu_pool_barrier(r->s->pool);
+    r->phase++;
+    /* last used N_COUNTER - 1 phases ago, and nobody counts on it before the next meeting */
+    if (r->member == 0) atomic_store_explicit(&r->s->counter[(r->phase + 1) % N_COUNTER].next, 0, memory_order_relaxed);
+}
+
+bool mu_run_claim(struct run *r, int n_item, int min, int max, int *begin_out, int *end_out)
+{
+    atomic_int *next = &r->s->counter[r->phase % N_COUNTER].next;
+    int at = atomic_load_explicit(next, memory_order_relaxed), take;
+    do {
+        if (at >= n_item) return false;
+        int left = n_item - at;
+        take = r->n_member == 1 ? left : left / (r->n_member + 1);
+        if (take < min) take = min;
+        if (take > max) take = max;
+        if (take > left) take = left;
+    } while (!atomic_compare_exchange_weak_explicit(next, &at, at + take, memory_order_relaxed, memory_order_relaxed));
+    *begin_out = at;
+    *end_out = at + take;
+    return true;
+}
+
+struct mu_range mu_run_share(const struct run *r, int n)
+{
+    return (struct mu_range){(int)((long long)n * r->member / r->n_member),
+                             (int)((long long)n * (r->member + 1) / r->n_member)};
+}
+
+struct mu_range mu_run_tokens(const struct run *r)
+{
+    return r->narrow ? (struct mu_range){0, r->n_tok} : mu_run_share(r, r->n_tok);
+}
+
+/* ---- matrix products ---- */
+
+/* Inputs of TOKEN_BLOCK tokens stay in the L2 cache while rows go by; a multiple of the kernels' tiles of 12 and 8. */
+enum {
+    TOKEN_BLOCK = 96,
+    PIECE_NS = 40000,    /* a piece takes about so long at most: sends are moved along between pieces */
+    PIECE_MIN_NS = 2000, /* and at least: memory streams best in long runs */
+    OPS_PER_NS = 250,    /* rough speeds of one thread, for sizing pieces only */
+    VALUES_PER_NS = 20,
+};
+
+static int job_groups(const struct job *job)
+{
+    return (job->m->n_row + MU_ROW_GROUP - 1) / MU_ROW_GROUP;
+}
+
+static void job_run(const struct mu_kernels *k, const struct job *job, const struct mu_act *x, int row0, int row1,
+                    int t0)
+{
+    float *out = job->out + (size_t)t0 * job->stride;
+    k->matmul(job->m, x, row0, row1, out, job->stride);
+    if (job->up) {
+        float *up = job->up_out + (size_t)t0 * job->stride;
+        k->matmul(job->up, x, row0, row1, up, job->stride);
+        for (int t = 0; t < x->n_tok; t++) {
+            float *gate = out + (size_t)t * job->stride + row0;
+            k->silu_mul(gate, up + (size_t)t * job->stride + row0, row1 - row0, gate);
+        }
+    }
+    if (job->bf16) {
+        for (int t = 0; t < x->n_tok; t++) {
+            size_t at = (size_t)t * job->stride + (size_t)row0;
+            k->to_bf16(out + at, row1 - row0, job->bf16 + (size_t)t0 * job->stride + at);
+        }
+    }
+}
+
+/* Row groups [g0, g1) of all jobs laid end to end, tokens [t0, t1). */
+static void groups_run(const struct run *r, const struct job *job, int n_job, const struct act *act, int g0, int g1,
+                       int t0, int t1)
+{
+    for (int j = 0, first = 0; j < n_job && first < g1; j++) {
+        int n = job_groups(&job[j]);
+        int begin = (g0 > first ? g0 - first : 0), end = (g1 - first < n ? g1 - first : n);
+        first += n;
+        if (begin >= end) continue;
+        size_t n_col = (size_t)job[j].m->n_col, at = (size_t)t0 * n_col, block = (size_t)t0 * (n_col / MU_Q_BLOCK);
+        struct mu_act x = {.n_tok = t1 - t0,
+                           .n_col = job[j].m->n_col,
+                           .f32 = act->f32 ? act->f32 + at : NULL,
+                           .bf16 = act->bf16 ? act->bf16 + at : NULL,
+                           .q = act->q + at,
+                           .s = act->s + block,
+                           .sum = act->sum + 2 * block};
+        int row1 = end * MU_ROW_GROUP < job[j].m->n_row ? end * MU_ROW_GROUP : job[j].m->n_row;
+        job_run(r->s->k, &job[j], &x, begin * MU_ROW_GROUP, row1, t0);
+    }
+}
+
+void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct act *act, int n_tok)
+{
+    int total = 0, n_col = 1;
+    for (int j = 0; j < n_job; j++) {
+        total += job_groups(&job[j]);
+        n_col = job[j].m->n_col;
+    }
+    if (total == 0 || n_tok == 0) return;
+    int block = n_tok > TOKEN_BLOCK + TOKEN_BLOCK / 3 ? TOKEN_BLOCK : n_tok;
+    int n_block = (n_tok + block - 1) / block;
+    long long values = (long long)MU_ROW_GROUP * n_col, ns = values * 2 * block / OPS_PER_NS;
+    if (ns < values / VALUES_PER_NS) ns = values / VALUES_PER_NS;
+    int most = (int)(PIECE_NS / (ns + 1)) + 1, least = (int)(PIECE_MIN_NS / (ns + 1)) + 1, begin, end;
+    if (n_block == 1) {
+        if (r->s->n_sent == 0) most = total;
+        while (mu_run_claim(r, total, least, most, &begin, &end)) {
+            groups_run(r, job, n_job, act, begin, end, 0, n_tok);
+            mu_run_breathe(r);
+        }
+        return;
+    }
+    int n_piece = (total + most - 1) / most;
+    while (mu_run_claim(r, n_block * n_piece, 1, 1, &begin, &end)) {
+        int g0 = begin % n_piece * most, t0 = begin / n_piece * block;
+        groups_run(r, job, n_job, act, g0, g0 + most < total ? g0 + most : total, t0,
+                   t0 + block < n_tok ? t0 + block : n_tok);
+        mu_run_breathe(r);
+    }
+}
+
+/* ---- inputs ---- */
+
+void mu_form_vector(const struct mu_shard *s, unsigned forms, const float *v, int n, const struct act *act, int t)
+{
+    size_t at = (size_t)t * (size_t)n, block = (size_t)t * (size_t)(n / MU_Q_BLOCK), n_block = (size_t)(n / MU_Q_BLOCK);
+    if ((forms & FORM_Q8) && !s->k->quantize(v, n, act->q + at, act->s + block, act->sum + 2 * block)) {
+        memset(act->q + at, 0, (size_t)n);
+        memset(act->sum + 2 * block, 0, 2 * n_block * sizeof *act->sum);
+        for (size_t b = 0; b < n_block; b++) act->s[block + b] = NAN; /* every product with it is NaN */
+    }
+    if (forms & FORM_BF16) s->k->to_bf16(v, n, act->bf16 + at);
+    if (forms & FORM_F32) memcpy(act->f32 + at, v, (size_t)n * sizeof *v);
+}
+
+void mu_norm_vector(const struct mu_shard *s, const float *v, const float *weight, float *out)
+{
+    int n = s->cfg.d_model;
+    bool finite = false;
+    switch (s->model->arch->norm) {
+    case MU_NORM_RMS: finite = s->k->rms_norm(v, weight, n, s->cfg.norm_eps, out); break;
+    }
+    if (finite) return;
+    for (int i = 0; i < n; i++) out[i] = NAN;
+}
+
+void mu_run_norm(struct run *r, const float *weight, unsigned forms)
+{
+    struct mu_range mine = mu_run_tokens(r);
+    for (int t = mine.begin; t < mine.end; t++) {
+        float *x = r->x + (size_t)t * (size_t)r->s->cfg.d_model;
+        mu_residual_add(r, x, t);
+        mu_norm_vector(r->s, x, weight, r->mine->row);
+        mu_form_vector(r->s, forms, r->mine->row, r->s->cfg.d_model, r->act, t);
+    }
+    r->pending = PENDING_NONE;
+    if (!r->narrow) mu_run_meet(r);
+}

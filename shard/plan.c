@@ -1,0 +1,195 @@
+/* The plan: shares of units among weights, and what a rank's share weighs.
+ *
+ * Integer arithmetic but for mu_share's quotas, which are a few IEEE double operations in a fixed order: every process
+ * that builds the plan of the same model and split gets the same ranges. */
+#include "shard/plan.h"
+
+#include <string.h>
+
+#include "kernels/kernels.h"
+#include "shard/scratch.h"
+
+enum { MODEL_UNIT = 16, FF_UNIT = 32, VOCAB_UNIT_SMALL = 16, VOCAB_UNIT = 1024, VOCAB_SMALL = 16384 };
+
+void mu_share(int n_units, const double *weight, int n_part, int *begin)
+{
+    double total = 0, rest[MU_MAX_RANKS];
+    int count[MU_MAX_RANKS], given = 0;
+    for (int i = 0; i < n_part; i++) total += weight[i];
+    for (int i = 0; i < n_part; i++) {
+        double quota = (double)n_units * weight[i] / total;
+        count[i] = (int)quota;
+        rest[i] = quota - count[i];
+        given += count[i];
+    }
+    for (; given < n_units; given++) {
+        int best = 0;
+        for (int i = 1; i < n_part; i++)
+            if (rest[i] > rest[best]) best = i;
+        count[best]++;
+        rest[best] -= 1.0;
+    }
+    begin[0] = 0;
+    for (int i = 0; i < n_part; i++) begin[i + 1] = begin[i] + count[i];
+}
+
+/* Units of `unit` values; the last may be short. */
+static void share_values(int n_values, int unit, const double *weight, int n_part, int *begin)
+{
+    mu_share((n_values + unit - 1) / unit, weight, n_part, begin);
+    for (int i = 0; i <= n_part; i++) {
+        int value = begin[i] * unit;
+        begin[i] = value < n_values ? value : n_values;
+    }
+}
+
+static struct mu_range range_of(const int *begin, int i)
+{
+    return (struct mu_range){begin[i], begin[i + 1]};
+}
+
+/* Whole layers by the stages' weights, at least one each: a stage without layers would only add a hop. */
+static void share_layers(const struct mu_model *model, struct mu_plan *plan)
+{
+    double weight[MU_MAX_STAGES] = {0};
+    int begin[MU_MAX_STAGES + 1], count[MU_MAX_STAGES];
+    for (int i = 0; i < plan->n_rank; i++) weight[plan->split.stage_of[i]] += plan->split.weight[i];
+    mu_share(model->cfg.n_layer, weight, plan->n_stage, begin);
+    for (int s = 0; s < plan->n_stage; s++) count[s] = begin[s + 1] - begin[s];
+    for (int s = 0; s < plan->n_stage; s++) {
+        while (count[s] < 1) {
+            int most = 0;
+            for (int o = 1; o < plan->n_stage; o++)
+                if (count[o] > count[most]) most = o;
+            count[most]--;
+            count[s]++;
+        }
+    }
+    int layer = 0;
+    for (int s = 0; s < plan->n_stage; s++) {
+        plan->stage[s].layers = (struct mu_range){layer, layer + count[s]};
+        layer += count[s];
+    }
+}
+
+static void share_rows(const struct mu_model *model, struct mu_plan *plan, int stage)
+{
+    const struct mu_config *cfg = &model->cfg;
+    const struct mu_plan_stage *st = &plan->stage[stage];
+    const double *weight = &plan->split.weight[st->first_rank];
+    int n = st->n_rank, group = cfg->n_head / cfg->n_kv_head;
+    int heads[MU_MAX_RANKS + 1], rows[MU_MAX_RANKS + 1], ff[MU_MAX_RANKS + 1], vocab[MU_MAX_RANKS + 1];
+
+    share_values(cfg->n_head, n <= cfg->n_kv_head ? group : 1, weight, n, heads);
+    share_values(cfg->d_model, MODEL_UNIT, weight, n, rows);
+    share_values(cfg->d_ff, FF_UNIT, weight, n, ff);
+    share_values(cfg->n_vocab, cfg->n_vocab < VOCAB_SMALL ? VOCAB_UNIT_SMALL : VOCAB_UNIT, weight, n, vocab);
+    for (int i = 0; i < n; i++) {
+        struct mu_plan_rank *r = &plan->rank[st->first_rank + i];
+        r->stage = stage;
+        r->local = i;
+        r->heads = range_of(heads, i);
+        if (mu_range_len(r->heads) > 0)
+            r->kv_heads = (struct mu_range){r->heads.begin / group, (r->heads.end + group - 1) / group};
+        r->model = range_of(rows, i);
+        r->ff = range_of(ff, i);
+        if (stage == plan->n_stage - 1) r->vocab = range_of(vocab, i);
+    }
+}
+
+int mu_plan_rows(const struct mu_model *model, const struct mu_plan_rank *r, enum mu_tensor_id id, int *row0_out)
+{
+    int d_head = model->cfg.d_head;
+    struct mu_range rows = {0, 0};
+    switch (id) {
+    case MU_T_Q: rows = (struct mu_range){r->heads.begin * d_head, r->heads.end * d_head}; break;
+    case MU_T_K:
+    case MU_T_V: rows = (struct mu_range){r->kv_heads.begin * d_head, r->kv_heads.end * d_head}; break;
+    case MU_T_GATE:
+    case MU_T_UP: rows = r->ff; break;
+    case MU_T_O:
+    case MU_T_DOWN: rows = r->model; break;
+    case MU_T_ATTN_NORM:
+    case MU_T_FFN_NORM: rows = (struct mu_range){0, 1}; break;
+    case MU_T_LAYER_COUNT: break;
+    }
+    *row0_out = rows.begin;
+    return mu_range_len(rows);
+}
+
+static uint64_t rank_weight_bytes(const struct mu_model *model, const struct mu_plan *plan,
+                                  const struct mu_plan_rank *r)
+{
+    uint64_t bytes = 0;
+    struct mu_range layers = plan->stage[r->stage].layers;
+    for (int l = layers.begin; l < layers.end; l++) {
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
+            const struct mu_gguf_tensor *t = model->layer[l][id];
+            int row0;
+            bytes += (uint64_t)mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0) * t->row_bytes;
+        }
+    }
+    if (r->stage == 0) bytes += model->embed->bytes;
+    if (r->stage == plan->n_stage - 1)
+        bytes += (uint64_t)mu_range_len(r->vocab) * model->output->row_bytes + model->out_norm->bytes;
+    return bytes;
+}
+
+enum mu_status mu_plan_build(const struct mu_model *model, const struct mu_split *split, struct mu_plan *plan_out,
+                             struct mu_err *err)
+{
+    if (split->n_stage > model->cfg.n_layer)
+        return mu_fail(err, MU_EINVAL, "the split has %d stages, but the model only %d layers: use at most %d stages",
+                       split->n_stage, model->cfg.n_layer, model->cfg.n_layer);
+    struct mu_plan plan;
+    memset(&plan, 0, sizeof plan);
+    plan.n_rank = split->n_rank;
+    plan.n_stage = split->n_stage;
+    plan.split = *split;
+    for (int i = split->n_rank - 1; i >= 0; i--) {
+        plan.stage[split->stage_of[i]].first_rank = i;
+        plan.stage[split->stage_of[i]].n_rank++;
+    }
+    plan.leader = plan.stage[plan.n_stage - 1].first_rank;
+    share_layers(model, &plan);
+    for (int s = 0; s < plan.n_stage; s++) share_rows(model, &plan, s);
+    for (int i = 0; i < plan.n_rank; i++) plan.rank[i].weight_bytes = rank_weight_bytes(model, &plan, &plan.rank[i]);
+    *plan_out = plan;
+    return MU_OK;
+}
+
+uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank)
+{
+    const struct mu_plan_rank *r = &plan->rank[rank];
+    uint64_t heads = (uint64_t)mu_range_len(r->kv_heads) * (uint64_t)mu_range_len(plan->stage[r->stage].layers);
+    return heads * 2 /* K and V */ * MU_PAGE_TOKENS * (uint64_t)model->cfg.d_head * sizeof(uint16_t);
+}
+
+/* Packed where a kernel table is chosen, else as in the file. */
+static uint64_t packed_bytes(uint32_t type, int n_row, int n_col, size_t row_bytes)
+{
+    size_t packed = mu_kernels() && n_row ? mu_kernels()->mat_bytes(type, n_row, n_col) : 0;
+    return packed ? packed : (uint64_t)n_row * row_bytes;
+}
+
+void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                    const struct mu_serving *serving, struct mu_rank_memory *memory_out)
+{
+    const struct mu_plan_rank *r = &plan->rank[rank];
+    struct mu_range layers = plan->stage[r->stage].layers;
+    uint64_t weights = 0;
+    for (int l = layers.begin; l < layers.end; l++) {
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
+            const struct mu_gguf_tensor *t = model->layer[l][id];
+            int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
+            weights += packed_bytes(t->type, n_row, (int)t->ne[0], t->row_bytes);
+        }
+    }
+    if (r->stage == plan->n_stage - 1)
+        weights +=
+            packed_bytes(model->output->type, mu_range_len(r->vocab), model->cfg.d_model, model->output->row_bytes);
+    if (r->stage == 0) weights += model->embed->bytes; /* read from the mapped file */
+    memory_out->weights = weights;
+    memory_out->kv = mu_plan_kv_page_bytes(model, plan, rank) * serving->n_page;
+    memory_out->scratch = mu_scratch_bytes(model, plan, rank, serving);
+}

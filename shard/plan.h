@@ -1,0 +1,102 @@
+/* The plan: which rank owns which rows of which layers. Pure arithmetic on the model's sizes and a split; every process
+ * computes it for itself from the same inputs and gets the same answer.
+ *
+ * Every rank of a stage holds the whole residual stream; a rank owns contiguous ranges of output rows (the arithmetic
+ * contract, section 4 of docs/design.md):
+ *
+ *   query heads   whole heads; KV-head groups where ranks ≤ n_kv_head, else single query heads with replicated KV
+ *   d_model rows  of the attention output and FFN down matrices: groups of 16
+ *   FFN hidden    gate and up rows: groups of 32
+ *   vocabulary    blocks of 1,024 rows (of 16 below 16,384 rows)
+ *
+ * Shares are by weight, largest remainder, ties to the lower rank. Zero-width ranges are legal. */
+#ifndef MU_SHARD_PLAN_H
+#define MU_SHARD_PLAN_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "model/model.h"
+#include "shard/split.h"
+
+struct mu_range {
+    int begin, end; /* [begin, end) */
+};
+static inline int mu_range_len(struct mu_range r)
+{
+    return r.end - r.begin;
+}
+
+struct mu_plan_rank {
+    int stage, local;         /* which stage, which place in it */
+    struct mu_range heads;    /* query heads */
+    struct mu_range kv_heads; /* that those heads read: [heads.begin/g, ceil(heads.end/g)); empty where heads is */
+    struct mu_range model;    /* rows of d_model */
+    struct mu_range ff;       /* rows of d_ff */
+    struct mu_range vocab;    /* rows of the output matrix; empty but in the last stage */
+    uint64_t weight_bytes;    /* of the file's rows that it loads, embedding included where it embeds */
+};
+
+struct mu_plan_stage {
+    int first_rank, n_rank;
+    struct mu_range layers;
+};
+
+struct mu_plan {
+    int n_rank, n_stage;
+    int leader; /* the first rank of the last stage */
+    struct mu_split split;
+    struct mu_plan_rank rank[MU_MAX_RANKS];
+    struct mu_plan_stage stage[MU_MAX_STAGES];
+};
+
+/* MU_EINVAL where the model cannot be split so (more stages than layers). */
+enum mu_status mu_plan_build(const struct mu_model *model, const struct mu_split *split, struct mu_plan *plan_out,
+                             struct mu_err *err);
+
+/* The largest-remainder share of n units among n_part weights: begin[n_part + 1]. */
+void mu_share(int n_units, const double *weight, int n_part, int *begin);
+
+/* Rows of a layer's tensor that the rank holds: how many, and the first in the file (a norm is one row, whole on every
+ * rank). */
+int mu_plan_rows(const struct mu_model *model, const struct mu_plan_rank *rank, enum mu_tensor_id id, int *row0_out);
+
+/* What a gang is asked for, and the memory that a rank then takes. */
+struct mu_serving {
+    int n_ctx;       /* tokens one sequence may hold */
+    int n_slot;      /* sequences active at once */
+    uint32_t n_page; /* KV pages */
+    int step_tokens; /* most tokens of one step */
+};
+struct mu_rank_memory {
+    uint64_t weights, kv, scratch;
+};
+enum { MU_PAGE_TOKENS = 32 };
+uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank);
+void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                    const struct mu_serving *serving, struct mu_rank_memory *memory_out);
+
+/* The planner's first version: where the ranks of one or more nodes go. */
+struct mu_plan_node {
+    char name[64];
+    int n_core, n_numa;
+    double read_gbps, int8_gops; /* measured; 0: unknown */
+    uint64_t memory_bytes;       /* free for Muster */
+};
+struct mu_prediction {
+    double decode_ms, prefill_ms_per_token; /* one stream; 0: unknown */
+    double decode_read_ms, decode_compute_ms, decode_wire_ms;
+};
+/* Chooses a split for the nodes: one stage a node, in their order; one rank per NUMA node; layers by measured read
+ * bandwidth (by cores where a node has no figure); a node whose memory is too small for its share gets fewer layers,
+ * and none at all (it has no stage) where not even one fits.
+ * MU_ENOMEM with the numbers where nothing fits; MU_EINVAL for no nodes. */
+enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
+                            const struct mu_serving *serving, struct mu_split *split_out, struct mu_err *err);
+/* Roofline of the plan on those nodes (rank i on node_of[i]), short context. Links are not measured yet: exchanges
+ * inside a node are taken as 5 µs at 10 GB/s, between nodes as 100 µs at 1 Gbit/s. Prefill: chunks follow each other,
+ * so the slowest stage counts. */
+void mu_plan_predict(const struct mu_model *model, const struct mu_plan *plan, const struct mu_plan_node *node,
+                     const int *node_of, struct mu_prediction *prediction_out);
+
+#endif

@@ -1,0 +1,61 @@
+/* See scratch.h. Kept apart from plan.c, which is about who owns what. */
+#include "shard/scratch.h"
+
+#include "base/alloc.h"
+#include "shard/shard.h"
+
+int mu_scratch_max_col(const struct mu_config *cfg)
+{
+    int heads = cfg->n_head * cfg->d_head;
+    int widest = cfg->d_model > cfg->d_ff ? cfg->d_model : cfg->d_ff;
+    return heads > widest ? heads : widest;
+}
+
+/* *out = n_tok * width * size, rounded up to whole cache lines. */
+static bool product(size_t n_tok, int width, size_t size, size_t *out)
+{
+    size_t n;
+    if (!mu_mul_size(n_tok, (size_t)width, &n) || !mu_mul_size(n, size, &n) || !mu_add_size(n, 63, &n)) return false;
+    *out = n & ~(size_t)63;
+    return true;
+}
+
+bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                      const struct mu_serving *serving, struct mu_scratch_sizes *sizes_out)
+{
+    const struct mu_config *cfg = &model->cfg;
+    const struct mu_plan_rank *r = &plan->rank[rank];
+    size_t n_tok = (size_t)serving->step_tokens;
+    bool alone = plan->stage[r->stage].n_rank == 1, last = r->stage == plan->n_stage - 1;
+    int max_col = mu_scratch_max_col(cfg), vocab = mu_range_len(r->vocab);
+    struct mu_scratch_sizes z = {0};
+    bool ok = product(n_tok, cfg->d_model, 4, &z.x) && product(n_tok, mu_range_len(r->heads) * cfg->d_head, 4, &z.q) &&
+              product(n_tok, mu_range_len(r->kv_heads) * cfg->d_head, 4, &z.kv) &&
+              product(n_tok, mu_range_len(r->ff), 4, &z.ff) &&
+              product(n_tok, alone ? cfg->d_model : mu_range_len(r->model), 4, &z.y) &&
+              product(n_tok, alone ? cfg->d_model : max_col, 4, &z.act_f32) &&
+              product(n_tok, max_col, 2, &z.act_bf16) && product(n_tok, max_col, 1, &z.act_q) &&
+              product(n_tok, max_col / 32 + 1, 4, &z.act_s) && product(n_tok, max_col / 32 + 1, 4, &z.act_sum) &&
+              product(n_tok, cfg->n_rot, 4, &z.rope);
+    z.attn = z.q;
+    if (ok && !alone)
+        ok =
+            product(n_tok, max_col + max_col / 32, 4, &z.gather) && mu_add_size(z.gather, 64 * MU_MAX_RANKS, &z.gather);
+    if (ok && !last) z.send = z.x;
+    if (ok && last) ok = product(n_tok, vocab, 4, &z.logits);
+    if (ok && last && !alone) ok = product(n_tok, cfg->n_vocab, 4, &z.whole);
+    if (ok) *sizes_out = z;
+    return ok;
+}
+
+uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                          const struct mu_serving *serving)
+{
+    struct mu_scratch_sizes z;
+    if (!mu_scratch_sizes(model, plan, rank, serving, &z)) return UINT64_MAX;
+    uint64_t n_tok = (uint64_t)serving->step_tokens, n_slot = (uint64_t)serving->n_slot;
+    uint64_t rows = n_slot < n_tok ? n_slot : n_tok;
+    uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + 2 * (uint64_t)z.ff + z.y + z.act_f32 + z.act_bf16 +
+                     z.act_q + z.act_s + z.act_sum + z.rope + z.gather + (uint64_t)MU_SHARD_TICKETS * z.send;
+    return fixed + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
+}

@@ -1,0 +1,35 @@
+/* Sizes of a rank's scratch: what the forward pass writes besides the cache, counted in one place for the plan and for
+ * creation.
+ * Private to shard/. */
+#ifndef MU_SHARD_SCRATCH_H
+#define MU_SHARD_SCRATCH_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "shard/plan.h"
+
+/* The big buffers, in bytes. Reserved whole at creation, touched only as far as steps use them. */
+struct mu_scratch_sizes {
+    size_t x;           /* residual [step_tokens][d_model] f32 */
+    size_t q, kv, attn; /* queries, keys (= values), attention's output: my heads, f32 */
+    size_t ff;          /* gate (= up): my rows, f32 */
+    size_t y;           /* what o and down produce: f32, whole with one rank, else my rows */
+    size_t act_f32, act_bf16, act_q, act_s, act_sum; /* inputs of matrices, whole width */
+    size_t rope;                                     /* [step_tokens][n_rot] f32 */
+    size_t gather;                                   /* parts of all ranks of the stage; 0 with one */
+    size_t send;                                     /* one ticket's residual; 0 in the last stage */
+    size_t logits; /* my rows [step_tokens][my vocabulary] f32; 0 but in the last stage */
+    size_t whole;  /* gathered rows, twice: as parts and as rows; 0 with one rank */
+};
+
+/* Widest input of a matrix: d_model, n_head·d_head, d_ff. */
+int mu_scratch_max_col(const struct mu_config *cfg);
+/* false on overflow. */
+bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                      const struct mu_serving *serving, struct mu_scratch_sizes *sizes_out);
+/* What a serving rank touches of it: n_slot rows of logits, not step_tokens of them. */
+uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                          const struct mu_serving *serving);
+
+#endif

@@ -1,0 +1,91 @@
+/* One rank's share of a model, and the one forward pass of Muster.
+ *
+ * A shard holds its rows packed for the kernels, its KV pages, and scratch sized at creation: a step allocates nothing.
+ * With one rank and nothing to exchange it is the whole model in one process, the oracle for every split.
+ *
+ * A step of a layer, tensor parallel over the ranks of its stage (sizes in bytes a token; q8 = int8 and a scale per 32,
+ * 1.125 bytes a value):
+ *
+ *   residual x (whole, f32, on every rank)
+ *     ├─ norm → quantise → q,k,v of my heads → rotate → cache → attention → quantise ─ gather ① q8 (n_head·d_head)
+ *     ├─ output matrix, my rows of d_model → bf16 ─ gather ② → x += whole
+ *     ├─ norm → quantise → gate, up: my rows of d_ff → silu·up → quantise ─ gather ③ q8 (d_ff)
+ *     └─ down matrix, my rows of d_model → bf16 ─ gather ④ → x += whole
+ *
+ * Float matrices take f32 (bf16 for BF16 inputs) in ① and ③ and add f32 in ② and ④ (contract C4). Between stages x
+ * travels as f32.
+ *
+ * Non-finite values: a quantiser or norm that meets one poisons its vector with NaN, which reaches the logits of that
+ * sequence only; its sample is then -2.
+ *
+ * Threads: created and stepped by one thread, member 0 of its pool; only that thread calls the comm ops. */
+#ifndef MU_SHARD_SHARD_H
+#define MU_SHARD_SHARD_H
+
+#include "base/pool.h"
+#include "base/record.h"
+#include "model/model.h"
+#include "shard/plan.h"
+#include "shard/step.h"
+
+/* What the pass needs from outside; the worker fills it from transport/. All waits have deadlines and their errors name
+ * the rank waited for. NULL functions where there is nobody to talk to. */
+struct mu_shard_comm {
+    void *ctx;
+    /* Every rank of my stage holds buf[off[i], off[i] + len[i]) for its own i; afterwards all hold all. off and len
+     * have n_rank entries of the stage; lens may be 0. Bytes. */
+    enum mu_status (*gather)(void *ctx, void *buf, const size_t *off, const size_t *len, struct mu_err *err);
+    /* The residual from the stage before; matches sends by order. */
+    enum mu_status (*recv)(void *ctx, void *buf, size_t len, struct mu_err *err);
+    /* Starts sending to the stage after; buf stays untouched until the send `ticket` is waited for. */
+    enum mu_status (*send)(void *ctx, const void *buf, size_t len, int ticket, struct mu_err *err);
+    enum mu_status (*send_wait)(void *ctx, int ticket, struct mu_err *err);
+    /* 1: that send is complete (and need not be waited for), 0: not yet, -1: failed, err filled. */
+    int (*send_test)(void *ctx, int ticket, struct mu_err *err);
+    /* Cheap; called at least every 50 µs or so while computing with sends pending. */
+    void (*progress)(void *ctx);
+};
+enum { MU_SHARD_TICKETS = 8 }; /* sends in flight at once, tickets 0 … 7 */
+
+struct mu_shard_options {
+    const struct mu_model *model;
+    const struct mu_plan *plan;
+    int rank;
+    struct mu_serving serving;
+    struct mu_pool *pool; /* borrowed */
+    struct mu_shard_comm comm;
+    struct mu_rank_record *record;                                               /* may be NULL */
+    void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx); /* may be NULL; calling thread */
+    void *load_ctx;
+};
+
+struct mu_shard;
+
+/* Loads and packs the rank's rows with all threads of the pool. MU_ENOMEM says what did not fit; MU_EFORMAT names the
+ * tensor with a non-finite scale. */
+enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_shard **shard_out, struct mu_err *err);
+void mu_shard_destroy(struct mu_shard *s);
+
+/* On every rank of the last stage `id` is filled; on the leader logits too. Valid until the next step. */
+struct mu_step_result {
+    const int32_t *id;   /* [n_seq]: the sampled id; -1: not asked for; -2: the logits are not finite */
+    const float *logits; /* [n_logit_row][n_vocab] in order of sequences and tokens; leader only */
+    int n_logit_row;
+};
+
+/* Runs one step on this rank: applies its page changes, receives, computes, sends, samples. Steps must come in order.
+ * An error means that the gang is lost. */
+enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, struct mu_step_result *result_out,
+                             struct mu_err *err);
+
+/* Moves the sends of earlier steps along. 1: none is pending, the rank may sleep until its next step; 0: call again
+ * soon; -1: failed, the gang is lost. */
+int mu_shard_idle(struct mu_shard *s, struct mu_err *err);
+
+/* Seconds spent since the last call, by what: for `muster bench`. */
+struct mu_shard_times {
+    double compute_s, exchange_s, recv_s, send_s;
+};
+void mu_shard_take_times(struct mu_shard *s, struct mu_shard_times *times_out);
+
+#endif

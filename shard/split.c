@@ -1,0 +1,91 @@
+/* The text of a split, read by hand: strtod would take locales, exponents, hexadecimal and "nan". */
+#include "shard/split.h"
+
+#include <math.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+enum { MAX_INT_DIGITS = 7, MAX_DECIMALS = 6, MAX_WEIGHT = 1000000, SHOWN = 80 };
+
+/* "split '3:/1': position 3: expected …". Only the start of a long text is shown. */
+static enum mu_status split_fail(struct mu_err *err, const char *text, size_t at, const char *expected)
+{
+    size_t len = strlen(text);
+    return mu_fail(err, MU_EINVAL, "split '%.*s%s': position %zu: expected %s, for example 3:1/1", SHOWN, text,
+                   len > SHOWN ? "…" : "", at + 1, expected);
+}
+
+/* digits[.digits] at *p. In units of 1e-6, so that a weight is exact until the one division at the end. */
+static bool weight_parse(const char **p, double *weight_out)
+{
+    const char *s = *p;
+    long long micro = 0;
+    int n_int = 0, n_dec = 0;
+    for (; *s >= '0' && *s <= '9'; s++, n_int++) {
+        if (n_int == MAX_INT_DIGITS) return false;
+        micro = micro * 10 + (*s - '0');
+    }
+    if (n_int == 0) return false;
+    if (*s == '.') {
+        for (s++; *s >= '0' && *s <= '9'; s++, n_dec++) {
+            if (n_dec == MAX_DECIMALS) return false;
+            micro = micro * 10 + (*s - '0');
+        }
+        if (n_dec == 0) return false;
+    }
+    for (; n_dec < MAX_DECIMALS; n_dec++) micro *= 10;
+    if (micro <= 0 || micro > MAX_WEIGHT * 1000000LL) return false;
+    *weight_out = (double)micro / 1e6;
+    *p = s;
+    return true;
+}
+
+enum mu_status mu_split_parse(const char *text, struct mu_split *split_out, struct mu_err *err)
+{
+    struct mu_split split = {.n_stage = 1};
+    const char *p = text;
+    for (;;) {
+        double weight;
+        const char *at = p;
+        if (!weight_parse(&p, &weight))
+            return split_fail(err, text, (size_t)(at - text),
+                              "a weight above 0, up to 1000000, with at most 6 decimals");
+        if (split.n_rank == MU_MAX_RANKS)
+            return mu_fail(err, MU_EINVAL, "split '%.*s…': more than %d ranks", SHOWN, text, MU_MAX_RANKS);
+        split.stage_of[split.n_rank] = split.n_stage - 1;
+        split.weight[split.n_rank++] = weight;
+        if (*p == '\0') break;
+        if (*p != ':' && *p != '/') return split_fail(err, text, (size_t)(p - text), "':', '/' or the end");
+        if (*p == '/') split.n_stage++;
+        p++;
+    }
+    *split_out = split;
+    return MU_OK;
+}
+
+/* At most 6 decimals, without trailing zeros. */
+static int weight_format(double weight, char *buf, size_t buf_bytes)
+{
+    long long micro = llround(weight * 1e6);
+    if (micro < 1) micro = 1;
+    int len = snprintf(buf, buf_bytes, "%lld.%06lld", micro / 1000000, micro % 1000000);
+    while (len > 0 && buf[len - 1] == '0') len--;
+    if (len > 0 && buf[len - 1] == '.') len--;
+    buf[len] = '\0';
+    return len;
+}
+
+void mu_split_format(const struct mu_split *split, char *buf, size_t buf_bytes)
+{
+    size_t len = 0;
+    if (buf_bytes) buf[0] = '\0';
+    for (int i = 0; i < split->n_rank; i++) {
+        char one[32];
+        weight_format(split->weight[i], one, sizeof one);
+        const char *joint = i == 0 ? "" : split->stage_of[i] == split->stage_of[i - 1] ? ":" : "/";
+        int n = snprintf(buf + len, buf_bytes - len, "%s%s", joint, one);
+        if (n < 0 || (size_t)n >= buf_bytes - len) return;
+        len += (size_t)n;
+    }
+}

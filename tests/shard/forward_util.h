@@ -1,0 +1,97 @@
+/* Running models in this process, and where the fixtures are. */
+#ifndef MU_TESTS_FORWARD_UTIL_H
+#define MU_TESTS_FORWARD_UTIL_H
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "model/model.h"
+#include "worker/solo.h"
+
+#define MUST(expr)                                                 \
+    do {                                                           \
+        struct mu_err err_ = MU_ERR_INIT;                          \
+        struct mu_err *err = &err_;                                \
+        if ((expr) != MU_OK) fail_msg("%s: %s", #expr, err_.text); \
+    } while (0)
+
+/* The fixtures' folder; the test is skipped where there is none. */
+static inline const char *fixtures_dir(void)
+{
+    static char path[512];
+    const char *given = getenv("MUSTER_FIXTURES"), *source = getenv("MUSTER_SOURCE_DIR");
+    if (given)
+        snprintf(path, sizeof path, "%s", given);
+    else
+        snprintf(path, sizeof path, "%s/../shared/fixtures", source ? source : ".");
+    if (access(path, R_OK) != 0) {
+        print_message("skipped: no fixtures at %s (set MUSTER_FIXTURES)\n", path);
+        skip();
+    }
+    return path;
+}
+
+static inline struct mu_model *fixture_model(const char *name)
+{
+    char path[600];
+    struct mu_model *m = NULL;
+    snprintf(path, sizeof path, "%s/models/%s.gguf", fixtures_dir(), name);
+    MUST(mu_model_open(path, &m, err));
+    return m;
+}
+
+struct how { /* one way to run; zeros are one thread, one rank, all at once */
+    const char *split;
+    int n_thread, step_tokens, n_slot;
+};
+
+static inline struct mu_solo *solo_of(const struct mu_model *m, struct how how)
+{
+    struct mu_solo *solo = NULL;
+    struct mu_solo_options opt = {.model = m,
+                                  .n_thread = how.n_thread ? how.n_thread : 1,
+                                  .serving = {.n_ctx = 256,
+                                              .n_slot = how.n_slot ? how.n_slot : 2,
+                                              .step_tokens = how.step_tokens ? how.step_tokens : 256}};
+    MUST(mu_split_parse(how.split ? how.split : "1", &opt.split, err));
+    MUST(mu_solo_open(&opt, &solo, err));
+    return solo;
+}
+
+struct rows { /* collects logits */
+    float *at;
+    int n_vocab;
+    uint32_t n, position; /* of the last */
+};
+
+static inline void rows_take(const float *row, uint32_t position, void *ctx)
+{
+    struct rows *r = ctx;
+    memcpy(r->at + (size_t)r->n * (size_t)r->n_vocab, row, (size_t)r->n_vocab * sizeof *row);
+    assert_int_equal(position, r->n); /* all positions, in order */
+    r->position = position;
+    r->n++;
+}
+
+/* Logits of every position, [n][n_vocab]; freed by the caller. */
+static inline float *logits_all(const struct mu_model *m, struct how how, const int32_t *ids, size_t n)
+{
+    struct mu_solo *solo = solo_of(m, how);
+    size_t count = n * (size_t)m->cfg.n_vocab;
+    struct rows rows = {.at = malloc(count * sizeof(float)), .n_vocab = m->cfg.n_vocab};
+    MUST(mu_solo_feed(solo, 0, ids, n, MU_OUT_ALL, NULL, rows_take, &rows, NULL, err));
+    assert_int_equal(rows.n, n);
+    assert_int_equal(mu_solo_position(solo, 0), n);
+    mu_solo_close(solo);
+    return rows.at;
+}
+
+#endif

@@ -1,0 +1,194 @@
+/* The pass against a second one, written plainly from the arithmetic contract: one token at a time, whole matrices, the
+ * reference kernels, no ranks, no threads, no pages but one. It shares nothing with shard/ but the kernels. */
+#include "forward_util.h"
+
+#include "base/alloc.h"
+#include "kernels/kernels.h"
+#include "model/synth.h"
+
+enum { N_POS = 40, MAX = 1024 };
+
+struct plain {
+    const struct mu_model *m;
+    const struct mu_kernels *k;
+    struct mu_mat mat[8][MU_T_LAYER_COUNT], out;
+    uint16_t *k_cache[8][16], *v_cache[8][16]; /* [layer][KV head]: one page of 64 positions */
+    float freq[256];
+};
+
+static struct mu_mat pack(const struct plain *p, const struct mu_gguf_tensor *t)
+{
+    struct mu_mat m = {.type = t->type, .n_row = (int)t->n_row, .n_col = (int)t->ne[0]};
+    m.data = mu_aligned_alloc(64, p->k->mat_bytes(m.type, m.n_row, m.n_col));
+    assert_true(p->k->mat_pack(&m, 0, m.n_row, t->data));
+    return m;
+}
+
+static void product(const struct plain *p, const struct mu_mat *m, const float *x, float *out)
+{
+    static _Alignas(64) int8_t q[MAX];
+    static _Alignas(64) uint16_t bf16[MAX];
+    static float s[MAX / 32];
+    static int16_t sum[MAX / 16];
+    struct mu_act act = {.n_tok = 1, .n_col = m->n_col, .f32 = x, .bf16 = bf16, .q = q, .s = s, .sum = sum};
+    p->k->to_bf16(x, m->n_col, bf16);
+    if (mu_type_info(m->type)->act == MU_ACT_Q8) assert_true(p->k->quantize(x, m->n_col, q, s, sum));
+    p->k->matmul(m, &act, 0, m->n_row, out, (size_t)m->n_row);
+}
+
+static float as_added(const struct mu_mat *m, float y) /* C4 */
+{
+    return mu_type_info(m->type)->act == MU_ACT_Q8 ? mu_bf16_to_f32(mu_f32_to_bf16(y)) : y;
+}
+
+static void norm(const struct plain *p, const float *x, const struct mu_gguf_tensor *w, float *out)
+{
+    assert_true(p->k->rms_norm(x, (const float *)(const void *)w->data, p->m->cfg.d_model, p->m->cfg.norm_eps, out));
+}
+
+static void attention(const struct plain *p, int layer, int pos, float *q, float *k, float *v, float *out)
+{
+    const struct mu_config *c = &p->m->cfg;
+    float turn[MAX];
+    int group = c->n_head / c->n_kv_head, halves = p->m->arch->rope == MU_ROPE_HALVES;
+    p->k->rope_table(p->freq, c->n_rot / 2, pos, 1, turn);
+    p->k->rope(q, c->n_head, c->d_head, c->n_rot, halves, turn);
+    p->k->rope(k, c->n_kv_head, c->d_head, c->n_rot, halves, turn);
+    for (int h = 0; h < c->n_kv_head; h++)
+        p->k->kv_store(k + h * c->d_head, v + h * c->d_head, c->d_head, pos, p->k_cache[layer][h],
+                       p->v_cache[layer][h]);
+    for (int h = 0; h < c->n_head; h++) {
+        const uint16_t *k_page = p->k_cache[layer][h / group], *v_page = p->v_cache[layer][h / group];
+        struct mu_attn a = {.n_tok = 1,
+                            .n_rep = 1,
+                            .d_head = c->d_head,
+                            .pos0 = pos,
+                            .page_tokens = 64,
+                            .window = c->window,
+                            .scale = c->attn_scale,
+                            .q = q + h * c->d_head,
+                            .out = out + h * c->d_head,
+                            .k_page = &k_page,
+                            .v_page = &v_page};
+        p->k->attn(&a);
+    }
+}
+
+/* The token at `pos`, its logits. */
+static void token(const struct plain *p, int32_t id, int pos, float *logits)
+{
+    const struct mu_config *c = &p->m->cfg;
+    float x[MAX], n[MAX], q[MAX], k[MAX], v[MAX], o[MAX], y[MAX], gate[MAX], up[MAX];
+    assert_true(
+        p->k->dequant_row(p->m->embed->type, p->m->embed->data + (size_t)id * p->m->embed->row_bytes, c->d_model, x));
+    for (int l = 0; l < c->n_layer; l++) {
+        const struct mu_mat *w = p->mat[l];
+        norm(p, x, p->m->layer[l][MU_T_ATTN_NORM], n);
+        product(p, &w[MU_T_Q], n, q);
+        product(p, &w[MU_T_K], n, k);
+        product(p, &w[MU_T_V], n, v);
+        attention(p, l, pos, q, k, v, o);
+        product(p, &w[MU_T_O], o, y);
+        for (int i = 0; i < c->d_model; i++) x[i] = x[i] + as_added(&w[MU_T_O], y[i]);
+        norm(p, x, p->m->layer[l][MU_T_FFN_NORM], n);
+        product(p, &w[MU_T_GATE], n, gate);
+        product(p, &w[MU_T_UP], n, up);
+        for (int i = 0; i < c->d_ff; i++) gate[i] = mu_siluf(gate[i]) * up[i];
+        product(p, &w[MU_T_DOWN], gate, y);
+        for (int i = 0; i < c->d_model; i++) x[i] = x[i] + as_added(&w[MU_T_DOWN], y[i]);
+    }
+    norm(p, x, p->m->out_norm, n);
+    product(p, &p->out, n, logits);
+}
+
+static void check(const struct mu_model *m, const char *name)
+{
+    struct plain p = {.m = m, .k = mu_kernels_available()[0]};
+    const struct mu_config *c = &m->cfg;
+    int32_t ids[N_POS];
+    size_t n_vocab = (size_t)c->n_vocab, page = (size_t)64 * (size_t)c->d_head;
+    assert_string_equal(p.k->name, "ref");
+    assert_true(c->n_layer <= 8 && c->n_kv_head <= 16 && c->d_model <= MAX && c->d_ff <= MAX &&
+                c->n_head * c->d_head <= MAX);
+    mu_fp_env_set();
+    mu_rope_freqs(c->rope_freq_base, c->n_rot, m->rope_factors, p.freq);
+    p.out = pack(&p, m->output);
+    for (int l = 0; l < c->n_layer; l++) {
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++)
+            if (id != MU_T_ATTN_NORM && id != MU_T_FFN_NORM) p.mat[l][id] = pack(&p, m->layer[l][id]);
+        for (int h = 0; h < c->n_kv_head; h++) {
+            p.k_cache[l][h] = mu_aligned_alloc(64, page * sizeof(uint16_t));
+            p.v_cache[l][h] = mu_aligned_alloc(64, page * sizeof(uint16_t));
+            memset(p.k_cache[l][h], 0xff, page * sizeof(uint16_t)); /* NaN: nobody may read ahead */
+            memset(p.v_cache[l][h], 0xff, page * sizeof(uint16_t));
+        }
+    }
+    for (int i = 0; i < N_POS; i++) ids[i] = (i * 37 + 5) % c->n_vocab;
+    float *want = malloc(N_POS * n_vocab * sizeof *want);
+    for (int i = 0; i < N_POS; i++) token(&p, ids[i], i, want + (size_t)i * n_vocab);
+    static const char *const splits[] = {"1", "2:1/1"};
+    for (int s = 0; s < 2; s++) {
+        float *got = logits_all(m, (struct how){.split = splits[s], .n_thread = 2}, ids, N_POS);
+        for (size_t i = 0; i < N_POS * n_vocab; i++)
+            if (memcmp(&got[i], &want[i], sizeof *got) != 0)
+                fail_msg("%s, split %s: position %zu, id %zu: %.9g, expected %.9g", name, splits[s], i / n_vocab,
+                         i % n_vocab, (double)got[i], (double)want[i]);
+        free(got);
+    }
+    free(want);
+    mu_free(p.out.data);
+    for (int l = 0; l < c->n_layer; l++) {
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++) mu_free(p.mat[l][id].data);
+        for (int h = 0; h < c->n_kv_head; h++) {
+            mu_free(p.k_cache[l][h]);
+            mu_free(p.v_cache[l][h]);
+        }
+    }
+}
+
+static void test_synth(void **state)
+{
+    (void)state;
+    static const uint32_t types[] = {MU_Q4_0, MU_Q8_0, MU_F16, MU_BF16, MU_F32, MU_Q6_K};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        struct mu_synth spec = {.arch = "llama",
+                                .n_layer = 2,
+                                .n_head = 8,
+                                .n_kv_head = 4,
+                                .d_head = 32,
+                                .d_model = 256,
+                                .d_ff = 512,
+                                .n_vocab = 300,
+                                .n_ctx = 256,
+                                .rope_freq_base = 10000,
+                                .type = types[i],
+                                .output_type = types[i],
+                                .seed = 2};
+        char path[300];
+        const char *tmp = getenv("TMPDIR");
+        struct mu_model *m = NULL;
+        snprintf(path, sizeof path, "%s/muster-contract-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
+        MUST(mu_synth_write(&spec, path, NULL, NULL, err));
+        MUST(mu_model_open(path, &m, err));
+        unlink(path);
+        check(m, mu_type_info(types[i])->name);
+        mu_model_close(m);
+    }
+}
+
+static void test_fixtures(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"llama3.Q4_K_M", "llama2.f16", "mistral.f16"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct mu_model *m = fixture_model(names[i]);
+        check(m, names[i]);
+        mu_model_close(m);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_synth), cmocka_unit_test(test_fixtures)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

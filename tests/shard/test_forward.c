@@ -1,0 +1,326 @@
+/* One answer: the same bytes of logits whatever the split, the threads, the instruction set, the chunks and the
+ * company. */
+#include "forward_util.h"
+
+#include "base/alloc.h"
+#include "kernels/kernels.h"
+#include "model/synth.h"
+
+static void same(const float *got, const float *want, size_t n_row, int n_vocab, const char *what)
+{
+    size_t n = n_row * (size_t)n_vocab;
+    if (memcmp(got, want, n * sizeof *got) == 0) return;
+    for (size_t i = 0; i < n; i++)
+        if (memcmp(got + i, want + i, sizeof *got) != 0)
+            fail_msg("%s: position %zu, id %zu: %.9g, expected %.9g", what, i / (size_t)n_vocab, i % (size_t)n_vocab,
+                     (double)got[i], (double)want[i]);
+}
+
+static void ids_fill(int32_t *ids, size_t n, int n_vocab, uint32_t seed)
+{
+    for (size_t i = 0; i < n; i++) {
+        seed = seed * 1664525u + 1013904223u;
+        ids[i] = (int32_t)((seed >> 8) % (uint32_t)n_vocab);
+    }
+}
+
+/* The sequence in chunks of `chunk`, all logits. */
+static float *logits_chunked(const struct mu_model *m, struct how how, const int32_t *ids, size_t n, size_t chunk)
+{
+    struct mu_solo *solo = solo_of(m, how);
+    struct rows rows = {.at = malloc(n * (size_t)m->cfg.n_vocab * sizeof(float)), .n_vocab = m->cfg.n_vocab};
+    for (size_t at = 0; at < n; at += chunk)
+        MUST(mu_solo_feed(solo, 1, ids + at, n - at < chunk ? n - at : chunk, MU_OUT_ALL, NULL, rows_take, &rows, NULL,
+                          err));
+    assert_int_equal(rows.n, n);
+    mu_solo_close(solo);
+    return rows.at;
+}
+
+/* All logits of sequence 0 of 8 that run in the same steps, each with its own pace. */
+static float *logits_in_company(const struct mu_model *m, struct how how, const int32_t *ids, size_t n)
+{
+    enum { N_SEQ = 8, MAX_STEP = 64 };
+    how.n_slot = N_SEQ;
+    how.step_tokens = MAX_STEP;
+    struct mu_solo *solo = solo_of(m, how);
+    const struct mu_serving *serving = mu_solo_serving(solo);
+    struct mu_step *step = NULL;
+    MUST(mu_step_create(serving, &step, err));
+    size_t n_vocab = (size_t)m->cfg.n_vocab, done[N_SEQ] = {0};
+    uint32_t page = 0, pages[N_SEQ] = {0};
+    int32_t other[256];
+    float *out = malloc(n * n_vocab * sizeof *out);
+    ids_fill(other, 256, m->cfg.n_vocab, 99);
+    while (done[0] < n) {
+        step->number++;
+        step->n_page = step->n_seq = step->n_tok = 0;
+        uint32_t at = 0; /* of sequence 0 among the step's rows of logits */
+        uint32_t rows_before = 0, n_mine = 0;
+        for (int k = 0; k < N_SEQ; k++) { /* sequence 0 goes last */
+            int slot = (k + 1) % N_SEQ;
+            uint32_t take = slot == 0 ? 3 + (uint32_t)(step->number % 5) : (uint32_t)((slot + (int)step->number) % 4);
+            const int32_t *from = slot == 0 ? ids : other + slot;
+            size_t limit = slot == 0 ? n : 200;
+            if (take > limit - done[slot]) take = (uint32_t)(limit - done[slot]);
+            if (take == 0) continue;
+            for (; pages[slot] * MU_PAGE_TOKENS < done[slot] + take; pages[slot]++)
+                step->page[step->n_page++] = (struct mu_step_page){(uint32_t)slot, page++};
+            uint8_t kind = slot == 0 ? MU_OUT_ALL : (uint8_t)(slot % 3); /* none, sample, logits */
+            if (kind == MU_OUT_LOGITS) rows_before++;
+            if (slot == 0) {
+                at = rows_before;
+                n_mine = take;
+            }
+            step->seq[step->n_seq++] = (struct mu_step_seq){.slot = (uint32_t)slot,
+                                                            .pos0 = (uint32_t)done[slot],
+                                                            .n_tok = take,
+                                                            .tok_off = step->n_tok,
+                                                            .out = kind,
+                                                            .top_p = 1};
+            memcpy(step->ids + step->n_tok, from + done[slot], take * sizeof *from);
+            step->n_tok += take;
+            done[slot] += take;
+        }
+        struct mu_step_result result;
+        MUST(mu_solo_step(solo, step, &result, err));
+        assert_int_equal(result.n_logit_row, at + n_mine);
+        memcpy(out + (done[0] - n_mine) * n_vocab, result.logits + at * n_vocab, n_mine * n_vocab * sizeof *out);
+    }
+    mu_free(step);
+    mu_solo_close(solo);
+    return out;
+}
+
+static const char *const splits[] = {"1", "1:1", "2:1:1", "1/1", "3:1/1:2", "1:1:1:1:1"};
+enum { N_SPLIT = sizeof splits / sizeof *splits };
+
+/* Every way to run one model, against one rank, one thread, all at once. */
+static void check_ways(const struct mu_model *m, const char *name, size_t n)
+{
+    char what[200];
+    int n_vocab = m->cfg.n_vocab;
+    int32_t ids[256];
+    ids_fill(ids, n, n_vocab, 7);
+    float *want = logits_all(m, (struct how){0}, ids, n), *got;
+    for (int i = 0; i < N_SPLIT; i++) {
+        for (int threads = 1; threads <= (i < 2 ? 3 : 2); threads++) {
+            if (threads == 1 && i == 0) continue;
+            struct how how = {.split = splits[i], .n_thread = threads};
+            snprintf(what, sizeof what, "%s, split %s, %d threads", name, splits[i], threads);
+            got = logits_all(m, how, ids, n);
+            same(got, want, n, n_vocab, what);
+            free(got);
+        }
+        const size_t chunks[] = {7, 1};
+        for (int c = 0; c < 2; c++) {
+            size_t part = c == 0 || n < 24 ? n : 24; /* token by token: the first ones */
+            got = logits_chunked(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1}, ids, part, chunks[c]);
+            snprintf(what, sizeof what, "%s, split %s, chunks of %zu", name, splits[i], chunks[c]);
+            same(got, want, part, n_vocab, what);
+            free(got);
+        }
+        got = logits_in_company(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1}, ids, n);
+        snprintf(what, sizeof what, "%s, split %s, in a batch of 8", name, splits[i]);
+        same(got, want, n, n_vocab, what);
+        free(got);
+    }
+    free(want);
+}
+
+static void test_fixtures(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"llama2.f16",  "llama3.BF16",   "stories260K.f32", "llama3.Q8_0",
+                                        "llama3.Q4_0", "llama3.Q4_K_M", "llama3.Q6_K"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct mu_model *m = fixture_model(names[i]);
+        check_ways(m, names[i], 70);
+        mu_model_close(m);
+    }
+}
+
+/* Position 0 … 149 by each instruction set this processor has. */
+static void test_kernels(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"llama3.f16",  "llama3.BF16", "stories260K.f32",
+                                        "llama3.Q8_0", "llama3.Q4_0", "llama3.Q4_K_M"};
+    const char *best = mu_kernels() ? mu_kernels()->name : NULL;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct mu_model *m = fixture_model(names[i]);
+        int32_t ids[100];
+        float *want = NULL;
+        size_t n = 100;
+        ids_fill(ids, n, m->cfg.n_vocab, 3);
+        for (const struct mu_kernels *const *k = mu_kernels_available(); *k; k++) {
+            MUST(mu_kernels_init((*k)->name, err));
+            float *got = logits_all(m, (struct how){.n_thread = 2}, ids, n);
+            if (want) same(got, want, n, m->cfg.n_vocab, (*k)->name);
+            if (want)
+                free(got);
+            else
+                want = got; /* ref is first */
+        }
+        free(want);
+        mu_model_close(m);
+    }
+    MUST(mu_kernels_init(best, err));
+}
+
+static struct mu_model *synth_model(const struct mu_synth *spec, char *path, size_t path_bytes)
+{
+    struct mu_model *m = NULL;
+    const char *tmp = getenv("TMPDIR");
+    snprintf(path, path_bytes, "%s/muster-test-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
+    MUST(mu_synth_write(spec, path, NULL, NULL, err));
+    MUST(mu_model_open(path, &m, err));
+    return m;
+}
+
+/* Shapes that divide badly: heads that cut blocks of 32, hidden rows that are no multiple of 256, more ranks than KV
+ * heads. */
+static void test_odd_shapes(void **state)
+{
+    (void)state;
+    const struct mu_synth shapes[] = {
+        {.n_head = 6, .n_kv_head = 3, .d_head = 48, .d_model = 288, .d_ff = 352, .n_vocab = 600, .type = MU_Q4_0},
+        {.n_head = 4,
+         .n_kv_head = 2,
+         .d_head = 80,
+         .d_model = 320,
+         .d_ff = 480,
+         .n_vocab = 520,
+         .type = MU_Q8_0,
+         .tied = 1},
+        {.n_head = 6, .n_kv_head = 3, .d_head = 48, .d_model = 272, .d_ff = 200, .n_vocab = 400, .type = MU_F16},
+        {.n_head = 3, .n_kv_head = 3, .d_head = 80, .d_model = 240, .d_ff = 168, .n_vocab = 400, .type = MU_BF16},
+        {.n_head = 16,
+         .n_kv_head = 4,
+         .d_head = 16,
+         .d_model = 256,
+         .d_ff = 768,
+         .n_vocab = 17000,
+         .type = MU_Q4_K,
+         .output_type = MU_Q6_K},
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        struct mu_synth spec = shapes[i];
+        char path[300], name[60];
+        spec.arch = "llama";
+        spec.n_layer = 2;
+        spec.n_ctx = 256;
+        spec.rope_freq_base = 10000;
+        spec.seed = i + 1;
+        if (spec.output_type == MU_F32) spec.output_type = spec.type;
+        struct mu_model *m = synth_model(&spec, path, sizeof path);
+        unlink(path);
+        snprintf(name, sizeof name, "odd shape %zu", i);
+        check_ways(m, name, spec.n_vocab > 10000 ? 20 : 40);
+        mu_model_close(m);
+    }
+}
+
+/* Exactly the rows that were asked for, the same as when all are. */
+static void test_outputs(void **state)
+{
+    (void)state;
+    struct mu_model *m = fixture_model("llama3.Q4_0");
+    size_t n = 60, n_vocab = (size_t)m->cfg.n_vocab;
+    int32_t ids[60];
+    ids_fill(ids, n, m->cfg.n_vocab, 21);
+    float *all = logits_all(m, (struct how){0}, ids, n);
+    static const char *const ways[] = {"1", "1:1", "1/1:1"};
+    for (int i = 0; i < 3; i++) {
+        struct mu_solo *solo = solo_of(m, (struct how){.split = ways[i], .n_thread = 2, .step_tokens = 32});
+        struct mu_step *step = NULL;
+        struct mu_step_result result;
+        MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+        step->number = 1; /* pages alone: nothing runs */
+        for (uint32_t p = 0; p < 3; p++) step->page[step->n_page++] = (struct mu_step_page){0, 2 - p};
+        MUST(mu_solo_step(solo, step, &result, err));
+        for (uint32_t at = 0; at < n; at += 30) {
+            step->number++;
+            step->n_page = 0;
+            step->n_seq = 1;
+            step->n_tok = 30;
+            step->seq[0] = (struct mu_step_seq){
+                .slot = 0, .pos0 = at, .n_tok = 30, .out = at ? MU_OUT_LOGITS : MU_OUT_NONE, .top_p = 1};
+            memcpy(step->ids, ids + at, 30 * sizeof *ids);
+            MUST(mu_solo_step(solo, step, &result, err));
+            assert_int_equal(result.id[0], -1);
+            assert_int_equal(result.n_logit_row, at ? 1 : 0);
+        }
+        same(result.logits, all + (n - 1) * n_vocab, 1, m->cfg.n_vocab, ways[i]);
+        mu_free(step);
+        mu_solo_close(solo);
+    }
+    free(all);
+    mu_model_close(m);
+}
+
+/* A rank's step must not run what its tables do not hold. */
+static void test_refused_steps(void **state)
+{
+    (void)state;
+    struct mu_model *m = fixture_model("llama3.Q4_0");
+    struct mu_solo *solo = solo_of(m, (struct how){0});
+    struct mu_step *step = NULL;
+    struct mu_step_result result;
+    struct mu_err why = MU_ERR_INIT;
+    MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+    step->number = 1;
+    step->n_seq = step->n_tok = 1;
+    step->seq[0] = (struct mu_step_seq){.n_tok = 1, .out = MU_OUT_SAMPLE, .top_p = 1};
+    assert_int_equal(mu_solo_step(solo, step, &result, &why), MU_EPROTO); /* no page */
+    step->n_page = 1;
+    step->page[0] = (struct mu_step_page){0, 1u << 20};
+    assert_int_equal(mu_solo_step(solo, step, &result, &why), MU_EPROTO);
+    step->page[0] = (struct mu_step_page){0, 0};
+    step->ids[0] = m->cfg.n_vocab;
+    assert_int_equal(mu_solo_step(solo, step, &result, &why), MU_EPROTO);
+    step->ids[0] = 1;
+    assert_int_equal(mu_solo_step(solo, step, &result, &why), MU_OK);
+    assert_true(result.id[0] >= 0);
+    mu_free(step);
+    mu_solo_close(solo);
+    mu_model_close(m);
+}
+
+/* Every allocation of a gang's start fails once: a clear error, nothing leaked (the sanitizer looks), and then it
+ * works. */
+static void test_no_memory(void **state)
+{
+    (void)state;
+    struct mu_model *m = fixture_model("llama3.Q4_0");
+    struct mu_solo_options opt = {.model = m, .n_thread = 2, .serving = {.n_ctx = 64, .n_slot = 2, .step_tokens = 16}};
+    struct mu_err why = MU_ERR_INIT;
+    static const char *const ways[] = {"1", "1:1"};
+    for (int i = 0; i < 2; i++) {
+        MUST(mu_split_parse(ways[i], &opt.split, err));
+        for (long n = 1;; n++) {
+            struct mu_solo *solo = NULL;
+            mu_alloc_fail_at(n);
+            enum mu_status st = mu_solo_open(&opt, &solo, &why);
+            mu_alloc_fail_at(0);
+            if (st == MU_OK) {
+                mu_solo_close(solo);
+                if (n > 20) break; /* an allocation that may fail did */
+                continue;
+            }
+            if (st != MU_ENOMEM) fail_msg("allocation %ld: %s", n, why.text);
+            assert_null(solo);
+            assert_true(n < 1000);
+        }
+    }
+    mu_model_close(m);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_outputs),  cmocka_unit_test(test_refused_steps), cmocka_unit_test(test_odd_shapes),
+        cmocka_unit_test(test_fixtures), cmocka_unit_test(test_kernels),       cmocka_unit_test(test_no_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,239 @@
+/* Shares, ranges and the planner, on models that exist only as sizes. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "shard/plan.h"
+
+enum { MAX_LAYER = 64 };
+
+struct paper { /* a model on paper: tensors without data */
+    struct mu_model model;
+    struct mu_gguf_tensor mat[MU_T_LAYER_COUNT], embed, norm;
+    const struct mu_gguf_tensor *layer[MAX_LAYER][MU_T_LAYER_COUNT];
+};
+
+static struct mu_gguf_tensor tensor(uint64_t n_row, uint64_t n_col)
+{
+    struct mu_gguf_tensor t = {.type = MU_Q8_0, .n_dim = 2, .ne = {n_col, n_row, 1, 1}, .n_row = n_row};
+    t.row_bytes = n_col / 32 * 34;
+    t.bytes = t.row_bytes * n_row;
+    return t;
+}
+
+static void paper_model(struct paper *p, int n_layer, int n_head, int n_kv_head, int d_head, int d_model, int d_ff,
+                        int n_vocab)
+{
+    memset(p, 0, sizeof *p);
+    p->model.cfg = (struct mu_config){.n_layer = n_layer,
+                                      .n_head = n_head,
+                                      .n_kv_head = n_kv_head,
+                                      .d_head = d_head,
+                                      .d_model = d_model,
+                                      .d_ff = d_ff,
+                                      .n_vocab = n_vocab,
+                                      .n_rot = d_head};
+    uint64_t d = (uint64_t)d_model, q = (uint64_t)n_head * (uint64_t)d_head,
+             kv = (uint64_t)n_kv_head * (uint64_t)d_head;
+    p->embed = tensor((uint64_t)n_vocab, d);
+    p->norm = (struct mu_gguf_tensor){
+        .type = MU_F32, .n_dim = 1, .ne = {d, 1, 1, 1}, .n_row = 1, .row_bytes = 4 * d, .bytes = 4 * d};
+    p->mat[MU_T_ATTN_NORM] = p->mat[MU_T_FFN_NORM] = p->norm;
+    p->mat[MU_T_Q] = tensor(q, d);
+    p->mat[MU_T_K] = p->mat[MU_T_V] = tensor(kv, d);
+    p->mat[MU_T_O] = tensor(d, q);
+    p->mat[MU_T_GATE] = p->mat[MU_T_UP] = tensor((uint64_t)d_ff, d);
+    p->mat[MU_T_DOWN] = tensor(d, (uint64_t)d_ff);
+    for (int l = 0; l < n_layer; l++)
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++) p->layer[l][id] = &p->mat[id];
+    p->model.layer = p->layer;
+    p->model.embed = p->model.output = &p->embed;
+    p->model.out_norm = &p->norm;
+}
+
+static struct mu_plan plan_of(const struct paper *p, const char *text)
+{
+    struct mu_split split;
+    struct mu_plan plan;
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_split_parse(text, &split, &err) != MU_OK || mu_plan_build(&p->model, &split, &plan, &err) != MU_OK)
+        fail_msg("%s", err.text);
+    return plan;
+}
+
+#define assert_range(r, b, e)           \
+    do {                                \
+        assert_int_equal((r).begin, b); \
+        assert_int_equal((r).end, e);   \
+    } while (0)
+
+static void test_share(void **state)
+{
+    (void)state;
+    int begin[8];
+    mu_share(10, (double[]){1, 1, 1}, 3, begin); /* ties to the lower */
+    assert_true(begin[0] == 0 && begin[1] == 4 && begin[2] == 7 && begin[3] == 10);
+    mu_share(10, (double[]){3, 1}, 2, begin); /* 7.5 and 2.5 */
+    assert_true(begin[1] == 8 && begin[2] == 10);
+    mu_share(3, (double[]){1000, 1, 1}, 3, begin); /* zero width */
+    assert_true(begin[1] == 3 && begin[2] == 3 && begin[3] == 3);
+    mu_share(0, (double[]){1, 2}, 2, begin);
+    assert_true(begin[1] == 0 && begin[2] == 0);
+    mu_share(7, (double[]){0.1, 0.2, 0.3, 0.4}, 4, begin); /* 0.7 1.4 2.1 2.8 */
+    assert_true(begin[1] == 1 && begin[2] == 2 && begin[3] == 4 && begin[4] == 7);
+}
+
+static void test_ranges(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    struct mu_plan plan = plan_of(&p, "3:1/1");
+    assert_int_equal(plan.n_stage, 2);
+    assert_int_equal(plan.leader, 2);
+    assert_range(plan.stage[0].layers, 0, 13); /* 4 of 5 parts of 16: 12.8 */
+    assert_range(plan.stage[1].layers, 13, 16);
+    assert_range(plan.rank[0].heads, 0, 24);
+    assert_range(plan.rank[0].kv_heads, 0, 6);
+    assert_range(plan.rank[1].heads, 24, 32);
+    assert_range(plan.rank[1].kv_heads, 6, 8);
+    assert_range(plan.rank[1].model, 1536, 2048);
+    assert_range(plan.rank[0].ff, 0, 6144);
+    assert_range(plan.rank[0].vocab, 0, 0); /* not the last stage */
+    assert_range(plan.rank[2].vocab, 0, 32768);
+    assert_int_equal(plan.rank[1].local, 1);
+    assert_int_equal(mu_plan_kv_page_bytes(&p.model, &plan, 1), 2 * 13 * 2 * 32 * 64 * 2);
+    /* what all ranks load of the layers is every row once; norms are whole everywhere */
+    struct mu_plan one = plan_of(&p, "1"), many = plan_of(&p, "2:1:1");
+    uint64_t sum = 0, norms = (uint64_t)p.norm.bytes * 33, embed = p.embed.bytes;
+    for (int i = 0; i < 3; i++) sum += many.rank[i].weight_bytes;
+    assert_int_equal(sum - 2 * norms - 2 * embed, one.rank[0].weight_bytes);
+}
+
+/* More ranks than KV heads: query heads are single, KV heads replicated. */
+static void test_replicated(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 2, 8, 2, 32, 256, 512, 1024);
+    struct mu_plan plan = plan_of(&p, "1:1:1:1:1");
+    const int heads[] = {0, 2, 4, 6, 7, 8}, kv0[] = {0, 0, 1, 1, 1}, kv1[] = {1, 1, 2, 2, 2};
+    for (int i = 0; i < 5; i++) {
+        assert_range(plan.rank[i].heads, heads[i], heads[i + 1]);
+        assert_range(plan.rank[i].kv_heads, kv0[i], kv1[i]);
+    }
+    plan = plan_of(&p, "1:1:1:1:1:1:1:1:1:1"); /* two ranks without heads */
+    assert_range(plan.rank[7].kv_heads, 1, 2);
+    assert_int_equal(mu_range_len(plan.rank[9].heads), 0);
+    assert_int_equal(mu_range_len(plan.rank[9].kv_heads), 0);
+    assert_int_equal(plan.rank[9].model.end, 256);
+}
+
+static void test_units(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 3, 3, 3, 48, 144, 172, 20000);
+    struct mu_plan plan = plan_of(&p, "1:2/100:1:1");
+    assert_range(plan.stage[0].layers, 0, 1); /* at least one layer each */
+    assert_range(plan.stage[1].layers, 1, 3);
+    assert_int_equal(plan.rank[0].ff.end % 32, 0);
+    assert_int_equal(plan.rank[1].ff.end, 172); /* the last unit is short */
+    assert_int_equal(plan.rank[0].model.end % 16, 0);
+    assert_range(plan.rank[2].vocab, 0, 20000); /* 20 blocks, the last one short */
+    assert_int_equal(plan.rank[4].vocab.end, 20000);
+    struct mu_split split;
+    struct mu_err err = MU_ERR_INIT;
+    assert_int_equal(mu_split_parse("1/1/1/1", &split, &err), MU_OK);
+    assert_int_equal(mu_plan_build(&p.model, &split, &plan, &err), MU_EINVAL);
+    assert_non_null(strstr(err.text, "4 stages"));
+}
+
+/* ---- the planner ---- */
+
+static const struct mu_serving SERVING = {.n_ctx = 2048, .n_slot = 4, .n_page = 256, .step_tokens = 256};
+
+static void auto_is(const struct paper *p, const struct mu_plan_node *node, int n_node, const char *want)
+{
+    struct mu_split split;
+    struct mu_err err = MU_ERR_INIT;
+    char text[MU_SPLIT_TEXT];
+    if (mu_plan_auto(&p->model, node, n_node, &SERVING, &split, &err) != MU_OK) fail_msg("%s", err.text);
+    mu_split_format(&split, text, sizeof text);
+    assert_string_equal(text, want);
+}
+
+static void test_auto(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768); /* 1.1 GB as Q8_0: 66 MB a layer */
+    const uint64_t GB = 1000000000;
+    struct mu_plan_node n[3] = {
+        {.name = "a", .n_core = 8, .n_numa = 1, .read_gbps = 30, .int8_gops = 1000, .memory_bytes = 16 * GB},
+        {.name = "b", .n_core = 8, .n_numa = 1, .read_gbps = 10, .int8_gops = 1000, .memory_bytes = 16 * GB},
+        {.name = "c", .n_core = 8, .n_numa = 1, .read_gbps = 10, .int8_gops = 1000, .memory_bytes = 16 * GB}};
+    auto_is(&p, n, 1, "16");   /* one stage of 16 layers */
+    auto_is(&p, n, 2, "12/4"); /* by bandwidth */
+    n[0].n_numa = 2;
+    auto_is(&p, n, 2, "6:6/4");
+    n[0].n_numa = 1;
+    n[0].memory_bytes = GB / 2; /* fewer layers where memory is short */
+    struct mu_split split;
+    struct mu_err err = MU_ERR_INIT;
+    assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, &split, &err), MU_OK);
+    struct mu_plan plan;
+    assert_int_equal(mu_plan_build(&p.model, &split, &plan, &err), MU_OK);
+    struct mu_rank_memory m;
+    mu_plan_memory(&p.model, &plan, 0, &SERVING, &m);
+    assert_true(m.weights + m.kv + m.scratch <= n[0].memory_bytes);
+    int kept = mu_range_len(plan.stage[0].layers);
+    assert_true(kept >= 1 && kept < 12);
+    n[1].memory_bytes = 1000; /* not even one layer: no stage */
+    n[0].memory_bytes = 16 * GB;
+    auto_is(&p, n, 3, "12/4");
+    n[0].read_gbps = 0; /* no figures for all: by cores */
+    n[1].memory_bytes = 16 * GB;
+    auto_is(&p, n, 2, "8/8");
+    n[0].memory_bytes = n[1].memory_bytes = GB / 10;
+    assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, &split, &err), MU_ENOMEM);
+    assert_non_null(strstr(err.text, "0.2 GB free"));
+    assert_int_equal(mu_plan_auto(&p.model, n, 0, &SERVING, &split, &err), MU_EINVAL);
+}
+
+static void test_predict(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    struct mu_plan_node n[2] = {{.n_core = 2, .read_gbps = 40, .int8_gops = 1000},
+                                {.n_core = 2, .read_gbps = 20, .int8_gops = 1000}};
+    struct mu_prediction one, two, apart;
+    struct mu_plan plan = plan_of(&p, "1");
+    mu_plan_predict(&p.model, &plan, n, (int[]){0}, &one);
+    double bytes = (double)(plan.rank[0].weight_bytes - p.embed.bytes);
+    assert_true(one.decode_read_ms > 0.999 * bytes / 40e6 && one.decode_read_ms < 1.001 * bytes / 40e6);
+    assert_true(one.decode_wire_ms == 0 && one.decode_ms >= one.decode_read_ms);
+    assert_true(one.prefill_ms_per_token > 0 && one.prefill_ms_per_token < one.decode_ms);
+    plan = plan_of(&p, "1:1"); /* sharing one node's memory: no gain but the wire's cost */
+    mu_plan_predict(&p.model, &plan, n, (int[]){0, 0}, &two);
+    assert_true(two.decode_wire_ms > 0 && two.decode_ms > one.decode_ms && two.decode_ms < 1.2 * one.decode_ms);
+    plan = plan_of(&p, "2:1"); /* two nodes by their speeds: faster reading, slower wire */
+    mu_plan_predict(&p.model, &plan, n, (int[]){0, 1}, &apart);
+    assert_true(apart.decode_read_ms < 0.75 * one.decode_read_ms && apart.decode_wire_ms > two.decode_wire_ms);
+    n[1].read_gbps = 0;
+    mu_plan_predict(&p.model, &plan, n, (int[]){0, 1}, &apart);
+    assert_true(apart.decode_ms == 0); /* unknown */
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_share),      cmocka_unit_test(test_ranges),
+                                       cmocka_unit_test(test_replicated), cmocka_unit_test(test_units),
+                                       cmocka_unit_test(test_auto),       cmocka_unit_test(test_predict)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

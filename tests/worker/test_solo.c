@@ -1,0 +1,177 @@
+/* The gang inside one process: slots, pages, limits, failures of a rank. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/fault.h"
+#include "model/synth.h"
+#include "worker/solo.h"
+
+#define MUST(expr)                                                 \
+    do {                                                           \
+        struct mu_err err_ = MU_ERR_INIT;                          \
+        struct mu_err *err = &err_;                                \
+        if ((expr) != MU_OK) fail_msg("%s: %s", #expr, err_.text); \
+    } while (0)
+
+static struct mu_model *model;
+
+static int group_begin(void **state)
+{
+    (void)state;
+    const struct mu_synth spec = {.arch = "llama",
+                                  .n_layer = 3,
+                                  .n_head = 4,
+                                  .n_kv_head = 2,
+                                  .d_head = 32,
+                                  .d_model = 128,
+                                  .d_ff = 256,
+                                  .n_vocab = 400,
+                                  .n_ctx = 256,
+                                  .rope_freq_base = 10000,
+                                  .type = MU_Q4_0,
+                                  .output_type = MU_Q8_0,
+                                  .seed = 3};
+    const char *tmp = getenv("TMPDIR");
+    char path[300];
+    snprintf(path, sizeof path, "%s/muster-solo-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
+    MUST(mu_synth_write(&spec, path, NULL, NULL, err));
+    MUST(mu_model_open(path, &model, err));
+    unlink(path);
+    return 0;
+}
+
+static int group_end(void **state)
+{
+    (void)state;
+    mu_model_close(model);
+    return 0;
+}
+
+static struct mu_solo *solo_open(const char *split, struct mu_serving serving)
+{
+    struct mu_solo_options opt = {.model = model, .n_thread = 2, .serving = serving, .pin = 1};
+    struct mu_solo *solo = NULL;
+    MUST(mu_split_parse(split, &opt.split, err));
+    MUST(mu_solo_open(&opt, &solo, err));
+    return solo;
+}
+
+/* Greedy continuation of `prompt` alone in a slot. */
+static void continuation(struct mu_solo *solo, int slot, const int32_t *prompt, size_t n, int32_t *out, int n_out)
+{
+    mu_solo_reset(solo, slot);
+    MUST(mu_solo_feed(solo, slot, prompt, n, MU_OUT_SAMPLE, NULL, NULL, NULL, &out[0], err));
+    for (int i = 1; i < n_out; i++) MUST(mu_solo_decode(solo, &slot, &out[i - 1], 1, NULL, &out[i], err));
+}
+
+/* Many slots decoded together give what each gives alone; slots are used again and pages return. */
+static void test_slots(void **state)
+{
+    (void)state;
+    enum { N = 5, LEN = 12 };
+    static const char *const splits[] = {"1", "1:1", "2:1/1"};
+    int32_t want[N][LEN], got[N][LEN], prompt[N][20];
+    for (int s = 0; s < 3; s++) {
+        struct mu_solo *solo = solo_open(splits[s], (struct mu_serving){.n_ctx = 96, .n_slot = N, .step_tokens = 16});
+        int slots[N];
+        for (int round = 0; round < 2; round++) {
+            for (int i = 0; i < N; i++) {
+                for (int t = 0; t < 20; t++) prompt[i][t] = (i * 31 + t * 7 + round) % 400;
+                continuation(solo, (i + round) % N, prompt[i], (size_t)(4 * i + 1), want[i], LEN);
+                assert_int_equal(mu_solo_position(solo, (i + round) % N), 4 * i + LEN);
+            }
+            int32_t next[N];
+            for (int i = 0; i < N; i++) {
+                slots[i] = N - 1 - i;
+                mu_solo_reset(solo, slots[i]);
+            }
+            for (int i = 0; i < N; i++)
+                MUST(mu_solo_feed(solo, slots[i], prompt[i], (size_t)(4 * i + 1), MU_OUT_SAMPLE, NULL, NULL, NULL,
+                                  &next[i], err));
+            for (int t = 0; t < LEN; t++) {
+                int32_t ids[N];
+                for (int i = 0; i < N; i++) ids[i] = got[i][t] = next[i];
+                if (t + 1 < LEN) MUST(mu_solo_decode(solo, slots, ids, N, NULL, next, err));
+            }
+            for (int i = 0; i < N; i++) assert_memory_equal(got[i], want[i], sizeof got[i]);
+        }
+        struct mu_shard_times times;
+        mu_solo_take_times(solo, &times);
+        assert_true(times.compute_s > 0);
+        assert_true(s == 0 ? times.exchange_s == 0 : times.exchange_s + times.recv_s > 0);
+        mu_solo_close(solo);
+    }
+}
+
+static void test_limits(void **state)
+{
+    (void)state;
+    struct mu_solo *solo =
+        solo_open("1", (struct mu_serving){.n_ctx = 64, .n_slot = 2, .n_page = 3, .step_tokens = 64});
+    int32_t ids[80] = {0}, id;
+    struct mu_err why = MU_ERR_INIT;
+    int slot = 0;
+    assert_int_equal(mu_solo_feed(solo, 0, ids, 65, MU_OUT_SAMPLE, NULL, NULL, NULL, &id, &why), MU_ELIMIT);
+    assert_non_null(strstr(why.text, "context only 64"));
+    assert_int_equal(mu_solo_feed(solo, 2, ids, 1, MU_OUT_SAMPLE, NULL, NULL, NULL, &id, &why), MU_EINVAL);
+    MUST(mu_solo_feed(solo, 0, ids, 64, MU_OUT_SAMPLE, NULL, NULL, NULL, &id, err));
+    assert_int_equal(mu_solo_decode(solo, &slot, &id, 1, NULL, &id, &why), MU_ELIMIT); /* full */
+    assert_int_equal(mu_solo_feed(solo, 1, ids, 40, MU_OUT_SAMPLE, NULL, NULL, NULL, &id, &why),
+                     MU_ELIMIT); /* one page is left */
+    assert_non_null(strstr(why.text, "KV pages"));
+    mu_solo_reset(solo, 0);
+    mu_solo_reset(solo, 1);
+    MUST(mu_solo_feed(solo, 1, ids, 40, MU_OUT_SAMPLE, NULL, NULL, NULL, &id, err));
+    mu_solo_close(solo);
+    struct mu_solo_options opt = {
+        .model = model, .n_thread = 0, .serving = {.n_ctx = 8, .n_slot = 1, .step_tokens = 8}};
+    MUST(mu_split_parse("1", &opt.split, err));
+    assert_int_equal(mu_solo_open(&opt, &solo, &why), MU_EINVAL);
+    opt.n_thread = 1;
+    MUST(mu_split_parse("1/1/1/1", &opt.split, err));
+    assert_int_equal(mu_solo_open(&opt, &solo, &why), MU_EINVAL); /* three layers */
+}
+
+/* One rank fails in the middle: everybody ends soon, the cause is told, closing works. */
+static void test_rank_fails(void **state)
+{
+    (void)state;
+#ifdef MUSTER_FAULTS
+    static const char *const splits[] = {"1", "1:1", "1:1/1:1", "1/1/1"};
+    for (int s = 0; s < 4; s++) {
+        struct mu_solo *solo = solo_open(splits[s], (struct mu_serving){.n_ctx = 64, .n_slot = 2, .step_tokens = 8});
+        int32_t ids[8] = {1, 2, 3, 4}, id;
+        struct mu_err why = MU_ERR_INIT;
+        setenv("MUSTER_FAULT", "rank.step:2", 1); /* the second rank that comes to a step, or the second step */
+        MUST(mu_fault_init(-1, err));
+        int64_t start = mu_now_ns();
+        enum mu_status st = MU_OK;
+        for (int i = 0; i < 2 && st == MU_OK; i++)
+            st = mu_solo_feed(solo, 0, ids, 4, MU_OUT_SAMPLE, NULL, NULL, NULL, &id, &why);
+        unsetenv("MUSTER_FAULT");
+        MUST(mu_fault_init(-1, err));
+        assert_int_equal(st, MU_EINTERNAL);
+        assert_non_null(strstr(why.text, "fault point"));
+        assert_true(mu_now_ns() - start < 5 * MU_SEC);
+        if (s > 0)
+            assert_int_not_equal(mu_solo_feed(solo, 0, ids, 4, MU_OUT_SAMPLE, NULL, NULL, NULL, &id, &why), MU_OK);
+        mu_solo_close(solo);
+    }
+#endif
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_slots), cmocka_unit_test(test_limits),
+                                       cmocka_unit_test(test_rank_fails)};
+    return cmocka_run_group_tests(tests, group_begin, group_end);
+}

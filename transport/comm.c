@@ -1,0 +1,202 @@
+/* What callers use of a transport, built on its few operations: waits with deadlines, and the exchanges.
+ *
+ * Nothing here is collective in the sense of MPI: every exchange is a set of sends and receives started together and
+ * completed in one loop, so that a silent peer ends in an error that names it, not in a hang. */
+#include "transport/comm.h"
+
+#include <sched.h>
+#include <stdbool.h>
+
+#include "base/clock.h"
+#include "base/fault.h"
+
+enum { SPIN_PAUSES = 100 };
+
+static inline void cpu_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("isb" ::: "memory");
+#endif
+}
+
+static enum mu_status peer_check(const struct mu_comm *c, int peer, struct mu_err *err)
+{
+    if (peer >= 0 && peer < c->n_rank && peer != c->rank) return MU_OK;
+    return mu_fail(err, MU_EINVAL, "rank %d cannot exchange with rank %d: there are ranks 0 … %d", c->rank, peer,
+                   c->n_rank - 1);
+}
+
+enum mu_status mu_comm_isend(struct mu_comm *c, int to, const void *buf, size_t len, struct mu_comm_op **op_out,
+                             struct mu_err *err)
+{
+    enum mu_status st = peer_check(c, to, err);
+    if (st != MU_OK) return st;
+    if (mu_fault_hit("comm.send")) return mu_fail(err, MU_EPEER, "rank %d: the fault point comm.send was hit", c->rank);
+    return c->ops->isend(c, to, buf, len, op_out, err);
+}
+
+enum mu_status mu_comm_irecv(struct mu_comm *c, int from, void *buf, size_t len, struct mu_comm_op **op_out,
+                             struct mu_err *err)
+{
+    enum mu_status st = peer_check(c, from, err);
+    if (st != MU_OK) return st;
+    if (mu_fault_hit("comm.recv")) return mu_fail(err, MU_EPEER, "rank %d: the fault point comm.recv was hit", c->rank);
+    return c->ops->irecv(c, from, buf, len, op_out, err);
+}
+
+void mu_comm_drop(struct mu_comm *c, struct mu_comm_op *op)
+{
+    if (op) c->ops->drop(c, op);
+}
+
+static void record_waiting(struct mu_comm *c, int peer)
+{
+    if (c->record) atomic_store_explicit(&c->record->waiting_on, (int32_t)peer, memory_order_relaxed);
+}
+
+/* As mu_comm_wait, with the caller's deadline; frees op in every case. */
+static enum mu_status wait_until(struct mu_comm *c, struct mu_comm_op *op, int peer, int64_t deadline,
+                                 struct mu_err *err)
+{
+    for (int i = 0; i < SPIN_PAUSES; i++) {
+        int done = c->ops->test(c, op, err);
+        if (done > 0) return MU_OK;
+        if (done < 0) return err ? err->code : MU_EPEER;
+        cpu_pause();
+    }
+    enum mu_status st = MU_OK;
+    record_waiting(c, peer);
+    for (;;) {
+        int done = c->ops->test(c, op, err);
+        if (done > 0) break;
+        if (done < 0) {
+            st = err ? err->code : MU_EPEER;
+            break;
+        }
+        if (mu_now_ns() >= deadline) {
+            c->ops->drop(c, op);
+            st = mu_fail(err, MU_ETIMEOUT, "rank %d waited %d ms for rank %d, which did not answer", c->rank,
+                         c->timeout_ms, peer);
+            if (err) err->rank = peer;
+            break;
+        }
+        sched_yield();
+    }
+    record_waiting(c, MU_RECORD_NOBODY);
+    return st;
+}
+
+static int64_t deadline_of(const struct mu_comm *c)
+{
+    return mu_now_ns() + c->timeout_ms * MU_MS;
+}
+
+enum mu_status mu_comm_wait(struct mu_comm *c, struct mu_comm_op *op, int peer, struct mu_err *err)
+{
+    return wait_until(c, op, peer, deadline_of(c), err);
+}
+
+enum mu_status mu_comm_send(struct mu_comm *c, int to, const void *buf, size_t len, struct mu_err *err)
+{
+    struct mu_comm_op *op;
+    enum mu_status st = mu_comm_isend(c, to, buf, len, &op, err);
+    return st != MU_OK ? st : mu_comm_wait(c, op, to, err);
+}
+
+enum mu_status mu_comm_recv(struct mu_comm *c, int from, void *buf, size_t len, struct mu_err *err)
+{
+    struct mu_comm_op *op;
+    enum mu_status st = mu_comm_irecv(c, from, buf, len, &op, err);
+    return st != MU_OK ? st : mu_comm_wait(c, op, from, err);
+}
+
+struct batch { /* operations started together */
+    int n;
+    struct mu_comm_op *op[2 * MU_COMM_MAX_RANKS];
+    int peer[2 * MU_COMM_MAX_RANKS];
+};
+
+/* After the first failure the rest is dropped, so that no buffer is touched after we return. */
+static enum mu_status batch_wait(struct mu_comm *c, struct batch *b, enum mu_status st, struct mu_err *err)
+{
+    int64_t deadline = deadline_of(c);
+    for (int i = 0; i < b->n; i++) {
+        if (st == MU_OK)
+            st = wait_until(c, b->op[i], b->peer[i], deadline, err);
+        else
+            c->ops->drop(c, b->op[i]);
+    }
+    return st;
+}
+
+static void batch_add(struct batch *b, struct mu_comm_op *op, int peer)
+{
+    b->op[b->n] = op;
+    b->peer[b->n++] = peer;
+}
+
+enum mu_status mu_comm_gather(struct mu_comm *c, int first, int n, void *buf, const size_t *off, const size_t *len,
+                              struct mu_err *err)
+{
+    int me = c->rank - first;
+    if (n < 1 || n > MU_COMM_MAX_RANKS || me < 0 || me >= n || first < 0 || first + n > c->n_rank)
+        return mu_fail(err, MU_EINVAL, "rank %d cannot gather among ranks %d … %d of %d", c->rank, first, first + n - 1,
+                       c->n_rank);
+    if (mu_fault_hit("comm.allgather"))
+        return mu_fail(err, MU_EPEER, "rank %d: the fault point comm.allgather was hit", c->rank);
+    struct batch b;
+    b.n = 0;
+    enum mu_status st = MU_OK;
+    char *bytes = buf;
+    struct mu_comm_op *op;
+    for (int i = 0; i < n && st == MU_OK; i++) {
+        if (i == me || len[i] == 0) continue;
+        st = mu_comm_irecv(c, first + i, bytes + off[i], len[i], &op, err);
+        if (st == MU_OK) batch_add(&b, op, first + i);
+    }
+    /* each rank starts with its neighbour, so that not all send to the first at once */
+    for (int k = 1; k < n && st == MU_OK && len[me] > 0; k++) {
+        int to = first + (me + k) % n;
+        st = mu_comm_isend(c, to, bytes + off[me], len[me], &op, err);
+        if (st == MU_OK) batch_add(&b, op, to);
+    }
+    return batch_wait(c, &b, st, err);
+}
+
+enum mu_status mu_comm_broadcast(struct mu_comm *c, int root, void *buf, size_t len, struct mu_err *err)
+{
+    if (root < 0 || root >= c->n_rank || c->n_rank > MU_COMM_MAX_RANKS)
+        return mu_fail(err, MU_EINVAL, "rank %d cannot broadcast from rank %d of %d", c->rank, root, c->n_rank);
+    if (len == 0) return MU_OK;
+    if (c->rank != root) return mu_comm_recv(c, root, buf, len, err);
+    struct batch b;
+    b.n = 0;
+    enum mu_status st = MU_OK;
+    for (int to = 0; to < c->n_rank && st == MU_OK; to++) {
+        struct mu_comm_op *op;
+        if (to == root) continue;
+        st = mu_comm_isend(c, to, buf, len, &op, err);
+        if (st == MU_OK) batch_add(&b, op, to);
+    }
+    return batch_wait(c, &b, st, err);
+}
+
+enum mu_status mu_comm_barrier(struct mu_comm *c, struct mu_err *err)
+{
+    char flags[MU_COMM_MAX_RANKS] = {0};
+    size_t off[MU_COMM_MAX_RANKS], len[MU_COMM_MAX_RANKS];
+    if (c->n_rank > MU_COMM_MAX_RANKS)
+        return mu_fail(err, MU_ELIMIT, "%d ranks, expected at most %d", c->n_rank, MU_COMM_MAX_RANKS);
+    for (int i = 0; i < c->n_rank; i++) {
+        off[i] = (size_t)i;
+        len[i] = 1;
+    }
+    return mu_comm_gather(c, 0, c->n_rank, flags, off, len, err);
+}
+
+void mu_comm_close(struct mu_comm *c)
+{
+    if (c) c->ops->close(c);
+}

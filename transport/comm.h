@@ -1,0 +1,100 @@
+/* Moving bytes between the ranks of a gang: one vtable, three implementations.
+ *
+ *   local  ranks are threads of one process, memory is shared      (muster logits --split, tests)
+ *   mpi    ranks are processes of one Open MPI job                 (the real thing)
+ *   fake   local with faults: delays, drops, a peer that goes away (tests)
+ *
+ * All sends and receives are non-blocking underneath and completed in one wait loop with a deadline; an error names the
+ * rank that was waited for. Messages between a pair of ranks arrive in the order they were sent. Lengths must match
+ * on both sides; a mismatch is MU_EPROTO.
+ *
+ * Threads: one thread per rank uses its comm (MPI stays on the thread that opened it). */
+#ifndef MU_TRANSPORT_COMM_H
+#define MU_TRANSPORT_COMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/record.h"
+#include "base/status.h"
+
+struct mu_comm;
+struct mu_comm_op; /* a send or receive in flight; owned by the comm */
+
+struct mu_comm_ops {
+    const char *name;
+    /* Start; buf belongs to the operation until it is complete. */
+    enum mu_status (*isend)(struct mu_comm *c, int to, const void *buf, size_t len, struct mu_comm_op **op_out,
+                            struct mu_err *err);
+    enum mu_status (*irecv)(struct mu_comm *c, int from, void *buf, size_t len, struct mu_comm_op **op_out,
+                            struct mu_err *err);
+    /* 1 done (op is freed), 0 not yet, -1 failed (op is freed, err filled). Makes progress. */
+    int (*test)(struct mu_comm *c, struct mu_comm_op *op, struct mu_err *err);
+    /* Gives up an operation that did not complete: op is freed and its buffer is the caller's again. Afterwards the
+     * comm is good for nothing but close. */
+    void (*drop)(struct mu_comm *c, struct mu_comm_op *op);
+    void (*progress)(struct mu_comm *c); /* cheap */
+    void (*close)(struct mu_comm *c);
+};
+
+struct mu_comm { /* the head of every implementation */
+    const struct mu_comm_ops *ops;
+    int rank, n_rank;
+    int timeout_ms;                /* of every wait; default 30,000 */
+    struct mu_rank_record *record; /* where waits are told; may be NULL */
+};
+
+/* ---- what callers use; built on the ops ---- */
+
+enum mu_status mu_comm_isend(struct mu_comm *c, int to, const void *buf, size_t len, struct mu_comm_op **op_out,
+                             struct mu_err *err);
+enum mu_status mu_comm_irecv(struct mu_comm *c, int from, void *buf, size_t len, struct mu_comm_op **op_out,
+                             struct mu_err *err);
+/* Until the operation is complete or the comm's timeout has passed since the call. `peer` is named in the error and the
+ * record. Spins ~100 pauses, then yields.
+ * After a failure the operation is gone and its buffer the caller's again; the comm must then be closed, nothing
+ * else. */
+enum mu_status mu_comm_wait(struct mu_comm *c, struct mu_comm_op *op, int peer, struct mu_err *err);
+enum mu_status mu_comm_send(struct mu_comm *c, int to, const void *buf, size_t len, struct mu_err *err);
+enum mu_status mu_comm_recv(struct mu_comm *c, int from, void *buf, size_t len, struct mu_err *err);
+/* Gives an operation up without waiting for it; the comm must then be closed. */
+void mu_comm_drop(struct mu_comm *c, struct mu_comm_op *op);
+static inline void mu_comm_progress(struct mu_comm *c)
+{
+    c->ops->progress(c);
+}
+enum { MU_COMM_MAX_RANKS = 256 };
+/* One round, everyone to everyone, among ranks [first, first + n) of which we are one: rank first+i contributes
+ * buf[off[i], +len[i]). */
+enum mu_status mu_comm_gather(struct mu_comm *c, int first, int n, void *buf, const size_t *off, const size_t *len,
+                              struct mu_err *err);
+/* From root to all others (start-up only). */
+enum mu_status mu_comm_broadcast(struct mu_comm *c, int root, void *buf, size_t len, struct mu_err *err);
+enum mu_status mu_comm_barrier(struct mu_comm *c, struct mu_err *err);
+void mu_comm_close(struct mu_comm *c); /* NULL is fine */
+
+/* n_rank comms that talk to each other inside this process. comms_out has n_rank entries; close each (any order, from
+ * any thread; the last frees the rest). */
+enum mu_status mu_comm_local_open(int n_rank, struct mu_comm **comms_out, struct mu_err *err);
+
+/* MPI_Init_thread(FUNNELED) on this thread; our own communicator; errors returned, not fatal. Close finalises. */
+enum mu_status mu_comm_mpi_open(struct mu_comm **comm_out, struct mu_err *err);
+
+/* local with faults, deterministic from the seed: every message is delayed by up to max_delay_polls tests; the
+ * fault_at-th operation of fault_rank (1-based; 0 = never) does what fault says. */
+enum mu_comm_fault {
+    MU_FAULT_NONE,
+    MU_FAULT_SILENT,
+    /* the peer never answers again */ MU_FAULT_GONE /* operations with it fail */
+};
+struct mu_comm_fake {
+    uint64_t seed;
+    int max_delay_polls;
+    int fault_rank;
+    long fault_at;
+    enum mu_comm_fault fault;
+};
+enum mu_status mu_comm_fake_open(int n_rank, const struct mu_comm_fake *fake, struct mu_comm **comms_out,
+                                 struct mu_err *err);
+
+#endif

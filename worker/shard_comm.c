@@ -1,0 +1,140 @@
+/* The forward pass's exchanges over a transport.
+ *
+ * Between stages every rank of the next stage wants the whole residual, and every rank of the previous one has it: rank
+ * i sends to the ranks j with j mod n_prev == i, so the load is spread and every rank receives exactly once. A ticket
+ * is the set of sends of one buffer. */
+#include "worker/shard_comm.h"
+
+#include "base/alloc.h"
+
+struct ticket {
+    int n;
+    struct mu_comm_op *op[MU_MAX_RANKS]; /* NULL: complete */
+    int peer[MU_MAX_RANKS];
+};
+
+struct mu_shard_link {
+    struct mu_comm *comm;
+    int first, n; /* my stage's ranks */
+    int from;     /* who sends me the residual, -1 */
+    int n_to, to[MU_MAX_RANKS];
+    struct ticket ticket[MU_SHARD_TICKETS];
+};
+
+static enum mu_status link_gather(void *ctx, void *buf, const size_t *off, const size_t *len, struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    return mu_comm_gather(l->comm, l->first, l->n, buf, off, len, err);
+}
+
+static enum mu_status link_recv(void *ctx, void *buf, size_t len, struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    return mu_comm_recv(l->comm, l->from, buf, len, err);
+}
+
+static void ticket_drop(struct mu_shard_link *l, struct ticket *t)
+{
+    for (int i = 0; i < t->n; i++) mu_comm_drop(l->comm, t->op[i]);
+    t->n = 0;
+}
+
+static enum mu_status link_send(void *ctx, const void *buf, size_t len, int ticket, struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    struct ticket *t = &l->ticket[ticket];
+    t->n = 0;
+    for (int i = 0; i < l->n_to; i++) {
+        struct mu_comm_op *op;
+        enum mu_status st = mu_comm_isend(l->comm, l->to[i], buf, len, &op, err);
+        if (st != MU_OK) {
+            ticket_drop(l, t);
+            return st;
+        }
+        t->peer[t->n] = l->to[i];
+        t->op[t->n++] = op;
+    }
+    return MU_OK;
+}
+
+static enum mu_status link_send_wait(void *ctx, int ticket, struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    struct ticket *t = &l->ticket[ticket];
+    for (int i = 0; i < t->n; i++) {
+        struct mu_comm_op *op = t->op[i];
+        if (!op) continue;
+        t->op[i] = NULL; /* freed whatever comes */
+        enum mu_status st = mu_comm_wait(l->comm, op, t->peer[i], err);
+        if (st != MU_OK) {
+            ticket_drop(l, t);
+            return st;
+        }
+    }
+    t->n = 0;
+    return MU_OK;
+}
+
+static int link_send_test(void *ctx, int ticket, struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    struct ticket *t = &l->ticket[ticket];
+    int all = 1;
+    for (int i = 0; i < t->n; i++) {
+        if (!t->op[i]) continue;
+        int done = l->comm->ops->test(l->comm, t->op[i], err);
+        if (done != 0) t->op[i] = NULL;
+        if (done < 0) {
+            ticket_drop(l, t);
+            return -1;
+        }
+        if (done == 0) all = 0;
+    }
+    if (all) t->n = 0;
+    return all;
+}
+
+static void link_progress(void *ctx)
+{
+    mu_comm_progress(((struct mu_shard_link *)ctx)->comm);
+}
+
+enum mu_status mu_shard_link_create(struct mu_comm *comm, const struct mu_plan *plan, struct mu_shard_link **link_out,
+                                    struct mu_shard_comm *ops_out, struct mu_err *err)
+{
+    if (comm->n_rank != plan->n_rank)
+        return mu_fail(err, MU_EINVAL, "the gang has %d ranks, but the plan %d", comm->n_rank, plan->n_rank);
+    struct mu_shard_link *l = mu_calloc(1, sizeof *l);
+    if (!l) return mu_fail(err, MU_ENOMEM, "no memory for the exchanges of rank %d", comm->rank);
+    const struct mu_plan_rank *me = &plan->rank[comm->rank];
+    const struct mu_plan_stage *mine = &plan->stage[me->stage];
+    l->comm = comm;
+    l->first = mine->first_rank;
+    l->n = mine->n_rank;
+    l->from = -1;
+    if (me->stage > 0) {
+        const struct mu_plan_stage *prev = &plan->stage[me->stage - 1];
+        l->from = prev->first_rank + me->local % prev->n_rank;
+    }
+    if (me->stage + 1 < plan->n_stage) {
+        const struct mu_plan_stage *next = &plan->stage[me->stage + 1];
+        for (int j = me->local; j < next->n_rank; j += mine->n_rank) l->to[l->n_to++] = next->first_rank + j;
+    }
+    *ops_out = (struct mu_shard_comm){.ctx = l,
+                                      .gather = link_gather,
+                                      .recv = link_recv,
+                                      .send = link_send,
+                                      .send_wait = link_send_wait,
+                                      .send_test = link_send_test,
+                                      .progress = link_progress};
+    *link_out = l;
+    return MU_OK;
+}
+
+void mu_shard_link_destroy(struct mu_shard_link *l)
+{
+    if (!l) return;
+    for (int t = 0; t < MU_SHARD_TICKETS; t++)
+        for (int i = 0; i < l->ticket[t].n; i++) mu_comm_drop(l->comm, l->ticket[t].op[i]);
+    mu_free(l);
+}

@@ -1,0 +1,365 @@
+/* A gang inside one process.
+ *
+ * An outer pool has one member a rank; what a rank does (create, step, destroy) is one run of that pool, so each rank
+ * lives on one thread, which is member 0 of the rank's own pool. With one rank the outer pool is the caller itself
+ * and there is no transport.
+ *
+ *   caller ── outer pool ─┬─ rank 0 ── its pool of n_thread
+ *                         ├─ rank 1 ── its pool
+ *                         …
+ *
+ * A rank that fails closes its comm at once, so the others end with an error and not at their deadline; the first rank
+ * with an error of its own (not about a peer) is the one that is told. After a failed step only close is of use. */
+#include "worker/solo.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/pool.h"
+#include "base/topo.h"
+#include "kernels/kernels.h"
+#include "transport/comm.h"
+#include "worker/shard_comm.h"
+
+struct solo_rank {
+    struct mu_pool *pool;
+    struct mu_comm *comm;
+    struct mu_shard_link *link;
+    struct mu_shard *shard;
+    struct mu_step_result result;
+    enum mu_status st;
+    struct mu_err err;
+};
+
+struct solo_slot {
+    uint32_t position, n_page;
+    bool dirty; /* to be freed by the next step */
+};
+
+struct mu_solo {
+    struct mu_solo_options opt;
+    struct mu_plan plan;
+    struct mu_serving serving;
+    struct mu_pool *outer;
+    struct solo_rank *rank;
+    struct solo_slot *slot;
+    uint32_t **page_of; /* [slot]: its pages */
+    uint32_t *pages;    /* backing of page_of */
+    uint32_t *free_page;
+    uint32_t n_free_page, max_page;
+    struct mu_step *step;
+    uint64_t number;
+    int *cpus; /* [n_rank * n_thread], or NULL: do not pin */
+    const struct mu_step *running;
+};
+
+static void rank_thread_init(void *ctx)
+{
+    (void)ctx;
+    mu_fp_env_set();
+}
+
+/* ---- what a rank does ---- */
+
+static void rank_create(void *arg, int member, int n_member)
+{
+    struct mu_solo *s = arg;
+    struct solo_rank *r = &s->rank[member];
+    struct mu_shard_options opt = {.model = s->opt.model, .plan = &s->plan, .rank = member, .serving = s->serving};
+    struct mu_pool_options pool = {.n_threads = s->opt.n_thread, .thread_init = rank_thread_init};
+    (void)n_member;
+    if (s->cpus) {
+        pool.pin = 1;
+        pool.cpus = s->cpus + member * s->opt.n_thread;
+    }
+    if (member == 0) {
+        opt.load_progress = s->opt.load_progress;
+        opt.load_ctx = s->opt.load_ctx;
+    }
+    MU_TRY(r->st, mu_pool_create(&pool, &r->pool, &r->err), fail);
+    if (r->comm) MU_TRY(r->st, mu_shard_link_create(r->comm, &s->plan, &r->link, &opt.comm, &r->err), fail);
+    opt.pool = r->pool;
+    MU_TRY(r->st, mu_shard_create(&opt, &r->shard, &r->err), fail);
+fail:
+    return;
+}
+
+static void rank_destroy(void *arg, int member, int n_member)
+{
+    struct solo_rank *r = &((struct mu_solo *)arg)->rank[member];
+    (void)n_member;
+    mu_shard_destroy(r->shard);
+    if (r->comm) mu_shard_link_destroy(r->link);
+    mu_comm_close(r->comm);
+    mu_pool_destroy(r->pool);
+}
+
+static void rank_step(void *arg, int member, int n_member)
+{
+    struct mu_solo *s = arg;
+    struct solo_rank *r = &s->rank[member];
+    (void)n_member;
+    if (!r->shard || (s->plan.n_rank > 1 && !r->comm)) {
+        r->st = mu_fail(&r->err, MU_EPEER, "rank %d has failed before", member);
+        return;
+    }
+    r->st = mu_shard_step(r->shard, s->running, &r->result, &r->err);
+    if (r->st == MU_OK || !r->comm) return;
+    mu_shard_link_destroy(r->link);
+    r->link = NULL;
+    mu_comm_close(r->comm);
+    r->comm = NULL;
+}
+
+/* The error to tell: of a rank that failed by itself, else of any. */
+static enum mu_status ranks_status(const struct mu_solo *s, struct mu_err *err)
+{
+    const struct solo_rank *told = NULL;
+    for (int i = 0; i < s->plan.n_rank; i++) {
+        const struct solo_rank *r = &s->rank[i];
+        if (r->st == MU_OK) continue;
+        bool of_peer = r->st == MU_EPEER || r->st == MU_ETIMEOUT || r->st == MU_EPROTO;
+        if (!told) told = r;
+        if (!of_peer) {
+            told = r;
+            break;
+        }
+    }
+    if (!told) return MU_OK;
+    if (err) *err = told->err;
+    return told->st;
+}
+
+/* ---- open and close ---- */
+
+/* CPUs in hwloc's order, one core after another; NULL where there are fewer than threads. */
+static int *cpus_choose(int n)
+{
+    struct mu_topo *topo = mu_malloc(sizeof *topo);
+    int *cpus = NULL;
+    if (topo && mu_topo_read(topo, NULL) == MU_OK && n <= topo->n_cpu) {
+        cpus = mu_calloc((size_t)n, sizeof *cpus);
+        if (cpus) memcpy(cpus, topo->cpus, (size_t)n * sizeof *cpus);
+    }
+    mu_free(topo);
+    return cpus;
+}
+
+static enum mu_status slots_create(struct mu_solo *s, struct mu_err *err)
+{
+    size_t n_slot = (size_t)s->serving.n_slot, n_entry;
+    s->max_page = ((uint32_t)s->serving.n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
+    if (!mu_mul_size(n_slot, s->max_page, &n_entry) || n_entry > UINT32_MAX)
+        return mu_fail(err, MU_EINVAL, "%d slots of %d tokens are too many", s->serving.n_slot, s->serving.n_ctx);
+    if (s->serving.n_page == 0) s->serving.n_page = (uint32_t)n_entry;
+    s->slot = mu_calloc(n_slot, sizeof *s->slot);
+    s->page_of = mu_calloc(n_slot, sizeof *s->page_of);
+    s->pages = mu_calloc(n_entry, sizeof *s->pages);
+    s->free_page = mu_calloc(s->serving.n_page, sizeof *s->free_page);
+    if (!s->slot || !s->page_of || !s->pages || !s->free_page)
+        return mu_fail(err, MU_ENOMEM, "no memory for %d slots of %d tokens", s->serving.n_slot, s->serving.n_ctx);
+    for (size_t i = 0; i < n_slot; i++) s->page_of[i] = s->pages + i * s->max_page;
+    while (s->n_free_page < s->serving.n_page) {
+        s->free_page[s->n_free_page] = s->serving.n_page - 1 - s->n_free_page; /* page 0 is taken first */
+        s->n_free_page++;
+    }
+    return MU_OK;
+}
+
+enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **solo_out, struct mu_err *err)
+{
+    struct mu_solo *s = mu_calloc(1, sizeof *s);
+    enum mu_status st;
+    if (!s) return mu_fail(err, MU_ENOMEM, "no memory for a gang in this process");
+    s->opt = *opt;
+    s->serving = opt->serving;
+    if (opt->n_thread < 1 || opt->serving.n_ctx < 1 || opt->serving.n_slot < 1 || opt->serving.step_tokens < 1) {
+        st = mu_fail(err, MU_EINVAL, "threads %d, context %d, slots %d, tokens a step %d: each must be at least 1",
+                     opt->n_thread, opt->serving.n_ctx, opt->serving.n_slot, opt->serving.step_tokens);
+        goto fail;
+    }
+    if (!mu_kernels()) MU_TRY(st, mu_kernels_init(NULL, err), fail);
+    MU_TRY(st, mu_plan_build(opt->model, &opt->split, &s->plan, err), fail);
+    MU_TRY(st, slots_create(s, err), fail);
+    MU_TRY(st, mu_step_create(&s->serving, &s->step, err), fail);
+    int n_rank = s->plan.n_rank;
+    if (opt->pin) s->cpus = cpus_choose(n_rank * opt->n_thread);
+    s->rank = mu_calloc((size_t)n_rank, sizeof *s->rank);
+    if (!s->rank) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for %d ranks", n_rank);
+        goto fail;
+    }
+    struct mu_pool_options outer = {.n_threads = n_rank, .thread_init = rank_thread_init};
+    MU_TRY(st, mu_pool_create(&outer, &s->outer, err), fail);
+    if (n_rank > 1) {
+        struct mu_comm *comms[MU_MAX_RANKS];
+        MU_TRY(st, mu_comm_local_open(n_rank, comms, err), fail);
+        for (int i = 0; i < n_rank; i++) s->rank[i].comm = comms[i];
+    }
+    mu_pool_run(s->outer, rank_create, s);
+    MU_TRY(st, ranks_status(s, err), fail);
+    *solo_out = s;
+    return MU_OK;
+fail:
+    mu_solo_close(s);
+    return st;
+}
+
+void mu_solo_close(struct mu_solo *s)
+{
+    if (!s) return;
+    if (s->outer) mu_pool_run(s->outer, rank_destroy, s);
+    mu_pool_destroy(s->outer);
+    mu_free(s->rank);
+    mu_free(s->slot);
+    mu_free(s->page_of);
+    mu_free(s->pages);
+    mu_free(s->free_page);
+    mu_free(s->step);
+    mu_free(s->cpus);
+    mu_free(s);
+}
+
+const struct mu_plan *mu_solo_plan(const struct mu_solo *s)
+{
+    return &s->plan;
+}
+const struct mu_serving *mu_solo_serving(const struct mu_solo *s)
+{
+    return &s->serving;
+}
+uint32_t mu_solo_position(const struct mu_solo *s, int slot)
+{
+    return s->slot[slot].position;
+}
+
+void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out)
+{
+    mu_shard_take_times(s->rank[s->plan.leader].shard, times_out);
+}
+
+/* ---- steps ---- */
+
+enum mu_status mu_solo_step(struct mu_solo *s, const struct mu_step *step, struct mu_step_result *result_out,
+                            struct mu_err *err)
+{
+    s->running = step;
+    mu_pool_run(s->outer, rank_step, s);
+    enum mu_status st = ranks_status(s, err);
+    if (st == MU_OK) *result_out = s->rank[s->plan.leader].result;
+    return st;
+}
+
+void mu_solo_reset(struct mu_solo *s, int slot)
+{
+    struct solo_slot *q = &s->slot[slot];
+    while (q->n_page > 0) s->free_page[s->n_free_page++] = s->page_of[slot][--q->n_page];
+    q->position = 0;
+    q->dirty = true;
+}
+
+static void step_begin(struct mu_solo *s)
+{
+    struct mu_step *step = s->step;
+    step->number = ++s->number;
+    step->n_free = step->n_page = step->n_seq = step->n_tok = 0;
+    for (int i = 0; i < s->serving.n_slot; i++) {
+        if (s->slot[i].dirty) step->free_slot[step->n_free++] = (uint32_t)i;
+        s->slot[i].dirty = false;
+    }
+}
+
+/* Appends n ids of a slot, and the pages that they need. */
+static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, uint32_t n, enum mu_out_kind out,
+                               const struct mu_solo_sampling *sampling, struct mu_err *err)
+{
+    struct mu_step *step = s->step;
+    struct solo_slot *q = &s->slot[slot];
+    uint64_t end = (uint64_t)q->position + n;
+    if (end > (uint64_t)s->serving.n_ctx)
+        return mu_fail(err, MU_ELIMIT, "the sequence has %llu tokens, but the context only %d: use a larger one",
+                       (unsigned long long)end, s->serving.n_ctx);
+    while ((uint64_t)q->n_page * MU_PAGE_TOKENS < end) {
+        if (s->n_free_page == 0)
+            return mu_fail(err, MU_ELIMIT, "all %u KV pages are taken: use fewer sequences or more pages",
+                           s->serving.n_page);
+        uint32_t page = s->free_page[--s->n_free_page];
+        s->page_of[slot][q->n_page++] = page;
+        step->page[step->n_page++] = (struct mu_step_page){(uint32_t)slot, page};
+    }
+    struct mu_step_seq *seq = &step->seq[step->n_seq++];
+    *seq = (struct mu_step_seq){.slot = (uint32_t)slot,
+                                .pos0 = q->position,
+                                .n_tok = n,
+                                .tok_off = step->n_tok,
+                                .out = (uint8_t)out,
+                                .top_p = 1.0f};
+    if (sampling) {
+        seq->temperature = sampling->temperature;
+        seq->top_k = sampling->top_k;
+        seq->top_p = sampling->top_p > 0.0f && sampling->top_p < 1.0f ? sampling->top_p : 1.0f;
+        seq->seed = sampling->seed;
+    }
+    memcpy(step->ids + step->n_tok, ids, n * sizeof *ids);
+    step->n_tok += n;
+    return MU_OK;
+}
+
+static enum mu_status slot_check(const struct mu_solo *s, int slot, struct mu_err *err)
+{
+    if (slot >= 0 && slot < s->serving.n_slot) return MU_OK;
+    return mu_fail(err, MU_EINVAL, "slot %d of %d", slot, s->serving.n_slot);
+}
+
+enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, size_t n, enum mu_out_kind out,
+                            const struct mu_solo_sampling *sampling,
+                            void (*on_logits)(const float *row, uint32_t position, void *ctx), void *ctx,
+                            int32_t *id_out, struct mu_err *err)
+{
+    enum mu_status st = slot_check(s, slot, err);
+    if (st != MU_OK) return st;
+    if (n > (size_t)s->serving.n_ctx - s->slot[slot].position)
+        return mu_fail(err, MU_ELIMIT, "the sequence has %zu tokens, but the context only %d: use a larger one",
+                       n + s->slot[slot].position, s->serving.n_ctx);
+    for (size_t at = 0; at < n;) {
+        uint32_t chunk = (uint32_t)s->serving.step_tokens;
+        if (chunk > n - at) chunk = (uint32_t)(n - at);
+        bool last = at + chunk == n;
+        struct mu_step_result result;
+        uint32_t pos0 = s->slot[slot].position;
+        step_begin(s);
+        st = step_add(s, slot, ids + at, chunk, last || out == MU_OUT_ALL ? out : MU_OUT_NONE, sampling, err);
+        if (st == MU_OK) st = mu_solo_step(s, s->step, &result, err);
+        if (st != MU_OK) return st;
+        s->slot[slot].position += chunk;
+        for (int i = 0; on_logits && i < result.n_logit_row; i++)
+            on_logits(result.logits + (size_t)i * (size_t)s->opt.model->cfg.n_vocab,
+                      pos0 + chunk - (uint32_t)result.n_logit_row + (uint32_t)i, ctx);
+        if (last && id_out) *id_out = result.id[0];
+        at += chunk;
+    }
+    return MU_OK;
+}
+
+enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t *ids, int n,
+                              const struct mu_solo_sampling *sampling, int32_t *next_out, struct mu_err *err)
+{
+    struct mu_step_result result;
+    if (n > s->serving.step_tokens || n > s->serving.n_slot)
+        return mu_fail(err, MU_EINVAL, "%d sequences in a step of %d slots and %d tokens", n, s->serving.n_slot,
+                       s->serving.step_tokens);
+    step_begin(s);
+    for (int i = 0; i < n; i++) {
+        enum mu_status st = slot_check(s, slots[i], err);
+        if (st == MU_OK) st = step_add(s, slots[i], &ids[i], 1, MU_OUT_SAMPLE, sampling, err);
+        if (st != MU_OK) return st;
+    }
+    enum mu_status st = mu_solo_step(s, s->step, &result, err);
+    if (st != MU_OK) return st;
+    for (int i = 0; i < n; i++) {
+        s->slot[slots[i]].position++;
+        next_out[i] = result.id[i];
+    }
+    return MU_OK;
+}

@@ -1,0 +1,51 @@
+/* A gang inside one process: the ranks are threads with the local transport. For `run`, `logits`, `perplexity`, `bench`
+ * and tests: no daemon, no network, the same forward pass.
+ *
+ * The caller plays the leader: it fills steps and gets results. Threads: one caller thread. */
+#ifndef MU_WORKER_SOLO_H
+#define MU_WORKER_SOLO_H
+
+#include "shard/shard.h"
+
+struct mu_solo;
+
+struct mu_solo_options {
+    const struct mu_model *model;
+    struct mu_split split;
+    int n_thread;              /* per rank */
+    struct mu_serving serving; /* n_page 0: n_slot × pages of n_ctx */
+    int pin;                   /* a core a thread, where there are enough */
+    void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx);
+    void *load_ctx;
+};
+
+enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **solo_out, struct mu_err *err);
+void mu_solo_close(struct mu_solo *s);
+const struct mu_plan *mu_solo_plan(const struct mu_solo *s);
+const struct mu_serving *mu_solo_serving(const struct mu_solo *s);
+
+/* Low level: one step on all ranks; the result is the leader's. */
+enum mu_status mu_solo_step(struct mu_solo *s, const struct mu_step *step, struct mu_step_result *result_out,
+                            struct mu_err *err);
+
+/* One sequence after another, slots managed here: appends n ids to the sequence in `slot` in chunks of at most
+ * step_tokens. out applies to the last chunk (MU_OUT_ALL to all chunks). on_logits (may be NULL) gets each logits row
+ * in order of position. *id_out (may be NULL): the sample. */
+struct mu_solo_sampling {
+    float temperature, top_p;
+    uint32_t top_k;
+    uint64_t seed;
+};
+enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, size_t n, enum mu_out_kind out,
+                            const struct mu_solo_sampling *sampling,
+                            void (*on_logits)(const float *row, uint32_t position, void *ctx), void *ctx,
+                            int32_t *id_out, struct mu_err *err);
+/* The next decode of many slots in one step: ids[i] is appended to slots[i]; next_out[i] is sampled. */
+enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t *ids, int n,
+                              const struct mu_solo_sampling *sampling, int32_t *next_out, struct mu_err *err);
+void mu_solo_reset(struct mu_solo *s, int slot); /* forgets the sequence; its pages are free with the next step */
+uint32_t mu_solo_position(const struct mu_solo *s, int slot);
+/* The leader's times (shard/shard.h). */
+void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out);
+
+#endif

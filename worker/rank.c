@@ -195,7 +195,8 @@ out:
 
 /* ---- steps ---- */
 
-/* The next step plan from the doorbell: spins for a moment, then sleeps. An end of the leader ends the wait. */
+/* The next step plan from the doorbell: spins for a moment, then sleeps. An end of the leader ends the wait. A rank
+ * whose residual is still on its way does not sleep: large sends move only while their sender looks. */
 static enum mu_status plan_wait(struct rank *r, struct mu_step *step, struct mu_err *err)
 {
     struct mu_bell_frame frame;
@@ -203,8 +204,14 @@ static enum mu_status plan_wait(struct rank *r, struct mu_step *step, struct mu_
     for (int got; (got = mu_bell_poll(r->bell, &frame, err)) != 1;) {
         struct pollfd p = {.fd = mu_bell_fd(r->bell), .events = POLLIN};
         if (got < 0) return err->code;
-        mu_record_op(r->record, MU_OP_IDLE, MU_RECORD_NOBODY);
+        int sent = mu_shard_idle(r->shard, err);
+        if (sent < 0) return err->code;
+        mu_record_op(r->record, MU_OP_IDLE, MU_RECORD_NOBODY); /* whoever does not take it is to blame, not we */
         if (mu_spin_turn(&spin)) continue;
+        if (!sent) {
+            sched_yield();
+            continue;
+        }
         if (poll(&p, 1, IDLE_POLL_MS) < 0 && errno != EINTR) return mu_fail(err, MU_EIO, "poll: %s", strerror(errno));
     }
     if (frame.kind != MU_BELL_PLAN) return mu_fail(err, MU_ECANCELLED, "the leader ended the gang");

@@ -1,0 +1,162 @@
+/* The public service muster.v1.Muster: checks limits, copies, hands on. Nothing here waits. */
+#include <string.h>
+
+#include "base/alloc.h"
+#include "coordinator/hub.h"
+#include "coordinator/msg.h"
+
+enum { MAX_REQUEST_BYTES = 8 << 20, MAX_TEXT_BYTES = 4 << 20, MAX_IDS = 1 << 20 };
+
+bool mu_hub_is_model(const struct mu_hub *h, const char *name)
+{
+    if (!name || !*name || !strcmp(name, "default")) return true;
+    const char *path = h->opt->model_path, *base = strrchr(path, '/');
+    const char *asked = strrchr(name, '/');
+    return !strcmp(name, h->model->name) || !strcmp(name, path) ||
+           !strcmp(asked ? asked + 1 : name, base ? base + 1 : path);
+}
+
+/* False where the call was answered already. */
+static bool known_model(struct mu_hub *h, struct mu_rpc_call *call, const char *name)
+{
+    if (mu_hub_is_model(h, name)) return true;
+    mu_rpc_call_finish(call, MU_RPC_NOT_FOUND, "model '%.200s' is not served here; this server has '%s'", name,
+                       h->model->name);
+    return false;
+}
+
+static const char *bad_generate(const Muster__V1__GenerateRequest *q)
+{
+    if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT__NOT_SET) return "a prompt is missing: set text or ids";
+    if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT_TEXT && strlen(q->text) > MAX_TEXT_BYTES)
+        return "the prompt is longer than 4 MiB";
+    if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT_IDS && q->ids->n_id > MAX_IDS)
+        return "the prompt has more than 1,048,576 ids";
+    if (q->n_stop > MU_REQ_MAX_STOPS) return "there are more than 16 stop strings";
+    for (size_t i = 0; i < q->n_stop; i++) {
+        if (!*q->stop[i]) return "a stop string is empty";
+        if (strlen(q->stop[i]) > MU_REQ_MAX_STOP_BYTES) return "a stop string is longer than 256 bytes";
+    }
+    const Muster__V1__Sampling *s = q->sampling;
+    if (s && !(s->temperature >= 0 && s->temperature <= 100)) return "temperature must be from 0 to 100";
+    if (s && !(s->top_p >= 0 && s->top_p <= 1)) return "top_p must be from 0 to 1";
+    return NULL;
+}
+
+static void text_call(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, const ProtobufCMessage *msg,
+                      uint64_t id)
+{
+    ProtobufCMessage *copy = mu_msg_copy(msg);
+    if (copy)
+        mu_text_post(h, kind, call, copy, id);
+    else
+        mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");
+}
+
+static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
+{
+    struct mu_hub *h = ctx;
+    const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)msg;
+    if (!known_model(h, call, q->model)) return;
+    const char *bad = bad_generate(q);
+    if (bad) {
+        mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
+        return;
+    }
+    uint64_t *id = mu_malloc(sizeof *id);
+    if (!id) {
+        mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");
+        return;
+    }
+    *id = atomic_fetch_add(&h->next_request, 1) + 1;
+    mu_rpc_call_set_user(call, id);
+    text_call(h, MU_TEXT_GENERATE, call, msg, *id);
+}
+
+static void on_generate_done(struct mu_rpc_call *call, bool cancelled, void *ctx)
+{
+    (void)cancelled;
+    uint64_t *id = mu_rpc_call_user(call);
+    if (!id) return;
+    struct mu_event ev = {.kind = MU_EV_CALL_DONE, .id = *id};
+    /* If the hub's queue is full the request runs on to its end for nobody; its call refuses what is sent. */
+    mu_hub_post(ctx, &ev);
+    mu_rpc_call_set_user(call, NULL);
+    mu_free(id);
+}
+
+static void on_tokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
+{
+    const Muster__V1__TokenizeRequest *q = (const Muster__V1__TokenizeRequest *)msg;
+    if (!known_model(ctx, call, q->model)) return;
+    if (strlen(q->text) > MAX_TEXT_BYTES)
+        mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "the text is longer than 4 MiB");
+    else
+        text_call(ctx, MU_TEXT_TOKENIZE, call, msg, 0);
+}
+
+static void on_detokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
+{
+    const Muster__V1__DetokenizeRequest *q = (const Muster__V1__DetokenizeRequest *)msg;
+    if (!known_model(ctx, call, q->model)) return;
+    if (q->n_ids > MAX_IDS)
+        mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "there are more than 1,048,576 ids");
+    else
+        text_call(ctx, MU_TEXT_DETOKENIZE, call, msg, 0);
+}
+
+static void ask_hub(struct mu_hub *h, enum mu_event_kind kind, struct mu_rpc_call *call)
+{
+    struct mu_event ev = {.kind = kind, .call = mu_rpc_call_retain(call)};
+    enum mu_status st = mu_hub_post_client(h, &ev);
+    if (!st) return;
+    mu_rpc_call_finish(call, MU_RPC_UNAVAILABLE, "%s",
+                       st == MU_ECANCELLED ? "the server is stopping" : "the server is too busy to answer; try again");
+    mu_rpc_call_release(call);
+}
+
+static void on_cluster_status(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
+{
+    (void)msg;
+    ask_hub(ctx, MU_EV_STATUS, call);
+}
+
+static void on_model_status(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
+{
+    if (known_model(ctx, call, ((const Muster__V1__ModelStatusRequest *)msg)->model))
+        ask_hub(ctx, MU_EV_MODEL_STATUS, call);
+}
+
+size_t mu_front_methods(struct mu_hub *h, struct mu_rpc_method *methods_out, size_t max)
+{
+    const struct mu_rpc_method methods[] = {
+        {.path = "/muster.v1.Muster/Generate",
+         .request = &muster__v1__generate_request__descriptor,
+         .max_request_bytes = MAX_REQUEST_BYTES,
+         .on_message = on_generate,
+         .on_done = on_generate_done,
+         .ctx = h},
+        {.path = "/muster.v1.Muster/Tokenize",
+         .request = &muster__v1__tokenize_request__descriptor,
+         .max_request_bytes = MAX_REQUEST_BYTES,
+         .on_message = on_tokenize,
+         .ctx = h},
+        {.path = "/muster.v1.Muster/Detokenize",
+         .request = &muster__v1__detokenize_request__descriptor,
+         .max_request_bytes = MAX_REQUEST_BYTES,
+         .on_message = on_detokenize,
+         .ctx = h},
+        {.path = "/muster.v1.Muster/ModelStatus",
+         .request = &muster__v1__model_status_request__descriptor,
+         .on_message = on_model_status,
+         .ctx = h},
+        {.path = "/muster.v1.Muster/ClusterStatus",
+         .request = &muster__v1__cluster_status_request__descriptor,
+         .on_message = on_cluster_status,
+         .ctx = h},
+    };
+    size_t n = sizeof methods / sizeof *methods;
+    if (n > max) n = max;
+    memcpy(methods_out, methods, n * sizeof *methods);
+    return n;
+}

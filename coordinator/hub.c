@@ -1,0 +1,413 @@
+/* The hub's loop and the requests' life. See hub.h and request.h.
+ *
+ * Who runs: after a death those whose replay is shortest first, then by arrival; at most as many as the gang takes at
+ * once and a few to keep its queue warm. A suspect (two gangs died while it ran) runs alone until it proved harmless;
+ * where another suspect waits it is then taken back from the leader, so that one after the other is alone for a few
+ * tokens only, and then all of them go on together. */
+#include "coordinator/hub.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/log.h"
+
+enum mu_status mu_hub_post(struct mu_hub *h, const struct mu_event *ev)
+{
+    struct mu_event *e = mu_malloc(sizeof *e);
+    if (!e) return MU_ENOMEM;
+    *e = *ev;
+    enum mu_status st = mu_queue_push(h->events, e);
+    if (st) mu_free(e);
+    return st;
+}
+
+enum mu_status mu_hub_post_client(struct mu_hub *h, const struct mu_event *ev)
+{
+    return mu_queue_len(h->events) < MU_HUB_EVENTS / 2 ? mu_hub_post(h, ev) : MU_EAGAIN;
+}
+
+void mu_event_free(void *event)
+{
+    struct mu_event *e = event;
+    if (e->call) mu_rpc_call_release(e->call);
+    mu_rpc_message_free(e->msg);
+    mu_free(e->ids);
+    mu_free(e);
+}
+
+void mu_hub_tell_outcome(struct mu_hub *h, int outcome)
+{
+    atomic_store(&h->outcome, outcome);
+    uint64_t one = 1;
+    if (write(h->outcome_fd, &one, sizeof one) < 0) return; /* it was readable already */
+}
+
+/* ---- the list of requests ---- */
+
+static struct mu_request **find(struct mu_hub *h, uint64_t id)
+{
+    struct mu_request **p = &h->requests;
+    while (*p && (*p)->id != id) p = &(*p)->next;
+    return p;
+}
+
+static void count(struct mu_hub *h, const struct mu_request *r, int by)
+{
+    size_t *n = r->state == MU_REQ_RUNNING ? &h->n_running : &h->n_waiting;
+    *n += (size_t)by;
+}
+
+static void set_state(struct mu_hub *h, struct mu_request *r, enum mu_request_state state)
+{
+    count(h, r, -1);
+    r->state = state;
+    count(h, r, 1);
+}
+
+static void drop(struct mu_hub *h, struct mu_request **p)
+{
+    struct mu_request *r = *p;
+    *p = r->next;
+    count(h, r, -1);
+    mu_request_free(r);
+}
+
+void mu_hub_fail_all(struct mu_hub *h, enum mu_rpc_code code, const char *text)
+{
+    while (h->requests) {
+        mu_request_fail(h->requests, code, "%s", text);
+        drop(h, &h->requests);
+    }
+}
+
+void mu_hub_requests_lost(struct mu_hub *h, bool blame, const char *reason)
+{
+    for (struct mu_request **p = &h->requests; *p;) {
+        struct mu_request *r = *p;
+        if (r->state != MU_REQ_RUNNING) {
+            p = &r->next;
+            continue;
+        }
+        r->resumed++;
+        r->deaths += blame;
+        if (r->alone && blame) {
+            mu_warn("hub", "request r%llu is given up: it ran alone and the gang died again",
+                    (unsigned long long)r->id);
+            mu_request_fail(r, MU_RPC_ABORTED,
+                            "%d gangs died while it ran, the last one while it ran alone (%s); it is not tried again",
+                            r->deaths, reason);
+            drop(h, p);
+            continue;
+        }
+        r->alone = r->leaving = false;
+        set_state(h, r, MU_REQ_WAITING);
+        p = &r->next;
+    }
+}
+
+static struct mu_request *shortest(struct mu_hub *h, bool suspects, bool resumed)
+{
+    struct mu_request *best = NULL;
+    for (struct mu_request *r = h->requests; r; r = r->next) {
+        if (r->state != MU_REQ_WAITING || r->finish || mu_request_suspect(r) != suspects || (r->resumed > 0) != resumed)
+            continue;
+        if (!resumed) return r; /* new ones go in order of arrival */
+        if (!best || r->n_prompt + r->n_emitted < best->n_prompt + best->n_emitted) best = r;
+    }
+    return best;
+}
+
+static bool submit(struct mu_hub *h, struct mu_request *r, bool alone)
+{
+    if (!mu_replica_submit(h, r)) return false;
+    if (!r->started_ns) r->started_ns = mu_now_ns();
+    set_state(h, r, MU_REQ_RUNNING);
+    r->alone = alone;
+    r->leaving = false;
+    r->probation_until = r->n_emitted + MU_REQ_PROBATION;
+    return true;
+}
+
+void mu_hub_pump(struct mu_hub *h)
+{
+    size_t most = h->gang.max_sequences + h->gang.max_sequences / 4 + 1;
+    h->pump_again = false;
+    if (h->gang.state != MU_REPLICA_READY || h->n_running >= most || !h->n_waiting) return;
+    for (struct mu_request *r = h->requests; r; r = r->next)
+        if (r->state == MU_REQ_RUNNING && r->alone) return; /* a suspect is on probation */
+    struct mu_request *r = shortest(h, true, true);
+    if (r) {
+        if (h->n_running) return; /* it waits until the gang is empty; nobody is sent in front of it */
+        mu_info("hub", "request r%llu runs alone: %d gangs died while it ran", (unsigned long long)r->id, r->deaths);
+        submit(h, r, true);
+        return;
+    }
+    while (h->n_running < most) {
+        r = shortest(h, false, true);
+        if (!r) r = shortest(h, false, false);
+        if (!r || !submit(h, r, false)) return;
+    }
+}
+
+/* ---- events ---- */
+
+static void on_generate(struct mu_hub *h, struct mu_event *ev)
+{
+    const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)ev->msg;
+    if (mu_rpc_call_cancelled(ev->call)) return;
+    size_t max_waiting = h->opt->max_waiting ? (size_t)h->opt->max_waiting : 1024;
+    if (h->n_waiting >= max_waiting) {
+        mu_rpc_call_finish(ev->call, MU_RPC_RESOURCE_EXHAUSTED,
+                           "busy: %zu requests are waiting and %zu running; try again later", h->n_waiting,
+                           h->n_running);
+        return;
+    }
+    size_t room = (size_t)h->serving.n_ctx - ev->n_ids,
+           max = q->max_tokens && q->max_tokens < room ? q->max_tokens : room;
+    uint64_t seed = 0;
+    if (q->sampling && q->sampling->_seed_case == MUSTER__V1__SAMPLING___SEED_SEED)
+        seed = q->sampling->seed;
+    else if (getrandom(&seed, sizeof seed, GRND_NONBLOCK) != (ssize_t)sizeof seed)
+        seed = (uint64_t)mu_now_ns() * 0x9e3779b97f4a7c15u;
+    struct mu_request *r =
+        mu_request_create(ev->id, ev->call, (Muster__V1__GenerateRequest *)ev->msg, ev->ids, ev->n_ids, max, h->tok);
+    ev->call = NULL;
+    ev->msg = NULL;
+    ev->ids = NULL;
+    if (!r) return;
+    r->seed = seed;
+    struct mu_request **p = &h->requests;
+    while (*p) p = &(*p)->next;
+    *p = r;
+    count(h, r, 1);
+    if (mu_request_flush(r)) /* the id and the seed go out at once */
+        drop(h, p);
+    else
+        mu_hub_pump(h);
+}
+
+static void on_call_done(struct mu_hub *h, uint64_t id)
+{
+    struct mu_request **p = find(h, id);
+    if (!*p) return;
+    if ((*p)->state == MU_REQ_RUNNING) mu_replica_cancel(h, id);
+    drop(h, p);
+    mu_hub_pump(h);
+}
+
+/* Its new ids say something about a suspect: it has run for a while and everybody lives. */
+static void clear_suspicion(struct mu_hub *h, struct mu_request *r)
+{
+    if (r->n_emitted < r->probation_until) return;
+    r->deaths = 0;
+    if (!r->alone) return;
+    r->alone = false;
+    /* The next suspect wants to be alone too; the leader answers the cancel, and then this one waits again. */
+    if (!r->finish && shortest(h, true, true)) r->leaving = mu_replica_cancel(h, r->id);
+}
+
+/* One request's part of a step's tokens. */
+static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestTokens *t)
+{
+    struct mu_request **p = find(h, t->request), *r = *p;
+    if (!r || r->state != MU_REQ_RUNNING) return; /* cancelled meanwhile */
+    size_t before = r->n_emitted;
+    switch (mu_request_commit(r, t->first_position, t->id, t->n_id, h->tok)) {
+    case MU_COMMIT_OK: break;
+    case MU_COMMIT_OLD: h->stale_messages += t->n_id > 0; break;
+    case MU_COMMIT_GAP: mu_replica_died(h, MU_DEATH_BLAME, "the leader skipped positions of a request"); return;
+    case MU_COMMIT_NOMEM:
+        mu_request_fail(r, MU_RPC_RESOURCE_EXHAUSTED, "no memory for its text");
+        if (!t->finished) mu_replica_cancel(h, r->id);
+        drop(h, p);
+        return;
+    }
+    if (r->n_emitted > before) {
+        h->gang.failures = 0;
+        h->tokens_generated += r->n_emitted - before;
+    }
+    if (!t->finished) clear_suspicion(h, r);
+    if (!r->finish && r->leaving && t->finished) { /* back from the leader */
+        r->leaving = false;
+        set_state(h, r, MU_REQ_WAITING);
+    } else if (!r->finish && t->error && *t->error) {
+        mu_request_fail(r, mu_rpc_code_of((enum mu_status)t->error_code), "%s", t->error);
+        drop(h, p);
+        return;
+    } else if (!r->finish && t->finished) { /* the leader and we disagree about the end: never leave a client hanging */
+        mu_request_fail(r, MU_RPC_INTERNAL, "the leader ended it after %zu of %zu tokens", r->n_emitted, r->max_tokens);
+        drop(h, p);
+        return;
+    }
+    bool done = mu_request_flush(r);
+    /* A stop string, or a client that has gone: the leader does not know it. */
+    if ((done || r->finish) && !t->finished) mu_replica_cancel(h, r->id);
+    if (done)
+        drop(h, p);
+    else if (r->finish && r->state == MU_REQ_RUNNING)
+        set_state(h, r, MU_REQ_WAITING); /* its text still goes out; the gang has nothing to do with it any more */
+}
+
+static void on_engine_up(struct mu_hub *h, const struct mu_event *ev)
+{
+    const Muster__Internal__V1__EngineUp *up = (const Muster__Internal__V1__EngineUp *)ev->msg;
+    if (ev->call != h->gang.engine || up->epoch != h->gang.epoch) {
+        h->stale_messages++;
+        return;
+    }
+    if (up->message_case == MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_STATS) {
+        h->gang.steps = up->stats->steps;
+    } else if (up->message_case == MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS) {
+        for (size_t i = 0; i < up->tokens->n_request && h->gang.state == MU_REPLICA_READY; i++)
+            on_tokens(h, up->tokens->request[i]);
+        mu_hub_pump(h);
+    }
+}
+
+static const char *state_name(enum mu_replica_state s)
+{
+    switch (s) {
+    case MU_REPLICA_DOWN: return "down";
+    case MU_REPLICA_STARTING: return "starting";
+    case MU_REPLICA_READY: return "ready";
+    case MU_REPLICA_STOPPING: break;
+    }
+    return "stopping";
+}
+
+static void on_status(struct mu_hub *h, struct mu_rpc_call *call)
+{
+    Muster__V1__ClusterStatusReply reply = MUSTER__V1__CLUSTER_STATUS_REPLY__INIT;
+    Muster__V1__Gang gang = MUSTER__V1__GANG__INIT, *gangs = &gang;
+    reply.version = MUSTER_VERSION;
+    reply.n_node = h->node ? 1 : 0;
+    reply.node = &h->node;
+    reply.n_gang = 1;
+    reply.gang = &gangs;
+    reply.waiting = (uint32_t)h->n_waiting;
+    reply.running = (uint32_t)h->n_running;
+    reply.tokens_generated = h->tokens_generated;
+    reply.uptime_s = (double)(mu_now_ns() - h->started_ns) / 1e9;
+    gang.epoch = h->gang.epoch;
+    gang.state = (char *)state_name(h->gang.state);
+    gang.split = h->split_text;
+    gang.relaunches = h->gang.relaunches;
+    gang.last_failure = h->gang.last_failure;
+    gang.mpirun_pid = h->gang.state == MU_REPLICA_DOWN ? 0 : h->gang.mpirun_pid;
+    gang.steps = h->gang.steps;
+    if (h->gang.ready) {
+        gang.n_rank = h->gang.ready->n_rank;
+        gang.rank = h->gang.ready->rank;
+    }
+    mu_rpc_call_reply(call, &reply.base);
+}
+
+static void on_model_status(struct mu_hub *h, struct mu_rpc_call *call)
+{
+    char what[256];
+    mu_model_describe(h->model, what, sizeof what);
+    Muster__V1__ModelStatusReply reply = MUSTER__V1__MODEL_STATUS_REPLY__INIT;
+    reply.model = h->model->name;
+    reply.path = (char *)h->opt->model_path;
+    reply.description = what;
+    reply.architecture = (char *)h->model->arch->name;
+    reply.parameters = h->model->n_param;
+    reply.weight_bytes = h->model->weight_bytes;
+    reply.context = (uint32_t)h->serving.n_ctx;
+    reply.ready = h->gang.state == MU_REPLICA_READY;
+    mu_rpc_call_reply(call, &reply.base);
+}
+
+static void on_worker(struct mu_hub *h, struct mu_event *ev)
+{
+    h->worker_up = ev->kind == MU_EV_WORKER_UP;
+    if (h->worker_up && ev->msg) {
+        mu_rpc_message_free((ProtobufCMessage *)h->node);
+        h->node = (Muster__V1__Node *)ev->msg;
+        ev->msg = NULL;
+    }
+    if (!h->worker_up)
+        mu_replica_died(h, 0, ev->text);
+    else if (h->gang.state == MU_REPLICA_DOWN)
+        mu_replica_start(h);
+}
+
+static void handle(struct mu_hub *h, struct mu_event *ev)
+{
+    switch (ev->kind) {
+    case MU_EV_GENERATE: on_generate(h, ev); break;
+    case MU_EV_CALL_DONE: on_call_done(h, ev->id); break;
+    case MU_EV_STATUS: on_status(h, ev->call); break;
+    case MU_EV_MODEL_STATUS: on_model_status(h, ev->call); break;
+    case MU_EV_ATTACH: mu_replica_on_attach(h, ev->call, (const Muster__Internal__V1__EngineUp *)ev->msg); break;
+    case MU_EV_ENGINE_UP: on_engine_up(h, ev); break;
+    case MU_EV_ENGINE_DONE: mu_replica_on_engine_done(h, ev->call); break;
+    case MU_EV_GANG: mu_replica_on_event(h, (const Muster__Internal__V1__GangEvent *)ev->msg); break;
+    case MU_EV_GANG_DONE: mu_replica_on_stream_done(h, ev->epoch, ev->code, ev->text); break;
+    case MU_EV_WORKER_UP:
+    case MU_EV_WORKER_DOWN: on_worker(h, ev); break;
+    case MU_EV_STOP: h->stopping = true; break;
+    }
+}
+
+/* Clients that read slowly get the rest when they have room. */
+static bool flush_blocked(struct mu_hub *h)
+{
+    bool any = false;
+    for (struct mu_request **p = &h->requests; *p;) {
+        if ((*p)->blocked && mu_request_flush(*p)) {
+            if ((*p)->state == MU_REQ_RUNNING) mu_replica_cancel(h, (*p)->id);
+            drop(h, p);
+            continue;
+        }
+        any |= (*p)->blocked;
+        p = &(*p)->next;
+    }
+    return any;
+}
+
+/* Whoever still asks is told. */
+static void refuse_rest(struct mu_hub *h)
+{
+    struct mu_event *ev;
+    mu_queue_close(h->events);
+    while ((ev = mu_queue_pop(h->events, 0))) {
+        if (ev->kind == MU_EV_GENERATE || ev->kind == MU_EV_STATUS || ev->kind == MU_EV_MODEL_STATUS)
+            mu_rpc_call_finish(ev->call, MU_RPC_UNAVAILABLE, "the server is stopping");
+        mu_event_free(ev);
+    }
+}
+
+enum { BLOCKED_TICK_MS = 50 };
+
+void *mu_hub_main(void *hub)
+{
+    struct mu_hub *h = hub;
+    int64_t flush_ns = 0; /* when slow clients are looked at again */
+    bool blocked = false;
+    while (!h->stopping) {
+        int64_t deadline = mu_replica_next_ns(h), now = mu_now_ns();
+        if ((blocked || h->pump_again) && deadline > now + BLOCKED_TICK_MS * MU_MS)
+            deadline = now + BLOCKED_TICK_MS * MU_MS;
+        struct mu_event *ev = mu_queue_pop(h->events, deadline);
+        if (ev) {
+            handle(h, ev);
+            mu_event_free(ev);
+        }
+        now = mu_now_ns();
+        mu_replica_tick(h, now);
+        if (h->pump_again) mu_hub_pump(h);
+        if (now < flush_ns) continue;
+        flush_ns = now + BLOCKED_TICK_MS * MU_MS;
+        blocked = flush_blocked(h);
+    }
+    mu_replica_stop(h);
+    mu_hub_fail_all(h, MU_RPC_UNAVAILABLE, "the server is stopping");
+    refuse_rest(h);
+    mu_hub_tell_outcome(h, 3);
+    return NULL;
+}

@@ -1,0 +1,383 @@
+/* muster serve: opens the model, plans, opens the doors, starts a worker and then only watches.
+ *
+ * Threads: main (signals, the worker process), hub (requests, gang), text (tokenizing), gRPC's poll threads of two servers and one channel.
+ * Start: model → memory plan → public server → internal server (unix socket) → worker → inventory → hub starts the gang.
+ * Stop, in this order: the hub ends the gang and all requests, and takes no more (calls are answered UNAVAILABLE from
+ * here on) → text thread takes no more → worker ends, with it the leader's stream → servers → the rest. */
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
+#include <sys/signalfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/io.h"
+#include "base/log.h"
+#include "base/topo.h"
+#include "coordinator/epoch.h"
+#include "coordinator/hub.h"
+#include "coordinator/local_worker.h"
+#include "coordinator/msg.h"
+#include "proto/descriptors.h"
+
+enum { MAX_METHODS = 16, DEFAULT_CONTEXT = 8192, DEFAULT_PARALLEL = 32, STEP_TOKENS = 512 };
+enum { WORKER_START_MS = 10000, WORKER_ASK_MS = 500, WORKER_STOP_MS = 3000, WORKER_RESTART_MS = 200 };
+
+struct serve {
+    struct mu_hub hub;
+    struct mu_rpc_server *front, *internal;
+    char *run_dir;
+    char worker_address[128];
+    pid_t worker_pid;
+    int64_t worker_restart_ns; /* 0: none planned */
+    pthread_t hub_thread, text_thread;
+    bool hub_started, text_started;
+    int signal_fd;
+    sigset_t signals;
+};
+
+/* ---- what fits ---- */
+
+/* KV pages for as many sequences at full length as memory allows, one at least. */
+static enum mu_status plan_memory(struct serve *s, uint64_t available, struct mu_err *err)
+{
+    struct mu_hub *h = &s->hub;
+    struct mu_plan *plan = mu_calloc(1, sizeof *plan);
+    if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
+    enum mu_status st = mu_plan_build(h->model, &h->split, plan, err);
+    if (st) goto done;
+    uint32_t per_seq = (uint32_t)((h->serving.n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS);
+    uint64_t page_bytes = 0, fixed = 0;
+    for (int r = 0; r < plan->n_rank; r++) {
+        struct mu_rank_memory m;
+        mu_plan_memory(h->model, plan, r, &h->serving, &m);
+        page_bytes += mu_plan_kv_page_bytes(h->model, plan, r);
+        fixed += m.weights + m.scratch;
+    }
+    uint64_t usable = available - available / 16; /* the rest is for everybody else */
+    uint64_t room = usable > fixed && page_bytes ? (usable - fixed) / page_bytes : 0,
+             want = (uint64_t)per_seq * (uint64_t)h->serving.n_slot;
+    if (room < per_seq) {
+        st = mu_fail(err, MU_ENOMEM,
+                     "'%s' does not fit this machine: weights and scratch take %.2f GB, one sequence of %d tokens %.2f "
+                     "GB, and %.2f GB are free; "
+                     "use a smaller --ctx, fewer ranks, or a smaller model",
+                     h->opt->model_path, (double)fixed / 1e9, h->serving.n_ctx, (double)page_bytes * per_seq / 1e9,
+                     (double)usable / 1e9);
+        goto done;
+    }
+    h->serving.n_page = (uint32_t)(want < room ? want : room);
+    if (want > room)
+        mu_warn("serve", "KV pages for %.1f of %d sequences at full length fit in memory; more wait or are recomputed",
+                (double)room / per_seq, h->serving.n_slot);
+done:
+    mu_free(plan);
+    return st;
+}
+
+static enum mu_status choose_split(struct serve *s, const struct mu_topo *topo, struct mu_err *err)
+{
+    struct mu_hub *h = &s->hub;
+    const char *text = h->opt->split ? h->opt->split : "auto";
+    enum mu_status st;
+    if (strcmp(text, "auto")) {
+        st = mu_split_parse(text, &h->split, err);
+    } else {
+        struct mu_plan_node node = {
+            .n_core = topo->n_usable, .n_numa = topo->n_numa, .memory_bytes = topo->mem_available_bytes};
+        snprintf(node.name, sizeof node.name, "%s", topo->host);
+        st = mu_plan_auto(h->model, &node, 1, &h->serving, &h->split, err);
+    }
+    if (!st) mu_split_format(&h->split, h->split_text, sizeof h->split_text);
+    return st;
+}
+
+static enum mu_status open_model(struct serve *s, struct mu_err *err)
+{
+    struct mu_hub *h = &s->hub;
+    enum mu_status st;
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
+    MU_TRY(st, mu_topo_read(topo, err), done);
+    MU_TRY(st, mu_model_open(h->opt->model_path, &h->model, err), done);
+    MU_TRY(st, mu_tokenizer_open(h->model->gguf, &h->tok, err), done);
+    for (int id = 0; id < h->model->cfg.n_vocab && h->n_end_ids < sizeof h->end_ids / sizeof *h->end_ids; id++)
+        if (mu_tokenizer_is_end(h->tok, id)) h->end_ids[h->n_end_ids++] = id;
+    int trained = h->model->cfg.n_ctx_train, ctx = h->opt->context;
+    if (ctx > trained) {
+        st = mu_fail(err, MU_EINVAL, "--ctx %d is more than the %d tokens that '%s' was made for", ctx, trained,
+                     h->opt->model_path);
+        goto done;
+    }
+    if (!ctx) ctx = trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
+    h->serving = (struct mu_serving){
+        .n_ctx = ctx, .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL, .step_tokens = STEP_TOKENS};
+    if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
+    MU_TRY(st, choose_split(s, topo, err), done);
+    MU_TRY(st, plan_memory(s, topo->mem_available_bytes, err), done);
+done:
+    mu_free(topo);
+    return st;
+}
+
+/* ---- doors ---- */
+
+static enum mu_status open_doors(struct serve *s, struct mu_err *err)
+{
+    struct mu_hub *h = &s->hub;
+    enum mu_status st;
+    struct mu_rpc_method methods[MAX_METHODS];
+    const char *public_address[] = {h->opt->listen, NULL}, *internal_address[] = {h->engine_address, NULL};
+    struct mu_rpc_server_options front = {.addresses = public_address,
+                                          .methods = methods,
+                                          .n_method = mu_front_methods(h, methods, MAX_METHODS),
+                                          .descriptor_set = mu_descriptor_set,
+                                          .descriptor_set_bytes = mu_descriptor_set_bytes};
+    MU_TRY(st, mu_rpc_server_start(&front, &s->front, err), fail);
+    h->front = s->front;
+    mu_rpc_server_set_health(s->front, "", false);
+    mu_rpc_server_set_health(s->front, "muster.v1.Muster", false);
+    struct mu_rpc_method engine[MAX_METHODS];
+    struct mu_rpc_server_options internal = {
+        .addresses = internal_address, .methods = engine, .n_method = mu_engine_methods(h, engine, MAX_METHODS)};
+    MU_TRY(st, mu_rpc_server_start(&internal, &s->internal, err), fail);
+fail:
+    return st;
+}
+
+/* ---- the worker ---- */
+
+/* node: taken over; for MU_EV_WORKER_UP, may be NULL. */
+static void post_worker(struct serve *s, enum mu_event_kind kind, Muster__V1__Node *node, const char *text)
+{
+    struct mu_event ev = {.kind = kind, .msg = (ProtobufCMessage *)node};
+    snprintf(ev.text, sizeof ev.text, "%s", text);
+    if (!mu_hub_post(&s->hub, &ev)) return;
+    mu_error("serve", "the hub does not take events any more: %s", text);
+    mu_rpc_message_free(ev.msg);
+}
+
+/* A signal that ends the server waits in signal_fd; run() will read it. */
+static bool stop_wanted(void)
+{
+    sigset_t pending;
+    return !sigpending(&pending) &&
+           (sigismember(&pending, SIGINT) || sigismember(&pending, SIGTERM) || sigismember(&pending, SIGHUP));
+}
+
+/* Asks until it answers, has ended, or we shall end; its inventory is for the status call. */
+static enum mu_status greet_worker(struct serve *s, Muster__V1__Node **node_out, struct mu_err *err)
+{
+    Muster__Internal__V1__InventoryRequest q = MUSTER__INTERNAL__V1__INVENTORY_REQUEST__INIT;
+    int64_t deadline = mu_now_ns() + WORKER_START_MS * MU_MS;
+    char text[160];
+    for (;;) {
+        ProtobufCMessage *msg = NULL;
+        enum mu_status st = mu_rpc_unary(s->hub.worker, "/muster.internal.v1.Worker/Inventory", &q.base,
+                                         &muster__internal__v1__inventory_reply__descriptor,
+                                         mu_now_ns() + WORKER_ASK_MS * MU_MS, &msg, err);
+        if (!st) {
+            const Muster__Internal__V1__InventoryReply *r = (const Muster__Internal__V1__InventoryReply *)msg;
+            *node_out = r->node ? (Muster__V1__Node *)mu_msg_copy(&r->node->base) : NULL;
+            mu_rpc_message_free(msg);
+            return MU_OK;
+        }
+        if (stop_wanted()) return mu_fail(err, MU_ECANCELLED, "stopped by a signal before the worker answered");
+        if (mu_local_worker_ended(s->worker_pid, text, sizeof text)) {
+            s->worker_pid = 0;
+            return mu_fail(err, MU_EPEER, "%s before it answered; the log above says why", text);
+        }
+        if (mu_now_ns() >= deadline) return st;
+    }
+}
+
+static enum mu_status start_worker(struct serve *s, Muster__V1__Node **node_out, struct mu_err *err)
+{
+    enum mu_status st;
+    atomic_store(&s->hub.worker_hung, false);
+    if (!s->hub.opt->worker) { MU_TRY(st, mu_local_worker_start(s->worker_address, &s->worker_pid, err), fail); }
+    if (!s->hub.worker) MU_TRY(st, mu_rpc_channel_open(s->worker_address, &s->hub.worker, err), fail);
+    MU_TRY(st, greet_worker(s, node_out, err), fail);
+fail:
+    return st;
+}
+
+static void watch_worker(struct serve *s)
+{
+    char text[160];
+    if (s->worker_pid > 0 && atomic_exchange(&s->hub.worker_hung, false)) {
+        mu_warn("serve", "the worker (pid %d) is silent: it is killed and replaced", (int)s->worker_pid);
+        mu_local_worker_kill(s->worker_pid);
+    }
+    if (s->worker_pid > 0 && mu_local_worker_ended(s->worker_pid, text, sizeof text)) {
+        s->worker_pid = 0;
+        mu_warn("serve", "%s; starting it again", text);
+        post_worker(s, MU_EV_WORKER_DOWN, NULL, text);
+        s->worker_restart_ns = mu_now_ns() + WORKER_RESTART_MS * MU_MS;
+    }
+    if (s->worker_restart_ns && mu_now_ns() >= s->worker_restart_ns) {
+        struct mu_err err = MU_ERR_INIT;
+        Muster__V1__Node *node = NULL;
+        s->worker_restart_ns = 0;
+        if (!start_worker(s, &node, &err)) {
+            post_worker(s, MU_EV_WORKER_UP, node, "");
+        } else {
+            mu_log_err(MU_LOG_ERROR, "serve", &err, "cannot start the worker");
+            mu_local_worker_stop(s->worker_pid, 0);
+            s->worker_pid = 0;
+            s->worker_restart_ns = mu_now_ns() + MU_SEC;
+        }
+    }
+}
+
+/* ---- start, run, stop ---- */
+
+static enum mu_status start(struct serve *s, struct mu_err *err)
+{
+    struct mu_hub *h = &s->hub;
+    Muster__V1__Node *node = NULL;
+    enum mu_status st;
+    MU_TRY(st, open_model(s, err), fail);
+    MU_TRY(st, mu_run_dir_create(&s->run_dir, err), fail);
+    snprintf(h->engine_address, sizeof h->engine_address, "unix:%s/engine", s->run_dir);
+    if (h->opt->worker)
+        snprintf(s->worker_address, sizeof s->worker_address, "%s", h->opt->worker);
+    else
+        snprintf(s->worker_address, sizeof s->worker_address, "unix:%s/worker", s->run_dir);
+    if (getrandom(h->gang.secret, sizeof h->gang.secret, 0) != (ssize_t)sizeof h->gang.secret) {
+        st = mu_fail(err, MU_EIO, "no random bytes for the gang's secret: %s", strerror(errno));
+        goto fail;
+    }
+    h->gang.epoch = mu_epoch_first(time(NULL));
+    MU_TRY(st, mu_queue_create(MU_HUB_EVENTS, &h->events, err), fail);
+    MU_TRY(st, mu_queue_create(MU_HUB_TEXTS, &h->texts, err), fail);
+    h->outcome_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (h->outcome_fd < 0) {
+        st = mu_fail(err, MU_EIO, "cannot make an eventfd: %s", strerror(errno));
+        goto fail;
+    }
+    MU_TRY(st, open_doors(s, err), fail);
+    MU_TRY(st, start_worker(s, &node, err), fail);
+    h->started_ns = mu_now_ns();
+    if (pthread_create(&s->text_thread, NULL, mu_text_main, h)) {
+        st = mu_fail(err, MU_EAGAIN, "cannot start a thread");
+        goto fail;
+    }
+    s->text_started = true;
+    if (pthread_create(&s->hub_thread, NULL, mu_hub_main, h)) {
+        st = mu_fail(err, MU_EAGAIN, "cannot start a thread");
+        goto fail;
+    }
+    s->hub_started = true;
+    post_worker(s, MU_EV_WORKER_UP, node, "");
+    node = NULL;
+fail:
+    mu_rpc_message_free((ProtobufCMessage *)node);
+    return st;
+}
+
+static void banner(const struct serve *s)
+{
+    const struct mu_hub *h = &s->hub;
+    char address[128];
+    const char *listen = h->opt->listen, *colon = strrchr(listen, ':');
+    if (!strncmp(listen, "unix:", 5) || !colon)
+        snprintf(address, sizeof address, "%s", listen);
+    else
+        snprintf(address, sizeof address, "%.*s:%d", (int)(colon - listen), listen, mu_rpc_server_port(s->front, 0));
+    printf("muster: serving %s on %s, split %s, pid %d\n", h->model->name, address, h->split_text, (int)getpid());
+    fflush(stdout);
+}
+
+/* Until a signal or a fatal end. */
+static enum mu_status run(struct serve *s, struct mu_err *err)
+{
+    struct mu_hub *h = &s->hub;
+    bool told = false;
+    for (;;) {
+        struct pollfd p[] = {{.fd = s->signal_fd, .events = POLLIN}, {.fd = h->outcome_fd, .events = POLLIN}};
+        if (poll(p, 2, 100) < 0 && errno != EINTR) return mu_fail(err, MU_EIO, "poll: %s", strerror(errno));
+        struct signalfd_siginfo si;
+        if (p[0].revents && read(s->signal_fd, &si, sizeof si) == (ssize_t)sizeof si && si.ssi_signo != SIGCHLD) {
+            mu_info("serve", "signal %u: stopping", si.ssi_signo);
+            return MU_OK;
+        }
+        uint64_t n;
+        if (p[1].revents && read(h->outcome_fd, &n, sizeof n) < 0 && errno != EAGAIN)
+            return mu_fail(err, MU_EIO, "eventfd: %s", strerror(errno));
+        int outcome = atomic_load(&h->outcome);
+        if (outcome == 2) return mu_fail(err, MU_EINTERNAL, "%s", h->fatal);
+        if (outcome == 1 && !told) {
+            told = true;
+            if (!h->opt->quiet) banner(s);
+        }
+        watch_worker(s);
+    }
+}
+
+static void stop(struct serve *s)
+{
+    struct mu_hub *h = &s->hub;
+    if (s->hub_started) {
+        struct mu_event ev = {.kind = MU_EV_STOP};
+        for (enum mu_status st; (st = mu_hub_post(h, &ev)) && st != MU_ECANCELLED;) mu_sleep_ms(5);
+        pthread_join(s->hub_thread, NULL);
+    }
+    if (h->texts) mu_queue_close(h->texts);
+    mu_local_worker_stop(s->worker_pid, WORKER_STOP_MS);
+    if (s->text_started) pthread_join(s->text_thread, NULL);
+    if (s->front) mu_rpc_server_stop(s->front, 200);
+    if (s->internal) mu_rpc_server_stop(s->internal, 0);
+    mu_rpc_channel_close(h->worker);
+    if (h->events) {
+        mu_queue_close(h->events);
+        mu_queue_destroy(h->events, mu_event_free);
+    }
+    if (h->texts) mu_queue_destroy(h->texts, mu_text_job_free);
+    mu_rpc_message_free((ProtobufCMessage *)h->node);
+    mu_tokenizer_close(h->tok);
+    mu_model_close(h->model);
+    if (h->outcome_fd > 0) close(h->outcome_fd);
+    if (s->signal_fd > 0) close(s->signal_fd);
+    if (s->run_dir) mu_run_dir_remove(s->run_dir);
+    mu_free(s->run_dir);
+}
+
+int mu_serve_main(const struct mu_serve_options *opt)
+{
+    struct mu_err err = MU_ERR_INIT;
+    struct serve *s = mu_calloc(1, sizeof *s);
+    if (!s) {
+        fputs("muster serve: out of memory\n", stderr);
+        return 1;
+    }
+    s->hub.opt = opt;
+    s->hub.outcome_fd = -1;
+    /* Before any thread starts, so that all inherit it: signals come through signal_fd alone. */
+    sigemptyset(&s->signals);
+    sigaddset(&s->signals, SIGINT);
+    sigaddset(&s->signals, SIGTERM);
+    sigaddset(&s->signals, SIGHUP);
+    sigaddset(&s->signals, SIGCHLD);
+    pthread_sigmask(SIG_BLOCK, &s->signals, NULL);
+    signal(SIGPIPE, SIG_IGN);
+    s->signal_fd = signalfd(-1, &s->signals, SFD_CLOEXEC | SFD_NONBLOCK);
+    mu_rpc_init();
+    enum mu_status st = s->signal_fd < 0 ? mu_fail(&err, MU_EIO, "signalfd: %s", strerror(errno)) : start(s, &err);
+    if (!st)
+        st = run(s, &err);
+    else if (st == MU_ECANCELLED && stop_wanted())
+        st = MU_OK; /* a signal during the start is an ordinary end */
+    stop(s);
+    mu_rpc_shutdown();
+    if (st) fprintf(stderr, "muster serve: %s\n", err.text);
+    mu_free(s);
+    return st ? 1 : 0;
+}

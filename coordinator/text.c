@@ -1,0 +1,213 @@
+/* The text thread: tokenizing and detokenizing, which take long for long texts, away from gRPC's poll threads and from the hub. */
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "coordinator/hub.h"
+#include "coordinator/msg.h"
+
+struct mu_text_job {
+    enum mu_text_kind kind;
+    struct mu_rpc_call *call; /* retained */
+    ProtobufCMessage *msg;    /* owned */
+    uint64_t id;
+    size_t bytes; /* of msg, counted in the hub's texts_bytes until the text thread has it */
+};
+
+enum { MAX_TEXTS_BYTES = 256 << 20 }; /* that may wait; a queue of the longest texts would take 32 GB */
+
+void mu_text_job_free(void *job)
+{
+    struct mu_text_job *j = job;
+    if (j->call) mu_rpc_call_release(j->call);
+    mu_rpc_message_free(j->msg);
+    mu_free(j);
+}
+
+void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, ProtobufCMessage *msg,
+                  uint64_t id)
+{
+    struct mu_text_job *j = mu_calloc(1, sizeof *j);
+    size_t bytes = protobuf_c_message_get_packed_size(msg);
+    if (j) *j = (struct mu_text_job){kind, mu_rpc_call_retain(call), msg, id, bytes};
+    enum mu_status st = MU_EAGAIN;
+    if (j && atomic_fetch_add(&h->texts_bytes, bytes) + bytes <= MAX_TEXTS_BYTES) st = mu_queue_push(h->texts, j);
+    if (!st) return;
+    if (j) atomic_fetch_sub(&h->texts_bytes, bytes);
+    if (st == MU_ECANCELLED)
+        mu_rpc_call_finish(call, MU_RPC_UNAVAILABLE, "the server is stopping");
+    else
+        mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED,
+                           "busy: %zu texts of %zu bytes are waiting to be tokenized; try again later",
+                           mu_queue_len(h->texts), atomic_load(&h->texts_bytes));
+    if (j)
+        mu_text_job_free(j);
+    else
+        mu_rpc_message_free(msg);
+}
+
+static bool ids_known(const struct mu_hub *h, struct mu_rpc_call *call, const int32_t *ids, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] < 0 || ids[i] >= h->model->cfg.n_vocab) {
+            mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT,
+                               "id %d (number %zu) is not in the vocabulary of %d tokens", ids[i], i + 1,
+                               h->model->cfg.n_vocab);
+            return false;
+        }
+    return true;
+}
+
+/* text → ids with room for BOS in front where wanted. */
+static enum mu_status encode(const struct mu_tokenizer *tok, const char *text, bool special, bool bos,
+                             int32_t **ids_out, size_t *n_out, struct mu_err *err)
+{
+    int32_t *ids = NULL;
+    size_t n = 0;
+    enum mu_status st = mu_tokenizer_encode(tok, text, strlen(text), special, &ids, &n, err);
+    if (st) return st;
+    if (bos && mu_tokenizer_bos(tok) >= 0) {
+        int32_t *more = mu_reallocarray(ids, n + 1, sizeof *ids);
+        if (!more) {
+            mu_free(ids);
+            return mu_fail(err, MU_ENOMEM, "no memory for %zu ids", n + 1);
+        }
+        ids = more;
+        memmove(ids + 1, ids, n * sizeof *ids);
+        ids[0] = mu_tokenizer_bos(tok);
+        n++;
+    }
+    *ids_out = ids;
+    *n_out = n;
+    return MU_OK;
+}
+
+/* The request without its prompt, which goes on as ids: what waits in the hub by the thousand stays small. */
+static ProtobufCMessage *without_prompt(const Muster__V1__GenerateRequest *q)
+{
+    Muster__V1__GenerateRequest lean = *q;
+    lean.prompt_case = MUSTER__V1__GENERATE_REQUEST__PROMPT__NOT_SET;
+    lean.text = NULL;
+    return mu_msg_copy(&lean.base);
+}
+
+static void generate(struct mu_hub *h, struct mu_text_job *j)
+{
+    struct mu_err err = MU_ERR_INIT;
+    const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)j->msg;
+    int32_t *ids = NULL;
+    size_t n = 0;
+    if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT_TEXT) {
+        if (encode(h->tok, q->text, q->parse_special, mu_tokenizer_add_bos(h->tok), &ids, &n, &err)) {
+            mu_rpc_call_finish(j->call, mu_rpc_code_of(err.code), "%s", err.text);
+            return;
+        }
+    } else {
+        n = q->ids->n_id;
+        if (!ids_known(h, j->call, q->ids->id, n)) return;
+        ids = mu_reallocarray(NULL, n ? n : 1, sizeof *ids);
+        if (!ids) {
+            mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for %zu ids", n);
+            return;
+        }
+        memcpy(ids, q->ids->id, n * sizeof *ids);
+    }
+    if (!n) {
+        mu_rpc_call_finish(j->call, MU_RPC_INVALID_ARGUMENT, "the prompt is empty: it needs one token at least");
+    } else if (n >= (size_t)h->serving.n_ctx) {
+        mu_rpc_call_finish(
+            j->call, MU_RPC_INVALID_ARGUMENT,
+            "the prompt has %zu tokens, the context here is %d: shorten the prompt, or serve with a larger --ctx", n,
+            h->serving.n_ctx);
+    } else {
+        struct mu_event ev = {
+            .kind = MU_EV_GENERATE, .call = j->call, .msg = without_prompt(q), .ids = ids, .n_ids = n, .id = j->id};
+        enum mu_status st = ev.msg ? mu_hub_post_client(h, &ev) : MU_ENOMEM;
+        if (!st) {
+            j->call = NULL; /* the event's now */
+            return;
+        }
+        mu_rpc_message_free(ev.msg);
+        if (st == MU_ECANCELLED)
+            mu_rpc_call_finish(j->call, MU_RPC_UNAVAILABLE, "the server is stopping");
+        else
+            mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "the server is too busy; try again later");
+    }
+    mu_free(ids);
+}
+
+static void tokenize(struct mu_hub *h, struct mu_text_job *j)
+{
+    const Muster__V1__TokenizeRequest *q = (const Muster__V1__TokenizeRequest *)j->msg;
+    struct mu_err err = MU_ERR_INIT;
+    Muster__V1__TokenizeReply reply = MUSTER__V1__TOKENIZE_REPLY__INIT;
+    if (encode(h->tok, q->text, q->parse_special, q->add_bos, &reply.ids, &reply.n_ids, &err)) {
+        mu_rpc_call_finish(j->call, mu_rpc_code_of(err.code), "%s", err.text);
+        return;
+    }
+    mu_rpc_call_reply(j->call, &reply.base);
+    mu_free(reply.ids);
+}
+
+/* Bytes as a protobuf string can carry them: what is no UTF-8 becomes U+FFFD. NULL: out of memory. */
+static char *printable(const char *s, size_t len)
+{
+    static const char bad[] = "\xef\xbf\xbd";
+    char *out = mu_malloc(len * 3 + 1), *w = out;
+    if (!out) return NULL;
+    for (size_t i = 0; i < len;) {
+        unsigned char c = (unsigned char)s[i];
+        size_t n = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
+        bool ok = n && i + n <= len && c;
+        for (size_t k = 1; ok && k < n; k++) ok = ((unsigned char)s[i + k] & 0xc0) == 0x80;
+        if (ok && n > 2) { /* overlong forms, surrogates, beyond U+10FFFF */
+            unsigned char d = (unsigned char)s[i + 1];
+            ok = !(c == 0xe0 && d < 0xa0) && !(c == 0xed && d >= 0xa0) && !(c == 0xf0 && d < 0x90) &&
+                 !(c == 0xf4 && d >= 0x90);
+        }
+        memcpy(w, ok ? s + i : bad, ok ? n : 3);
+        w += ok ? n : 3;
+        i += ok ? n : 1;
+    }
+    *w = 0;
+    return out;
+}
+
+static void detokenize(struct mu_hub *h, struct mu_text_job *j)
+{
+    const Muster__V1__DetokenizeRequest *q = (const Muster__V1__DetokenizeRequest *)j->msg;
+    if (!ids_known(h, j->call, q->ids, q->n_ids)) return;
+    struct mu_err err = MU_ERR_INIT;
+    Muster__V1__DetokenizeReply reply = MUSTER__V1__DETOKENIZE_REPLY__INIT;
+    char *raw = NULL, *text = NULL;
+    size_t len = 0;
+    if (!mu_tokenizer_decode(h->tok, q->ids, q->n_ids, q->show_special, &raw, &len, &err) &&
+        (text = printable(raw, len))) {
+        reply.text = text;
+        mu_rpc_call_reply(j->call, &reply.base);
+    } else {
+        mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the text of %zu ids", q->n_ids);
+    }
+    mu_free(text);
+    mu_free(raw);
+}
+
+void *mu_text_main(void *hub)
+{
+    struct mu_hub *h = hub;
+    struct mu_text_job *j;
+    while ((j = mu_queue_pop(h->texts, MU_FOREVER))) {
+        atomic_fetch_sub(&h->texts_bytes, j->bytes);
+        if (mu_queue_closed(h->texts)) { /* the longest texts take a second each: none is begun any more */
+            mu_rpc_call_finish(j->call, MU_RPC_UNAVAILABLE, "the server is stopping");
+        } else if (!mu_rpc_call_cancelled(j->call)) {
+            switch (j->kind) {
+            case MU_TEXT_GENERATE: generate(h, j); break;
+            case MU_TEXT_TOKENIZE: tokenize(h, j); break;
+            case MU_TEXT_DETOKENIZE: detokenize(h, j); break;
+            }
+        }
+        mu_text_job_free(j);
+    }
+    return NULL;
+}

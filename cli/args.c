@@ -1,0 +1,110 @@
+/* Numbers and lists out of the command line. */
+#include <ctype.h>
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/io.h"
+#include "base/topo.h"
+#include "cli/cli.h"
+
+long mu_arg_long(const char *text, long min, long max, const char *what, struct argp_state *state)
+{
+    char *end;
+    errno = 0;
+    long v = strtol(text, &end, 10);
+    if (errno || end == text || *end || v < min || v > max)
+        argp_error(state, "%s must be a whole number from %ld to %ld, not '%s'", what, min, max, text);
+    return v;
+}
+
+double mu_arg_double(const char *text, double min, double max, const char *what, struct argp_state *state)
+{
+    char *end;
+    double v = strtod(text, &end);
+    if (end == text || *end || !(v >= min && v <= max))
+        argp_error(state, "%s must be a number from %g to %g, not '%s'", what, min, max, text);
+    return v;
+}
+
+enum { MAX_IDS_FILE = 64 << 20 };
+
+enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, struct mu_err *err)
+{
+    enum mu_status st;
+    char *file = NULL;
+    size_t len = strlen(text);
+    const char *name = "--ids";
+    int32_t *ids = NULL;
+    if (text[0] == '@') {
+        name = text + 1;
+        MU_TRY(st, mu_file_read(name, MAX_IDS_FILE, &file, &len, err), fail);
+        text = file;
+    }
+    ids = mu_reallocarray(NULL, len / 2 + 1, sizeof *ids); /* an id and what parts it take two bytes at least */
+    if (!ids) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for the ids of %s", name);
+        goto fail;
+    }
+    size_t n = 0;
+    for (const char *p = text; p < text + len;) {
+        if (isspace((unsigned char)*p) || *p == ',') {
+            p++;
+            continue;
+        }
+        char *end;
+        errno = 0;
+        long v = strtol(p, &end, 10);
+        if (end == p || errno || v < 0 || v > INT32_MAX) {
+            st = mu_fail(err, MU_EINVAL,
+                         "%s, character %zu: expected token ids (whole numbers with commas or blanks between)", name,
+                         (size_t)(p - text) + 1);
+            goto fail;
+        }
+        ids[n++] = (int32_t)v;
+        p = end;
+    }
+    if (!n) {
+        st = mu_fail(err, MU_EINVAL, "%s holds no token ids", name);
+        goto fail;
+    }
+    mu_free(file);
+    *ids_out = ids;
+    *n_out = n;
+    return MU_OK;
+fail:
+    mu_free(file);
+    mu_free(ids);
+    return st;
+}
+
+int mu_default_threads(int n_rank)
+{
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    int n = 1;
+    if (topo && mu_topo_read(topo, NULL) == MU_OK) n = topo->n_usable / n_rank;
+    mu_free(topo);
+    return n < 1 ? 1 : n;
+}
+
+enum mu_status mu_cli_open(const char *path, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err)
+{
+    struct mu_opened o = {0};
+    enum mu_status st;
+    MU_TRY(st, mu_model_open(path, &o.model, err), fail);
+    if (want_tokenizer) MU_TRY(st, mu_tokenizer_open(o.model->gguf, &o.tok, err), fail);
+    *opened_out = o;
+    return MU_OK;
+fail:
+    mu_cli_close(&o);
+    return st;
+}
+
+void mu_cli_close(struct mu_opened *o)
+{
+    mu_tokenizer_close(o->tok);
+    mu_model_close(o->model);
+    *o = (struct mu_opened){0};
+}

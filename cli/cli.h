@@ -1,0 +1,91 @@
+/* The one binary, `muster`: verbs, and what they share. A verb returns the exit status: 0 fine, 1 failed (one sentence on stderr), 2 wrong usage. */
+#ifndef MU_CLI_CLI_H
+#define MU_CLI_CLI_H
+
+#include <argp.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "model/model.h"
+#include "model/tokenizer.h"
+#include "shard/split.h"
+
+enum { MU_EXIT_OK = 0, MU_EXIT_FAILED = 1, MU_EXIT_USAGE = 2 };
+
+int mu_cmd_serve(int argc, char **argv);
+int mu_cmd_run(int argc, char **argv);
+int mu_cmd_logits(int argc, char **argv);
+int mu_cmd_tokenize(int argc, char **argv);
+int mu_cmd_detokenize(int argc, char **argv);
+int mu_cmd_perplexity(int argc, char **argv);
+int mu_cmd_synth(int argc, char **argv);
+int mu_cmd_bench(int argc, char **argv);
+int mu_cmd_ps(int argc, char **argv);
+int mu_cmd_plan(int argc, char **argv);
+int mu_cmd_worker(int argc, char **argv);
+
+/* ---- args.c: numbers and lists out of the command line; argp_error() on anything else ---- */
+
+long mu_arg_long(const char *text, long min, long max, const char *what, struct argp_state *state);
+double mu_arg_double(const char *text, double min, double max, const char *what, struct argp_state *state);
+/* "1,2,3" or "@FILE" (numbers with commas or white space between). *ids_out is freed with mu_free. */
+enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, struct mu_err *err);
+/* How many threads pay on this machine (base/topo.h), shared among n_rank ranks; at least 1. */
+int mu_default_threads(int n_rank);
+
+/* ---- term.c: what a person sees ---- */
+
+/* Prints "muster VERB: text" on stderr; returns MU_EXIT_FAILED. */
+int mu_cli_fail(const char *verb, const struct mu_err *err);
+/* A progress bar on stderr, only where that is a terminal; done ≥ total ends it. Calls are throttled. */
+struct mu_bar {
+    const char *label;
+    int64_t last_ns;
+    bool shown;
+};
+void mu_bar_update(struct mu_bar *bar, uint64_t done, uint64_t total);
+void mu_bar_load(uint64_t done, uint64_t total, void *bar); /* as the load_progress callbacks want it */
+/* "1.23 GB", "640 MB": decimal units. */
+void mu_human_bytes(uint64_t bytes, char *buf, size_t buf_bytes);
+/* A table whose columns are as wide as their widest cell. Rows are arrays of n_col strings; the first is the head. right[i]: column i is right-aligned. */
+void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *right);
+
+/* ---- signals.c: Ctrl-C stops the generation and not the program ---- */
+
+extern volatile sig_atomic_t mu_interrupted;
+void mu_signals_catch(void); /* SIGINT sets mu_interrupted; a second one within a second ends the program */
+void mu_signals_reset(void); /* mu_interrupted = 0 */
+
+/* ---- opening what most verbs open ---- */
+
+struct mu_opened {
+    struct mu_model *model;
+    struct mu_tokenizer *tok; /* NULL where not asked for */
+};
+enum mu_status mu_cli_open(const char *path, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err);
+void mu_cli_close(struct mu_opened *o);
+
+/* ---- bench_load.c: the workload that every rank of a benchmark runs ---- */
+
+struct mu_bench_options {
+    const char *path;
+    struct mu_split split;
+    int n_prompt, n_decode, n_thread, n_stream, n_repeat, n_depth;
+};
+struct mu_bench_result {       /* medians over the repeats */
+    double prompt_s, decode_s; /* seconds of n_prompt tokens; of n_decode steps of n_stream tokens */
+    double prompt_min_s, prompt_max_s, decode_min_s, decode_max_s;
+    double decode_compute_s, decode_exchange_s; /* rank 0's share of the decode time */
+    uint64_t weight_bytes;                      /* read per decode step over all ranks */
+    double load_s;
+};
+/* In this process (threads for ranks), or as one rank of an MPI job. */
+enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_bench_result *result_out,
+                              struct mu_err *err);
+enum mu_status mu_bench_mpi_rank(const struct mu_bench_options *opt, bool *is_leader_out,
+                                 struct mu_bench_result *result_out, struct mu_err *err);
+
+#endif

@@ -1,0 +1,168 @@
+/* muster plan: who would hold and compute what, and how fast that should be, before anything is loaded. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/topo.h"
+#include "cli/cli.h"
+#include "kernels/kernels.h"
+#include "kernels/peak.h"
+#include "shard/plan.h"
+
+struct plan_args {
+    const char *model, *split;
+    int ctx, parallel;
+};
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    struct plan_args *a = state->input;
+    switch (key) {
+    case 's': a->split = arg; return 0;
+    case 'c': a->ctx = (int)mu_arg_long(arg, 2, 1 << 24, "--ctx", state); return 0;
+    case 'n': a->parallel = (int)mu_arg_long(arg, 1, 4096, "--parallel", state); return 0;
+    case ARGP_KEY_ARG:
+        if (state->arg_num) argp_error(state, "one MODEL only");
+        a->model = arg;
+        return 0;
+    case ARGP_KEY_END:
+        if (!a->model) argp_error(state, "MODEL is missing");
+        return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+enum { N_COL = 10, MAX_ROWS = MU_MAX_RANKS + 1 };
+
+static void print_ranks(const struct mu_model *m, const struct mu_plan *plan, const struct mu_serving *serving)
+{
+    static char text[MAX_ROWS][N_COL][32];
+    static const char *cells[MAX_ROWS * N_COL] = {"rank",     "stage",    "weight",     "layers",  "heads",
+                                                  "kv heads", "ffn rows", "vocabulary", "weights", "kv cache"};
+    for (int i = 0; i < plan->n_rank; i++) {
+        const struct mu_plan_rank *r = &plan->rank[i];
+        struct mu_range layers = plan->stage[r->stage].layers;
+        struct mu_rank_memory mem;
+        mu_plan_memory(m, plan, i, serving, &mem);
+        char(*t)[32] = text[i + 1];
+        snprintf(t[0], 32, "%d%s", i, i == plan->leader ? "*" : "");
+        snprintf(t[1], 32, "%d", r->stage);
+        snprintf(t[2], 32, "%g", plan->split.weight[i]);
+        snprintf(t[3], 32, "%d-%d", layers.begin, layers.end - 1);
+        snprintf(t[4], 32, "%d", mu_range_len(r->heads));
+        snprintf(t[5], 32, "%d", mu_range_len(r->kv_heads));
+        snprintf(t[6], 32, "%d", mu_range_len(r->ff));
+        snprintf(t[7], 32, "%d", mu_range_len(r->vocab));
+        mu_human_bytes(mem.weights, t[8], 32);
+        mu_human_bytes(mem.kv, t[9], 32);
+        for (int c = 0; c < N_COL; c++) cells[(i + 1) * N_COL + c] = t[c];
+    }
+    static const bool right[N_COL] = {false, true, true, true, true, true, true, true, true, true};
+    mu_table_print(cells, plan->n_rank + 1, N_COL, right);
+}
+
+/* One bar a rank, as long as its share of the model. */
+static void print_picture(const struct mu_plan *plan)
+{
+    uint64_t most = 1;
+    for (int i = 0; i < plan->n_rank; i++)
+        if (plan->rank[i].weight_bytes > most) most = plan->rank[i].weight_bytes;
+    puts("\ntokens");
+    for (int s = 0; s < plan->n_stage; s++) {
+        const struct mu_plan_stage *st = &plan->stage[s];
+        printf("  |  stage %d, layers %d-%d\n", s, st->layers.begin, st->layers.end - 1);
+        for (int i = 0; i < st->n_rank; i++) {
+            int rank = st->first_rank + i, len = (int)(plan->rank[rank].weight_bytes * 40 / most);
+            printf("  |    rank %-2d ", rank);
+            for (int k = 0; k < len; k++) putchar('#');
+            putchar('\n');
+        }
+    }
+    puts("  v\nlogits, sampled by the leader\n");
+}
+
+static enum mu_status this_node(struct mu_plan_node *node, struct mu_err *err)
+{
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
+    enum mu_status st = mu_topo_read(topo, err);
+    enum { BYTES = 128 << 20 };
+    void *buf = st ? NULL : mu_pages_alloc(BYTES);
+    if (buf) {
+        memset(buf, 1, BYTES);
+        *node = (struct mu_plan_node){.n_core = topo->n_usable,
+                                      .n_numa = topo->n_numa,
+                                      .memory_bytes = topo->mem_available_bytes,
+                                      .read_gbps = mu_peak_read_gbps(buf, BYTES) * topo->n_usable,
+                                      .int8_gops = mu_peak_int8_gops() * topo->n_usable};
+        snprintf(node->name, sizeof node->name, "%s", topo->host);
+        mu_pages_free(buf, BYTES);
+    } else if (!st) {
+        st = mu_fail(err, MU_ENOMEM, "no memory to measure this machine");
+    }
+    mu_free(topo);
+    return st;
+}
+
+static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
+{
+    enum mu_status st;
+    struct mu_opened o = {0};
+    struct mu_split split;
+    struct mu_plan_node node = {0};
+    struct mu_plan *plan = mu_calloc(1, sizeof *plan);
+    if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
+    MU_TRY(st, mu_kernels_init(NULL, err), done);
+    MU_TRY(st, mu_cli_open(a->model, false, &o, err), done);
+    int ctx = a->ctx ? a->ctx : o.model->cfg.n_ctx_train < 8192 ? o.model->cfg.n_ctx_train : 8192;
+    struct mu_serving serving = {.n_ctx = ctx,
+                                 .n_slot = a->parallel,
+                                 .step_tokens = 512,
+                                 .n_page =
+                                     (uint32_t)((ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS) * (uint32_t)a->parallel};
+    MU_TRY(st, this_node(&node, err), done);
+    if (!strcmp(a->split, "auto"))
+        MU_TRY(st, mu_plan_auto(o.model, &node, 1, &serving, &split, err), done);
+    else
+        MU_TRY(st, mu_split_parse(a->split, &split, err), done);
+    MU_TRY(st, mu_plan_build(o.model, &split, plan, err), done);
+    char what[256], text[MU_SPLIT_TEXT];
+    mu_model_describe(o.model, what, sizeof what);
+    mu_split_format(&split, text, sizeof text);
+    printf("%s\nsplit %s, %d tokens of context × %d sequences\n\n", what, text, ctx, a->parallel);
+    print_ranks(o.model, plan, &serving);
+    print_picture(plan);
+    int node_of[MU_MAX_RANKS] = {0};
+    struct mu_prediction p;
+    mu_plan_predict(o.model, plan, &node, node_of, &p);
+    printf("on %s (%d cores, reads %.1f GB/s, int8 %.0f GOP/s) all ranks together should decode a token in %.2f ms and "
+           "take %.3f ms a prompt token\n",
+           node.name, node.n_core, node.read_gbps, node.int8_gops, p.decode_ms, p.prefill_ms_per_token);
+done:
+    mu_cli_close(&o);
+    mu_free(plan);
+    return st;
+}
+
+int mu_cmd_plan(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"split", 's', "S", 0, "the split to show (auto)", 0},
+        {"ctx", 'c', "N", 0, "tokens one request may hold (the model's, at most 8192)", 0},
+        {"parallel", 'n', "N", 0, "sequences at once (32)", 0},
+        {0},
+    };
+    static const struct argp argp = {
+        options,
+        parse,
+        "MODEL",
+        "Shows which rank would hold and compute what, the memory it takes, and the speed to expect of this machine."
+        "\vExamples:\n  muster plan model.gguf --split 3:1/1\n  muster plan model.gguf --ctx 4096 --parallel 8\n",
+        0,
+        0,
+        0};
+    struct plan_args a = {.split = "auto", .parallel = 32};
+    argp_parse(&argp, argc, argv, 0, 0, &a);
+    struct mu_err err = MU_ERR_INIT;
+    return plan_verb(&a, &err) ? mu_cli_fail("plan", &err) : MU_EXIT_OK;
+}

@@ -1,0 +1,61 @@
+/* muster serve: the coordinator, with a worker of its own on this machine. */
+#include "cli/cli.h"
+#include "coordinator/coordinator.h"
+
+enum { OPT_STALL = 256, OPT_QUIET };
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    struct mu_serve_options *o = state->input;
+    switch (key) {
+    case 's': o->split = arg; return 0;
+    case 'l': o->listen = arg; return 0;
+    case 'w': o->worker = arg; return 0;
+    case 't': o->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
+    case 'c': o->context = (int)mu_arg_long(arg, 2, 1 << 24, "--ctx", state); return 0;
+    case 'n': o->parallel = (int)mu_arg_long(arg, 1, 4096, "--parallel", state); return 0;
+    case 'q': o->max_waiting = (int)mu_arg_long(arg, 1, 1 << 20, "--queue", state); return 0;
+    case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
+    case OPT_QUIET: o->quiet = true; return 0;
+    case ARGP_KEY_ARG:
+        if (state->arg_num) argp_error(state, "one MODEL only");
+        o->model_path = arg;
+        return 0;
+    case ARGP_KEY_END:
+        if (!o->model_path) argp_error(state, "MODEL is missing");
+        return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+int mu_cmd_serve(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"split", 's', "S", 0,
+         "how to split the model: stages with '/', ranks of a stage with ':', weights as numbers (auto)", 0},
+        {"listen", 'l', "HOST:PORT", 0, "gRPC address (127.0.0.1:7400)", 0},
+        {"worker", 'w', "ADDRESS", 0, "use a worker daemon that already runs (start one here)", 0},
+        {"threads", 't', "N", 0, "threads a rank (the cores, shared out)", 0},
+        {"ctx", 'c', "N", 0, "tokens one request may hold (the model's context, at most 8192)", 0},
+        {"parallel", 'n', "N", 0, "requests worked on at once (32)", 0},
+        {"queue", 'q', "N", 0, "requests that may wait beyond those (1024)", 0},
+        {"stall-ms", OPT_STALL, "MS", 0, "a rank that is silent so long is dead (3000)", 0},
+        {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
+        {0},
+    };
+    static const struct argp argp = {
+        options,
+        parse,
+        "MODEL",
+        "Serves MODEL over gRPC (muster.v1.Muster, health, reflection) until Ctrl-C, split over the ranks of one gang."
+        "\vExamples:\n"
+        "  muster serve model.gguf\n"
+        "  muster serve model.gguf --split 2:1/1 --listen 127.0.0.1:7400\n"
+        "A split 3:1/1 is a first stage of two ranks with weights 3 and 1, then a stage of one rank.\n",
+        0,
+        0,
+        0};
+    struct mu_serve_options opt = {.split = "auto", .listen = "127.0.0.1:7400"};
+    argp_parse(&argp, argc, argv, 0, 0, &opt);
+    return mu_serve_main(&opt);
+}

@@ -1,0 +1,132 @@
+/* muster synth: a random model of any shape, for benchmarks. */
+#include <stdio.h>
+#include <string.h>
+
+#include "cli/cli.h"
+#include "model/synth.h"
+
+struct synth_args {
+    struct mu_synth s;
+    const char *out;
+    bool output_type_set;
+};
+
+enum {
+    OPT_LAYERS = 256,
+    OPT_HEADS,
+    OPT_KV,
+    OPT_DHEAD,
+    OPT_DMODEL,
+    OPT_DFF,
+    OPT_VOCAB,
+    OPT_CTX,
+    OPT_TYPE,
+    OPT_OTYPE,
+    OPT_OUT,
+    OPT_SEED,
+    OPT_ARCH,
+    OPT_UNTIED,
+    OPT_BASE
+};
+
+static uint32_t type_of(const char *name, struct argp_state *state)
+{
+    int t = mu_type_by_name(name);
+    const struct mu_type_info *info = t < 0 ? NULL : mu_type_info((uint32_t)t);
+    if (!info || info->act == MU_ACT_NONE)
+        argp_error(state, "'%s' is no type that this build writes; try F16, Q8_0, Q4_0, Q4_K or Q6_K", name);
+    return (uint32_t)t;
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    struct synth_args *a = state->input;
+    struct mu_synth *s = &a->s;
+    switch (key) {
+    case OPT_ARCH: s->arch = arg; return 0;
+    case OPT_LAYERS: s->n_layer = (int)mu_arg_long(arg, 1, 1024, "--layers", state); return 0;
+    case OPT_HEADS: s->n_head = (int)mu_arg_long(arg, 1, 1024, "--heads", state); return 0;
+    case OPT_KV: s->n_kv_head = (int)mu_arg_long(arg, 1, 1024, "--kv-heads", state); return 0;
+    case OPT_DHEAD: s->d_head = (int)mu_arg_long(arg, 2, 512, "--d-head", state); return 0;
+    case OPT_DMODEL: s->d_model = (int)mu_arg_long(arg, 2, 1 << 17, "--d-model", state); return 0;
+    case OPT_DFF: s->d_ff = (int)mu_arg_long(arg, 2, 1 << 20, "--d-ff", state); return 0;
+    case OPT_VOCAB: s->n_vocab = (int)mu_arg_long(arg, 300, 1 << 20, "--vocab", state); return 0;
+    case OPT_CTX: s->n_ctx = (int)mu_arg_long(arg, 1, 1 << 24, "--ctx", state); return 0;
+    case OPT_TYPE: s->type = type_of(arg, state); return 0;
+    case OPT_OTYPE:
+        s->output_type = type_of(arg, state);
+        a->output_type_set = true;
+        return 0;
+    case OPT_UNTIED: s->tied = 0; return 0;
+    case OPT_BASE: s->rope_freq_base = (float)mu_arg_double(arg, 1, 1e9, "--rope-base", state); return 0;
+    case OPT_SEED: s->seed = (uint64_t)mu_arg_long(arg, 0, INT64_MAX, "--seed", state); return 0;
+    case OPT_OUT: a->out = arg; return 0;
+    case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); return 0;
+    case ARGP_KEY_END:
+        if (!a->out) argp_error(state, "--out FILE is missing");
+        return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+int mu_cmd_synth(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"arch", OPT_ARCH, "NAME", 0, "architecture (llama)", 0},
+        {"layers", OPT_LAYERS, "N", 0, "layers (16)", 0},
+        {"d-model", OPT_DMODEL, "N", 0, "width of the residual stream (2048)", 0},
+        {"d-ff", OPT_DFF, "N", 0, "width of the feed-forward block (4 × d-model)", 0},
+        {"heads", OPT_HEADS, "N", 0, "query heads (d-model / 64)", 0},
+        {"kv-heads", OPT_KV, "N", 0, "key-value heads (heads / 4)", 0},
+        {"d-head", OPT_DHEAD, "N", 0, "size of a head (d-model / heads)", 0},
+        {"vocab", OPT_VOCAB, "N", 0, "tokens (32768)", 0},
+        {"ctx", OPT_CTX, "N", 0, "context (131072)", 0},
+        {"type", OPT_TYPE, "TYPE", 0, "type of the matrices (Q4_0)", 0},
+        {"output-type", OPT_OTYPE, "TYPE", 0, "type of embedding and output (as --type; Q6_K for Q4_K)", 0},
+        {"untied", OPT_UNTIED, 0, 0, "an output matrix of its own", 0},
+        {"rope-base", OPT_BASE, "X", 0, "base of the rotary frequencies (500000)", 0},
+        {"seed", OPT_SEED, "N", 0, "of the weights (1)", 0},
+        {"out", OPT_OUT, "FILE", 0, "where to write", 0},
+        {0},
+    };
+    static const struct argp argp = {
+        options,
+        parse,
+        "--out FILE",
+        "Writes a random model with the right sizes and types: it says nothing, at the real speed. The defaults are a "
+        "Llama of 1.2B parameters."
+        "\vExamples:\n"
+        "  muster synth --type Q4_0 --out 1b.gguf\n"
+        "  muster synth --layers 32 --d-model 4096 --d-ff 14336 --type Q4_K --vocab 128256 --out 8b.gguf\n",
+        0,
+        0,
+        0};
+    struct synth_args a = {.s = {.arch = "llama",
+                                 .n_layer = 16,
+                                 .d_model = 2048,
+                                 .n_vocab = 32768,
+                                 .n_ctx = 131072,
+                                 .rope_freq_base = 500000.0f,
+                                 .type = MU_Q4_0,
+                                 .tied = 1,
+                                 .seed = 1}};
+    argp_parse(&argp, argc, argv, 0, 0, &a);
+    struct mu_synth *s = &a.s;
+    if (!s->n_head) s->n_head = s->d_head ? s->d_model / s->d_head : s->d_model / 64;
+    if (s->n_head < 1) s->n_head = 1;
+    if (!s->d_head) s->d_head = s->d_model / s->n_head;
+    if (!s->n_kv_head) s->n_kv_head = s->n_head % 4 ? s->n_head : s->n_head / 4;
+    if (!s->d_ff) s->d_ff = 4 * s->d_model;
+    if (!a.output_type_set) s->output_type = s->type == MU_Q4_K ? MU_Q6_K : s->type;
+
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_bar bar = {.label = "writing"};
+    if (mu_synth_write(s, a.out, mu_bar_load, &bar, &err)) return mu_cli_fail("synth", &err);
+    struct mu_model *m;
+    if (mu_model_open(a.out, &m, &err)) return mu_cli_fail("synth", &err);
+    char what[256];
+    mu_model_describe(m, what, sizeof what);
+    printf("%s: %s\n", a.out, what);
+    mu_model_close(m);
+    return MU_EXIT_OK;
+}

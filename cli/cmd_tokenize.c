@@ -1,0 +1,193 @@
+/* muster tokenize, muster detokenize: the vocabulary of a model file, as JSON. */
+#include <jansson.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/io.h"
+#include "cli/cli.h"
+
+enum { MAX_TEXT = 1 << 30 };
+
+struct tok_args {
+    const char *model, *text, *file;
+    bool special, bos;
+};
+
+static error_t parse_tok(int key, char *arg, struct argp_state *state)
+{
+    struct tok_args *a = state->input;
+    switch (key) {
+    case 's': a->special = true; return 0;
+    case 'b': a->bos = true; return 0;
+    case 'f': a->file = arg; return 0;
+    case ARGP_KEY_ARG:
+        if (state->arg_num == 0)
+            a->model = arg;
+        else if (state->arg_num == 1)
+            a->text = arg;
+        else
+            argp_error(state, "too many arguments; put the text in quotes");
+        return 0;
+    case ARGP_KEY_END:
+        if (!a->model) argp_error(state, "MODEL is missing");
+        return 0;
+    default: return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* Standard input as a whole. */
+static enum mu_status read_stdin(char **text_out, size_t *len_out, struct mu_err *err)
+{
+    size_t len = 0, cap = 1 << 16;
+    char *buf = mu_malloc(cap);
+    while (buf) {
+        ssize_t n = read(STDIN_FILENO, buf + len, cap - len);
+        if (n < 0) {
+            mu_free(buf);
+            return mu_fail(err, MU_EIO, "cannot read standard input");
+        }
+        if (n == 0) {
+            *text_out = buf;
+            *len_out = len;
+            return MU_OK;
+        }
+        len += (size_t)n;
+        if (len < cap) continue;
+        char *more = cap < MAX_TEXT ? mu_reallocarray(buf, 2, cap) : NULL;
+        if (!more) break;
+        buf = more;
+        cap *= 2;
+    }
+    mu_free(buf);
+    return mu_fail(err, MU_ENOMEM, "standard input is too long to hold in memory");
+}
+
+static enum mu_status get_text(const struct tok_args *a, char **text_out, size_t *len_out, struct mu_err *err)
+{
+    if (a->file) return mu_file_read(a->file, MAX_TEXT, text_out, len_out, err);
+    if (!a->text) return read_stdin(text_out, len_out, err);
+    *text_out = mu_strdup(a->text);
+    *len_out = strlen(a->text);
+    return *text_out ? MU_OK : mu_fail(err, MU_ENOMEM, "no memory for the text");
+}
+
+static enum mu_status print_ids(const int32_t *ids, size_t n, bool bos_first, int bos, struct mu_err *err)
+{
+    json_t *list = json_array(), *doc = json_object();
+    bool ok = list && doc;
+    if (ok && bos_first && bos >= 0) ok = !json_array_append_new(list, json_integer(bos));
+    for (size_t i = 0; ok && i < n; i++) ok = !json_array_append_new(list, json_integer(ids[i]));
+    ok = ok && !json_object_set(doc, "ids", list) && !json_dumpf(doc, stdout, 0);
+    json_decref(list);
+    json_decref(doc);
+    if (!ok) return mu_fail(err, MU_ENOMEM, "no memory to print %zu ids", n);
+    putchar('\n');
+    return MU_OK;
+}
+
+int mu_cmd_tokenize(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"special", 's', 0, 0, "special tokens in the text become their ids", 0},
+        {"bos", 'b', 0, 0, "begin with the model's begin-of-text token", 0},
+        {"file", 'f', "FILE", 0, "take the text from FILE", 0},
+        {0},
+    };
+    static const struct argp argp = {options,
+                                     parse_tok,
+                                     "MODEL [TEXT]",
+                                     "Prints {\"ids\": […]} for TEXT, FILE or standard input."
+                                     "\vExamples:\n  muster tokenize model.gguf 'Hello world'\n  muster tokenize "
+                                     "model.gguf --special '<|eot_id|>' <&-\n",
+                                     0,
+                                     0,
+                                     0};
+    struct tok_args a = {0};
+    argp_parse(&argp, argc, argv, 0, 0, &a);
+
+    struct mu_err err = MU_ERR_INIT;
+    enum mu_status st;
+    struct mu_opened o = {0};
+    struct mu_gguf *g = NULL;
+    char *text = NULL;
+    size_t len, n = 0;
+    int32_t *ids = NULL;
+    /* Only the vocabulary is needed, so vocabulary-only files are fine. */
+    MU_TRY(st, mu_gguf_open(a.model, &g, &err), done);
+    MU_TRY(st, mu_tokenizer_open(g, &o.tok, &err), done);
+    MU_TRY(st, get_text(&a, &text, &len, &err), done);
+    MU_TRY(st, mu_tokenizer_encode(o.tok, text, len, a.special, &ids, &n, &err), done);
+    MU_TRY(st, print_ids(ids, n, a.bos, mu_tokenizer_bos(o.tok), &err), done);
+done:
+    mu_free(ids);
+    mu_free(text);
+    mu_cli_close(&o);
+    mu_gguf_close(g);
+    return st ? mu_cli_fail("tokenize", &err) : MU_EXIT_OK;
+}
+
+int mu_cmd_detokenize(int argc, char **argv)
+{
+    static const struct argp_option options[] = {
+        {"special", 's', 0, 0, "show special tokens as their text", 0},
+        {0},
+    };
+    static const struct argp argp = {
+        options,
+        parse_tok,
+        "MODEL IDS",
+        "Prints {\"text\": \"…\"} for IDS: '1,2,3' or @FILE."
+        "\vExamples:\n  muster detokenize model.gguf 9906,1917\n  muster detokenize model.gguf @ids.txt\n",
+        0,
+        0,
+        0};
+    struct tok_args a = {0};
+    argp_parse(&argp, argc, argv, 0, 0, &a);
+    struct mu_err err = MU_ERR_INIT;
+    if (!a.text) {
+        mu_fail(&err, MU_EINVAL, "IDS are missing; see 'muster detokenize --help'");
+        mu_cli_fail("detokenize", &err);
+        return MU_EXIT_USAGE;
+    }
+    enum mu_status st;
+    struct mu_opened o = {0};
+    struct mu_gguf *g = NULL;
+    int32_t *ids = NULL;
+    size_t n, len = 0;
+    char *text = NULL;
+    size_t cap = 0;
+    MU_TRY(st, mu_gguf_open(a.model, &g, &err), done);
+    MU_TRY(st, mu_tokenizer_open(g, &o.tok, &err), done);
+    MU_TRY(st, mu_arg_ids(a.text, &ids, &n, &err), done);
+    for (size_t i = 0; i < n; i++)
+        if (ids[i] >= mu_tokenizer_n_vocab(o.tok)) {
+            st = mu_fail(&err, MU_EINVAL, "id %d is not in the vocabulary of %d tokens", ids[i],
+                         mu_tokenizer_n_vocab(o.tok));
+            goto done;
+        }
+    /* JSON holds text only: decode, then let a streamer's rule replace bytes that are no character. */
+    struct mu_streamer s;
+    mu_streamer_init(&s, o.tok, a.special);
+    char *raw = NULL;
+    size_t raw_len = 0;
+    MU_TRY(st, mu_tokenizer_decode(o.tok, ids, n, a.special, &raw, &raw_len, &err), done);
+    json_t *str = json_stringn(raw, raw_len);
+    if (!str) { /* not valid UTF-8 as a whole */
+        for (size_t i = 0; i < n && !st; i++) st = mu_streamer_push(&s, ids[i], &text, &len, &cap);
+        if (!st) st = mu_streamer_finish(&s, &text, &len, &cap);
+        str = st ? NULL : json_stringn(text ? text : "", len);
+    }
+    mu_free(raw);
+    json_t *doc = str ? json_pack("{s:o}", "text", str) : NULL;
+    if (!doc || json_dumpf(doc, stdout, 0)) st = mu_fail(&err, MU_ENOMEM, "no memory to print the text");
+    json_decref(doc);
+    putchar('\n');
+done:
+    mu_free(text);
+    mu_free(ids);
+    mu_cli_close(&o);
+    mu_gguf_close(g);
+    return st ? mu_cli_fail("detokenize", &err) : MU_EXIT_OK;
+}

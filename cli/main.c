@@ -1,0 +1,77 @@
+/* main(): finds the verb and hands it the rest of the command line. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/fault.h"
+#include "base/log.h"
+#include "cli/cli.h"
+#include "kernels/kernels.h"
+#include "worker/worker.h"
+
+static const struct mu_verb {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *summary; /* NULL: ours alone, not listed */
+} verbs[] = {
+    {"serve", mu_cmd_serve, "serve a model over gRPC, split over ranks"},
+    {"run", mu_cmd_run, "complete a prompt, here or on a server"},
+    {"bench", mu_cmd_bench, "measure prompt and decode speed against this machine's limits"},
+    {"plan", mu_cmd_plan, "show who would hold and compute what"},
+    {"ps", mu_cmd_ps, "show a server's gang, ranks and load"},
+    {"logits", mu_cmd_logits, "write the logits of given token ids"},
+    {"perplexity", mu_cmd_perplexity, "score a text"},
+    {"tokenize", mu_cmd_tokenize, "text to token ids, as JSON"},
+    {"detokenize", mu_cmd_detokenize, "token ids to text, as JSON"},
+    {"synth", mu_cmd_synth, "write a random model of any shape"},
+    {"worker", mu_cmd_worker, "the daemon that runs ranks on this machine"},
+    {"_launch", mu_launch_main, NULL},
+    {"_rank", mu_rank_main, NULL},
+};
+enum { N_VERB = (int)(sizeof verbs / sizeof *verbs) };
+
+static void usage(FILE *f)
+{
+    fputs("Usage: muster VERB [ARGUMENTS]\n"
+          "Runs large language models split over processes and machines.\n\n",
+          f);
+    for (int i = 0; i < N_VERB; i++)
+        if (verbs[i].summary) fprintf(f, "  %-11s %s\n", verbs[i].name, verbs[i].summary);
+    fputs("\nExamples:\n"
+          "  muster run model.gguf 'Once upon a time'\n"
+          "  muster serve model.gguf --split 2:1/1\n"
+          "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n"
+          "  muster bench model.gguf -p 512 -n 128\n\n"
+          "'muster VERB --help' tells more of each.\n",
+          f);
+}
+
+int main(int argc, char **argv)
+{
+    argp_err_exit_status = MU_EXIT_USAGE;
+    if (argc < 2) {
+        usage(stderr);
+        return MU_EXIT_USAGE;
+    }
+    const char *name = argv[1];
+    if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help")) {
+        usage(stdout);
+        return MU_EXIT_OK;
+    }
+    if (!strcmp(name, "--version") || !strcmp(name, "-V")) {
+        printf("muster %s (arithmetic contract %d)\n", MUSTER_VERSION, MU_ARITHMETIC_VERSION);
+        return MU_EXIT_OK;
+    }
+    for (int i = 0; i < N_VERB; i++) {
+        if (strcmp(name, verbs[i].name)) continue;
+        mu_log_init(name[0] == '_' ? name + 1 : name);
+        struct mu_err err = MU_ERR_INIT;
+        /* A rank reads MUSTER_FAULT itself once it knows its number. */
+        if (strcmp(name, "_rank") && mu_fault_init(-1, &err)) return mu_cli_fail(name, &err);
+        char whole[64];
+        snprintf(whole, sizeof whole, "muster %s", name);
+        argv[1] = whole;
+        return verbs[i].run(argc - 1, argv + 1);
+    }
+    fprintf(stderr, "muster: there is no verb '%s'; 'muster --help' lists them\n", name);
+    return MU_EXIT_USAGE;
+}

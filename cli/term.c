@@ -1,0 +1,74 @@
+/* What a person sees: errors in plain words, progress bars, tables. */
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "cli/cli.h"
+
+int mu_cli_fail(const char *verb, const struct mu_err *err)
+{
+    fprintf(stderr, "muster %s: %s\n", verb, err->text[0] ? err->text : mu_status_text(err->code));
+    return MU_EXIT_FAILED;
+}
+
+enum { BAR_CELLS = 30 };
+
+void mu_bar_update(struct mu_bar *bar, uint64_t done, uint64_t total)
+{
+    if (!isatty(STDERR_FILENO) || !total) return;
+    int64_t now = mu_now_ns();
+    bool end = done >= total;
+    if (!end && now - bar->last_ns < 100 * MU_MS) return;
+    if (end && !bar->shown) return; /* too quick to be worth a line */
+    bar->last_ns = now;
+    bar->shown = true;
+    int cells = (int)(done * BAR_CELLS / total);
+    char line[BAR_CELLS + 1];
+    memset(line, ' ', BAR_CELLS);
+    memset(line, '#', (size_t)(cells > BAR_CELLS ? BAR_CELLS : cells));
+    line[BAR_CELLS] = 0;
+    if (end)
+        fprintf(stderr, "\r%*s\r", BAR_CELLS + 40, "");
+    else
+        fprintf(stderr, "\r%s [%s] %3d%%", bar->label, line, (int)(done * 100 / total));
+    fflush(stderr);
+}
+
+void mu_bar_load(uint64_t done, uint64_t total, void *bar)
+{
+    mu_bar_update(bar, done, total);
+}
+
+void mu_human_bytes(uint64_t bytes, char *buf, size_t buf_bytes)
+{
+    static const char *const unit[] = {"B", "kB", "MB", "GB", "TB", "PB"};
+    double v = (double)bytes;
+    int u = 0;
+    while (v >= 999.5 && u < 5) v /= 1000, u++;
+    snprintf(buf, buf_bytes, v < 9.995 && u ? "%.2f %s" : v < 99.95 && u ? "%.1f %s" : "%.0f %s", v, unit[u]);
+}
+
+enum { MAX_COLUMNS = 32 };
+
+void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *right)
+{
+    int width[MAX_COLUMNS] = {0};
+    if (n_col > MAX_COLUMNS) n_col = MAX_COLUMNS;
+    for (int r = 0; r < n_row; r++)
+        for (int c = 0; c < n_col; c++) {
+            int w = (int)strlen(cells[r * n_col + c]);
+            if (w > width[c]) width[c] = w;
+        }
+    for (int r = 0; r < n_row; r++)
+        for (int c = 0; c < n_col; c++) {
+            const char *cell = cells[r * n_col + c];
+            const char *gap = c + 1 < n_col ? "  " : "\n";
+            if (right && right[c])
+                printf("%*s%s", width[c], cell, gap);
+            else if (c + 1 < n_col)
+                printf("%-*s%s", width[c], cell, gap);
+            else
+                printf("%s%s", cell, gap);
+        }
+}

@@ -1,0 +1,146 @@
+"""The muster command with good and bad input: one clear sentence, a status other than 0, no file half-written."""
+import json
+import os
+import struct
+import subprocess
+import sys
+import tempfile
+import signal
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "cluster"))
+import harness  # noqa: E402
+from harness import BARD, run  # noqa: E402
+
+
+class Good(unittest.TestCase):
+    def test_help_of_every_verb(self):
+        listed = run("--help")
+        self.assertEqual(listed.returncode, 0)
+        for verb in ("serve", "run", "bench", "plan", "ps", "logits", "perplexity", "tokenize", "detokenize", "synth", "worker"):
+            self.assertIn(verb, listed.stdout)
+            one = run(verb, "--help")
+            self.assertEqual(one.returncode, 0)
+            self.assertIn("Example", one.stdout)
+
+    def test_tokenize_and_back(self):
+        text = "What light through yonder window breaks? é 🙂"
+        ids = json.loads(run("tokenize", BARD, text).stdout)["ids"]
+        back = run("detokenize", BARD, ",".join(map(str, ids)))
+        self.assertEqual(json.loads(back.stdout)["text"], text)
+        self.assertEqual(json.loads(run("tokenize", BARD, "").stdout)["ids"], [])
+        self.assertEqual(json.loads(run("tokenize", BARD, stdin=text).stdout)["ids"], ids)
+
+    def test_run_is_repeatable(self):
+        a, b = (run("run", BARD, "ROMEO:\n", "-n", "30", "--seed", "9", "--temperature", "1", "-t", t) for t in ("1", "2"))
+        self.assertEqual(a.returncode, 0, a.stderr)
+        self.assertTrue(a.stdout.strip())
+        self.assertEqual(a.stdout, b.stdout)
+
+    def test_run_stop_string(self):
+        whole = run("run", BARD, "ROMEO:\n", "-n", "60", "--ignore-end").stdout
+        stop = whole[25:31]
+        cut = run("run", BARD, "ROMEO:\n", "-n", "60", "--ignore-end", "--stop", stop).stdout
+        self.assertEqual(cut, whole[:whole.index(stop)] + "\n")
+
+    def test_ctrl_c_stops_the_generation(self):
+        p = subprocess.Popen([harness.MUSTER, "run", BARD, "O", "--ignore-end", "-t", "1", "-n", "500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        p.stdout.read(5)
+        p.send_signal(signal.SIGINT)
+        p.communicate(timeout=20)
+        self.assertEqual(p.returncode, 0)
+
+    def test_plan(self):
+        done = run("plan", BARD, "--split", "3:1/1")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("stage 1", done.stdout)
+
+    def test_bench_json(self):
+        for extra in ([], ["--split", "1:1", "-t", "1"], ["--split", "1/1", "-t", "1", "-b", "2"]):
+            done = run("bench", BARD, "-p", "32", "-n", "8", "-r", "2", "-o", "json", *extra)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            figures = json.loads(done.stdout)
+            self.assertGreater(figures["decode_tokens_per_s"], 0)
+            self.assertGreater(figures["machine_read_gbps"], 0)
+
+    def test_synth_then_run(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"):
+                out = os.path.join(tmp, kind + ".gguf")
+                made = run("synth", "--layers", "2", "--d-model", "256", "--d-ff", "512", "--vocab", "600", "--ctx", "128", "--type", kind, "--out", out)
+                self.assertEqual(made.returncode, 0, made.stderr)
+                said = run("run", out, "a", "-n", "4", "--ignore-end")
+                self.assertEqual(said.returncode, 0, said.stderr)
+
+
+class Bad(unittest.TestCase):
+    def fails(self, args, words, status=1, **more):
+        done = run(*args, **more)
+        self.assertEqual(done.returncode, status, done.stdout + done.stderr)
+        if status == 1:
+            self.assertEqual(len(done.stderr.strip().splitlines()), 1, done.stderr)
+        for word in words:
+            self.assertIn(word, done.stderr)
+
+    def test_usage(self):
+        self.fails(["fly"], ["no verb 'fly'"], status=2)
+        self.fails([], ["Usage"], status=2)
+        self.fails(["run"], ["MODEL"], status=2)
+        self.fails(["bench", BARD, "-p", "x"], ["whole number"], status=2)
+        self.fails(["run", BARD, "a", "--temperature", "hot"], ["number"], status=2)
+
+    def test_files(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            def path(name, data):
+                p = os.path.join(tmp, name)
+                with open(p, "wb") as f:
+                    f.write(data)
+                return p
+            with open(BARD, "rb") as f:
+                bard = f.read()
+            self.fails(["run", tmp + "/none.gguf", "a"], ["none.gguf"])
+            self.fails(["run", tmp, "a"], [tmp])
+            self.fails(["run", path("empty.gguf", b""), "a"], ["empty.gguf", "empty"])
+            self.fails(["run", path("zip.gguf", b"PK\x03\x04" + bytes(100)), "a"], ["zip.gguf"])
+            self.fails(["run", path("short.gguf", bard[:100000]), "a"], ["short.gguf", "expected", "found"])
+            self.fails(["run", path("cut.gguf", bard[:-1000]), "a"], ["cut.gguf", "expected", "found"])
+            self.fails(["run", path("v9.gguf", bard[:4] + struct.pack("<I", 9) + bard[8:]), "a"], ["v9.gguf", "version 2 or 3", "found 9"])
+            self.fails(["run", path("many.gguf", bard[:8] + struct.pack("<Q", 1 << 60) + bard[16:]), "a"], ["many.gguf", "offset 8"])
+            wrong = bard.replace(b"\x05\0\0\0\0\0\0\0llama\x15", b"\x05\0\0\0\0\0\0\0qwenX\x15", 1)
+            if wrong == bard:
+                wrong = bard.replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0qwenX", 1)
+            self.fails(["run", path("arch.gguf", wrong), "a"], ["qwenX", "llama"])
+
+    def test_prompts_and_ids(self):
+        self.fails(["run", BARD, "word " * 2000], ["context", "512"])
+        with tempfile.TemporaryDirectory() as tmp:
+            out = os.path.join(tmp, "x.f32")
+            for ids, words in (("1,2,x", ["character 5"]), ("99999", ["vocabulary"]), ("", ["no token ids"]), ("@" + tmp + "/none", ["none"]), (",".join(["1"] * 600), ["512"])):
+                self.fails(["logits", BARD, "--ids", ids, "--out", out], words)
+            self.fails(["logits", BARD, "--ids", "1", "--out", tmp + "/no/such/folder/x"], ["no/such/folder"])
+            self.fails(["logits", BARD, "--ids", "1", "--out", out, "--split", "1/1/1/1/1/1"], ["layers"])
+            self.fails(["logits", BARD, "--ids", "1", "--out", out, "--split", "a"], ["split 'a'", "position 1"])
+            self.fails(["logits", BARD, "--ids", "1", "--out", out], ["MUSTER_KERNELS", "ref"], env={"MUSTER_KERNELS": "sse9"})
+            self.assertEqual(os.listdir(tmp), [])
+
+    def test_no_server(self):
+        self.fails(["ps", "--server", "127.0.0.1:1"], ["127.0.0.1:1"], timeout=60)
+        self.fails(["run", "default", "a", "--server", "127.0.0.1:1"], ["127.0.0.1:1"], timeout=60)
+
+    def test_out_of_memory(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            big = os.path.join(tmp, "big.gguf")
+            made = run("synth", "--layers", "4", "--d-model", "2048", "--type", "F16", "--vocab", "4096", "--out", big)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            size = os.path.getsize(big)
+            limit = size // 1024 + 200000  # the mapping fits, packed weights beside it do not
+            done = subprocess.run(["sh", "-c", f"ulimit -v {limit}; exec \"$0\" run \"$1\" a -n 1", harness.MUSTER, big], capture_output=True, text=True, timeout=60)
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertIn("memory", done.stderr)
+
+    def test_fault_name(self):
+        self.fails(["ps"], ["nosuch"], env={"MUSTER_FAULT": "nosuch.point:1"})
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,163 @@
+"""The command's logits and perplexities against the fixtures' goldens, and the same bytes however they are computed."""
+import array
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "cluster"))
+import harness  # noqa: E402
+from harness import BARD, FIXTURES, run  # noqa: E402
+
+# name → (d, KL, log-probability, perplexity) bounds of the fixtures' README: weights as they are; or with 8-bit activations.
+FLOAT = (2e-3, 1e-4, 2e-2, 1e-3)
+QUANT = (2e-2, 1e-3, 0.2, 3e-3)
+MODELS = {"llama2": FLOAT, "llama3": FLOAT, "stories260K": FLOAT, "llama3.BF16": FLOAT, "llama3.Q8_0": QUANT, "llama3.Q4_0": QUANT,
+          "llama3.Q4_K_M": QUANT, "llama3.Q6_K": QUANT}
+
+
+def floats(path):
+    with open(path, "rb") as f:
+        a = array.array("f")
+        a.frombytes(f.read())
+        return a
+
+
+def logits(model, ids, *args, env=None):
+    with tempfile.TemporaryDirectory() as tmp:
+        out = os.path.join(tmp, "out.f32")
+        done = run("logits", model, "--ids", ",".join(map(str, ids)), "--out", out, *args, env=env)
+        if done.returncode:
+            raise AssertionError(done.stderr)
+        with open(out, "rb") as f:
+            return f.read()
+
+
+def log_softmax(row):
+    top = max(row)
+    total = math.log(sum(math.exp(x - top) for x in row))
+    return [x - top - total for x in row]
+
+
+class Golden(unittest.TestCase):
+    def check(self, name, bounds):
+        d_max, kl_max, lp_max, ppl_max = bounds
+        with open(os.path.join(FIXTURES, "goldens", name + ".json")) as f:
+            golden = json.load(f)
+        values = floats(os.path.join(FIXTURES, "goldens", name + ".bin"))
+        model = os.path.join(FIXTURES, golden["gguf"])
+        n_vocab = golden["n_vocab"]
+        worst = 0
+        for prompt in golden["prompts"].values() if isinstance(golden["prompts"], dict) else golden["prompts"]:
+            ref = prompt["last_logits"]
+            want = values[ref["offset"]:ref["offset"] + ref["count"]]
+            all_rows = array.array("f")
+            all_rows.frombytes(logits(model, prompt["ids"], "--all"))
+            got = all_rows[-n_vocab:]
+            spread = max(want) - min(want)
+            d = max(abs(a - b) for a, b in zip(got, want)) / spread
+            worst = max(worst, d)
+            self.assertTrue(d < d_max, f"{name}: d = {d}")
+            p, q = log_softmax(want), log_softmax(got)
+            kl = sum(math.exp(a) * (a - b) for a, b in zip(p, q))
+            self.assertTrue(kl < kl_max, f"{name}: KL = {kl}")
+            if "next_logprobs" in prompt:
+                ref = prompt["next_logprobs"]
+                want_lp = values[ref["offset"]:ref["offset"] + ref["count"]]
+                for i, lp in enumerate(want_lp):
+                    row = log_softmax(all_rows[i * n_vocab:(i + 1) * n_vocab])
+                    self.assertTrue(abs(row[prompt["ids"][i + 1]] - lp) < lp_max, f"{name}: position {i}")
+            self.greedy(name, model, prompt, bounds)
+        print(f"  {name}: d {worst:.1e}")
+        if "ppl" in golden:
+            self.perplexity(name, model, golden["ppl"], ppl_max)
+
+    def greedy(self, name, model, prompt, bounds):
+        """The golden's own continuation is fed; where its gap says so the arg-max must be its next id."""
+        g = prompt.get("greedy")
+        if not g or len(prompt["ids"]) > 50:
+            return
+        ids = prompt["ids"] + g["ids"]
+        rows = array.array("f")
+        rows.frombytes(logits(model, ids, "--all"))
+        n_vocab = len(rows) // len(ids)
+        wrong = 0
+        for i, (want, gap) in enumerate(zip(g["ids"], g["gap"])):
+            at = (len(prompt["ids"]) - 1 + i) * n_vocab
+            row = rows[at:at + n_vocab]
+            if gap > 0.02 and row.index(max(row)) != want:
+                wrong += 1
+        self.assertLessEqual(wrong, 0 if bounds is FLOAT else 1, name)
+
+    def perplexity(self, name, model, ppl, bound):
+        with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+            f.write(" ".join(map(str, ppl["ids"])))
+            f.flush()
+            done = run("perplexity", model, f.name, "--ids", "--chunk", str(len(ppl["ids"]) // 8))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        got = float(re.search(r"perplexity ([0-9.]+)", done.stdout)[1])
+        self.assertTrue(abs(got / ppl["ppl"] - 1) < bound, f"{name}: perplexity {got}, golden {ppl['ppl']}")
+
+    def test_refused_by_name(self):
+        for name, word in (("mixtral.f16", "expert"), ("gemma2.f16", "gemma2"), ("phi3.f16", "phi3"), ("qwen3moe.f16", "qwen3moe")):
+            done = run("run", os.path.join(FIXTURES, "models", name + ".gguf"), "a")
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(word, done.stderr)
+
+
+def golden_test(name, bounds):
+    return lambda self: self.check(name, bounds)
+
+
+for _name, _bounds in MODELS.items():
+    setattr(Golden, "test_" + re.sub(r"\W", "_", _name), golden_test(_name, _bounds))
+
+
+class SameBytes(unittest.TestCase):
+    """docs/arithmetic.md: no bit depends on split, threads, instruction set, chunks or company."""
+    IDS = [(i * 37 + 11) % 400 + 3 for i in range(70)]
+
+    def check(self, model, ids):
+        base = logits(model, ids, "--all")
+        variants = [["--split", s] for s in ("1:1", "2:1:1", "1/1", "3:1/1:2", "1:1:1:1:1")]
+        variants += [["-t", "1"], ["-t", "3"], ["--chunk", "7"], ["--chunk", "1"], ["--batch", "8"], ["--batch", "8", "--split", "2:1/1", "-t", "2"]]
+        for v in variants:
+            self.assertEqual(logits(model, ids, "--all", *v), base, f"{model} {v}")
+        for kernels in ("ref", "avx2", "avx512"):
+            try:
+                got = logits(model, ids, "--all", env={"MUSTER_KERNELS": kernels})
+            except AssertionError as e:
+                if "MUSTER_KERNELS" not in str(e):
+                    raise
+                print(f"  {kernels}: not on this processor")
+                continue
+            self.assertEqual(got, base, f"{model} {kernels}")
+        self.assertEqual(logits(model, ids), base[-len(base) // len(ids):], "the last row alone")
+
+    def test_demo(self):
+        self.check(BARD, self.IDS)
+
+    def test_every_type(self):
+        """Odd shapes: 6 heads over 3 KV heads of 80 (rank boundaries inside blocks of 32), widths that are no power of two."""
+        with tempfile.TemporaryDirectory() as tmp:
+            for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0"):
+                out = os.path.join(tmp, kind + ".gguf")
+                made = run("synth", "--layers", "3", "--d-model", "288", "--d-ff", "416", "--heads", "6", "--kv-heads", "3", "--d-head", "80", "--vocab", "1100",
+                           "--ctx", "256", "--type", kind, "--out", out)
+                self.assertEqual(made.returncode, 0, made.stderr)
+                self.check(out, self.IDS[:40])
+            for kind in ("Q4_K", "Q6_K"):
+                out = os.path.join(tmp, kind + ".gguf")
+                made = run("synth", "--layers", "3", "--d-model", "256", "--d-ff", "768", "--heads", "10", "--kv-heads", "5", "--d-head", "128", "--vocab", "700",
+                           "--ctx", "256", "--type", kind, "--untied", "--out", out)
+                self.assertEqual(made.returncode, 0, made.stderr)
+                self.check(out, self.IDS[:40])
+
+
+if __name__ == "__main__":
+    if "Golden" in " ".join(sys.argv[1:]):
+        harness.need_fixtures()
+    harness.main()

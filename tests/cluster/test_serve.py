@@ -1,0 +1,168 @@
+"""A served model: one answer whatever shares the gang, clients that come and go, status, health, limits."""
+import concurrent.futures
+import os
+import shutil
+import subprocess
+import sys
+import time
+import unittest
+
+sys.path.insert(0, os.path.dirname(__file__))
+import harness  # noqa: E402
+from harness import grpc, pb  # noqa: E402
+
+PROMPTS = ["ROMEO:\n", "To be, or not", "KING", "What light", "\n", "First Citizen:\nWe are accounted poor", "O", "JULIET:\nAy me! " * 5]
+
+
+class Serve(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = harness.Server(split="2:1/1")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.__exit__(None, None, None)
+
+    def test_same_as_one_process(self):
+        """Greedy over three ranks is what `muster run` gives in one process."""
+        _, text, last = self.server.generate("ROMEO:\n", 60)
+        alone = harness.run("run", harness.BARD, "ROMEO:\n", "-n", "60", "--ignore-end", "--quiet")
+        self.assertEqual(alone.returncode, 0, alone.stderr)
+        self.assertEqual(alone.stdout, text + "\n")
+        self.assertEqual(last.finish, pb.FINISH_LENGTH)
+        self.assertEqual(last.usage.completion_tokens, 60)
+
+    def test_64_streams_as_one_after_another(self):
+        jobs = [(PROMPTS[i % len(PROMPTS)] + str(i), 5 + (i * 7) % 60, i, 0.0 if i % 3 else 0.9) for i in range(64)]
+
+        def one(job):
+            prompt, n, seed, temperature = job
+            return self.server.generate(prompt, n, seed=seed, temperature=temperature)[0]
+
+        alone = [one(j) for j in jobs]
+        with concurrent.futures.ThreadPoolExecutor(64) as pool:
+            together = list(pool.map(one, jobs))
+        for i, (a, b) in enumerate(zip(alone, together)):
+            self.assertEqual(len(a), jobs[i][1])
+            self.assertEqual(a, b, f"stream {i}")
+
+    def test_text_is_the_ids(self):
+        ids, text, _ = self.server.generate("What light", 40, seed=3, temperature=1.0)
+        reply = self.server.unary("Detokenize", pb.DetokenizeRequest(ids=ids), pb.DetokenizeReply)
+        self.assertEqual(reply.text, text)
+        back = self.server.unary("Tokenize", pb.TokenizeRequest(text="What light", add_bos=True), pb.TokenizeReply)
+        self.assertGreater(len(back.ids), 1)
+
+    def test_seed_is_told_and_repeats(self):
+        request = pb.GenerateRequest(text="KING", max_tokens=20, return_ids=True, sampling=pb.Sampling(temperature=1.0))
+        replies = list(self.server.generate_call(request, timeout=60))
+        self.assertTrue(replies[0].request_id)
+        seed = replies[0].seed
+        ids = [i for r in replies for i in r.ids]
+        again, _, _ = self.server.generate("KING", 20, seed=seed, temperature=1.0)
+        self.assertEqual(ids, again[:len(ids)])
+
+    def test_truncated_sampling_repeats(self):
+        request = pb.GenerateRequest(text="KING", max_tokens=30, return_ids=True, ignore_end=True,
+                                     sampling=pb.Sampling(temperature=0.9, top_k=5, top_p=0.9, seed=5))
+        first, second = ([i for r in self.server.generate_call(request, timeout=60) for i in r.ids] for _ in range(2))
+        self.assertEqual(first, second)
+        self.assertEqual(len(first), 30)
+
+    def test_stop_string_over_tokens(self):
+        _, whole, _ = self.server.generate("ROMEO:\n", 60)
+        stop = whole[20:27]
+        _, text, last = self.server.generate("ROMEO:\n", 60, stop=[stop])
+        self.assertEqual(text, whole[:whole.index(stop)])
+        self.assertEqual(last.finish, pb.FINISH_STOP)
+
+    def test_cancel_frees_the_slot(self):
+        call = self.server.generate_call(pb.GenerateRequest(text="O", max_tokens=400, ignore_end=True), timeout=60)
+        next(call)
+        next(call)
+        call.cancel()
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline and self.server.status().running:
+            time.sleep(0.05)
+        self.assertEqual(self.server.status().running, 0)
+
+    def test_deadline(self):
+        with self.assertRaises(grpc.RpcError) as caught:
+            for _ in range(100):  # a model this small may finish once or twice in time
+                self.server.generate("O", 500, timeout=0.05)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.DEADLINE_EXCEEDED)
+
+    def refused(self, code, words, **fields):
+        with self.assertRaises(grpc.RpcError) as caught:
+            list(self.server.generate_call(pb.GenerateRequest(**fields), timeout=20))
+        self.assertEqual(caught.exception.code(), code)
+        for word in words:
+            self.assertIn(word, caught.exception.details())
+
+    def test_bad_requests(self):
+        invalid = grpc.StatusCode.INVALID_ARGUMENT
+        self.refused(invalid, ["prompt"], max_tokens=1)
+        self.refused(invalid, ["512", "context"], text="word " * 2000)
+        self.refused(invalid, ["vocabulary"], ids=pb.Ids(id=[5, 99999]))
+        self.refused(invalid, ["vocabulary"], ids=pb.Ids(id=[-1]))
+        self.refused(invalid, ["temperature"], text="a", sampling=pb.Sampling(temperature=-1))
+        self.refused(invalid, ["temperature"], text="a", sampling=pb.Sampling(temperature=float("nan")))
+        self.refused(invalid, ["stop"], text="a", stop=[""])
+        self.refused(invalid, ["stop"], text="a", stop=["x"] * 17)
+        self.refused(grpc.StatusCode.NOT_FOUND, ["llama9"], text="a", model="llama9")
+
+    def test_context_is_filled_and_not_passed(self):
+        prompt = [5] * 500
+        ids, _, last = self.server.generate(prompt, 400)
+        self.assertEqual(len(ids), 12)
+        self.assertEqual(last.finish, pb.FINISH_LENGTH)
+
+    def test_status(self):
+        gang = self.server.gang()
+        self.assertEqual((gang.state, gang.split, len(gang.rank)), ("ready", "2:1/1", 3))
+        self.assertEqual([r.leader for r in gang.rank], [False, False, True])
+        self.assertEqual(sum(r.heads for r in gang.rank if r.stage == 0), 8)
+        model = self.server.unary("ModelStatus", pb.ModelStatusRequest(), pb.ModelStatusReply)
+        self.assertEqual((model.architecture, model.context, model.ready), ("llama", 512, True))
+        listed = harness.run("ps", "--server", self.server.address)
+        self.assertEqual(listed.returncode, 0, listed.stderr)
+        self.assertIn("2:1/1", listed.stdout)
+
+    def test_run_from_the_server(self):
+        _, text, _ = self.server.generate("ROMEO:\n", 30)
+        done = harness.run("run", "default", "ROMEO:\n", "-n", "30", "--ignore-end", "--server", self.server.address)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout, text + "\n")
+
+    def test_health(self):
+        hp = harness.health_pb
+        check = self.server.channel.unary_unary("/grpc.health.v1.Health/Check", request_serializer=hp.HealthCheckRequest.SerializeToString,
+                                                response_deserializer=hp.HealthCheckResponse.FromString)
+        for service in ("", "muster.v1.Muster"):
+            self.assertEqual(check(hp.HealthCheckRequest(service=service), timeout=10).status, hp.HealthCheckResponse.SERVING)
+        with self.assertRaises(grpc.RpcError) as caught:
+            check(hp.HealthCheckRequest(service="nobody"), timeout=10)
+        self.assertEqual(caught.exception.code(), grpc.StatusCode.NOT_FOUND)
+
+    def test_javascript_client(self):
+        if not shutil.which("node") or not shutil.which("npm"):
+            self.skipTest("node and npm are not installed")
+        here = os.path.dirname(os.path.abspath(__file__))
+        work = os.path.join(os.environ["MUSTER_BINARY_DIR"], "js-client")
+        os.makedirs(work, exist_ok=True)
+        shutil.copy(os.path.join(here, "js", "package.json"), work)
+        shutil.copy(os.path.join(here, "js", "client.js"), work)
+        if not os.path.isdir(os.path.join(work, "node_modules", "@grpc", "grpc-js")):
+            installed = subprocess.run(["npm", "install", "--no-audit", "--no-fund", "--silent"], cwd=work, capture_output=True, text=True, timeout=300)
+            if installed.returncode:
+                self.skipTest("npm install failed: " + installed.stderr[-300:])
+        _, text, _ = self.server.generate("ROMEO:\n", 30)
+        done = subprocess.run(["node", "client.js", self.server.address, os.path.join(harness.SOURCE, "proto")], cwd=work, capture_output=True, text=True,
+                              timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr + done.stdout)
+        self.assertIn("all fine", done.stdout)
+        self.assertIn(repr(len(text)), done.stdout)
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,142 @@
+"""Processes die in the middle of tokens; every stream goes on with exactly the tokens it would have had."""
+import os
+import signal
+import sys
+import threading
+import time
+import unittest
+
+sys.path.insert(0, os.path.dirname(__file__))
+import harness  # noqa: E402
+from harness import grpc, pb  # noqa: E402
+
+N_STREAM, N_TOKEN = 6, 200
+
+
+class Survive(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.server = harness.Server(split="2:1/1", args=["--stall-ms", "1500"])
+        cls.jobs = [(f"SCENE {i}\n", 100 + i, 0.0 if i % 2 else 0.8) for i in range(N_STREAM)]
+        cls.expected = [cls.server.generate(p, N_TOKEN, seed=s, temperature=t)[0] for p, s, t in cls.jobs]
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.__exit__(None, None, None)
+
+    def worker_pid(self):
+        """The child of the server that is a worker."""
+        for pid in self.server.processes():
+            with open(f"/proc/{pid}/cmdline", "rb") as f:
+                if b"\0worker\0" in f.read():
+                    return pid
+        self.fail("no worker process")
+
+    def interrupt(self, harm):
+        """Runs the streams, does harm when all are on their way, and compares."""
+        epoch = self.server.wait_ready().epoch
+        started, results, errors = threading.Barrier(N_STREAM + 1), [None] * N_STREAM, []
+        most = [0] * N_STREAM
+
+        def one(i):
+            prompt, seed, temperature = self.jobs[i]
+            waited = []
+
+            def on_token(n):
+                most[i] = n
+                if n >= 3 and not waited:
+                    waited.append(True)
+                    started.wait(60)
+
+            try:
+                results[i] = self.server.generate(prompt, N_TOKEN, seed=seed, temperature=temperature, on_token=on_token)
+            except Exception as e:  # told by the main thread
+                errors.append((i, e))
+                started.abort()
+
+        threads = [threading.Thread(target=one, args=(i,)) for i in range(N_STREAM)]
+        for t in threads:
+            t.start()
+        try:
+            started.wait(60)
+        except threading.BrokenBarrierError:
+            self.fail(f"streams did not start: {errors}")
+        begin = time.monotonic()
+        harm()
+        for t in threads:
+            t.join(120)
+        took = time.monotonic() - begin
+        self.assertEqual(errors, [])
+        for i, r in enumerate(results):
+            self.assertIsNotNone(r, f"stream {i} is stuck")
+            self.assertEqual(r[0], self.expected[i], f"stream {i}")
+        self.assertGreater(max(r[2].usage.resumed for r in results), 0, "the harm came too late to test anything")
+        gang = self.server.wait_ready(epoch_after=epoch)
+        print(f"  all {N_STREAM} streams whole {took:.1f} s after; said: {gang.last_failure}")
+        return gang
+
+    def pid_of(self, rank):
+        return self.server.gang().rank[rank].pid
+
+    def test_kill_a_rank(self):
+        gang = self.interrupt(lambda: os.kill(self.pid_of(1), signal.SIGKILL))
+        self.assertIn("rank 1", gang.last_failure)
+
+    def test_kill_the_leader(self):
+        gang = self.interrupt(lambda: os.kill(self.pid_of(2), signal.SIGKILL))
+        self.assertIn("rank 2", gang.last_failure)
+
+    def test_kill_mpirun(self):
+        self.interrupt(lambda: os.kill(self.server.gang().mpirun_pid, signal.SIGKILL))
+
+    def test_kill_the_worker(self):
+        self.interrupt(lambda: os.kill(self.worker_pid(), signal.SIGKILL))
+
+    def test_stop_a_rank(self):
+        gang = self.interrupt(lambda: os.kill(self.pid_of(0), signal.SIGSTOP))
+        self.assertIn("rank 0", gang.last_failure)
+
+    def test_stop_the_leader(self):
+        gang = self.interrupt(lambda: os.kill(self.pid_of(2), signal.SIGSTOP))
+        self.assertIn("rank 2", gang.last_failure)
+
+    def test_idle_rank_dies(self):
+        epoch = self.server.wait_ready().epoch
+        os.kill(self.pid_of(1), signal.SIGKILL)
+        self.server.wait_ready(epoch_after=epoch)
+        ids, _, _ = self.server.generate(self.jobs[1][0], N_TOKEN, seed=self.jobs[1][1])
+        self.assertEqual(ids, self.expected[1])
+
+
+class Poison(unittest.TestCase):
+    """A request that kills ranks: it runs alone, then fails by name; the others lose nothing."""
+
+    def test_poison(self):
+        poison = 777
+        with harness.Server(split="1:1", env={"MUSTER_FAULT": f"rank.token:{poison}=abort"}) as server:
+            prompts = [[5, 10 + i, 20] for i in range(3)]
+            # Only streams that do not produce the poisonous token themselves can show that nobody else suffers.
+            results, errors = {}, {}
+
+            def one(name, prompt, n):
+                try:
+                    results[name] = server.generate(prompt, n)
+                except grpc.RpcError as e:
+                    errors[name] = e
+
+            threads = [threading.Thread(target=one, args=(i, p, 60)) for i, p in enumerate(prompts)]
+            threads.append(threading.Thread(target=one, args=("poison", [5, 6, poison], 10)))
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join(120)
+            self.assertIn("poison", errors, server.logged())
+            self.assertEqual(errors["poison"].code(), grpc.StatusCode.ABORTED)
+            self.assertIn("alone", errors["poison"].details())
+            self.assertEqual(len(errors), 1, errors)
+            for i in range(3):
+                self.assertEqual(len(results[i][0]), 60)
+
+
+if __name__ == "__main__":
+    harness.main()

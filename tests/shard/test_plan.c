@@ -177,7 +177,7 @@ static void test_auto(void **state)
         {.name = "a", .n_core = 8, .n_numa = 1, .read_gbps = 30, .int8_gops = 1000, .memory_bytes = 16 * GB},
         {.name = "b", .n_core = 8, .n_numa = 1, .read_gbps = 10, .int8_gops = 1000, .memory_bytes = 16 * GB},
         {.name = "c", .n_core = 8, .n_numa = 1, .read_gbps = 10, .int8_gops = 1000, .memory_bytes = 16 * GB}};
-    auto_is(&p, n, 1, "16");   /* one stage of 16 layers */
+    auto_is(&p, n, 1, "1");    /* one stage: weights say nothing */
     auto_is(&p, n, 2, "12/4"); /* by bandwidth */
     n[0].n_numa = 2;
     auto_is(&p, n, 2, "6:6/4");

@@ -156,11 +156,12 @@ static enum mu_status bells_check(struct leader *l, struct mu_err *err)
     return MU_OK;
 }
 
-static void stats_put(struct leader *l)
+/* Twice a second while busy, and what it came to before going to sleep. */
+static void stats_put(struct leader *l, bool idle)
 {
     struct mu_sched_counts c;
     int64_t now = mu_now_ns();
-    if (now < l->stats_ns) return;
+    if (now < l->stats_ns && !idle) return;
     mu_sched_count(l->sched, &c);
     l->stats_ns = now + STATS_MS * MU_MS;
     if (c.steps == l->stats_steps) return;
@@ -175,6 +176,7 @@ static enum mu_status idle_wait(struct leader *l, bool outbox_empty, struct mu_e
     mu_record_op(l->opt->record, MU_OP_IDLE, MU_RECORD_NOBODY);
     for (struct mu_spin spin = mu_spin_start(); mu_spin_turn(&spin);)
         if (mu_engine_waiting(l->opt->engine)) return MU_OK;
+    stats_put(l, true);
     p[n++] = (struct pollfd){.fd = mu_engine_fd(l->opt->engine), .events = POLLIN};
     for (int i = 0; i < l->opt->plan->n_rank; i++)
         if (l->opt->bells[i]) p[n++] = (struct pollfd){.fd = mu_bell_fd(l->opt->bells[i]), .events = POLLIN};
@@ -210,7 +212,7 @@ static enum mu_status leader_loop(struct leader *l, struct mu_err *err)
         MU_TRY(st, steps_plan(l, err), out);
         if (l->n_fifo) MU_TRY(st, step_run(l, err), out);
         bool empty = mu_engine_flush(l->opt->engine);
-        stats_put(l);
+        stats_put(l, false);
         if (!l->n_fifo && !mu_engine_waiting(l->opt->engine)) {
             /* Sequences that have just got their ids are planned before anything sleeps. */
             MU_TRY(st, steps_plan(l, err), out);

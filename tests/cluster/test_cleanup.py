@@ -2,8 +2,10 @@
 import os
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -39,6 +41,73 @@ class Cleanup(unittest.TestCase):
             self.assertEqual(server.stop(), [])
             server.__exit__(None, None, None)
             self.assertEqual([e for e in os.listdir(tmp) if e.startswith("muster-") or e.startswith("ompi")], [])
+
+
+class Loading(unittest.TestCase):
+    """Clients that come, and a signal that comes, before the model is loaded."""
+
+    def start(self, wait=True, **env):
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{s.getsockname()[1]}"
+        process = subprocess.Popen([harness.MUSTER, "serve", harness.BARD, "--split", "2:1/1", "--listen", address], stdout=subprocess.PIPE,
+                                   stderr=subprocess.PIPE, text=True, env=dict(os.environ, **env))
+        self.addCleanup(process.stdout.close)
+        self.addCleanup(process.stderr.close)
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        for _ in range(2000):  # gRPC itself would wait a second before it tries again
+            try:
+                socket.create_connection(("127.0.0.1", int(address.split(":")[1])), timeout=1).close()
+                break
+            except ConnectionRefusedError:
+                if not wait or process.poll() is not None:
+                    break
+                time.sleep(0.005)
+        channel = harness.grpc.insecure_channel(address)
+        self.addCleanup(channel.close)
+        status = channel.unary_unary("/muster.v1.Muster/ModelStatus", request_serializer=pb.ModelStatusRequest.SerializeToString,
+                                     response_deserializer=pb.ModelStatusReply.FromString)
+        generate = channel.unary_stream("/muster.v1.Muster/Generate", request_serializer=pb.GenerateRequest.SerializeToString,
+                                        response_deserializer=pb.GenerateReply.FromString)
+        return process, status, generate
+
+    def test_requests_wait_for_the_model(self):
+        process, status, generate = self.start()
+        replies = generate(pb.GenerateRequest(text="ROMEO:\n", max_tokens=20, ignore_end=True), timeout=60, wait_for_ready=True)
+        self.assertTrue(next(replies).request_id)
+        self.assertFalse(status(pb.ModelStatusRequest(), timeout=10).ready, "the model was loaded before anything could wait")
+        usage = list(replies)[-1].usage
+        self.assertEqual(usage.completion_tokens, 20)
+        self.assertGreater(usage.queue_ms, 20)
+        self.assertTrue(status(pb.ModelStatusRequest(), timeout=10).ready)
+        process.terminate()
+        self.assertEqual(process.wait(5), 0)
+
+    def test_signal_while_loading(self):
+        process, status, generate = self.start(MUSTER_FAULT="rank.load@1:1=sleep")
+        replies = generate(pb.GenerateRequest(text="ROMEO:\n", max_tokens=20), timeout=60, wait_for_ready=True)
+        next(replies)
+        time.sleep(1)
+        pids = harness.descendants(process.pid)
+        self.assertGreaterEqual(len(pids), 6)
+        begin = time.monotonic()
+        process.terminate()
+        with self.assertRaises(harness.grpc.RpcError) as caught:
+            list(replies)
+        self.assertEqual(caught.exception.code(), harness.grpc.StatusCode.UNAVAILABLE)
+        self.assertIn("stopping", caught.exception.details())
+        self.assertEqual(process.wait(5), 0)
+        self.assertEqual(harness.wait_gone(pids, 5 - (time.monotonic() - begin)), [])
+
+    def test_signal_at_once(self):
+        for delay in (0.0, 0.02, 0.05, 0.1, 0.2, 0.4):
+            process, _, _ = self.start(wait=False)
+            time.sleep(delay)
+            pids = harness.descendants(process.pid)
+            process.send_signal(signal.SIGINT)
+            self.assertIn(process.wait(5), (0, -signal.SIGINT))  # before main() the signal is the system's
+            self.assertEqual(harness.wait_gone(pids, 5), [])
 
 
 class CannotStart(unittest.TestCase):

@@ -17,7 +17,8 @@ struct mu_serve_options {
     int stall_timeout_ms; /* 0: 3,000 */
     bool quiet;           /* no banner on stdout */
 };
-/* Runs until SIGINT/SIGTERM; returns the exit status. On stdout, once ready: "muster: serving NAME on ADDRESS, split 2:1/1, pid N" (the port that was really
+/* Runs until SIGINT/SIGTERM; returns the exit status. On stdout, once ready: "muster: serving NAME on ADDRESS, split
+ * 2:1/1, pid N" (the port that was really
  * bound). Everything started is gone when it returns. */
 int mu_serve_main(const struct mu_serve_options *opt);
 

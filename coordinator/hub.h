@@ -1,4 +1,5 @@
-/* The hub: one thread that owns the requests of record and the gang. Everybody else (gRPC's poll threads, the text thread, the main thread) hands it events through
+/* The hub: one thread that owns the requests of record and the gang. Everybody else (gRPC's poll threads, the text
+ * thread, the main thread) hands it events through
  * a bounded queue.
  *
  *   front.c   Generate … status calls ──▶ text.c (tokenizes) ──▶ ┐
@@ -105,7 +106,8 @@ struct mu_hub {
 
 enum { MU_HUB_EVENTS = 1 << 16, MU_HUB_TEXTS = 4096 }; /* capacities of the queues */
 
-/* Any thread. Takes over the event's fields on success; on failure (full or closed queue) the caller still owns them. */
+/* Any thread. Takes over the event's fields on success; on failure (full or closed queue) the caller still owns
+ * them. */
 enum mu_status mu_hub_post(struct mu_hub *h, const struct mu_event *ev);
 /* The same for what clients ask for: they get half of the queue, the rest is the gang's, whose tokens must never be
  * refused because of a flood of questions. */

@@ -25,7 +25,8 @@ enum mu_status mu_local_worker_start(const char *address, pid_t *pid_out, struct
     sigfillset(&all);
     posix_spawnattr_init(&attr);
     posix_spawn_file_actions_init(&fa);
-    /* Our signals are blocked for sigwait; the child starts with none blocked, in a group of its own, so that Ctrl-C reaches us alone and we end it in order. */
+    /* Our signals are blocked for sigwait; the child starts with none blocked, in a group of its own, so that Ctrl-C
+     * reaches us alone and we end it in order. */
     posix_spawnattr_setsigmask(&attr, &none);
     posix_spawnattr_setsigdefault(&attr, &all);
     posix_spawnattr_setpgroup(&attr, 0);

@@ -1,4 +1,5 @@
-/* The worker that `muster serve` starts for itself on this machine: a child process that ends with us. Main thread only (its end is tied to the thread that
+/* The worker that `muster serve` starts for itself on this machine: a child process that ends with us. Main thread
+ * only (its end is tied to the thread that
  * starts it). */
 #ifndef MU_COORDINATOR_LOCAL_WORKER_H
 #define MU_COORDINATOR_LOCAL_WORKER_H

@@ -249,7 +249,8 @@ void mu_replica_on_attach(struct mu_hub *h, struct mu_rpc_call *call, const Must
         mu_rpc_call_finish(call, MU_RPC_PERMISSION_DENIED, "wrong secret for gang '%.64s'", a->gang);
         return;
     }
-    /* One attach an epoch: what a broken stream still carried is lost, and with it what the leader believes the coordinator has. */
+    /* One attach an epoch: what a broken stream still carried is lost, and with it what the leader believes the
+     * coordinator has. */
     if (up->epoch != g->epoch || g->state != MU_REPLICA_STARTING || g->attached) {
         char epoch[MU_EPOCH_TEXT];
         h->stale_messages++;

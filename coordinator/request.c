@@ -131,6 +131,8 @@ enum mu_commit mu_request_commit(struct mu_request *r, size_t first, const int32
     return MU_COMMIT_OK;
 }
 
+/* Of one reply: most clients take no message beyond 4 MiB, and what a slow one has not read adds up. */
+enum { REPLY_BYTES = 1 << 18, REPLY_IDS = 1 << 14 };
 enum { RESUME_BYTES = 1 << 20 }; /* a slow client is not written for until its queue is as short as this */
 
 bool mu_request_flush(struct mu_request *r)
@@ -139,6 +141,12 @@ bool mu_request_flush(struct mu_request *r)
     size_t until = r->finish ? r->text_len : r->text_len - held_back(r);
     size_t n_text = until - r->text_sent, n_ids = r->params->return_ids ? r->n_emitted - r->n_sent : 0;
     if (!n_text && !n_ids && !r->finish && r->told_first) return false;
+    bool more = n_text > REPLY_BYTES || n_ids > REPLY_IDS, last = r->finish && !more;
+    if (n_text > REPLY_BYTES) {
+        for (until = r->text_sent + REPLY_BYTES; (r->text[until] & 0xC0) == 0x80;) until--; /* whole characters */
+        n_text = until - r->text_sent;
+    }
+    if (n_ids > REPLY_IDS) n_ids = REPLY_IDS;
 
     Muster__V1__GenerateReply reply = MUSTER__V1__GENERATE_REPLY__INIT;
     Muster__V1__Usage usage = MUSTER__V1__USAGE__INIT;
@@ -156,7 +164,7 @@ bool mu_request_flush(struct mu_request *r)
     reply.text = text;
     reply.ids = r->emitted + r->n_sent;
     reply.n_ids = n_ids;
-    if (r->finish) {
+    if (last) {
         int64_t now = mu_now_ns();
         usage.prompt_tokens = (uint32_t)r->n_prompt;
         usage.completion_tokens = (uint32_t)r->n_emitted;
@@ -181,7 +189,8 @@ bool mu_request_flush(struct mu_request *r)
     r->told_first = true;
     r->text_sent = until;
     r->n_sent += n_ids;
-    if (!r->finish) return false;
+    if (more) return mu_request_flush(r);
+    if (!last) return false;
     mu_rpc_call_finish(r->call, MU_RPC_OK, "%s", "");
     return true;
 }

@@ -1,15 +1,19 @@
 /* A request of record: everything needed to go on with it after any gang has died.
  *
- * That is the prompt's ids, the ids emitted so far and the parameters; what the client has seen (text, stop strings, half characters) is a pure function of
- * (request, emitted ids) and lives here too. Ids are committed before the client hears of them: an engine's message counts only where its first position is
+ * That is the prompt's ids, the ids emitted so far and the parameters; what the client has seen (text, stop strings,
+ * half characters) is a pure function of
+ * (request, emitted ids) and lives here too. Ids are committed before the client hears of them: an engine's message
+ * counts only where its first position is
  * the number of ids that are already committed.
  *
  *   WAITING ──submit──▶ RUNNING ──last id, stop string, error──▶ DONE (freed)
  *      ▲                   │
  *      └──── gang died ────┘
  *
- * Where a rank was the cause, deaths + 1; PROBATION further ids set it back to 0. At 2 the request is a suspect: it runs
- * alone until it has got PROBATION ids further, then steps aside for the next suspect, if there is one; it fails by name
+ * Where a rank was the cause, deaths + 1; PROBATION further ids set it back to 0. At 2 the request is a suspect: it
+ * runs
+ * alone until it has got PROBATION ids further, then steps aside for the next suspect, if there is one; it fails by
+ * name
  * if a rank dies meanwhile. Deaths of mpirun or the worker accuse nobody.
  *
  * Owner: the hub thread. */
@@ -52,17 +56,20 @@ struct mu_request {
     int64_t arrived_ns, started_ns, first_ns;
 };
 
-/* Takes over call (already retained), params and prompt, also on failure of memory (NULL: all freed, the call finished). */
+/* Takes over call (already retained), params and prompt, also on failure of memory (NULL: all freed, the call
+ * finished). */
 struct mu_request *mu_request_create(uint64_t id, struct mu_rpc_call *call, Muster__V1__GenerateRequest *params,
                                      int32_t *prompt, size_t n_prompt, size_t max_tokens,
                                      const struct mu_tokenizer *tok);
 void mu_request_free(struct mu_request *r);
 
 enum mu_commit { MU_COMMIT_OK, MU_COMMIT_OLD /* all known already */, MU_COMMIT_GAP, MU_COMMIT_NOMEM };
-/* The commit rule. Appends the new ones of ids[n], which start at position first; decides whether the request is at its end (finish != NONE). */
+/* The commit rule. Appends the new ones of ids[n], which start at position first; decides whether the request is at
+ * its end (finish != NONE). */
 enum mu_commit mu_request_commit(struct mu_request *r, size_t first, const int32_t *ids, size_t n,
                                  const struct mu_tokenizer *tok);
-/* Tells the client what is new; with a finish decided also usage and the end. Returns true when the call is finished and r can go. */
+/* Tells the client what is new; with a finish decided also usage and the end. Returns true when the call is finished
+ * and r can go. */
 bool mu_request_flush(struct mu_request *r);
 /* Ends the call with an error status. */
 void mu_request_fail(struct mu_request *r, enum mu_rpc_code code, const char *fmt, ...)

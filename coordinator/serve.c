@@ -1,7 +1,9 @@
 /* muster serve: opens the model, plans, opens the doors, starts a worker and then only watches.
  *
- * Threads: main (signals, the worker process), hub (requests, gang), text (tokenizing), gRPC's poll threads of two servers and one channel.
- * Start: model → memory plan → public server → internal server (unix socket) → worker → inventory → hub starts the gang.
+ * Threads: main (signals, the worker process), hub (requests, gang), text (tokenizing), gRPC's poll threads of two
+ * servers and one channel.
+ * Start: model → memory plan → public server → internal server (unix socket) → worker → inventory → hub starts the
+ * gang.
  * Stop, in this order: the hub ends the gang and all requests, and takes no more (calls are answered UNAVAILABLE from
  * here on) → text thread takes no more → worker ends, with it the leader's stream → servers → the rest. */
 #include <errno.h>

@@ -1,4 +1,5 @@
-/* The text thread: tokenizing and detokenizing, which take long for long texts, away from gRPC's poll threads and from the hub. */
+/* The text thread: tokenizing and detokenizing, which take long for long texts, away from gRPC's poll threads and
+ * from the hub. */
 #include <string.h>
 
 #include "base/alloc.h"

@@ -1,0 +1,67 @@
+/* What the coordinator's tests share: a vocabulary of single bytes, clients that write down what they are told, waiting.
+ */
+#ifndef MU_TESTS_COORD_FIXTURE_H
+#define MU_TESTS_COORD_FIXTURE_H
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/clock.h"
+#include "model/tokenizer.h"
+#include "muster/v1/muster.pb-c.h"
+#include "transport/rpc.h"
+
+/* A condition that another thread brings about. */
+#define WAIT_FOR(condition, ms)                                               \
+    do {                                                                      \
+        int64_t until_ = mu_now_ns() + (ms)*MU_MS;                            \
+        while (!(condition) && mu_now_ns() < until_) mu_sleep_ms(1);          \
+        if (!(condition)) fail_msg("not within %d ms: %s", (ms), #condition); \
+    } while (0)
+
+/* 0 <unk>, 1 <s>, 2 </s>, then every byte, then longer ones. */
+enum { ID_END = 2, ID_BYTE = 3, ID_XYZ = 259, ID_LONG = 260, N_VOCAB = 261, LONG_BYTES = 8000 };
+#define B(c) (ID_BYTE + (unsigned char)(c))
+
+struct vocabulary {
+    struct mu_gguf *gguf;
+    struct mu_tokenizer *tok;
+};
+void vocabulary_open(struct vocabulary *v);
+void vocabulary_close(struct vocabulary *v);
+
+enum { CLIENT_TEXT = 1 << 20, CLIENT_IDS = 4096 };
+
+struct client { /* fields under lock until done */
+    pthread_mutex_t lock;
+    struct mu_rpc_stream *stream;
+    char text[CLIENT_TEXT];
+    size_t n_text;
+    int32_t ids[CLIENT_IDS];
+    size_t n_ids;
+    _Atomic int n_reply; /* read by the test at any time */
+    int n_finish, after_finish;
+    char request_id[32];
+    uint64_t seed;
+    Muster__V1__Finish finish;
+    uint32_t prompt_tokens, completion_tokens, resumed;
+    atomic_bool reads; /* false: it does not take the next message */
+    atomic_bool done;
+    enum mu_rpc_code code;
+    char status[1024];
+};
+struct client *client_start(struct mu_rpc_channel *c, const Muster__V1__GenerateRequest *q, int64_t deadline_ns,
+                            bool reads);
+void client_wait(struct client *c, int ms);
+void client_free(struct client *c);
+size_t client_ids(struct client *c); /* how many so far */
+
+#endif

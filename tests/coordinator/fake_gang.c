@@ -1,0 +1,230 @@
+#include "fake_gang.h"
+
+#include <stdlib.h>
+#include <unistd.h>
+
+struct active {
+    uint64_t id, seed;
+    size_t n, max;
+};
+
+struct leader {
+    struct fake_gang *gang;
+    uint64_t epoch;
+    unsigned char secret[32];
+    char address[128];
+    struct mu_rpc_call *call; /* StartGang; retained */
+    struct mu_rpc_channel *channel;
+    struct mu_rpc_stream *stream;
+    pthread_t thread;
+    atomic_bool ends, lost; /* lost: the Engine stream is over */
+    pthread_mutex_t lock;
+    struct active active[MAX_ACTIVE];
+    int n_active;
+    bool poisoned;
+};
+
+int32_t fake_id(uint64_t seed, size_t position)
+{
+    uint64_t x = (seed + 1) * 0x9e3779b97f4a7c15u ^ (position + 1) * 0xbf58476d1ce4e5b9u;
+    x ^= x >> 29;
+    return ID_BYTE + 'a' + (int32_t)(x % 26);
+}
+
+static void up_send(struct leader *l, Muster__Internal__V1__EngineUp *up)
+{
+    up->epoch = l->epoch;
+    if (mu_rpc_stream_send(l->stream, &up->base)) atomic_store(&l->lost, true);
+}
+
+/* Lock held. */
+static void tell(struct leader *l, const struct active *a, size_t first, bool finished, enum mu_status error)
+{
+    Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
+    Muster__Internal__V1__EngineTokens tokens = MUSTER__INTERNAL__V1__ENGINE_TOKENS__INIT;
+    Muster__Internal__V1__RequestTokens t = MUSTER__INTERNAL__V1__REQUEST_TOKENS__INIT, *p = &t;
+    int32_t id = fake_id(a->seed, first);
+    t.request = a->id;
+    t.first_position = (uint32_t)first;
+    t.n_id = error ? 0 : 1;
+    t.id = &id;
+    t.finished = finished;
+    t.error_code = (uint32_t)error;
+    if (error) t.error = (char *)mu_status_text(error);
+    tokens.n_request = 1;
+    tokens.request = &p;
+    up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS;
+    up.tokens = &tokens;
+    up_send(l, &up);
+}
+
+static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *ctx)
+{
+    (void)s;
+    struct leader *l = ctx;
+    struct fake_gang *f = l->gang;
+    const Muster__Internal__V1__EngineDown *m = (const Muster__Internal__V1__EngineDown *)msg;
+    if (m->epoch != l->epoch) return;
+    pthread_mutex_lock(&l->lock);
+    if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_SUBMIT) {
+        const Muster__Internal__V1__EngineSubmit *q = m->submit;
+        pthread_mutex_lock(&f->lock);
+        if (f->n_submit < MAX_SUBMITS)
+            f->submit[f->n_submit++] = (struct submitted){l->epoch, q->request, q->n_prompt, q->n_emitted, l->n_active};
+        pthread_mutex_unlock(&f->lock);
+        for (size_t i = 0; i < q->n_prompt; i++)
+            if (atomic_load(&f->poison) && q->prompt[i] == atomic_load(&f->poison)) l->poisoned = true;
+        if (l->n_active < MAX_ACTIVE)
+            l->active[l->n_active++] = (struct active){q->request, q->sampling->seed, q->n_emitted, q->max_tokens};
+    } else if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_CANCEL) {
+        for (int i = 0; i < l->n_active; i++)
+            if (l->active[i].id == m->cancel->request) {
+                tell(l, &l->active[i], l->active[i].n, true, MU_ECANCELLED);
+                l->active[i] = l->active[--l->n_active];
+                break;
+            }
+    }
+    pthread_mutex_unlock(&l->lock);
+}
+
+static void on_down_done(struct mu_rpc_stream *s, enum mu_rpc_code code, const char *text, void *ctx)
+{
+    (void)s;
+    (void)code;
+    (void)text;
+    atomic_store(&((struct leader *)ctx)->lost, true);
+}
+
+static void died(struct leader *l, int culprit, const char *reason)
+{
+    Muster__Internal__V1__GangEvent e = MUSTER__INTERNAL__V1__GANG_EVENT__INIT;
+    Muster__Internal__V1__GangDied d = MUSTER__INTERNAL__V1__GANG_DIED__INIT;
+    d.culprit = culprit;
+    d.reason = (char *)reason;
+    e.epoch = l->epoch;
+    e.event_case = MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_DIED;
+    e.died = &d;
+    mu_rpc_call_send(l->call, &e.base);
+    mu_rpc_call_finish(l->call, MU_RPC_OK, "%s", "");
+}
+
+/* One id for everybody, then a moment's rest. */
+static void *leader_main(void *arg)
+{
+    struct leader *l = arg;
+    struct fake_gang *f = l->gang;
+    while (!atomic_load(&l->ends)) {
+        pthread_mutex_lock(&l->lock);
+        bool poisoned = l->poisoned;
+        for (int i = 0; i < l->n_active && !poisoned && !atomic_load(&f->holds); i++) {
+            struct active *a = &l->active[i];
+            size_t skip = atomic_exchange(&f->skip_one, 0) ? 1 : 0;
+            bool last = a->n + 1 >= a->max;
+            tell(l, a, a->n + skip, last, MU_OK);
+            a->n++;
+            if (last) l->active[i--] = l->active[--l->n_active];
+        }
+        pthread_mutex_unlock(&l->lock);
+        if (poisoned || atomic_load(&l->lost)) {
+            died(l, poisoned ? 0 : -1,
+                 poisoned ? "rank 0 was killed by a poisonous prompt" : "the leader lost its stream");
+            break;
+        }
+        mu_sleep_ms(1);
+    }
+    return NULL;
+}
+
+static void leader_free(struct leader *l)
+{
+    if (!l) return;
+    atomic_store(&l->ends, true);
+    if (l->thread) pthread_join(l->thread, NULL);
+    mu_rpc_channel_close(l->channel);
+    if (l->stream) mu_rpc_stream_release(l->stream);
+    mu_rpc_call_release(l->call);
+    free(l);
+}
+
+static void on_start_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
+{
+    struct fake_gang *f = ctx;
+    const Muster__Internal__V1__StartGangRequest *q = (const Muster__Internal__V1__StartGangRequest *)msg;
+    struct mu_err err = MU_ERR_INIT;
+    leader_free(f->leader);
+    struct leader *l = calloc(1, sizeof *l);
+    l->gang = f;
+    l->epoch = q->epoch;
+    memcpy(l->secret, q->secret.data, sizeof l->secret);
+    snprintf(l->address, sizeof l->address, "%s", q->engine_address);
+    l->call = mu_rpc_call_retain(call);
+    pthread_mutex_init(&l->lock, NULL);
+    f->leader = l;
+    atomic_store(&f->epoch, q->epoch);
+    atomic_fetch_add(&f->n_launch, 1);
+    if (atomic_load(&f->mute)) return;
+
+    struct mu_rpc_stream_callbacks cb = {on_down, on_down_done, l};
+    Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
+    Muster__Internal__V1__EngineAttach attach = MUSTER__INTERNAL__V1__ENGINE_ATTACH__INIT;
+    attach.gang = q->gang;
+    attach.secret = (ProtobufCBinaryData){sizeof l->secret, l->secret};
+    attach.max_sequences = (uint32_t)atomic_load(&f->max_sequences);
+    up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_ATTACH;
+    up.attach = &attach;
+    if (mu_rpc_channel_open(l->address, &l->channel, &err) ||
+        mu_rpc_stream_open(l->channel, "/muster.internal.v1.Engine/Attach",
+                           &muster__internal__v1__engine_down__descriptor, 0, MU_FOREVER, mu_now_ns() + 5 * MU_SEC, &cb,
+                           &l->stream, &err)) {
+        died(l, -1, err.text);
+        return;
+    }
+    up_send(l, &up);
+    Muster__Internal__V1__GangEvent e = MUSTER__INTERNAL__V1__GANG_EVENT__INIT;
+    Muster__Internal__V1__GangReady ready = MUSTER__INTERNAL__V1__GANG_READY__INIT;
+    e.epoch = l->epoch;
+    e.event_case = MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_READY;
+    e.ready = &ready;
+    mu_rpc_call_send(call, &e.base);
+    if (pthread_create(&l->thread, NULL, leader_main, l)) l->thread = 0;
+}
+
+void fake_gang_return(struct fake_gang *f)
+{
+    struct mu_err err = MU_ERR_INIT;
+    const char *addresses[] = {f->address, NULL};
+    struct mu_rpc_method m = {.path = "/muster.internal.v1.Worker/StartGang",
+                              .request = &muster__internal__v1__start_gang_request__descriptor,
+                              .on_message = on_start_gang,
+                              .ctx = f};
+    struct mu_rpc_server_options o = {.addresses = addresses, .methods = &m, .n_method = 1};
+    if (mu_rpc_server_start(&o, &f->server, &err)) fail_msg("%s", err.text);
+}
+
+void fake_gang_start(struct fake_gang *f)
+{
+    *f = (struct fake_gang){.max_sequences = 8};
+    pthread_mutex_init(&f->lock, NULL);
+    snprintf(f->address, sizeof f->address, "unix:/tmp/mu-fake-worker-%d", (int)getpid());
+    fake_gang_return(f);
+}
+
+void fake_gang_kill(struct fake_gang *f, int culprit, const char *reason)
+{
+    atomic_store(&f->leader->ends, true);
+    died(f->leader, culprit, reason);
+}
+
+void fake_gang_vanish(struct fake_gang *f)
+{
+    if (f->leader) atomic_store(&f->leader->ends, true);
+    mu_rpc_server_stop(f->server, 0);
+    f->server = NULL;
+}
+
+void fake_gang_stop(struct fake_gang *f)
+{
+    if (f->server) fake_gang_vanish(f);
+    leader_free(f->leader);
+    unlink(f->address + 5);
+}

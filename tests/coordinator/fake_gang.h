@@ -1,0 +1,42 @@
+/* A worker and the leaders of its gangs in one process, for the hub: StartGang gives a gang that is ready at once, whose
+ * "model" is a hash of (seed, position). The test ends it whenever and however it likes. */
+#ifndef MU_TESTS_FAKE_GANG_H
+#define MU_TESTS_FAKE_GANG_H
+
+#include "coord_fixture.h"
+#include "coordinator/hub.h"
+
+enum { MAX_SUBMITS = 256, MAX_ACTIVE = 64 };
+
+struct submitted {
+    uint64_t epoch, request;
+    size_t n_prompt, n_emitted;
+    int n_active; /* of the leader when it came, without itself */
+};
+
+struct fake_gang {
+    struct mu_rpc_server *server;
+    char address[64];
+    _Atomic int n_launch;
+    _Atomic uint64_t epoch;
+    atomic_bool holds;      /* leaders compute nothing */
+    atomic_bool mute;       /* leaders are not started */
+    _Atomic int32_t poison; /* a prompt with this id kills rank 0; 0: none */
+    _Atomic int skip_one;   /* the next message of tokens skips a position */
+    _Atomic int max_sequences;
+    pthread_mutex_t lock;
+    struct submitted submit[MAX_SUBMITS];
+    int n_submit;
+    struct leader *leader;
+};
+
+int32_t fake_id(uint64_t seed, size_t position);
+void fake_gang_start(struct fake_gang *f);
+/* The gang dies; culprit -1: nobody's fault. */
+void fake_gang_kill(struct fake_gang *f, int culprit, const char *reason);
+/* The worker goes without a word: its server is closed. */
+void fake_gang_vanish(struct fake_gang *f);
+void fake_gang_return(struct fake_gang *f);
+void fake_gang_stop(struct fake_gang *f);
+
+#endif

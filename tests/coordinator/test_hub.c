@@ -1,0 +1,377 @@
+/* The hub with a worker and leaders that are a few lines of this test: who runs when, and that no stream is ever wrong,
+ * whatever dies. */
+#include "fake_gang.h"
+
+#include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+
+struct world {
+    struct vocabulary v;
+    struct mu_model model;
+    struct mu_serve_options opt;
+    struct mu_hub hub;
+    struct fake_gang gang;
+    struct mu_rpc_server *front, *internal;
+    struct mu_rpc_channel *channel;
+    pthread_t hub_thread, text_thread;
+};
+
+static void tell_worker(struct world *w, enum mu_event_kind kind)
+{
+    struct mu_event ev = {.kind = kind, .text = "the worker was killed by the test"};
+    assert_int_equal(mu_hub_post(&w->hub, &ev), MU_OK);
+}
+
+static struct world *world_start(int max_waiting, int max_sequences)
+{
+    struct world *w = calloc(1, sizeof *w);
+    struct mu_hub *h = &w->hub;
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_rpc_method methods[16], engine[4];
+    char address[128];
+    mu_rpc_init();
+    vocabulary_open(&w->v);
+    snprintf(w->model.name, sizeof w->model.name, "fake");
+    w->model.cfg.n_vocab = N_VOCAB;
+    w->opt = (struct mu_serve_options){.model_path = "/nowhere/fake.gguf", .max_waiting = max_waiting};
+    h->opt = &w->opt;
+    h->model = &w->model;
+    h->tok = w->v.tok;
+    h->serving.n_ctx = 2000;
+    h->started_ns = mu_now_ns();
+    h->gang.epoch = 1000;
+    memset(h->gang.secret, 7, sizeof h->gang.secret);
+    snprintf(h->engine_address, sizeof h->engine_address, "unix:/tmp/mu-fake-engine-%d", (int)getpid());
+    h->outcome_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    assert_int_equal(mu_queue_create(MU_HUB_EVENTS, &h->events, &err), MU_OK);
+    assert_int_equal(mu_queue_create(MU_HUB_TEXTS, &h->texts, &err), MU_OK);
+    const char *front[] = {"127.0.0.1:0", NULL}, *internal[] = {h->engine_address, NULL};
+    struct mu_rpc_server_options fo = {
+        .addresses = front, .methods = methods, .n_method = mu_front_methods(h, methods, 16)};
+    struct mu_rpc_server_options io = {
+        .addresses = internal, .methods = engine, .n_method = mu_engine_methods(h, engine, 4)};
+    if (mu_rpc_server_start(&fo, &w->front, &err) || mu_rpc_server_start(&io, &w->internal, &err))
+        fail_msg("%s", err.text);
+    h->front = w->front;
+    fake_gang_start(&w->gang);
+    atomic_store(&w->gang.max_sequences, max_sequences);
+    assert_int_equal(mu_rpc_channel_open(w->gang.address, &h->worker, &err), MU_OK);
+    snprintf(address, sizeof address, "127.0.0.1:%d", mu_rpc_server_port(w->front, 0));
+    assert_int_equal(mu_rpc_channel_open(address, &w->channel, &err), MU_OK);
+    assert_int_equal(pthread_create(&w->text_thread, NULL, mu_text_main, h), 0);
+    assert_int_equal(pthread_create(&w->hub_thread, NULL, mu_hub_main, h), 0);
+    tell_worker(w, MU_EV_WORKER_UP);
+    return w;
+}
+
+static void world_stop(struct world *w)
+{
+    struct mu_event ev = {.kind = MU_EV_STOP};
+    struct mu_hub *h = &w->hub;
+    assert_int_equal(mu_hub_post(h, &ev), MU_OK);
+    pthread_join(w->hub_thread, NULL);
+    assert_null(h->requests);
+    assert_int_equal(h->n_waiting + h->n_running, 0);
+    mu_queue_close(h->texts);
+    pthread_join(w->text_thread, NULL);
+    assert_int_equal(atomic_load(&h->texts_bytes), 0);
+    fake_gang_stop(&w->gang);
+    mu_rpc_channel_close(w->channel);
+    mu_rpc_server_stop(w->front, 100);
+    mu_rpc_server_stop(w->internal, 0);
+    mu_rpc_channel_close(h->worker);
+    mu_queue_destroy(h->events, mu_event_free);
+    mu_queue_destroy(h->texts, mu_text_job_free);
+    close(h->outcome_fd);
+    vocabulary_close(&w->v);
+    mu_rpc_shutdown();
+    free(w);
+}
+
+static struct client *ask(struct world *w, size_t n_prompt, int32_t prompt_id, uint32_t n, uint64_t seed,
+                          int64_t deadline_ns)
+{
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    Muster__V1__Ids ids = MUSTER__V1__IDS__INIT;
+    Muster__V1__Sampling s = MUSTER__V1__SAMPLING__INIT;
+    int32_t prompt[100];
+    for (size_t i = 0; i < n_prompt; i++) prompt[i] = prompt_id;
+    ids.n_id = n_prompt;
+    ids.id = prompt;
+    s._seed_case = MUSTER__V1__SAMPLING___SEED_SEED;
+    s.seed = seed;
+    q.prompt_case = MUSTER__V1__GENERATE_REQUEST__PROMPT_IDS;
+    q.ids = &ids;
+    q.sampling = &s;
+    q.max_tokens = n;
+    q.return_ids = q.ignore_end = true;
+    return client_start(w->channel, &q, deadline_ns, true);
+}
+
+static void expect_whole(struct client *c, uint64_t seed, size_t n)
+{
+    client_wait(c, 30000);
+    if (c->code != MU_RPC_OK) fail_msg("seed %d: %s", (int)seed, c->status);
+    assert_int_equal(c->n_ids, n);
+    assert_int_equal(c->n_text, n);
+    for (size_t i = 0; i < n; i++) {
+        assert_int_equal(c->ids[i], fake_id(seed, i));
+        assert_int_equal(c->text[i], fake_id(seed, i) - ID_BYTE);
+    }
+    assert_int_equal(c->completion_tokens, n);
+}
+
+static int launches(struct world *w)
+{
+    return atomic_load(&w->gang.n_launch);
+}
+static int submits(struct world *w)
+{
+    pthread_mutex_lock(&w->gang.lock);
+    int n = w->gang.n_submit;
+    pthread_mutex_unlock(&w->gang.lock);
+    return n;
+}
+
+/* ---- deaths ---- */
+
+static void test_streams_survive_deaths(void **state)
+{
+    (void)state;
+    enum { N = 6, TOKENS = 300 };
+    struct world *w = world_start(0, 8);
+    struct client *c[N];
+    for (int i = 0; i < N; i++) c[i] = ask(w, 5, B('p'), TOKENS, (uint64_t)i, MU_FOREVER);
+    for (int death = 1; death <= 5; death++) {
+        WAIT_FOR(client_ids(c[0]) >= (size_t)(death * 40), 10000);
+        fake_gang_kill(&w->gang, death % 2 ? 0 : -1, "rank 0 died for the test");
+        WAIT_FOR(launches(w) == 1 + death, 5000);
+    }
+    for (int i = 0; i < N; i++) {
+        expect_whole(c[i], (uint64_t)i, TOKENS);
+        assert_true(c[i]->resumed >= 1);
+        client_free(c[i]);
+    }
+    world_stop(w);
+}
+
+static void test_shortest_replay_first(void **state)
+{
+    (void)state;
+    static const size_t prompts[] = {30, 10, 20};
+    struct world *w = world_start(0, 8);
+    struct client *c[3];
+    atomic_store(&w->gang.holds, true);
+    for (int i = 0; i < 3; i++) {
+        c[i] = ask(w, prompts[i], B('p'), 5, (uint64_t)i, MU_FOREVER);
+        WAIT_FOR(submits(w) == i + 1, 5000); /* in order of arrival */
+        assert_int_equal(w->gang.submit[i].n_prompt, prompts[i]);
+    }
+    fake_gang_kill(&w->gang, 0, "rank 0 died for the test");
+    WAIT_FOR(submits(w) == 6, 5000);
+    for (int i = 0; i < 3; i++) assert_int_equal(w->gang.submit[3 + i].n_prompt, 10 + 10 * i);
+    atomic_store(&w->gang.holds, false);
+    for (int i = 0; i < 3; i++) {
+        expect_whole(c[i], (uint64_t)i, 5);
+        client_free(c[i]);
+    }
+    world_stop(w);
+}
+
+/* The poison ends by name; the innocent are whole, were alone only for a few ids each, and then went on together. */
+static void test_poison(void **state)
+{
+    (void)state;
+    enum { N = 5, TOKENS = 150 };
+    struct world *w = world_start(0, 8);
+    struct client *c[N], *poison;
+    atomic_store(&w->gang.poison, B('!'));
+    atomic_store(&w->gang.holds, true);
+    for (int i = 0; i < N; i++) c[i] = ask(w, 5, B('p'), TOKENS, (uint64_t)i, MU_FOREVER);
+    WAIT_FOR(submits(w) == N, 5000);
+    poison = ask(w, 50, B('!'), 10, 77, MU_FOREVER); /* the longest: the others have their turn first */
+    WAIT_FOR(launches(w) >= 2, 5000);
+    atomic_store(&w->gang.holds, false);
+    client_wait(poison, 30000);
+    assert_int_equal(poison->code, MU_RPC_ABORTED);
+    assert_non_null(strstr(poison->status, poison->request_id));
+    assert_non_null(strstr(poison->status, "alone"));
+    assert_non_null(strstr(poison->status, "poisonous"));
+    for (int i = 0; i < N; i++) {
+        expect_whole(c[i], (uint64_t)i, TOKENS);
+        client_free(c[i]);
+    }
+    assert_int_equal(launches(w), 4); /* twice together, once alone, and the last */
+    int together = 0;
+    for (int i = 0; i < w->gang.n_submit; i++) {
+        const struct submitted *s = &w->gang.submit[i];
+        if (s->n_prompt == 50 && s->epoch == 1003) assert_int_equal(s->n_active, 0);
+        if (s->epoch == 1004 && s->n_active > together) together = s->n_active;
+    }
+    assert_true(together >= N - 2);
+    client_free(poison);
+    world_stop(w);
+}
+
+/* Deaths that are nobody's fault accuse nobody, however many. */
+static void test_worker_deaths_accuse_nobody(void **state)
+{
+    (void)state;
+    struct world *w = world_start(0, 8);
+    atomic_store(&w->gang.holds, true);
+    struct client *c = ask(w, 5, B('p'), 50, 3, MU_FOREVER);
+    for (int i = 1; i <= 5; i++) {
+        WAIT_FOR(submits(w) == i, 5000);
+        tell_worker(w, MU_EV_WORKER_DOWN);
+        tell_worker(w, MU_EV_WORKER_UP);
+    }
+    atomic_store(&w->gang.holds, false);
+    expect_whole(c, 3, 50);
+    assert_int_equal(c->resumed, 5);
+    client_free(c);
+    world_stop(w);
+}
+
+/* A worker that breaks off is not asked again before somebody has looked after it; nobody does: it is to be replaced. */
+static void test_silent_worker(void **state)
+{
+    (void)state;
+    struct world *w = world_start(0, 8);
+    atomic_store(&w->gang.holds, true);
+    struct client *c = ask(w, 5, B('p'), 50, 3, MU_FOREVER);
+    WAIT_FOR(submits(w) == 1, 5000);
+    fake_gang_vanish(&w->gang);
+    fake_gang_return(&w->gang);
+    mu_sleep_ms(300);
+    assert_int_equal(launches(w), 1);
+    WAIT_FOR(atomic_load(&w->hub.worker_hung), 3000);
+    assert_int_equal(launches(w), 1);
+    atomic_store(&w->gang.holds, false);
+    tell_worker(w, MU_EV_WORKER_DOWN);
+    tell_worker(w, MU_EV_WORKER_UP);
+    expect_whole(c, 3, 50);
+    assert_int_equal(launches(w), 2);
+    client_free(c);
+    world_stop(w);
+}
+
+static void test_gap_ends_the_epoch(void **state)
+{
+    (void)state;
+    struct world *w = world_start(0, 8);
+    struct client *c = ask(w, 5, B('p'), 200, 9, MU_FOREVER);
+    WAIT_FOR(client_ids(c) > 20, 5000);
+    atomic_store(&w->gang.skip_one, 1);
+    expect_whole(c, 9, 200);
+    assert_int_equal(launches(w), 2);
+    client_free(c);
+    world_stop(w);
+}
+
+/* ---- the queue ---- */
+
+static void test_busy(void **state)
+{
+    (void)state;
+    struct world *w = world_start(2, 1); /* two at the leader (one runs, one is ready to), two wait here */
+    struct client *c[5];
+    atomic_store(&w->gang.holds, true);
+    WAIT_FOR(launches(w) == 1, 5000);
+    for (int i = 0; i < 5; i++) {
+        c[i] = ask(w, 5, B('p'), 5, (uint64_t)i, MU_FOREVER);
+        if (i < 2) WAIT_FOR(submits(w) == i + 1, 5000);
+        if (i >= 2 && i < 4) WAIT_FOR(c[i]->n_reply == 1, 5000);
+    }
+    client_wait(c[4], 5000);
+    assert_int_equal(c[4]->code, MU_RPC_RESOURCE_EXHAUSTED);
+    assert_non_null(strstr(c[4]->status, "2 requests are waiting and 2 running"));
+    /* A place is free again when one that waits gives up. */
+    mu_rpc_stream_cancel(c[3]->stream);
+    client_wait(c[3], 5000);
+    struct client *late = NULL;
+    for (int tries = 0; tries < 100; tries++) {
+        late = ask(w, 5, B('p'), 5, 50, MU_FOREVER);
+        WAIT_FOR(late->n_reply || atomic_load(&late->done), 5000);
+        if (!atomic_load(&late->done)) break;
+        client_free(late);
+        mu_sleep_ms(10);
+    }
+    atomic_store(&w->gang.holds, false);
+    expect_whole(late, 50, 5);
+    client_free(late);
+    for (int i = 0; i < 5; i++) {
+        if (i < 3) expect_whole(c[i], (uint64_t)i, 5);
+        client_free(c[i]);
+    }
+    world_stop(w);
+}
+
+/* A deadline that passes while the request waits; the next one is served. */
+static void test_deadline_in_the_queue(void **state)
+{
+    (void)state;
+    struct world *w = world_start(1, 1);
+    atomic_store(&w->gang.mute, true);
+    fake_gang_vanish(&w->gang); /* no gang for now */
+    struct client *c = ask(w, 5, B('p'), 5, 1, mu_now_ns() + 100 * MU_MS), *later = NULL;
+    client_wait(c, 5000);
+    assert_int_equal(c->code, MU_RPC_DEADLINE_EXCEEDED);
+    for (int tries = 0; tries < 100; tries++) {
+        later = ask(w, 5, B('p'), 5, 2, MU_FOREVER);
+        WAIT_FOR(later->n_reply || atomic_load(&later->done), 5000);
+        if (!atomic_load(&later->done)) break;
+        client_free(later);
+        mu_sleep_ms(10);
+    }
+    atomic_store(&w->gang.mute, false);
+    tell_worker(w, MU_EV_WORKER_DOWN);
+    fake_gang_return(&w->gang);
+    tell_worker(w, MU_EV_WORKER_UP);
+    expect_whole(later, 2, 5);
+    client_free(c);
+    client_free(later);
+    world_stop(w);
+}
+
+/* Every allocation of the process fails once while a request is served: it ends right or with a status, never hangs. */
+static void test_out_of_memory(void **state)
+{
+    (void)state;
+    struct world *w = world_start(0, 8);
+    int n_right = 0;
+    WAIT_FOR(launches(w) == 1, 5000);
+    for (long n = 1; n <= 60; n++) {
+        mu_alloc_fail_at(n);
+        struct client *c = ask(w, 5, B('p'), 12, (uint64_t)n, mu_now_ns() + 20 * MU_SEC);
+        client_wait(c, 30000);
+        mu_alloc_fail_at(0);
+        if (c->code == MU_RPC_DEADLINE_EXCEEDED) fail_msg("allocation %ld: the request hangs", n);
+        for (size_t i = 0; i < c->n_ids; i++) assert_int_equal(c->ids[i], fake_id((uint64_t)n, i));
+        if (c->code == MU_RPC_OK) {
+            assert_int_equal(c->n_ids, 12);
+            n_right++;
+        }
+        client_free(c);
+    }
+    assert_true(n_right > 0);
+    world_stop(w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_streams_survive_deaths),
+        cmocka_unit_test(test_shortest_replay_first),
+        cmocka_unit_test(test_poison),
+        cmocka_unit_test(test_worker_deaths_accuse_nobody),
+        cmocka_unit_test(test_silent_worker),
+        cmocka_unit_test(test_gap_ends_the_epoch),
+        cmocka_unit_test(test_busy),
+        cmocka_unit_test(test_deadline_in_the_queue),
+        cmocka_unit_test(test_out_of_memory),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

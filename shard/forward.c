@@ -57,7 +57,6 @@ static bool ffn_run(struct run *r, const struct layer *layer)
     mu_run_norm(r, layer->ffn_norm, layer->ffn_in);
     struct job job = job_of(&layer->mat[MU_T_GATE], s->gate);
     job.up = &layer->mat[MU_T_UP];
-    job.up_out = s->up;
     mu_run_matmul(r, &job, 1, r->act, r->n_tok);
     mu_run_meet(r);
     return mu_run_gather_input(r, INPUT_DOWN, s->gate, layer->down_in, &in) &&

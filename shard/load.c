@@ -253,7 +253,6 @@ static void scratch_carve(struct mu_shard *s, char *base, size_t *at)
     s->value = carve(base, at, z->kv);
     s->attn = carve(base, at, z->attn);
     s->gate = carve(base, at, z->ff);
-    s->up = carve(base, at, z->ff);
     s->y = carve(base, at, z->y);
     s->rope = carve(base, at, z->rope);
     s->act.f32 = carve(base, at, z->act_f32);
@@ -273,6 +272,7 @@ static void member_carve(const struct mu_shard *s, struct member *m, char *base,
     size_t col = (size_t)mu_scratch_max_col(&s->cfg), n = NARROW_TOKENS, blocks = col / MU_Q_BLOCK + 1;
     m->x = carve(base, at, n * (size_t)s->cfg.d_model * sizeof(float));
     m->row = carve(base, at, col * sizeof(float));
+    m->up = carve(base, at, MU_UP_TILE * sizeof(float));
     m->act.f32 = carve(base, at, n * col * sizeof(float));
     m->act.bf16 = carve(base, at, n * col * sizeof(uint16_t));
     m->act.q = carve(base, at, n * col);

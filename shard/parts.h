@@ -18,6 +18,7 @@
  * times costs less than meeting for it. */
 enum { NARROW_TOKENS = 2 };
 enum { N_COUNTER = 4 };
+enum { MU_UP_TILE = 128 * 128 }; /* tokens × rows */
 
 enum form { FORM_F32 = 1, FORM_BF16 = 2, FORM_Q8 = 4 }; /* of a matrix's input; a set where consumers differ */
 
@@ -36,10 +37,11 @@ struct act { /* prepared inputs, [n_tok][n_col]; n_col is the consumer's */
     int16_t *sum;
 };
 
-struct member {                        /* a pool member's own scratch */
-    float *x;                          /* [NARROW_TOKENS][d_model] */
-    struct act act;                    /* [NARROW_TOKENS][max_col] */
-    float *row;                        /* [max_col] */
+struct member {     /* a pool member's own scratch */
+    float *x;       /* [NARROW_TOKENS][d_model] */
+    struct act act; /* [NARROW_TOKENS][max_col] */
+    float *row;     /* [max_col] */
+    float *up;      /* [MU_UP_TILE]: a piece of the up product; used at once, so it stays in the L2 cache */
     const uint16_t **k_page, **v_page; /* [pages of n_ctx] */
 };
 
@@ -110,7 +112,7 @@ struct mu_shard {
     /* scratch, one block */
     struct block scratch;
     struct mu_scratch_sizes size;
-    float *x, *q, *key, *value, *attn, *gate, *up, *y, *rope;
+    float *x, *q, *key, *value, *attn, *gate, *y, *rope;
     struct act act;
     char *gather;
     float *send[MU_SHARD_TICKETS];
@@ -197,9 +199,8 @@ struct job { /* one matrix of a phase */
     const struct mu_mat *m;
     float *out; /* [n_tok][stride] */
     size_t stride;
-    const struct mu_mat *up; /* m is a gate: out = silu(m·x) · (up·x); that product goes to up_out. NULL: no */
-    float *up_out;
-    uint16_t *bf16; /* out rounded, the same stride; NULL: no */
+    const struct mu_mat *up; /* m is a gate: out = silu(m·x) · (up·x). NULL: no */
+    uint16_t *bf16;          /* out rounded, the same stride; NULL: no */
 };
 void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct act *act, int n_tok);
 /* v[n] in the forms asked for, as vector t of act. A value that is not finite poisons the vector. */

@@ -54,6 +54,8 @@ enum {
     PIECE_MIN_NS = 2000, /* and at least: memory streams best in long runs */
     OPS_PER_NS = 250,    /* rough speeds of one thread, for sizing pieces only */
     VALUES_PER_NS = 20,
+    WIDE_GROUPS = 8, /* row groups of a piece when nothing is being sent */
+    PIECES_EACH = 4, /* pieces a member gets at least */
 };
 
 static int job_groups(const struct job *job)
@@ -61,17 +63,17 @@ static int job_groups(const struct job *job)
     return (job->m->n_row + MU_ROW_GROUP - 1) / MU_ROW_GROUP;
 }
 
-static void job_run(const struct mu_kernels *k, const struct job *job, const struct mu_act *x, int row0, int row1,
-                    int t0)
+static void job_run(const struct run *r, const struct job *job, const struct mu_act *x, int row0, int row1, int t0)
 {
+    const struct mu_kernels *k = r->s->k;
     float *out = job->out + (size_t)t0 * job->stride;
     k->matmul(job->m, x, row0, row1, out, job->stride);
     if (job->up) {
-        float *up = job->up_out + (size_t)t0 * job->stride;
-        k->matmul(job->up, x, row0, row1, up, job->stride);
+        size_t width = (size_t)(row1 - row0);
+        k->matmul(job->up, x, row0, row1, r->mine->up - row0, width); /* rows are counted from the matrix's first */
         for (int t = 0; t < x->n_tok; t++) {
             float *gate = out + (size_t)t * job->stride + row0;
-            k->silu_mul(gate, up + (size_t)t * job->stride + row0, row1 - row0, gate);
+            k->silu_mul(gate, r->mine->up + (size_t)t * width, (int)width, gate);
         }
     }
     if (job->bf16) {
@@ -100,8 +102,17 @@ static void groups_run(const struct run *r, const struct job *job, int n_job, co
                            .s = act->s + block,
                            .sum = act->sum + 2 * block};
         int row1 = end * MU_ROW_GROUP < job[j].m->n_row ? end * MU_ROW_GROUP : job[j].m->n_row;
-        job_run(r->s->k, &job[j], &x, begin * MU_ROW_GROUP, row1, t0);
+        job_run(r, &job[j], &x, begin * MU_ROW_GROUP, row1, t0);
     }
+}
+
+/* With nothing to send a piece may be large: the kernels prepare their inputs once a piece, and 128 rows share that (69% of the int8 peak
+ * with 32 rows, 77% with 128). Every member still gets several. */
+static int pieces_wide(const struct run *r, int total, int n_block, int most)
+{
+    int fair = (int)((long long)total * n_block / (PIECES_EACH * r->n_member));
+    if (fair > WIDE_GROUPS) fair = WIDE_GROUPS;
+    return fair > most ? fair : most;
 }
 
 void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct act *act, int n_tok)
@@ -117,8 +128,11 @@ void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct
     long long values = (long long)MU_ROW_GROUP * n_col, ns = values * 2 * block / OPS_PER_NS;
     if (ns < values / VALUES_PER_NS) ns = values / VALUES_PER_NS;
     int most = (int)(PIECE_NS / (ns + 1)) + 1, least = (int)(PIECE_MIN_NS / (ns + 1)) + 1, begin, end;
+    int tile = MU_UP_TILE / (MU_ROW_GROUP * block); /* of row groups whose up product a member can hold */
+    if (r->s->n_sent == 0) most = n_block == 1 ? total : pieces_wide(r, total, n_block, most);
+    if (job->up && most > tile) most = tile;
+    if (least > most) least = most;
     if (n_block == 1) {
-        if (r->s->n_sent == 0) most = total;
         while (mu_run_claim(r, total, least, most, &begin, &end)) {
             groups_run(r, job, n_job, act, begin, end, 0, n_tok);
             mu_run_breathe(r);

@@ -55,7 +55,7 @@ uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     if (!mu_scratch_sizes(model, plan, rank, serving, &z)) return UINT64_MAX;
     uint64_t n_tok = (uint64_t)serving->step_tokens, n_slot = (uint64_t)serving->n_slot;
     uint64_t rows = n_slot < n_tok ? n_slot : n_tok;
-    uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + 2 * (uint64_t)z.ff + z.y + z.act_f32 + z.act_bf16 +
-                     z.act_q + z.act_s + z.act_sum + z.rope + z.gather + (uint64_t)MU_SHARD_TICKETS * z.send;
+    uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.act_f32 + z.act_bf16 + z.act_q + z.act_s +
+                     z.act_sum + z.rope + z.gather + (uint64_t)MU_SHARD_TICKETS * z.send;
     return fixed + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
 }

@@ -13,7 +13,7 @@
 struct mu_scratch_sizes {
     size_t x;           /* residual [step_tokens][d_model] f32 */
     size_t q, kv, attn; /* queries, keys (= values), attention's output: my heads, f32 */
-    size_t ff;          /* gate (= up): my rows, f32 */
+    size_t ff;          /* gate: my rows, f32 */
     size_t y;           /* what o and down produce: f32, whole with one rank, else my rows */
     size_t act_f32, act_bf16, act_q, act_s, act_sum; /* inputs of matrices, whole width */
     size_t rope;                                     /* [step_tokens][n_rot] f32 */

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import unittest
 
@@ -164,6 +165,24 @@ class Serve(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr + done.stdout)
         self.assertIn("all fine", done.stdout)
         self.assertIn(repr(len(text)), done.stdout)
+
+
+class WidePipeline(unittest.TestCase):
+    """Residuals of megabytes between stages, also where shared memory cannot be read across processes: senders must keep them moving."""
+
+    def test_long_prompt(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            model = os.path.join(tmp, "wide.gguf")
+            made = harness.run("synth", "--layers", "2", "--d-model", "2048", "--d-ff", "1024", "--vocab", "1000", "--ctx", "2048", "--out", model)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            prompt = [7 + i % 500 for i in range(1400)]
+            found = []
+            for split, copy in (("1", "cma"), ("1/1", "cma"), ("1/1", "none"), ("1:1/1", "none")):
+                with harness.Server(model, split=split, env={"OMPI_MCA_btl_vader_single_copy_mechanism": copy}) as server:
+                    ids, _, last = server.generate(prompt, 8)
+                    self.assertEqual(last.usage.resumed, 0, server.logged())
+                    found.append(ids)
+            self.assertEqual(found, [found[0]] * len(found))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 #include <ftw.h>
 #include <limits.h>
 #include <poll.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -188,7 +189,10 @@ static enum mu_status partial_open(struct mu_file_writer *w, struct mu_err *err)
 {
     for (int tries = 0; tries < 100; tries++) {
         w->fd = open(w->partial, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0666);
-        if (w->fd < 0) return fail_errno("create", w->partial, err);
+        if (w->fd < 0)
+            return mu_fail(err, errno == ENOENT || errno == ENOTDIR ? MU_ENOENT : MU_EIO,
+                           "cannot write %s: %s; name a file in a folder that you may write to", w->path,
+                           strerror(errno));
         if (flock(w->fd, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
             return mu_fail(err, MU_EBUSY, "%s is being written already", w->path);
         struct stat ours, named;
@@ -201,6 +205,21 @@ static enum mu_status partial_open(struct mu_file_writer *w, struct mu_err *err)
     return mu_fail(err, MU_EBUSY, "%s is replaced again and again while it is opened", w->partial);
 }
 
+/* The file that will be replaced: links are followed, and nothing but a regular file is ever renamed over (a rename would
+ * turn a device or a pipe into a file). */
+static enum mu_status target_find(const char *path, char **target_out, struct mu_err *err)
+{
+    struct stat there;
+    bool exists = stat(path, &there) == 0;
+    if (exists && !S_ISREG(there.st_mode))
+        return mu_fail(err, MU_EINVAL, "%s is a %s; name a file to write", path,
+                       S_ISDIR(there.st_mode) ? "folder" : "device, pipe or socket");
+    char *real = exists ? realpath(path, NULL) : NULL;
+    *target_out = mu_strdup(real ? real : path);
+    free(real);
+    return *target_out ? MU_OK : mu_fail(err, MU_ENOMEM, "out of memory for writing %s", path);
+}
+
 enum mu_status mu_file_writer_open(const char *path, struct mu_file_writer **w_out, struct mu_err *err)
 {
     struct mu_file_writer *w = mu_malloc(sizeof *w);
@@ -209,9 +228,10 @@ enum mu_status mu_file_writer_open(const char *path, struct mu_file_writer **w_o
     w->fd = -1;
     w->failed = 0;
     w->offset = w->buf_len = 0;
-    w->path = mu_strdup(path);
-    w->partial = mu_asprintf("%s.partial-%d", path, (int)getpid());
-    if (!w->path || !w->partial) {
+    w->path = w->partial = NULL;
+    MU_TRY(st, target_find(path, &w->path, err), fail);
+    w->partial = mu_asprintf("%s.partial-%d", w->path, (int)getpid());
+    if (!w->partial) {
         st = mu_fail(err, MU_ENOMEM, "out of memory for writing %s", path);
         goto fail;
     }
@@ -233,7 +253,8 @@ static enum mu_status write_all(struct mu_file_writer *w, const char *data, size
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) {
             w->failed = 1;
-            return fail_errno("write", w->partial, err);
+            return mu_fail(err, MU_EIO, "cannot write %s: %s; nothing of it was kept%s", w->path, strerror(errno),
+                           errno == ENOSPC || errno == EDQUOT ? ": free some space and try again" : "");
         }
         data += n;
         len -= (size_t)n;

@@ -224,6 +224,20 @@ static void files_appear_whole(void **state)
     expect_file(path, "third");
     unlink(partial);
     assert_int_equal(mu_file_writer_close(NULL, 1, &err), MU_OK);
+    char *link = in_dir("link"), *fifo = in_dir("fifo"); /* links are followed; what is no file is never renamed over */
+    assert_int_equal(symlink(path, link), 0);
+    w = open_writer(link);
+    assert_int_equal(mu_file_writer_write(w, "fourth", 6, &err), MU_OK);
+    assert_int_equal(mu_file_writer_close(w, 1, &err), MU_OK);
+    expect_file(path, "fourth");
+    struct stat st;
+    assert_int_equal(lstat(link, &st), 0);
+    assert_true(S_ISLNK(st.st_mode));
+    assert_int_equal(mkfifo(fifo, 0600), 0);
+    assert_int_equal(mu_file_writer_open(fifo, &w, &err), MU_EINVAL);
+    assert_non_null(strstr(err.text, "pipe"));
+    assert_int_equal(mu_file_writer_open("/dev/null", &w, &err), MU_EINVAL);
+    mu_free(link), mu_free(fifo);
     mu_free(path), mu_free(partial);
     path = in_dir("no/such/folder");
     assert_int_equal(mu_file_writer_open(path, &w, &err), MU_ENOENT);

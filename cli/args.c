@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/io.h"
@@ -78,6 +79,37 @@ fail:
     mu_free(file);
     mu_free(ids);
     return st;
+}
+
+enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out, struct mu_err *err)
+{
+    size_t len = 0, cap = 1 << 16;
+    char *buf = mu_malloc(cap);
+    while (buf) {
+        ssize_t n = read(STDIN_FILENO, buf + len, cap - len - 1);
+        if (n < 0) {
+            mu_free(buf);
+            return mu_fail(err, MU_EIO, "cannot read standard input: %s", strerror(errno));
+        }
+        len += (size_t)n;
+        if (n == 0) {
+            buf[len] = 0;
+            *text_out = buf;
+            *len_out = len;
+            return MU_OK;
+        }
+        if (len > max_bytes) {
+            mu_free(buf);
+            return mu_fail(err, MU_ELIMIT, "standard input holds more than %zu bytes", max_bytes);
+        }
+        if (cap - len > 1) continue;
+        char *more = mu_reallocarray(buf, cap, 2);
+        if (!more) break;
+        buf = more;
+        cap *= 2;
+    }
+    mu_free(buf);
+    return mu_fail(err, MU_ENOMEM, "no memory for standard input");
 }
 
 int mu_default_threads(int n_rank)

@@ -33,6 +33,8 @@ long mu_arg_long(const char *text, long min, long max, const char *what, struct 
 double mu_arg_double(const char *text, double min, double max, const char *what, struct argp_state *state);
 /* "1,2,3" or "@FILE" (numbers with commas or white space between). *ids_out is freed with mu_free. */
 enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, struct mu_err *err);
+/* Standard input as a whole, NUL-terminated beyond len_out; freed with mu_free. More than max_bytes: MU_ELIMIT. */
+enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out, struct mu_err *err);
 /* How many threads pay on this machine (base/topo.h), shared among n_rank ranks; at least 1. */
 int mu_default_threads(int n_rank);
 
@@ -40,6 +42,12 @@ int mu_default_threads(int n_rank);
 
 /* Prints "muster VERB: text" on stderr; returns MU_EXIT_FAILED. */
 int mu_cli_fail(const char *verb, const struct mu_err *err);
+/* Text to standard output, at once. Full disks and readers that went away are MU_EIO. */
+enum mu_status mu_out_write(const char *text, size_t len, struct mu_err *err);
+/* At the end of main: what could not be written is told (a closed pipe only by the status) and turns MU_EXIT_OK into MU_EXIT_FAILED. */
+int mu_out_finish(const char *verb, int status);
+/* "no server answers at ADDRESS …" with what to do, in place of gRPC's words for it. */
+void mu_no_server(const char *address, struct mu_err *err);
 /* A progress bar on stderr, only where that is a terminal; done ≥ total ends it. Calls are throttled. */
 struct mu_bar {
     const char *label;

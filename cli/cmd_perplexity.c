@@ -72,10 +72,8 @@ static enum mu_status read_ids(const struct ppl_args *a, const struct mu_opened 
         if (st) return st;
         for (size_t i = 0; i < *n_out; i++)
             if ((*ids_out)[i] >= o->model->cfg.n_vocab) {
-                int32_t bad = (*ids_out)[i];
-                mu_free(*ids_out);
-                return mu_fail(err, MU_EINVAL, "%s: id %d is not in the vocabulary of %d tokens", a->file, bad,
-                               o->model->cfg.n_vocab);
+                return mu_fail(err, MU_EINVAL, "%s: id %d is not in the vocabulary of %d tokens", a->file,
+                               (*ids_out)[i], o->model->cfg.n_vocab);
             }
         return MU_OK;
     }
@@ -105,7 +103,12 @@ static enum mu_status perplexity(const struct ppl_args *a, struct mu_err *err)
     opt.model = o.model;
     MU_TRY(st, mu_split_parse(a->split, &opt.split, err), done);
     opt.n_thread = a->threads ? a->threads : mu_default_threads(opt.split.n_rank);
-    int chunk = a->chunk ? a->chunk : o.model->cfg.n_ctx_train < 512 ? o.model->cfg.n_ctx_train : 512;
+    int trained = o.model->cfg.n_ctx_train, chunk = a->chunk ? a->chunk : trained < 512 ? trained : 512;
+    if (chunk > trained || chunk < 2) {
+        st = mu_fail(err, MU_EINVAL, "chunks of %d tokens: expected 2 to %d, the context that the model was made for",
+                     chunk, trained);
+        goto done;
+    }
     /* Logits of every position are kept per step: small steps bound that memory. */
     opt.serving = (struct mu_serving){.n_ctx = chunk, .n_slot = 1, .step_tokens = chunk < 64 ? chunk : 64};
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);

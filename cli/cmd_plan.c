@@ -20,7 +20,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     switch (key) {
     case 's': a->split = arg; return 0;
     case 'c': a->ctx = (int)mu_arg_long(arg, 2, 1 << 24, "--ctx", state); return 0;
-    case 'n': a->parallel = (int)mu_arg_long(arg, 1, 4096, "--parallel", state); return 0;
+    case 'n': a->parallel = (int)mu_arg_long(arg, 1, 1024, "--parallel", state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
         a->model = arg;
@@ -81,6 +81,31 @@ static void print_picture(const struct mu_plan *plan)
     puts("  v\nlogits, sampled by the leader\n");
 }
 
+/* Whether it would run here: serve takes as many KV pages as fit, for one sequence at least. */
+static void print_fit(const struct mu_model *m, const struct mu_plan *plan, const struct mu_serving *serving,
+                      const struct mu_plan_node *node)
+{
+    uint64_t fixed = 0, kv = 0;
+    for (int i = 0; i < plan->n_rank; i++) {
+        struct mu_rank_memory mem;
+        mu_plan_memory(m, plan, i, serving, &mem);
+        fixed += mem.weights + mem.scratch;
+        kv += mem.kv;
+    }
+    char need[32], room[32];
+    mu_human_bytes(fixed + kv, need, sizeof need);
+    mu_human_bytes(node->memory_bytes, room, sizeof room);
+    if (fixed + kv / (uint64_t)serving->n_slot > node->memory_bytes)
+        printf(
+            "this does not fit here: it needs %s, %s are free; use a smaller --ctx, fewer ranks or a smaller model\n",
+            need, room);
+    else if (fixed + kv > node->memory_bytes)
+        printf("this needs %s, %s are free here: fewer than %d sequences would run at once at full length\n", need,
+               room, serving->n_slot);
+    else
+        printf("this needs %s, %s are free here\n", need, room);
+}
+
 static enum mu_status this_node(struct mu_plan_node *node, struct mu_err *err)
 {
     struct mu_topo *topo = mu_calloc(1, sizeof *topo);
@@ -132,6 +157,7 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     printf("%s\nsplit %s, %d tokens of context × %d sequences\n\n", what, text, ctx, a->parallel);
     print_ranks(o.model, plan, &serving);
     print_picture(plan);
+    print_fit(o.model, plan, &serving, &node);
     int node_of[MU_MAX_RANKS] = {0};
     struct mu_prediction p;
     mu_plan_predict(o.model, plan, &node, node_of, &p);

@@ -93,6 +93,7 @@ int mu_cmd_ps(int argc, char **argv)
     }
     for (size_t i = 0; i < r->n_gang; i++) print_gang(r->gang[i]);
 done:
+    if (st == MU_EPEER || st == MU_ETIMEOUT) mu_no_server(a.server, &err);
     mu_rpc_message_free(msg);
     mu_rpc_channel_close(c);
     mu_rpc_shutdown();

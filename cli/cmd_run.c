@@ -14,7 +14,9 @@
 #include "transport/rpc.h"
 #include "worker/solo.h"
 
-enum { MAX_STOPS = 16 };
+enum { MAX_STOPS = 16, MAX_PROMPT_BYTES = 64 << 20 };
+
+static const double MIN_TEMPERATURE = 1e-4; /* below it logits divided by it may overflow; it is greedy long before */
 
 struct run_args {
     const char *model, *prompt, *server, *stop[MAX_STOPS];
@@ -32,7 +34,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'n': a->max_tokens = (int)mu_arg_long(arg, 1, 1 << 24, "--max-tokens", state); return 0;
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
     case 'c': a->ctx = (int)mu_arg_long(arg, 2, 1 << 24, "--ctx", state); return 0;
-    case 'T': a->sampling.temperature = (float)mu_arg_double(arg, 0, 100, "--temperature", state); return 0;
+    case 'T':
+        a->sampling.temperature = (float)mu_arg_double(arg, 0, 100, "--temperature", state);
+        if (a->sampling.temperature > 0 && a->sampling.temperature < MIN_TEMPERATURE)
+            argp_error(state, "--temperature must be 0 or at least %g", MIN_TEMPERATURE);
+        return 0;
     case OPT_TOPK: a->sampling.top_k = (uint32_t)mu_arg_long(arg, 0, 1 << 20, "--top-k", state); return 0;
     case OPT_TOPP: a->sampling.top_p = (float)mu_arg_double(arg, 0, 1, "--top-p", state); return 0;
     case OPT_SEED:
@@ -90,7 +96,11 @@ static enum mu_status local_open(const struct run_args *a, struct local *l, stru
     enum mu_status st;
     struct mu_bar bar = {.label = "loading"};
     MU_TRY(st, mu_cli_open(a->model, true, &l->o, err), fail);
-    int ctx = a->ctx ? a->ctx : l->o.model->cfg.n_ctx_train < 8192 ? l->o.model->cfg.n_ctx_train : 8192;
+    int trained = l->o.model->cfg.n_ctx_train, ctx = a->ctx ? a->ctx : trained < 8192 ? trained : 8192;
+    if (ctx > trained) {
+        st = mu_fail(err, MU_EINVAL, "--ctx %d is more than the %d tokens that the model was made for", ctx, trained);
+        goto fail;
+    }
     struct mu_solo_options opt = {.model = l->o.model,
                                   .n_thread = a->threads ? a->threads : mu_default_threads(1),
                                   .pin = 1,
@@ -175,8 +185,7 @@ static enum mu_status local_generate(struct local *l, const struct run_args *a, 
         stopped = stop_at < text_len;
         size_t until = stopped ? stop_at : text_len - hold;
         if (until > shown) {
-            fwrite(text + shown, 1, until - shown, stdout);
-            fflush(stdout);
+            MU_TRY(st, mu_out_write(text + shown, until - shown, err), done);
             shown = until;
         }
         if (stopped || mu_interrupted || (size_t)n_new >= limit) break;
@@ -184,10 +193,9 @@ static enum mu_status local_generate(struct local *l, const struct run_args *a, 
     }
     if (!stopped) {
         MU_TRY(st, mu_streamer_finish(&streamer, &text, &text_len, &text_cap), done);
-        fwrite(text ? text + shown : "", 1, text_len - shown, stdout);
+        if (text_len > shown) MU_TRY(st, mu_out_write(text + shown, text_len - shown, err), done);
     }
-    putchar('\n');
-    fflush(stdout);
+    MU_TRY(st, mu_out_write("\n", 1, err), done);
     print_rate(a, (int)n, n_new, (double)(first - start) / 1e9, (double)(mu_now_ns() - start) / 1e9);
 done:
     mu_free(text);
@@ -205,6 +213,8 @@ struct remote {
     char text[MU_ERR_TEXT];
     int n_prompt, n_new, resumed;
     int64_t start, first;
+    bool printed;
+    struct mu_err unwritten; /* why standard output takes no more */
 };
 
 static void on_reply(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *ctx)
@@ -212,11 +222,12 @@ static void on_reply(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void 
     (void)s;
     struct remote *r = ctx;
     const Muster__V1__GenerateReply *reply = (const Muster__V1__GenerateReply *)msg;
-    if (reply->text && *reply->text) {
-        fputs(reply->text, stdout);
-        fflush(stdout);
-    }
     pthread_mutex_lock(&r->lock);
+    if (reply->text && *reply->text && !r->unwritten.code) {
+        r->printed = true;
+        if (mu_out_write(reply->text, strlen(reply->text), &r->unwritten))
+            mu_interrupted = 1; /* nobody reads: stop the server's work too */
+    }
     if (!r->first && reply->text && *reply->text) r->first = mu_now_ns();
     if (reply->usage) {
         r->n_prompt = (int)reply->usage->prompt_tokens;
@@ -290,8 +301,16 @@ static enum mu_status remote_generate(struct mu_rpc_channel *c, const struct run
     pthread_mutex_unlock(&r.lock);
     mu_rpc_stream_release(s);
     pthread_cond_destroy(&r.cond);
-    putchar('\n');
-    fflush(stdout);
+    if (r.unwritten.code) {
+        if (err) *err = r.unwritten;
+        return r.unwritten.code;
+    }
+    if (r.printed) MU_TRY(st, mu_out_write("\n", 1, err), done);
+    if (r.code == MU_RPC_UNAVAILABLE && !cancelled && !r.printed) {
+        mu_fail(err, MU_EPEER, "%s", r.text);
+        mu_no_server(a->server, err);
+        return MU_EPEER;
+    }
     if (r.code != MU_RPC_OK && !cancelled)
         return mu_fail(err, mu_status_of_rpc(r.code), "%s answered %s: %s", a->server, mu_rpc_code_name(r.code),
                        r.text);
@@ -299,7 +318,8 @@ static enum mu_status remote_generate(struct mu_rpc_channel *c, const struct run
     print_rate(a, r.n_prompt, r.n_new, (double)((r.first ? r.first : now) - r.start) / 1e9,
                (double)(now - r.start) / 1e9);
     if (r.resumed) fprintf(stderr, "[the gang was lost %d times on the way; nothing is missing]\n", r.resumed);
-    return MU_OK;
+done:
+    return st;
 }
 
 /* ---- prompts ---- */
@@ -338,29 +358,6 @@ static enum mu_status converse(generate_fn generate, void *engine, const struct 
     }
     free(line); /* getline's own */
     fputc('\n', stderr);
-    return MU_OK;
-}
-
-static enum mu_status all_stdin(char **text_out, struct mu_err *err)
-{
-    enum { LIMIT = 64 << 20 };
-    size_t len = 0, cap = 1 << 16;
-    char *buf = mu_malloc(cap);
-    for (ssize_t n = 1; buf && n > 0; len += (size_t)(n > 0 ? n : 0)) {
-        if (cap - len < 2) {
-            char *more = cap < LIMIT ? mu_reallocarray(buf, cap, 2) : NULL;
-            if (!more) {
-                mu_free(buf);
-                return mu_fail(err, MU_ELIMIT, "the prompt on standard input is longer than %d bytes", LIMIT);
-            }
-            buf = more;
-            cap *= 2;
-        }
-        n = read(STDIN_FILENO, buf + len, cap - len - 1);
-    }
-    if (!buf) return mu_fail(err, MU_ENOMEM, "no memory for the prompt");
-    buf[len] = 0;
-    *text_out = buf;
     return MU_OK;
 }
 
@@ -420,8 +417,15 @@ int mu_cmd_run(int argc, char **argv)
     } else if (isatty(STDIN_FILENO)) {
         st = converse(generate, engine, &a);
     } else {
-        MU_TRY(st, all_stdin(&text, &err), done);
-        st = generate(engine, &a, text, &err);
+        size_t len;
+        MU_TRY(st, mu_read_stdin(MAX_PROMPT_BYTES, &text, &len, &err), done);
+        if (strlen(text) != len)
+            st = mu_fail(&err, MU_EINVAL, "the prompt on standard input holds a NUL character at byte %zu",
+                         strlen(text) + 1);
+        else if (!len)
+            st = mu_fail(&err, MU_EINVAL, "standard input holds no prompt; give one, or PROMPT as an argument");
+        else
+            st = generate(engine, &a, text, &err);
     }
 done:
     mu_free(text);

@@ -13,7 +13,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'w': o->worker = arg; return 0;
     case 't': o->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
     case 'c': o->context = (int)mu_arg_long(arg, 2, 1 << 24, "--ctx", state); return 0;
-    case 'n': o->parallel = (int)mu_arg_long(arg, 1, 4096, "--parallel", state); return 0;
+    case 'n': o->parallel = (int)mu_arg_long(arg, 1, 1024, "--parallel", state); return 0;
     case 'q': o->max_waiting = (int)mu_arg_long(arg, 1, 1 << 20, "--queue", state); return 0;
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
     case OPT_QUIET: o->quiet = true; return 0;

@@ -2,7 +2,6 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/io.h"
@@ -37,37 +36,10 @@ static error_t parse_tok(int key, char *arg, struct argp_state *state)
     }
 }
 
-/* Standard input as a whole. */
-static enum mu_status read_stdin(char **text_out, size_t *len_out, struct mu_err *err)
-{
-    size_t len = 0, cap = 1 << 16;
-    char *buf = mu_malloc(cap);
-    while (buf) {
-        ssize_t n = read(STDIN_FILENO, buf + len, cap - len);
-        if (n < 0) {
-            mu_free(buf);
-            return mu_fail(err, MU_EIO, "cannot read standard input");
-        }
-        if (n == 0) {
-            *text_out = buf;
-            *len_out = len;
-            return MU_OK;
-        }
-        len += (size_t)n;
-        if (len < cap) continue;
-        char *more = cap < MAX_TEXT ? mu_reallocarray(buf, 2, cap) : NULL;
-        if (!more) break;
-        buf = more;
-        cap *= 2;
-    }
-    mu_free(buf);
-    return mu_fail(err, MU_ENOMEM, "standard input is too long to hold in memory");
-}
-
 static enum mu_status get_text(const struct tok_args *a, char **text_out, size_t *len_out, struct mu_err *err)
 {
     if (a->file) return mu_file_read(a->file, MAX_TEXT, text_out, len_out, err);
-    if (!a->text) return read_stdin(text_out, len_out, err);
+    if (!a->text) return mu_read_stdin(MAX_TEXT, text_out, len_out, err);
     *text_out = mu_strdup(a->text);
     *len_out = strlen(a->text);
     return *text_out ? MU_OK : mu_fail(err, MU_ENOMEM, "no memory for the text");

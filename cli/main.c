@@ -63,6 +63,7 @@ int main(int argc, char **argv)
     }
     for (int i = 0; i < N_VERB; i++) {
         if (strcmp(name, verbs[i].name)) continue;
+        signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error of a write, told by mu_out_finish */
         mu_log_init(name[0] == '_' ? name + 1 : name);
         struct mu_err err = MU_ERR_INIT;
         /* A rank reads MUSTER_FAULT itself once it knows its number. */
@@ -70,7 +71,7 @@ int main(int argc, char **argv)
         char whole[64];
         snprintf(whole, sizeof whole, "muster %s", name);
         argv[1] = whole;
-        return verbs[i].run(argc - 1, argv + 1);
+        return mu_out_finish(name, verbs[i].run(argc - 1, argv + 1));
     }
     fprintf(stderr, "muster: there is no verb '%s'; 'muster --help' lists them\n", name);
     return MU_EXIT_USAGE;

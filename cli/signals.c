@@ -21,7 +21,6 @@ void mu_signals_catch(void)
     struct sigaction sa = {.sa_handler = on_sigint}; /* no SA_RESTART: a read from the terminal is interrupted too */
     sigemptyset(&sa.sa_mask);
     sigaction(SIGINT, &sa, NULL);
-    signal(SIGPIPE, SIG_IGN);
 }
 
 void mu_signals_reset(void)

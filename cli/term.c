@@ -1,4 +1,5 @@
 /* What a person sees: errors in plain words, progress bars, tables. */
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -10,6 +11,29 @@ int mu_cli_fail(const char *verb, const struct mu_err *err)
 {
     fprintf(stderr, "muster %s: %s\n", verb, err->text[0] ? err->text : mu_status_text(err->code));
     return MU_EXIT_FAILED;
+}
+
+enum mu_status mu_out_write(const char *text, size_t len, struct mu_err *err)
+{
+    if (fwrite(text, 1, len, stdout) == len && fflush(stdout) == 0) return MU_OK;
+    return mu_fail(err, MU_EIO, "cannot write to standard output: %s", strerror(errno));
+}
+
+int mu_out_finish(const char *verb, int status)
+{
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout)) return status;
+    if (errno && errno != EPIPE && status == MU_EXIT_OK)
+        fprintf(stderr, "muster %s: cannot write to standard output: %s\n", verb, strerror(errno));
+    return status == MU_EXIT_OK ? MU_EXIT_FAILED : status;
+}
+
+void mu_no_server(const char *address, struct mu_err *err)
+{
+    char said[MU_ERR_TEXT];
+    snprintf(said, sizeof said, "%.200s", err->text);
+    mu_fail(err, err->code, "no server answers at %s: start one with 'muster serve MODEL --listen %s' (%s)", address,
+            address, said);
 }
 
 enum { BAR_CELLS = 30 };

@@ -39,6 +39,8 @@ static const char *bad_generate(const Muster__V1__GenerateRequest *q)
     }
     const Muster__V1__Sampling *s = q->sampling;
     if (s && !(s->temperature >= 0 && s->temperature <= 100)) return "temperature must be from 0 to 100";
+    if (s && s->temperature > 0 && s->temperature < 1e-4f)
+        return "temperature must be 0 or at least 0.0001: smaller ones overflow, and are greedy anyway";
     if (s && !(s->top_p >= 0 && s->top_p <= 1)) return "top_p must be from 0 to 1";
     return NULL;
 }

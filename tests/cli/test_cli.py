@@ -138,6 +138,43 @@ class Bad(unittest.TestCase):
             self.assertEqual(done.returncode, 1, done.stderr)
             self.assertIn("memory", done.stderr)
 
+    def test_output_that_cannot_be_written(self):
+        with open("/dev/full", "w") as full:
+            for args in (["run", BARD, "a", "-n", "3"], ["tokenize", BARD, "a"], ["detokenize", BARD, "5"], ["plan", BARD]):
+                done = subprocess.run([harness.MUSTER, *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+                self.assertEqual(done.returncode, 1, args)
+                self.assertIn("standard output", done.stderr)
+        self.fails(["logits", BARD, "--ids", "1", "--out", "/dev/null"], ["/dev/null", "name a file"])
+        p = subprocess.Popen([harness.MUSTER, "run", BARD, "a", "--ignore-end", "-t", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        p.stdout.read(3)
+        p.stdout.close()  # the reader goes away: the generation stops
+        self.assertEqual(p.wait(20), 1)
+
+    def test_edges(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            ids = os.path.join(tmp, "ids.txt")
+            with open(ids, "w") as f:
+                f.write("1 2 99999")
+            self.fails(["perplexity", BARD, ids, "--ids"], ["99999", "vocabulary"])
+            self.fails(["perplexity", BARD, ids, "--chunk", "800"], ["800", "512"])
+        self.fails(["run", BARD, "a", "-c", "10000"], ["10000", "512"])
+        self.fails(["run", BARD, "a", "-T", "1e-45"], ["temperature"], status=2)
+        self.fails(["run", BARD], ["no prompt"], stdin="")
+        self.fails(["run", BARD], ["NUL"], stdin="a\0b")
+        closed = subprocess.run(["sh", "-c", 'exec "$0" run "$1" <&-', harness.MUSTER, BARD], capture_output=True, text=True, timeout=60)
+        self.assertEqual((closed.returncode, "standard input" in closed.stderr), (1, True), closed.stderr)
+        self.assertIn("does not fit", run("plan", self.giant(), "--ctx", "16000000").stdout)
+
+    def giant(self):
+        """A small file whose cache is enormous."""
+        self.dir = tempfile.TemporaryDirectory()
+        self.addCleanup(self.dir.cleanup)
+        path = os.path.join(self.dir.name, "giant.gguf")
+        made = run("synth", "--layers", "2", "--d-model", "256", "--d-ff", "512", "--heads", "256", "--kv-heads", "256", "--d-head", "512", "--vocab", "512",
+                   "--ctx", "16000000", "--type", "Q8_0", "--out", path)
+        self.assertEqual(made.returncode, 0, made.stderr)
+        return path
+
     def test_fault_name(self):
         self.fails(["ps"], ["nosuch"], env={"MUSTER_FAULT": "nosuch.point:1"})
 

@@ -163,7 +163,7 @@ class Bad(unittest.TestCase):
         self.fails(["run", BARD], ["NUL"], stdin="a\0b")
         closed = subprocess.run(["sh", "-c", 'exec "$0" run "$1" <&-', harness.MUSTER, BARD], capture_output=True, text=True, timeout=60)
         self.assertEqual((closed.returncode, "standard input" in closed.stderr), (1, True), closed.stderr)
-        self.assertIn("does not fit", run("plan", self.giant(), "--ctx", "16000000").stdout)
+        self.assertIn("does not fit", run("plan", self.giant(), "--ctx", "16000000", "--split", "1:1").stdout)
 
     def giant(self):
         """A small file whose cache is enormous."""

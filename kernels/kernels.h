@@ -36,10 +36,11 @@ struct mu_mat {
 
 /* n_tok activation vectors in the form that a matrix wants. A caller fills what the matrices it meets need
  * (mu_act_kind). q, s, sum belong together: q[t*n_col + c] in [-127,127], s[t*n_col/32 + b], sum[(t*n_col/32 + b)*2 +
- * half]: sums of q over the first and second 16 of each block (C1; Q6_K needs halves, the others their sum). */
+ * half]: sums of q over the first and second 16 of each block (C1; Q6_K, Q3_K and Q2_K need halves, the others their
+ * sum). */
 struct mu_act {
     int n_tok, n_col;
-    const float *f32;     /* [n_tok][n_col]; for F32 and F16 matrices */
+    const float *f32;     /* [n_tok][n_col]; for F32 and F16 matrices and the types without a rule in C2 */
     const uint16_t *bf16; /* [n_tok][n_col]; for BF16 matrices */
     const int8_t *q;
     const float *s;

@@ -37,6 +37,9 @@ MU_KERNELS_DECLARE(avx2)
 MU_KERNELS_DECLARE(avx512)
 #undef MU_KERNELS_DECLARE
 
+/* Every scale (or weight, for float types) of n values from raw, which may lie at any address, is finite (C0). */
+bool mu_values_finite(uint32_t type, const void *raw, size_t n);
+
 /* One f16/bf16/scale value is finite. */
 static inline bool mu_f16_finite(uint16_t h)
 {

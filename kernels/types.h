@@ -47,9 +47,9 @@ enum mu_type {
 /* What a matrix of this type wants its input vectors to be (the arithmetic contract, C1-C3). */
 enum mu_act_kind {
     MU_ACT_NONE, /* this build does not multiply with this type */
-    MU_ACT_F32,  /* F32, F16 */
+    MU_ACT_F32,  /* F32, F16; quantised types that C2 has no rule for, widened */
     MU_ACT_BF16, /* BF16: inputs rounded to bf16 */
-    MU_ACT_Q8,   /* quantised types: int8 and one scale per 32 values */
+    MU_ACT_Q8,   /* the other quantised types: int8 and one scale per 32 values */
 };
 
 struct mu_type_info {

@@ -51,7 +51,7 @@ static enum mu_status check_shape(const struct mu_model *m, const struct mu_gguf
 static enum mu_status check_matrix(const struct mu_model *m, const struct mu_gguf_tensor *t, int n_col, int n_row,
                                    struct mu_err *err)
 {
-    char types[128];
+    char types[192];
     const struct mu_type_info *info = mu_type_info(t->type);
     if (info->act == MU_ACT_NONE)
         return tensor_fail(

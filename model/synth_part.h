@@ -10,8 +10,8 @@ enum { MU_SYNTH_TABLE = 4096, MU_SYNTH_MIN_VOCAB = 258 };
 struct mu_synth_source {
     uint64_t state; /* of splitmix64 */
     uint32_t type;
-    uint16_t scale[256];               /* f16 block scales, both signs */
-    uint16_t min_scale[256];           /* Q4_K: f16, what makes the codes' mean 0 */
+    uint16_t scale[256];               /* f16 block scales, both signs; MXFP4: exponents */
+    uint16_t min_scale[256];           /* f16, what makes the mean 0 where there are minimums */
     uint8_t table[MU_SYNTH_TABLE * 4]; /* float types: values to draw from, in the type's bytes */
 };
 

@@ -45,7 +45,7 @@ unsigned mu_form_of(uint32_t type)
 /* C4: what a quantised matrix adds is rounded. */
 static bool rounds(const struct mu_gguf_tensor *t)
 {
-    return mu_form_of(t->type) == FORM_Q8;
+    return mu_type_info(t->type)->block_values > 1;
 }
 
 /* ---- packing ---- */

@@ -1,5 +1,6 @@
 /* Blocks back to f32, for embedding look-ups and tests: the values that ggml's dequantisers give, bit for bit. */
 #include "kernels/blocks.h"
+#include "kernels/grids.h"
 #include "kernels/parts.h"
 
 static int nibble(const uint8_t *qs, int i)
@@ -58,12 +59,129 @@ static void dequant_k45(uint16_t d16, uint16_t dmin16, const uint8_t *scales, co
     }
 }
 
+static void dequant_look_up(const uint8_t *qs, const int8_t *values, float d, float *out)
+{
+    for (int i = 0; i < 32; i++) out[i] = d * (float)values[nibble(qs, i)];
+}
+
+static void dequant_iq4_xs(const struct mu_block_iq4_xs *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    for (int j = 0; j < 8; j++)
+        dequant_look_up(b->qs + 16 * j, mu_iq4_values, d * (float)mu_iq4_xs_scale(b, j), out + 32 * j);
+}
+
+/* Value i of 256 from four codes at a time. */
+static int code_of(uint32_t four, int i)
+{
+    return (int)(four >> 8 * (i % 4) & 0xffu);
+}
+
+static void dequant_q2_k(const struct mu_block_q2_k *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d), dmin = mu_f16_to_f32(b->dmin);
+    for (int i = 0; i < 256; i++) {
+        int code = code_of(mu_low2_codes(b->qs, i / 32, i % 32 / 4), i);
+        float scale = d * (float)(b->scales[i / 16] & 15), min = dmin * (float)(b->scales[i / 16] >> 4);
+        out[i] = scale * (float)code - min;
+    }
+}
+
+static void dequant_q3_k(const struct mu_block_q3_k *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    for (int i = 0; i < 256; i++) {
+        int code = code_of(mu_q3_k_codes(b, i / 32, i % 32 / 4), i) - 4;
+        out[i] = d * (float)mu_q3_k_scale(b->scales, i / 16) * (float)code;
+    }
+}
+
 static void dequant_q6_k(const struct mu_block_q6_k *b, float *out)
 {
     float d = mu_f16_to_f32(b->d);
     for (int i = 0; i < 256; i++) {
-        int code = (int)(mu_q6_k_codes(b, i / 32, i % 32 / 4) >> 8 * (i % 4) & 0xffu) - 32;
+        int code = code_of(mu_q6_k_codes(b, i / 32, i % 32 / 4), i) - 32;
         out[i] = d * (float)b->scales[i / 16] * (float)code;
+    }
+}
+
+/* Digit n of a byte of TQ1_0, -1 … 1: the byte is a fraction of 256; times 3^n, its integer part falls off, and three
+ * times what is left has the digit before the point. */
+static int trit(uint8_t byte, int n)
+{
+    static const uint8_t power[5] = {1, 3, 9, 27, 81};
+    return ((uint8_t)(byte * power[n]) * 3 >> 8) - 1;
+}
+
+/* Digits 0 … n_digit - 1 of n bytes, a digit of all of them after another. */
+static float *dequant_trits(const uint8_t *bytes, int n, int n_digit, float d, float *out)
+{
+    for (int digit = 0; digit < n_digit; digit++, out += n)
+        for (int i = 0; i < n; i++) out[i] = (float)trit(bytes[i], digit) * d;
+    return out;
+}
+
+static void dequant_tq1_0(const struct mu_block_tq1_0 *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    out = dequant_trits(b->qs, 32, 5, d, out);
+    out = dequant_trits(b->qs + 32, 16, 5, d, out);
+    dequant_trits(b->qh, 4, 4, d, out);
+}
+
+static void dequant_tq2_0(const struct mu_block_tq2_0 *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    for (int j = 0; j < 8; j++)
+        for (int i = 0; i < 32; i++) out[32 * j + i] = (float)((b->qs[32 * (j / 4) + i] >> 2 * (j % 4) & 3) - 1) * d;
+}
+
+static int with_sign(int magnitude, unsigned signs, int i)
+{
+    int minus = -(int)(signs >> i & 1);
+    return (magnitude ^ minus) - minus;
+}
+
+static void dequant_iq2_xxs(const struct mu_block_iq2_xxs *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    for (int j = 0; j < 8; j++) {
+        uint32_t word = mu_load_u32(b->qs + 8 * j + 4);
+        float scale = d * (0.5f + (float)(word >> 28)) * 0.25f;
+        for (int l = 0; l < 4; l++, out += 8) {
+            unsigned grid = mu_iq2_xxs_grid[b->qs[8 * j + l]], signs = mu_iq_signs(word >> 7 * l & 127);
+            for (int i = 0; i < 8; i++)
+                out[i] = scale * (float)with_sign(mu_iq2_magnitudes[grid >> 2 * i & 3], signs, i);
+        }
+    }
+}
+
+static void dequant_iq3_xxs(const struct mu_block_iq3_xxs *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    for (int j = 0; j < 8; j++) {
+        uint32_t word = mu_load_u32(b->words + 4 * j);
+        float scale = d * (0.5f + (float)(word >> 28)) * 0.5f;
+        for (int l = 0; l < 8; l++, out += 4) {
+            unsigned grid = mu_iq3_xxs_grid[b->qs[8 * j + l]];
+            unsigned signs = mu_iq_signs(word >> 7 * (l / 2) & 127) >> 4 * (l % 2);
+            for (int i = 0; i < 4; i++)
+                out[i] = scale * (float)with_sign(mu_iq3_xxs_magnitudes[grid >> 3 * i & 7], signs, i);
+        }
+    }
+}
+
+static void dequant_iq3_s(const struct mu_block_iq3_s *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    for (int j = 0; j < 8; j++) {
+        float scale = d * (float)(1 + 2 * (b->scales[j / 2] >> 4 * (j % 2) & 15));
+        for (int l = 0; l < 8; l++, out += 4) {
+            unsigned grid = mu_iq3_s_grid[b->qs[8 * j + l] | (unsigned)(b->qh[j] >> l & 1) << 8];
+            unsigned signs = (unsigned)b->signs[4 * j + l / 2] >> 4 * (l % 2);
+            for (int i = 0; i < 4; i++)
+                out[i] = scale * (float)with_sign(mu_iq3_s_magnitude(grid >> 3 * i & 7), signs, i);
+        }
     }
 }
 
@@ -92,7 +210,21 @@ bool mu_ref_dequant_row(uint32_t type, const void *raw, int n, float *out)
             dequant_k45(b->d, b->dmin, b->scales, b->qs, b->qh, out);
             break;
         }
+        case MU_Q2_K: dequant_q2_k((const void *)p, out); break;
+        case MU_Q3_K: dequant_q3_k((const void *)p, out); break;
         case MU_Q6_K: dequant_q6_k((const void *)p, out); break;
+        case MU_IQ4_NL: {
+            const struct mu_block_iq4_nl *b = (const void *)p;
+            dequant_look_up(b->qs, mu_iq4_values, mu_f16_to_f32(b->d), out);
+            break;
+        }
+        case MU_IQ4_XS: dequant_iq4_xs((const void *)p, out); break;
+        case MU_MXFP4: dequant_look_up(p + 1, mu_mxfp4_values, mu_e8m0_half(p[0]), out); break;
+        case MU_IQ2_XXS: dequant_iq2_xxs((const void *)p, out); break;
+        case MU_IQ3_XXS: dequant_iq3_xxs((const void *)p, out); break;
+        case MU_IQ3_S: dequant_iq3_s((const void *)p, out); break;
+        case MU_TQ1_0: dequant_tq1_0((const void *)p, out); break;
+        case MU_TQ2_0: dequant_tq2_0((const void *)p, out); break;
         default: return false;
         }
     }

@@ -19,53 +19,13 @@ size_t mu_ref_mat_bytes(uint32_t type, int n_row, int n_col)
     return bytes;
 }
 
-/* Every scale (or weight, for float types) of n values is finite. */
-static bool values_finite(uint32_t type, const uint8_t *p, size_t n)
-{
-    switch (type) {
-    case MU_F32: {
-        const float *f = (const float *)(const void *)p;
-        for (size_t i = 0; i < n; i++)
-            if (!mu_f32_finite(f[i])) return false;
-        return true;
-    }
-    case MU_F16:
-        for (size_t i = 0; i < n; i++)
-            if (!mu_f16_finite(((const uint16_t *)(const void *)p)[i])) return false;
-        return true;
-    case MU_BF16:
-        for (size_t i = 0; i < n; i++)
-            if (!mu_bf16_finite(((const uint16_t *)(const void *)p)[i])) return false;
-        return true;
-    case MU_Q4_0:
-        for (size_t i = 0; i < n / 32; i++)
-            if (!mu_f16_finite(((const struct mu_block_q4_0 *)p)[i].d)) return false;
-        return true;
-    case MU_Q8_0:
-        for (size_t i = 0; i < n / 32; i++)
-            if (!mu_f16_finite(((const struct mu_block_q8_0 *)p)[i].d)) return false;
-        return true;
-    case MU_Q4_K:
-        for (size_t i = 0; i < n / 256; i++) {
-            const struct mu_block_q4_k *b = (const struct mu_block_q4_k *)p + i;
-            if (!mu_f16_finite(b->d) || !mu_f16_finite(b->dmin)) return false;
-        }
-        return true;
-    case MU_Q6_K:
-        for (size_t i = 0; i < n / 256; i++)
-            if (!mu_f16_finite(((const struct mu_block_q6_k *)p)[i].d)) return false;
-        return true;
-    default: return false;
-    }
-}
-
 bool mu_ref_mat_pack(const struct mu_mat *m, int row0, int row1, const void *raw)
 {
     size_t row;
     if (!mu_type_row_bytes(m->type, (uint64_t)m->n_col, &row)) return false;
     size_t n_rows = (size_t)(row1 - row0);
     memcpy((uint8_t *)m->data + row * (size_t)row0, raw, row * n_rows);
-    return values_finite(m->type, (const uint8_t *)m->data + row * (size_t)row0, n_rows * (size_t)m->n_col);
+    return mu_values_finite(m->type, raw, n_rows * (size_t)m->n_col);
 }
 
 /* C3's bf16 rule: |x| below 2^-126 is a signed zero. */
@@ -90,6 +50,11 @@ static float fma_flush(float a, float b, float c)
 static void codes_expand(uint32_t four, int offset, int *w)
 {
     for (int i = 0; i < 4; i++) w[i] = (int)(four >> 8 * i & 0xffu) - offset;
+}
+
+static void codes_look_up(uint32_t four, const int8_t *values, int *w)
+{
+    for (int i = 0; i < 4; i++) w[i] = values[four >> 8 * i & 15];
 }
 
 static int dot(const int *w, const int8_t *q, int n)
@@ -132,70 +97,131 @@ static void row_bf16(const uint16_t *w, const struct mu_act *x, float *out, size
     }
 }
 
-/* The types with one scale per 32: Q4_0, Q8_0. */
-static void block_d(const int *w, float d, const struct mu_act *x, int b, float *out, size_t stride)
+/* One f32 row, as any type that C2 has no rule for is widened to. */
+static void row_widened(uint32_t type, const uint8_t *w, const struct mu_act *x, float *out, size_t stride)
+{
+    const struct mu_type_info *info = mu_type_info(type);
+    for (int c = 0; c < x->n_col; c += info->block_values, w += info->block_bytes) {
+        float v[256];
+        mu_ref_dequant_row(type, w, info->block_values, v);
+        for (int t = 0; t < x->n_tok; t++)
+            for (int i = 0; i < info->block_values; i++) {
+                float *acc = &out[(size_t)t * stride];
+                *acc = fmaf(v[i], x->f32[(size_t)t * (size_t)x->n_col + (size_t)(c + i)], *acc);
+            }
+    }
+}
+
+/* What C2 needs of block b, 32 values of a row. w: codes after their offset. One scale d: acc = fmaf((float)I, fl(d·s),
+ * acc). Two halves, where has_halves: J = sc[0]·I0 + sc[1]·I1 in the place of I. Then, where has_min: acc = fmaf(min,
+ * fl((float)S·s), acc), or with halves, Z = mn[0]·S0 + mn[1]·S1: acc = fmaf(-(float)Z, fl(min·s), acc). */
+struct block {
+    int w[32];
+    float d, min;
+    bool has_halves, has_min;
+    int sc[2], mn[2];
+};
+
+static void block_multiply(const struct block *k, const struct mu_act *x, int b, float *out, size_t stride)
 {
     size_t n_block = (size_t)x->n_col / MU_Q_BLOCK;
     for (int t = 0; t < x->n_tok; t++) {
         size_t i = (size_t)t * n_block + (size_t)b;
-        int sum = dot(w, x->q + i * MU_Q_BLOCK, MU_Q_BLOCK);
-        float scale = d * x->s[i], *acc = &out[(size_t)t * stride];
-        *acc = fmaf((float)sum, scale, *acc);
-    }
-}
-
-static void row_q4_0(const struct mu_block_q4_0 *w, const struct mu_act *x, float *out, size_t stride)
-{
-    for (int b = 0; b < x->n_col / 32; b++) {
-        int code[32];
-        for (int k = 0; k < 8; k++) codes_expand(mu_q4_0_codes(w[b].qs, k), 8, code + 4 * k);
-        block_d(code, mu_f16_to_f32(w[b].d), x, b, out, stride);
-    }
-}
-
-static void row_q8_0(const struct mu_block_q8_0 *w, const struct mu_act *x, float *out, size_t stride)
-{
-    for (int b = 0; b < x->n_col / 32; b++) {
-        int code[32];
-        for (int i = 0; i < 32; i++) code[i] = w[b].qs[i];
-        block_d(code, mu_f16_to_f32(w[b].d), x, b, out, stride);
-    }
-}
-
-static void row_q4_k(const struct mu_block_q4_k *w, const struct mu_act *x, float *out, size_t stride)
-{
-    size_t n_block = (size_t)x->n_col / MU_Q_BLOCK;
-    for (int b = 0; b < x->n_col / 32; b++) {
-        const struct mu_block_q4_k *blk = w + b / 8;
-        int j = b % 8, code[32];
-        uint8_t sc, mn;
-        mu_k4_scale(blk->scales, j, &sc, &mn);
-        for (int k = 0; k < 8; k++) codes_expand(mu_q4_k_codes(blk->qs, j, k), 0, code + 4 * k);
-        float d = mu_f16_to_f32(blk->d) * (float)sc, m = mu_f16_to_f32(blk->dmin) * (float)mn;
-        for (int t = 0; t < x->n_tok; t++) {
-            size_t i = (size_t)t * n_block + (size_t)b;
-            float *acc = &out[(size_t)t * stride], s = x->s[i];
-            float scale = d * s, total = (float)(x->sum[2 * i] + x->sum[2 * i + 1]) * s;
-            *acc = fmaf((float)dot(code, x->q + i * MU_Q_BLOCK, MU_Q_BLOCK), scale, *acc);
-            *acc = fmaf(-m, total, *acc);
+        const int8_t *q = x->q + i * MU_Q_BLOCK;
+        float s = x->s[i], scale = k->d * s, *acc = &out[(size_t)t * stride];
+        int s0 = x->sum[2 * i], s1 = x->sum[2 * i + 1], low = dot(k->w, q, 16), high = dot(k->w + 16, q + 16, 16);
+        if (k->has_halves) {
+            *acc = fmaf((float)(k->sc[0] * low + k->sc[1] * high), scale, *acc);
+            float lowered = k->min * s;
+            if (k->has_min) *acc = fmaf(-(float)(k->mn[0] * s0 + k->mn[1] * s1), lowered, *acc);
+        } else {
+            *acc = fmaf((float)(low + high), scale, *acc);
+            float total = (float)(s0 + s1) * s;
+            if (k->has_min) *acc = fmaf(k->min, total, *acc);
         }
     }
 }
 
-static void row_q6_k(const struct mu_block_q6_k *w, const struct mu_act *x, float *out, size_t stride)
+/* The types of 32 values a block. */
+static void block_32(uint32_t type, const uint8_t *row, int b, struct block *k)
 {
-    size_t n_block = (size_t)x->n_col / MU_Q_BLOCK;
-    for (int b = 0; b < x->n_col / 32; b++) {
-        const struct mu_block_q6_k *blk = w + b / 8;
-        int j = b % 8, code[32], sc0 = blk->scales[2 * j], sc1 = blk->scales[2 * j + 1];
-        for (int k = 0; k < 8; k++) codes_expand(mu_q6_k_codes(blk, j, k), 32, code + 4 * k);
-        float d = mu_f16_to_f32(blk->d);
-        for (int t = 0; t < x->n_tok; t++) {
-            size_t i = (size_t)t * n_block + (size_t)b;
-            const int8_t *q = x->q + i * MU_Q_BLOCK;
-            float *acc = &out[(size_t)t * stride], scale = d * x->s[i];
-            *acc = fmaf((float)(sc0 * dot(code, q, 16) + sc1 * dot(code + 16, q + 16, 16)), scale, *acc);
+    const void *p = row + (size_t)b * (size_t)mu_type_info(type)->block_bytes;
+    const struct mu_block_q4_0 *q40 = p;
+    const struct mu_block_q4_1 *q41 = p;
+    const struct mu_block_q5_0 *q50 = p;
+    const struct mu_block_q5_1 *q51 = p;
+    const struct mu_block_q8_0 *q80 = p;
+    const struct mu_block_iq4_nl *nl = p;
+    const struct mu_block_mxfp4 *mx = p;
+    k->has_min = type == MU_Q4_1 || type == MU_Q5_1;
+    if (k->has_min) k->min = mu_f16_to_f32(type == MU_Q4_1 ? q41->m : q51->m);
+    k->d = type == MU_MXFP4 ? mu_e8m0_half(mx->e) : mu_f16_to_f32(q40->d); /* where d is f16 it comes first */
+    for (int i = 0; i < 8; i++) {
+        int *w = k->w + 4 * i;
+        switch (type) {
+        case MU_Q4_0: codes_expand(mu_q4_0_codes(q40->qs, i), 8, w); break;
+        case MU_Q4_1: codes_expand(mu_q4_0_codes(q41->qs, i), 0, w); break;
+        case MU_Q5_0: codes_expand(mu_q5_0_codes(q50->qs, q50->qh, i), 16, w); break;
+        case MU_Q5_1: codes_expand(mu_q5_0_codes(q51->qs, q51->qh, i), 0, w); break;
+        case MU_IQ4_NL: codes_look_up(mu_q4_0_codes(nl->qs, i), mu_iq4_values, w); break;
+        case MU_MXFP4: codes_look_up(mu_q4_0_codes(mx->qs, i), mu_mxfp4_values, w); break;
+        default: codes_expand(mu_load_u32(q80->qs + 4 * i) ^ 0x80808080u, 128, w);
         }
+    }
+}
+
+/* The types of 256 values: block b is 32 of them. */
+static void block_256(uint32_t type, const uint8_t *row, int b, struct block *k)
+{
+    const void *p = row + (size_t)(b / 8) * (size_t)mu_type_info(type)->block_bytes;
+    const struct mu_block_q2_k *q2 = p;
+    const struct mu_block_q3_k *q3 = p;
+    const struct mu_block_q4_k *q4 = p;
+    const struct mu_block_q5_k *q5 = p;
+    const struct mu_block_q6_k *q6 = p;
+    const struct mu_block_iq4_xs *xs = p;
+    int j = b % 8;
+    uint8_t sc, mn;
+    k->has_halves = type == MU_Q2_K || type == MU_Q3_K || type == MU_Q6_K;
+    k->has_min = type == MU_Q2_K || type == MU_Q4_K || type == MU_Q5_K;
+    switch (type) {
+    case MU_Q4_K: /* Q5_K begins as Q4_K does */
+    case MU_Q5_K:
+        mu_k4_scale(q4->scales, j, &sc, &mn);
+        k->d = mu_f16_to_f32(q4->d) * (float)sc;
+        k->min = -(mu_f16_to_f32(q4->dmin) * (float)mn);
+        break;
+    case MU_IQ4_XS: k->d = mu_f16_to_f32(xs->d) * (float)mu_iq4_xs_scale(xs, j); break;
+    case MU_Q2_K: k->min = mu_f16_to_f32(q2->dmin); /* fall through */
+    default: k->d = mu_f16_to_f32(type == MU_Q2_K ? q2->d : type == MU_Q3_K ? q3->d : q6->d);
+    }
+    for (int h = 0; h < 2 && k->has_halves; h++) {
+        int i = 2 * j + h;
+        k->mn[h] = type == MU_Q2_K ? q2->scales[i] >> 4 : 0;
+        k->sc[h] = type == MU_Q2_K   ? q2->scales[i] & 15
+                   : type == MU_Q3_K ? mu_q3_k_scale(q3->scales, i)
+                                     : q6->scales[i];
+    }
+    for (int i = 0; i < 8; i++) {
+        int *w = k->w + 4 * i;
+        switch (type) {
+        case MU_Q2_K: codes_expand(mu_low2_codes(q2->qs, j, i), 0, w); break;
+        case MU_Q3_K: codes_expand(mu_q3_k_codes(q3, j, i), 4, w); break;
+        case MU_Q4_K: codes_expand(mu_q4_k_codes(q4->qs, j, i), 0, w); break;
+        case MU_Q5_K: codes_expand(mu_q5_k_codes(q5, j, i), 0, w); break;
+        case MU_IQ4_XS: codes_look_up(mu_q4_0_codes(xs->qs + 16 * j, i), mu_iq4_values, w); break;
+        default: codes_expand(mu_q6_k_codes(q6, j, i), 32, w);
+        }
+    }
+}
+
+static void row_quantised(uint32_t type, const uint8_t *w, const struct mu_act *x, float *out, size_t stride)
+{
+    bool wide = mu_type_info(type)->block_values == 256;
+    for (int b = 0; b < x->n_col / MU_Q_BLOCK; b++) {
+        struct block k = {.has_min = false};
+        (wide ? block_256 : block_32)(type, w, b, &k);
+        block_multiply(&k, x, b, out, stride);
     }
 }
 
@@ -211,11 +237,7 @@ void mu_ref_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int
         case MU_F32: row_f32(w, x, o, out_stride); break;
         case MU_F16: row_f16(w, x, o, out_stride); break;
         case MU_BF16: row_bf16(w, x, o, out_stride); break;
-        case MU_Q4_0: row_q4_0(w, x, o, out_stride); break;
-        case MU_Q8_0: row_q8_0(w, x, o, out_stride); break;
-        case MU_Q4_K: row_q4_k(w, x, o, out_stride); break;
-        case MU_Q6_K: row_q6_k(w, x, o, out_stride); break;
-        default: break;
+        default: (mu_type_info(m->type)->act == MU_ACT_Q8 ? row_quantised : row_widened)(m->type, w, x, o, out_stride);
         }
     }
 }

@@ -104,6 +104,7 @@ static void weights_fill(struct bench *b, uint32_t type)
 {
     for (size_t i = 0; i < b->big_bytes / 4; i++) {
         uint32_t v = rnd() & 0x3fff3fffu;
+        if (type == MU_MXFP4) v = (v & 0x0f0f0f0fu) | 0x70707070u; /* exponents anywhere, none that makes subnormals */
         if (type == MU_F32) v = (v & 0x007fffffu) | 0x3c000000u;
         memcpy(b->weights + 4 * i, &v, 4);
     }
@@ -136,7 +137,7 @@ static void bench_type(struct bench *b, uint32_t type, int n_tok)
     }
     qsort(ratio, REPEATS, sizeof *ratio, by_value);
     bool f = mu_type_info(type)->act != MU_ACT_Q8;
-    printf("%-5s %6d %9.1f %7.1f%% of %s peak", mu_type_info(type)->name, n_tok, ops / best * 1e-9,
+    printf("%-7s %4d %9.1f %7.1f%% of %s peak", mu_type_info(type)->name, n_tok, ops / best * 1e-9,
            100 * ops / best * 1e-9 / (f ? b->f32_gflops : b->int8_gops), f ? "f32 " : "int8");
     if (p.n_mat > 1) printf(" %7.1f GB/s %5.2f of a plain read", gbps, ratio[REPEATS / 2]);
     printf("\n");
@@ -193,7 +194,9 @@ int main(int argc, char **argv)
     printf("%s, %d threads, %d × %d, chunks of %d: int8 peak %.0f GOP/s, f32 peak %.0f GFLOP/s\n", mu_kernels()->name,
            b.n_threads, b.n_row, b.n_col, b.chunk, b.int8_gops, b.f32_gflops);
     printf("type  tokens     GOP/s\n");
-    static const uint32_t types[] = {MU_Q4_0, MU_Q4_K, MU_Q8_0, MU_Q6_K, MU_F16, MU_BF16, MU_F32};
+    static const uint32_t types[] = {MU_Q4_0,  MU_Q4_K,  MU_Q8_0, MU_Q6_K, MU_Q5_K, MU_IQ4_NL, MU_IQ4_XS,
+                                     MU_MXFP4, MU_Q4_1,  MU_Q5_0, MU_Q5_1, MU_Q3_K, MU_Q2_K,   MU_TQ1_0,
+                                     MU_TQ2_0, MU_IQ3_S, MU_F16,  MU_BF16, MU_F32};
     static const int tokens[] = {1, 4, 12, 96, 512};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         if (only_type >= 0 && types[i] != (uint32_t)only_type) continue;

@@ -65,7 +65,7 @@ class Good(unittest.TestCase):
 
     def test_synth_then_run(self):
         with tempfile.TemporaryDirectory() as tmp:
-            for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K"):
+            for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "Q2_K", "Q3_K", "Q5_K", "IQ4_XS", "MXFP4"):
                 out = os.path.join(tmp, kind + ".gguf")
                 made = run("synth", "--layers", "2", "--d-model", "256", "--d-ff", "512", "--vocab", "600", "--ctx", "128", "--type", kind, "--out", out)
                 self.assertEqual(made.returncode, 0, made.stderr)

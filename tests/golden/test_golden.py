@@ -17,6 +17,7 @@ FLOAT = (2e-3, 1e-4, 2e-2, 1e-3)
 QUANT = (2e-2, 1e-3, 0.2, 3e-3)
 MODELS = {"llama2": FLOAT, "llama3": FLOAT, "stories260K": FLOAT, "llama3.BF16": FLOAT, "llama3.Q8_0": QUANT, "llama3.Q4_0": QUANT,
           "llama3.Q4_K_M": QUANT, "llama3.Q6_K": QUANT}
+MODELS |= {"llama3." + kind: QUANT for kind in ("Q2_K", "Q3_K_M", "Q4_1", "Q5_0", "Q5_1", "Q5_K_M", "IQ4_NL", "IQ4_XS", "MXFP4")}
 
 
 def floats(path):
@@ -143,13 +144,13 @@ class SameBytes(unittest.TestCase):
     def test_every_type(self):
         """Odd shapes: 6 heads over 3 KV heads of 80 (rank boundaries inside blocks of 32), widths that are no power of two."""
         with tempfile.TemporaryDirectory() as tmp:
-            for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0"):
+            for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "IQ4_NL", "MXFP4"):
                 out = os.path.join(tmp, kind + ".gguf")
                 made = run("synth", "--layers", "3", "--d-model", "288", "--d-ff", "416", "--heads", "6", "--kv-heads", "3", "--d-head", "80", "--vocab", "1100",
                            "--ctx", "256", "--type", kind, "--out", out)
                 self.assertEqual(made.returncode, 0, made.stderr)
                 self.check(out, self.IDS[:40])
-            for kind in ("Q4_K", "Q6_K"):
+            for kind in ("Q4_K", "Q6_K", "Q2_K", "Q3_K", "Q5_K", "IQ4_XS", "TQ2_0"):
                 out = os.path.join(tmp, kind + ".gguf")
                 made = run("synth", "--layers", "3", "--d-model", "256", "--d-ff", "768", "--heads", "10", "--kv-heads", "5", "--d-head", "128", "--vocab", "700",
                            "--ctx", "256", "--type", kind, "--untied", "--out", out)

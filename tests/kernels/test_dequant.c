@@ -13,8 +13,9 @@
 #include "base/alloc.h"
 #include "kernels/kernels.h"
 
-static const uint32_t supported[] = {MU_F32,  MU_F16,  MU_BF16, MU_Q4_0, MU_Q4_1, MU_Q5_0,
-                                     MU_Q5_1, MU_Q8_0, MU_Q4_K, MU_Q5_K, MU_Q6_K};
+static const uint32_t supported[] = {MU_F32,    MU_F16,   MU_BF16,  MU_Q4_0,  MU_Q4_1,    MU_Q5_0,    MU_Q5_1,
+                                     MU_Q8_0,   MU_Q2_K,  MU_Q3_K,  MU_Q4_K,  MU_Q5_K,    MU_Q6_K,    MU_IQ4_NL,
+                                     MU_IQ4_XS, MU_MXFP4, MU_TQ1_0, MU_TQ2_0, MU_IQ2_XXS, MU_IQ3_XXS, MU_IQ3_S};
 enum { N_SUPPORTED = sizeof supported / sizeof *supported };
 
 static uint8_t *fixture(const char *type, const char *what, size_t *size_out)
@@ -84,7 +85,7 @@ static void test_small_blocks(void **state)
         assert_memory_equal(out, f, sizeof f);
         assert_true(out[32] == 5.0f);
         assert_false(all[k]->dequant_row(MU_Q4_0, q4, 31, out));
-        assert_false(all[k]->dequant_row(MU_IQ1_S, q4, 256, out));
+        assert_false(all[k]->dequant_row(MU_Q8_K, q4, 256, out));
         assert_false(all[k]->dequant_row(5, q4, 32, out));
     }
 }

@@ -15,12 +15,15 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "kernels/blocks.h"
 #include "kernels/kernels.h"
 #ifdef __x86_64__
 #include "kernels/x86/layout.h"
 #endif
 
-static const uint32_t types[] = {MU_F32, MU_F16, MU_BF16, MU_Q8_0, MU_Q4_0, MU_Q4_K, MU_Q6_K};
+static const uint32_t types[] = {MU_F32,    MU_F16,   MU_BF16,  MU_Q8_0,  MU_Q4_0,    MU_Q4_K,    MU_Q6_K,
+                                 MU_Q4_1,   MU_Q5_0,  MU_Q5_1,  MU_Q2_K,  MU_Q3_K,    MU_Q5_K,    MU_IQ4_NL,
+                                 MU_IQ4_XS, MU_MXFP4, MU_TQ1_0, MU_TQ2_0, MU_IQ2_XXS, MU_IQ3_XXS, MU_IQ3_S};
 enum { N_TYPES = sizeof types / sizeof *types };
 enum values { ORDINARY, EXTREME, TINY, N_VALUES };
 
@@ -83,6 +86,24 @@ static void put16(uint8_t *p, uint16_t h)
     memcpy(p, &h, 2);
 }
 
+/* Where a block's f16 scales lie: two, or one twice. MXFP4 has none. */
+static void scales_at(uint32_t type, int at[2])
+{
+    at[0] = at[1] = 0;
+    switch (type) {
+    case MU_Q4_1:
+    case MU_Q5_1:
+    case MU_Q4_K:
+    case MU_Q5_K: at[1] = 2; break;
+    case MU_Q2_K: at[0] = 80, at[1] = 82; break;
+    case MU_Q3_K: at[0] = at[1] = 108; break;
+    case MU_Q6_K: at[0] = at[1] = 208; break;
+    case MU_TQ1_0: at[0] = at[1] = 52; break;
+    case MU_TQ2_0: at[0] = at[1] = 64; break;
+    default: break;
+    }
+}
+
 /* A tensor in the file's form. Codes are random bytes, or all ones and all zeros where extreme. */
 static void raw_fill(uint32_t type, uint8_t *raw, size_t bytes, enum values v)
 {
@@ -99,9 +120,13 @@ static void raw_fill(uint32_t type, uint8_t *raw, size_t bytes, enum values v)
             if (v == TINY) f = uniform(-1, 1) * ldexpf(1, -80 + (int)(rnd() % 30));
             put16(b, rnd() % 16 == 0 ? (uint16_t)(rnd() & 0x807f) : mu_f32_to_bf16(f));
             break;
-        case MU_Q6_K: put16(b + 208, scale16(v)); break;
-        case MU_Q4_K: put16(b + 2, scale16(v)); /* fall through */
-        default: put16(b, scale16(v));
+        case MU_MXFP4: b[0] = (uint8_t)(v == EXTREME ? rnd() % 255 : v == TINY ? rnd() % 4 : 100 + rnd() % 40); break;
+        default: {
+            int at[2];
+            scales_at(type, at);
+            put16(b + at[0], scale16(v));
+            if (at[1] != at[0]) put16(b + at[1], scale16(v));
+        }
         }
     }
 }
@@ -364,33 +389,77 @@ static void test_ref_means(void **state)
     }
 }
 
+/* MXFP4's scale has an exponent of its own: all 255 of them, the first two without a normal number. */
+static void test_mxfp4_scales(void **state)
+{
+    enum { ROWS = 255, TOKENS = 6 };
+    uint8_t *raw = take(ROWS * 17);
+    struct input in;
+    float want[TOKENS * ROWS];
+    (void)state;
+    raw_fill(MU_MXFP4, raw, ROWS * 17, ORDINARY);
+    for (int r = 0; r < ROWS; r++) raw[17 * r] = (uint8_t)r;
+    input_fill(&in, TOKENS, 32, ORDINARY);
+    for (int t = 0; t < TOKENS; t++) in.s[t] = t % 2 ? 1.0f : 0.25f; /* so that nothing is rounded but at the ends */
+    struct mu_mat mr = pack(all[0], MU_MXFP4, ROWS, 32, raw);
+    all[0]->matmul(&mr, &in.act, 0, ROWS, want, ROWS);
+    for (int t = 0; t < TOKENS; t++)
+        for (int r = 0; r < ROWS; r++) {
+            static const int values[16] = {MU_MXFP4_VALUES};
+            int sum = 0;
+            for (int i = 0; i < 32; i++)
+                sum += in.q[32 * t + i] * values[raw[17 * r + 1 + i % 16] >> (i < 16 ? 0 : 4) & 15];
+            assert_true(want[t * ROWS + r] == (float)sum * (float)ldexp((double)in.s[t], r - 128));
+        }
+    for (int k = 1; all[k]; k++) {
+        if (!covers(all[k], MU_MXFP4)) continue;
+        struct mu_mat m = pack(all[k], MU_MXFP4, ROWS, 32, raw);
+        check_range(all[k], &m, &in.act, want, 0, ROWS);
+        in.act.n_tok = 1;
+        check_range(all[k], &m, &in.act, want, 0, ROWS);
+        in.act.n_tok = TOKENS;
+        mu_free(m.data);
+    }
+    mu_free(mr.data);
+    input_free(&in);
+    mu_free(raw);
+}
+
 static void test_pack_refuses(void **state)
 {
     (void)state;
     for (int k = 0; all[k]; k++) {
-        assert_int_equal(all[k]->mat_bytes(MU_IQ1_S, 16, 256), 0);
+        assert_int_equal(all[k]->mat_bytes(MU_Q8_K, 16, 256), 0);
         assert_int_equal(all[k]->mat_bytes(MU_Q4_K, 16, 255), 0);
         assert_int_equal(all[k]->mat_bytes(MU_F32, -1, 4), 0);
         assert_int_equal(all[k]->mat_bytes(5, 16, 256), 0);
         for (int t = 0; t < N_TYPES; t++) {
-            static const size_t at[] = {[MU_F32] = 2, [MU_Q6_K] = 208};
-            size_t row_bytes, where = types[t] <= MU_Q6_K ? at[types[t]] : 0;
+            size_t row_bytes;
+            int at[2];
+            scales_at(types[t], at);
+            if (types[t] == MU_F32) at[0] = at[1] = 2;
             assert_true(mu_type_row_bytes(types[t], 512, &row_bytes));
             uint8_t *raw = take(row_bytes * 18);
             raw_fill(types[t], raw, row_bytes * 18, ORDINARY);
             struct mu_mat m = {types[t], 18, 512, take(all[k]->mat_bytes(types[t], 18, 512))};
             assert_true(all[k]->mat_pack(&m, 0, 18, raw));
-            uint8_t *scale = raw + row_bytes * 17 + (size_t)mu_type_info(types[t])->block_bytes + where;
-            for (int sign = 0; sign < 2; sign++) { /* infinity, NaN */
+            uint8_t *block = raw + row_bytes * 17 + (size_t)mu_type_info(types[t])->block_bytes, *scale = block + at[0];
+            if (types[t] == MU_MXFP4) {
+                block[0] = 254;
+                assert_true(all[k]->mat_pack(&m, 0, 18, raw));
+                block[0] = 255;
+                assert_false(all[k]->mat_pack(&m, 0, 18, raw));
+            }
+            for (int sign = 0; sign < 2 && types[t] != MU_MXFP4; sign++) { /* infinity, NaN */
                 put16(scale, types[t] == MU_F32 || types[t] == MU_BF16 ? (sign ? 0xffc0 : 0x7f80)
                              : sign                                    ? 0xfe00
                                                                        : 0x7c00);
                 assert_false(all[k]->mat_pack(&m, 0, 18, raw));
             }
-            if (types[t] == MU_Q4_K) {
+            if (at[1] != at[0]) {
                 put16(scale, 0);
                 assert_true(all[k]->mat_pack(&m, 0, 18, raw));
-                put16(scale + 2, 0x7c00);
+                put16(block + at[1], 0x7c00);
                 assert_false(all[k]->mat_pack(&m, 16, 18, raw + row_bytes * 16));
             }
             mu_free(m.data);
@@ -423,9 +492,11 @@ static void test_tables(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tables),         cmocka_unit_test(test_pack_refuses),  cmocka_unit_test(test_ref_means),
-        cmocka_unit_test(test_bf16_boundary),  cmocka_unit_test(test_bf16_tininess), cmocka_unit_test(test_all_sizes),
+        cmocka_unit_test(test_tables),         cmocka_unit_test(test_pack_refuses),
+        cmocka_unit_test(test_ref_means),      cmocka_unit_test(test_bf16_boundary),
+        cmocka_unit_test(test_bf16_tininess),  cmocka_unit_test(test_all_sizes),
         cmocka_unit_test(test_extreme_values), cmocka_unit_test(test_long_rows),
+        cmocka_unit_test(test_mxfp4_scales),
     };
     reduced = getenv("MUSTER_TEST_REDUCED") != NULL;
     mu_fp_env_set();

@@ -38,7 +38,7 @@ static void product(const struct plain *p, const struct mu_mat *m, const float *
 
 static float as_added(const struct mu_mat *m, float y) /* C4 */
 {
-    return mu_type_info(m->type)->act == MU_ACT_Q8 ? mu_bf16_to_f32(mu_f32_to_bf16(y)) : y;
+    return mu_type_info(m->type)->block_values > 1 ? mu_bf16_to_f32(mu_f32_to_bf16(y)) : y;
 }
 
 static void norm(const struct plain *p, const float *x, const struct mu_gguf_tensor *w, float *out)
@@ -149,7 +149,7 @@ static void check(const struct mu_model *m, const char *name)
 static void test_synth(void **state)
 {
     (void)state;
-    static const uint32_t types[] = {MU_Q4_0, MU_Q8_0, MU_F16, MU_BF16, MU_F32, MU_Q6_K};
+    static const uint32_t types[] = {MU_Q4_0, MU_Q8_0, MU_F16, MU_BF16, MU_F32, MU_Q6_K, MU_Q2_K, MU_MXFP4, MU_TQ2_0};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         struct mu_synth spec = {.arch = "llama",
                                 .n_layer = 2,

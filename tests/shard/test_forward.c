@@ -131,8 +131,9 @@ static void check_ways(const struct mu_model *m, const char *name, size_t n)
 static void test_fixtures(void **state)
 {
     (void)state;
-    static const char *const names[] = {"llama2.f16",  "llama3.BF16",   "stories260K.f32", "llama3.Q8_0",
-                                        "llama3.Q4_0", "llama3.Q4_K_M", "llama3.Q6_K"};
+    static const char *const names[] = {"llama2.f16",    "llama3.BF16",   "stories260K.f32", "llama3.Q8_0",
+                                        "llama3.Q4_0",   "llama3.Q4_K_M", "llama3.Q6_K",     "llama3.Q3_K_M",
+                                        "llama3.IQ4_XS", "llama3.MXFP4"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         struct mu_model *m = fixture_model(names[i]);
         check_ways(m, names[i], 70);

@@ -200,7 +200,10 @@ static void test_window(void **state)
 static void test_quantised(void **state)
 {
     (void)state;
-    static const char *const names[] = {"llama3.Q8_0", "llama3.Q4_0", "llama3.Q4_K_M", "llama3.Q6_K"};
+    static const char *const names[] = {"llama3.Q8_0",   "llama3.Q4_0",   "llama3.Q4_K_M", "llama3.Q6_K",
+                                        "llama3.Q5_K_M", "llama3.IQ4_NL", "llama3.IQ4_XS", "llama3.MXFP4",
+                                        "llama3.Q4_1",   "llama3.Q5_0",   "llama3.Q5_1",   "llama3.Q3_K_M",
+                                        "llama3.Q2_K"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) check_model(names[i], names[i], QUANTISED);
 }
 

@@ -1,0 +1,21 @@
+/* Codebooks of the IQ types (grids.c), what their digits stand for, and the eighth sign. Private to kernels/. */
+#ifndef MU_KERNELS_GRIDS_H
+#define MU_KERNELS_GRIDS_H
+
+#include <stdint.h>
+
+extern const uint16_t mu_iq2_xxs_grid[256], mu_iq3_xxs_grid[256], mu_iq3_s_grid[512];
+
+static const uint8_t mu_iq2_magnitudes[4] = {8, 25, 43}, mu_iq3_xxs_magnitudes[8] = {4, 12, 20, 28, 36, 44, 52, 62};
+static inline int mu_iq3_s_magnitude(unsigned digit)
+{
+    return (int)(2 * digit + 1);
+}
+
+/* Signs of 8 values, bit i set where value i is negative, from the seven that a file has: an even number of them is. */
+static inline unsigned mu_iq_signs(unsigned seven)
+{
+    return seven | (unsigned)__builtin_parity(seven) << 7;
+}
+
+#endif

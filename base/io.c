@@ -7,7 +7,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <ftw.h>
 #include <limits.h>
 #include <poll.h>
 #include <stdbool.h>
@@ -325,49 +324,4 @@ enum mu_status mu_file_writer_close(struct mu_file_writer *w, int commit, struct
     mu_free(w->partial);
     mu_free(w);
     return st;
-}
-
-/* ---- run folders ---- */
-
-/* A unix socket's path has at most 107 bytes; this leaves 31 for a slash and a name in the folder. */
-enum { RUN_DIR_MAX = 76 };
-static const char run_dir_prefix[] = "muster-";
-
-enum mu_status mu_run_dir_create(char **path_out, struct mu_err *err)
-{
-    const char *const parents[] = {getenv("XDG_RUNTIME_DIR"), getenv("TMPDIR"), "/tmp"};
-    int last_errno = 0;
-    for (int i = 0; i < 3; i++) {
-        if (!parents[i] || parents[i][0] != '/') continue;
-        char *path = mu_asprintf("%s/%s%d-XXXXXX", parents[i], run_dir_prefix, (int)getpid());
-        if (!path) return mu_fail(err, MU_ENOMEM, "out of memory for a run folder's name");
-        if (strlen(path) > RUN_DIR_MAX) {
-            last_errno = ENAMETOOLONG;
-        } else if (mkdtemp(path)) {
-            *path_out = path;
-            return MU_OK;
-        } else {
-            last_errno = errno;
-        }
-        mu_free(path);
-    }
-    return mu_fail(err, MU_EIO,
-                   "cannot create a run folder in $XDG_RUNTIME_DIR, $TMPDIR or /tmp: %s; make one writable",
-                   strerror(last_errno));
-}
-
-static int remove_entry(const char *path, const struct stat *sb, int type, struct FTW *ftw)
-{
-    (void)sb, (void)type, (void)ftw;
-    remove(path);
-    return 0;
-}
-
-void mu_run_dir_remove(const char *path)
-{
-    if (!path) return;
-    /* Only what mu_run_dir_create could have made: a wrong argument must not empty somebody's home. */
-    const char *slash = strrchr(path, '/');
-    if (!slash || strncmp(slash + 1, run_dir_prefix, sizeof run_dir_prefix - 1) != 0) return;
-    nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS | FTW_MOUNT);
 }

@@ -26,9 +26,15 @@ uint64_t mu_file_writer_offset(const struct mu_file_writer *w);
 enum mu_status mu_file_writer_close(struct mu_file_writer *w, int commit, struct mu_err *err); /* frees w always */
 
 /* A fresh private folder (0700) under $XDG_RUNTIME_DIR or $TMPDIR or /tmp: "muster-PID-XXXXXX". Path freed with
- * mu_free; at most 76 bytes, so that a socket in it has room for its name. */
+ * mu_free; at most 76 bytes, so that a socket in it has room for its name. The file "lock" in it is locked until this
+ * process removes the folder or ends. */
 enum mu_status mu_run_dir_create(char **path_out, struct mu_err *err);
+/* The same in `parent`, of any length. */
+enum mu_status mu_run_dir_create_in(const char *parent, char **path_out, struct mu_err *err);
 /* The folder and everything in it (no links followed); errors, and names that mu_run_dir_create never makes, ignored. */
 void mu_run_dir_remove(const char *path);
+/* Removes the run folders of this user's processes that ended without doing it, in the three places above and in
+ * /dev/shm. Folders whose lock is held, or that have files but no lock, stay. */
+void mu_run_dir_sweep(void);
 
 #endif

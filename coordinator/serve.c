@@ -5,7 +5,8 @@
  * Start: model → memory plan → public server → internal server (unix socket) → worker → inventory → hub starts the
  * gang.
  * Stop, in this order: the hub ends the gang and all requests, and takes no more (calls are answered UNAVAILABLE from
- * here on) → text thread takes no more → worker ends, with it the leader's stream → servers → the rest. */
+ * here on) → text thread takes no more → worker ends, with it the leader's stream → servers → the rest. A watchdog ends
+ * the process where something hangs, at the start as well. */
 #include <errno.h>
 #include <poll.h>
 #include <signal.h>
@@ -23,6 +24,7 @@
 #include "base/io.h"
 #include "base/log.h"
 #include "base/topo.h"
+#include "base/watchdog.h"
 #include "coordinator/epoch.h"
 #include "coordinator/hub.h"
 #include "coordinator/local_worker.h"
@@ -30,7 +32,13 @@
 #include "proto/descriptors.h"
 
 enum { MAX_METHODS = 16, DEFAULT_CONTEXT = 8192, DEFAULT_PARALLEL = 32, STEP_TOKENS = 512 };
-enum { WORKER_START_MS = 10000, WORKER_ASK_MS = 500, WORKER_STOP_MS = 3000, WORKER_RESTART_MS = 200 };
+enum {
+    WORKER_START_MS = 10000,
+    WORKER_ASK_MS = 500,
+    WORKER_STOP_MS = 3000,
+    WORKER_RESTART_MS = 200,
+    DOORS_LIMIT_MS = 10000
+};
 
 struct serve {
     struct mu_hub hub;
@@ -241,12 +249,23 @@ static void watch_worker(struct serve *s)
 
 /* ---- start, run, stop ---- */
 
+static enum mu_status start_thread(pthread_t *thread_out, void *(*fn)(void *), struct mu_hub *h, const char *name,
+                                   struct mu_err *err)
+{
+    int rc = pthread_create(thread_out, NULL, fn, h);
+    return rc ? mu_fail(err, MU_EAGAIN,
+                        "cannot start the %s thread: %s; memory or processes are limited (ulimit -v, -u)", name,
+                        strerror(rc))
+              : MU_OK;
+}
+
 static enum mu_status start(struct serve *s, struct mu_err *err)
 {
     struct mu_hub *h = &s->hub;
     Muster__V1__Node *node = NULL;
     enum mu_status st;
     MU_TRY(st, open_model(s, err), fail);
+    mu_run_dir_sweep();
     MU_TRY(st, mu_run_dir_create(&s->run_dir, err), fail);
     snprintf(h->engine_address, sizeof h->engine_address, "unix:%s/engine", s->run_dir);
     if (h->opt->worker)
@@ -265,18 +284,15 @@ static enum mu_status start(struct serve *s, struct mu_err *err)
         st = mu_fail(err, MU_EIO, "cannot make an eventfd: %s", strerror(errno));
         goto fail;
     }
+    mu_watchdog_phase("opening the gRPC servers", DOORS_LIMIT_MS);
     MU_TRY(st, open_doors(s, err), fail);
+    mu_watchdog_phase("waiting for the worker", WORKER_START_MS + 3000);
     MU_TRY(st, start_worker(s, &node, err), fail);
+    mu_watchdog_phase(NULL, 0);
     h->started_ns = mu_now_ns();
-    if (pthread_create(&s->text_thread, NULL, mu_text_main, h)) {
-        st = mu_fail(err, MU_EAGAIN, "cannot start a thread");
-        goto fail;
-    }
+    MU_TRY(st, start_thread(&s->text_thread, mu_text_main, h, "text", err), fail);
     s->text_started = true;
-    if (pthread_create(&s->hub_thread, NULL, mu_hub_main, h)) {
-        st = mu_fail(err, MU_EAGAIN, "cannot start a thread");
-        goto fail;
-    }
+    MU_TRY(st, start_thread(&s->hub_thread, mu_hub_main, h, "hub", err), fail);
     s->hub_started = true;
     post_worker(s, MU_EV_WORKER_UP, node, "");
     node = NULL;
@@ -371,15 +387,23 @@ int mu_serve_main(const struct mu_serve_options *opt)
     pthread_sigmask(SIG_BLOCK, &s->signals, NULL);
     signal(SIGPIPE, SIG_IGN);
     s->signal_fd = signalfd(-1, &s->signals, SFD_CLOEXEC | SFD_NONBLOCK);
-    mu_rpc_init();
-    enum mu_status st = s->signal_fd < 0 ? mu_fail(&err, MU_EIO, "signalfd: %s", strerror(errno)) : start(s, &err);
-    if (!st)
-        st = run(s, &err);
-    else if (st == MU_ECANCELLED && stop_wanted())
-        st = MU_OK; /* a signal during the start is an ordinary end */
+    sigset_t ends = s->signals;
+    sigdelset(&ends, SIGCHLD);
+    enum mu_status st = s->signal_fd < 0 ? mu_fail(&err, MU_EIO, "signalfd: %s", strerror(errno))
+                                         : mu_watchdog_start("muster serve", &ends, MU_WATCHDOG_MS, &err);
+    bool begun = !st;
+    if (begun) {
+        mu_rpc_init();
+        st = start(s, &err);
+        if (!st)
+            st = run(s, &err);
+        else if (st == MU_ECANCELLED && stop_wanted())
+            st = MU_OK; /* a signal during the start is an ordinary end */
+    }
+    mu_watchdog_ending();
+    if (st) fprintf(stderr, "muster serve: %s\n", err.text); /* before what might hang */
     stop(s);
-    mu_rpc_shutdown();
-    if (st) fprintf(stderr, "muster serve: %s\n", err.text);
+    if (begun) mu_rpc_shutdown();
     mu_free(s);
     return st ? 1 : 0;
 }

@@ -663,8 +663,9 @@ void mu_rpc_channel_close(struct mu_rpc_channel *c)
     if (c->cq) grpc_completion_queue_shutdown(c->cq);
     if (c->running) pthread_join(c->thread, NULL);
     if (c->core) grpc_channel_destroy(c->core);
-    if (c->cq && !c->running) mu_rpc_poll(c->cq);
-    if (c->cq) grpc_completion_queue_destroy(c->cq);
+    /* Without its thread it never carried a stream; should gRPC keep it open all the same, it stays. */
+    bool drained = c->running || !c->cq || mu_rpc_poll_until(c->cq, mu_now_ns() + MU_SEC);
+    if (c->cq && drained) grpc_completion_queue_destroy(c->cq);
     pthread_cond_destroy(&c->changed);
     pthread_mutex_destroy(&c->lock);
     mu_free(c->address);

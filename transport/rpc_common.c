@@ -12,6 +12,7 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "proto/limits.h"
 #include "transport/rpc_internal.h"
@@ -146,9 +147,12 @@ enum mu_status mu_rpc_thread_start(pthread_t *thread_out, void *(*fn)(void *), v
     sigset_t all, old;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &old);
-    int rc = pthread_create(thread_out, NULL, fn, arg);
+    int rc = mu_fault_hit("rpc.thread") ? EAGAIN : pthread_create(thread_out, NULL, fn, arg);
     pthread_sigmask(SIG_SETMASK, &old, NULL);
-    return rc ? mu_fail(err, MU_ENOMEM, "thread for gRPC: %s", strerror(rc)) : MU_OK;
+    return rc ? mu_fail(err, MU_ENOMEM,
+                        "cannot start a thread for gRPC: %s; memory or processes are limited (ulimit -v, -u)",
+                        strerror(rc))
+              : MU_OK;
 }
 
 void mu_rpc_cond_init(pthread_cond_t *cond)
@@ -165,15 +169,23 @@ grpc_arg mu_rpc_int_arg(const char *key, int value)
     return (grpc_arg){.type = GRPC_ARG_INTEGER, .key = (char *)key, .value.integer = value};
 }
 
-void mu_rpc_poll(grpc_completion_queue *cq)
+bool mu_rpc_poll_until(grpc_completion_queue *cq, int64_t deadline_ns)
 {
     for (;;) {
-        grpc_event ev = grpc_completion_queue_next(cq, gpr_inf_future(GPR_CLOCK_MONOTONIC), NULL);
-        if (ev.type == GRPC_QUEUE_SHUTDOWN) return;
-        if (ev.type != GRPC_OP_COMPLETE) continue;
+        grpc_event ev = grpc_completion_queue_next(cq, mu_rpc_timespec(deadline_ns), NULL);
+        if (ev.type == GRPC_QUEUE_SHUTDOWN) return true;
+        if (ev.type != GRPC_OP_COMPLETE) {
+            if (deadline_ns != MU_FOREVER && mu_now_ns() >= deadline_ns) return false;
+            continue;
+        }
         struct mu_rpc_tag *tag = ev.tag;
         if (atomic_load_explicit(&tag->armed, memory_order_acquire)) tag->fn(tag->owner, ev.success != 0);
     }
+}
+
+void mu_rpc_poll(grpc_completion_queue *cq)
+{
+    mu_rpc_poll_until(cq, MU_FOREVER);
 }
 
 gpr_timespec mu_rpc_timespec(int64_t deadline_ns)

@@ -39,6 +39,8 @@ static inline void *mu_rpc_arm(struct mu_rpc_tag *tag)
 
 /* Runs tags until the queue is shut down and empty. */
 void mu_rpc_poll(grpc_completion_queue *cq);
+/* The same until a deadline, for a queue that has no thread. False: the deadline passed. */
+bool mu_rpc_poll_until(grpc_completion_queue *cq, int64_t deadline_ns);
 /* A thread that no signal of the process is delivered to. */
 enum mu_status mu_rpc_thread_start(pthread_t *thread_out, void *(*fn)(void *), void *arg, struct mu_err *err);
 /* For waits until a monotonic time. */

@@ -22,13 +22,17 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "base/fault.h"
 #include "base/log.h"
 #include "transport/rpc_internal.h"
 
 enum {
     PENDING_CALLS = 16, /* calls per queue that may arrive before we have asked for them */
     MAX_THREADS = 64,
-    MAX_ADDRESSES = 16
+    MAX_ADDRESSES = 16,
+    INLINE_SLICE_MS = 20, /* at a queue without a thread, before the next one's turn */
+    STUCK_MS = 10000,     /* between complaints about a handler that does not return … */
+    STUCK_TURNS = 3       /* … and so many, before the server is left alone */
 };
 
 struct server_queue {
@@ -474,14 +478,28 @@ static void on_shut(void *owner, bool ok)
     pthread_mutex_unlock(&s->lock);
 }
 
-static bool wait_shut(struct mu_rpc_server *s, int ms)
+static bool wait_shut_slice(struct mu_rpc_server *s, int64_t until_ns)
 {
-    int64_t until = mu_now_ns() + (ms > 0 ? ms : 0) * MU_MS;
-    struct timespec ts = {.tv_sec = until / MU_SEC, .tv_nsec = until % MU_SEC};
+    struct timespec ts = {.tv_sec = until_ns / MU_SEC, .tv_nsec = until_ns % MU_SEC};
     pthread_mutex_lock(&s->lock);
     while (!s->is_shut && pthread_cond_timedwait(&s->changed, &s->lock, &ts) != ETIMEDOUT) {}
     bool shut = s->is_shut;
     pthread_mutex_unlock(&s->lock);
+    return shut;
+}
+
+/* Queues without a thread are polled here, turn by turn: nobody else would, and the server's end waits for them. */
+static bool wait_shut(struct mu_rpc_server *s, int ms)
+{
+    int64_t until = mu_now_ns() + (ms > 0 ? ms : 0) * MU_MS;
+    bool shut, all_run = true;
+    for (int i = 0; i < s->n_queue; i++) all_run = all_run && s->queue[i].running;
+    if (all_run) return wait_shut_slice(s, until);
+    do {
+        for (int i = 0; i < s->n_queue; i++)
+            if (!s->queue[i].running) mu_rpc_poll_until(s->queue[i].cq, mu_now_ns() + INLINE_SLICE_MS * MU_MS);
+        shut = wait_shut_slice(s, mu_now_ns());
+    } while (!shut && mu_now_ns() < until);
     return shut;
 }
 
@@ -561,33 +579,38 @@ static enum mu_status start_queues(struct mu_rpc_server *s, struct mu_err *err)
     return MU_OK;
 }
 
-/* The gRPC server ends, polled by its threads, or here where they were not started. */
-static void shut_core(struct mu_rpc_server *s, int grace_ms)
+/* The gRPC server ends, polled by its threads, or here where they were not started. False: it did not, because a
+ * handler does not return; all of it must then stay as it is. */
+static bool shut_core(struct mu_rpc_server *s, int grace_ms)
 {
     struct server_queue *first = &s->queue[0];
     s->shutdown_tag = (struct mu_rpc_tag){.fn = on_shut, .owner = s};
     grpc_server_shutdown_and_notify(s->core, first->cq, mu_rpc_arm(&s->shutdown_tag));
-    for (int i = 0; i < s->n_queue; i++) {
-        struct server_queue *q = &s->queue[i];
-        if (!q->running && q->cq && mu_rpc_thread_start(&q->thread, poll_thread, q, NULL) == MU_OK) q->running = true;
-    }
     bool shut = wait_shut(s, grace_ms);
     if (!shut) grpc_server_cancel_all_calls(s->core);
-    while (!shut && !(shut = wait_shut(s, 10000)))
-        mu_error("grpc", "server still stopping after 10 s: a handler does not return");
-    for (int i = 0; i < s->n_queue; i++)
-        if (s->queue[i].cq) grpc_completion_queue_shutdown(s->queue[i].cq);
-    for (int i = 0; i < s->n_queue; i++)
-        if (s->queue[i].running) pthread_join(s->queue[i].thread, NULL);
+    for (int i = 1; !shut && i <= STUCK_TURNS; i++)
+        if (!(shut = wait_shut(s, STUCK_MS)))
+            mu_error("grpc", "server still stopping after %d s: a handler does not return", i * STUCK_MS / 1000);
+    if (!shut) return false;
+    for (int i = 0; i < s->n_queue; i++) grpc_completion_queue_shutdown(s->queue[i].cq);
+    for (int i = 0; i < s->n_queue; i++) {
+        struct server_queue *q = &s->queue[i];
+        if (q->running)
+            pthread_join(q->thread, NULL);
+        else if (!mu_rpc_poll_until(q->cq, mu_now_ns() + STUCK_MS * MU_MS))
+            return false;
+    }
+    return true;
 }
 
 /* Accepts a half-started server. */
 void mu_rpc_server_stop(struct mu_rpc_server *s, int grace_ms)
 {
     if (!s) return;
+    mu_fault_hit("rpc.stop");
     if (s->services) mu_rpc_services_stop(s->services);
     if (s->core) {
-        shut_core(s, grace_ms);
+        if (!shut_core(s, grace_ms)) return;
         for (int i = 0; i < s->n_queue; i++) grpc_completion_queue_destroy(s->queue[i].cq);
         grpc_server_destroy(s->core);
     }

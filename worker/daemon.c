@@ -5,7 +5,8 @@
  *   supervising thread owns the gangs (supervisor.c)
  *   inventory thread   measures (inventory.c)
  *
- * Shutdown order: gangs (their streams hear `died`), inventory, server, folders. Under 2 s.
+ * Shutdown order: gangs (their streams hear `died`), inventory, server, folders. Under 2 s; a watchdog ends the process
+ * where something hangs.
  * Killed with SIGKILL: mpirun and the ranks follow by their parent-death signals; the folders are swept at the next
  * start. */
 #include <errno.h>
@@ -19,12 +20,13 @@
 #include "base/alloc.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "base/watchdog.h"
 #include "worker/inventory.h"
 #include "worker/places.h"
 #include "worker/supervisor.h"
 #include "worker/worker.h"
 
-enum { STOP_GRACE_MS = 300 };
+enum { STOP_GRACE_MS = 300, START_LIMIT_MS = 10000 };
 
 struct daemon {
     struct mu_supervisor *supervisor;
@@ -93,6 +95,7 @@ int mu_worker_main(const struct mu_worker_options *opt)
     struct mu_worker_gang_place place = {.mpirun = opt->mpirun};
     struct mu_rpc_server *server = NULL;
     enum mu_status st;
+    bool rpc = false;
     sigset_t ends;
     mu_log_init("worker");
     sigemptyset(&ends);
@@ -104,7 +107,10 @@ int mu_worker_main(const struct mu_worker_options *opt)
     if (!parent_tie(opt->parent_pid)) return 0;
     prctl(PR_SET_CHILD_SUBREAPER, 1); /* ranks whose mpirun was killed are ours to reap */
     if (gethostname(place.host, sizeof place.host - 1) != 0) place.host[0] = '\0';
+    MU_TRY(st, mu_watchdog_start("muster worker", &ends, MU_WATCHDOG_MS, &err), out);
     mu_rpc_init();
+    rpc = true;
+    mu_watchdog_phase("the start of the worker", START_LIMIT_MS);
     MU_TRY(st, mu_fault_init(-1, &err), out);
     MU_TRY(st, mu_places_open(&places, &err), out);
     place.run_dir = places.run_dir;
@@ -112,11 +118,13 @@ int mu_worker_main(const struct mu_worker_options *opt)
     MU_TRY(st, mu_supervisor_start(&place, &d.supervisor, &err), out);
     MU_TRY(st, mu_inventory_start(&d.inventory, &err), out);
     MU_TRY(st, server_start(&d, opt->listen, &server, &err), out);
+    mu_watchdog_phase(NULL, 0);
     mu_info("worker", "listening on %s, pid %d", opt->listen, (int)getpid());
     int sig = 0;
     while (sigwait(&ends, &sig) != 0) {}
     mu_info("worker", "%s: ending", strsignal(sig));
 out:
+    mu_watchdog_ending();
     if (st != MU_OK) mu_log_err(MU_LOG_ERROR, "worker", &err, "cannot run");
     mu_supervisor_stop(d.supervisor);
     mu_inventory_stop(d.inventory);
@@ -124,6 +132,6 @@ out:
     mu_supervisor_destroy(d.supervisor);
     mu_inventory_destroy(d.inventory);
     mu_places_close(&places);
-    mu_rpc_shutdown();
+    if (rpc) mu_rpc_shutdown();
     return st == MU_OK ? 0 : 1;
 }

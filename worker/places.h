@@ -1,5 +1,5 @@
 /* The folders of a worker: one for its gangs' files, one on a memory file system for what their processes share.
- * Both are locked while the worker lives; what workers that were killed left behind is swept away at the next start. */
+ * Both are locked while the worker lives; what processes that were killed left behind is swept away at the next start. */
 #ifndef MU_WORKER_PLACES_H
 #define MU_WORKER_PLACES_H
 
@@ -7,7 +7,6 @@
 
 struct mu_places {
     char *run_dir, *shm_dir; /* shm_dir NULL: there is no such file system */
-    int run_lock, shm_lock;
 };
 
 enum mu_status mu_places_open(struct mu_places *p, struct mu_err *err);

@@ -23,6 +23,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "base/topo.h"
+#include "base/watchdog.h"
 #include "kernels/kernels.h"
 #include "worker/gang_file.h"
 #include "worker/leader.h"
@@ -34,6 +35,7 @@
 enum {
     BREATH_MS = 100,
     BELL_SETUP_MS = 30000,
+    ENGINE_OPEN_MS = 10000,
     COMM_MS = 30000,
     IDLE_POLL_MS = 10000,
     /* A rank that found another one gone lets that one be noticed first: its connections close before its process
@@ -256,8 +258,15 @@ static enum mu_status lead(struct rank *r, struct mu_err *err)
         .bells = r->bells,
         .record = r->record,
     };
-    enum mu_status st = mu_engine_open(&eo, &lo.engine, err);
+    /* gRPC may hang in there where memory is short, while this rank still breathes: no one else would notice. */
+    sigset_t none;
+    sigemptyset(&none);
+    enum mu_status st = mu_watchdog_start("muster rank", &none, MU_WATCHDOG_MS, err);
     if (st != MU_OK) return st;
+    mu_watchdog_phase("opening the leader's gRPC channel", ENGINE_OPEN_MS);
+    st = mu_engine_open(&eo, &lo.engine, err);
+    if (st != MU_OK) return st;
+    mu_watchdog_phase(NULL, 0);
     atomic_store(&r->record->ready, 1);
     st = mu_leader_run(&lo, err);
     for (int i = 0; i < r->plan.n_rank; i++) /* the others need not find out by themselves */

@@ -43,6 +43,51 @@ class Cleanup(unittest.TestCase):
             self.assertEqual([e for e in os.listdir(tmp) if e.startswith("muster-") or e.startswith("ompi")], [])
 
 
+    def test_run_folders_of_the_killed_are_swept(self):
+        def folders(*parents):
+            return {os.path.join(p, e) for p in parents for e in os.listdir(p) if e.startswith("muster-")}
+
+        with tempfile.TemporaryDirectory() as tmp:
+            env = {"TMPDIR": tmp, "XDG_RUNTIME_DIR": tmp}
+            server = harness.Server(split="1:1", env=env)
+            old = folders(tmp)
+            self.assertEqual(len(old), 2, old)  # serve's and the worker's
+            pids = server.processes()
+            for pid in pids:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self.assertEqual(harness.wait_gone(pids, 5), [])
+            server.__exit__(None, None, None)
+            self.assertNotEqual(folders(tmp) & old, set(), "nothing was left behind that could be swept")
+            with harness.Server(split="1:1", env=env) as other:
+                self.assertEqual(folders(tmp) & old, set())
+                self.assertEqual(len(folders(tmp)), 2)  # a second server does not touch a living one's
+                with harness.Server(split="1:1", env=env):
+                    self.assertEqual(len(folders(tmp)), 4)
+                self.assertEqual(len(other.generate("O", 3)[0]), 3)
+            self.assertEqual(folders(tmp), set())
+
+    def test_what_hangs_is_ended(self):
+        """Servers, the worker's as well as serve's, that hang when they are stopped."""
+        with tempfile.TemporaryDirectory() as tmp:
+            server = harness.Server(split="1:1", env={"TMPDIR": tmp, "XDG_RUNTIME_DIR": tmp, "MUSTER_FAULT": "rpc.stop:1=sleep"})
+            self.assertEqual(server.stop(seconds=8), [])
+            self.assertEqual(server.process.returncode, 1)
+            self.assertIn("muster serve: the end hangs", server.logged())
+            server.__exit__(None, None, None)
+            worker = subprocess.Popen([harness.MUSTER, "worker", "--listen", f"unix:{tmp}/w"], stderr=subprocess.PIPE, text=True,
+                                      env=dict(os.environ, TMPDIR=tmp, MUSTER_FAULT="rpc.stop:1=sleep"))
+            self.addCleanup(worker.stderr.close)
+            self.addCleanup(worker.kill)
+            while "listening" not in worker.stderr.readline():
+                self.assertIsNone(worker.poll())
+            worker.terminate()
+            self.assertEqual(worker.wait(8), 1)
+            self.assertIn("muster worker: the end hangs", worker.stderr.read())
+
+
 class Loading(unittest.TestCase):
     """Clients that come, and a signal that comes, before the model is loaded."""
 
@@ -132,6 +177,31 @@ class CannotStart(unittest.TestCase):
     def test_no_mpirun(self):
         with tempfile.TemporaryDirectory() as empty:
             self.fails([harness.BARD, "--listen", "127.0.0.1:0", "--split", "1:1"], ["mpirun", "openmpi-bin"], env={"PATH": empty})
+
+    def test_no_threads(self):
+        """serve's n-th gRPC thread cannot be started; the worker, which inherits the fault, starts fewer."""
+        for n in (1, 2, 3):
+            self.fails([harness.BARD, "--listen", "127.0.0.1:0", "--split", "1:1"], ["thread for gRPC", "ulimit"],
+                       env={"MUSTER_FAULT": f"rpc.thread:{n}"})
+
+    def test_little_address_space(self):
+        """Whatever fails then, gRPC itself included, nothing hangs: it serves, or ends and says something."""
+        for kb in (60000, 80000, 100000, 360000):
+            with tempfile.TemporaryDirectory() as tmp, tempfile.TemporaryFile(mode="w+") as log:
+                process = subprocess.Popen(["sh", "-c", f"ulimit -v {kb}; exec \"$0\" serve \"$1\" --split 1:1 --listen 127.0.0.1:0", harness.MUSTER,
+                                            harness.BARD], stdout=subprocess.PIPE, stderr=log, text=True,
+                                           env=dict(os.environ, TMPDIR=tmp, XDG_RUNTIME_DIR=tmp))
+                self.addCleanup(process.stdout.close)
+                self.addCleanup(process.kill)
+                try:
+                    self.assertNotEqual(process.wait(15), 0)
+                    log.seek(0)
+                    self.assertNotEqual(log.read().strip(), "", kb)
+                except subprocess.TimeoutExpired:
+                    pids = harness.descendants(process.pid)
+                    process.terminate()
+                    process.wait(8)
+                    self.assertEqual(harness.wait_gone(pids, 8), [])
 
     def test_bad_split(self):
         self.fails([harness.BARD, "--listen", "127.0.0.1:0", "--split", "2:/1"], ["split '2:/1'", "position"])

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/fault.h"
 #include "base/io.h"
 #include "base/log.h"
 #include "grpc/health/v1/health.pb-c.h"
@@ -346,6 +347,42 @@ static void test_addresses(void **state)
     mu_free(dir);
 }
 
+/* ---- threads that cannot be started ---- */
+
+#ifdef MUSTER_FAULTS
+/* The n-th thread cannot be started: a clear error soon, and not a server that waits for a queue nobody polls. */
+static void test_thread_failures(void **state)
+{
+    (void)state;
+    enum { THREADS = 3 };
+    for (int n = 1; n <= THREADS; n++) {
+        struct test_service service = {0};
+        struct mu_rpc_server *server = NULL;
+        struct mu_err err = MU_ERR_INIT;
+        char fault[32];
+        snprintf(fault, sizeof fault, "rpc.thread:%d", n);
+        setenv("MUSTER_FAULT", fault, 1);
+        assert_int_equal(mu_fault_init(-1, &err), MU_OK);
+        int64_t begin = mu_now_ns();
+        assert_int_equal(test_service_start(&service, "127.0.0.1:0", THREADS, 0, &server, &err), MU_ENOMEM);
+        assert_true(mu_now_ns() - begin < 3 * MU_SEC);
+        assert_null(server);
+        assert_non_null(strstr(err.text, "cannot start a thread for gRPC"));
+    }
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_rpc_channel *c = NULL;
+    setenv("MUSTER_FAULT", "rpc.thread:1", 1);
+    assert_int_equal(mu_fault_init(-1, &err), MU_OK);
+    assert_int_equal(mu_rpc_channel_open("127.0.0.1:1", &c, &err), MU_ENOMEM);
+    assert_null(c);
+    unsetenv("MUSTER_FAULT");
+    assert_int_equal(mu_fault_init(-1, &err), MU_OK);
+    struct fixture *f = fixture_start(THREADS, 0);
+    assert_int_equal(tokenize(f->channel, "x", 5000, NULL, NULL), MU_OK);
+    fixture_stop(f);
+}
+#endif
+
 /* ---- memory ---- */
 
 /* The n-th allocation fails, for every n until all goes well: an error or an answer, never a crash or a leak. */
@@ -477,6 +514,9 @@ int main(void)
         cmocka_unit_test(test_listen_errors),
         cmocka_unit_test(test_unix_socket),
         cmocka_unit_test(test_addresses),
+#ifdef MUSTER_FAULTS
+        cmocka_unit_test(test_thread_failures),
+#endif
         cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_health),
     };

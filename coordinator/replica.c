@@ -6,8 +6,8 @@
  *    └──────────────────────┴─────────────────────────────────────────┘
  *
  * A gang is never patched: any death ends its epoch, and a new one starts on the same split. The first relaunch is
- * immediate, later ones without a token in between wait longer and longer. A death that the worker calls permanent
- * before the gang was ever ready ends the server with that reason.
+ * immediate, later ones without a token in between wait longer and longer. Before the gang was ever ready, a death that
+ * the worker calls permanent, or the third in a row, ends the server with that reason.
  *
  * An end is often seen twice: a stream breaks, and a moment later the worker, or the process that watches the worker,
  * says why. So a broken stream only sets verdict_ns; who knows more has until then. A worker that is silent but has not
@@ -30,6 +30,7 @@ enum {
     WORKER_GRACE_MS = 1000,   /* to say why the worker's connection ended */
     WORKER_REPLACE_MS = 2000, /* for its replacement to be told of */
     MAX_RETRY_MS = 10000,
+    FIRST_STARTS = 3,      /* a server whose gang never became ready gives up after so many */
     UNBLAMED_FAILURES = 4, /* so many in a row without a token, and the requests are suspected all the same */
 };
 
@@ -159,7 +160,7 @@ void mu_replica_died(struct mu_hub *h, unsigned how, const char *reason)
     if (was_stopping || h->stopping) return;
     snprintf(g->last_failure, sizeof g->last_failure, "%s", reason);
     g->failures++;
-    if (permanent && !g->was_ready) {
+    if (!g->was_ready && (permanent || g->failures == FIRST_STARTS)) {
         snprintf(h->fatal, sizeof h->fatal, "%s", reason);
         mu_hub_fail_all(h, MU_RPC_UNAVAILABLE, reason);
         mu_hub_tell_outcome(h, 2);

@@ -26,7 +26,12 @@ enum {
     OPT_SEED,
     OPT_ARCH,
     OPT_UNTIED,
-    OPT_BASE
+    OPT_BASE,
+    OPT_ROT,
+    OPT_WINDOW,
+    OPT_SHORT,
+    OPT_EXPERTS,
+    OPT_USED
 };
 
 static uint32_t type_of(const char *name, struct argp_state *state)
@@ -59,6 +64,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case OPT_UNTIED: s->tied = 0; return 0;
     case OPT_BASE: s->rope_freq_base = (float)mu_arg_double(arg, 1, 1e9, "--rope-base", state); return 0;
+    case OPT_ROT: s->n_rot = (int)mu_arg_long(arg, 2, 512, "--d-rot", state); return 0;
+    case OPT_WINDOW: s->window = (int)mu_arg_long(arg, 1, 1 << 24, "--window", state); return 0;
+    case OPT_SHORT: s->n_ctx_short = (int)mu_arg_long(arg, 1, 1 << 24, "--short-ctx", state); return 0;
+    case OPT_EXPERTS: s->n_expert = (int)mu_arg_long(arg, 1, 512, "--experts", state); return 0;
+    case OPT_USED: s->n_expert_used = (int)mu_arg_long(arg, 1, 512, "--experts-used", state); return 0;
     case OPT_SEED: s->seed = (uint64_t)mu_arg_long(arg, 0, INT64_MAX, "--seed", state); return 0;
     case OPT_OUT: a->out = arg; return 0;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); return 0;
@@ -72,7 +82,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 int mu_cmd_synth(int argc, char **argv)
 {
     static const struct argp_option options[] = {
-        {"arch", OPT_ARCH, "NAME", 0, "architecture (llama)", 0},
+        {"arch", OPT_ARCH, "NAME", 0, "architecture (llama); any that this build runs", 0},
         {"layers", OPT_LAYERS, "N", 0, "layers (16)", 0},
         {"d-model", OPT_DMODEL, "N", 0, "width of the residual stream (2048)", 0},
         {"d-ff", OPT_DFF, "N", 0, "width of the feed-forward block (4 × d-model)", 0},
@@ -85,6 +95,11 @@ int mu_cmd_synth(int argc, char **argv)
         {"output-type", OPT_OTYPE, "TYPE", 0, "type of embedding and output (as --type; Q6_K for Q4_K)", 0},
         {"untied", OPT_UNTIED, 0, 0, "an output matrix of its own", 0},
         {"rope-base", OPT_BASE, "X", 0, "base of the rotary frequencies (500000)", 0},
+        {"d-rot", OPT_ROT, "N", 0, "dimensions of a head that turn (d-head)", 0},
+        {"window", OPT_WINDOW, "N", 0, "sliding window, where the architecture has one (none)", 0},
+        {"short-ctx", OPT_SHORT, "N", 0, "phi3: contexts beyond it turn by the long factors (no factors)", 0},
+        {"experts", OPT_EXPERTS, "N", 0, "experts of a layer (none)", 0},
+        {"experts-used", OPT_USED, "N", 0, "experts of a token (2)", 0},
         {"seed", OPT_SEED, "N", 0, "of the weights (1)", 0},
         {"out", OPT_OUT, "FILE", 0, "where to write", 0},
         {0},
@@ -116,6 +131,7 @@ int mu_cmd_synth(int argc, char **argv)
     if (s->n_head < 1) s->n_head = 1;
     if (!s->d_head) s->d_head = s->d_model / s->n_head;
     if (!s->n_kv_head) s->n_kv_head = s->n_head % 4 ? s->n_head : s->n_head / 4;
+    if (s->n_expert && !s->n_expert_used) s->n_expert_used = s->n_expert < 2 ? 1 : 2;
     if (!s->d_ff) s->d_ff = 4 * s->d_model;
     if (!a.output_type_set) s->output_type = s->type == MU_Q4_K ? MU_Q6_K : s->type;
 

@@ -91,6 +91,9 @@ struct mu_kernels {
     /* out = (x / sqrt(mean(x²) + eps)) · w; sums as C6: r = 1/sqrtf(fl(fl(ss/n) + eps)), out = fl(fl(x·r)·w). x may be
      * out. false where the sum of squares is not finite. */
     bool (*rms_norm)(const float *x, const float *w, int n, float eps, float *out);
+    /* out = (x - mean) / sqrt(variance + eps) · w + b; sums as C6: d = fl(x - fl(Σx/n)), r = 1/sqrtf(fl(fl(Σd²/n) +
+     * eps)), out = fmaf(fl(d·r), w, b). x may be out. false where a sum is not finite; out is then undefined. */
+    bool (*layer_norm)(const float *x, const float *w, const float *b, int n, float eps, float *out);
     /* Rotates n_head vectors of d_head in place; the first n_rot dimensions turn in pairs. neox 0: pairs (2i, 2i+1); 1:
      * (i, i + n_rot/2). cos_sin[2*i], [2*i+1] for pair i: a' = fmaf(a, cos, -fl(b·sin)), b' = fmaf(a, sin,
      * fl(b·cos)). */
@@ -100,8 +103,16 @@ struct mu_kernels {
     void (*rope_table)(const float *freq, int n_pair, int pos, float mscale, float *cos_sin);
     /* out[i] = silu(gate[i]) · up[i] (C7). out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, int n, float *out);
+    /* out[i] = gelu(x[i]) · up[i], or gelu(x[i]) where up is NULL: the tanh form, the exact (erf) form (C7). out may be
+     * x. */
+    void (*gelu_tanh)(const float *x, const float *up, int n, float *out);
+    void (*gelu_erf)(const float *x, const float *up, int n, float *out);
+    /* x[i] = fl(cap · tanh(fl(x[i] / cap))) (C5's and the logits' soft cap). */
+    void (*soft_cap)(float *x, int n, float cap);
     /* x[i] += y[i], y rounded to bf16 before it is added where round is set (C4). */
     void (*add)(float *x, const float *y, int n, int round);
+    /* x[i] = fmaf(w, y[i], x[i]) (C8). */
+    void (*add_scaled)(float *x, const float *y, float w, int n);
     /* x[i] += y[i], y already bf16 off the wire. */
     void (*add_bf16)(float *x, const uint16_t *y, int n);
 
@@ -136,6 +147,8 @@ bool mu_fp_env_ok(void);
 float mu_expf(float x);
 float mu_tanhf(float x);
 float mu_siluf(float x);
+float mu_gelu_tanhf(float x);
+float mu_gelu_erff(float x);
 float mu_logf(float x); /* x > 0 and finite */
 void mu_sincosf(float x, float *sin_out, float *cos_out);
 /* RoPE frequencies in our own f64 arithmetic (pure + - * / and sqrt, so the same everywhere): freq[i] =

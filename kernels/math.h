@@ -352,6 +352,33 @@ static inline vf vf_silu(vf x)
     return vf_div(x, vf_add(vf_set(1.0f), vf_exp(vf_neg(x))));
 }
 
+/* x / (1 + e^-2u) with u = √(2/π)·(x + 0.044715·x³): the tanh form of GELU, 0.5·x·(1 + tanh u), without its
+ * cancellation. */
+static inline vf vf_gelu_tanh(vf x)
+{
+    vf u2 = vf_mul(x, vf_fma(vf_mul(x, x), vf_set(0x1.2444f2p-4f), vf_set(0x1.988454p+0f)));
+    return vf_div(x, vf_add(vf_set(1.0f), vf_exp(vf_neg(u2))));
+}
+
+/* x·Φ(x), the exact GELU. Φ(-a) = e^(-a²/2)·t·p(t) with t = 1/(1 + 0.3·a), a = |x|; Φ(a) = 1 - Φ(-a). */
+static inline vf vf_gelu_erf(vf x)
+{
+    vi sign = vi_and(vf_bits(x), vi_set(MU_MATH_SIGN));
+    vf ax = vf_from_bits(vi_xor(vf_bits(x), sign));
+    vf t = vf_div(vf_set(1.0f), vf_fma(ax, vf_set(0.3f), vf_set(1.0f)));
+    vf p = vf_fma(t, vf_set(-0x1.5582bcp-6f), vf_set(0x1.d19398p-4f));
+    p = vf_fma(p, t, vf_set(-0x1.d97468p-3f));
+    p = vf_fma(p, t, vf_set(0x1.910dd4p-3f));
+    p = vf_fma(p, t, vf_set(-0x1.535932p-4f));
+    p = vf_fma(p, t, vf_set(0x1.917ee8p-4f));
+    p = vf_fma(p, t, vf_set(0x1.3e6becp-4f));
+    p = vf_fma(p, t, vf_set(0x1.c4187ep-4f));
+    p = vf_fma(p, t, vf_set(0x1.e9b2a6p-4f));
+    p = vf_fma(p, t, vf_set(0x1.ea3d7ap-4f));
+    vf tail = vf_mul(vf_exp(vf_mul(vf_mul(ax, vf_set(-0.5f)), ax)), vf_mul(t, p));
+    return vf_mul(x, vf_select(vf_lt(x, vf_set(0.0f)), tail, vf_sub(vf_set(1.0f), tail)));
+}
+
 /* sin and cos: x = n·π/2 + r with π/2 in three parts (the first step is exact), |r| ≤ π/4 and a little; for |x| <
  * 2^22. */
 static inline void vf_sincos(vf x, vf *sin_out, vf *cos_out)

@@ -6,26 +6,31 @@
 
 #include "kernels/kernels.h"
 
-#define MU_KERNELS_DECLARE(isa)                                                                             \
-    void mu_##isa##_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,  \
-                           size_t out_stride);                                                              \
-    bool mu_##isa##_quantize(const float *x, int n, int8_t *q, float *s, int16_t *sum);                     \
-    void mu_##isa##_block_sums(const int8_t *q, int n, int16_t *sum);                                       \
-    void mu_##isa##_to_bf16(const float *x, int n, uint16_t *out);                                          \
-    bool mu_##isa##_rms_norm(const float *x, const float *w, int n, float eps, float *out);                 \
-    void mu_##isa##_rope(float *x, int n_head, int d_head, int n_rot, int neox, const float *cos_sin);      \
-    void mu_##isa##_rope_table(const float *freq, int n_pair, int pos, float mscale, float *cos_sin);       \
-    void mu_##isa##_silu_mul(const float *gate, const float *up, int n, float *out);                        \
-    void mu_##isa##_add(float *x, const float *y, int n, int round);                                        \
-    void mu_##isa##_add_bf16(float *x, const uint16_t *y, int n);                                           \
-    void mu_##isa##_kv_store(const float *k, const float *v, int d_head, int pos_in_page, uint16_t *k_page, \
-                             uint16_t *v_page);                                                             \
-    void mu_##isa##_attn(const struct mu_attn *a);                                                          \
-    int mu_##isa##_argmax(const float *x, int n, float *max_out);                                           \
-    float mu_##isa##_softmax_terms(const float *x, int n, float max, float *out);                           \
-    /* peak.h's loops: n rounds in registers, how many operations that was; and one reading of a buffer */  \
-    uint32_t mu_##isa##_peak_int8(int n, double *ops_out);                                                  \
-    uint32_t mu_##isa##_peak_f32(int n, double *ops_out);                                                   \
+#define MU_KERNELS_DECLARE(isa)                                                                               \
+    void mu_##isa##_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,    \
+                           size_t out_stride);                                                                \
+    bool mu_##isa##_quantize(const float *x, int n, int8_t *q, float *s, int16_t *sum);                       \
+    void mu_##isa##_block_sums(const int8_t *q, int n, int16_t *sum);                                         \
+    void mu_##isa##_to_bf16(const float *x, int n, uint16_t *out);                                            \
+    bool mu_##isa##_rms_norm(const float *x, const float *w, int n, float eps, float *out);                   \
+    bool mu_##isa##_layer_norm(const float *x, const float *w, const float *b, int n, float eps, float *out); \
+    void mu_##isa##_gelu_tanh(const float *x, const float *up, int n, float *out);                            \
+    void mu_##isa##_gelu_erf(const float *x, const float *up, int n, float *out);                             \
+    void mu_##isa##_soft_cap(float *x, int n, float cap);                                                     \
+    void mu_##isa##_rope(float *x, int n_head, int d_head, int n_rot, int neox, const float *cos_sin);        \
+    void mu_##isa##_rope_table(const float *freq, int n_pair, int pos, float mscale, float *cos_sin);         \
+    void mu_##isa##_silu_mul(const float *gate, const float *up, int n, float *out);                          \
+    void mu_##isa##_add(float *x, const float *y, int n, int round);                                          \
+    void mu_##isa##_add_scaled(float *x, const float *y, float w, int n);                                     \
+    void mu_##isa##_add_bf16(float *x, const uint16_t *y, int n);                                             \
+    void mu_##isa##_kv_store(const float *k, const float *v, int d_head, int pos_in_page, uint16_t *k_page,   \
+                             uint16_t *v_page);                                                               \
+    void mu_##isa##_attn(const struct mu_attn *a);                                                            \
+    int mu_##isa##_argmax(const float *x, int n, float *max_out);                                             \
+    float mu_##isa##_softmax_terms(const float *x, int n, float max, float *out);                             \
+    /* peak.h's loops: n rounds in registers, how many operations that was; and one reading of a buffer */    \
+    uint32_t mu_##isa##_peak_int8(int n, double *ops_out);                                                    \
+    uint32_t mu_##isa##_peak_f32(int n, double *ops_out);                                                     \
     uint32_t mu_##isa##_peak_read(const void *buf, size_t bytes);
 
 size_t mu_ref_mat_bytes(uint32_t type, int n_row, int n_col);

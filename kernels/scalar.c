@@ -20,6 +20,14 @@ float mu_siluf(float x)
 {
     return vf_silu(x);
 }
+float mu_gelu_tanhf(float x)
+{
+    return vf_gelu_tanh(x);
+}
+float mu_gelu_erff(float x)
+{
+    return vf_gelu_erf(x);
+}
 float mu_logf(float x)
 {
     return vf_log(x);

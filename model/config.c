@@ -10,7 +10,8 @@ enum { KEY_BYTES = 128, REQUIRED = -1 };
 
 struct context {
     const struct mu_gguf *gguf;
-    const char *arch;
+    const struct mu_arch *family;
+    const char *arch; /* its name */
     struct mu_err *err;
 };
 
@@ -20,21 +21,30 @@ static const struct neutral {
     const char *suffix;
     float neutral[2];
     const char *what;
+    unsigned feature; /* families that have it read the key; 0: none does */
 } neutrals[] = {
-    {"expert_count", {0, 0}, "mixtures of experts"},
-    {"nextn_predict_layers", {0, 0}, "layers that predict several tokens"},
-    {"pooling_type", {0, 0}, "pooling (embedding models)"},
-    {"attention.causal", {1, 1}, "attention to later tokens"},
-    {"use_parallel_residual", {0, 0}, "attention and feed-forward in parallel"},
-    {"attention.clamp_kqv", {0, 0}, "clamped queries, keys and values"},
-    {"attention.max_alibi_bias", {0, 0}, "ALiBi positions"},
-    {"attn_logit_softcapping", {0, 0}, "soft caps of attention"},
-    {"final_logit_softcapping", {0, 0}, "soft caps of logits"},
-    {"logit_scale", {0, 1}, "scaled logits"},
-    {"residual_scale", {0, 1}, "a scaled residual"},
-    {"embedding_scale", {0, 1}, "scaled embeddings"},
-    {"rope.scaling.attn_factor", {0, 1}, "a rotation that scales attention"},
-    {"attention.temperature_length", {0, 0}, "attention temperature by position"},
+    {"attention.sliding_window", {0, 0}, "sliding windows", MU_HAS_WINDOW},
+    {"expert_count", {0, 0}, "mixtures of experts", MU_HAS_EXPERTS},
+    {"expert_shared_count", {0, 0}, "experts that every token uses", 0},
+    {"expert_group_count", {0, 1}, "groups of experts", 0},
+    {"expert_gating_func", {0, 1}, "routing by another function than softmax", 0},
+    {"expert_weights_norm", {1, 1}, "expert weights that do not add up to 1", 0},
+    {"expert_weights_scale", {0, 1}, "scaled expert weights", 0},
+    {"leading_dense_block_count", {0, 0}, "layers with and without experts", 0},
+    {"interleave_moe_layer_step", {0, 1}, "layers with and without experts", 0},
+    {"nextn_predict_layers", {0, 0}, "layers that predict several tokens", 0},
+    {"pooling_type", {0, 0}, "pooling (embedding models)", 0},
+    {"attention.causal", {1, 1}, "attention to later tokens", 0},
+    {"use_parallel_residual", {0, 0}, "attention and feed-forward in parallel", 0},
+    {"attention.clamp_kqv", {0, 0}, "clamped queries, keys and values", 0},
+    {"attention.max_alibi_bias", {0, 0}, "ALiBi positions", 0},
+    {"attn_logit_softcapping", {0, 0}, "soft caps of attention", MU_HAS_CAPS},
+    {"final_logit_softcapping", {0, 0}, "soft caps of logits", MU_HAS_CAPS},
+    {"logit_scale", {0, 1}, "scaled logits", 0},
+    {"residual_scale", {0, 1}, "a scaled residual", 0},
+    {"embedding_scale", {0, 1}, "scaled embeddings", 0},
+    {"rope.scaling.attn_factor", {0, 1}, "a rotation that scales attention", MU_HAS_LONGROPE},
+    {"attention.temperature_length", {0, 0}, "attention temperature by position", 0},
 };
 
 static const struct mu_gguf_value *find(const struct context *c, const char *suffix, char key[KEY_BYTES])
@@ -100,7 +110,7 @@ static enum mu_status refuse_extras(const struct context *c)
     char key[KEY_BYTES];
     for (size_t i = 0; i < sizeof neutrals / sizeof *neutrals; i++) {
         const struct neutral *n = &neutrals[i];
-        const struct mu_gguf_value *v = find(c, n->suffix, key);
+        const struct mu_gguf_value *v = n->feature & c->family->features ? NULL : find(c, n->suffix, key);
         if (!v) continue;
         if (v->kind == MU_GGUF_STRING || v->kind == MU_GGUF_ARRAY)
             return mu_gguf_value_fail(c->gguf, v, MU_EFORMAT, c->err, "expected a number");
@@ -110,9 +120,15 @@ static enum mu_status refuse_extras(const struct context *c)
                                       "%s (value %g) are not supported by this build for architecture '%s'", n->what,
                                       (double)found, c->arch);
     }
-    static const char *const absent[] = {"attention.sliding_window_pattern", "rope.dimension_sections"};
+    static const struct {
+        const char *suffix;
+        unsigned feature;
+    } absent[] = {{"attention.sliding_window_pattern", MU_HAS_PATTERN},
+                  {"rope.freq_base_swa", MU_HAS_LOCAL_ROPE},
+                  {"rope.dimension_sections", 0},
+                  {"attention.scale", 0}};
     for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) {
-        const struct mu_gguf_value *v = find(c, absent[i], key);
+        const struct mu_gguf_value *v = absent[i].feature & c->family->features ? NULL : find(c, absent[i].suffix, key);
         if (v)
             return mu_gguf_value_fail(c->gguf, v, MU_EUNSUPPORTED, c->err,
                                       "what it asks for is not supported by this build for architecture '%s'", c->arch);
@@ -148,8 +164,70 @@ static enum mu_status read_heads(const struct context *c, struct mu_config *cfg)
         return mu_gguf_fail(c->gguf, MU_ELIMIT, c->err, "%d heads of %d are more than the limit of %d values together",
                             cfg->n_head, cfg->d_head, MU_MAX_D_MODEL);
     cfg->attn_scale = 1.0f / sqrtf((float)cfg->d_head);
+    if (c->family->wide_scale_layers == cfg->n_layer)
+        cfg->attn_scale = 1.0f / sqrtf((float)cfg->d_model / (float)cfg->n_head);
 fail:
     return st;
+}
+
+static enum mu_status read_experts(const struct context *c, struct mu_config *cfg)
+{
+    enum mu_status st = MU_OK;
+    if (!(c->family->features & MU_HAS_EXPERTS)) return MU_OK;
+    int least = c->family->rules ? 0 : 1; /* a family without other layers */
+    MU_TRY(st, get_int(c, "expert_count", least, MU_MAX_EXPERT, least ? REQUIRED : 0, 0, &cfg->n_expert), fail);
+    if (cfg->n_expert == 0) return MU_OK;
+    MU_TRY(st, get_int(c, "expert_used_count", 1, cfg->n_expert, REQUIRED, 0, &cfg->n_expert_used), fail);
+    MU_TRY(st, get_int(c, "expert_feed_forward_length", 1, MU_MAX_D_FF, cfg->d_ff, 0, &cfg->d_ff), fail);
+    if (cfg->n_expert_used > MU_MAX_D_FF / cfg->d_ff)
+        return mu_gguf_fail(c->gguf, MU_ELIMIT, c->err,
+                            "%d experts of %d are more than the limit of %d values together", cfg->n_expert_used,
+                            cfg->d_ff, MU_MAX_D_FF);
+fail:
+    return st;
+}
+
+static enum mu_status read_windows(const struct context *c, struct mu_config *cfg)
+{
+    const struct mu_arch *a = c->family;
+    char key[KEY_BYTES];
+    enum mu_status st;
+    MU_TRY(st, get_int(c, "attention.sliding_window", 0, MU_MAX_CTX, a->window, 0, &cfg->window), fail);
+    cfg->window_period = a->window_period;
+    const struct mu_gguf_value *v = find(c, "attention.sliding_window_pattern", key);
+    if (!(a->features & MU_HAS_PATTERN) || !v) return MU_OK;
+    if (v->kind == MU_GGUF_ARRAY)
+        return mu_gguf_value_fail(c->gguf, v, MU_EUNSUPPORTED, c->err,
+                                  "a window that is said for each layer is not supported; expected a number");
+    st = get_int(c, "attention.sliding_window_pattern", 0, MU_MAX_LAYER, 0, 0, &cfg->window_period);
+fail:
+    return st;
+}
+
+/* Soft caps, and what the family does to embeddings. */
+static enum mu_status read_scales(const struct context *c, struct mu_config *cfg)
+{
+    const struct mu_arch *a = c->family;
+    enum mu_status st = MU_OK;
+    cfg->embed_scale = a->embed_scale ? sqrtf((float)cfg->d_model) : 1.0f;
+    if (a->features & MU_HAS_CAPS) {
+        MU_TRY(st, get_real(c, "attn_logit_softcapping", -1e-30f, 1e6f, a->attn_softcap, &cfg->attn_softcap), fail);
+        MU_TRY(st, get_real(c, "final_logit_softcapping", -1e-30f, 1e6f, a->final_softcap, &cfg->final_softcap), fail);
+    }
+fail:
+    return st;
+}
+
+static enum mu_status check_layout(const struct context *c)
+{
+    char key[KEY_BYTES], shown[48];
+    const struct mu_gguf_value *v = find(c, "tensor_data_layout", key);
+    struct mu_str layout;
+    if (!v || !c->family->layout) return MU_OK;
+    enum mu_status st = mu_gguf_get_str(c->gguf, key, &layout, c->err);
+    if (st != MU_OK || mu_str_is(layout, c->family->layout)) return st;
+    return mu_gguf_value_fail(c->gguf, v, MU_EUNSUPPORTED, c->err, "expected '%s', found '%s'", c->family->layout,
+                              mu_str_show(layout, shown, sizeof shown));
 }
 
 static enum mu_status read_rope(const struct context *c, struct mu_config *cfg)
@@ -161,7 +239,19 @@ static enum mu_status read_rope(const struct context *c, struct mu_config *cfg)
     if (cfg->n_rot % 2 != 0)
         return mu_gguf_fail(c->gguf, MU_EFORMAT, c->err, "expected an even number of rotated dimensions, found %d",
                             cfg->n_rot);
-    MU_TRY(st, get_real(c, "rope.freq_base", 0, 1e30f, 10000.0f, &cfg->rope_freq_base), fail);
+    float base = c->family->rope_base > 0 ? c->family->rope_base : 10000.0f;
+    MU_TRY(st, get_real(c, "rope.freq_base", 0, 1e30f, base, &cfg->rope_freq_base), fail);
+    if (c->family->features & MU_HAS_LOCAL_ROPE)
+        MU_TRY(st, get_real(c, "rope.freq_base_swa", 0, 1e30f, 10000.0f, &cfg->rope_local_base), fail);
+    cfg->rope_attn_factor = 1.0f;
+    cfg->n_ctx_short = MU_MAX_CTX;
+    if (c->family->features & MU_HAS_LONGROPE) {
+        MU_TRY(st, get_real(c, "rope.scaling.attn_factor", 0, 1e6f, 1.0f, &cfg->rope_attn_factor), fail);
+        MU_TRY(
+            st,
+            get_int(c, "rope.scaling.original_context_length", 1, MU_MAX_CTX, cfg->n_ctx_train, 0, &cfg->n_ctx_short),
+            fail);
+    }
 
     const struct mu_gguf_value *v = find(c, "rope.scaling.type", key);
     MU_TRY(st, mu_gguf_get_str(c->gguf, key, &type, c->err), fail);
@@ -184,7 +274,7 @@ fail:
 enum mu_status mu_config_read(const struct mu_gguf *g, const struct mu_arch *arch, struct mu_config *cfg_out,
                               struct mu_err *err)
 {
-    const struct context c = {g, arch->name, err};
+    const struct context c = {g, arch, arch->name, err};
     struct mu_config cfg = {0};
     enum mu_status st;
     MU_TRY(st, refuse_extras(&c), fail);
@@ -193,8 +283,14 @@ enum mu_status mu_config_read(const struct mu_gguf *g, const struct mu_arch *arc
     MU_TRY(st, get_int(&c, "feed_forward_length", 1, MU_MAX_D_FF, REQUIRED, cfg.n_layer, &cfg.d_ff), fail);
     MU_TRY(st, get_int(&c, "context_length", 1, MU_MAX_CTX, REQUIRED, 0, &cfg.n_ctx_train), fail);
     MU_TRY(st, get_int(&c, "vocab_size", 1, MU_MAX_VOCAB, 0, 0, &cfg.n_vocab), fail);
-    MU_TRY(st, get_int(&c, "attention.sliding_window", 0, MU_MAX_CTX, 0, 0, &cfg.window), fail);
-    MU_TRY(st, get_real(&c, "attention.layer_norm_rms_epsilon", 0, 1.0f, NAN, &cfg.norm_eps), fail);
+    MU_TRY(st, read_experts(&c, &cfg), fail);
+    MU_TRY(st, check_layout(&c), fail);
+    MU_TRY(st, read_windows(&c, &cfg), fail);
+    MU_TRY(st, read_scales(&c, &cfg), fail);
+    MU_TRY(st,
+           get_real(&c, arch->norm == MU_NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon",
+                    0, 1.0f, NAN, &cfg.norm_eps),
+           fail);
     MU_TRY(st, read_heads(&c, &cfg), fail);
     MU_TRY(st, read_rope(&c, &cfg), fail);
     *cfg_out = cfg;

@@ -39,10 +39,13 @@ static const char *matrix_types(char *buf, size_t buf_bytes)
     return buf;
 }
 
+/* A stack of matrices, one an expert, has n_row rows in all. */
 static enum mu_status check_shape(const struct mu_model *m, const struct mu_gguf_tensor *t, int n_col, int n_row,
                                   struct mu_err *err)
 {
-    if (t->ne[0] == (uint64_t)n_col && t->n_row == (uint64_t)n_row && t->n_dim <= 2) return MU_OK;
+    int n_expert = m->cfg.n_expert;
+    bool flat = t->n_dim <= 2 || (t->n_dim == 3 && n_expert > 1 && t->ne[2] == (uint64_t)n_expert);
+    if (t->ne[0] == (uint64_t)n_col && t->n_row == (uint64_t)n_row && flat) return MU_OK;
     return tensor_fail(m, t, MU_EFORMAT, err, "expected %d rows of %d values, found %llu × %llu × %llu × %llu", n_row,
                        n_col, (unsigned long long)t->ne[3], (unsigned long long)t->ne[2], (unsigned long long)t->ne[1],
                        (unsigned long long)t->ne[0]);
@@ -99,6 +102,42 @@ static bool is_harmless(struct mu_str rest)
            mu_str_is(rest, "rope.freqs") || mu_str_is(rest, "attention.rotary_emb.inv_freq");
 }
 
+/* A part of a fused tensor: rows [row0, row0 + n_row), or values of a vector. */
+static const struct mu_gguf_tensor *part_of(struct mu_model *m, const struct mu_gguf_tensor *t, bool vector, int at,
+                                            int n)
+{
+    struct mu_gguf_tensor *part = &m->parts[m->n_part++];
+    size_t skip = (size_t)at * (vector ? sizeof(float) : t->row_bytes);
+    *part = *t;
+    part->ne[vector ? 0 : 1] = (uint64_t)n;
+    part->n_row = vector ? 1 : (uint64_t)n;
+    if (vector) part->row_bytes = (size_t)n * sizeof(float);
+    part->bytes = part->row_bytes * (size_t)part->n_row;
+    part->data += skip;
+    part->offset += skip;
+    return part;
+}
+
+/* The tensor that begins at rule r, whole or as its parts. */
+static enum mu_status place_parts(struct mu_model *m, const struct mu_gguf_tensor *t, int layer,
+                                  const struct mu_tensor_rule *r, struct mu_err *err)
+{
+    int n_col, n_row, n = mu_rule_parts(&m->cfg, r, &n_col, &n_row), at = 0;
+    bool vector = r->n_row == MU_DIM_ONE;
+    char other[64];
+    enum mu_status st = vector ? check_vector(m, t, n_col, err) : check_matrix(m, t, n_col, n_row, err);
+    for (int i = 0; i < n && st == MU_OK; i++) {
+        const struct mu_gguf_tensor **place = &m->layer[layer][r[i].id];
+        int size = mu_dim_size(&m->cfg, vector ? r[i].n_col : r[i].n_row);
+        if (*place)
+            return tensor_fail(m, t, MU_EFORMAT, err, "expected this or '%s', found both",
+                               mu_str_show((*place)->name, other, sizeof other));
+        *place = n == 1 ? t : part_of(m, t, vector, at, size);
+        at += size;
+    }
+    return st;
+}
+
 static enum mu_status place_layer_tensor(struct mu_model *m, const struct mu_gguf_tensor *t, int layer,
                                          struct mu_str rest, struct mu_err *err)
 {
@@ -106,17 +145,24 @@ static enum mu_status place_layer_tensor(struct mu_model *m, const struct mu_ggu
         return tensor_fail(m, t, MU_EUNSUPPORTED, err,
                            "the model has %d layers by key '%s.block_count'; layers beyond are not supported",
                            m->cfg.n_layer, m->arch->name);
-    for (const struct mu_tensor_rule *r = m->arch->rules; r->suffix; r++) {
-        if (!mu_str_is(rest, r->suffix)) continue;
-        m->layer[layer][r->id] = t;
-        int n_col = mu_dim_size(&m->cfg, r->n_col), n_row = mu_dim_size(&m->cfg, r->n_row);
-        return r->n_row == MU_DIM_ONE ? check_vector(m, t, n_col, err) : check_matrix(m, t, n_col, n_row, err);
-    }
+    for (const struct mu_tensor_rule *r = mu_arch_rules(m->arch, &m->cfg); r->suffix; r++)
+        if (mu_str_is(rest, r->suffix)) return place_parts(m, t, layer, r, err);
     if (is_harmless(rest)) return MU_OK;
     return tensor_fail(
         m, t, MU_EUNSUPPORTED, err,
         "this build does not know what it does in architecture '%s', and leaving it out would give wrong answers",
         m->arch->name);
+}
+
+/* A tensor outside of the layers that check_ends and copy_rope_factors look for. */
+static bool is_end(const struct mu_arch *arch, struct mu_str name)
+{
+    return mu_str_is(name, "token_embd.weight") || mu_str_is(name, "output.weight") ||
+           mu_str_is(name, "output_norm.weight") || mu_str_is(name, "rope_freqs.weight") ||
+           (arch->norm == MU_NORM_LAYER && mu_str_is(name, "output_norm.bias")) ||
+           (arch->out_bias && mu_str_is(name, "output.bias")) ||
+           ((arch->features & MU_HAS_LONGROPE) &&
+            (mu_str_is(name, "rope_factors_short.weight") || mu_str_is(name, "rope_factors_long.weight")));
 }
 
 /* Every tensor of the file finds its place, or is known to be harmless, or the model is refused. */
@@ -129,20 +175,23 @@ static enum mu_status place_tensors(struct mu_model *m, struct mu_err *err)
         int layer;
         if (split_layer_name(t->name, &layer, &rest))
             st = place_layer_tensor(m, t, layer, rest, err);
-        else if (!mu_str_is(t->name, "token_embd.weight") && !mu_str_is(t->name, "output.weight") &&
-                 !mu_str_is(t->name, "output_norm.weight") && !mu_str_is(t->name, "rope_freqs.weight") &&
-                 !is_harmless(t->name))
+        else if (!is_end(m->arch, t->name) && !is_harmless(t->name))
             st = tensor_fail(
                 m, t, MU_EUNSUPPORTED, err,
                 "this build does not know what it does in architecture '%s', and leaving it out would give wrong "
                 "answers",
                 m->arch->name);
     }
-    for (int layer = 0; layer < m->cfg.n_layer && st == MU_OK; layer++)
-        for (const struct mu_tensor_rule *r = m->arch->rules; r->suffix && st == MU_OK; r++)
-            if (!m->layer[layer][r->id])
+    for (int layer = 0; layer < m->cfg.n_layer && st == MU_OK; layer++) {
+        const struct mu_gguf_tensor *const *t = m->layer[layer];
+        if (m->arch->norm == MU_NORM_LAYER && !t[MU_T_ATTN_NORM] != !t[MU_T_ATTN_NORM_B])
+            st = tensor_fail(m, t[MU_T_ATTN_NORM] ? t[MU_T_ATTN_NORM] : t[MU_T_ATTN_NORM_B], MU_EFORMAT, err,
+                             "expected weight and bias of this norm, found one of them");
+        for (const struct mu_tensor_rule *r = mu_arch_rules(m->arch, &m->cfg); r->suffix && st == MU_OK; r++)
+            if (!m->layer[layer][r->id] && !r->optional)
                 st =
                     mu_gguf_fail(m->gguf, MU_EFORMAT, err, "expected tensor 'blk.%d.%s', found none", layer, r->suffix);
+    }
     return st;
 }
 
@@ -171,6 +220,14 @@ static enum mu_status check_ends(struct mu_model *m, struct mu_err *err)
     MU_TRY(st, check_matrix(m, m->output, cfg->d_model, cfg->n_vocab, err), fail);
     MU_TRY(st, find_tensor(m, "output_norm.weight", &m->out_norm, err), fail);
     MU_TRY(st, check_vector(m, m->out_norm, cfg->d_model, err), fail);
+    if (m->arch->norm == MU_NORM_LAYER) {
+        MU_TRY(st, find_tensor(m, "output_norm.bias", &m->out_norm_b, err), fail);
+        MU_TRY(st, check_vector(m, m->out_norm_b, cfg->d_model, err), fail);
+    }
+    if (m->arch->out_bias) {
+        MU_TRY(st, find_tensor(m, "output.bias", &m->out_b, err), fail);
+        MU_TRY(st, check_vector(m, m->out_b, cfg->n_vocab, err), fail);
+    }
 
     const struct mu_gguf_value *tokens = mu_gguf_find(m->gguf, "tokenizer.ggml.tokens");
     if (tokens && tokens->n > (uint64_t)cfg->n_vocab)
@@ -181,9 +238,10 @@ fail:
     return st;
 }
 
-static enum mu_status copy_rope_factors(struct mu_model *m, struct mu_err *err)
+static enum mu_status copy_factors(const struct mu_model *m, const char *name, const float **factors_out,
+                                   struct mu_err *err)
 {
-    const struct mu_gguf_tensor *t = mu_gguf_tensor(m->gguf, "rope_freqs.weight");
+    const struct mu_gguf_tensor *t = mu_gguf_tensor(m->gguf, name);
     if (!t) return MU_OK;
     int n = m->cfg.n_rot / 2;
     enum mu_status st = check_vector(m, t, n, err);
@@ -191,12 +249,31 @@ static enum mu_status copy_rope_factors(struct mu_model *m, struct mu_err *err)
     float *factors = mu_calloc((size_t)n, sizeof *factors);
     if (!factors) return mu_gguf_fail(m->gguf, MU_ENOMEM, err, "no memory for %d rotation factors", n);
     memcpy(factors, t->data, (size_t)n * sizeof *factors);
-    m->rope_factors = factors;
+    *factors_out = factors;
     for (int i = 0; i < n; i++)
         if (!(factors[i] > 0))
             return tensor_fail(m, t, MU_EFORMAT, err, "expected factors above 0, found %g at index %d",
                                (double)factors[i], i);
     return MU_OK;
+}
+
+/* One set, or a short and a long one with the factor that goes with them. */
+static enum mu_status copy_rope_factors(struct mu_model *m, struct mu_err *err)
+{
+    const struct mu_gguf_tensor *one = mu_gguf_tensor(m->gguf, "rope_freqs.weight"), *set[2];
+    char key[96];
+    if (!(m->arch->features & MU_HAS_LONGROPE)) return copy_factors(m, "rope_freqs.weight", &m->rope_factors, err);
+    set[0] = mu_gguf_tensor(m->gguf, "rope_factors_short.weight");
+    set[1] = mu_gguf_tensor(m->gguf, "rope_factors_long.weight");
+    if (!set[0] && !set[1]) return copy_factors(m, "rope_freqs.weight", &m->rope_factors, err);
+    if (!set[0] || !set[1] || one)
+        return tensor_fail(m, set[0] ? set[0] : set[1], MU_EFORMAT, err,
+                           "expected rope_factors_short.weight and rope_factors_long.weight without rope_freqs.weight");
+    snprintf(key, sizeof key, "%s.rope.scaling.attn_factor", m->arch->name);
+    if (!mu_gguf_find(m->gguf, key))
+        return tensor_fail(m, set[0], MU_EFORMAT, err, "expected key '%s' with it, found none", key);
+    enum mu_status st = copy_factors(m, "rope_factors_short.weight", &m->rope_factors, err);
+    return st == MU_OK ? copy_factors(m, "rope_factors_long.weight", &m->rope_long, err) : st;
 }
 
 static void count_tensor(struct mu_model *m, const struct mu_gguf_tensor *t)
@@ -210,8 +287,11 @@ static void count_tensors(struct mu_model *m)
     count_tensor(m, m->embed);
     if (m->output != m->embed) count_tensor(m, m->output);
     count_tensor(m, m->out_norm);
+    if (m->out_norm_b) count_tensor(m, m->out_norm_b);
+    if (m->out_b) count_tensor(m, m->out_b);
     for (int layer = 0; layer < m->cfg.n_layer; layer++)
-        for (const struct mu_tensor_rule *r = m->arch->rules; r->suffix; r++) count_tensor(m, m->layer[layer][r->id]);
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++)
+            if (m->layer[layer][id]) count_tensor(m, m->layer[layer][id]);
 }
 
 /* Length of the well-formed UTF-8 character at s, printable or not; 0 where there is none. */
@@ -300,6 +380,11 @@ enum mu_status mu_model_open(const char *path, struct mu_model **model_out, stru
         st = mu_gguf_fail(m->gguf, MU_ENOMEM, err, "no memory for a list of %d layers", m->cfg.n_layer);
         goto fail;
     }
+    m->parts = mu_calloc((size_t)m->cfg.n_layer * MU_T_LAYER_COUNT, sizeof *m->parts);
+    if (!m->parts) {
+        st = mu_gguf_fail(m->gguf, MU_ENOMEM, err, "no memory for a list of %d layers", m->cfg.n_layer);
+        goto fail;
+    }
     MU_TRY(st, check_ends(m, err), fail);
     MU_TRY(st, place_tensors(m, err), fail);
     MU_TRY(st, copy_rope_factors(m, err), fail);
@@ -315,6 +400,8 @@ void mu_model_close(struct mu_model *m)
 {
     if (!m) return;
     mu_free((void *)m->rope_factors);
+    mu_free((void *)m->rope_long);
+    mu_free(m->parts);
     mu_free(m->layer);
     mu_gguf_close(m->gguf);
     mu_free(m);
@@ -326,8 +413,8 @@ static uint32_t main_type(const struct mu_model *m)
     uint64_t bytes[MU_TYPE_LIMIT] = {0};
     uint32_t best = 0;
     for (int layer = 0; layer < m->cfg.n_layer; layer++)
-        for (const struct mu_tensor_rule *r = m->arch->rules; r->suffix; r++)
-            bytes[m->layer[layer][r->id]->type] += m->layer[layer][r->id]->bytes;
+        for (int id = 0; id < MU_T_MATRIX_COUNT; id++)
+            if (m->layer[layer][id]) bytes[m->layer[layer][id]->type] += m->layer[layer][id]->bytes;
     for (uint32_t type = 1; type < MU_TYPE_LIMIT; type++)
         if (bytes[type] > bytes[best]) best = type;
     return best;
@@ -340,15 +427,17 @@ void mu_model_describe(const struct mu_model *m, char *buf, size_t buf_bytes)
         const char *unit;
     } units[] = {{1e9, "B"}, {1e6, "M"}, {1e3, "K"}, {0, ""}};
     const struct mu_config *c = &m->cfg;
+    char experts[48] = "";
     int u = 0;
+    if (c->n_expert > 0) snprintf(experts, sizeof experts, " × %d of %d experts", c->n_expert_used, c->n_expert);
     while ((double)m->n_param < units[u].least) u++;
     double n = (double)m->n_param / (units[u].least > 0 ? units[u].least : 1);
     double gb = (double)m->weight_bytes / 1e9;
     snprintf(buf, buf_bytes,
-             "%s (%s, %.*f%s parameters, %s): %d layers of %d, %d query and %d key heads of %d, feed-forward %d, "
+             "%s (%s, %.*f%s parameters, %s): %d layers of %d, %d query and %d key heads of %d, feed-forward %d%s, "
              "vocabulary %d%s, context %d, %.*f %s",
              m->name, m->arch->name, n < 100 && *units[u].unit ? 1 : 0, n, units[u].unit,
              mu_type_info(main_type(m))->name, c->n_layer, c->d_model, c->n_head, c->n_kv_head, c->d_head, c->d_ff,
-             c->n_vocab, m->output == m->embed ? " (tied)" : "", c->n_ctx_train, gb >= 1 ? 2 : 1,
+             experts, c->n_vocab, m->output == m->embed ? " (tied)" : "", c->n_ctx_train, gb >= 1 ? 2 : 1,
              gb >= 1 ? gb : gb * 1e3, gb >= 1 ? "GB" : "MB");
 }

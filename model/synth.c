@@ -27,13 +27,20 @@ struct job {
     void *progress_ctx;
 };
 
+static bool ends_with(const char *name, const char *end)
+{
+    size_t n = strlen(name), m = strlen(end);
+    return n >= m && strcmp(name + n - m, end) == 0;
+}
+
 /* What happens to each tensor in turn: first all are announced, then all are written. */
 typedef enum mu_status visit(struct job *j, const char *name, uint32_t type, int n_col, int n_row, struct mu_err *err);
 
 static enum mu_status announce(struct job *j, const char *name, uint32_t type, int n_col, int n_row, struct mu_err *err)
 {
     const struct mu_type_info *info = mu_type_info(type);
-    const uint64_t ne[2] = {(uint64_t)n_col, (uint64_t)n_row};
+    int n_stack = ends_with(name, "_exps.weight") ? j->cfg.n_expert : 1;
+    const uint64_t ne[3] = {(uint64_t)n_col, (uint64_t)(n_row / n_stack), (uint64_t)n_stack};
     size_t row_bytes;
     if (!mu_type_row_bytes(type, ne[0], &row_bytes))
         return mu_fail(
@@ -41,7 +48,7 @@ static enum mu_status announce(struct job *j, const char *name, uint32_t type, i
             "tensor '%s' of a model of these sizes has rows of %d values; type %s needs a multiple of %d: choose "
             "other sizes or another type",
             name, n_col, info->name, info->block_values);
-    mu_gguf_put_tensor(j->writer, name, type, n_row == 1 ? 1 : 2, ne);
+    mu_gguf_put_tensor(j->writer, name, type, n_row == 1 ? 1 : n_stack > 1 ? 3 : 2, ne);
     j->total_bytes += row_bytes * (uint64_t)n_row;
     return MU_OK;
 }
@@ -54,12 +61,20 @@ static enum mu_status give(struct job *j, size_t bytes, struct mu_err *err)
     return st;
 }
 
-/* Norm weights: 1 ± 0.1. */
-static enum mu_status write_vector(struct job *j, int n, uint64_t seed, struct mu_err *err)
+/* Norm weights and short rotation factors: 1 ± 0.1. Biases: ± 0.1. Long rotation factors: 2.9 … 3.1. */
+static enum mu_status write_vector(struct job *j, const char *name, int n, uint64_t seed, struct mu_err *err)
 {
-    float *out = (float *)j->buffer; /* MU_MAX_D_MODEL floats fit */
-    for (int i = 0; i < n; i++) out[i] = 0.9f + 0.2f * (float)(mu_synth_next(&seed) >> 40) * 0x1p-24f;
-    return give(j, (size_t)n * sizeof *out, err);
+    enum { PIECE = BUFFER_BYTES / (int)sizeof(float) };
+    float *out = (float *)j->buffer, base = 0.9f;
+    if (ends_with(name, ".bias")) base = -0.1f;
+    if (ends_with(name, "_long.weight")) base = 2.9f;
+    for (int at = 0; at < n; at += PIECE) {
+        int len = n - at < PIECE ? n - at : PIECE;
+        for (int i = 0; i < len; i++) out[i] = base + 0.2f * (float)(mu_synth_next(&seed) >> 40) * 0x1p-24f;
+        enum mu_status st = give(j, (size_t)len * sizeof *out, err);
+        if (st != MU_OK) return st;
+    }
+    return MU_OK;
 }
 
 static enum mu_status write_tensor(struct job *j, const char *name, uint32_t type, int n_col, int n_row,
@@ -67,8 +82,7 @@ static enum mu_status write_tensor(struct job *j, const char *name, uint32_t typ
 {
     uint64_t mix = j->spec->seed + 0x632be59bd9b4e019ull * ++j->n_tensor;
     uint64_t seed = mu_synth_next(&mix);
-    (void)name;
-    if (n_row == 1) return write_vector(j, n_col, seed, err);
+    if (n_row == 1) return write_vector(j, name, n_col, seed, err);
     const struct mu_type_info *info = mu_type_info(type);
     mu_synth_source_init(j->source, type, 1.0f / sqrtf((float)n_col), seed);
     uint64_t n_block = (uint64_t)(n_col / info->block_values) * (uint64_t)n_row;
@@ -83,22 +97,43 @@ static enum mu_status write_tensor(struct job *j, const char *name, uint32_t typ
     return st;
 }
 
+static bool has_factors(const struct job *j)
+{
+    return (j->arch->features & MU_HAS_LONGROPE) && j->spec->n_ctx_short > 0;
+}
+
+/* Each tensor once: of several forms the first. Optional ones (Falcon's second norm) come with grouped heads, as in
+ * the models that have them. */
+static enum mu_status each_of_layer(struct job *j, int layer, visit *fn, struct mu_err *err)
+{
+    bool seen[MU_T_LAYER_COUNT] = {false};
+    enum mu_status st = MU_OK;
+    for (const struct mu_tensor_rule *r = mu_arch_rules(j->arch, &j->cfg); r->suffix && st == MU_OK;) {
+        char name[64];
+        int n_col, n_row, n = mu_rule_parts(&j->cfg, r, &n_col, &n_row);
+        bool wanted = !seen[r->id] && (!r->optional || j->spec->n_kv_head > 1);
+        snprintf(name, sizeof name, "blk.%d.%s", layer, r->suffix);
+        bool small = r->n_row == MU_DIM_ONE || r->id == MU_T_ROUTER;
+        if (wanted) st = fn(j, name, small ? MU_F32 : j->spec->type, n_col, n_row, err);
+        for (int i = 0; i < n; i++) seen[r[i].id] = true;
+        r += n;
+    }
+    return st;
+}
+
 static enum mu_status each_tensor(struct job *j, visit *fn, struct mu_err *err)
 {
     const struct mu_synth *s = j->spec;
     enum mu_status st;
     MU_TRY(st, fn(j, "token_embd.weight", s->output_type, s->d_model, s->n_vocab, err), fail);
-    for (int layer = 0; layer < s->n_layer; layer++)
-        for (const struct mu_tensor_rule *r = j->arch->rules; r->suffix; r++) {
-            char name[64];
-            bool vector = r->n_row == MU_DIM_ONE;
-            snprintf(name, sizeof name, "blk.%d.%s", layer, r->suffix);
-            MU_TRY(st,
-                   fn(j, name, vector ? MU_F32 : s->type, mu_dim_size(&j->cfg, r->n_col),
-                      mu_dim_size(&j->cfg, r->n_row), err),
-                   fail);
-        }
+    for (int layer = 0; layer < s->n_layer; layer++) MU_TRY(st, each_of_layer(j, layer, fn, err), fail);
+    if (has_factors(j)) {
+        MU_TRY(st, fn(j, "rope_factors_long.weight", MU_F32, j->cfg.n_rot / 2, 1, err), fail);
+        MU_TRY(st, fn(j, "rope_factors_short.weight", MU_F32, j->cfg.n_rot / 2, 1, err), fail);
+    }
     MU_TRY(st, fn(j, "output_norm.weight", MU_F32, s->d_model, 1, err), fail);
+    if (j->arch->norm == MU_NORM_LAYER) MU_TRY(st, fn(j, "output_norm.bias", MU_F32, s->d_model, 1, err), fail);
+    if (j->arch->out_bias) MU_TRY(st, fn(j, "output.bias", MU_F32, s->n_vocab, 1, err), fail);
     if (!s->tied) st = fn(j, "output.weight", s->output_type, s->d_model, s->n_vocab, err);
 fail:
     return st;
@@ -140,6 +175,20 @@ static enum mu_status check_spec(struct job *j, struct mu_err *err)
         return mu_fail(err, MU_EINVAL,
                        "expected a number of query heads that is a multiple of the key heads, found %d and %d",
                        s->n_head, s->n_kv_head);
+    if (s->n_rot < 0 || s->n_rot > s->d_head || s->n_rot % 2 != 0)
+        return mu_fail(err, MU_EINVAL, "rotated dimensions: expected an even number up to %d, found %d", s->d_head,
+                       s->n_rot);
+    MU_TRY(st,
+           check_range("experts", s->n_expert, j->arch->rules ? 0 : 1, j->arch->expert_rules ? MU_MAX_EXPERT : 0, err),
+           fail);
+    MU_TRY(st, check_range("experts used", s->n_expert_used, s->n_expert > 0, s->n_expert, err), fail);
+    MU_TRY(st, check_range("window", s->window, 0, MU_MAX_CTX, err), fail);
+    MU_TRY(st, check_range("short context", s->n_ctx_short, 0, MU_MAX_CTX, err), fail);
+    if (s->window > 0 && !(j->arch->features & MU_HAS_WINDOW))
+        return mu_fail(err, MU_EINVAL, "window: architecture '%s' has none", j->arch->name);
+    if (s->n_ctx_short > 0 && !(j->arch->features & MU_HAS_LONGROPE))
+        return mu_fail(err, MU_EINVAL, "short context: architecture '%s' has one set of rotation factors",
+                       j->arch->name);
     if (s->d_head % 2 != 0) return mu_fail(err, MU_EINVAL, "expected an even head size, found %d", s->d_head);
     if (s->n_head * s->d_head > MU_MAX_D_MODEL)
         return mu_fail(err, MU_EINVAL, "%d heads of %d are more than the limit of %d values together", s->n_head,
@@ -154,6 +203,9 @@ static enum mu_status check_spec(struct job *j, struct mu_err *err)
                                 .d_head = s->d_head,
                                 .d_model = s->d_model,
                                 .d_ff = s->d_ff,
+                                .n_expert = s->n_expert,
+                                .n_expert_used = s->n_expert_used,
+                                .n_rot = s->n_rot ? s->n_rot : s->d_head,
                                 .n_vocab = s->n_vocab};
 fail:
     return st;
@@ -188,8 +240,20 @@ static void put_sizes(struct job *j)
     put_u32(j, "attention.head_count_kv", s->n_kv_head);
     put_u32(j, "attention.key_length", s->d_head);
     put_u32(j, "attention.value_length", s->d_head);
-    put_f32(j, "attention.layer_norm_rms_epsilon", 1e-5f);
-    put_u32(j, "rope.dimension_count", s->d_head);
+    put_f32(j, j->arch->norm == MU_NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon",
+            1e-5f);
+    put_u32(j, "rope.dimension_count", j->cfg.n_rot);
+    if (j->arch->features & MU_HAS_WINDOW && (s->window || j->arch->window))
+        put_u32(j, "attention.sliding_window", s->window);
+    if (s->n_expert) {
+        put_u32(j, "expert_count", s->n_expert);
+        put_u32(j, "expert_used_count", s->n_expert_used);
+        put_u32(j, "expert_feed_forward_length", s->d_ff);
+    }
+    if (has_factors(j)) {
+        put_u32(j, "rope.scaling.original_context_length", s->n_ctx_short);
+        put_f32(j, "rope.scaling.attn_factor", 1.19f);
+    }
     put_f32(j, "rope.freq_base", s->rope_freq_base);
     put_u32(j, "vocab_size", s->n_vocab);
 }

@@ -2,6 +2,7 @@
  *
  * An item is (sequence, block of queries, KV head). Where every sequence has one token, an item rotates, stores and
  * attends in one go, since nobody else reads what it wrote. Otherwise all keys and values are stored first. */
+#include <math.h>
 #include <string.h>
 
 #include "shard/parts.h"
@@ -28,6 +29,15 @@ static struct mu_range query_heads(const struct mu_shard *s, int j)
     return (struct mu_range){h.begin - s->me.heads.begin, h.end - s->me.heads.begin};
 }
 
+/* Heads are normed before they turn (weight NULL: not at all). */
+static void head_norm(const struct mu_shard *s, float *v, int n_head, const float *weight)
+{
+    int d = s->cfg.d_head;
+    for (int h = 0; weight && h < n_head; h++, v += d)
+        if (!s->k->rms_norm(v, weight, d, s->cfg.norm_eps, v))
+            for (int i = 0; i < d; i++) v[i] = NAN;
+}
+
 /* Token t of sequence q: its key of KV head j rotated, key and value stored. */
 static void store_one(const struct mu_shard *s, const struct mu_step_seq *q, int layer, int j, int t)
 {
@@ -35,18 +45,20 @@ static void store_one(const struct mu_shard *s, const struct mu_step_seq *q, int
     size_t stride = (size_t)kv->n_head * (size_t)kv->d_head, at = (size_t)t * stride + (size_t)j * (size_t)kv->d_head;
     uint32_t pos = q->pos0 + ((uint32_t)t - q->tok_off);
     uint16_t *page = mu_kv_page(kv, layer, j, kv->slot[q->slot].page[pos / MU_PAGE_TOKENS]);
-    const float *turn = s->rope + (size_t)t * (size_t)s->cfg.n_rot;
+    const float *turn = mu_rope_at(s, s->layer[layer].rope, t);
+    head_norm(s, s->key + at, 1, s->layer[layer].vec[MU_T_K_NORM]);
     s->k->rope(s->key + at, 1, kv->d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES, turn);
     s->k->kv_store(s->key + at, s->value + at, kv->d_head, (int)(pos % MU_PAGE_TOKENS), page,
                    page + kv->page_values / 2);
 }
 
-static void rotate_queries(const struct mu_shard *s, struct mu_range heads, int t)
+static void rotate_queries(const struct mu_shard *s, struct mu_range heads, int layer, int t)
 {
     size_t d = (size_t)s->cfg.d_head, stride = (size_t)mu_range_len(s->me.heads) * d;
-    const float *turn = s->rope + (size_t)t * (size_t)s->cfg.n_rot;
-    s->k->rope(s->q + (size_t)t * stride + (size_t)heads.begin * d, mu_range_len(heads), s->cfg.d_head, s->cfg.n_rot,
-               s->model->arch->rope == MU_ROPE_HALVES, turn);
+    float *q = s->q + (size_t)t * stride + (size_t)heads.begin * d;
+    head_norm(s, q, mu_range_len(heads), s->layer[layer].vec[MU_T_Q_NORM]);
+    s->k->rope(q, mu_range_len(heads), s->cfg.d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES,
+               mu_rope_at(s, s->layer[layer].rope, t));
 }
 
 /* Tokens [t, t + n_tok) of sequence q over KV head j; the result is row `to` onwards of attn. */
@@ -57,7 +69,7 @@ static void attend(const struct run *r, const struct mu_step_seq *q, int layer, 
     const struct slot *slot = &kv->slot[q->slot];
     struct mu_range heads = query_heads(s, j);
     size_t d = (size_t)kv->d_head, stride = (size_t)mu_range_len(s->me.heads) * d;
-    uint32_t pos0 = q->pos0 + ((uint32_t)t - q->tok_off), window = (uint32_t)s->cfg.window;
+    uint32_t pos0 = q->pos0 + ((uint32_t)t - q->tok_off), window = (uint32_t)s->layer[layer].window;
     uint32_t first = window && pos0 >= window ? (pos0 - window + 1) / MU_PAGE_TOKENS : 0;
     uint32_t end = (pos0 + (uint32_t)n_tok + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
     for (uint32_t p = first; p < end; p++) {
@@ -69,8 +81,9 @@ static void attend(const struct run *r, const struct mu_step_seq *q, int layer, 
                         .d_head = kv->d_head,
                         .pos0 = (int)pos0,
                         .page_tokens = MU_PAGE_TOKENS,
-                        .window = s->cfg.window,
+                        .window = s->layer[layer].window,
                         .scale = s->cfg.attn_scale,
+                        .softcap = s->cfg.attn_softcap,
                         .q = s->q + (size_t)t * stride + (size_t)heads.begin * d,
                         .q_stride = stride,
                         .out = s->attn + (size_t)to * stride + (size_t)heads.begin * d,
@@ -86,7 +99,7 @@ static void item_decode(const struct run *r, int layer, int item)
     int t = item / s->kv.n_head, j = item % s->kv.n_head; /* sequence i is token i */
     const struct mu_step_seq *q = &s->step->seq[t];
     store_one(s, q, layer, j, t);
-    rotate_queries(s, query_heads(s, j), t);
+    rotate_queries(s, query_heads(s, j), layer, t);
     attend(r, q, layer, j, t, 1, t);
 }
 
@@ -123,7 +136,7 @@ static void store_share(struct run *r, int layer)
     struct mu_range mine = mu_run_share(r, r->n_tok);
     for (int t = mine.begin; t < mine.end; t++) {
         for (int j = 0; j < s->kv.n_head; j++) store_one(s, &s->step->seq[s->seq_of[t]], layer, j, t);
-        rotate_queries(s, (struct mu_range){0, mu_range_len(s->me.heads)}, t);
+        rotate_queries(s, (struct mu_range){0, mu_range_len(s->me.heads)}, layer, t);
     }
 }
 

@@ -199,27 +199,38 @@ bool mu_run_gather_input(struct run *r, enum input input, const float *src, unsi
 
 /* ---- ② and ④ ---- */
 
-bool mu_run_project(struct run *r, const struct mu_mat *m, const struct act *act, bool round)
+void mu_run_project_begin(struct run *r, struct job *job, bool round, const float *post)
 {
     struct mu_shard *s = r->s;
     bool alone = s->stage.n_rank == 1;
-    struct job job = {.m = m, .out = s->y, .stride = (size_t)m->n_row};
     r->pending = alone ? PENDING_LOCAL : PENDING_PARTS;
     r->pending_round = round;
-    if (!alone) {
-        r->pending_parts = model_parts(s, round ? WIRE_BF16 : WIRE_F32, r->n_tok);
-        char *part = s->gather + r->pending_parts.off[s->me.local];
-        if (round)
-            job.bf16 = (uint16_t *)(void *)part;
-        else
-            job.out = (float *)(void *)part;
-    }
-    mu_run_matmul(r, &job, 1, act, r->n_tok);
-    mu_run_meet(r);
-    return alone || mu_run_gather(r, s->gather, &r->pending_parts);
+    r->pending_norm = post;
+    if (alone) return;
+    r->pending_parts = model_parts(s, round ? WIRE_BF16 : WIRE_F32, r->n_tok);
+    char *part = s->gather + r->pending_parts.off[s->me.local];
+    if (round)
+        job->bf16 = (uint16_t *)(void *)part;
+    else
+        job->out = (float *)(void *)part;
 }
 
-void mu_residual_add(const struct run *r, float *x, int t)
+bool mu_run_project_end(struct run *r)
+{
+    return r->s->stage.n_rank == 1 || mu_run_gather(r, r->s->gather, &r->pending_parts);
+}
+
+bool mu_run_project(struct run *r, const struct job *project, const struct act *act, bool round, const float *post)
+{
+    struct job job = *project;
+    mu_run_project_begin(r, &job, round, post);
+    mu_run_matmul(r, &job, 1, act, r->n_tok);
+    mu_run_meet(r);
+    return mu_run_project_end(r);
+}
+
+/* x += what is pending of token t. */
+static void add_pending(const struct run *r, float *x, int t)
 {
     const struct mu_shard *s = r->s;
     if (r->pending == PENDING_LOCAL) {
@@ -238,6 +249,21 @@ void mu_residual_add(const struct run *r, float *x, int t)
                 s->k->add(x + rows.begin, (const float *)part + at, w, 0);
         }
     }
+}
+
+void mu_residual_add(const struct run *r, float *x, int t)
+{
+    const struct mu_shard *s = r->s;
+    float *post = r->mine->post;
+    if (r->pending == PENDING_NONE) return;
+    if (!r->pending_norm) {
+        add_pending(r, x, t);
+        return;
+    }
+    memset(post, 0, (size_t)s->cfg.d_model * sizeof *post);
+    add_pending(r, post, t);
+    mu_norm_vector(s, post, r->pending_norm, NULL, post);
+    s->k->add(x, post, s->cfg.d_model, 0);
 }
 
 /* ---- between stages ---- */

@@ -20,12 +20,17 @@ static bool step_begin(struct run *r)
     for (int t = turns.begin; t < turns.end; t++) {
         const struct mu_step_seq *q = &step->seq[s->seq_of[t]];
         int pos = (int)(q->pos0 + ((uint32_t)t - q->tok_off));
-        s->k->rope_table(s->rope_freq, s->cfg.n_rot / 2, pos, 1.0f, s->rope + (size_t)t * (size_t)s->cfg.n_rot);
+        for (int i = 0; i < s->n_rope; i++)
+            s->k->rope_table(s->rope_freq + i * (s->cfg.n_rot / 2), s->cfg.n_rot / 2, pos, s->cfg.rope_attn_factor,
+                             mu_rope_at(s, i, t));
     }
     if (!s->first_stage) return mu_run_recv(r);
-    for (int t = mine.begin; t < mine.end; t++)
-        s->k->dequant_row(embed->type, embed->data + (size_t)step->ids[t] * embed->row_bytes, s->cfg.d_model,
-                          r->x + (size_t)t * (size_t)s->cfg.d_model);
+    for (int t = mine.begin; t < mine.end; t++) {
+        float *x = r->x + (size_t)t * (size_t)s->cfg.d_model;
+        s->k->dequant_row(embed->type, embed->data + (size_t)step->ids[t] * embed->row_bytes, s->cfg.d_model, x);
+        if (s->cfg.embed_scale != 1.0f)
+            for (int i = 0; i < s->cfg.d_model; i++) x[i] = x[i] * s->cfg.embed_scale;
+    }
     if (!r->narrow) mu_run_meet(r);
     return true;
 }
@@ -35,32 +40,65 @@ static struct job job_of(const struct mu_mat *m, float *out)
     return (struct job){.m = m, .out = out, .stride = (size_t)m->n_row};
 }
 
+/* With the bias, where there is one, of the rows that begin at row0. */
+static struct job job_biased(const struct layer *layer, enum mu_tensor_id id, enum mu_tensor_id bias, int row0,
+                             float *out)
+{
+    struct job job = job_of(&layer->mat[id], out);
+    if (layer->vec[bias]) job.bias = layer->vec[bias] + row0;
+    return job;
+}
+
 static bool attention_run(struct run *r, const struct layer *layer, int index, bool last)
 {
     struct mu_shard *s = r->s;
+    bool parallel = s->model->arch->parallel;
+    int q0 = s->me.heads.begin * s->cfg.d_head, kv0 = s->me.kv_heads.begin * s->cfg.d_head;
     struct act in;
-    mu_run_norm(r, layer->attn_norm, layer->attn_in);
-    const struct job jobs[] = {job_of(&layer->mat[MU_T_Q], s->q), job_of(&layer->mat[MU_T_K], s->key),
-                               job_of(&layer->mat[MU_T_V], s->value)};
+    mu_run_norm(r, layer->vec[MU_T_ATTN_NORM], layer->vec[MU_T_ATTN_NORM_B], layer->attn_in);
+    const struct job jobs[] = {job_biased(layer, MU_T_Q, MU_T_Q_B, q0, s->q),
+                               job_biased(layer, MU_T_K, MU_T_K_B, kv0, s->key),
+                               job_biased(layer, MU_T_V, MU_T_V_B, kv0, s->value)};
     mu_run_matmul(r, jobs, 3, r->act, r->n_tok);
     mu_run_meet(r);
     mu_run_attend(r, index, last);
     if (last && s->prune) r->n_tok = s->n_row;
-    return mu_run_gather_input(r, INPUT_O, s->attn, layer->o_in, &in) &&
-           mu_run_project(r, &layer->mat[MU_T_O], &in, layer->o_round);
+    if (!mu_run_gather_input(r, INPUT_O, s->attn, layer->o_in, &in)) return false;
+    const struct job job = job_biased(layer, MU_T_O, MU_T_O_B, s->me.model.begin, parallel ? s->y_attn : s->y);
+    if (!parallel) return mu_run_project(r, &job, &in, layer->o_round, layer->vec[MU_T_POST_ATTN_NORM]);
+    mu_run_matmul(r, &job, 1, &in, r->n_tok); /* my rows wait for those of down, which are the same */
+    mu_run_meet(r);
+    return true;
 }
 
-static bool ffn_run(struct run *r, const struct layer *layer)
+static enum job_act ffn_act(const struct mu_shard *s)
+{
+    switch (s->model->arch->ffn) {
+    case MU_FFN_SILU_GATED: break;
+    case MU_FFN_GELU_GATED:
+    case MU_FFN_GELU: return ACT_GELU;
+    case MU_FFN_GELU_ERF: return ACT_GELU_ERF;
+    }
+    return ACT_SILU;
+}
+
+static bool ffn_run(struct run *r, const struct layer *layer, int index)
 {
     struct mu_shard *s = r->s;
     struct act in;
-    mu_run_norm(r, layer->ffn_norm, layer->ffn_in);
-    struct job job = job_of(&layer->mat[MU_T_GATE], s->gate);
-    job.up = &layer->mat[MU_T_UP];
-    mu_run_matmul(r, &job, 1, r->act, r->n_tok);
+    mu_run_norm(r, layer->vec[MU_T_FFN_NORM], layer->vec[MU_T_FFN_NORM_B], layer->ffn_in);
+    if (s->cfg.n_expert > 0) return mu_run_experts(r, index);
+    bool gated = layer->mat[MU_T_GATE].n_col > 0;
+    struct job hidden = gated ? job_of(&layer->mat[MU_T_GATE], s->gate)
+                              : job_biased(layer, MU_T_UP, MU_T_UP_B, s->me.ff.begin, s->gate);
+    if (gated) hidden.up = &layer->mat[MU_T_UP];
+    hidden.act = ffn_act(s);
+    mu_run_matmul(r, &hidden, 1, r->act, r->n_tok);
     mu_run_meet(r);
+    struct job down = job_biased(layer, MU_T_DOWN, MU_T_DOWN_B, s->me.model.begin, s->y);
+    if (s->model->arch->parallel) down.plus = s->y_attn;
     return mu_run_gather_input(r, INPUT_DOWN, s->gate, layer->down_in, &in) &&
-           mu_run_project(r, &layer->mat[MU_T_DOWN], &in, layer->down_round);
+           mu_run_project(r, &down, &in, layer->down_round, layer->vec[MU_T_POST_FFN_NORM]);
 }
 
 /* Final norm and output matrix, for the rows that are wanted. */
@@ -74,11 +112,13 @@ static void logits_run(struct run *r)
     for (int i = mine.begin; i < mine.end; i++) {
         memcpy(r->mine->row, r->x + (size_t)s->row[i].at * d, d * sizeof *r->x); /* x may be shared */
         mu_residual_add(r, r->mine->row, s->row[i].at);
-        mu_norm_vector(s, r->mine->row, s->out_norm, r->mine->row);
+        mu_norm_vector(s, r->mine->row, s->out_norm, s->out_norm_b, r->mine->row);
         mu_form_vector(s, s->out_in, r->mine->row, s->cfg.d_model, act, i);
     }
     if (!narrow) mu_run_meet(r);
-    const struct job job = job_of(&s->out, s->logits);
+    struct job job = job_of(&s->out, s->logits);
+    if (s->out_b) job.bias = s->out_b + s->me.vocab.begin;
+    job.cap = s->cfg.final_softcap;
     mu_run_matmul(r, &job, 1, act, s->n_row);
     mu_run_meet(r);
 }
@@ -105,7 +145,7 @@ static void step_main(void *arg, int member, int n_member)
         }
         if (!attention_run(&r, &s->layer[l], l, last)) return;
         if (last && s->n_row == 0) return;
-        if (!ffn_run(&r, &s->layer[l])) return;
+        if (!ffn_run(&r, &s->layer[l], l)) return;
         mu_run_breathe(&r);
     }
     if (!s->last_stage) {

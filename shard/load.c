@@ -1,7 +1,7 @@
 /* Creating a shard: its rows packed for the kernels with all threads, its pages, its scratch.
  *
  * Weights are one block of pages straight from the system; the member that packs a piece touches it first, so it lies
- * on the NUMA node where the rank runs. Norm vectors are small and copied whole. The embedding is read from the
+ * on the NUMA node where the rank runs. Vectors are small and copied whole (small.c). The embedding is read from the
  * mapped file: a step touches a row a token. */
 #include <stdio.h>
 #include <string.h>
@@ -40,12 +40,6 @@ unsigned mu_form_of(uint32_t type)
     case MU_ACT_NONE: break;
     }
     return FORM_F32;
-}
-
-/* C4: what a quantised matrix adds is rounded. */
-static bool rounds(const struct mu_gguf_tensor *t)
-{
-    return mu_type_info(t->type)->block_values > 1;
 }
 
 /* ---- packing ---- */
@@ -134,10 +128,12 @@ static void items_of_layers(struct load *l)
 {
     struct mu_shard *s = l->s;
     for (int i = 0; i < mu_range_len(s->stage.layers); i++) {
-        for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
+        for (int id = 0; id < MU_T_MATRIX_COUNT; id++) {
+            const struct mu_gguf_tensor *t = s->model->layer[s->stage.layers.begin + i][id];
             int row0, n_row = mu_plan_rows(s->model, &s->me, (enum mu_tensor_id)id, &row0);
-            if (id == MU_T_ATTN_NORM || id == MU_T_FFN_NORM) continue;
-            item_add(l, &s->layer[i].mat[id], s->model->layer[s->stage.layers.begin + i][id], row0, n_row);
+            int n = mu_config_copies(&s->cfg, (enum mu_tensor_id)id), stride = t ? (int)t->n_row / n : 0;
+            struct mu_mat *mat = n > 1 ? mu_expert_mats(s, i, (enum mu_tensor_id)id) : &s->layer[i].mat[id];
+            for (int e = 0; t && e < n; e++) item_add(l, &mat[e], t, e * stride + row0, n_row);
         }
     }
     if (s->last_stage) item_add(l, &s->out, s->model->output, s->me.vocab.begin, mu_range_len(s->me.vocab));
@@ -171,46 +167,6 @@ static enum mu_status weights_alloc(struct load *l, struct mu_err *err)
     return MU_OK;
 }
 
-static void layer_forms(struct layer *layer, const struct mu_gguf_tensor *const *t)
-{
-    layer->attn_in = mu_form_of(t[MU_T_Q]->type) | mu_form_of(t[MU_T_K]->type) | mu_form_of(t[MU_T_V]->type);
-    layer->o_in = mu_form_of(t[MU_T_O]->type);
-    layer->ffn_in = mu_form_of(t[MU_T_GATE]->type) | mu_form_of(t[MU_T_UP]->type);
-    layer->down_in = mu_form_of(t[MU_T_DOWN]->type);
-    layer->o_round = rounds(t[MU_T_O]);
-    layer->down_round = rounds(t[MU_T_DOWN]);
-}
-
-static float *norm_copy(const struct mu_shard *s, const struct mu_gguf_tensor *t, float **at)
-{
-    float *to = *at;
-    memcpy(to, t->data, (size_t)s->cfg.d_model * sizeof *to);
-    *at += s->cfg.d_model;
-    return to;
-}
-
-static enum mu_status small_load(struct mu_shard *s, struct mu_err *err)
-{
-    int n_layer = mu_range_len(s->stage.layers);
-    float scale = s->cfg.rope_linear_scale;
-    s->norms = mu_calloc((size_t)(2 * n_layer + 1) * (size_t)s->cfg.d_model, sizeof *s->norms);
-    s->rope_freq = mu_calloc((size_t)s->cfg.n_rot / 2 + 1, sizeof *s->rope_freq);
-    if (!s->norms || !s->rope_freq) return mu_fail(err, MU_ENOMEM, "no memory for the norms of %d layers", n_layer);
-    float *at = s->norms;
-    for (int i = 0; i < n_layer; i++) {
-        const struct mu_gguf_tensor *const *t = s->model->layer[s->stage.layers.begin + i];
-        s->layer[i].attn_norm = norm_copy(s, t[MU_T_ATTN_NORM], &at);
-        s->layer[i].ffn_norm = norm_copy(s, t[MU_T_FFN_NORM], &at);
-        layer_forms(&s->layer[i], t);
-    }
-    s->out_norm = norm_copy(s, s->model->out_norm, &at);
-    s->out_in = mu_form_of(s->model->output->type);
-    mu_rope_freqs(s->cfg.rope_freq_base, s->cfg.n_rot, s->model->rope_factors, s->rope_freq);
-    for (int i = 0; i < s->cfg.n_rot / 2; i++)
-        if (scale != 1.0f) s->rope_freq[i] = s->rope_freq[i] / scale;
-    return MU_OK;
-}
-
 enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err)
 {
     int n_layer = mu_range_len(s->stage.layers);
@@ -220,13 +176,15 @@ enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *
     atomic_init(&l.done_bytes, 0);
     enum mu_status st = MU_OK;
     s->layer = mu_calloc((size_t)n_layer, sizeof *s->layer);
-    l.item = mu_calloc((size_t)n_layer * MU_T_LAYER_COUNT + 1, sizeof *l.item);
-    if (!s->layer || !l.item) {
+    size_t n_expert = (size_t)s->cfg.n_expert;
+    s->expert = mu_calloc((size_t)n_layer * 3 * n_expert + 1, sizeof *s->expert);
+    l.item = mu_calloc((size_t)n_layer * (MU_T_MATRIX_COUNT + 3 * n_expert) + 1, sizeof *l.item);
+    if (!s->layer || !s->expert || !l.item) {
         st = mu_fail(err, MU_ENOMEM, "no memory for the tables of %d layers", n_layer);
         goto fail;
     }
     items_of_layers(&l);
-    MU_TRY(st, small_load(s, err), fail);
+    MU_TRY(st, mu_shard_load_small(s, err), fail);
     MU_TRY(st, weights_alloc(&l, err), fail);
     MU_TRY(st, pack_all(&l, err), fail);
 fail:
@@ -254,6 +212,10 @@ static void scratch_carve(struct mu_shard *s, char *base, size_t *at)
     s->attn = carve(base, at, z->attn);
     s->gate = carve(base, at, z->ff);
     s->y = carve(base, at, z->y);
+    s->y_attn = carve(base, at, z->y_attn);
+    s->route = carve(base, at, z->route);
+    s->chosen = carve(base, at, z->chosen);
+    s->chosen_weight = carve(base, at, z->chosen);
     s->rope = carve(base, at, z->rope);
     s->act.f32 = carve(base, at, z->act_f32);
     s->act.bf16 = carve(base, at, z->act_bf16);
@@ -273,6 +235,7 @@ static void member_carve(const struct mu_shard *s, struct member *m, char *base,
     m->x = carve(base, at, n * (size_t)s->cfg.d_model * sizeof(float));
     m->row = carve(base, at, col * sizeof(float));
     m->up = carve(base, at, MU_UP_TILE * sizeof(float));
+    m->post = carve(base, at, (size_t)s->cfg.d_model * sizeof(float));
     m->act.f32 = carve(base, at, n * col * sizeof(float));
     m->act.bf16 = carve(base, at, n * col * sizeof(uint16_t));
     m->act.q = carve(base, at, n * col);
@@ -374,7 +337,8 @@ void mu_shard_destroy(struct mu_shard *s)
     if (s->scratch.p) mu_pages_free(s->scratch.p, s->scratch.bytes);
     mu_kv_destroy(&s->kv);
     mu_free(s->layer);
-    mu_free(s->norms);
+    mu_free(s->expert);
+    mu_free(s->vectors);
     mu_free(s->rope_freq);
     mu_free(s->member);
     mu_free(s->member_block);

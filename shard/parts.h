@@ -2,6 +2,8 @@
  * shard/.
  *
  *   load.c      the rank's rows, packed               kv.c       pages and page tables
+ *   experts.c   routing, and the chosen experts' feed-forward
+ *   small.c     norms, biases, rotation frequencies
  *   phase.c     shared work inside a step: claims, matrix products, norms and input forms
  *   exchange.c  what travels between ranks            attend.c   rotation, cache, attention
  *   forward.c   a step from top to bottom             sample.c   the next ids */
@@ -23,10 +25,11 @@ enum { MU_UP_TILE = 128 * 128 }; /* tokens × rows */
 enum form { FORM_F32 = 1, FORM_BF16 = 2, FORM_Q8 = 4 }; /* of a matrix's input; a set where consumers differ */
 
 struct layer {
-    struct mu_mat mat[MU_T_LAYER_COUNT];     /* my rows; those of norms are unused */
-    float *attn_norm, *ffn_norm;             /* [d_model] */
+    struct mu_mat mat[MU_T_MATRIX_COUNT];    /* my rows */
+    const float *vec[MU_T_LAYER_COUNT];      /* norms and biases, whole; NULL where the layer has none */
+    int window, rope;                        /* 0 = none; which rotation table */
     unsigned attn_in, o_in, ffn_in, down_in; /* sets of enum form */
-    bool o_round, down_round;                /* C4: rounded to bf16 before it is added */
+    bool o_round, down_round; /* C4: rounded to bf16 before it is added; parallel: down's is of the sum */
 };
 
 struct act { /* prepared inputs, [n_tok][n_col]; n_col is the consumer's */
@@ -41,6 +44,7 @@ struct member {     /* a pool member's own scratch */
     float *x;       /* [NARROW_TOKENS][d_model] */
     struct act act; /* [NARROW_TOKENS][max_col] */
     float *row;     /* [max_col] */
+    float *post;    /* [d_model]: what is added, while it is normed */
     float *up;      /* [MU_UP_TILE]: a piece of the up product; used at once, so it stays in the L2 cache */
     const uint16_t **k_page, **v_page; /* [pages of n_ctx] */
 };
@@ -100,19 +104,25 @@ struct mu_shard {
 
     /* weights */
     struct block weights;
-    float *norms;        /* all norm vectors */
-    struct layer *layer; /* [layers of the stage] */
-    struct mu_mat out;   /* my vocabulary rows */
-    float *out_norm;
+    float *vectors;                             /* all norms and biases */
+    struct layer *layer;                        /* [layers of the stage] */
+    struct mu_mat *expert;                      /* [layers of the stage][3: gate, up, down][n_expert], my rows */
+    struct mu_mat out;                          /* my vocabulary rows */
+    const float *out_norm, *out_norm_b, *out_b; /* [d_model], [d_model] or NULL, [n_vocab] or NULL */
     unsigned out_in;
-    float *rope_freq; /* [n_rot/2] */
+    float *rope_freq; /* [n_rope][n_rot/2] */
+    int n_rope;       /* rotation tables: one, or one of layers that see everything and one of those with a window */
 
     struct kv kv;
 
     /* scratch, one block */
     struct block scratch;
     struct mu_scratch_sizes size;
-    float *x, *q, *key, *value, *attn, *gate, *y, *rope;
+    float *x, *q, *key, *value, *attn, *gate, *y, *rope; /* rope: [n_rope][step_tokens][n_rot] */
+    float *route;                                        /* [step_tokens][n_expert] */
+    int32_t *chosen;                                     /* [step_tokens][n_expert_used], ascending */
+    float *chosen_weight;                                /* likewise */
+    float *y_attn;                                       /* what o produces, in a parallel block: as y */
     struct act act;
     char *gather;
     float *send[MU_SHARD_TICKETS];
@@ -162,12 +172,26 @@ struct run {
     struct act *act;
     enum pending pending;
     bool pending_round;
+    const float *pending_norm; /* what is pending is normed with it first; NULL: no */
     struct parts pending_parts;
 };
 
 /* ---- load.c ---- */
 unsigned mu_form_of(uint32_t type);
 enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err);
+
+/* ---- experts.c ---- */
+/* Matrices of all experts; id is MU_T_GATE, MU_T_UP or MU_T_DOWN. layer counts from the stage's first. */
+static inline struct mu_mat *mu_expert_mats(const struct mu_shard *s, int layer, enum mu_tensor_id id)
+{
+    return s->expert + ((size_t)layer * 3 + (size_t)(id - MU_T_GATE)) * (size_t)s->cfg.n_expert;
+}
+/* The feed-forward of a layer with experts, from its normed input; what it adds is left pending. */
+bool mu_run_experts(struct run *r, int layer);
+
+/* ---- small.c ---- */
+/* What layers have besides matrices: norms, biases, windows, rotations. */
+enum mu_status mu_shard_load_small(struct mu_shard *s, struct mu_err *err);
 
 /* ---- kv.c ---- */
 enum mu_status mu_kv_create(struct mu_shard *s, struct mu_err *err);
@@ -199,16 +223,20 @@ struct job { /* one matrix of a phase */
     const struct mu_mat *m;
     float *out; /* [n_tok][stride] */
     size_t stride;
-    const struct mu_mat *up; /* m is a gate: out = silu(m·x) · (up·x). NULL: no */
-    uint16_t *bf16;          /* out rounded, the same stride; NULL: no */
+    const struct mu_mat *up; /* m is a gate: out = act(m·x) · (up·x). NULL: no */
+    const float *bias;       /* [n_row], added to the product; NULL: no */
+    const float *plus;       /* [n_tok][stride], added to that; NULL: no */
+    enum job_act { ACT_NONE, ACT_SILU, ACT_GELU, ACT_GELU_ERF } act; /* applied to all that; silu only with up */
+    float cap;                                                       /* soft cap of the result; 0: none */
+    uint16_t *bf16;                                                  /* out rounded, the same stride; NULL: no */
 };
 void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct act *act, int n_tok);
 /* v[n] in the forms asked for, as vector t of act. A value that is not finite poisons the vector. */
 void mu_form_vector(const struct mu_shard *s, unsigned forms, const float *v, int n, const struct act *act, int t);
 /* out = norm(v)·weight; out may be v. NaN where it is not finite. */
-void mu_norm_vector(const struct mu_shard *s, const float *v, const float *weight, float *out);
+void mu_norm_vector(const struct mu_shard *s, const float *v, const float *weight, const float *bias, float *out);
 /* The residual with what is pending, normed, in its forms: for all tokens when it returns. */
-void mu_run_norm(struct run *r, const float *weight, unsigned forms);
+void mu_run_norm(struct run *r, const float *weight, const float *bias, unsigned forms);
 
 /* ---- exchange.c ---- */
 /* Adds what is pending to token t's residual x. */
@@ -217,14 +245,23 @@ void mu_residual_add(const struct run *r, float *x, int t);
  * before a meeting. */
 enum input { INPUT_O, INPUT_DOWN };
 bool mu_run_gather_input(struct run *r, enum input input, const float *src, unsigned forms, struct act *act_out);
-/* ② and ④: the product of o or down, left pending. */
-bool mu_run_project(struct run *r, const struct mu_mat *m, const struct act *act, bool round);
+/* What is computed next is pending, a row of job->out a token (job->bf16 too, where set): where it belongs. */
+void mu_run_project_begin(struct run *r, struct job *job, bool round, const float *post);
+/* After it is computed and everybody met. false: the step failed. */
+bool mu_run_project_end(struct run *r);
+/* ② and ④: the product of o or down, left pending. post: the norm that it passes before it is added, or NULL. */
+bool mu_run_project(struct run *r, const struct job *job, const struct act *act, bool round, const float *post);
 /* All ranks' parts of buf, by member 0; everybody meets. false: the step failed. */
 bool mu_run_gather(struct run *r, void *buf, const struct parts *parts);
 bool mu_run_recv(struct run *r);
 bool mu_run_send(struct run *r);
 
 /* ---- attend.c ---- */
+/* Cosines and sines of token t in rotation table i. */
+static inline float *mu_rope_at(const struct mu_shard *s, int i, int t)
+{
+    return s->rope + ((size_t)i * (size_t)s->serving.step_tokens + (size_t)t) * (size_t)s->cfg.n_rot;
+}
 void mu_attend_plan(struct mu_shard *s);
 /* Rotates, stores, attends; met afterwards. layer counts from the stage's first. last: of the model. */
 void mu_run_attend(struct run *r, int layer, bool last);

@@ -63,24 +63,31 @@ static int job_groups(const struct job *job)
     return (job->m->n_row + MU_ROW_GROUP - 1) / MU_ROW_GROUP;
 }
 
+/* One token's piece of a product: what the projection is, whole. */
+static void piece_finish(const struct mu_kernels *k, const struct job *job, float *out, const float *up, size_t at,
+                         int row0, int n)
+{
+    if (job->bias) k->add(out, job->bias + row0, n, 0);
+    if (job->plus) k->add(out, job->plus + at, n, 0);
+    switch (job->act) {
+    case ACT_NONE: break;
+    case ACT_SILU: k->silu_mul(out, up, n, out); break;
+    case ACT_GELU: k->gelu_tanh(out, up, n, out); break;
+    case ACT_GELU_ERF: k->gelu_erf(out, up, n, out); break;
+    }
+    if (job->cap != 0.0f) k->soft_cap(out, n, job->cap);
+    if (job->bf16) k->to_bf16(out, n, job->bf16 + at);
+}
+
 static void job_run(const struct run *r, const struct job *job, const struct mu_act *x, int row0, int row1, int t0)
 {
     const struct mu_kernels *k = r->s->k;
-    float *out = job->out + (size_t)t0 * job->stride;
-    k->matmul(job->m, x, row0, row1, out, job->stride);
-    if (job->up) {
-        size_t width = (size_t)(row1 - row0);
-        k->matmul(job->up, x, row0, row1, r->mine->up - row0, width); /* rows are counted from the matrix's first */
-        for (int t = 0; t < x->n_tok; t++) {
-            float *gate = out + (size_t)t * job->stride + row0;
-            k->silu_mul(gate, r->mine->up + (size_t)t * width, (int)width, gate);
-        }
-    }
-    if (job->bf16) {
-        for (int t = 0; t < x->n_tok; t++) {
-            size_t at = (size_t)t * job->stride + (size_t)row0;
-            k->to_bf16(out + at, row1 - row0, job->bf16 + (size_t)t0 * job->stride + at);
-        }
+    size_t first = (size_t)t0 * job->stride, width = (size_t)(row1 - row0);
+    k->matmul(job->m, x, row0, row1, job->out + first, job->stride);
+    if (job->up) k->matmul(job->up, x, row0, row1, r->mine->up - row0, width); /* rows count from the matrix's first */
+    for (int t = 0; t < x->n_tok; t++) {
+        size_t at = first + (size_t)t * job->stride + (size_t)row0;
+        piece_finish(k, job, job->out + at, job->up ? r->mine->up + (size_t)t * width : NULL, at, row0, row1 - row0);
     }
 }
 
@@ -162,24 +169,25 @@ void mu_form_vector(const struct mu_shard *s, unsigned forms, const float *v, in
     if (forms & FORM_F32) memcpy(act->f32 + at, v, (size_t)n * sizeof *v);
 }
 
-void mu_norm_vector(const struct mu_shard *s, const float *v, const float *weight, float *out)
+void mu_norm_vector(const struct mu_shard *s, const float *v, const float *weight, const float *bias, float *out)
 {
     int n = s->cfg.d_model;
     bool finite = false;
     switch (s->model->arch->norm) {
     case MU_NORM_RMS: finite = s->k->rms_norm(v, weight, n, s->cfg.norm_eps, out); break;
+    case MU_NORM_LAYER: finite = s->k->layer_norm(v, weight, bias, n, s->cfg.norm_eps, out); break;
     }
     if (finite) return;
     for (int i = 0; i < n; i++) out[i] = NAN;
 }
 
-void mu_run_norm(struct run *r, const float *weight, unsigned forms)
+void mu_run_norm(struct run *r, const float *weight, const float *bias, unsigned forms)
 {
     struct mu_range mine = mu_run_tokens(r);
     for (int t = mine.begin; t < mine.end; t++) {
         float *x = r->x + (size_t)t * (size_t)r->s->cfg.d_model;
         mu_residual_add(r, x, t);
-        mu_norm_vector(r->s, x, weight, r->mine->row);
+        mu_norm_vector(r->s, x, weight, bias, r->mine->row);
         mu_form_vector(r->s, forms, r->mine->row, r->s->cfg.d_model, r->act, t);
     }
     r->pending = PENDING_NONE;

@@ -109,9 +109,8 @@ int mu_plan_rows(const struct mu_model *model, const struct mu_plan_rank *r, enu
     case MU_T_UP: rows = r->ff; break;
     case MU_T_O:
     case MU_T_DOWN: rows = r->model; break;
-    case MU_T_ATTN_NORM:
-    case MU_T_FFN_NORM: rows = (struct mu_range){0, 1}; break;
-    case MU_T_LAYER_COUNT: break;
+    case MU_T_ROUTER: rows = (struct mu_range){0, model->cfg.n_expert}; break;
+    default: rows = (struct mu_range){0, 1}; break; /* a vector */
     }
     *row0_out = rows.begin;
     return mu_range_len(rows);
@@ -126,7 +125,9 @@ static uint64_t rank_weight_bytes(const struct mu_model *model, const struct mu_
         for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
             const struct mu_gguf_tensor *t = model->layer[l][id];
             int row0;
-            bytes += (uint64_t)mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0) * t->row_bytes;
+            if (!t) continue;
+            bytes += (uint64_t)mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0) * t->row_bytes *
+                     (uint64_t)mu_config_copies(&model->cfg, (enum mu_tensor_id)id);
         }
     }
     if (r->stage == 0) bytes += model->embed->bytes;
@@ -182,7 +183,9 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
         for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
             const struct mu_gguf_tensor *t = model->layer[l][id];
             int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
-            weights += packed_bytes(t->type, n_row, (int)t->ne[0], t->row_bytes);
+            if (t)
+                weights += packed_bytes(t->type, n_row, (int)t->ne[0], t->row_bytes) *
+                           (uint64_t)mu_config_copies(&model->cfg, (enum mu_tensor_id)id);
         }
     }
     if (r->stage == plan->n_stage - 1)

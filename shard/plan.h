@@ -57,7 +57,7 @@ enum mu_status mu_plan_build(const struct mu_model *model, const struct mu_split
 /* The largest-remainder share of n units among n_part weights: begin[n_part + 1]. */
 void mu_share(int n_units, const double *weight, int n_part, int *begin);
 
-/* Rows of a layer's tensor that the rank holds: how many, and the first in the file (a norm is one row, whole on every
+/* Rows of a layer's tensor that the rank holds: how many, and the first in the file (of one expert where there are several; a norm or bias is one row, whole on every
  * rank). */
 int mu_plan_rows(const struct mu_model *model, const struct mu_plan_rank *rank, enum mu_tensor_id id, int *row0_out);
 

@@ -149,9 +149,11 @@ static double rank_ops(const struct mu_model *model, const struct mu_plan *plan,
 {
     double values = (double)mu_range_len(r->vocab) * model->cfg.d_model;
     for (int l = plan->stage[r->stage].layers.begin; l < plan->stage[r->stage].layers.end; l++) {
-        for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
+        for (int id = 0; id < MU_T_MATRIX_COUNT; id++) {
+            if (!model->layer[l][id]) continue;
             int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
-            values += (double)n_row * (double)model->layer[l][id]->ne[0];
+            int n = mu_config_copies(&model->cfg, (enum mu_tensor_id)id) > 1 ? model->cfg.n_expert_used : 1;
+            values += n * (double)n_row * (double)model->layer[l][id]->ne[0];
         }
     }
     return 2 * values;

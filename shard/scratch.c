@@ -4,11 +4,22 @@
 #include "base/alloc.h"
 #include "shard/shard.h"
 
+int mu_scratch_hidden(const struct mu_config *cfg)
+{
+    return cfg->n_expert > 0 ? cfg->n_expert_used : 1;
+}
+
 int mu_scratch_max_col(const struct mu_config *cfg)
 {
     int heads = cfg->n_head * cfg->d_head;
-    int widest = cfg->d_model > cfg->d_ff ? cfg->d_model : cfg->d_ff;
+    int hidden = mu_scratch_hidden(cfg) * cfg->d_ff;
+    int widest = cfg->d_model > hidden ? cfg->d_model : hidden;
     return heads > widest ? heads : widest;
+}
+
+int mu_scratch_n_rope(const struct mu_config *cfg)
+{
+    return cfg->rope_local_base > 0 ? 2 : 1;
 }
 
 /* *out = n_tok * width * size, rounded up to whole cache lines. */
@@ -31,13 +42,16 @@ bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, 
     struct mu_scratch_sizes z = {0};
     bool ok = product(n_tok, cfg->d_model, 4, &z.x) && product(n_tok, mu_range_len(r->heads) * cfg->d_head, 4, &z.q) &&
               product(n_tok, mu_range_len(r->kv_heads) * cfg->d_head, 4, &z.kv) &&
-              product(n_tok, mu_range_len(r->ff), 4, &z.ff) &&
+              product(n_tok, mu_range_len(r->ff) * mu_scratch_hidden(cfg), 4, &z.ff) &&
               product(n_tok, alone ? cfg->d_model : mu_range_len(r->model), 4, &z.y) &&
               product(n_tok, alone ? cfg->d_model : max_col, 4, &z.act_f32) &&
               product(n_tok, max_col, 2, &z.act_bf16) && product(n_tok, max_col, 1, &z.act_q) &&
               product(n_tok, max_col / 32 + 1, 4, &z.act_s) && product(n_tok, max_col / 32 + 1, 4, &z.act_sum) &&
-              product(n_tok, cfg->n_rot, 4, &z.rope);
+              product(n_tok, cfg->n_rot * mu_scratch_n_rope(cfg), 4, &z.rope);
+    if (ok && cfg->n_expert > 0)
+        ok = product(n_tok, cfg->n_expert, 4, &z.route) && product(n_tok, cfg->n_expert_used, 4, &z.chosen);
     z.attn = z.q;
+    if (model->arch->parallel) z.y_attn = z.y;
     if (ok && !alone)
         ok =
             product(n_tok, max_col + max_col / 32, 4, &z.gather) && mu_add_size(z.gather, 64 * MU_MAX_RANKS, &z.gather);
@@ -55,7 +69,8 @@ uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     if (!mu_scratch_sizes(model, plan, rank, serving, &z)) return UINT64_MAX;
     uint64_t n_tok = (uint64_t)serving->step_tokens, n_slot = (uint64_t)serving->n_slot;
     uint64_t rows = n_slot < n_tok ? n_slot : n_tok;
-    uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.act_f32 + z.act_bf16 + z.act_q + z.act_s +
-                     z.act_sum + z.rope + z.gather + (uint64_t)MU_SHARD_TICKETS * z.send;
+    uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.y_attn + z.route +
+                     2 * (uint64_t)z.chosen + z.act_f32 + z.act_bf16 + z.act_q + z.act_s + z.act_sum + z.rope +
+                     z.gather + (uint64_t)MU_SHARD_TICKETS * z.send;
     return fixed + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
 }

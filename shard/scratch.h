@@ -11,20 +11,26 @@
 
 /* The big buffers, in bytes. Reserved whole at creation, touched only as far as steps use them. */
 struct mu_scratch_sizes {
-    size_t x;           /* residual [step_tokens][d_model] f32 */
-    size_t q, kv, attn; /* queries, keys (= values), attention's output: my heads, f32 */
-    size_t ff;          /* gate: my rows, f32 */
-    size_t y;           /* what o and down produce: f32, whole with one rank, else my rows */
+    size_t x;             /* residual [step_tokens][d_model] f32 */
+    size_t q, kv, attn;   /* queries, keys (= values), attention's output: my heads, f32 */
+    size_t ff;            /* gate: my rows, f32 */
+    size_t y;             /* what o and down produce: f32, whole with one rank, else my rows */
+    size_t route, chosen; /* router's outputs; experts chosen (= their weights) */
+    size_t y_attn;        /* as y, in a parallel block */
     size_t act_f32, act_bf16, act_q, act_s, act_sum; /* inputs of matrices, whole width */
-    size_t rope;                                     /* [step_tokens][n_rot] f32 */
+    size_t rope;                                     /* [n_rope][step_tokens][n_rot] f32 */
     size_t gather;                                   /* parts of all ranks of the stage; 0 with one */
     size_t send;                                     /* one ticket's residual; 0 in the last stage */
     size_t logits; /* my rows [step_tokens][my vocabulary] f32; 0 but in the last stage */
     size_t whole;  /* gathered rows, twice: as parts and as rows; 0 with one rank */
 };
 
-/* Widest input of a matrix: d_model, n_head·d_head, d_ff. */
+/* Hidden vectors of a token: experts used, or one. */
+int mu_scratch_hidden(const struct mu_config *cfg);
+/* Widest input of a matrix: d_model, n_head·d_head, hidden vectors of d_ff. */
 int mu_scratch_max_col(const struct mu_config *cfg);
+/* Rotation tables: layers with a window may have their own. */
+int mu_scratch_n_rope(const struct mu_config *cfg);
 /* false on overflow. */
 bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, int rank,
                       const struct mu_serving *serving, struct mu_scratch_sizes *sizes_out);

@@ -25,6 +25,25 @@ bool mu_ref_rms_norm(const float *x, const float *w, int n, float eps, float *ou
     return true;
 }
 
+bool mu_ref_layer_norm(const float *x, const float *w, const float *b, int n, float eps, float *out)
+{
+    float lane[LANES] = {0};
+    for (int i = 0; i < n; i++) lane[i % LANES] += x[i];
+    float sum = tree_sum(lane);
+    if (!mu_f32_finite(sum)) return false;
+    float mean = sum / (float)n;
+    for (int i = 0; i < LANES; i++) lane[i] = 0.0f;
+    for (int i = 0; i < n; i++) {
+        out[i] = x[i] - mean;
+        lane[i % LANES] = fmaf(out[i], out[i], lane[i % LANES]);
+    }
+    float ss = tree_sum(lane);
+    if (!mu_f32_finite(ss)) return false;
+    float r = 1.0f / sqrtf(ss / (float)n + eps);
+    for (int i = 0; i < n; i++) out[i] = fmaf(out[i] * r, w[i], b[i]);
+    return true;
+}
+
 void mu_ref_rope(float *x, int n_head, int d_head, int n_rot, int neox, const float *cos_sin)
 {
     int half = n_rot / 2;
@@ -56,9 +75,29 @@ void mu_ref_silu_mul(const float *gate, const float *up, int n, float *out)
     for (int i = 0; i < n; i++) out[i] = mu_siluf(gate[i]) * up[i];
 }
 
+void mu_ref_gelu_tanh(const float *x, const float *up, int n, float *out)
+{
+    for (int i = 0; i < n; i++) out[i] = up ? mu_gelu_tanhf(x[i]) * up[i] : mu_gelu_tanhf(x[i]);
+}
+
+void mu_ref_gelu_erf(const float *x, const float *up, int n, float *out)
+{
+    for (int i = 0; i < n; i++) out[i] = up ? mu_gelu_erff(x[i]) * up[i] : mu_gelu_erff(x[i]);
+}
+
+void mu_ref_soft_cap(float *x, int n, float cap)
+{
+    for (int i = 0; i < n; i++) x[i] = cap * mu_tanhf(x[i] / cap);
+}
+
 void mu_ref_add(float *x, const float *y, int n, int round)
 {
     for (int i = 0; i < n; i++) x[i] += round ? mu_bf16_to_f32(mu_f32_to_bf16(y[i])) : y[i];
+}
+
+void mu_ref_add_scaled(float *x, const float *y, float w, int n)
+{
+    for (int i = 0; i < n; i++) x[i] = fmaf(w, y[i], x[i]);
 }
 
 void mu_ref_add_bf16(float *x, const uint16_t *y, int n)

@@ -38,6 +38,33 @@ bool ISA(rms_norm)(const float *x, const float *w, int n, float eps, float *out)
     return true;
 }
 
+bool ISA(layer_norm)(const float *x, const float *w, const float *b, int n, float eps, float *out)
+{
+    vf lane[SUM_VECS];
+    for (int v = 0; v < SUM_VECS; v++) lane[v] = vf_set(0.0f);
+    for (int i = 0, v = 0; i < n; i += VF_LANES, v = (v + 1) % SUM_VECS)
+        lane[v] = vf_add(lane[v], vf_load_n(x + i, lanes_left(n, i)));
+    float sum = tree_sum(lane);
+    if (!mu_f32_finite(sum)) return false;
+    vf mean = vf_set(sum / (float)n);
+    for (int v = 0; v < SUM_VECS; v++) lane[v] = vf_set(0.0f);
+    for (int i = 0, v = 0; i < n; i += VF_LANES, v = (v + 1) % SUM_VECS) {
+        int m = lanes_left(n, i);
+        vf_store_n(out + i, m, vf_sub(vf_load_n(x + i, m), mean));
+        vf y = vf_load_n(out + i, m); /* lanes without an element are +0 again */
+        lane[v] = vf_fma(y, y, lane[v]);
+    }
+    float ss = tree_sum(lane);
+    if (!mu_f32_finite(ss)) return false;
+    vf r = vf_set(1.0f / sqrtf(ss / (float)n + eps));
+    for (int i = 0; i < n; i += VF_LANES) {
+        int m = lanes_left(n, i);
+        vf y = vf_mul(vf_load_n(out + i, m), r);
+        vf_store_n(out + i, m, vf_fma(y, vf_load_n(w + i, m), vf_load_n(b + i, m)));
+    }
+    return true;
+}
+
 /* Adjacent pairs: with A = [a, a], B = [b, b] and the table [cos, sin], fmaddsub gives a·cos - b·sin in even lanes and
  * a·sin + b·cos in odd ones, each one fmaf over a rounded product. */
 static void rope_adjacent(float *x, int n_rot, const float *cos_sin)
@@ -108,6 +135,33 @@ void ISA(silu_mul)(const float *gate, const float *up, int n, float *out)
     }
 }
 
+void ISA(gelu_tanh)(const float *x, const float *up, int n, float *out)
+{
+    for (int i = 0; i < n; i += VF_LANES) {
+        int m = lanes_left(n, i);
+        vf y = vf_gelu_tanh(vf_load_n(x + i, m));
+        vf_store_n(out + i, m, up ? vf_mul(y, vf_load_n(up + i, m)) : y);
+    }
+}
+
+void ISA(gelu_erf)(const float *x, const float *up, int n, float *out)
+{
+    for (int i = 0; i < n; i += VF_LANES) {
+        int m = lanes_left(n, i);
+        vf y = vf_gelu_erf(vf_load_n(x + i, m));
+        vf_store_n(out + i, m, up ? vf_mul(y, vf_load_n(up + i, m)) : y);
+    }
+}
+
+void ISA(soft_cap)(float *x, int n, float cap)
+{
+    vf c = vf_set(cap);
+    for (int i = 0; i < n; i += VF_LANES) {
+        int m = lanes_left(n, i);
+        vf_store_n(x + i, m, vf_mul(c, vf_tanh(vf_div(vf_load_n(x + i, m), c))));
+    }
+}
+
 /* To the nearest bf16, ties to even; a NaN stays one. */
 static inline vf round_bf16(vf x)
 {
@@ -124,6 +178,15 @@ void ISA(add)(float *x, const float *y, int n, int round)
         vf z = vf_load_n(y + i, m);
         if (round) z = round_bf16(z);
         vf_store_n(x + i, m, vf_add(vf_load_n(x + i, m), z));
+    }
+}
+
+void ISA(add_scaled)(float *x, const float *y, float w, int n)
+{
+    vf scale = vf_set(w);
+    for (int i = 0; i < n; i += VF_LANES) {
+        int m = lanes_left(n, i);
+        vf_store_n(x + i, m, vf_fma(scale, vf_load_n(y + i, m), vf_load_n(x + i, m)));
     }
 }
 

@@ -67,7 +67,8 @@ static void read_model(const struct mu_model *m)
     mu_model_describe(m, text, sizeof text);
     expect(m->cfg.n_head % m->cfg.n_kv_head == 0 && m->cfg.n_rot % 2 == 0 && m->cfg.norm_eps > 0, "sizes are checked");
     for (int layer = 0; layer < m->cfg.n_layer; layer++)
-        for (int id = 0; id < MU_T_LAYER_COUNT; id++) touch(m->layer[layer][id]->data, m->layer[layer][id]->bytes);
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++)
+            if (m->layer[layer][id]) touch(m->layer[layer][id]->data, m->layer[layer][id]->bytes);
     touch(m->embed->data, m->embed->bytes);
     touch(m->output->data, m->output->bytes);
 }

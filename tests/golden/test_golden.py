@@ -16,8 +16,12 @@ from harness import BARD, FIXTURES, run  # noqa: E402
 FLOAT = (2e-3, 1e-4, 2e-2, 1e-3)
 QUANT = (2e-2, 1e-3, 0.2, 3e-3)
 MODELS = {"llama2": FLOAT, "llama3": FLOAT, "stories260K": FLOAT, "llama3.BF16": FLOAT, "llama3.Q8_0": QUANT, "llama3.Q4_0": QUANT,
-          "llama3.Q4_K_M": QUANT, "llama3.Q6_K": QUANT}
+          "llama3.Q4_K_M": QUANT, "llama3.Q6_K": QUANT, "mistral": FLOAT, "qwen2": FLOAT, "qwen3": FLOAT, "phi2": FLOAT, "phi3": FLOAT,
+          "phi3-longrope": FLOAT, "gemma": FLOAT, "gemma2": FLOAT, "gemma3": FLOAT, "falcon7b": FLOAT, "falcon40b": FLOAT, "mixtral": FLOAT, "qwen3moe": FLOAT,
+          "mixtral.Q4_K_M": QUANT,
+          "gemma2.Q8_0": QUANT, "gemma2.Q4_0": QUANT, "gemma2.Q4_K_M": QUANT, "gemma2.Q6_K": QUANT}
 MODELS |= {"llama3." + kind: QUANT for kind in ("Q2_K", "Q3_K_M", "Q4_1", "Q5_0", "Q5_1", "Q5_K_M", "IQ4_NL", "IQ4_XS", "MXFP4")}
+MODELS["mixtral.MXFP4_MOE"] = QUANT
 
 
 def floats(path):
@@ -100,13 +104,20 @@ class Golden(unittest.TestCase):
             done = run("perplexity", model, f.name, "--ids", "--chunk", str(len(ppl["ids"]) // 8))
         self.assertEqual(done.returncode, 0, done.stderr)
         got = float(re.search(r"perplexity ([0-9.]+)", done.stdout)[1])
+        print(f"  {name}: perplexity {got:.3f}, golden {ppl['ppl']:.3f}")
         self.assertTrue(abs(got / ppl["ppl"] - 1) < bound, f"{name}: perplexity {got}, golden {ppl['ppl']}")
 
     def test_refused_by_name(self):
-        for name, word in (("mixtral.f16", "expert"), ("gemma2.f16", "gemma2"), ("phi3.f16", "phi3"), ("qwen3moe.f16", "qwen3moe")):
-            done = run("run", os.path.join(FIXTURES, "models", name + ".gguf"), "a")
+        with open(os.path.join(FIXTURES, "models", "mixtral.f16.gguf"), "rb") as f:
+            data = f.read()
+        for was, now in ((b"llama", b"lllll"), (b"llama.expert_used_count", b"llama.expert_shared_cou"), (b"blk.1.ffn_norm", b"blk.1.ffn_nxrm")):
+            with tempfile.NamedTemporaryFile(suffix=".gguf") as f:
+                f.write(data.replace(was, now, 1))
+                f.flush()
+                done = run("run", f.name, "a")
             self.assertEqual(done.returncode, 1)
-            self.assertIn(word, done.stderr)
+            self.assertIn("expert_used_count" if b"used" in was else now.decode(), done.stderr)
+
 
 
 def golden_test(name, bounds):
@@ -154,6 +165,23 @@ class SameBytes(unittest.TestCase):
                 out = os.path.join(tmp, kind + ".gguf")
                 made = run("synth", "--layers", "3", "--d-model", "256", "--d-ff", "768", "--heads", "10", "--kv-heads", "5", "--d-head", "128", "--vocab", "700",
                            "--ctx", "256", "--type", kind, "--untied", "--out", out)
+                self.assertEqual(made.returncode, 0, made.stderr)
+                self.check(out, self.IDS[:40])
+
+
+    def test_families(self):
+        """Odd shapes of what is not Llama: post-norms and windows, a parallel block, biases, experts, two sets of rotation factors."""
+        with tempfile.TemporaryDirectory() as tmp:
+            for args in (("gemma2", "Q8_0", "--heads", "6", "--kv-heads", "3", "--d-head", "80", "--window", "13"),
+                         ("gemma3", "F16", "--heads", "5", "--kv-heads", "1", "--d-head", "80", "--window", "5", "--layers", "7"),
+                         ("falcon", "Q4_0", "--heads", "6", "--kv-heads", "2", "--d-head", "80", "--untied"),
+                         ("phi2", "BF16", "--heads", "3", "--kv-heads", "3", "--d-head", "72", "--d-rot", "28", "--untied"),
+                         ("phi3", "Q8_0", "--heads", "6", "--kv-heads", "3", "--d-head", "48", "--window", "21", "--short-ctx", "32", "--untied"),
+                         ("qwen3moe", "Q4_0", "--heads", "6", "--kv-heads", "3", "--d-head", "80", "--experts", "7", "--experts-used", "3")):
+                out = os.path.join(tmp, args[0] + ".gguf")
+                layers = [] if "--layers" in args else ["--layers", "3"]
+                made = run("synth", "--arch", args[0], "--type", args[1], "--d-model", "288", "--d-ff", "416", "--vocab", "1100", "--ctx", "256", *args[2:],
+                           *layers, "--out", out)
                 self.assertEqual(made.returncode, 0, made.stderr)
                 self.check(out, self.IDS[:40])
 

@@ -89,13 +89,16 @@ static void tanh_weights(const struct mu_kernels *k, const float x[BATCH], float
 static void vectors_equal_scalar(void **state)
 {
     (void)state;
-    static float x[BATCH], ones[BATCH], e[BATCH], silu[BATCH], cs[2 * BATCH], up[BATCH], down[BATCH], got[2 * BATCH];
+    static float x[BATCH], ones[BATCH], e[BATCH], silu[BATCH], gelu[BATCH], erf_[BATCH], cs[2 * BATCH], up[BATCH],
+        down[BATCH], got[2 * BATCH];
     for (int i = 0; i < BATCH; i++) ones[i] = 1.0f;
     const struct mu_kernels *const *tables = mu_kernels_available();
     for (uint64_t at = 0; next_batch(&at, x);) {
         for (int i = 0; i < BATCH; i++) {
             e[i] = mu_expf(x[i]);
             silu[i] = mu_siluf(x[i]);
+            gelu[i] = mu_gelu_tanhf(x[i]);
+            erf_[i] = mu_gelu_erff(x[i]);
             mu_sincosf(x[i], &cs[2 * i + 1], &cs[2 * i]);
         }
         tanh_weights(tables[0], x, 1.0f, up);
@@ -106,6 +109,10 @@ static void vectors_equal_scalar(void **state)
             expect_same(k->name, "exp", x, e, got, 1);
             k->silu_mul(x, ones, BATCH, got);
             expect_same(k->name, "silu", x, silu, got, 1);
+            k->gelu_tanh(x, NULL, BATCH, got);
+            expect_same(k->name, "gelu (tanh)", x, gelu, got, 1);
+            k->gelu_erf(x, NULL, BATCH, got);
+            expect_same(k->name, "gelu (erf)", x, erf_, got, 1);
             k->rope_table(x, BATCH, 1, 1.0f, got);
             expect_same(k->name, "sin, cos", x, cs, got, 2);
             tanh_weights(k, x, 1.0f, got);
@@ -124,10 +131,17 @@ static double ulps(float got, double want)
     return fabs((double)got - want) / ldexp(1.0, (e < -125 ? -125 : e) - FLT_MANT_DIG);
 }
 
+/* In the form that keeps its digits where x is negative. */
+static double gelu_tanh_f64(double x)
+{
+    return x / (1 + exp(-2 * sqrt(2 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+}
+
 static void accuracy_against_libm(void **state)
 {
     (void)state;
-    double worst_exp = 0, worst_log = 0, worst_tanh = 0, worst_silu = 0, worst_sincos = 0;
+    double worst_exp = 0, worst_log = 0, worst_tanh = 0, worst_silu = 0, worst_sincos = 0, worst_gelu = 0,
+           worst_erf = 0;
     uint64_t step = stride() < 50 ? 101 : 2 * stride() + 1; /* libm is slow */
     for (uint64_t at = 0; at <= UINT32_MAX; at += step) {
         float x = float_of((uint32_t)at);
@@ -136,6 +150,8 @@ static void accuracy_against_libm(void **state)
         if (x > 0.0f) worst_log = fmax(worst_log, x == 1.0f ? 0.0 : ulps(mu_logf(x), log(x)));
         worst_tanh = fmax(worst_tanh, ulps(mu_tanhf(x), tanh(x)));
         if (x > -87.0f) worst_silu = fmax(worst_silu, ulps(mu_siluf(x), x / (1.0 + exp(-(double)x))));
+        if (x > -5.0f) worst_gelu = fmax(worst_gelu, ulps(mu_gelu_tanhf(x), gelu_tanh_f64(x)));
+        if (x > -5.0f) worst_erf = fmax(worst_erf, ulps(mu_gelu_erff(x), 0.5 * x * erfc(-x / sqrt(2.0))));
         if (fabsf(x) <= 1e6f) {
             float s, c;
             mu_sincosf(x, &s, &c);
@@ -145,6 +161,8 @@ static void accuracy_against_libm(void **state)
     print_message("worst: exp %.3f log %.3f tanh %.3f silu %.3f ulp, sin and cos %.3g\n", worst_exp, worst_log,
                   worst_tanh, worst_silu, worst_sincos);
     if (!(worst_exp <= 2.0 && worst_log <= 2.0 && worst_tanh <= 2.0 && worst_silu <= 3.0)) fail_msg("over the limit");
+    print_message("gelu above -5: tanh form %.3f, erf form %.3f ulp\n", worst_gelu, worst_erf);
+    if (!(worst_gelu <= 64.0 && worst_erf <= 64.0)) fail_msg("gelu over the limit");
     if (!(worst_sincos <= 2e-7)) fail_msg("sin, cos over the limit");
 }
 
@@ -158,6 +176,9 @@ static void edges(void **state)
     assert_true(isfinite(mu_expf(0x1.62e42ep+6f)));
     assert_true(mu_expf(0x1.62e430p+6f) == INFINITY && mu_expf(1e30f) == INFINITY && mu_expf(INFINITY) == INFINITY);
     assert_true(isnan(mu_expf(NAN)) && isnan(mu_tanhf(NAN)) && isnan(mu_siluf(NAN)));
+    assert_true(isnan(mu_gelu_tanhf(NAN)) && isnan(mu_gelu_erff(NAN)));
+    assert_true(mu_gelu_tanhf(100.0f) == 100.0f && mu_gelu_erff(100.0f) == 100.0f);
+    assert_true(mu_gelu_tanhf(-100.0f) == 0.0f && mu_gelu_erff(-100.0f) == 0.0f);
     assert_true(isnan(mu_expf(float_of(0x7f800001))) && isnan(mu_expf(float_of(0xffc12345))));
     assert_true(mu_tanhf(INFINITY) == 1.0f && mu_tanhf(-20.0f) == -1.0f);
     assert_int_equal(bits_of(mu_tanhf(-0.0f)), 0x80000000u);

@@ -104,6 +104,53 @@ static void rms_norm_refuses_nonfinite(void **state)
     }
 }
 
+static void layer_norm(void **state)
+{
+    static float b[MAX_N];
+    (void)state;
+    FOR_SIZES(n)
+    {
+        fill(x, n, 3.0f);
+        fill(y, n, 2.0f);
+        fill(b, n, 1.0f);
+        for (int i = 0; i < n; i++) x[i] += 5.0f; /* a mean that matters */
+        FOR_TABLES(k)
+        {
+            guard_set(&out);
+            assert_true(ref->layer_norm(x, y, b, n, 1e-5f, want));
+            assert_true(k->layer_norm(x, y, b, n, 1e-5f, out.data));
+            expect_same(want, out.data, (size_t)n * 4, k->name, "layer_norm", n);
+            guard_check(&out, n, k->name, "layer_norm");
+            memcpy(out.data, x, (size_t)n * 4);
+            assert_true(k->layer_norm(out.data, y, b, n, 1e-5f, out.data));
+            expect_same(want, out.data, (size_t)n * 4, k->name, "layer_norm in place", n);
+        }
+        double mean = 0, ss = 0;
+        for (int i = 0; i < n; i++) mean += (double)x[i] / n;
+        for (int i = 0; i < n; i++) ss += (x[i] - mean) * (x[i] - mean);
+        for (int i = 0; i < n; i++) {
+            double exact = (x[i] - mean) / sqrt(ss / n + 1e-5) * y[i] + b[i];
+            /* of one value the mean is the value: what is left is noise over sqrt(eps) */
+            if (!(fabs(want[i] - exact) <= (n == 1 ? 1e-3 : 1e-5))) fail_msg("layer_norm of %d at %d", n, i);
+        }
+    }
+}
+
+static void layer_norm_refuses_nonfinite(void **state)
+{
+    (void)state;
+    static const float bad[] = {NAN, INFINITY, -INFINITY, 3e38f};
+    FOR_TABLES(k)
+    {
+        for (int at = 0; at < 37; at++)
+            for (int i = 0; i < 4; i++) {
+                fill(x, 37, 1.0f);
+                x[at] = bad[i];
+                assert_false(k->layer_norm(x, y, y, 37, 1e-5f, out.data));
+            }
+    }
+}
+
 static void rope(void **state)
 {
     (void)state;
@@ -192,6 +239,58 @@ static void silu_mul(void **state)
     }
 }
 
+/* Gated and not, both forms. */
+static void gelu(void **state)
+{
+    (void)state;
+    FOR_SIZES(n)
+    {
+        fill(x, n, 12.0f);
+        fill(y, n, 2.0f);
+        x[0] = -0.0f;
+        for (int form = 0; form < 4; form++) {
+            const float *up = form & 1 ? y : NULL;
+            FOR_TABLES(k)
+            {
+                void (*fn)(const float *, const float *, int, float *) = form & 2 ? k->gelu_erf : k->gelu_tanh;
+                (form & 2 ? ref->gelu_erf : ref->gelu_tanh)(x, up, n, want);
+                guard_set(&out);
+                memcpy(out.data, x, (size_t)n * 4);
+                fn(out.data, up, n, out.data);
+                expect_same(want, out.data, (size_t)n * 4, k->name, form & 2 ? "gelu_erf" : "gelu_tanh", n);
+                guard_check(&out, n, k->name, "gelu");
+            }
+            for (int i = 0; i < n; i++) {
+                double v = x[i], exact = form & 2 ? 0.5 * v * erfc(-v / sqrt(2))
+                                                  : 0.5 * v * (1 + tanh(sqrt(2 / M_PI) * (v + 0.044715 * v * v * v)));
+                if (up) exact *= up[i];
+                if (!(fabs(want[i] - exact) <= 4e-7 * fabs(v) * 2)) fail_msg("gelu form %d of %g", form, v);
+            }
+        }
+    }
+}
+
+static void soft_cap(void **state)
+{
+    (void)state;
+    FOR_SIZES(n)
+    {
+        fill(x, n, 90.0f);
+        FOR_TABLES(k)
+        {
+            memcpy(want, x, (size_t)n * 4);
+            ref->soft_cap(want, n, 30.0f);
+            guard_set(&out);
+            memcpy(out.data, x, (size_t)n * 4);
+            k->soft_cap(out.data, n, 30.0f);
+            expect_same(want, out.data, (size_t)n * 4, k->name, "soft_cap", n);
+            guard_check(&out, n, k->name, "soft_cap");
+        }
+        for (int i = 0; i < n; i++)
+            if (!(fabs(want[i] - 30 * tanh(x[i] / 30.0)) <= 1e-5)) fail_msg("soft_cap of %g", (double)x[i]);
+    }
+}
+
 static void add(void **state)
 {
     (void)state;
@@ -215,6 +314,16 @@ static void add(void **state)
                 expect_same(want, out.data, (size_t)n * 4, k->name, round ? "add rounded" : "add", n);
                 guard_check(&out, n, k->name, "add");
             }
+            memcpy(want, x, (size_t)n * 4);
+            ref->add_scaled(want, y, 0.37f, n);
+            guard_set(&out);
+            memcpy(out.data, x, (size_t)n * 4);
+            k->add_scaled(out.data, y, 0.37f, n);
+            expect_same(want, out.data, (size_t)n * 4, k->name, "add_scaled", n);
+            guard_check(&out, n, k->name, "add_scaled");
+            assert_true(want[n - 1] == fmaf(0.37f, y[n - 1], x[n - 1]));
+            memcpy(want, x, (size_t)n * 4);
+            ref->add(want, y, n, 1);
             guard_set(&out);
             memcpy(out.data, x, (size_t)n * 4);
             k->add_bf16(out.data, half, n); /* the same as rounding on arrival */
@@ -336,9 +445,13 @@ int main(void)
         cmocka_unit_test(needed_table_runs),
         cmocka_unit_test(rms_norm),
         cmocka_unit_test(rms_norm_refuses_nonfinite),
+        cmocka_unit_test(layer_norm),
+        cmocka_unit_test(layer_norm_refuses_nonfinite),
         cmocka_unit_test(rope),
         cmocka_unit_test(rope_table),
         cmocka_unit_test(silu_mul),
+        cmocka_unit_test(gelu),
+        cmocka_unit_test(soft_cap),
         cmocka_unit_test(add),
         cmocka_unit_test(kv_store),
         cmocka_unit_test(argmax),

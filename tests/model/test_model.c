@@ -69,25 +69,99 @@ static void test_fixtures_open(void **state)
     }
 }
 
-static void test_fixtures_of_other_families_are_refused(void **state)
+/* Sizes that no key says as such, and the parts of fused tensors. */
+static void test_families(void **state)
+{
+    (void)state;
+    struct mu_model *m = open_ok(fixture_path("models/gemma2.f16.gguf"));
+    assert_true(m->cfg.window == 32 && m->cfg.embed_scale == 16.0f);
+    assert_true(m->cfg.attn_softcap == 50.0f && m->cfg.final_softcap == 30.0f);
+    assert_true(mu_config_window(&m->cfg, 0) == 32 && mu_config_window(&m->cfg, 1) == 0);
+    assert_non_null(m->layer[2][MU_T_POST_FFN_NORM]);
+    mu_model_close(m);
+    m = open_ok(fixture_path("models/gemma3.f16.gguf"));
+    assert_true(m->cfg.rope_local_base == 10000.0f && m->cfg.rope_linear_scale == 8.0f);
+    for (int i = 0; i < 6; i++) {
+        assert_int_equal(mu_config_window(&m->cfg, i), i == 5 ? 0 : 32);
+        assert_int_equal(mu_config_local(&m->cfg, i), i != 5);
+    }
+    mu_model_close(m);
+    m = open_ok(fixture_path("models/falcon40b.f16.gguf"));
+    const struct mu_gguf_tensor *const *t = m->layer[1];
+    assert_true(t[MU_T_Q]->n_row == 256 && t[MU_T_K]->n_row == 64 && t[MU_T_V]->n_row == 64);
+    assert_ptr_equal(t[MU_T_K]->data, t[MU_T_Q]->data + 256 * t[MU_T_Q]->row_bytes);
+    assert_ptr_equal(t[MU_T_V]->data, t[MU_T_K]->data + t[MU_T_K]->bytes);
+    assert_true(mu_str_is(t[MU_T_ATTN_NORM]->name, "blk.1.attn_norm_2.weight") && !t[MU_T_GATE]);
+    mu_model_close(m);
+    m = open_ok(fixture_path("models/qwen3moe.f16.gguf"));
+    assert_true(m->cfg.n_expert == 4 && m->cfg.n_expert_used == 2 && m->cfg.d_ff == 64);
+    assert_int_equal(m->layer[0][MU_T_DOWN]->n_row, 4 * 256);
+    mu_model_close(m);
+    m = open_ok(fixture_path("models/phi2.f16.gguf"));
+    assert_true(m->cfg.n_rot == 16 && m->out_b && m->out_norm_b && m->layer[0][MU_T_DOWN_B]);
+    mu_model_close(m);
+    m = open_ok(fixture_path("models/phi3-longrope.f16.gguf"));
+    assert_true(m->cfg.n_ctx_short == 96 && m->rope_factors && m->rope_long && m->cfg.rope_attn_factor > 1.1f);
+    assert_true(m->layer[0][MU_T_GATE]->n_row == 256 && m->layer[0][MU_T_UP]->n_row == 256);
+    mu_model_close(m);
+}
+
+/* A copy of a fixture with one text replaced by another of the same length. */
+static const char *patched(const char *fixture, const char *from, const char *to)
+{
+    FILE *f = fopen(fixture_path(fixture), "rb");
+    assert_non_null(f);
+    fseek(f, 0, SEEK_END);
+    size_t n = (size_t)ftell(f), len = strlen(from);
+    char *bytes = malloc(n);
+    rewind(f);
+    assert_int_equal(fread(bytes, 1, n, f), n);
+    fclose(f);
+    char *at = memmem(bytes, n, from, len);
+    if (!at || strlen(to) != len) fail_msg("no '%s' in %s, or '%s' is longer or shorter", from, fixture, to);
+    memcpy(at, to, len);
+    const char *path = write_bytes("patched.gguf", bytes, n);
+    free(bytes);
+    return path;
+}
+
+/* What a family cannot do, or lacks, is refused by name. */
+static void test_changed_families_are_refused(void **state)
 {
     (void)state;
     static const struct {
-        const char *file, *name;
-    } others[] = {
-        {"models/gemma2.f16.gguf", "'gemma2'"},   {"models/phi3.f16.gguf", "'phi3'"},
-        {"models/qwen2.f16.gguf", "'qwen2'"},     {"models/qwen3moe.f16.gguf", "'qwen3moe'"},
-        {"models/falcon7b.f16.gguf", "'falcon'"}, {"models/phi2.f16.gguf", "'phi2'"},
+        const char *fixture, *from, *to;
+        enum mu_status code;
+        const char *says;
+    } cases[] = {
+        {"models/qwen2.f16.gguf", "blk.1.attn_q.bias", "blk.1.attn_x.bias", MU_EUNSUPPORTED, "blk.1.attn_x.bias"},
+        {"models/qwen3.f16.gguf", "blk.0.attn_q_norm.weight", "blk.0.attn_x_norm.weight", MU_EUNSUPPORTED, "x_norm"},
+        {"models/falcon7b.f16.gguf", "jploski", "unknown", MU_EUNSUPPORTED, "expected 'jploski', found 'unknown'"},
+        {"models/falcon40b.f16.gguf", "blk.1.attn_norm_2.bias", "blk.1.attn_norm_3.bias", MU_EUNSUPPORTED, "norm_3"},
+        {"models/phi3-longrope.f16.gguf", "phi3.rope.scaling.attn_factor", "phi3.rope.scaling.attn_fact_x", MU_EFORMAT,
+         "expected key 'phi3.rope.scaling.attn_factor'"},
+        {"models/phi3.f16.gguf", "phi3.attention.sliding_window", "phi3.attention.max_alibi_bias", MU_EUNSUPPORTED,
+         "ALiBi"},
+        {"models/mixtral.f16.gguf", "llama.expert_used_count", "llama.expert_group_coun", MU_EFORMAT,
+         "expected key 'llama.expert_used_count'"},
+        {"models/mixtral.f16.gguf", "blk.1.ffn_up_exps.weight", "blk.1.ffn_up_shxp.weight", MU_EUNSUPPORTED, "shxp"},
+        {"models/qwen3moe.f16.gguf", "qwen3moe.expert_count", "qwen3moe.expert_coun_", MU_EFORMAT,
+         "expected key 'qwen3moe.expert_count'"},
+        {"models/phi2.f16.gguf", "blk.0.ffn_up.bias", "blk.0.ffn_up.bi_s", MU_EUNSUPPORTED, "blk.0.ffn_up.bi_s"},
     };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct mu_model *m = NULL;
+        struct mu_err err = MU_ERR_INIT;
+        assert_int_not_equal(mu_model_open(patched(cases[i].fixture, cases[i].from, cases[i].to), &m, &err), MU_OK);
+        assert_err(&err, cases[i].code, cases[i].says, NULL);
+    }
+}
+
+static void test_unfit_fixtures_are_refused(void **state)
+{
+    (void)state;
     struct mu_model *m = NULL;
     struct mu_err err = MU_ERR_INIT;
-    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
-        mu_model_open(fixture_path(others[i].file), &m, &err);
-        assert_err(&err, MU_EUNSUPPORTED, others[i].file, "architecture", others[i].name, "this build runs: llama",
-                   NULL);
-    }
-    mu_model_open(fixture_path("models/mixtral.f16.gguf"), &m, &err);
-    assert_err(&err, MU_EUNSUPPORTED, "llama.expert_count", "mixtures of experts", NULL);
     mu_model_open(fixture_path("tokenizers/llama-spm.gguf"), &m, &err);
     assert_err(&err, MU_EFORMAT, "token_embd.weight", NULL);
     assert_null(m);
@@ -217,7 +291,7 @@ static void test_tiny_defaults(void **state)
     m = tiny_ok(&(const struct change){.extra_tensor = "blk.0.attn_rot_embd"});
     mu_model_close(m);
     mu_model_close(NULL);
-    assert_string_equal(mu_arch_names(), "llama");
+    assert_string_equal(mu_arch_names(), "llama, qwen2, qwen3, qwen3moe, phi2, phi3, gemma, gemma2, gemma3, falcon");
 }
 
 static void test_missing_things_are_named(void **state)
@@ -310,9 +384,12 @@ static struct {
     {"llama.rope.scaling.attn_factor", MU_GGUF_F32, {.f = 1.2f}, MU_EUNSUPPORTED, "rotation that scales attention"},
     {"llama.rope.scaling.attn_factor", MU_GGUF_F32, {.f = 1.0f}, MU_OK, NULL},
     {"llama.rope.dimension_sections", MU_GGUF_U32, {.u = 3}, MU_EUNSUPPORTED, "not supported"},
-    {"llama.expert_count", MU_GGUF_U32, {.u = 8}, MU_EUNSUPPORTED, "mixtures of experts"},
+    {"llama.expert_count", MU_GGUF_U32, {.u = 8}, MU_EFORMAT, "expected key 'llama.expert_used_count'"},
     {"llama.expert_count", MU_GGUF_U32, {.u = 0}, MU_OK, NULL},
-    {"llama.expert_count", MU_GGUF_STRING, {.s = "8"}, MU_EFORMAT, "expected a number"},
+    {"llama.expert_count", MU_GGUF_STRING, {.s = "8"}, MU_EFORMAT, "expected"},
+    {"llama.expert_count", MU_GGUF_U32, {.u = 513}, MU_EFORMAT, "from 0 to 512"},
+    {"llama.expert_shared_count", MU_GGUF_U32, {.u = 1}, MU_EUNSUPPORTED, "experts that every token uses"},
+    {"llama.expert_gating_func", MU_GGUF_U32, {.u = 2}, MU_EUNSUPPORTED, "softmax"},
     {"llama.attention.causal", MU_GGUF_BOOL, {.b = 0}, MU_EUNSUPPORTED, "attention to later tokens"},
     {"llama.attention.causal", MU_GGUF_BOOL, {.b = 1}, MU_OK, NULL},
     {"llama.use_parallel_residual", MU_GGUF_BOOL, {.b = 1}, MU_EUNSUPPORTED, "in parallel"},
@@ -508,7 +585,9 @@ int main(void)
         cmocka_unit_test(test_rope_factors),
         cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_fixtures_open),
-        cmocka_unit_test(test_fixtures_of_other_families_are_refused),
+        cmocka_unit_test(test_families),
+        cmocka_unit_test(test_changed_families_are_refused),
+        cmocka_unit_test(test_unfit_fixtures_are_refused),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);
 }

@@ -87,9 +87,8 @@ int main(int argc, char **argv)
     }
     weight_bytes -= (double)model->embed->bytes * (double)mu_solo_plan(solo)->stage[0].n_rank;
     for (int l = 0; l < model->cfg.n_layer; l++)
-        for (int id = 0; id < MU_T_LAYER_COUNT; id++)
-            if (id != MU_T_ATTN_NORM && id != MU_T_FFN_NORM)
-                values += (double)model->layer[l][id]->n_row * (double)model->layer[l][id]->ne[0];
+        for (int id = 0; id < MU_T_MATRIX_COUNT; id++)
+            if (model->layer[l][id]) values += (double)model->layer[l][id]->n_row * (double)model->layer[l][id]->ne[0];
 
     int32_t *ids = mu_calloc((size_t)n_prompt, sizeof *ids), id = 0;
     int slot = 0;

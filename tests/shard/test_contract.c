@@ -114,8 +114,8 @@ static void check(const struct mu_model *m, const char *name)
     mu_rope_freqs(c->rope_freq_base, c->n_rot, m->rope_factors, p.freq);
     p.out = pack(&p, m->output);
     for (int l = 0; l < c->n_layer; l++) {
-        for (int id = 0; id < MU_T_LAYER_COUNT; id++)
-            if (id != MU_T_ATTN_NORM && id != MU_T_FFN_NORM) p.mat[l][id] = pack(&p, m->layer[l][id]);
+        for (int id = 0; id < MU_T_MATRIX_COUNT; id++)
+            if (m->layer[l][id]) p.mat[l][id] = pack(&p, m->layer[l][id]);
         for (int h = 0; h < c->n_kv_head; h++) {
             p.k_cache[l][h] = mu_aligned_alloc(64, page * sizeof(uint16_t));
             p.v_cache[l][h] = mu_aligned_alloc(64, page * sizeof(uint16_t));
@@ -138,7 +138,7 @@ static void check(const struct mu_model *m, const char *name)
     free(want);
     mu_free(p.out.data);
     for (int l = 0; l < c->n_layer; l++) {
-        for (int id = 0; id < MU_T_LAYER_COUNT; id++) mu_free(p.mat[l][id].data);
+        for (int id = 0; id < MU_T_MATRIX_COUNT; id++) mu_free(p.mat[l][id].data);
         for (int h = 0; h < c->n_kv_head; h++) {
             mu_free(p.k_cache[l][h]);
             mu_free(p.v_cache[l][h]);

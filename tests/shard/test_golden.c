@@ -110,7 +110,7 @@ static void check_greedy(struct golden *g, const struct mu_model *m, const json_
     size_t n_next;
     int32_t *next = golden_ids(json_object_get(greedy, "ids"), &n_next);
     json_t *gaps = json_object_get(greedy, "gap");
-    struct mu_solo *solo = solo_of(m, (struct how){.n_thread = 2});
+    struct mu_solo *solo = solo_of(m, (struct how){.n_thread = 2, .n_ctx = (int)(n + n_next)});
     int32_t id = -1;
     int slot = 0;
     const struct mu_solo_sampling sampling = {.temperature = 0};
@@ -131,7 +131,8 @@ static void check_prompt(struct golden *g, const struct mu_model *m, const json_
     size_t n, n_want;
     int32_t *ids = golden_ids(json_object_get(prompt, "ids"), &n);
     double spread = json_number_value(json_object_get(prompt, "logit_spread"));
-    float *rows = logits_all(m, (struct how){.n_thread = 2}, ids, n);
+    /* the context is as long as the sequence: a model with short and long rotation factors chooses by it */
+    float *rows = logits_all(m, (struct how){.n_thread = 2, .n_ctx = (int)n}, ids, n);
     const float *last = rows + (n - 1) * (size_t)g->n_vocab;
     const float *want = golden_floats(g, json_object_get(prompt, "last_logits"), &n_want);
     assert_int_equal(n_want, g->n_vocab);
@@ -197,19 +198,32 @@ static void test_window(void **state)
     check_model("mistral.f16", "mistral", FLOATS);
 }
 
+static void test_families(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"qwen2",  "qwen3",  "phi2",     "phi3",      "phi3-longrope", "gemma",
+                                        "gemma2", "gemma3", "falcon7b", "falcon40b", "mixtral",       "qwen3moe"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        char file[64];
+        snprintf(file, sizeof file, "%s.f16", names[i]);
+        check_model(file, names[i], FLOATS);
+    }
+}
+
 static void test_quantised(void **state)
 {
     (void)state;
-    static const char *const names[] = {"llama3.Q8_0",   "llama3.Q4_0",   "llama3.Q4_K_M", "llama3.Q6_K",
-                                        "llama3.Q5_K_M", "llama3.IQ4_NL", "llama3.IQ4_XS", "llama3.MXFP4",
-                                        "llama3.Q4_1",   "llama3.Q5_0",   "llama3.Q5_1",   "llama3.Q3_K_M",
-                                        "llama3.Q2_K"};
+    static const char *const names[] = {"llama3.Q8_0",   "llama3.Q4_0",    "llama3.Q4_K_M",     "llama3.Q6_K",
+                                        "llama3.Q5_K_M", "llama3.IQ4_NL",  "llama3.IQ4_XS",     "llama3.MXFP4",
+                                        "llama3.Q4_1",   "llama3.Q5_0",    "llama3.Q5_1",       "llama3.Q3_K_M",
+                                        "llama3.Q2_K",   "mixtral.Q4_K_M", "mixtral.MXFP4_MOE", "gemma2.Q8_0",
+                                        "gemma2.Q4_0",   "gemma2.Q4_K_M",  "gemma2.Q6_K"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) check_model(names[i], names[i], QUANTISED);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_floats), cmocka_unit_test(test_window),
-                                       cmocka_unit_test(test_quantised)};
+                                       cmocka_unit_test(test_families), cmocka_unit_test(test_quantised)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

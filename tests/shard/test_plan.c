@@ -28,7 +28,9 @@ static struct mu_gguf_tensor tensor(uint64_t n_row, uint64_t n_col)
 static void paper_model(struct paper *p, int n_layer, int n_head, int n_kv_head, int d_head, int d_model, int d_ff,
                         int n_vocab)
 {
+    static const struct mu_arch arch = {.name = "paper"};
     memset(p, 0, sizeof *p);
+    p->model.arch = &arch;
     p->model.cfg = (struct mu_config){.n_layer = n_layer,
                                       .n_head = n_head,
                                       .n_kv_head = n_kv_head,
@@ -49,7 +51,8 @@ static void paper_model(struct paper *p, int n_layer, int n_head, int n_kv_head,
     p->mat[MU_T_GATE] = p->mat[MU_T_UP] = tensor((uint64_t)d_ff, d);
     p->mat[MU_T_DOWN] = tensor(d, (uint64_t)d_ff);
     for (int l = 0; l < n_layer; l++)
-        for (int id = 0; id < MU_T_LAYER_COUNT; id++) p->layer[l][id] = &p->mat[id];
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++)
+            if (p->mat[id].n_row) p->layer[l][id] = &p->mat[id];
     p->model.layer = p->layer;
     p->model.embed = p->model.output = &p->embed;
     p->model.out_norm = &p->norm;

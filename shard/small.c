@@ -1,0 +1,93 @@
+/* What a rank's layers have besides matrices: norms and biases (whole on every rank; they are small), the forms that
+ * matrices want their inputs in, windows, and rotation frequencies. */
+#include <string.h>
+
+#include "base/alloc.h"
+#include "shard/parts.h"
+
+static unsigned form_of(const struct mu_gguf_tensor *t)
+{
+    return t ? mu_form_of(t->type) : 0;
+}
+
+/* C4: what a quantised matrix adds is rounded. */
+static bool rounds(const struct mu_gguf_tensor *t)
+{
+    return mu_type_info(t->type)->block_values > 1;
+}
+
+static void layer_forms(struct layer *layer, const struct mu_gguf_tensor *const *t, bool parallel)
+{
+    layer->attn_in = form_of(t[MU_T_Q]) | form_of(t[MU_T_K]) | form_of(t[MU_T_V]);
+    layer->o_in = form_of(t[MU_T_O]);
+    layer->ffn_in = form_of(t[MU_T_ROUTER]) | form_of(t[MU_T_GATE]) | form_of(t[MU_T_UP]);
+    layer->down_in = form_of(t[MU_T_DOWN]);
+    layer->o_round = rounds(t[MU_T_O]);
+    layer->down_round = rounds(t[MU_T_DOWN]) || (parallel && layer->o_round);
+}
+
+static const float *copy(const struct mu_gguf_tensor *t, float **at)
+{
+    float *to = *at;
+    if (!t) return NULL;
+    memcpy(to, t->data, t->bytes);
+    *at += t->ne[0];
+    return to;
+}
+
+static size_t length(const struct mu_gguf_tensor *t)
+{
+    return t ? (size_t)t->ne[0] : 0;
+}
+
+static size_t vector_values(const struct mu_shard *s)
+{
+    const struct mu_model *m = s->model;
+    size_t n = length(m->out_norm) + length(m->out_norm_b) + length(m->out_b);
+    for (int i = s->stage.layers.begin; i < s->stage.layers.end; i++)
+        for (int id = MU_T_MATRIX_COUNT; id < MU_T_LAYER_COUNT; id++) n += length(m->layer[i][id]);
+    return n;
+}
+
+static void layer_load(const struct mu_shard *s, int index, struct layer *layer, float **at)
+{
+    const struct mu_gguf_tensor *const *t = s->model->layer[index];
+    for (int id = MU_T_MATRIX_COUNT; id < MU_T_LAYER_COUNT; id++) layer->vec[id] = copy(t[id], at);
+    if (!layer->vec[MU_T_ATTN_NORM]) { /* a parallel block with one norm */
+        layer->vec[MU_T_ATTN_NORM] = layer->vec[MU_T_FFN_NORM];
+        layer->vec[MU_T_ATTN_NORM_B] = layer->vec[MU_T_FFN_NORM_B];
+    }
+    layer->window = mu_config_window(&s->cfg, index);
+    layer->rope = mu_config_local(&s->cfg, index);
+    layer_forms(layer, t, s->model->arch->parallel);
+}
+
+/* Which factors a context of this size turns by is decided once, so that no position ever turns twice. */
+static void rope_load(struct mu_shard *s)
+{
+    const struct mu_model *m = s->model;
+    const float *factors = m->rope_long && s->serving.n_ctx > s->cfg.n_ctx_short ? m->rope_long : m->rope_factors;
+    int n_pair = s->cfg.n_rot / 2;
+    float scale = s->cfg.rope_linear_scale;
+    mu_rope_freqs(s->cfg.rope_freq_base, s->cfg.n_rot, factors, s->rope_freq);
+    for (int i = 0; i < n_pair; i++)
+        if (scale != 1.0f) s->rope_freq[i] = s->rope_freq[i] / scale;
+    if (s->n_rope > 1) mu_rope_freqs(s->cfg.rope_local_base, s->cfg.n_rot, NULL, s->rope_freq + n_pair);
+}
+
+enum mu_status mu_shard_load_small(struct mu_shard *s, struct mu_err *err)
+{
+    int n_layer = mu_range_len(s->stage.layers);
+    s->n_rope = mu_scratch_n_rope(&s->cfg);
+    s->vectors = mu_calloc(vector_values(s), sizeof *s->vectors);
+    s->rope_freq = mu_calloc((size_t)s->n_rope * (size_t)s->cfg.n_rot / 2 + 1, sizeof *s->rope_freq);
+    if (!s->vectors || !s->rope_freq) return mu_fail(err, MU_ENOMEM, "no memory for the norms of %d layers", n_layer);
+    float *at = s->vectors;
+    for (int i = 0; i < n_layer; i++) layer_load(s, s->stage.layers.begin + i, &s->layer[i], &at);
+    s->out_norm = copy(s->model->out_norm, &at);
+    s->out_norm_b = copy(s->model->out_norm_b, &at);
+    s->out_b = copy(s->model->out_b, &at);
+    s->out_in = mu_form_of(s->model->output->type);
+    rope_load(s);
+    return MU_OK;
+}

@@ -12,11 +12,12 @@
 #include "base/topo.h"
 #include "cli/cli.h"
 #include "kernels/kernels.h"
+#include "kernels/peak.h"
 #include "transport/comm.h"
 #include "worker/shard_comm.h"
 #include "worker/solo.h"
 
-enum { STEP_TOKENS = 512, MAX_REPEATS = 100 };
+enum { STEP_TOKENS = 512, MAX_REPEATS = 100, PROBE_BYTES = 128 << 20 /* a thread */ };
 
 struct load {
     const struct mu_bench_options *opt;
@@ -30,6 +31,8 @@ struct load {
     struct mu_shard *shard;
     struct mu_comm *comm;
     int rank, n_vocab;
+    struct mu_pool *probe; /* reads memory between the decodes; the shard's own, idle then, where there is one */
+    unsigned char *probe_buf;
 };
 
 static enum mu_status run_step(struct load *l, struct mu_step_result *result, struct mu_err *err)
@@ -101,12 +104,17 @@ static enum mu_status hear(struct load *l, struct mu_err *err)
     return mu_comm_recv(l->comm, l->plan->leader, &sampled, sizeof sampled, err);
 }
 
+/* How many steps a round of decoding is cut into. */
+static int groups_of(const struct load *l)
+{
+    if (!l->comm) return 1;
+    return l->plan->n_stage < l->opt->n_stream ? l->plan->n_stage : l->opt->n_stream;
+}
+
 static enum mu_status decode(struct load *l, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
-    int n_stream = l->opt->n_stream, groups = l->comm && l->plan->n_stage < n_stream ? l->plan->n_stage
-                                              : l->comm                              ? n_stream
-                                                                                     : 1;
+    int n_stream = l->opt->n_stream, groups = groups_of(l);
     int total = l->opt->n_decode * groups;
     struct mu_step_result result;
     for (int k = 0; k < total + groups && !st; k++) {
@@ -137,11 +145,42 @@ static enum mu_status meet(struct load *l, struct mu_err *err)
     return l->comm ? mu_comm_barrier(l->comm, err) : MU_OK;
 }
 
+static void probe_read(void *arg, int member, int n)
+{
+    (void)n;
+    mu_peak_read_gbps((unsigned char *)arg + (size_t)member * PROBE_BYTES, PROBE_BYTES);
+}
+
+static size_t probe_bytes(const struct load *l)
+{
+    return (size_t)mu_pool_size(l->probe) * PROBE_BYTES;
+}
+
+static enum mu_status probe_open(struct load *l, struct mu_err *err)
+{
+    l->probe_buf = mu_pages_alloc(probe_bytes(l));
+    if (!l->probe_buf) return mu_fail(err, MU_ENOMEM, "no memory to measure bandwidth (%zu MB)", probe_bytes(l) >> 20);
+    memset(l->probe_buf, 1, probe_bytes(l));
+    return MU_OK;
+}
+
+/* One common pass of all threads of all ranks: adding up what each reaches while others start or end promises too much. */
+static enum mu_status probe_run(struct load *l, double *gbps_out, struct mu_err *err)
+{
+    enum mu_status st = meet(l, err);
+    int64_t start = mu_now_ns();
+    if (st) return st;
+    mu_pool_run(l->probe, probe_read, l->probe_buf);
+    st = meet(l, err);
+    *gbps_out = (double)probe_bytes(l) * (l->comm ? l->plan->n_rank : 1) / (double)(mu_now_ns() - start);
+    return st;
+}
+
 /* All ranks leave with their own times; the leader's are the result. */
 static enum mu_status measure(struct load *l, struct mu_bench_result *r, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
-    double prompt[MAX_REPEATS], dec[MAX_REPEATS];
+    double prompt[MAX_REPEATS], dec[MAX_REPEATS], read[MAX_REPEATS], fraction[MAX_REPEATS], before, after;
     int n = l->opt->n_repeat;
     struct mu_shard_times times = {0};
     for (int i = -1; i < n; i++) { /* -1 warms up: pages, caches, connections */
@@ -156,14 +195,20 @@ static enum mu_status measure(struct load *l, struct mu_bench_result *r, struct 
                 st = prefill(l, (uint32_t)s, (uint32_t)l->opt->n_depth, err);
         if (st || (st = meet(l, err))) return st;
         if (l->shard) mu_shard_take_times(l->shard, &times);
+        if ((st = probe_run(l, &before, err))) return st;
         int64_t t2 = mu_now_ns();
         if ((st = decode(l, err)) || (st = meet(l, err))) return st;
         int64_t t3 = mu_now_ns();
+        if ((st = probe_run(l, &after, err))) return st;
         if (l->shard) mu_shard_take_times(l->shard, &times);
         if (i < 0) continue;
         prompt[i] = (double)(t1 - t0) / 1e9;
         dec[i] = (double)(t3 - t2) / 1e9;
+        read[i] = (before + after) / 2;
+        fraction[i] = (double)r->weight_bytes * l->opt->n_decode * groups_of(l) / dec[i] / 1e9 / read[i];
     }
+    r->read_gbps = median(read, n);
+    r->decode_of_read = median(fraction, n);
     r->prompt_s = median(prompt, n);
     r->prompt_min_s = prompt[0];
     r->prompt_max_s = prompt[n - 1];
@@ -196,6 +241,7 @@ static void load_free(struct load *l)
     mu_free(l->step);
     mu_free(l->pos);
     mu_free(l->n_page);
+    if (l->probe_buf) mu_pages_free(l->probe_buf, probe_bytes(l));
 }
 
 static uint64_t step_bytes(const struct mu_plan *plan, const struct mu_model *m)
@@ -205,6 +251,28 @@ static uint64_t step_bytes(const struct mu_plan *plan, const struct mu_model *m)
     for (int r = 0; r < plan->n_rank; r++) bytes += plan->rank[r].weight_bytes;
     uint64_t embed = m->embed->bytes * (uint64_t)plan->stage[0].n_rank;
     return plan->n_stage == 1 && m->embed == m->output ? bytes : bytes > embed ? bytes - embed : bytes;
+}
+
+static void fp_init(void *ctx)
+{
+    (void)ctx;
+    mu_fp_env_set();
+}
+
+/* n_thread threads for the place-th of n_place ranks: on cores of their own where there are enough, else not pinned. */
+static enum mu_status pool_open(int n_thread, int place, int n_place, struct mu_pool **pool_out, struct mu_err *err)
+{
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
+    enum mu_status st = mu_topo_read(topo, err);
+    if (!st) {
+        struct mu_pool_options po = {.n_threads = n_thread, .thread_init = fp_init};
+        po.pin = n_thread * n_place <= topo->n_core;
+        if (po.pin) po.cpus = topo->cpus + place * n_thread;
+        st = mu_pool_create(&po, pool_out, err);
+    }
+    mu_free(topo);
+    return st;
 }
 
 enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_bench_result *result_out,
@@ -225,37 +293,17 @@ enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_benc
                                  .load_ctx = &bar};
     int64_t t0 = mu_now_ns();
     MU_TRY(st, mu_solo_open(&so, &l.solo, err), done);
+    MU_TRY(st, pool_open(opt->n_thread * opt->split.n_rank, 0, 1, &l.probe, err), done);
+    MU_TRY(st, probe_open(&l, err), done);
     l.plan = mu_solo_plan(l.solo);
     *result_out =
         (struct mu_bench_result){.load_s = (double)(mu_now_ns() - t0) / 1e9, .weight_bytes = step_bytes(l.plan, model)};
     st = measure(&l, result_out, err);
 done:
-    mu_solo_close(l.solo);
     load_free(&l);
+    mu_pool_destroy(l.probe); /* before the solo's pool, which has this thread pinned already */
+    mu_solo_close(l.solo);
     mu_model_close(model);
-    return st;
-}
-
-static void fp_init(void *ctx)
-{
-    (void)ctx;
-    mu_fp_env_set();
-}
-
-/* CPUs of this rank where every rank can have its own cores; else nobody is pinned. */
-static enum mu_status rank_pool(const struct mu_bench_options *opt, int rank, struct mu_pool **pool_out,
-                                struct mu_err *err)
-{
-    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
-    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
-    enum mu_status st = mu_topo_read(topo, err);
-    if (!st) {
-        struct mu_pool_options po = {.n_threads = opt->n_thread, .thread_init = fp_init};
-        po.pin = opt->n_thread * opt->split.n_rank <= topo->n_core;
-        if (po.pin) po.cpus = topo->cpus + rank * opt->n_thread;
-        st = mu_pool_create(&po, pool_out, err);
-    }
-    mu_free(topo);
     return st;
 }
 
@@ -275,7 +323,7 @@ enum mu_status mu_bench_mpi_rank(const struct mu_bench_options *opt, bool *is_le
         st = mu_fail(err, MU_EINVAL, "mpirun started %d ranks, the split has %d", comm->n_rank, opt->split.n_rank);
         goto done;
     }
-    MU_TRY(st, rank_pool(opt, comm->rank, &pool, err), done);
+    MU_TRY(st, pool_open(opt->n_thread, comm->rank, opt->split.n_rank, &pool, err), done);
     MU_TRY(st, mu_model_open(opt->path, &model, err), done);
     MU_TRY(st, mu_plan_build(model, &opt->split, plan, err), done);
     MU_TRY(st, load_init(&l, opt, model, err), done);
@@ -286,6 +334,8 @@ enum mu_status mu_bench_mpi_rank(const struct mu_bench_options *opt, bool *is_le
     l.plan = plan;
     l.comm = comm;
     l.rank = comm->rank;
+    l.probe = pool;
+    MU_TRY(st, probe_open(&l, err), done);
     *is_leader_out = comm->rank == plan->leader;
     *result_out =
         (struct mu_bench_result){.load_s = (double)(mu_now_ns() - t0) / 1e9, .weight_bytes = step_bytes(plan, model)};

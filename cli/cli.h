@@ -88,6 +88,9 @@ struct mu_bench_result {       /* medians over the repeats */
     double prompt_min_s, prompt_max_s, decode_min_s, decode_max_s;
     double decode_compute_s, decode_exchange_s; /* rank 0's share of the decode time */
     uint64_t weight_bytes;                      /* read per decode step over all ranks */
+    /* The memory's speed moves within seconds on a shared machine: all threads read right before and after each decode,
+     * and the fraction is the median of these pairs. */
+    double read_gbps, decode_of_read;
     double load_s;
 };
 /* In this process (threads for ranks), or as one rank of an MPI job. */

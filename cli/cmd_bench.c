@@ -24,7 +24,7 @@
 
 extern char **environ;
 
-enum { MAX_REPEATS = 100, READ_BYTES_PER_THREAD = 128 << 20, MAX_THREADS = 1024 };
+enum { MAX_REPEATS = 100, MAX_THREADS = 1024 };
 
 struct bench_args {
     struct mu_bench_options o;
@@ -66,56 +66,37 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 /* ---- the limits of the machine ---- */
 
-struct limits {
-    double read_gbps, int8_gops;
-};
-struct probe {
-    unsigned char *buf;
-    double gops[MAX_THREADS];
-};
-
-static void probe_read(void *arg, int member, int n)
-{
-    (void)n;
-    mu_peak_read_gbps(((struct probe *)arg)->buf + (size_t)member * READ_BYTES_PER_THREAD, READ_BYTES_PER_THREAD);
-}
 static void probe_int8(void *arg, int member, int n)
 {
     (void)n;
-    ((struct probe *)arg)->gops[member] = mu_peak_int8_gops();
+    ((double *)arg)[member] = mu_peak_int8_gops();
 }
 
-/* The best of a few rounds; all threads at once. */
-static enum mu_status measure_limits(int n_thread, struct limits *best, struct mu_err *err)
+/* The int8 peak of so many threads at once; the best of a few rounds raises *best. It hardly moves; the memory's speed does, and is
+ * measured between the decodes (bench_load.c). */
+static enum mu_status measure_int8(int n_thread, double *best, struct mu_err *err)
 {
     enum mu_status st;
     struct mu_pool *pool = NULL;
     struct mu_topo *topo = mu_calloc(1, sizeof *topo);
-    struct probe *p = mu_calloc(1, sizeof *p);
-    size_t bytes = (size_t)n_thread * READ_BYTES_PER_THREAD;
+    double *gops = mu_calloc((size_t)n_thread, sizeof *gops);
     struct mu_pool_options po = {.n_threads = n_thread};
-    if (!topo || !p || !(p->buf = mu_pages_alloc(bytes))) {
-        st = mu_fail(err, MU_ENOMEM, "no memory to measure bandwidth (%zu MB)", bytes >> 20);
+    if (!topo || !gops) {
+        st = mu_fail(err, MU_ENOMEM, "no memory to measure %d threads", n_thread);
         goto done;
     }
     MU_TRY(st, mu_topo_read(topo, err), done);
     po.pin = n_thread <= topo->n_core;
     MU_TRY(st, mu_pool_create(&po, &pool, err), done);
-    memset(p->buf, 1, bytes);
-    for (int round = 0; round < 5; round++) {
-        /* One pass of all threads, timed as one: adding up what each reaches while the others start or end promises too much. */
-        int64_t start = mu_now_ns();
-        mu_pool_run(pool, probe_read, p);
-        double gbps = (double)bytes / (double)(mu_now_ns() - start), gops = 0;
-        mu_pool_run(pool, probe_int8, p);
-        for (int i = 0; i < n_thread; i++) gops += p->gops[i];
-        if (gbps > best->read_gbps) best->read_gbps = gbps;
-        if (gops > best->int8_gops) best->int8_gops = gops;
+    for (int round = 0; round < 3; round++) {
+        double sum = 0;
+        mu_pool_run(pool, probe_int8, gops);
+        for (int i = 0; i < n_thread; i++) sum += gops[i];
+        if (sum > *best) *best = sum;
     }
 done:
     mu_pool_destroy(pool);
-    if (p && p->buf) mu_pages_free(p->buf, bytes);
-    mu_free(p);
+    mu_free(gops);
     mu_free(topo);
     return st;
 }
@@ -240,46 +221,45 @@ done:
 /* ---- telling ---- */
 
 struct figures {
-    double prompt_tps, decode_tps, read_gbps, int8_gops, read_fraction, int8_fraction;
+    double prompt_tps, decode_tps, decode_gbps, prompt_gops, int8_fraction;
 };
 
 static struct figures figures_of(const struct bench_args *a, const struct mu_model *m, const struct mu_bench_result *r,
-                                 const struct limits *lim)
+                                 double int8_gops)
 {
     struct figures f = {.prompt_tps = a->o.n_prompt / r->prompt_s,
                         .decode_tps = (double)a->o.n_decode * a->o.n_stream / r->decode_s};
     int groups = a->o.split.n_stage < a->o.n_stream ? a->o.split.n_stage : a->o.n_stream;
     if (a->o.split.n_rank == 1 || !strcmp(a->transport, "local")) groups = 1; /* as bench_load.c cuts the streams */
-    f.read_gbps = (double)r->weight_bytes * a->o.n_decode * groups / r->decode_s / 1e9;
+    f.decode_gbps = (double)r->weight_bytes * a->o.n_decode * groups / r->decode_s / 1e9;
     uint64_t params = m->n_param; /* the output matrix works for one token of the prompt only, the embedding for none */
     params -= (uint64_t)m->cfg.n_vocab * (uint64_t)m->cfg.d_model * (m->embed == m->output ? 1 : 2);
-    f.int8_gops = 2.0 * (double)params * a->o.n_prompt / r->prompt_s / 1e9;
-    f.read_fraction = lim->read_gbps > 0 ? f.read_gbps / lim->read_gbps : 0;
-    f.int8_fraction = lim->int8_gops > 0 ? f.int8_gops / lim->int8_gops : 0;
+    f.prompt_gops = 2.0 * (double)params * a->o.n_prompt / r->prompt_s / 1e9;
+    f.int8_fraction = int8_gops > 0 ? f.prompt_gops / int8_gops : 0;
     return f;
 }
 
 static void print_table(const struct bench_args *a, const struct mu_model *m, const struct mu_bench_result *r,
-                        const struct limits *lim)
+                        double int8_gops)
 {
-    struct figures f = figures_of(a, m, r, lim);
+    struct figures f = figures_of(a, m, r, int8_gops);
     char what[256], c[8][32], name_p[32], name_n[48];
     mu_model_describe(m, what, sizeof what);
     printf("%s\nsplit %s over %s, %d threads a rank, kernels %s, loaded in %.1f s\n", what, a->split,
            a->o.split.n_rank > 1 ? a->transport : "one process", a->o.n_thread, mu_kernels()->name, r->load_s);
-    printf("this machine: reads %.1f GB/s, int8 %.0f GOP/s with %d threads\n\n", lim->read_gbps, lim->int8_gops,
+    printf("this machine: reads %.1f GB/s, int8 %.0f GOP/s with %d threads\n\n", r->read_gbps, int8_gops,
            a->o.n_thread * a->o.split.n_rank);
     snprintf(name_p, sizeof name_p, "prompt %d", a->o.n_prompt);
     snprintf(name_n, sizeof name_n, "decode %d × %d", a->o.n_decode, a->o.n_stream);
     snprintf(c[0], sizeof c[0], "%.1f", f.prompt_tps);
     snprintf(c[1], sizeof c[1], "%.1f-%.1f", a->o.n_prompt / r->prompt_max_s, a->o.n_prompt / r->prompt_min_s);
-    snprintf(c[2], sizeof c[2], "%.0f GOP/s", f.int8_gops);
+    snprintf(c[2], sizeof c[2], "%.0f GOP/s", f.prompt_gops);
     snprintf(c[3], sizeof c[3], "%.0f%% of int8 peak", 100 * f.int8_fraction);
     double n = (double)a->o.n_decode * a->o.n_stream;
     snprintf(c[4], sizeof c[4], "%.1f", f.decode_tps);
     snprintf(c[5], sizeof c[5], "%.1f-%.1f", n / r->decode_max_s, n / r->decode_min_s);
-    snprintf(c[6], sizeof c[6], "%.1f GB/s", f.read_gbps);
-    snprintf(c[7], sizeof c[7], "%.0f%% of read", 100 * f.read_fraction);
+    snprintf(c[6], sizeof c[6], "%.1f GB/s", f.decode_gbps);
+    snprintf(c[7], sizeof c[7], "%.0f%% of read", 100 * r->decode_of_read);
     const char *cells[] = {"phase", "tokens/s", "range", "rate", "of the limit", name_p, c[0], c[1],
                            c[2],    c[3],       name_n,  c[4],   c[5],           c[6],   c[7]};
     static const bool right[] = {false, true, true, true, true};
@@ -287,9 +267,9 @@ static void print_table(const struct bench_args *a, const struct mu_model *m, co
 }
 
 static int print_json(const struct bench_args *a, const struct mu_model *m, const struct mu_bench_result *r,
-                      const struct limits *lim)
+                      double int8_gops)
 {
-    struct figures f = figures_of(a, m, r, lim);
+    struct figures f = figures_of(a, m, r, int8_gops);
     json_t *doc = json_pack(
         "{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, "
         "s:f, s:f}",
@@ -297,9 +277,9 @@ static int print_json(const struct bench_args *a, const struct mu_model *m, cons
         "threads_per_rank", a->o.n_thread, "prompt_tokens", a->o.n_prompt, "decode_tokens", a->o.n_decode, "streams",
         a->o.n_stream, "repeats", a->o.n_repeat, "kernels", mu_kernels()->name, "prompt_tokens_per_s", f.prompt_tps,
         "decode_tokens_per_s", f.decode_tps, "prompt_s", r->prompt_s, "prompt_min_s", r->prompt_min_s, "decode_s",
-        r->decode_s, "decode_min_s", r->decode_min_s, "load_s", r->load_s, "decode_gbps", f.read_gbps, "prompt_gops",
-        f.int8_gops, "machine_read_gbps", lim->read_gbps, "machine_int8_gops", lim->int8_gops, "decode_of_read",
-        f.read_fraction, "prompt_of_int8", f.int8_fraction);
+        r->decode_s, "decode_min_s", r->decode_min_s, "load_s", r->load_s, "decode_gbps", f.decode_gbps, "prompt_gops",
+        f.prompt_gops, "machine_read_gbps", r->read_gbps, "machine_int8_gops", int8_gops, "decode_of_read",
+        r->decode_of_read, "prompt_of_int8", f.int8_fraction);
     int bad = !doc || json_dumpf(doc, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
     json_decref(doc);
     putchar('\n');
@@ -339,7 +319,7 @@ int mu_cmd_bench(int argc, char **argv)
 
     struct mu_err err = MU_ERR_INIT;
     struct mu_bench_result r;
-    struct limits lim = {0};
+    double int8_gops = 0;
     struct mu_model *model = NULL;
     enum mu_status st;
     MU_TRY(st, mu_kernels_init(NULL, &err), done);
@@ -355,17 +335,17 @@ int mu_cmd_bench(int argc, char **argv)
         goto done;
     }
     int total = a.o.n_thread * a.o.split.n_rank;
-    MU_TRY(st, measure_limits(total, &lim, &err), done);
+    MU_TRY(st, measure_int8(total, &int8_gops, &err), done);
     if (a.o.split.n_rank > 1 && !strcmp(a.transport, "mpi"))
         st = run_mpi(&a, &r, &err);
     else
         st = mu_bench_local(&a.o, &r, &err);
-    if (!st) st = measure_limits(total, &lim, &err);
+    if (!st) st = measure_int8(total, &int8_gops, &err);
     if (st) goto done;
     if (a.json)
-        st = print_json(&a, model, &r, &lim) ? mu_fail(&err, MU_ENOMEM, "no memory to print the result") : MU_OK;
+        st = print_json(&a, model, &r, int8_gops) ? mu_fail(&err, MU_ENOMEM, "no memory to print the result") : MU_OK;
     else
-        print_table(&a, model, &r, &lim);
+        print_table(&a, model, &r, int8_gops);
 done:
     mu_model_close(model);
     return st ? mu_cli_fail("bench", &err) : MU_EXIT_OK;

@@ -343,6 +343,11 @@ static void test_out_of_memory(void **state)
     struct world *w = world_start(0, 8);
     int n_right = 0;
     WAIT_FOR(launches(w) == 1, 5000);
+    /* The fake leader attaches once and would not come again: it must be there before memory fails. */
+    struct client *first = ask(w, 5, B('p'), 12, 1000, mu_now_ns() + 20 * MU_SEC);
+    client_wait(first, 30000);
+    assert_int_equal(first->code, MU_RPC_OK);
+    client_free(first);
     for (long n = 1; n <= 60; n++) {
         mu_alloc_fail_at(n);
         struct client *c = ask(w, 5, B('p'), 12, (uint64_t)n, mu_now_ns() + 20 * MU_SEC);

@@ -164,15 +164,19 @@ static enum mu_status probe_open(struct load *l, struct mu_err *err)
     return MU_OK;
 }
 
-/* One common pass of all threads of all ranks: adding up what each reaches while others start or end promises too much. */
+/* Common passes of all threads of all ranks: adding up what each reaches while others start or end promises too much. The
+ * fastest of three counts: threads that wake up, or share a core with the decode's that still spin, spoil the first. */
 static enum mu_status probe_run(struct load *l, double *gbps_out, struct mu_err *err)
 {
     enum mu_status st = meet(l, err);
-    int64_t start = mu_now_ns();
-    if (st) return st;
-    mu_pool_run(l->probe, probe_read, l->probe_buf);
-    st = meet(l, err);
-    *gbps_out = (double)probe_bytes(l) * (l->comm ? l->plan->n_rank : 1) / (double)(mu_now_ns() - start);
+    *gbps_out = 0;
+    for (int pass = 0; pass < 3 && !st; pass++) {
+        int64_t start = mu_now_ns();
+        mu_pool_run(l->probe, probe_read, l->probe_buf);
+        st = meet(l, err);
+        double gbps = (double)probe_bytes(l) * (l->comm ? l->plan->n_rank : 1) / (double)(mu_now_ns() - start);
+        if (gbps > *gbps_out) *gbps_out = gbps;
+    }
     return st;
 }
 

@@ -68,6 +68,20 @@ static bool same_escape(char c)
            (c >= '{' && c <= '~') || c == ' ';
 }
 
+/* p{Name of a script: PCRE2 would take a bare name for the characters that are *also* used with the script. Length of
+ * the name; 0: something else. */
+static size_t script_name(const char *p, size_t n)
+{
+    static const char *const others[] = {"White_Space", "Alphabetic", "Any", "Lowercase", "Uppercase", "ASCII"};
+    size_t len = 0;
+    if (n < 3 || (*p != 'p' && *p != 'P') || p[1] != '{' || p[2] < 'A' || p[2] > 'Z') return 0;
+    while (2 + len < n && ((p[2 + len] | 32) >= 'a' && (p[2 + len] | 32) <= 'z')) len++;
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (len == strlen(others[i]) && !memcmp(p + 2, others[i], len)) return 0;
+    }
+    return len > 2 && 2 + len < n && p[2 + len] == '}' ? len : 0;
+}
+
 #define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
 
 /* The escape at p, a backslash before it. Bytes read; 0: not to be rewritten. */
@@ -94,6 +108,14 @@ static size_t rewrite_escape(struct mu_writer *w, const char *p, size_t n, bool 
         mu_write_u8(w, '}');
         return 5;
     }
+    size_t script = script_name(p, n);
+    if (script) {
+        mu_write_u8(w, '\\');
+        mu_write_bytes(w, p, 2);
+        mu_write_bytes(w, "sc:", 3);
+        mu_write_bytes(w, p + 2, script);
+        return 2 + script;
+    }
     if (!same_escape(*p)) return 0;
     mu_write_u8(w, '\\');
     mu_write_bytes(w, p, 1);
@@ -103,7 +125,7 @@ static size_t rewrite_escape(struct mu_writer *w, const char *p, size_t n, bool 
 /* A character that stands for itself. Bytes read. */
 static size_t rewrite_char(struct mu_writer *w, const char *p, size_t n)
 {
-    uint32_t cp;
+    uint32_t cp = 0xFFFD;
     char text[16];
     size_t len = (size_t)mu_utf8_next(p, n, &cp); /* jansson's strings are valid */
     const char *control = cp == '\r' ? "\\r" : cp == '\n' ? "\\n" : cp == '\t' ? "\\t" : NULL;

@@ -12,7 +12,7 @@
 #include "model/pretokenizer.h"
 #include "model/utf8.h"
 
-enum { SEQUENCE_DEPTH = 4, PATTERN_MAX = 8192 };
+enum { SEQUENCE_DEPTH = 4, PATTERN_MAX = 4096, REWRITTEN_MAX = 16 * PATTERN_MAX };
 
 static bool is(const json_t *j, const char *text)
 {
@@ -185,10 +185,11 @@ static enum mu_status add_regex(struct mu_hf *h, struct mu_str s, struct mu_err 
     struct mu_writer w;
     char shown[120];
     enum mu_status st;
-    mu_writer_init(&w, PATTERN_MAX);
+    if (s.len > PATTERN_MAX) return MU_HF_REFUSE(h, err, "a pattern of %zu bytes is", s.len);
+    mu_writer_init(&w, REWRITTEN_MAX);
     const char *what = rewrite(&w, s);
     if (!w.ok)
-        st = MU_HF_REFUSE(h, err, "a pattern of %zu bytes is", s.len);
+        st = mu_hf_nomem(h, err);
     else if (what)
         st = MU_HF_REFUSE(h, err, "%s in the pattern '%s' is", what, mu_str_show(s, shown, sizeof shown));
     else
@@ -202,15 +203,15 @@ static enum mu_status add_literal(struct mu_hf *h, struct mu_str s, struct mu_er
 {
     struct mu_writer w;
     enum mu_status st;
-    mu_writer_init(&w, PATTERN_MAX);
+    if (s.len > PATTERN_MAX) return MU_HF_REFUSE(h, err, "a text to split at of %zu bytes is", s.len);
+    mu_writer_init(&w, REWRITTEN_MAX);
     for (size_t i = 0; i < s.len;) {
         if (s.p[i] > ' ' && s.p[i] < 0x7F && !((s.p[i] | 32) >= 'a' && (s.p[i] | 32) <= 'z') &&
             !(s.p[i] >= '0' && s.p[i] <= '9'))
             mu_write_u8(&w, '\\');
         i += rewrite_char(&w, s.p + i, s.len - i);
     }
-    st = w.ok ? add_pattern(h, (const char *)w.data, w.len, err)
-              : MU_HF_REFUSE(h, err, "a text to split at of %zu bytes is", s.len);
+    st = w.ok ? add_pattern(h, (const char *)w.data, w.len, err) : mu_hf_nomem(h, err);
     mu_writer_free(&w);
     return st;
 }

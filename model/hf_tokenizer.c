@@ -140,7 +140,7 @@ static enum mu_status put_all(const struct mu_hf *h, struct mu_gguf_writer *w, s
         mu_gguf_put_str(w, "tokenizer.ggml.pre", "default", 7);
         mu_gguf_put_f32s(w, "tokenizer.ggml.scores", h->scores, (uint64_t)h->n_token);
         mu_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", h->space_prefix);
-        if (h->merges) mu_gguf_put_bool(w, "muster.tokenizer.by_merges", true);
+        if (!h->has_scores) mu_gguf_put_bool(w, "muster.tokenizer.by_merges", true);
         if (h->one_space) mu_gguf_put_bool(w, "muster.tokenizer.one_space", true);
         if (h->first_space) mu_gguf_put_bool(w, "muster.tokenizer.first_space", true);
     } else {
@@ -150,7 +150,7 @@ static enum mu_status put_all(const struct mu_hf *h, struct mu_gguf_writer *w, s
         if (!pre.p) mu_gguf_put_strs(w, "muster.tokenizer.patterns", h->patterns, (uint64_t)h->n_pattern);
         mu_gguf_put_bool(w, "muster.tokenizer.whole_words", h->whole_words);
     }
-    if (h->merges) {
+    if (!h->has_scores) {
         st = put_merges(h, w, err);
         if (st != MU_OK) return st;
     }

@@ -48,9 +48,11 @@ static const char P_EXAONE_MOE[] =
     "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*+(?: \\p{L}\\p{M}*+)*+)++|\\p{N}| ?[^" WS
     "\\p{L}\\p{N}]+[\\r\\n/]?|" WS "*[\\r\\n]|" GPT2_TAIL "|" WS "+";
 #define RUN(n) WS "{" n "}(?!" NOWS ")|"
-static const char P_JAIS2[] = /* runs of white space in halves */
-    "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" WS
-    "*[\\r\\n]+|" RUN("512") RUN("256") RUN("128") RUN("64") RUN("32") RUN("16") RUN("8") RUN("4") RUN("1,2") WS;
+/* Runs of white space in halves. Within a run, behind its first piece, no line end can follow: it is not looked for
+ * again, which would take the square of a long run. */
+static const char P_JAIS2[] = "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^" WS
+                              "\\p{L}\\p{N}]+[\\r\\n]*|(?<![^" NOWS "\\r\\n])" WS "*[\\r\\n]+|" RUN("512") RUN("256")
+                                  RUN("128") RUN("64") RUN("32") RUN("16") RUN("8") RUN("4") RUN("1,2") WS;
 static const char P_SEED[] =
     "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}\\r\\n]+|" LINES;
 static const char P_GPT4O[] = O200K("(?i:" CONTRACTIONS ")?", "{1,3}");

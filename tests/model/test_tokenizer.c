@@ -387,7 +387,7 @@ static void test_pretokenizers(void **state)
         {"exaone-moe", "I|'LL| see| |1|2|3|4| \u00e9t\u00e9s|,| | fooBar|!!\n|\n| x|=\u4e2d\u6587|  |"},
         {"superbpe", "I'LL see |1|234| \u00e9t\u00e9s,  fooBar!!\n\n x=\u4e2d\u6587  |"},
         {"jais-2 minicpm5", "I|'LL| see| |123|4| \u00e9t\u00e9s|,| | fooBar|!!\n\n| x|=\u4e2d\u6587|  |"},
-        {"laguna seed-coder", "I|'LL| see| |1|2|3|4| \u00e9t\u00e9s|,| | fooBar|!!|\n\n| x|=\u4e2d\u6587|  |"},
+        {"seed-coder", "I|'LL| see| |1|2|3|4| \u00e9t\u00e9s|,| | fooBar|!!|\n\n| x|=\u4e2d\u6587|  |"},
     };
     for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
         for (const char *name = want[i].names; *name;) {

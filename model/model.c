@@ -109,12 +109,17 @@ static const struct mu_gguf_tensor *part_of(struct mu_model *m, const struct mu_
     struct mu_gguf_tensor *part = &m->parts[m->n_part++];
     size_t skip = (size_t)at * (vector ? sizeof(float) : t->row_bytes);
     *part = *t;
+    if (!vector && t->runs) {
+        part->run_skip += (uint64_t)at;
+        part->data = mu_gguf_row(part, 0);
+    } else {
+        part->data += skip;
+        part->offset += skip;
+    }
     part->ne[vector ? 0 : 1] = (uint64_t)n;
     part->n_row = vector ? 1 : (uint64_t)n;
     if (vector) part->row_bytes = (size_t)n * sizeof(float);
     part->bytes = part->row_bytes * (size_t)part->n_row;
-    part->data += skip;
-    part->offset += skip;
     return part;
 }
 

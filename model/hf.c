@@ -25,7 +25,8 @@
 #include "base/arena.h"
 #include "base/log.h"
 #include "model/arch.h"
-#include "model/hf_part.h"
+#include "model/hf_folder.h"
+#include "model/hf_tokenizer.h"
 
 enum { NAME_BYTES = 1100 };
 
@@ -394,6 +395,9 @@ static enum mu_status write_part(const struct hf *h, int n_vocab, struct mu_gguf
     enum mu_status st;
     MU_TRY(st, mu_hf_config_put(&h->c, n_vocab, w, factors, h->err), fail);
     put_name(h, w);
+    st = mu_hf_tokenizer_put(h->folder, w, n_vocab, h->err);
+    if (st != MU_OK && st != MU_ENOENT) goto fail;
+    if (st == MU_ENOENT) mu_info("model", "%s", h->err->text); /* ids go without one */
     for (int i = 0; item_at(h, i, &it); i++) {
         if (!it.at[0] || is_matrix(it.name, it.at[0])) continue;
         const struct mu_st_tensor *t = it.at[0];

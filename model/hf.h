@@ -4,7 +4,7 @@
  *
  *   hf.c         which tensor is which, and where its rows lie      hf_files.c    which files there are
  *   hf_names.c   names of tensors, a table a family                 hf_config.c   config.json → keys
- *   safetensors.c, hf_json.c   reading files */
+ *   safetensors.c, hf_json.c   reading files                        hf_tokenizer.h  the tokenizer's keys */
 #ifndef MU_MODEL_HF_H
 #define MU_MODEL_HF_H
 

@@ -14,7 +14,7 @@
 #include "base/alloc.h"
 #include "kernels/kernels.h"
 #include "model/arch.h"
-#include "model/hf_part.h"
+#include "model/hf_folder.h"
 
 #define REQUIRED NAN
 

@@ -10,7 +10,7 @@
 
 #include "base/alloc.h"
 #include "model/hf.h"
-#include "model/hf_part.h"
+#include "model/hf_folder.h"
 
 enum { MAX_FILES = 10000 };
 

@@ -4,7 +4,7 @@
  * Falcon 40B's ln_mlp is GGUF's attn_norm: it feeds the feed-forward. */
 #include <string.h>
 
-#include "model/hf_part.h"
+#include "model/hf_folder.h"
 
 #define END                             \
     {                                   \

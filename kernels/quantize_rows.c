@@ -18,7 +18,8 @@
 enum { N_TRY = 9 }; /* first scales on either side of the largest value's */
 
 enum { N_LANE = 8 };
-static const float TINY = 1e-30f; /* far below what an f16 scale can say, and its inverse is finite */
+static const float LARGEST = 1e15f; /* beyond it sums of squares might overflow; no scale of an f16 reaches it */
+static const float TINY = 1e-30f;   /* far below what an f16 scale can say, and its inverse is finite */
 
 /* Sums run in eight lanes, whose order is fixed, so that every compiler's vectors give the same bits. */
 static float sum_lanes(const float *lane)
@@ -111,8 +112,9 @@ static struct affine fit_affine(const float *x, int n, int high, bool not_above)
                 ly[k] += y[i + k] * q;
             }
         float q1 = sum_lanes(l1), q2 = sum_lanes(l2), yq = sum_lanes(ly), count = (float)n, det = count * q2 - q1 * q1;
-        if (!(det > 0.0f)) continue;
-        struct affine a = {(count * yq - sum * q1) / det, (q2 * sum - q1 * yq) / det};
+        if (!(q2 > 0.0f)) continue;
+        struct affine a = {yq / q2, 0.0f}; /* where all codes are one */
+        if (det > 0.0f) a = (struct affine){(count * yq - sum * q1) / det, (q2 * sum - q1 * yq) / det};
         if (not_above && a.m > -low) { /* the offset of x would be above 0 */
             a.m = -low;
             a.d = (yq + low * q1) / q2;
@@ -533,7 +535,7 @@ bool mu_quantize_row(uint32_t type, const float *x, int n, void *out)
     const struct mu_type_info *info = mu_type_info(type);
     uint8_t *to = out;
     for (int i = 0; i < n; i++)
-        if (!isfinite(x[i])) return false;
+        if (!(fabsf(x[i]) < LARGEST)) return false;
     for (int i = 0; i < n; i += info->block_values, to += info->block_bytes)
         if (!block(type, x + i, to)) return false;
     return true;

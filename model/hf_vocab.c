@@ -166,8 +166,9 @@ static enum mu_status read_part(struct mu_hf *h, struct mu_json *j, struct mu_st
         *parts[i] = json_loadb(span.p, span.len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &je);
         if (*parts[i]) continue;
         if (json_error_code(&je) == json_error_out_of_memory) return mu_hf_nomem(h, err);
+        char shown[160];
         return MU_HF_BAD(h, "tokenizer.json", err, "offset %zu: %s", (size_t)(span.p - h->text) + (size_t)je.position,
-                         je.text);
+                         mu_str_show((struct mu_str){je.text, strlen(je.text)}, shown, sizeof shown));
     }
     return st;
 }

@@ -16,7 +16,7 @@ static int compare(const void *pa, const void *pb)
     int c = memcmp(a->text.p, b->text.p, n);
     if (c) return c;
     if (a->text.len != b->text.len) return a->text.len < b->text.len ? -1 : 1;
-    return a->id < b->id ? -1 : 1;
+    return (a->id > b->id) - (a->id < b->id);
 }
 
 /* What is looked for in the text. */

@@ -329,8 +329,8 @@ static void test_shapes_and_types(void **state)
             .n_row = 1);
     REFUSED(MU_EFORMAT, "token_embd.weight", "of 8 values", .tensor = "token_embd.weight", .n_col = 9, .n_row = VOCAB);
     REFUSED(MU_EUNSUPPORTED, "blk.0.attn_norm.weight", "F16", .tensor = "blk.0.attn_norm.weight", .type = MU_F16);
-    REFUSED(MU_EUNSUPPORTED, "its type IQ1_S is not supported by this build", "Q4_K", .tensor = "blk.0.ffn_up.weight",
-            .n_col = 256, .n_row = 2, .type = MU_IQ1_S);
+    REFUSED(MU_EUNSUPPORTED, "its type Q8_K is not supported by this build", "Q4_K", .tensor = "blk.0.ffn_up.weight",
+            .n_col = 256, .n_row = 2, .type = MU_Q8_K);
     REFUSED(MU_EUNSUPPORTED, "blk.0.ffn_up.weight", "I8", .tensor = "blk.0.ffn_up.weight", .type = MU_I8);
     REFUSED(MU_ENONFINITE, "blk.0.ffn_norm.weight", "nan", .tensor = "blk.0.ffn_norm.weight", .fill = NAN);
     REFUSED(MU_ENONFINITE, "output_norm.weight", "inf", .tensor = "output_norm.weight", .fill = INFINITY);

@@ -31,13 +31,13 @@ static const float *copy(const struct mu_gguf_tensor *t, float **at)
     float *to = *at;
     if (!t) return NULL;
     memcpy(to, t->data, t->bytes);
-    *at += t->ne[0];
+    *at += t->ne[0] * t->n_row;
     return to;
 }
 
 static size_t length(const struct mu_gguf_tensor *t)
 {
-    return t ? (size_t)t->ne[0] : 0;
+    return t ? (size_t)(t->ne[0] * t->n_row) : 0;
 }
 
 static size_t vector_values(const struct mu_shard *s)
@@ -59,6 +59,8 @@ static void layer_load(const struct mu_shard *s, int index, struct layer *layer,
     }
     layer->window = mu_config_window(&s->cfg, index);
     layer->rope = mu_config_local(&s->cfg, index);
+    int still = s->model->arch->no_rope_period;
+    if (still && (index + 1) % still == 0) layer->rope = -1;
     layer_forms(layer, t, s->model->arch->parallel);
 }
 
@@ -69,7 +71,16 @@ static void rope_load(struct mu_shard *s)
     const float *factors = m->rope_long && s->serving.n_ctx > s->cfg.n_ctx_short ? m->rope_long : m->rope_factors;
     int n_pair = s->cfg.n_rot / 2;
     float scale = s->cfg.rope_linear_scale;
-    mu_rope_freqs(s->cfg.rope_freq_base, s->cfg.n_rot, factors, s->rope_freq);
+    if (s->cfg.yarn_factor > 0) {
+        const struct mu_yarn yarn = {.factor = (double)s->cfg.yarn_factor,
+                                     .n_ctx = (double)s->cfg.n_ctx_orig,
+                                     .beta_fast = (double)s->cfg.yarn_beta_fast,
+                                     .beta_slow = (double)s->cfg.yarn_beta_slow,
+                                     .truncate = !m->arch->yarn_exact};
+        mu_yarn_freqs(s->cfg.rope_freq_base, s->cfg.n_rot, factors, &yarn, s->rope_freq);
+    } else {
+        mu_rope_freqs(s->cfg.rope_freq_base, s->cfg.n_rot, factors, s->rope_freq);
+    }
     for (int i = 0; i < n_pair; i++)
         if (scale != 1.0f) s->rope_freq[i] = s->rope_freq[i] / scale;
     if (s->n_rope > 1) mu_rope_freqs(s->cfg.rope_local_base, s->cfg.n_rot, NULL, s->rope_freq + n_pair);

@@ -64,7 +64,7 @@ struct mu_config {
     int n_rot;                   /* dimensions of a head that turn */
     int window;                  /* sliding window, 0 = none */
     uint8_t whole[128];          /* bit i: layer i sees everything, without the window */
-    int n_ctx_short;             /* contexts beyond it turn by the long rotation factors */
+    int n_ctx_short;             /* sequences beyond it turn by the long rotation factors */
     float norm_eps, attn_scale, rope_freq_base,
         rope_linear_scale;             /* linear scale: positions are divided by it (1 = none) */
     float rope_local_base;             /* of layers with a window, without scaling; 0 = as the others */

@@ -20,9 +20,11 @@ static bool step_begin(struct run *r)
     for (int t = turns.begin; t < turns.end; t++) {
         const struct mu_step_seq *q = &step->seq[s->seq_of[t]];
         int pos = (int)(q->pos0 + ((uint32_t)t - q->tok_off));
-        for (int i = 0; i < s->n_rope; i++)
-            s->k->rope_table(s->rope_freq + i * (s->cfg.n_rot / 2), s->cfg.n_rot / 2, pos, s->cfg.rope_attn_factor,
+        for (int i = 0; i < s->n_rope; i++) {
+            int set = i == 0 && q->far ? s->n_rope : i;
+            s->k->rope_table(s->rope_freq + set * (s->cfg.n_rot / 2), s->cfg.n_rot / 2, pos, s->cfg.rope_attn_factor,
                              mu_rope_at(s, i, t));
+        }
     }
     if (!s->first_stage) return mu_run_recv(r);
     for (int t = mine.begin; t < mine.end; t++) {

@@ -110,7 +110,7 @@ struct mu_shard {
     struct mu_mat out;                          /* my vocabulary rows */
     const float *out_norm, *out_norm_b, *out_b; /* [d_model], [d_model] or NULL, [n_vocab] or NULL */
     unsigned out_in;
-    float *rope_freq; /* [n_rope][n_rot/2] */
+    float *rope_freq; /* [n_rope][n_rot/2] and then, of sequences beyond n_ctx_short, [n_rot/2] for the first table */
     int n_rope;       /* rotation tables: one, or one of layers that see everything and one of those with a window */
 
     struct kv kv;

@@ -36,7 +36,8 @@ struct mu_tensor_rule;
 
 /* What differs between families. */
 struct mu_arch {
-    const char *name; /* general.architecture */
+    const char *name;   /* general.architecture */
+    const char *models; /* that have it, for people */
     enum mu_norm_kind norm;
     enum mu_rope_kind rope;
     enum mu_ffn_kind ffn;

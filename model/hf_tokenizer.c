@@ -34,7 +34,8 @@ static enum mu_status read_small(const struct mu_hf *h, const char *name, json_t
     json_error_t je;
     enum mu_status st = read_file(h, name, SMALL_MAX, &text, &len, err);
     if (st != MU_OK || !text) return st;
-    *out = json_loadb(text, len, JSON_ALLOW_NUL, &je);
+    /* tokenizer_config.json's model_max_length is 10^30 where there is none. */
+    *out = json_loadb(text, len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &je);
     mu_free(text);
     if (*out) return MU_OK;
     if (json_error_code(&je) == json_error_out_of_memory) return mu_hf_nomem(h, err);

@@ -266,14 +266,15 @@ enum mu_status mu_pre_open_patterns(const struct mu_str *patterns, uint64_t n, s
 
 struct mu_str mu_pre_name_of(const struct mu_str *patterns, int n, bool whole_words)
 {
+    const struct family *found = NULL;
     for (size_t i = 0; i < sizeof FAMILIES / sizeof FAMILIES[0]; i++) {
         const struct family *f = &FAMILIES[i];
         int k = 0;
-        if (f->whole_words != whole_words) continue;
         while (k < n && k < PATTERNS_MAX && f->patterns[k] && mu_str_is(patterns[k], f->patterns[k])) k++;
-        if (k == n && (k == PATTERNS_MAX || !f->patterns[k])) return (struct mu_str){f->names, strcspn(f->names, " ")};
+        bool same = k == n && (k == PATTERNS_MAX || !f->patterns[k]);
+        if (same && (!found || f->whole_words == whole_words)) found = f;
     }
-    return (struct mu_str){NULL, 0};
+    return found ? (struct mu_str){found->names, strcspn(found->names, " ")} : (struct mu_str){NULL, 0};
 }
 
 struct mu_str mu_pre_gpt2(void)

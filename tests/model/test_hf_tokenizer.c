@@ -296,10 +296,10 @@ static void test_byte_level(void **state)
     drop(&c);
     /* Whole words; added tokens that take white space, and those past the embedding. */
     put_text(dir, "generation_config.json", "{\"eos_token_id\": [12, 13]}");
-    put_text(
-        dir, "tokenizer_config.json",
-        "{\"eos_token\": {\"content\": \"<e>\"}, \"bos_token\": \"<s>\", \"add_bos_token\": true, \"chat_template\": "
-        "[{\"name\": \"default\", \"template\": \"D\"}, {\"name\": \"tool_use\", \"template\": \"T\"}]}");
+    put_text(dir, "tokenizer_config.json",
+             "{\"model_max_length\": 1000000000000000019884624838656, \"eos_token\": {\"content\": \"<e>\"}, "
+             "\"bos_token\": \"<s>\", \"add_bos_token\": true, \"chat_template\": "
+             "[{\"name\": \"default\", \"template\": \"D\"}, {\"name\": \"tool_use\", \"template\": \"T\"}]}");
     convert_text(
         dir,
         made("{\"type\": \"BPE\", \"ignore_merges\": true, \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2, \"\\u0120\": 3}, "
@@ -355,6 +355,7 @@ static void test_known_patterns(void **state)
         {SEQ(SPLIT(CL("{1,3}"))), "dbrx", false},
         {SEQ(SPLIT(CL(""))), "qwen2", false},
         {SEQ(SPLIT(O200(CONTRACT "?", "{1,3}"))), "gpt-4o", false},
+        {SEQ(SPLIT(O200(CONTRACT "?", "{1,3}"))), "gpt-4o", true},
         {SEQ(SPLIT(O200("", ""))), "tekken", true},
         {SEQ(SPLIT("\\\\p{N}{1,3}") ", " SPLIT("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+") ", " SPLIT(
              "[!\\\"#$%&'()*+,\\\\-./"

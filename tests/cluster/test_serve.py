@@ -185,5 +185,24 @@ class WidePipeline(unittest.TestCase):
             self.assertEqual(found, [found[0]] * len(found))
 
 
+class Outgrown(unittest.TestCase):
+    """A model with two sets of rotation factors, and a gang that dies after a stream has grown over their limit."""
+
+    def test_same_ids_after_a_relaunch(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            model = os.path.join(tmp, "phi3.gguf")
+            made = harness.run("synth", "--arch", "phi3", "--type", "Q8_0", "--layers", "3", "--d-model", "192", "--d-ff", "256", "--heads", "4",
+                               "--kv-heads", "2", "--d-head", "48", "--vocab", "400", "--ctx", "256", "--short-ctx", "40", "--out", model)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            alone = harness.run("run", model, "ROMEO:\n", "-n", "80", "--ignore-end", "--quiet")
+            self.assertEqual(alone.returncode, 0, alone.stderr)
+            with harness.Server(model, split="1:1", env={"MUSTER_FAULT": "rank.step@1:70=abort"}) as server:
+                epoch = server.gang().epoch
+                _, text, last = server.generate("ROMEO:\n", 80)
+                self.assertGreater(server.gang().epoch, epoch)
+                self.assertEqual(last.usage.completion_tokens, 80)
+                self.assertEqual(alone.stdout, text + "\n")
+
+
 if __name__ == "__main__":
     harness.main()

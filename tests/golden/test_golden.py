@@ -276,6 +276,11 @@ class SameBytes(unittest.TestCase):
                          ("falcon", "Q4_0", "--heads", "6", "--kv-heads", "2", "--d-head", "80", "--untied"),
                          ("phi2", "BF16", "--heads", "3", "--kv-heads", "3", "--d-head", "72", "--d-rot", "28", "--untied"),
                          ("phi3", "Q8_0", "--heads", "6", "--kv-heads", "3", "--d-head", "48", "--window", "21", "--short-ctx", "32", "--untied"),
+                         ("gpt-oss", "MXFP4", "--heads", "6", "--kv-heads", "2", "--d-head", "80", "--experts", "5", "--experts-used", "3",
+                          "--window", "11", "--yarn", "32", "--short-ctx", "16", "--untied"),
+                         ("granitemoe", "Q8_0", "--heads", "6", "--kv-heads", "1", "--d-head", "80", "--experts", "6", "--experts-used", "2"),
+                         ("mistral3", "Q8_0", "--heads", "6", "--kv-heads", "3", "--d-head", "48", "--yarn", "16", "--short-ctx", "9"),
+                         ("smollm3", "F16", "--heads", "3", "--kv-heads", "1", "--d-head", "80", "--layers", "5"),
                          ("qwen3moe", "Q4_0", "--heads", "6", "--kv-heads", "3", "--d-head", "80", "--experts", "7", "--experts-used", "3")):
                 out = os.path.join(tmp, args[0] + ".gguf")
                 layers = [] if "--layers" in args else ["--layers", "3"]

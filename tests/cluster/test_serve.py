@@ -204,5 +204,28 @@ class Outgrown(unittest.TestCase):
                 self.assertEqual(alone.stdout, text + "\n")
 
 
+class Quantized(unittest.TestCase):
+    """Matrices quantised by the ranks as they load, of a GGUF file and of a Hugging Face folder, give the text of one process."""
+
+    def check(self, model, kind):
+        alone = harness.run("run", model, "ROMEO:\n", "-n", "30", "--ignore-end", "--quiet", "--quantize", kind)
+        self.assertEqual(alone.returncode, 0, alone.stderr)
+        with harness.Server(model, split="2:1/1", args=("--quantize", kind)) as server:
+            _, text, _ = server.generate("ROMEO:\n", 30)
+        self.assertEqual(alone.stdout, text + "\n")
+
+    def test_file(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            model = os.path.join(tmp, "f16.gguf")
+            made = harness.run("synth", "--type", "F16", "--output-type", "F16", "--layers", "3", "--d-model", "256", "--d-ff", "512", "--heads", "4",
+                               "--vocab", "600", "--ctx", "256", "--out", model)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            self.check(model, "q4_k")
+
+    @unittest.skipUnless(os.path.isdir(os.path.join(harness.FIXTURES, "models", "llama3-hf")), "no fixtures")
+    def test_folder(self):
+        self.check(os.path.join(harness.FIXTURES, "models", "llama3-hf"), "q8_0")
+
+
 if __name__ == "__main__":
     harness.main()

@@ -152,6 +152,15 @@ class Folders(unittest.TestCase):
                     make_hf.make(model, folder, **how)
                     self.assertEqual(logits(folder, self.IDS, "--all", "--split", "2:1/1" if how else "1"), base, f"{name} {how}")
 
+    def test_multimodal(self):
+        for name, outer in (("gemma3", "gemma3"), ("mistral", "mistral3")):
+            model = self.file(name + ".f16.gguf")
+            base = logits(model, self.IDS, "--all")
+            for v5 in (False, True):
+                with tempfile.TemporaryDirectory() as folder:
+                    make_hf.make(model, folder, v5=v5, outer=outer)
+                    self.assertEqual(logits(folder, self.IDS, "--all"), base, f"{name} {v5}")
+
     def test_odd_shapes(self):
         """Sizes that no fixture has, and families without a fixture."""
         heads = ("--heads", "6", "--kv-heads", "3")

@@ -255,9 +255,23 @@ def write_shard(path, tensors, odd):
             f.write(data)
 
 
-def make(model, folder, shards=1, v5=False, dtype=None, odd=False):
+def multimodal(config, tensors, outer, v5):
+    """The language model as a part of a larger one; newer files keep "model." in front and the output matrix outside."""
+    def rename(name):
+        if not v5:
+            return "language_model." + name
+        return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+
+    vision = ([2, 3], F32, bytes(24))
+    names = ("model.vision_tower.w", "model.multi_modal_projector.w") if v5 else ("vision_tower.w", "multi_modal_projector.w")
+    return {"model_type": outer, "text_config": config, "vision_config": {"hidden_size": 3}}, {rename(n): t for n, t in tensors.items()} | {n: vision for n in names}
+
+
+def make(model, folder, shards=1, v5=False, dtype=None, odd=False, outer=None):
     keys, tensors = read_gguf(model)
     config, out = convert(keys, tensors, v5)
+    if outer:
+        config, out = multimodal(config, out, outer, v5)
     if dtype == "F32":
         out = {name: widen(t) for name, t in out.items()}
     os.makedirs(folder, exist_ok=True)

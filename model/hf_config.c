@@ -119,7 +119,8 @@ static enum mu_status refuse_quantized(const struct mu_hf_config *c, struct mu_e
 
 static enum mu_status read_heads(struct mu_hf_config *c, struct mu_err *err)
 {
-    bool falcon = strcmp(c->family->arch, "falcon") == 0, grouped = is_true(c, "new_decoder_architecture");
+    bool falcon = strcmp(c->family->arch, "falcon") == 0,
+         grouped = is_true(c, "new_decoder_architecture") || value(c, "n_head_kv"); /* the first 40B's say only that */
     enum mu_status st;
     MU_TRY(st, get_int(c, "num_attention_heads", falcon ? "n_head" : NULL, MU_MAX_HEAD, REQUIRED, &c->n_head, err),
            fail);

@@ -377,12 +377,35 @@ static void test_memory(void **state)
     }
 }
 
+/* With its tokenizer, from a real folder. */
+static void test_memory_of_fixture(void **state)
+{
+    static char path[1024];
+    (void)state;
+    snprintf(path, sizeof path, "%s", fixture_path("models/mistral-hf"));
+    for (long n = 1;; n += 1 + n / 16) {
+        struct mu_err err = MU_ERR_INIT;
+        struct mu_model *m = NULL;
+        mu_alloc_fail_at(n);
+        enum mu_status st = mu_model_open(path, &m, &err);
+        long made = mu_alloc_fail_at(0);
+        if (m) mu_model_close(m);
+        if (st == MU_OK) {
+            print_message("  %ld allocations\n", made);
+            assert_true(made < n); /* none failed unnoticed */
+            return;
+        }
+        if (st != MU_ENOMEM) fail_msg("allocation %ld: %s", n, err.text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),   cmocka_unit_test(test_files),         cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_configs), cmocka_unit_test(test_other_weights), cmocka_unit_test(test_quantize),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_llama),         cmocka_unit_test(test_files),
+        cmocka_unit_test(test_refused),       cmocka_unit_test(test_configs),
+        cmocka_unit_test(test_other_weights), cmocka_unit_test(test_quantize),
+        cmocka_unit_test(test_memory),        cmocka_unit_test(test_memory_of_fixture),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);
 }

@@ -295,6 +295,15 @@ static void test_configs(void **state)
     assert_true(m->rope_factors[0] == 1.0f); /* a wave of 6 positions */
     assert_true(m->rope_factors[3] == 8.0f); /* one of 6283 */
     mu_model_close(m);
+    write_llama(CONFIG_OF("\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+                          "\"original_max_position_embeddings\":16,\"attention_factor\":1.5,\"beta_fast\":16}"),
+                NULL, "");
+    m = open_or_fail(test_dir);
+    assert_true(m->cfg.yarn_factor == 4.0f);
+    assert_true(m->cfg.yarn_beta_fast == 16.0f);
+    assert_int_equal(m->cfg.n_ctx_orig, 16);
+    assert_true(fabsf(m->cfg.rope_attn_factor - 1.5f) < 1e-6f);
+    mu_model_close(m);
 }
 
 static void test_other_weights(void **state)

@@ -123,7 +123,7 @@ static enum mu_status put_strips(const struct mu_hf *h, struct mu_gguf_writer *w
         int id = valid_id(h, json_object_get(token, "id"));
         if (id >= 0 && json_is_true(json_object_get(token, flag))) ids[n++] = id;
     }
-    if (n) mu_gguf_put_i32s(w, key, ids, n);
+    mu_gguf_put_i32s(w, key, ids, n); /* none is said, too: it is not to be guessed from the model's name */
     mu_free(ids);
     return MU_OK;
 }

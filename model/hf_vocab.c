@@ -2,6 +2,7 @@
  *
  * The file's bulk (half a million strings for the largest vocabularies) is read with a cursor and never built as a
  * tree; the small rest goes to jansson. Ids may come in any order, so entries gather in a list first. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -195,7 +196,9 @@ static enum mu_status place(struct mu_hf *h, const struct entries *list, struct 
 enum mu_status mu_hf_json_read(struct mu_hf *h, struct mu_err *err)
 {
     struct entries list = {0};
-    struct mu_json j = mu_json_over(h->text, h->text_len, "tokenizer.json", h->arena);
+    char file[sizeof h->shown + 16];
+    snprintf(file, sizeof file, "%s/tokenizer.json", h->shown);
+    struct mu_json j = mu_json_over(h->text, h->text_len, file, h->arena);
     bool first = true, more;
     struct mu_str key;
     enum mu_status st = mu_json_enter(&j, '{', err);

@@ -48,9 +48,11 @@ static const char P_EXAONE_MOE[] =
     "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*+(?: \\p{L}\\p{M}*+)*+)++|\\p{N}| ?[^" WS
     "\\p{L}\\p{N}]+[\\r\\n/]?|" WS "*[\\r\\n]|" GPT2_TAIL "|" WS "+";
 #define RUN(n) WS "{" n "}(?!" NOWS ")|"
-static const char P_JAIS2[] = /* runs of white space in halves */
-    "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" WS
-    "*[\\r\\n]+|" RUN("512") RUN("256") RUN("128") RUN("64") RUN("32") RUN("16") RUN("8") RUN("4") RUN("1,2") WS;
+/* Runs of white space in halves. Within a run, behind its first piece, no line end can follow: it is not looked for
+ * again, which would take the square of a long run. */
+static const char P_JAIS2[] = "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^" WS
+                              "\\p{L}\\p{N}]+[\\r\\n]*|(?<![^" NOWS "\\r\\n])" WS "*[\\r\\n]+|" RUN("512") RUN("256")
+                                  RUN("128") RUN("64") RUN("32") RUN("16") RUN("8") RUN("4") RUN("1,2") WS;
 static const char P_SEED[] =
     "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}\\r\\n]+|" LINES;
 static const char P_GPT4O[] = O200K("(?i:" CONTRACTIONS ")?", "{1,3}");
@@ -68,7 +70,6 @@ static const char P_TEKKEN[] = O200K("", "");
 static const char P_KIMI[] = "\\p{sc:Han}+|" KIMI_PREFIX KIMI_WORD KIMI_SUFFIX "|" KIMI_PREFIX
                              "[\\p{Lu}\\p{Lt}]++" KIMI_SUFFIX "|\\p{N}{1,3}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" LINES;
 static const char P_BLOOM[] = " ?[^(" WS "|.,!?\\x{2026}\\x{3002}\\x{FF0C}\\x{3001}\\x{0964}\\x{06D4}\\x{060C})]+";
-static const char P_LINES[] = "[^\\n]+|[\\n]+";
 /* Digits in groups of three counted from the right: no pattern says that in linear time, so cut_right3 does it. */
 static const char P_RIGHT3[] = "\\p{Nd}+";
 static const char P_PUNCT[] = "[\\p{P}$+<=>^~|]+";
@@ -113,7 +114,7 @@ struct family {
 
 /* Names and which pattern each stands for are the reference converter's and reader's (llama.cpp); the patterns are
  * those of the models' own tokenizers where the reference only comes near them. Left out because what they mean could
- * not be made sure of: afmoe, chameleon, cohere2moe, spark2_5, tiny_aya, youtu, and those of encoders. */
+ * not be made sure of: afmoe, chameleon, cohere2moe, laguna, spark2_5, tiny_aya, youtu, and those of encoders. */
 static const struct family FAMILIES[] = {
     {"default", false, false, {P_PUNCT, P_GPT2, P_DIGITS, P_ASCII3}},
     {"llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 midm-2.0", true, true, {P_LLAMA3}},
@@ -140,7 +141,6 @@ static const struct family FAMILIES[] = {
     {"superbpe", false, false, {P_DIGITS, P_RIGHT3}},
     {"jais-2", false, false, {P_JAIS2}},
     {"minicpm5", false, true, {P_DIGITS3, P_CL100K_NUMBERS}},
-    {"laguna", false, false, {P_LINES, P_QWEN2}},
     {"ufakzeka", false, false, {P_NO_CONTRACTIONS}},
 };
 

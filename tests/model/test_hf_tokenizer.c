@@ -290,6 +290,16 @@ static void test_byte_level(void **state)
     assert_non_null(mu_gguf_find(c.g, "muster.tokenizer.patterns"));
     EXPECT(c.t, "ab a11", false, 3, 6, 0, 8, 8);
     drop(&c);
+    /* Falcon's, which cuts digits behind the byte alphabet. */
+    convert_text(
+        dir,
+        made(ABC PAIRS, "",
+             "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Punctuation\", "
+             "\"behavior\": \"Contiguous\"}, {\"type\": \"ByteLevel\", \"add_prefix_space\": false, \"use_regex\": "
+             "true}, {\"type\": \"Digits\", \"individual_digits\": false}, " SPLIT("[0-9][0-9][0-9]") "]}"),
+        0, &c);
+    EXPECT(c.t, "a 11!! a1111", false, 0, 6, 9, 10, 10, 7, 9, 8, 8);
+    drop(&c);
     /* One that matches nothing at all in places: cuts without words. */
     convert_text(dir, made(ABC PAIRS, "", SEQ(SPLIT("(?=1)|b"))), 0, &c);
     EXPECT(c.t, "abc11bb", false, 0, 1, 2, 8, 8, 1, 1);

@@ -291,6 +291,50 @@ static void test_all_pretokenizers(void **state)
     assert_null(mu_pretokenizer_names(-1));
 }
 
+static enum mu_status ignore(void *ctx, const char *word, size_t len, struct mu_err *err)
+{
+    (void)ctx, (void)word, (void)len, (void)err;
+    return MU_OK;
+}
+
+static double cut_seconds(const struct mu_pre *pre, const char *text, size_t n)
+{
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_pre_run *run;
+    struct timespec a, b;
+    assert_int_equal(mu_pre_run_open(pre, &run, &err), MU_OK);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &a);
+    assert_int_equal(mu_pre_cut(run, text, n, ignore, NULL, &err), MU_OK);
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &b);
+    mu_pre_run_close(run);
+    return (double)(b.tv_sec - a.tv_sec) + 1e-9 * (double)(b.tv_nsec - a.tv_nsec);
+}
+
+/* Eight times the text takes about eight times as long, of whatever it is made; the square would be 64 times. */
+static void test_linear(void **state)
+{
+    (void)state;
+    static const char *const units[] = {" ", "a", "A", "\u00e9", "\u0301", "\u4e2d", "7", "\n", "'", "/"};
+    enum { N = 1 << 18 };
+    char *text = malloc(N);
+    for (int i = 0; mu_pretokenizer_names(i); i++) {
+        struct mu_err err = MU_ERR_INIT;
+        struct mu_pre *pre;
+        struct mu_str name = {mu_pretokenizer_names(i), strcspn(mu_pretokenizer_names(i), " ")};
+        assert_int_equal(mu_pre_open(name, &pre, &err), MU_OK);
+        for (size_t u = 0; u < sizeof units / sizeof units[0]; u++) {
+            size_t len = strlen(units[u]), n = N / 8 / len * len;
+            for (size_t k = 0; k < 8 * n; k++) text[k] = units[u][k % len];
+            double small = cut_seconds(pre, text, n), large = cut_seconds(pre, text, 8 * n);
+            if (!(large <= 24 * small + 0.1))
+                fail_msg("%.*s, '%s': %.3f s, and %.3f s for 8 times the text", (int)name.len, name.p, units[u], small,
+                         large);
+        }
+        mu_pre_close(pre);
+    }
+    free(text);
+}
+
 /* A pattern from a file must not take for ever: (a+)+b on a row of a's takes 2^n steps. */
 static void test_foreign_patterns(void **state)
 {
@@ -343,7 +387,7 @@ static void test_pretokenizers(void **state)
         {"exaone-moe", "I|'LL| see| |1|2|3|4| \u00e9t\u00e9s|,| | fooBar|!!\n|\n| x|=\u4e2d\u6587|  |"},
         {"superbpe", "I'LL see |1|234| \u00e9t\u00e9s,  fooBar!!\n\n x=\u4e2d\u6587  |"},
         {"jais-2 minicpm5", "I|'LL| see| |123|4| \u00e9t\u00e9s|,| | fooBar|!!\n\n| x|=\u4e2d\u6587|  |"},
-        {"laguna seed-coder", "I|'LL| see| |1|2|3|4| \u00e9t\u00e9s|,| | fooBar|!!|\n\n| x|=\u4e2d\u6587|  |"},
+        {"seed-coder", "I|'LL| see| |1|2|3|4| \u00e9t\u00e9s|,| | fooBar|!!|\n\n| x|=\u4e2d\u6587|  |"},
     };
     for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
         for (const char *name = want[i].names; *name;) {
@@ -493,9 +537,13 @@ static void test_long_texts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_goldens),           cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_properties),        cmocka_unit_test(test_pretokenizers),
-        cmocka_unit_test(test_all_pretokenizers), cmocka_unit_test(test_foreign_patterns),
+        cmocka_unit_test(test_goldens),
+        cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_properties),
+        cmocka_unit_test(test_pretokenizers),
+        cmocka_unit_test(test_all_pretokenizers),
+        cmocka_unit_test(test_foreign_patterns),
+        cmocka_unit_test(test_linear),
         cmocka_unit_test(test_long_texts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -44,9 +44,20 @@
         MATRIX(MU_T_UP, "ffn_up_exps", MU_DIM_MODEL, MU_DIM_ALL_FF),     \
         MATRIX(MU_T_DOWN, "ffn_down_exps", MU_DIM_FF, MU_DIM_ALL_MODEL)
 
-/* Llama 2 and 3, Mistral, Gemma 1, and everything that was converted under their names. */
+/* Llama 2 and 3, Mistral, Gemma 1, and everything that was converted under their names, some of it with biases. */
 static const struct mu_tensor_rule llama_rules[] = {
-    NORM(MU_T_ATTN_NORM, "attn_norm"), Q_K_V, O, NORM(MU_T_FFN_NORM, "ffn_norm"), GATE("ffn_gate"), UP, DOWN, END,
+    NORM(MU_T_ATTN_NORM, "attn_norm"),
+    Q_K_V,
+    O,
+    {MU_T_Q_B, "attn_q.bias", MU_DIM_Q, MU_DIM_ONE, true},
+    {MU_T_K_B, "attn_k.bias", MU_DIM_KV, MU_DIM_ONE, true},
+    {MU_T_V_B, "attn_v.bias", MU_DIM_KV, MU_DIM_ONE, true},
+    {MU_T_O_B, "attn_output.bias", MU_DIM_MODEL, MU_DIM_ONE, true},
+    NORM(MU_T_FFN_NORM, "ffn_norm"),
+    GATE("ffn_gate"),
+    UP,
+    DOWN,
+    END,
 };
 /* Mixtral. */
 static const struct mu_tensor_rule llama_expert_rules[] = {

@@ -111,7 +111,8 @@ static enum mu_status each_of_layer(struct job *j, int layer, visit *fn, struct 
     for (const struct mu_tensor_rule *r = mu_arch_rules(j->arch, &j->cfg); r->suffix && st == MU_OK;) {
         char name[64];
         int n_col, n_row, n = mu_rule_parts(&j->cfg, r, &n_col, &n_row);
-        bool wanted = !seen[r->id] && (!r->optional || j->spec->n_kv_head > 1);
+        bool bias = r->id >= MU_T_Q_B; /* of the optional tensors norms alone are made */
+        bool wanted = !seen[r->id] && (!r->optional || (j->spec->n_kv_head > 1 && !bias));
         snprintf(name, sizeof name, "blk.%d.%s", layer, r->suffix);
         bool small = r->id >= MU_T_MATRIX_COUNT || r->id == MU_T_ROUTER;
         if (wanted) st = fn(j, name, small ? MU_F32 : j->spec->type, n_col, n_row, err);

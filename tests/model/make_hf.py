@@ -222,7 +222,7 @@ def convert(keys, tensors, v5):
             out[ends[name]] = t
             continue
         _, n, rest = name.split(".", 2)
-        if arch in ("llama", "mistral3", "smollm3", "granite") and rest in ("attn_q.weight", "attn_k.weight"):
+        if arch in ("llama", "mistral3", "smollm3", "granite") and rest in ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias"):
             t = halves(t, n_head if "_q" in rest else n_kv)
         if arch == "falcon" and rest == "attn_qkv.weight" and n_kv > 1:
             t = by_group(t, n_head, n_kv)

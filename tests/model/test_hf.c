@@ -155,6 +155,24 @@ static void test_llama(void **state)
     mu_model_close(m);
 }
 
+/* Biases of heads are in pairs as their rows are. */
+static void test_bias(void **state)
+{
+    struct spec spec[N_LLAMA + 1];
+    (void)state;
+    memcpy(spec, llama, sizeof llama);
+    spec[N_LLAMA] = (struct spec){"model.layers.0.self_attn.q_proj.bias", 0, D};
+    clear();
+    write_text("config.json", CONFIG);
+    write_tensors("model.safetensors", spec, 0, N_LLAMA + 1, NULL, "");
+    struct mu_model *m = open_or_fail(test_dir);
+    for (int r = 0; r < D; r++) {
+        int at = r / D_HEAD * D_HEAD + r % 2 * 4 + r % D_HEAD / 2;
+        assert_true(value_at(m->layer[0][MU_T_Q_B], 0, r) == value_of(N_LLAMA, at));
+    }
+    mu_model_close(m);
+}
+
 /* Files in it stand for the folder; two files, by an index or by their names. */
 static void test_files(void **state)
 {
@@ -411,10 +429,9 @@ static void test_memory_of_fixture(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),         cmocka_unit_test(test_files),
-        cmocka_unit_test(test_refused),       cmocka_unit_test(test_configs),
-        cmocka_unit_test(test_other_weights), cmocka_unit_test(test_quantize),
-        cmocka_unit_test(test_memory),        cmocka_unit_test(test_memory_of_fixture),
+        cmocka_unit_test(test_llama),    cmocka_unit_test(test_bias),    cmocka_unit_test(test_files),
+        cmocka_unit_test(test_refused),  cmocka_unit_test(test_configs), cmocka_unit_test(test_other_weights),
+        cmocka_unit_test(test_quantize), cmocka_unit_test(test_memory),  cmocka_unit_test(test_memory_of_fixture),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);
 }

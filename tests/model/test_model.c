@@ -343,7 +343,7 @@ static void test_unknown_tensors_are_refused(void **state)
 {
     (void)state;
     static const char *const unknown[] = {
-        "blk.0.attn_q.bias",
+        "blk.0.ffn_up.bias",
         "blk.1.attn_q_norm.weight",
         "blk.2.attn_q.weight",
         "output.bias",

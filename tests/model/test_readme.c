@@ -45,7 +45,7 @@ static void put_list(struct text *t, const char *const *name, const bool *holds,
 static bool has_tensor(const struct mu_arch *a, enum mu_tensor_id id)
 {
     for (const struct mu_tensor_rule *r = a->rules ? a->rules : a->expert_rules; r->suffix; r++)
-        if (r->id == id) return true;
+        if (r->id == id && !r->optional) return true;
     return false;
 }
 

@@ -310,6 +310,7 @@ static void test_odd_families(void **state)
          .d_ff = 136,
          .n_rot = 36,
          .n_ctx_short = 64,
+         .tied = 1,
          .type = MU_F16},
         {.arch = "gemma",
          .n_head = 3,

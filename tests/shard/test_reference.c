@@ -39,7 +39,7 @@ static void row_of(const char *name, size_t r, int n, double *out)
 
 static const char *in_layer(int layer, const char *suffix)
 {
-    static char name[2][64];
+    static char name[2][100];
     static int turn;
     turn = !turn;
     snprintf(name[turn], sizeof name[turn], "blk.%d.%s", layer, suffix);

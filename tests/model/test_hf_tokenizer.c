@@ -155,7 +155,7 @@ static void test_fixtures(void **state)
 static void copy_to(const char *from, const char *to, const char *name)
 {
     char path[4200];
-    size_t len;
+    size_t len = 0;
     snprintf(path, sizeof path, "%s/%s", from, name);
     char *text = tok_read_file(path, &len);
     assert_non_null(text);

@@ -215,6 +215,30 @@ static void test_small_gemma4(void **state)
     mu_gguf_close(g);
 }
 
+/* A message's end is no end of generation where calls have an end of their own (gpt-oss); plain tokens that look like an
+ * end are none. */
+static void test_ends(void **state)
+{
+    (void)state;
+    for (int with_call = 0; with_call < 2; with_call++) {
+        static struct vocab v;
+        struct mu_gguf *g;
+        struct mu_tokenizer *t;
+        struct mu_err err = MU_ERR_INIT;
+        vocab_init(&v, "gpt2", "gpt-4o");
+        byte_alphabet(&v);
+        int end = token(&v, "<|end|>", 7, 3, 0), ret = token(&v, "<|return|>", 10, 3, 0);
+        int plain = token(&v, "<|im_end|>", 10, 1, 0), call = with_call ? token(&v, "<|call|>", 8, 3, 0) : -1;
+        assert_int_equal(vocab_open(&v, &g, &t, &err), MU_OK);
+        assert_int_equal(mu_tokenizer_is_end(t, end), !with_call);
+        assert_true(mu_tokenizer_is_end(t, ret));
+        assert_false(mu_tokenizer_is_end(t, plain));
+        assert_int_equal(mu_tokenizer_is_end(t, call), with_call);
+        mu_tokenizer_close(t);
+        mu_gguf_close(g);
+    }
+}
+
 /* NFC against utf8proc's own, which is slower and takes the square of a row of marks, on texts of what matters:
  * marks in and out of order, letters with and without them, Hangul, what is never composed, what comes apart. */
 static void test_nfc(void **state)
@@ -608,10 +632,15 @@ static void test_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_small_spm),     cmocka_unit_test(test_small_bpe),
-        cmocka_unit_test(test_small_gemma4),  cmocka_unit_test(test_nfc),
-        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_odd_vocabularies),
-        cmocka_unit_test(test_against_plain), cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_small_spm),
+        cmocka_unit_test(test_small_bpe),
+        cmocka_unit_test(test_small_gemma4),
+        cmocka_unit_test(test_nfc),
+        cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_odd_vocabularies),
+        cmocka_unit_test(test_against_plain),
+        cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

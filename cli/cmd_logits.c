@@ -8,7 +8,7 @@
 #include "worker/solo.h"
 
 struct logits_args {
-    const char *model, *ids, *out, *split;
+    const char *model, *ids, *out, *split, *quantize;
     bool all;
     int threads, chunk, batch;
 };
@@ -26,6 +26,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_BATCH: a->batch = (int)mu_arg_long(arg, 1, 256, "--batch", state); return 0;
     case 's': a->split = arg; return 0;
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
+    case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
         a->model = arg;
@@ -57,9 +58,9 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
 }
 
 /* The ids in `batch` slots at once, each a few tokens further than the next so that the steps mix prefill positions; rows of slot 0 are written.
- * The other slots get the same ids backwards: what shares a step must not matter. */
+ * far: the sequences are longer than the short context of the model. The other slots get the same ids backwards: what shares a step must not matter. */
 static enum mu_status run_batch(struct mu_solo *solo, const struct logits_args *a, const int32_t *ids, size_t n,
-                                struct sink *sink, struct mu_err *err)
+                                bool far, struct sink *sink, struct mu_err *err)
 {
     enum mu_status st;
     const struct mu_serving *serving = mu_solo_serving(solo);
@@ -86,6 +87,7 @@ static enum mu_status run_batch(struct mu_solo *solo, const struct logits_args *
                                                             .pos0 = pos[b],
                                                             .n_tok = want,
                                                             .tok_off = step->n_tok,
+                                                            .far = far,
                                                             .top_p = 1,
                                                             .out = (uint8_t)(!out     ? MU_OUT_NONE
                                                                              : a->all ? MU_OUT_ALL
@@ -121,6 +123,7 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
     bool written = false;
     MU_TRY(st, mu_split_parse(a->split, &opt.split, err), done);
     MU_TRY(st, mu_cli_open(a->model, false, &o, err), done);
+    MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
     MU_TRY(st, mu_arg_ids(a->ids, &ids, &n, err), done);
     for (size_t i = 0; i < n; i++)
         if (ids[i] >= o.model->cfg.n_vocab) {
@@ -141,7 +144,7 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
     MU_TRY(st, mu_file_writer_open(a->out, &sink.file, err), done);
     sink.n_vocab = o.model->cfg.n_vocab;
-    MU_TRY(st, run_batch(solo, a, ids, n, &sink, err), done);
+    MU_TRY(st, run_batch(solo, a, ids, n, n > (size_t)o.model->cfg.n_ctx_short, &sink, err), done);
     written = true;
 done:
     if (sink.file) {
@@ -164,6 +167,7 @@ int mu_cmd_logits(int argc, char **argv)
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"chunk", OPT_CHUNK, "N", 0, "feed N tokens a step", 0},
         {"batch", OPT_BATCH, "N", 0, "share the steps with N - 1 other sequences", 0},
+        MU_QUANTIZE_OPTION,
         {0},
     };
     static const struct argp argp = {options,

@@ -8,7 +8,7 @@
 #include "worker/solo.h"
 
 struct ppl_args {
-    const char *model, *file, *split;
+    const char *model, *file, *split, *quantize;
     bool ids;
     int chunk, threads;
 };
@@ -21,6 +21,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'c': a->chunk = (int)mu_arg_long(arg, 2, 1 << 20, "--chunk", state); return 0;
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
     case 's': a->split = arg; return 0;
+    case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num == 0)
             a->model = arg;
@@ -95,6 +96,7 @@ static enum mu_status perplexity(const struct ppl_args *a, struct mu_err *err)
     struct mu_bar load = {.label = "loading"}, bar = {.label = "scoring"};
     struct mu_solo_options opt = {.load_progress = mu_bar_load, .load_ctx = &load};
     MU_TRY(st, mu_cli_open(a->model, !a->ids, &o, err), done);
+    MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
     MU_TRY(st, read_ids(a, &o, &ids, &n, err), done);
     if (n < 2) {
         st = mu_fail(err, MU_EINVAL, "%s holds %zu tokens; at least 2 are needed", a->file, n);
@@ -145,6 +147,7 @@ int mu_cmd_perplexity(int argc, char **argv)
         {"chunk", 'c', "N", 0, "tokens a chunk (512, or the model's context)", 0},
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
+        MU_QUANTIZE_OPTION,
         {0},
     };
     static const struct argp argp = {options,

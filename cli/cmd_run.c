@@ -19,7 +19,7 @@ enum { MAX_STOPS = 16, MAX_PROMPT_BYTES = 64 << 20 };
 static const double MIN_TEMPERATURE = 1e-4; /* below it logits divided by it may overflow; it is greedy long before */
 
 struct run_args {
-    const char *model, *prompt, *server, *stop[MAX_STOPS];
+    const char *model, *prompt, *server, *quantize, *stop[MAX_STOPS];
     int n_stop, max_tokens, threads, ctx;
     struct mu_solo_sampling sampling;
     bool seed_set, ignore_end, special, quiet;
@@ -54,6 +54,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_SPECIAL: a->special = true; return 0;
     case OPT_QUIET: a->quiet = true; return 0;
     case OPT_SERVER: a->server = arg; return 0;
+    case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num == 0)
             a->model = arg;
@@ -96,6 +97,7 @@ static enum mu_status local_open(const struct run_args *a, struct local *l, stru
     enum mu_status st;
     struct mu_bar bar = {.label = "loading"};
     MU_TRY(st, mu_cli_open(a->model, true, &l->o, err), fail);
+    MU_TRY(st, mu_model_quantize(l->o.model, a->quantize, err), fail);
     int trained = l->o.model->cfg.n_ctx_train, ctx = a->ctx ? a->ctx : trained < 8192 ? trained : 8192;
     if (ctx > trained) {
         st = mu_fail(err, MU_EINVAL, "--ctx %d is more than the %d tokens that the model was made for", ctx, trained);
@@ -376,6 +378,7 @@ int mu_cmd_run(int argc, char **argv)
         {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192)", 0},
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 0},
         {"quiet", OPT_QUIET, 0, 0, "no speed at the end", 0},
+        MU_QUANTIZE_OPTION,
         {0},
     };
     static const struct argp argp = {
@@ -386,6 +389,7 @@ int mu_cmd_run(int argc, char **argv)
         "\vExamples:\n"
         "  muster run model.gguf 'Once upon a time' -n 100\n"
         "  muster run model.gguf 'ROMEO:' --temperature 0.8 --seed 7\n"
+        "  muster run Qwen3-0.6B/ 'Hello' --quantize q8_0       a Hugging Face folder\n"
         "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n",
         0,
         0,

@@ -17,6 +17,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'q': o->max_waiting = (int)mu_arg_long(arg, 1, 1 << 20, "--queue", state); return 0;
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
     case OPT_QUIET: o->quiet = true; return 0;
+    case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
         o->model_path = arg;
@@ -41,6 +42,7 @@ int mu_cmd_serve(int argc, char **argv)
         {"queue", 'q', "N", 0, "requests that may wait beyond those (1024)", 0},
         {"stall-ms", OPT_STALL, "MS", 0, "a rank that is silent so long is dead (3000)", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
+        MU_QUANTIZE_OPTION,
         {0},
     };
     static const struct argp argp = {

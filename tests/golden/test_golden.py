@@ -9,7 +9,9 @@ import tempfile
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "cluster"))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "model"))
 import harness  # noqa: E402
+import make_hf  # noqa: E402
 from harness import BARD, FIXTURES, run  # noqa: E402
 
 # name → (d, KL, log-probability, perplexity) bounds of the fixtures' README: weights as they are; or with 8-bit activations.
@@ -48,12 +50,12 @@ def log_softmax(row):
 
 
 class Golden(unittest.TestCase):
-    def check(self, name, bounds):
+    def check(self, name, bounds, folder=None):
         d_max, kl_max, lp_max, ppl_max = bounds
         with open(os.path.join(FIXTURES, "goldens", name + ".json")) as f:
             golden = json.load(f)
         values = floats(os.path.join(FIXTURES, "goldens", name + ".bin"))
-        model = os.path.join(FIXTURES, golden["gguf"])
+        model = os.path.join(FIXTURES, "models", folder) if folder else os.path.join(FIXTURES, golden["gguf"])
         n_vocab = golden["n_vocab"]
         worst = 0
         for prompt in golden["prompts"].values() if isinstance(golden["prompts"], dict) else golden["prompts"]:
@@ -128,6 +130,112 @@ for _name, _bounds in MODELS.items():
     setattr(Golden, "test_" + re.sub(r"\W", "_", _name), golden_test(_name, _bounds))
 
 
+for _name in ("llama3", "mistral", "gemma2"):
+    setattr(Golden, f"test_{_name}_hf", (lambda n: lambda self: self.check(n, FLOAT, n + "-hf"))(_name))
+
+
+class Folders(unittest.TestCase):
+    """A Hugging Face folder gives the bytes of the GGUF file with its weights, for every family, however it is written and split."""
+    IDS = [(i * 37 + 11) % 400 + 3 for i in range(150)]  # beyond every window, and longrope's first context
+    FAMILIES = ("llama2", "llama3", "mistral", "mixtral", "falcon7b", "falcon40b", "phi2", "phi3", "phi3-longrope", "gemma", "gemma2", "gemma3", "qwen2",
+                "qwen3", "qwen3moe")
+
+    def file(self, name):
+        return os.path.join(FIXTURES, "models", name)
+
+    def test_families(self):
+        for name in self.FAMILIES:
+            model = self.file(name + ".f16.gguf")
+            base = logits(model, self.IDS, "--all")
+            for how in ({}, {"shards": 3, "v5": True, "odd": True}, {"dtype": "F32"}):
+                with tempfile.TemporaryDirectory() as folder:
+                    make_hf.make(model, folder, **how)
+                    self.assertEqual(logits(folder, self.IDS, "--all", "--split", "2:1/1" if how else "1"), base, f"{name} {how}")
+
+    def test_multimodal(self):
+        for name, outer in (("gemma3", "gemma3"), ("mistral", "mistral3")):
+            model = self.file(name + ".f16.gguf")
+            base = logits(model, self.IDS, "--all")
+            for v5 in (False, True):
+                with tempfile.TemporaryDirectory() as folder:
+                    make_hf.make(model, folder, v5=v5, outer=outer)
+                    self.assertEqual(logits(folder, self.IDS, "--all"), base, f"{name} {v5}")
+
+    def test_odd_shapes(self):
+        """Sizes that no fixture has, and families without a fixture."""
+        heads = ("--heads", "6", "--kv-heads", "3")
+        with tempfile.TemporaryDirectory() as tmp:
+            for i, args in enumerate((("llama", *heads, "--d-head", "80", "--untied"), ("llama", *heads, "--d-head", "80", "--yarn", "4", "--short-ctx", "64"),
+                                      ("llama", *heads, "--window", "9", "--experts", "5"), ("smollm3", *heads, "--layers", "5"), ("granite", *heads),
+                                      ("mistral3", *heads, "--yarn", "16", "--short-ctx", "32"), ("qwen3", *heads, "--d-head", "80", "--untied"),
+                                      ("qwen3moe", *heads, "--d-head", "80", "--experts", "7", "--experts-used", "3"), ("gemma", *heads, "--d-head", "80"),
+                                      ("gemma2", *heads, "--d-head", "80", "--window", "13"), ("phi2", "--heads", "3", "--kv-heads", "3", "--d-rot", "28", "--untied"),
+                                      ("gemma3", "--heads", "5", "--kv-heads", "1", "--d-head", "80", "--window", "5", "--layers", "7"),
+                                      ("phi3", *heads, "--window", "21", "--short-ctx", "32", "--untied"))):
+                out, folder = os.path.join(tmp, f"{i}.gguf"), os.path.join(tmp, f"{i}-hf")
+                layers = [] if "--layers" in args else ["--layers", "2"]
+                made = run("synth", "--arch", args[0], "--type", "F16", "--output-type", "F16", "--d-model", "288", "--d-ff", "416", "--vocab", "500", "--ctx", "256",
+                           *args[1:], *layers, "--out", out)
+                self.assertEqual(made.returncode, 0, made.stderr)
+                make_hf.make(out, folder, shards=1 + i % 2, v5=i % 3 == 0)
+                base = logits(out, self.IDS[:70], "--all")
+                for split in ("1", "2:1/1"):
+                    self.assertEqual(logits(folder, self.IDS[:70], "--all", "--split", split), base, f"{args} {split}")
+
+    def test_fixtures(self):
+        for folder, model in (("llama3-hf", "llama3.BF16.gguf"), ("mistral-hf", "mistral.f16.gguf")):
+            base = logits(self.file(model), self.IDS, "--all")
+            for path in ("", "config.json"):
+                self.assertEqual(logits(os.path.join(self.file(folder), path), self.IDS, "--all"), base, folder)
+        base = logits(self.file("gemma2-hf"), self.IDS, "--all")
+        for split in ("1:1", "2:1/1", "1:1:1:1:1"):
+            self.assertEqual(logits(self.file("gemma2-hf"), self.IDS, "--all", "--split", split), base, split)
+
+    def test_text(self):
+        for folder, model in (("llama3-hf", "llama3.BF16.gguf"), ("mistral-hf", "mistral.f16.gguf"), ("gemma2-hf", "gemma2.f16.gguf")):
+            said = [run("run", self.file(m), "KING HENRY: what say you", "-n", "8", "--ignore-end").stdout for m in (folder, model)]
+            self.assertEqual(said[0], said[1])
+            self.assertTrue(said[0].strip())
+
+
+class Quantize(unittest.TestCase):
+    """--quantize: perplexity near the model's, and nearer than the bounds of what llama-quantize makes; the same bytes for every split."""
+    WORST = {"q8_0": 1e-3, "q6_k": 3e-3, "q5_k": 5e-3, "q5_0": 5e-3, "q4_k": 6e-3, "q4_0": 8e-3, "mxfp4": 1.5e-2, "q3_k": 2e-2}
+
+    def test_perplexity(self):
+        for name in ("llama3", "gemma2"):
+            with open(os.path.join(FIXTURES, "goldens", name + ".json")) as f:
+                ppl = json.load(f)["ppl"]
+            with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+                f.write(" ".join(map(str, ppl["ids"])))
+                f.flush()
+                for kind, worst in self.WORST.items():
+                    done = run("perplexity", os.path.join(FIXTURES, "models", name + ".f16.gguf"), f.name, "--ids", "--chunk", "250", "--quantize", kind)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+                    got = float(re.search(r"perplexity ([0-9.]+)", done.stdout)[1])
+                    print(f"  {name} {kind}: perplexity {got:.3f}, unquantised {ppl['ppl']:.3f}")
+                    self.assertTrue(abs(got / ppl["ppl"] - 1) < worst, f"{name} {kind}: {got}")
+
+    def test_splits(self):
+        ids = Folders.IDS[:40]
+        for model in ("llama3-hf", "mixtral.f16.gguf", "qwen2.f16.gguf", "qwen3moe.f16.gguf"):
+            path = os.path.join(FIXTURES, "models", model)
+            for kind in ("q4_k", "q8_0"):
+                base = logits(path, ids, "--all", "--quantize", kind)
+                self.assertNotEqual(base, logits(path, ids, "--all"))
+                for split in ("2:1/1", "1:1:1:1:1"):
+                    self.assertEqual(logits(path, ids, "--all", "--quantize", kind, "--split", split), base, f"{model} {kind} {split}")
+
+    def test_refused(self):
+        path = os.path.join(FIXTURES, "models", "llama3.Q4_K_M.gguf")
+        done = run("run", path, "a", "--quantize", "q8_0")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("nothing to do", done.stderr)
+        done = run("run", path, "a", "--quantize", "q9")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("Q4_K", done.stderr)
+
+
 class SameBytes(unittest.TestCase):
     """docs/arithmetic.md: no bit depends on split, threads, instruction set, chunks or company."""
     IDS = [(i * 37 + 11) % 400 + 3 for i in range(70)]
@@ -177,6 +285,11 @@ class SameBytes(unittest.TestCase):
                          ("falcon", "Q4_0", "--heads", "6", "--kv-heads", "2", "--d-head", "80", "--untied"),
                          ("phi2", "BF16", "--heads", "3", "--kv-heads", "3", "--d-head", "72", "--d-rot", "28", "--untied"),
                          ("phi3", "Q8_0", "--heads", "6", "--kv-heads", "3", "--d-head", "48", "--window", "21", "--short-ctx", "32", "--untied"),
+                         ("gpt-oss", "MXFP4", "--heads", "6", "--kv-heads", "2", "--d-head", "80", "--experts", "5", "--experts-used", "3",
+                          "--window", "11", "--yarn", "32", "--short-ctx", "16", "--untied"),
+                         ("granitemoe", "Q8_0", "--heads", "6", "--kv-heads", "1", "--d-head", "80", "--experts", "6", "--experts-used", "2"),
+                         ("mistral3", "Q8_0", "--heads", "6", "--kv-heads", "3", "--d-head", "48", "--yarn", "16", "--short-ctx", "9"),
+                         ("smollm3", "F16", "--heads", "3", "--kv-heads", "1", "--d-head", "80", "--layers", "5"),
                          ("qwen3moe", "Q4_0", "--heads", "6", "--kv-heads", "3", "--d-head", "80", "--experts", "7", "--experts-used", "3")):
                 out = os.path.join(tmp, args[0] + ".gguf")
                 layers = [] if "--layers" in args else ["--layers", "3"]
@@ -187,6 +300,6 @@ class SameBytes(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if "Golden" in " ".join(sys.argv[1:]):
+    if "SameBytes" not in " ".join(sys.argv[1:]):
         harness.need_fixtures()
     harness.main()

@@ -171,7 +171,7 @@ static void rows_plan(struct mu_shard *s)
         for (uint32_t t = q->out == MU_OUT_ALL ? 0 : q->n_tok - 1; t < q->n_tok; t++)
             s->live[n_live++] = (int32_t)(q->tok_off + t);
     }
-    s->prune = !s->narrow && n_live < s->n_tok;
+    s->prune = !s->narrow && !s->decode && n_live < s->n_tok; /* a decode's attention leaves tokens where they are */
     for (int pass = 0; pass < 3; pass++) {
         for (int i = 0; i < n_live; i++) {
             const struct mu_step_seq *q = &step->seq[s->seq_of[s->live[i]]];

@@ -67,6 +67,8 @@ struct mu_serving {
     int n_slot;      /* sequences active at once */
     uint32_t n_page; /* KV pages */
     int step_tokens; /* most tokens of one step */
+    int n_adapter;   /* LoRA adapters that sequences may name */
+    int lora_rank;   /* the largest of theirs */
 };
 struct mu_rank_memory {
     uint64_t weights, kv, scratch;

@@ -24,6 +24,7 @@
 
 #include "base/pool.h"
 #include "base/record.h"
+#include "model/adapter.h"
 #include "model/model.h"
 #include "shard/plan.h"
 #include "shard/step.h"
@@ -57,9 +58,14 @@ struct mu_shard_options {
     struct mu_rank_record *record;                                               /* may be NULL */
     void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx); /* may be NULL; calling thread */
     void *load_ctx;
+    const struct mu_adapters *adapters; /* may be NULL; decide serving's n_adapter and lora_rank */
 };
 
 struct mu_shard;
+
+/* Memory that a rank takes for adapters beside its model. adapters may be NULL. */
+uint64_t mu_lora_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                       const struct mu_adapters *adapters);
 
 /* Loads and packs the rank's rows with all threads of the pool. MU_ENOMEM says what did not fit; MU_EFORMAT names the
  * tensor with a non-finite scale. */

@@ -23,55 +23,6 @@ static struct lora_pair *pair_at(const struct mu_shard *s, int adapter, int key)
     return &s->lora[(size_t)(adapter - 1) * (size_t)s->n_lora + (size_t)(key - 1)];
 }
 
-/* Memory of the two matrices of a pair of which n_row rows of B are ours; 0: too large. */
-static size_t pair_bytes(const struct mu_kernels *k, const struct mu_lora *l, int n_row)
-{
-    size_t a = k->mat_bytes(mu_lora_kept_as(l->a_type), l->rank, l->n_col), b = 0;
-    if (n_row > 0) b = k->mat_bytes(mu_lora_kept_as(l->b_type), n_row, l->rank);
-    return a + b + 2 * ALIGN;
-}
-
-/* Calls fn for each pair that a rank holds rows of. */
-typedef enum mu_status pair_fn(void *ctx, int adapter, int key, const struct mu_lora *l, int row0, int n_row,
-                               struct mu_err *err);
-static enum mu_status pairs_each(const struct mu_model *model, const struct mu_plan *plan, int rank,
-                                 const struct mu_adapters *adapters, pair_fn *fn, void *ctx, struct mu_err *err)
-{
-    const struct mu_plan_rank *me = &plan->rank[rank];
-    struct mu_range layers = plan->stage[me->stage].layers;
-    enum mu_status st = MU_OK;
-    for (int i = 0; i < adapters->n; i++) {
-        const struct mu_adapter *ad = adapters->at[i];
-        int key = 1;
-        for (int l = layers.begin; l < layers.end; l++) {
-            for (int id = 0; id < MU_T_MATRIX_COUNT && st == MU_OK; id++, key++) {
-                int row0, n_row = mu_plan_rows(model, me, (enum mu_tensor_id)id, &row0);
-                if (ad->layer[l][id].rank) st = fn(ctx, i + 1, key, &ad->layer[l][id], row0, n_row, err);
-            }
-        }
-        if (ad->out.rank && me->stage == plan->n_stage - 1 && st == MU_OK)
-            st = fn(ctx, i + 1, key, &ad->out, me->vocab.begin, mu_range_len(me->vocab), err);
-        if (st != MU_OK) return st;
-    }
-    return st;
-}
-
-static enum mu_status bytes_add(void *ctx, int adapter, int key, const struct mu_lora *l, int row0, int n_row,
-                                struct mu_err *err)
-{
-    (void)adapter, (void)key, (void)row0, (void)err;
-    *(uint64_t *)ctx += pair_bytes(mu_kernels(), l, n_row);
-    return MU_OK;
-}
-
-uint64_t mu_lora_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
-                       const struct mu_adapters *adapters)
-{
-    uint64_t bytes = 0;
-    if (adapters && mu_kernels()) pairs_each(model, plan, rank, adapters, bytes_add, &bytes, NULL);
-    return bytes;
-}
-
 struct packing {
     struct mu_shard *s;
     char *at;  /* the next free byte */
@@ -102,18 +53,36 @@ static bool mat_fill(struct packing *p, struct mu_mat *m, const struct mu_lora *
     return true;
 }
 
-static enum mu_status pair_fill(void *ctx, int adapter, int key, const struct mu_lora *l, int row0, int n_row,
+/* Of the adapter (from 1), what key stands for; n_row rows of B are ours. */
+static enum mu_status pair_fill(struct packing *p, int adapter, int key, const struct mu_lora *l, int row0, int n_row,
                                 struct mu_err *err)
 {
-    struct packing *p = ctx;
+    const struct mu_adapter_spec *spec = &p->s->adapters->at[adapter - 1]->spec;
     struct lora_pair *pair = pair_at(p->s, adapter, key);
+    if (l->rank == 0) return MU_OK;
     bool good = mat_fill(p, &pair->a, l, l->a_type, mu_lora_a_row, 0, l->rank, l->n_col);
     if (good && n_row > 0) good = mat_fill(p, &pair->b, l, l->b_type, mu_lora_b_row, row0, n_row, l->rank);
-    pair->scale = l->scale * p->s->adapters->at[adapter - 1]->spec.scale;
-    if (p->s->record) mu_record_tick(p->s->record);
-    if (good) return MU_OK;
-    return mu_fail(err, MU_EFORMAT, "adapter '%s' (%.200s): a weight is not finite",
-                   p->s->adapters->at[adapter - 1]->spec.name, p->s->adapters->at[adapter - 1]->spec.path);
+    pair->scale = l->scale * spec->scale;
+    return good ? MU_OK
+                : mu_fail(err, MU_EFORMAT, "adapter '%s' (%.200s): a weight is not finite", spec->name, spec->path);
+}
+
+static enum mu_status adapter_fill(struct packing *p, int adapter, struct mu_err *err)
+{
+    struct mu_shard *s = p->s;
+    const struct mu_adapter *ad = s->adapters->at[adapter - 1];
+    enum mu_status st = MU_OK;
+    int key = 1;
+    for (int l = s->stage.layers.begin; l < s->stage.layers.end; l++) {
+        for (int id = 0; id < MU_T_MATRIX_COUNT; id++, key++) {
+            int row0, n_row = mu_plan_rows(s->model, &s->me, (enum mu_tensor_id)id, &row0);
+            MU_TRY(st, pair_fill(p, adapter, key, &ad->layer[l][id], row0, n_row, err), done);
+        }
+        if (s->record) mu_record_tick(s->record);
+    }
+    if (s->last_stage) st = pair_fill(p, adapter, key, &ad->out, s->me.vocab.begin, mu_range_len(s->me.vocab), err);
+done:
+    return st;
 }
 
 enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err)
@@ -128,7 +97,7 @@ enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *o
     s->lora = mu_calloc(n_adapter, (size_t)s->n_lora * sizeof *s->lora);
     s->lora_group = mu_calloc(3 * n_slot, sizeof *s->lora_group);
     p.raw = mu_aligned_alloc(ALIGN, MU_ROW_GROUP * widest * sizeof(float));
-    uint64_t bytes = mu_lora_bytes(s->model, &s->plan, opt->rank, s->adapters);
+    uint64_t bytes = mu_plan_adapter_bytes(s->model, &s->plan, opt->rank, s->adapters);
     s->lora_data.bytes = (size_t)bytes;
     if (bytes) s->lora_data.p = mu_pages_alloc(s->lora_data.bytes);
     if (!s->lora || !s->lora_group || !p.raw || (bytes && !s->lora_data.p)) {
@@ -140,7 +109,7 @@ enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *o
     s->lora_live.at = s->lora_group + n_slot;
     s->lora_row.at = s->lora_group + 2 * n_slot;
     p.at = s->lora_data.p;
-    MU_TRY(st, pairs_each(s->model, &s->plan, opt->rank, s->adapters, pair_fill, &p, err), done);
+    for (int i = 1; i <= s->serving.n_adapter && st == MU_OK; i++) st = adapter_fill(&p, i, err);
 done:
     mu_free(p.raw);
     return st;

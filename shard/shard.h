@@ -24,7 +24,6 @@
 
 #include "base/pool.h"
 #include "base/record.h"
-#include "model/adapter.h"
 #include "model/model.h"
 #include "shard/plan.h"
 #include "shard/step.h"
@@ -62,10 +61,6 @@ struct mu_shard_options {
 };
 
 struct mu_shard;
-
-/* Memory that a rank takes for adapters beside its model. adapters may be NULL. */
-uint64_t mu_lora_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
-                       const struct mu_adapters *adapters);
 
 /* Loads and packs the rank's rows with all threads of the pool. MU_ENOMEM says what did not fit; MU_EFORMAT names the
  * tensor with a non-finite scale. */

@@ -127,6 +127,14 @@ int mu_default_threads(int n_rank)
     return n < 1 ? 1 : n;
 }
 
+const char *mu_arg_quantize(const char *text, struct argp_state *state)
+{
+    uint32_t type;
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_quantize_type(text, &type, &err) != MU_OK) argp_error(state, "%s", err.text);
+    return text;
+}
+
 enum mu_status mu_cli_open(const char *path, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err)
 {
     struct mu_opened o = {0};

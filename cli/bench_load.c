@@ -287,6 +287,7 @@ enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_benc
     struct load l = {0};
     struct mu_bar bar = {.label = "loading"};
     MU_TRY(st, mu_model_open(opt->path, &model, err), done);
+    MU_TRY(st, mu_model_quantize(model, opt->quantize, err), done);
     MU_TRY(st, load_init(&l, opt, model, err), done);
     struct mu_solo_options so = {.model = model,
                                  .split = opt->split,
@@ -329,6 +330,7 @@ enum mu_status mu_bench_mpi_rank(const struct mu_bench_options *opt, bool *is_le
     }
     MU_TRY(st, pool_open(opt->n_thread, comm->rank, opt->split.n_rank, &pool, err), done);
     MU_TRY(st, mu_model_open(opt->path, &model, err), done);
+    MU_TRY(st, mu_model_quantize(model, opt->quantize, err), done);
     MU_TRY(st, mu_plan_build(model, &opt->split, plan, err), done);
     MU_TRY(st, load_init(&l, opt, model, err), done);
     struct mu_shard_options so = {.model = model, .plan = plan, .rank = comm->rank, .serving = l.serving, .pool = pool};

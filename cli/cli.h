@@ -38,6 +38,16 @@ void mu_arg_adapter(const char *text, struct mu_adapter_spec *spec_out, struct a
 enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, struct mu_err *err);
 /* Standard input as a whole, NUL-terminated beyond len_out; freed with mu_free. More than max_bytes: MU_ELIMIT. */
 enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out, struct mu_err *err);
+/* The name of a type that matrices can be quantised to. */
+const char *mu_arg_quantize(const char *text, struct argp_state *state);
+enum { MU_OPT_QUANTIZE = 1000 };
+#define MU_QUANTIZE_OPTION                                                          \
+    {                                                                               \
+        "quantize", MU_OPT_QUANTIZE, "TYPE", 0,                                     \
+            "quantise F32, F16 and BF16 matrices at load: q8_0, q6_k, q5_k, q4_k, " \
+            "q4_0, mxfp4, … (as in the file)",                                      \
+            0                                                                       \
+    }
 /* How many threads pay on this machine (base/topo.h), shared among n_rank ranks; at least 1. */
 int mu_default_threads(int n_rank);
 
@@ -85,7 +95,7 @@ void mu_cli_close(struct mu_opened *o);
 /* ---- bench_load.c: the workload that every rank of a benchmark runs ---- */
 
 struct mu_bench_options {
-    const char *path;
+    const char *path, *quantize; /* quantize: NULL, as in the file */
     struct mu_split split;
     int n_prompt, n_decode, n_thread, n_stream, n_repeat, n_depth;
 };

@@ -8,7 +8,7 @@
 #include "worker/solo.h"
 
 struct logits_args {
-    const char *model, *ids, *out, *split;
+    const char *model, *ids, *out, *split, *quantize;
     bool all;
     int threads, chunk, batch;
     struct mu_adapter_spec lora;
@@ -28,6 +28,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
     case 's': a->split = arg; return 0;
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
+    case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
         a->model = arg;
@@ -125,6 +126,7 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
     bool written = false;
     MU_TRY(st, mu_split_parse(a->split, &opt.split, err), done);
     MU_TRY(st, mu_cli_open(a->model, false, &o, err), done);
+    MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
     MU_TRY(st, mu_arg_ids(a->ids, &ids, &n, err), done);
     for (size_t i = 0; i < n; i++)
         if (ids[i] >= o.model->cfg.n_vocab) {
@@ -171,6 +173,7 @@ int mu_cmd_logits(int argc, char **argv)
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"chunk", OPT_CHUNK, "N", 0, "feed N tokens a step", 0},
         {"batch", OPT_BATCH, "N", 0, "share the steps with N - 1 other sequences", 0},
+        MU_QUANTIZE_OPTION,
         {0},
     };
     static const struct argp argp = {options,

@@ -8,7 +8,7 @@
 #include "worker/solo.h"
 
 struct ppl_args {
-    const char *model, *file, *split;
+    const char *model, *file, *split, *quantize;
     bool ids;
     int chunk, threads;
     struct mu_adapter_spec lora;
@@ -24,6 +24,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'c': a->chunk = (int)mu_arg_long(arg, 2, 1 << 20, "--chunk", state); return 0;
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
     case 's': a->split = arg; return 0;
+    case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num == 0)
@@ -99,6 +100,7 @@ static enum mu_status perplexity(const struct ppl_args *a, struct mu_err *err)
     struct mu_bar load = {.label = "loading"}, bar = {.label = "scoring"};
     struct mu_solo_options opt = {.load_progress = mu_bar_load, .load_ctx = &load};
     MU_TRY(st, mu_cli_open(a->model, !a->ids, &o, err), done);
+    MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
     MU_TRY(st, read_ids(a, &o, &ids, &n, err), done);
     if (n < 2) {
         st = mu_fail(err, MU_EINVAL, "%s holds %zu tokens; at least 2 are needed", a->file, n);
@@ -153,6 +155,7 @@ int mu_cmd_perplexity(int argc, char **argv)
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 0},
         {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
+        MU_QUANTIZE_OPTION,
         {0},
     };
     static const struct argp argp = {options,

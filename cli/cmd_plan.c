@@ -10,7 +10,7 @@
 #include "shard/plan.h"
 
 struct plan_args {
-    const char *model, *split;
+    const char *model, *split, *quantize;
     int ctx, parallel;
 };
 
@@ -21,6 +21,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 's': a->split = arg; return 0;
     case 'c': a->ctx = (int)mu_arg_long(arg, 2, 1 << 24, "--ctx", state); return 0;
     case 'n': a->parallel = (int)mu_arg_long(arg, 1, 1024, "--parallel", state); return 0;
+    case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
         a->model = arg;
@@ -139,6 +140,7 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
     MU_TRY(st, mu_kernels_init(NULL, err), done);
     MU_TRY(st, mu_cli_open(a->model, false, &o, err), done);
+    MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
     int ctx = a->ctx ? a->ctx : o.model->cfg.n_ctx_train < 8192 ? o.model->cfg.n_ctx_train : 8192;
     struct mu_serving serving = {.n_ctx = ctx,
                                  .n_slot = a->parallel,
@@ -176,6 +178,7 @@ int mu_cmd_plan(int argc, char **argv)
         {"split", 's', "S", 0, "the split to show (auto)", 0},
         {"ctx", 'c', "N", 0, "tokens one request may hold (the model's, at most 8192)", 0},
         {"parallel", 'n', "N", 0, "sequences at once (32)", 0},
+        MU_QUANTIZE_OPTION,
         {0},
     };
     static const struct argp argp = {

@@ -19,7 +19,7 @@ enum { MAX_STOPS = 16, MAX_PROMPT_BYTES = 64 << 20 };
 static const double MIN_TEMPERATURE = 1e-4; /* below it logits divided by it may overflow; it is greedy long before */
 
 struct run_args {
-    const char *model, *prompt, *server, *stop[MAX_STOPS];
+    const char *model, *prompt, *server, *quantize, *stop[MAX_STOPS];
     int n_stop, max_tokens, threads, ctx;
     struct mu_solo_sampling sampling;
     bool seed_set, ignore_end, special, quiet;
@@ -67,6 +67,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_SPECIAL: a->special = true; return 0;
     case OPT_QUIET: a->quiet = true; return 0;
     case OPT_SERVER: a->server = arg; return 0;
+    case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
     case OPT_ADAPTER: a->adapter = arg; return 0;
     case ARGP_KEY_ARG:
@@ -114,6 +115,7 @@ static enum mu_status local_open(const struct run_args *a, struct local *l, stru
     enum mu_status st;
     struct mu_bar bar = {.label = "loading"};
     MU_TRY(st, mu_cli_open(a->model, true, &l->o, err), fail);
+    MU_TRY(st, mu_model_quantize(l->o.model, a->quantize, err), fail);
     int trained = l->o.model->cfg.n_ctx_train, ctx = a->ctx ? a->ctx : trained < 8192 ? trained : 8192;
     if (ctx > trained) {
         st = mu_fail(err, MU_EINVAL, "--ctx %d is more than the %d tokens that the model was made for", ctx, trained);
@@ -400,6 +402,7 @@ int mu_cmd_run(int argc, char **argv)
         {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 0},
         {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded", 0},
         {"quiet", OPT_QUIET, 0, 0, "no speed at the end", 0},
+        MU_QUANTIZE_OPTION,
         {0},
     };
     static const struct argp argp = {

@@ -35,6 +35,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'q': o->max_waiting = (int)mu_arg_long(arg, 1, 1 << 20, "--queue", state); return 0;
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
     case OPT_QUIET: o->quiet = true; return 0;
+    case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: adapter_add(a, arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
@@ -62,6 +63,7 @@ int mu_cmd_serve(int argc, char **argv)
         {"lora", OPT_LORA, "[NAME=]PATH[:SCALE]", 0,
          "load a LoRA adapter, a GGUF file or a PEFT folder, that requests may name; may be repeated", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
+        MU_QUANTIZE_OPTION,
         {0},
     };
     static const struct argp argp = {

@@ -105,6 +105,7 @@ void mu_replica_start(struct mu_hub *h)
     q.epoch = g->epoch;
     char *path = realpath(h->opt->model_path, NULL); /* the worker has a working directory of its own */
     q.model_path = path ? path : (char *)h->opt->model_path;
+    q.quantize = (char *)(h->opt->quantize ? h->opt->quantize : "");
     q.split = h->split_text;
     q.threads = (uint32_t)h->opt->threads;
     q.context = (uint32_t)h->serving.n_ctx;

@@ -141,6 +141,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
     MU_TRY(st, mu_topo_read(topo, err), done);
     MU_TRY(st, mu_model_open(h->opt->model_path, &h->model, err), done);
+    MU_TRY(st, mu_model_quantize(h->model, h->opt->quantize, err), done);
     MU_TRY(st, open_adapters(h, err), done);
     MU_TRY(st, mu_tokenizer_open(h->model->gguf, &h->tok, err), done);
     for (int id = 0; id < h->model->cfg.n_vocab && h->n_end_ids < sizeof h->end_ids / sizeof *h->end_ids; id++)

@@ -47,6 +47,8 @@ int mu_dim_size(const struct mu_config *cfg, enum mu_dim dim);
 const struct mu_tensor_rule *mu_arch_rules(const struct mu_arch *arch, const struct mu_config *cfg);
 /* The parts of the tensor that begins at rule r, and its whole shape. */
 int mu_rule_parts(const struct mu_config *cfg, const struct mu_tensor_rule *r, int *n_col_out, int *n_row_out);
+/* Counts parameters and bytes of all tensors. */
+void mu_model_count(struct mu_model *m);
 /* N and the rest of "blk.N.rest"; false where the name is not of that form. */
 bool mu_layer_name_split(struct mu_str name, int *layer_out, struct mu_str *rest_out);
 /* NULL where this build does not run it. */

@@ -125,8 +125,7 @@ static enum mu_status refuse_extras(const struct context *c)
         unsigned feature;
     } absent[] = {{"attention.sliding_window_pattern", MU_HAS_PATTERN},
                   {"rope.freq_base_swa", MU_HAS_LOCAL_ROPE},
-                  {"rope.dimension_sections", 0},
-                  {"attention.scale", 0}};
+                  {"rope.dimension_sections", 0}};
     for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) {
         const struct mu_gguf_value *v = absent[i].feature & c->family->features ? NULL : find(c, absent[i].suffix, key);
         if (v)
@@ -166,6 +165,7 @@ static enum mu_status read_heads(const struct context *c, struct mu_config *cfg)
     cfg->attn_scale = 1.0f / sqrtf((float)cfg->d_head);
     if (c->family->wide_scale_layers == cfg->n_layer)
         cfg->attn_scale = 1.0f / sqrtf((float)cfg->d_model / (float)cfg->n_head);
+    st = get_real(c, "attention.scale", 0, 1e6f, cfg->attn_scale, &cfg->attn_scale);
 fail:
     return st;
 }

@@ -17,7 +17,9 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/arena.h"
 #include "model/gguf_part.h"
+#include "model/hf.h"
 
 enum { MAX_PARTS = 10000, SUFFIX_BYTES = sizeof "-00001-of-00002.gguf" - 1 };
 
@@ -31,11 +33,14 @@ void mu_gguf_part_free_values(struct mu_gguf_part *p)
     p->n_value = p->cap_value = 0;
 }
 
-static void part_clear(struct mu_gguf_part *p)
+void mu_gguf_part_clear(struct mu_gguf_part *p)
 {
     mu_gguf_part_free_values(p);
     mu_free(p->tensors);
-    if (p->map) munmap((void *)p->map, p->size);
+    if (p->in_memory)
+        mu_free((void *)p->map);
+    else if (p->map)
+        munmap((void *)p->map, p->size);
     mu_free(p->path);
     memset(p, 0, sizeof *p);
 }
@@ -85,17 +90,22 @@ static enum mu_status part_map(struct mu_gguf_part *p, struct mu_err *err)
     return st;
 }
 
-static enum mu_status part_open(const char *path, struct mu_gguf_part *p, struct mu_err *err)
+enum mu_status mu_gguf_part_map(const char *path, struct mu_gguf_part *p, struct mu_err *err)
 {
-    enum mu_status st;
     p->path = mu_strdup(path);
     if (!p->path) return mu_fail(err, MU_ENOMEM, "no memory to open file '%.100s'", path);
     show_path(p);
-    MU_TRY(st, part_map(p, err), fail);
+    return part_map(p, err);
+}
+
+static enum mu_status part_open(const char *path, struct mu_gguf_part *p, struct mu_err *err)
+{
+    enum mu_status st;
+    MU_TRY(st, mu_gguf_part_map(path, p, err), fail);
     MU_TRY(st, mu_gguf_part_parse(p, err), fail);
     return MU_OK;
 fail:
-    part_clear(p);
+    mu_gguf_part_clear(p);
     return st;
 }
 
@@ -223,8 +233,8 @@ static enum mu_status join_tensors(struct mu_gguf *g, struct mu_err *err)
     return MU_OK;
 }
 
-/* No two tensors share bytes or a name; leaves by_name sorted. */
-static enum mu_status index_tensors(struct mu_gguf *g, struct mu_err *err)
+/* No two tensors share bytes. */
+static enum mu_status check_overlap(struct mu_gguf *g, struct mu_err *err)
 {
     char shown[MU_GGUF_NAME_SHOWN], shown2[MU_GGUF_NAME_SHOWN];
     qsort(g->by_name, g->n_tensor, sizeof *g->by_name, compare_places);
@@ -238,6 +248,12 @@ static enum mu_status index_tensors(struct mu_gguf *g, struct mu_err *err)
                 mu_str_show(b->name, shown, sizeof shown), mu_str_show(a->name, shown2, sizeof shown2), a->offset,
                 a->bytes);
     }
+    return MU_OK;
+}
+
+enum mu_status mu_gguf_index_names(struct mu_gguf *g, struct mu_err *err)
+{
+    char shown[MU_GGUF_NAME_SHOWN];
     qsort(g->by_name, g->n_tensor, sizeof *g->by_name, compare_names);
     for (size_t i = 1; i < g->n_tensor; i++)
         if (mu_str_compare(g->by_name[i - 1]->name, g->by_name[i]->name) == 0)
@@ -259,10 +275,15 @@ enum mu_status mu_gguf_open(const char *path, struct mu_gguf **gguf_out, struct 
         goto fail;
     }
     g->n_part = 1;
-    MU_TRY(st, part_open(path, &g->parts[0], err), fail);
-    MU_TRY(st, open_parts(g, err), fail);
-    MU_TRY(st, join_tensors(g, err), fail);
-    MU_TRY(st, index_tensors(g, err), fail);
+    if (mu_hf_is_folder(path)) {
+        MU_TRY(st, mu_hf_open(g, err), fail);
+    } else {
+        MU_TRY(st, part_open(path, &g->parts[0], err), fail);
+        MU_TRY(st, open_parts(g, err), fail);
+        MU_TRY(st, join_tensors(g, err), fail);
+        MU_TRY(st, check_overlap(g, err), fail);
+        MU_TRY(st, mu_gguf_index_names(g, err), fail);
+    }
     *gguf_out = g;
     return MU_OK;
 fail:
@@ -273,7 +294,8 @@ fail:
 void mu_gguf_close(struct mu_gguf *g)
 {
     if (!g) return;
-    for (int i = 0; i < g->n_part; i++) part_clear(&g->parts[i]);
+    for (int i = 0; i < g->n_part; i++) mu_gguf_part_clear(&g->parts[i]);
+    mu_arena_destroy(g->arena);
     mu_free(g->parts);
     mu_free(g->tensors);
     mu_free(g->by_name);
@@ -346,6 +368,47 @@ static void advise(const struct mu_gguf *g, const void *data, size_t bytes, int 
 void mu_gguf_will_read(const struct mu_gguf *g, const void *data, size_t bytes)
 {
     advise(g, data, bytes, MADV_WILLNEED, true);
+}
+
+/* Rows from row r on that follow each other in memory, at most n. */
+static uint64_t row_span(const struct mu_gguf_tensor *t, uint64_t r, uint64_t n)
+{
+    uint64_t span = 1;
+    if (!t->runs) return n;
+    while (span < n && mu_gguf_row(t, r + span) == mu_gguf_row(t, r) + span * t->row_bytes) span++;
+    return span;
+}
+
+bool mu_gguf_rows_scattered(const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n)
+{
+    return n > 0 && row_span(t, row0, n) < n;
+}
+
+const uint8_t *mu_gguf_rows(const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n, uint8_t *buf)
+{
+    if (!mu_gguf_rows_scattered(t, row0, n)) return mu_gguf_row(t, row0);
+    for (uint64_t i = 0; i < n; i++) memcpy(buf + i * t->row_bytes, mu_gguf_row(t, row0 + i), t->row_bytes);
+    return buf;
+}
+
+/* Rows in another order but in one place are one range; those of experts are one each. */
+void mu_gguf_will_read_rows(const struct mu_gguf *g, const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n)
+{
+    const uint8_t *low = NULL, *high = NULL;
+    for (uint64_t r = row0, span; r < row0 + n; r += span) {
+        span = row_span(t, r, row0 + n - r);
+        const uint8_t *from = mu_gguf_row(t, r), *to = from + span * t->row_bytes;
+        if (!low || from < low) low = from;
+        if (!high || to > high) high = to;
+    }
+    if (low && (size_t)(high - low) <= 2 * n * t->row_bytes) {
+        mu_gguf_will_read(g, low, (size_t)(high - low));
+        return;
+    }
+    for (uint64_t r = row0, span; r < row0 + n; r += span) {
+        span = row_span(t, r, row0 + n - r);
+        mu_gguf_will_read(g, mu_gguf_row(t, r), span * t->row_bytes);
+    }
 }
 
 void mu_gguf_done_with(const struct mu_gguf *g, const void *data, size_t bytes)

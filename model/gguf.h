@@ -1,5 +1,9 @@
 /* GGUF files, versions 2 and 3, little-endian, mapped read-only (the format: ggml's docs/gguf.md).
  *
+ * A Hugging Face folder (config.json, *.safetensors) is opened as if it were such a file: the same keys, the same
+ * tensor names, the same order of rows (model/hf.h). What that order asks for is not copied: a tensor may name the
+ * places of its rows, and whoever reads them goes through mu_gguf_row or mu_gguf_rows.
+ *
  * The reader trusts nothing: every count, length, offset, alignment and product is checked against the file before it
  * is used, and memory taken is bounded by the file's size. An error names the file, the offset, what was expected and
  * what was found. A model split into NAME-00001-of-000NN.gguf files is opened by any of its parts; all parts are
@@ -57,9 +61,14 @@ struct mu_gguf_tensor {
     uint64_t ne[MU_GGUF_MAX_DIMS]; /* ne[0] is the row length; unused ones are 1 */
     uint64_t n_row;                /* ne[1]*ne[2]*ne[3] */
     size_t row_bytes, bytes;
-    const uint8_t *data; /* in the mapping */
+    const uint8_t *data; /* in the mapping; of row 0 */
     uint64_t offset;     /* of data in its file */
     int part;            /* which of the split files */
+    /* Where rows do not follow each other from `data`: runs of run_rows rows each, row r in run
+     * (run_skip + r) / run_rows. NULL: they do. Vectors always do. */
+    const uint8_t *const *runs;
+    uint64_t run_rows, run_skip;
+    const struct mu_gguf_tensor *source; /* its rows are quantised from these when they are loaded; NULL: from none */
 };
 
 struct mu_gguf;
@@ -107,6 +116,18 @@ static inline bool mu_str_is(struct mu_str s, const char *text)
 {
     return s.len == strlen(text) && (s.len == 0 || memcmp(s.p, text, s.len) == 0);
 }
+/* Row r of a tensor, as it lies in the file. */
+static inline const uint8_t *mu_gguf_row(const struct mu_gguf_tensor *t, uint64_t r)
+{
+    if (!t->runs) return t->data + r * t->row_bytes;
+    return t->runs[(t->run_skip + r) / t->run_rows] + (t->run_skip + r) % t->run_rows * t->row_bytes;
+}
+/* Rows [row0, row0 + n) one after another: where they lie like that, else copied to buf (n · row_bytes). */
+const uint8_t *mu_gguf_rows(const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n, uint8_t *buf);
+/* Whether rows [row0, row0 + n) would be copied. */
+bool mu_gguf_rows_scattered(const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n);
+/* Tells the system that these rows will be read soon. */
+void mu_gguf_will_read_rows(const struct mu_gguf *g, const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n);
 /* Tells the system that a byte range of a tensor will be read soon / is no longer needed. */
 void mu_gguf_will_read(const struct mu_gguf *g, const void *data, size_t bytes);
 void mu_gguf_done_with(const struct mu_gguf *g, const void *data, size_t bytes);

@@ -1,7 +1,9 @@
 /* Inside the GGUF reader: one mapped file. A model is one part, or several split ones.
  *
  * gguf.c maps parts and joins them, gguf_parse.c reads the header, metadata and tensor table of one, gguf_sniff.c
- * says what a file is that is no GGUF, gguf_get.c looks values up. Nothing outside these four includes this header. */
+ * says what a file is that is no GGUF, gguf_get.c looks values up. safetensors.c and hf.c make parts of a Hugging Face
+ * folder: part 0 is a GGUF file written to memory, the others are the mapped .safetensors files. Nothing else includes
+ * this header. */
 #ifndef MU_MODEL_GGUF_PART_H
 #define MU_MODEL_GGUF_PART_H
 
@@ -15,6 +17,7 @@ struct mu_gguf_part {
     char *path;
     char shown[MU_GGUF_SHOWN]; /* the path for messages: its end where it is long, nothing unprintable */
     const uint8_t *map;        /* size bytes, read-only; NULL before it is mapped */
+    bool in_memory;            /* map is ours, from mu_malloc */
     uint64_t size;
     uint32_t version;
     uint64_t data_start;                 /* tensor offsets count from here */
@@ -33,6 +36,7 @@ struct mu_gguf {
     struct mu_gguf_tensor *tensors; /* of all parts; where there is one part, its own array */
     const struct mu_gguf_tensor **by_name;
     size_t n_tensor;
+    struct mu_arena *arena; /* names and runs of tensors that no part holds; NULL where there are none */
 };
 
 /* Every message about a file's content begins alike. `p` is a part, `off` the offset that the sentence is about. */
@@ -46,6 +50,11 @@ const struct mu_gguf_value *mu_gguf_part_find(const struct mu_gguf_part *p, stru
 /* As mu_gguf_get_u64, of a value (NULL: absent). */
 enum mu_status mu_gguf_part_u64(const struct mu_gguf_part *p, const struct mu_gguf_value *v, uint64_t min, uint64_t max,
                                 uint64_t fallback, uint64_t *out, struct mu_err *err);
+/* Maps the whole file at `path`. As above on failure. */
+enum mu_status mu_gguf_part_map(const char *path, struct mu_gguf_part *p, struct mu_err *err);
+void mu_gguf_part_clear(struct mu_gguf_part *p);
+/* Puts g->tensors of all parts in order of their names: MU_EFORMAT for twins. */
+enum mu_status mu_gguf_index_names(struct mu_gguf *g, struct mu_err *err);
 void mu_gguf_part_free_values(struct mu_gguf_part *p);
 
 /* What the first bytes of a file that does not begin with "GGUF" say it is, as half a sentence with advice; NULL: no

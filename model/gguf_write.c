@@ -16,7 +16,8 @@
 #define MAX_META_BYTES (1u << 30)
 
 struct mu_gguf_writer {
-    struct mu_file_writer *file;
+    struct mu_file_writer *file; /* NULL: `memory` */
+    struct mu_writer memory;
     struct mu_writer values, infos;
     uint64_t n_value, n_tensor;
     uint64_t *sizes; /* [n_tensor] bytes of each */
@@ -28,21 +29,48 @@ struct mu_gguf_writer {
     struct mu_err failed; /* the first failure; code MU_OK: none */
 };
 
-enum mu_status mu_gguf_writer_open(const char *path, struct mu_gguf_writer **w_out, struct mu_err *err)
+enum mu_status mu_gguf_writer_open_memory(struct mu_gguf_writer **w_out, struct mu_err *err)
 {
     struct mu_gguf_writer *w = mu_calloc(1, sizeof *w);
-    if (!w) return mu_fail(err, MU_ENOMEM, "no memory to write file '%.100s'", path);
+    if (!w) return mu_fail(err, MU_ENOMEM, "no memory to write a model file");
+    mu_writer_init(&w->memory, MAX_META_BYTES);
     mu_writer_init(&w->values, MAX_META_BYTES);
     mu_writer_init(&w->infos, MAX_META_BYTES);
     w->align = 32;
     w->failed.rank = -1;
-    enum mu_status st = mu_file_writer_open(path, &w->file, err);
+    *w_out = w;
+    return MU_OK;
+}
+
+enum mu_status mu_gguf_writer_open(const char *path, struct mu_gguf_writer **w_out, struct mu_err *err)
+{
+    struct mu_gguf_writer *w;
+    enum mu_status st = mu_gguf_writer_open_memory(&w, err);
+    if (st != MU_OK) return st;
+    st = mu_file_writer_open(path, &w->file, err);
     if (st != MU_OK) {
         mu_free(w);
         return st;
     }
     *w_out = w;
     return MU_OK;
+}
+
+/* The next bytes of the file. */
+static enum mu_status put(struct mu_gguf_writer *w, const void *data, size_t len, struct mu_err *err)
+{
+    if (w->file) return mu_file_writer_write(w->file, data, len, err);
+    mu_write_bytes(&w->memory, data, len);
+    return w->memory.ok ? MU_OK
+                        : mu_fail(err, MU_ENOMEM,
+                                  "no memory for a model's vectors and metadata (more than %u bytes are "
+                                  "refused)",
+                                  MAX_META_BYTES);
+}
+
+static uint64_t position(const struct mu_gguf_writer *w)
+{
+    return w->file ? mu_file_writer_offset(w->file) : w->memory.len;
 }
 
 /* Nothing may be announced once data flows: the header is out. */
@@ -182,11 +210,11 @@ void mu_gguf_put_tensor(struct mu_gguf_writer *w, const char *name, uint32_t typ
 static enum mu_status pad(struct mu_gguf_writer *w, struct mu_err *err)
 {
     static const char zeros[4096];
-    uint64_t n = -mu_file_writer_offset(w->file) & (w->align - 1);
+    uint64_t n = -position(w) & (w->align - 1);
     enum mu_status st = MU_OK;
     while (n && st == MU_OK) {
         uint64_t now = n < sizeof zeros ? n : sizeof zeros;
-        st = mu_file_writer_write(w->file, zeros, now, err);
+        st = put(w, zeros, now, err);
         n -= now;
     }
     return st;
@@ -209,9 +237,9 @@ static enum mu_status write_header(struct mu_gguf_writer *w, struct mu_err *err)
         st = mu_fail(err, MU_ENOMEM, "no memory for the file's header");
         goto fail;
     }
-    MU_TRY(st, mu_file_writer_write(w->file, head.data, head.len, err), fail);
-    if (w->values.len) MU_TRY(st, mu_file_writer_write(w->file, w->values.data, w->values.len, err), fail);
-    if (w->infos.len) MU_TRY(st, mu_file_writer_write(w->file, w->infos.data, w->infos.len, err), fail);
+    MU_TRY(st, put(w, head.data, head.len, err), fail);
+    if (w->values.len) MU_TRY(st, put(w, w->values.data, w->values.len, err), fail);
+    if (w->infos.len) MU_TRY(st, put(w, w->infos.data, w->infos.len, err), fail);
     st = pad(w, err);
 fail:
     mu_writer_free(&head);
@@ -239,7 +267,7 @@ enum mu_status mu_gguf_put_data(struct mu_gguf_writer *w, const void *data, size
             break;
         }
         uint64_t room = w->sizes[w->done] - w->given, now = len < room ? len : room;
-        MU_TRY(st, mu_file_writer_write(w->file, p, now, err), fail);
+        MU_TRY(st, put(w, p, now, err), fail);
         p += now;
         len -= now;
         w->given += now;
@@ -253,17 +281,39 @@ fail:
     return tell(w, st, err);
 }
 
-enum mu_status mu_gguf_writer_close(struct mu_gguf_writer *w, int commit, struct mu_err *err)
+/* Whether everything that was announced is there. */
+static enum mu_status finish(struct mu_gguf_writer *w, struct mu_err *err)
 {
     enum mu_status st = w->failed.code;
-    if (commit && st == MU_OK && !w->header_written) st = tell(w, write_header(w, err), err);
-    if (commit && st == MU_OK && w->done != w->n_tensor) {
+    if (st == MU_OK && !w->header_written) st = tell(w, write_header(w, err), err);
+    if (st == MU_OK && w->done != w->n_tensor) {
         st = mu_fail(err, MU_EINVAL, "expected the data of %" PRIu64 " tensors, found %" PRIu64, w->n_tensor, w->done);
         tell(w, st, err);
     }
+    return st;
+}
+
+enum mu_status mu_gguf_writer_take(struct mu_gguf_writer *w, uint8_t **data_out, size_t *len_out, struct mu_err *err)
+{
+    enum mu_status st = finish(w, err);
+    if (st == MU_OK) {
+        *data_out = w->memory.data;
+        *len_out = w->memory.len;
+        w->memory.data = NULL;
+        w->memory.len = w->memory.cap = 0;
+    } else if (err) {
+        *err = w->failed;
+    }
+    mu_gguf_writer_close(w, 0, NULL);
+    return st;
+}
+
+enum mu_status mu_gguf_writer_close(struct mu_gguf_writer *w, int commit, struct mu_err *err)
+{
+    enum mu_status st = commit ? finish(w, err) : w->failed.code;
     int whole = commit && st == MU_OK;
     struct mu_err close_err = MU_ERR_INIT;
-    enum mu_status closed = mu_file_writer_close(w->file, whole, &close_err);
+    enum mu_status closed = w->file ? mu_file_writer_close(w->file, whole, &close_err) : MU_OK;
     if (whole && closed != MU_OK) {
         st = closed;
         if (err) *err = close_err;
@@ -271,6 +321,7 @@ enum mu_status mu_gguf_writer_close(struct mu_gguf_writer *w, int commit, struct
         *err = w->failed;
     }
     if (!commit) st = MU_OK;
+    mu_writer_free(&w->memory);
     mu_writer_free(&w->values);
     mu_writer_free(&w->infos);
     mu_free(w->sizes);

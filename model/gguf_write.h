@@ -8,6 +8,9 @@
 struct mu_gguf_writer;
 
 enum mu_status mu_gguf_writer_open(const char *path, struct mu_gguf_writer **w_out, struct mu_err *err);
+/* The file goes to memory instead: mu_gguf_writer_take closes the writer and gives its bytes, freed with mu_free. */
+enum mu_status mu_gguf_writer_open_memory(struct mu_gguf_writer **w_out, struct mu_err *err);
+enum mu_status mu_gguf_writer_take(struct mu_gguf_writer *w, uint8_t **data_out, size_t *len_out, struct mu_err *err);
 /* Metadata, any order, before the first tensor data. Failures are remembered and told by close. general.alignment is
  * obeyed where it is put (as u32). Keys and tensors must be unique: the reader refuses twins, the writer does not
  * look for them. */

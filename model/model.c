@@ -108,12 +108,17 @@ static const struct mu_gguf_tensor *part_of(struct mu_model *m, const struct mu_
     struct mu_gguf_tensor *part = &m->parts[m->n_part++];
     size_t skip = (size_t)at * (vector ? sizeof(float) : t->row_bytes);
     *part = *t;
+    if (!vector && t->runs) {
+        part->run_skip += (uint64_t)at;
+        part->data = mu_gguf_row(part, 0);
+    } else {
+        part->data += skip;
+        part->offset += skip;
+    }
     part->ne[vector ? 0 : 1] = (uint64_t)n;
     part->n_row = vector ? 1 : (uint64_t)n;
     if (vector) part->row_bytes = (size_t)n * sizeof(float);
     part->bytes = part->row_bytes * (size_t)part->n_row;
-    part->data += skip;
-    part->offset += skip;
     return part;
 }
 
@@ -215,7 +220,8 @@ static enum mu_status check_ends(struct mu_model *m, struct mu_err *err)
     }
     MU_TRY(st, check_matrix(m, m->embed, cfg->d_model, cfg->n_vocab, err), fail);
     m->output = mu_gguf_tensor(m->gguf, "output.weight");
-    if (!m->output) m->output = m->embed;
+    m->tied = !m->output;
+    if (m->tied) m->output = m->embed;
     MU_TRY(st, check_matrix(m, m->output, cfg->d_model, cfg->n_vocab, err), fail);
     MU_TRY(st, find_tensor(m, "output_norm.weight", &m->out_norm, err), fail);
     MU_TRY(st, check_vector(m, m->out_norm, cfg->d_model, err), fail);
@@ -281,10 +287,12 @@ static void count_tensor(struct mu_model *m, const struct mu_gguf_tensor *t)
     m->weight_bytes += t->bytes;
 }
 
-static void count_tensors(struct mu_model *m)
+void mu_model_count(struct mu_model *m)
 {
+    m->n_param = m->weight_bytes = 0;
     count_tensor(m, m->embed);
-    if (m->output != m->embed) count_tensor(m, m->output);
+    if (!m->tied) count_tensor(m, m->output);
+    if (m->tied && m->output != m->embed) m->weight_bytes += m->output->bytes;
     count_tensor(m, m->out_norm);
     if (m->out_norm_b) count_tensor(m, m->out_norm_b);
     if (m->out_b) count_tensor(m, m->out_b);
@@ -387,7 +395,7 @@ enum mu_status mu_model_open(const char *path, struct mu_model **model_out, stru
     MU_TRY(st, check_ends(m, err), fail);
     MU_TRY(st, place_tensors(m, err), fail);
     MU_TRY(st, copy_rope_factors(m, err), fail);
-    count_tensors(m);
+    mu_model_count(m);
     *model_out = m;
     return MU_OK;
 fail:
@@ -401,6 +409,7 @@ void mu_model_close(struct mu_model *m)
     mu_free((void *)m->rope_factors);
     mu_free((void *)m->rope_long);
     mu_free(m->parts);
+    mu_free(m->quantized);
     mu_free(m->layer);
     mu_gguf_close(m->gguf);
     mu_free(m);
@@ -437,6 +446,6 @@ void mu_model_describe(const struct mu_model *m, char *buf, size_t buf_bytes)
              "vocabulary %d%s, context %d, %.*f %s",
              m->name, m->arch->name, n < 100 && *units[u].unit ? 1 : 0, n, units[u].unit,
              mu_type_info(main_type(m))->name, c->n_layer, c->d_model, c->n_head, c->n_kv_head, c->d_head, c->d_ff,
-             experts, c->n_vocab, m->output == m->embed ? " (tied)" : "", c->n_ctx_train, gb >= 1 ? 2 : 1,
-             gb >= 1 ? gb : gb * 1e3, gb >= 1 ? "GB" : "MB");
+             experts, c->n_vocab, m->tied ? " (tied)" : "", c->n_ctx_train, gb >= 1 ? 2 : 1, gb >= 1 ? gb : gb * 1e3,
+             gb >= 1 ? "GB" : "MB");
 }

@@ -115,9 +115,10 @@ struct mu_model {
     struct mu_gguf *gguf;
     const struct mu_arch *arch;
     struct mu_config cfg;
-    char name[128];                                  /* general.name, else the file's name; valid UTF-8 */
-    const struct mu_gguf_tensor *embed;              /* [n_vocab][d_model] */
-    const struct mu_gguf_tensor *output;             /* the same tensor where tied */
+    char name[128];                      /* general.name, else the file's name; valid UTF-8 */
+    const struct mu_gguf_tensor *embed;  /* [n_vocab][d_model] */
+    const struct mu_gguf_tensor *output; /* the same tensor where tied, unless it is quantised at load */
+    bool tied;
     const struct mu_gguf_tensor *out_norm;           /* F32 [d_model] */
     const struct mu_gguf_tensor *out_norm_b, *out_b; /* F32 [d_model], [n_vocab]; NULL where there is none */
     const float
@@ -125,6 +126,7 @@ struct mu_model {
     const float *rope_long; /* from rope_factors_long.weight, or NULL */
     struct mu_gguf_tensor *parts; /* of fused tensors */
     int n_part;
+    struct mu_gguf_tensor *quantized;                        /* matrices that are quantised at load, or NULL */
     const struct mu_gguf_tensor *(*layer)[MU_T_LAYER_COUNT]; /* [n_layer] */
     uint64_t n_param, weight_bytes;
 };
@@ -133,6 +135,12 @@ struct mu_model {
  * misshapen tensors), MU_EUNSUPPORTED (architecture, feature or type, named, with what is supported). */
 enum mu_status mu_model_open(const char *path, struct mu_model **model_out, struct mu_err *err);
 void mu_model_close(struct mu_model *m);
+/* Has the matrices quantised when they are loaded ("q8_0", "q4_k", …; NULL or "": leaves them as they are); once, before
+ * any plan is made. MU_EINVAL lists the types, MU_EUNSUPPORTED: the model is quantised already. After a failure the
+ * model is only good for mu_model_close. */
+enum mu_status mu_model_quantize(struct mu_model *m, const char *type_name, struct mu_err *err);
+/* The type of that name, of those that matrices can be quantised to. */
+enum mu_status mu_quantize_type(const char *name, uint32_t *type_out, struct mu_err *err);
 /* Names of the architectures this build runs, comma-separated. */
 const char *mu_arch_names(void);
 /* "Llama 1.2B, Q4_0, 16 layers, …" in one line. */

@@ -75,17 +75,17 @@ static const char P_DS3[] =
     "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
     "| ?[\\p{P}\\p{S}]+[\\r\\n]*|" LINES;
 
-enum { PATTERNS_MAX = 6 };
+enum { PATTERNS_MAX = 8, FOREIGN_STEPS = 1000000, FOREIGN_HEAP_KIB = 256 * 1024 };
 
 struct family {
-    const char *names; /* separated by spaces */
+    const char *names; /* separated by spaces, the commonest first */
     bool adds_bos, whole_words;
     const char *patterns[PATTERNS_MAX];
 };
 
 static const struct family FAMILIES[] = {
     {"default", false, false, {P_PUNCT, P_GPT2, P_DIGITS, P_ASCII3}},
-    {"llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral lfm2 midm-2.0", true, true, {P_LLAMA3}},
+    {"llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 midm-2.0", true, true, {P_LLAMA3}},
     {"dbrx smaug-bpe glm4 chatglm-bpe", false, false, {P_LLAMA3}},
     {"qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan grok-2", false, false, {P_QWEN2}},
     {"qwen35", false, false, {P_QWEN35}},
@@ -101,7 +101,7 @@ static const struct family FAMILIES[] = {
 };
 
 struct mu_pre {
-    const struct family *family;
+    bool adds_bos, whole_words, foreign;
     pcre2_general_context *general;
     pcre2_code *code[PATTERNS_MAX];
     bool jit[PATTERNS_MAX];
@@ -110,7 +110,7 @@ struct mu_pre {
 
 struct mu_pre_run {
     const struct mu_pre *pre;
-    pcre2_match_context *match; /* no limit on steps: the patterns are ours and none of them explodes */
+    pcre2_match_context *match;
     pcre2_match_data *data[PATTERNS_MAX];
 };
 
@@ -137,9 +137,46 @@ static const struct family *family_of(struct mu_str name)
     return NULL;
 }
 
+static enum mu_status pre_new(struct mu_pre **pre_out, struct mu_err *err)
+{
+    struct mu_pre *pre = mu_calloc(1, sizeof *pre);
+    if (pre) pre->general = pcre2_general_context_create(pre_malloc, pre_free, NULL);
+    if (pre && pre->general) {
+        *pre_out = pre;
+        return MU_OK;
+    }
+    mu_pre_close(pre);
+    return mu_fail(err, MU_ENOMEM, "no memory for the pre-tokenizer");
+}
+
+/* Adds a pattern. `foreign`: from a file, so that it may be anything. */
+static enum mu_status add_pattern(struct mu_pre *pre, struct mu_str pattern, bool foreign, struct mu_err *err)
+{
+    int code = 0;
+    PCRE2_SIZE at = 0;
+    uint32_t options = PCRE2_UTF | PCRE2_UCP | (foreign ? PCRE2_NEVER_BACKSLASH_C : 0);
+    pcre2_compile_context *cc = pcre2_compile_context_create(pre->general);
+    if (!cc) return mu_fail(err, MU_ENOMEM, "no memory for the pre-tokenizer");
+    pcre2_code *c = pcre2_compile((PCRE2_SPTR)pattern.p, pattern.len, options, &code, &at, cc);
+    pcre2_compile_context_free(cc);
+    if (c) {
+        pre->code[pre->n] = c;
+        /* Without JIT (forbidden by a hardened kernel, say) the interpreter gives the same words, slower. */
+        pre->jit[pre->n++] = pcre2_jit_compile(c, PCRE2_JIT_COMPLETE) == 0;
+        return MU_OK;
+    }
+    if (code == PCRE2_ERROR_NOMEMORY || code == PCRE2_ERROR_HEAP_FAILED)
+        return mu_fail(err, MU_ENOMEM, "no memory for the pre-tokenizer");
+    char text[128] = "", shown[128];
+    pcre2_get_error_message(code, (PCRE2_UCHAR *)text, sizeof text);
+    return mu_fail(err, foreign ? MU_EUNSUPPORTED : MU_EINTERNAL,
+                   "pre-tokenizer pattern %d, '%s', does not compile at %zu: %s; %s", pre->n,
+                   mu_str_show(pattern, shown, sizeof shown), (size_t)at, text,
+                   foreign ? "use a GGUF file of this model" : "PCRE2 10.40 or later is needed");
+}
+
 enum mu_status mu_pre_open(struct mu_str name, struct mu_pre **pre_out, struct mu_err *err)
 {
-    enum mu_status st;
     const struct family *f = name.p ? family_of(name) : &FAMILIES[0];
     if (!f) {
         char shown[64];
@@ -148,40 +185,65 @@ enum mu_status mu_pre_open(struct mu_str name, struct mu_pre **pre_out, struct m
                        "known family",
                        mu_text_show(name.p, name.len, shown, sizeof shown));
     }
-    struct mu_pre *pre = mu_calloc(1, sizeof *pre);
-    if (!pre) return mu_fail(err, MU_ENOMEM, "no memory for the pre-tokenizer");
-    pre->family = f;
-    pre->general = pcre2_general_context_create(pre_malloc, pre_free, NULL);
-    pcre2_compile_context *cc = pre->general ? pcre2_compile_context_create(pre->general) : NULL;
-    if (!cc) {
-        st = mu_fail(err, MU_ENOMEM, "no memory for the pre-tokenizer");
-        goto fail;
-    }
-    for (; pre->n < PATTERNS_MAX && f->patterns[pre->n]; pre->n++) {
-        int code;
-        PCRE2_SIZE at;
-        pcre2_code *c = pcre2_compile((PCRE2_SPTR)f->patterns[pre->n], PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP,
-                                      &code, &at, cc);
-        if (!c) {
-            char text[128] = "";
-            pcre2_get_error_message(code, (PCRE2_UCHAR *)text, sizeof text);
-            st =
-                mu_fail(err, code == PCRE2_ERROR_NOMEMORY || code == PCRE2_ERROR_HEAP_FAILED ? MU_ENOMEM : MU_EINTERNAL,
-                        "pattern %d of pre-tokenizers '%s' does not compile at %zu: %s; PCRE2 10.40 or later is needed",
-                        pre->n, f->names, (size_t)at, text);
-            goto fail;
-        }
-        pre->code[pre->n] = c;
-        /* Without JIT (forbidden by a hardened kernel, say) the interpreter gives the same words, slower. */
-        pre->jit[pre->n] = pcre2_jit_compile(c, PCRE2_JIT_COMPLETE) == 0;
-    }
-    pcre2_compile_context_free(cc);
-    *pre_out = pre;
-    return MU_OK;
-fail:
-    pcre2_compile_context_free(cc);
-    mu_pre_close(pre);
+    struct mu_pre *pre;
+    enum mu_status st = pre_new(&pre, err);
+    if (st != MU_OK) return st;
+    pre->adds_bos = f->adds_bos;
+    pre->whole_words = f->whole_words;
+    for (int i = 0; i < PATTERNS_MAX && f->patterns[i] && st == MU_OK; i++)
+        st = add_pattern(pre, (struct mu_str){f->patterns[i], strlen(f->patterns[i])}, false, err);
+    if (st == MU_OK)
+        *pre_out = pre;
+    else
+        mu_pre_close(pre);
     return st;
+}
+
+enum mu_status mu_pre_open_patterns(const struct mu_str *patterns, uint64_t n, struct mu_pre **pre_out,
+                                    struct mu_err *err)
+{
+    struct mu_pre *pre;
+    if (n > PATTERNS_MAX)
+        return mu_fail(err, MU_EUNSUPPORTED, "a pre-tokenizer of %llu patterns, expected at most %d",
+                       (unsigned long long)n, PATTERNS_MAX);
+    enum mu_status st = pre_new(&pre, err);
+    if (st != MU_OK) return st;
+    pre->foreign = true;
+    for (uint64_t i = 0; i < n && st == MU_OK; i++) st = add_pattern(pre, patterns[i], true, err);
+    if (st == MU_OK)
+        *pre_out = pre;
+    else
+        mu_pre_close(pre);
+    return st;
+}
+
+struct mu_str mu_pre_name_of(const struct mu_str *patterns, int n, bool whole_words)
+{
+    for (size_t i = 0; i < sizeof FAMILIES / sizeof FAMILIES[0]; i++) {
+        const struct family *f = &FAMILIES[i];
+        int k = 0;
+        if (f->whole_words != whole_words) continue;
+        while (k < n && k < PATTERNS_MAX && f->patterns[k] && mu_str_is(patterns[k], f->patterns[k])) k++;
+        if (k == n && (k == PATTERNS_MAX || !f->patterns[k])) return (struct mu_str){f->names, strcspn(f->names, " ")};
+    }
+    return (struct mu_str){NULL, 0};
+}
+
+struct mu_str mu_pre_gpt2(void)
+{
+    return (struct mu_str){P_GPT2, sizeof P_GPT2 - 1};
+}
+
+struct mu_str mu_pre_plain(struct mu_str p)
+{
+    /* White space that nothing else took is a piece of its own in any case. */
+    static const char tailed[] = GPT2 "|" WS "+";
+    return mu_str_is(p, tailed) ? mu_pre_gpt2() : p;
+}
+
+const char *mu_pretokenizer_names(int family)
+{
+    return family >= 0 && family < (int)(sizeof FAMILIES / sizeof FAMILIES[0]) ? FAMILIES[family].names : NULL;
 }
 
 void mu_pre_close(struct mu_pre *pre)
@@ -194,11 +256,11 @@ void mu_pre_close(struct mu_pre *pre)
 
 bool mu_pre_adds_bos(const struct mu_pre *pre)
 {
-    return pre->family->adds_bos;
+    return pre->adds_bos;
 }
 bool mu_pre_whole_words(const struct mu_pre *pre)
 {
-    return pre->family->whole_words;
+    return pre->whole_words;
 }
 
 enum mu_status mu_pre_run_open(const struct mu_pre *pre, struct mu_pre_run **run_out, struct mu_err *err)
@@ -208,6 +270,7 @@ enum mu_status mu_pre_run_open(const struct mu_pre *pre, struct mu_pre_run **run
     run->pre = pre;
     run->match = pcre2_match_context_create(pre->general);
     if (!run->match) goto nomem;
+    /* No limit on steps where the patterns are ours: none of them explodes. mu_pre_cut sets one where they aren't. */
     pcre2_set_match_limit(run->match, UINT32_MAX);
     pcre2_set_depth_limit(run->match, UINT32_MAX);
     for (int i = 0; i < pre->n; i++) {
@@ -246,6 +309,13 @@ static enum mu_status next_match(struct mu_pre_run *run, int level, const char *
     if (rc == PCRE2_ERROR_NOMEMORY || rc == PCRE2_ERROR_HEAPLIMIT) {
         return mu_fail(err, MU_ENOMEM, "no memory to cut a text of %zu bytes into words", len);
     }
+    if (rc == PCRE2_ERROR_MATCHLIMIT || rc == PCRE2_ERROR_DEPTHLIMIT) {
+        return mu_fail(
+            err, MU_ELIMIT,
+            "cutting a text of %zu bytes into words takes too many steps at %zu: the model's own pre-tokenizer "
+            "pattern is not fit for such a text",
+            len, from);
+    }
     return mu_fail(err, MU_EINTERNAL, "cutting a text of %zu bytes into words failed at %zu: PCRE2 error %d", len, from,
                    rc);
 }
@@ -277,5 +347,10 @@ static enum mu_status cut(struct mu_pre_run *run, int level, const char *text, s
 enum mu_status mu_pre_cut(struct mu_pre_run *run, const char *text, size_t len, mu_pre_word word, void *ctx,
                           struct mu_err *err)
 {
+    if (run->pre->foreign) { /* some steps for every byte; one match must not take the square of a long text */
+        size_t steps = FOREIGN_STEPS + 32 * len; /* len is below 2^29 */
+        pcre2_set_match_limit(run->match, steps < UINT32_MAX ? (uint32_t)steps : UINT32_MAX);
+        pcre2_set_heap_limit(run->match, FOREIGN_HEAP_KIB);
+    }
     return cut(run, 0, text, len, word, ctx, err);
 }

@@ -36,6 +36,21 @@ static enum mu_status read_id(const struct mu_tokenizer *t, const char *key, int
     return st;
 }
 
+/* Ids of an array that only Muster writes; absent: *n 0. */
+static enum mu_status read_ids(const struct mu_tokenizer *t, const char *key, const struct mu_gguf_value **v_out,
+                               struct mu_err *err)
+{
+    const struct mu_gguf_value *v = mu_gguf_find(t->gguf, key);
+    *v_out = v;
+    if (!v) return MU_OK;
+    bool ok = v->kind == MU_GGUF_ARRAY && v->item_kind == MU_GGUF_I32;
+    for (uint64_t i = 0; ok && i < v->n; i++) {
+        int64_t id = mu_gguf_item_i64(v, i);
+        ok = id >= 0 && id < t->n_vocab;
+    }
+    return ok ? MU_OK : MU_TOK_BAD(t, v, err, "%s must be an array of i32 ids; " MU_TOK_REMEDY, key);
+}
+
 static void add_end(struct mu_tokenizer *t, int id)
 {
     if (id < 0 || mu_tokenizer_is_end(t, id) || t->n_end == MU_TOK_ENDS_MAX) return;
@@ -54,6 +69,10 @@ static enum mu_status read_ends(struct mu_tokenizer *t, struct mu_err *err)
         if (st != MU_OK) return st;
         add_end(t, id);
     }
+    const struct mu_gguf_value *more;
+    enum mu_status st = read_ids(t, "muster.tokenizer.end_ids", &more, err);
+    if (st != MU_OK) return st;
+    for (uint64_t i = 0; more && i < more->n; i++) add_end(t, (int)mu_gguf_item_i64(more, i));
     for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
         const struct mu_tok_special *s = mu_tok_special_at(t, texts[i], strlen(texts[i]), true);
         if (s && t->types[s->id] == MU_TOK_CONTROL && equals(s->text, texts[i])) add_end(t, s->id);
@@ -88,6 +107,7 @@ enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **
 {
     enum mu_status st;
     struct mu_str name;
+    const struct mu_gguf_value *left, *right;
     struct mu_tokenizer *t = mu_calloc(1, sizeof *t);
     if (!t) return mu_fail(err, MU_ENOMEM, "no memory for a tokenizer");
     t->gguf = g;
@@ -100,10 +120,14 @@ enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **
     MU_TRY(st, read_id(t, "tokenizer.ggml.unknown_token_id", &t->unk, err), fail);
     MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.add_space_prefix", t->spm, &t->add_space_prefix, err), fail);
     MU_TRY(st, mu_gguf_get_str(g, "general.name", &name, err), fail);
+    MU_TRY(st, mu_gguf_get_bool(g, "muster.tokenizer.first_space", false, &t->first_space, err), fail);
+    MU_TRY(st, mu_gguf_get_bool(g, "muster.tokenizer.one_space", false, &t->one_space, err), fail);
     t->add_space_prefix &= t->spm;
     t->strip_after = t->spm && (contains_nocase(name, "phi3") || contains_nocase(name, "phi-3"));
     MU_TRY(st, mu_tok_vocab_open(t, err), fail);
-    MU_TRY(st, mu_tok_specials_open(t, err), fail);
+    MU_TRY(st, read_ids(t, "muster.tokenizer.strip_left", &left, err), fail);
+    MU_TRY(st, read_ids(t, "muster.tokenizer.strip_right", &right, err), fail);
+    MU_TRY(st, mu_tok_specials_open(t, left, right, err), fail);
     MU_TRY(st, t->spm ? mu_tok_spm_open(t, err) : mu_tok_bpe_open(t, err), fail);
     MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.add_bos_token", t->spm || mu_pre_adds_bos(t->pre), &t->add_bos, err),
            fail);
@@ -215,6 +239,11 @@ static void encode_close(struct mu_encode *e)
     mu_free(e->syms);
 }
 
+static bool is_space(char c)
+{
+    return c == ' ' || (c >= '\t' && c <= '\r');
+}
+
 static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t n, bool parse_special,
                                   struct mu_err *err)
 {
@@ -227,16 +256,19 @@ static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t 
             at++;
             continue;
         }
-        if (at > start) {
-            st = t->spm ? mu_tok_spm_encode(e, text + start, at - start, err)
-                        : mu_tok_bpe_encode(e, text + start, at - start, err);
+        size_t end = at;
+        while (s && s->strip_left && end > start && is_space(text[end - 1])) end--;
+        if (end > start) {
+            st = t->spm ? mu_tok_spm_encode(e, text + start, end - start, err)
+                        : mu_tok_bpe_encode(e, text + start, end - start, err);
             if (st != MU_OK) return st;
         }
+        e->started = true;
         if (!s) break;
         st = mu_encode_push(e, s->id, err);
         if (st != MU_OK) return st;
         at += s->text.len;
-        while (s->strip && at < n && memchr(" \t\n\v\f\r", text[at], 6)) at++;
+        while (s->strip_right && at < n && is_space(text[at])) at++;
         start = at;
     }
     return MU_OK;

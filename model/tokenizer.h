@@ -21,8 +21,8 @@ enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **
 void mu_tokenizer_close(struct mu_tokenizer *t);
 
 int mu_tokenizer_n_vocab(const struct mu_tokenizer *t);
-int mu_tokenizer_bos(const struct mu_tokenizer *t); /* -1: none */
-int mu_tokenizer_eos(const struct mu_tokenizer *t); /* -1: none */
+int mu_tokenizer_bos(const struct mu_tokenizer *t);      /* -1: none */
+int mu_tokenizer_eos(const struct mu_tokenizer *t);      /* -1: none */
 bool mu_tokenizer_add_bos(const struct mu_tokenizer *t); /* whether a prompt starts with BOS */
 /* Whether generation ends at this id (eos, eot, eom, and the well-known end-of-turn texts). */
 bool mu_tokenizer_is_end(const struct mu_tokenizer *t, int id);

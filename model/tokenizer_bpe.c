@@ -48,11 +48,22 @@ static enum mu_status add_merge(struct mu_tokenizer *t, const struct mu_gguf_val
     return MU_OK;
 }
 
-enum mu_status mu_tok_bpe_open(struct mu_tokenizer *t, struct mu_err *err)
+static enum mu_status open_pre(struct mu_tokenizer *t, struct mu_err *err)
 {
     struct mu_str name;
+    const struct mu_gguf_value *own = mu_gguf_find(t->gguf, "muster.tokenizer.patterns");
+    if (own && (own->kind != MU_GGUF_ARRAY || own->item_kind != MU_GGUF_STRING))
+        return MU_TOK_BAD(t, own, err, "muster.tokenizer.patterns must be an array of strings; " MU_TOK_REMEDY);
     enum mu_status st = mu_gguf_get_str(t->gguf, "tokenizer.ggml.pre", &name, err);
-    if (st == MU_OK) st = mu_pre_open(name, &t->pre, err);
+    if (st == MU_OK)
+        st = own ? mu_pre_open_patterns(own->strings, own->n, &t->pre, err) : mu_pre_open(name, &t->pre, err);
+    if (st != MU_OK) return st;
+    return mu_gguf_get_bool(t->gguf, "muster.tokenizer.whole_words", mu_pre_whole_words(t->pre), &t->whole_words, err);
+}
+
+enum mu_status mu_tok_bpe_open(struct mu_tokenizer *t, struct mu_err *err)
+{
+    enum mu_status st = open_pre(t, err);
     if (st != MU_OK) return st;
     const struct mu_gguf_value *v = mu_gguf_find(t->gguf, "tokenizer.ggml.merges");
     if (!v || v->kind != MU_GGUF_ARRAY || v->item_kind != MU_GGUF_STRING || v->n >= UINT32_MAX / 4) {
@@ -101,7 +112,7 @@ static enum mu_status encode_word(void *ctx, const char *word, size_t n, struct 
         return id >= 0 ? mu_encode_push(e, id, err) : MU_OK;
     }
     uint64_t hash = mu_tok_piece_hash(t, word, n);
-    if (n <= t->piece_max && mu_pre_whole_words(t->pre)) {
+    if (n <= t->piece_max && t->whole_words) {
         int32_t id = mu_tok_find(t, word, n, hash);
         if (id >= 0) return mu_encode_push(e, id, err);
     }

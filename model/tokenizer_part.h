@@ -1,5 +1,5 @@
-/* Inside the tokenizer: the opened vocabulary and one encode call's state. Only the tokenizer*.c files and
- * streamer.c include this.
+/* Inside the tokenizer: the opened vocabulary and one encode call's state. Only the tokenizer*.c files,
+ * streamer.c and hf_part.h include this.
  *
  * A token has a text (as the file spells it) and a piece (the bytes it stands for): "▁the" and " the", "Ġthe" and "
  * the", "<0x0A>" and a newline. Merging works on pieces, so both kinds share the table from bytes to ids and the
@@ -20,7 +20,7 @@ enum mu_tok_type { /* the format's numbers */
 };
 
 /* The longest text of a token. Real ones end at 1,024; the bound keeps matching linear whatever a file holds. */
-enum { MU_TOK_TEXT_MAX = 8192, MU_TOK_ENDS_MAX = 16 };
+enum { MU_TOK_TEXT_MAX = 8192, MU_TOK_ENDS_MAX = 80 };
 
 /* SentencePiece writes a space as U+2581, and reads that as a space. */
 #define MU_TOK_MARK "\xE2\x96\x81"
@@ -43,8 +43,8 @@ struct mu_tok_map {
 struct mu_tok_special {
     struct mu_str text;
     int32_t id;
-    bool always; /* user-defined: also where special tokens are not to be parsed */
-    bool strip;  /* white space after it is dropped */
+    bool always;                  /* user-defined: also where special tokens are not to be parsed */
+    bool strip_left, strip_right; /* white space before, after it is dropped */
 };
 struct mu_tok_specials {
     struct mu_tok_special *items;
@@ -64,6 +64,9 @@ struct mu_tokenizer {
     const struct mu_str *texts; /* [n_vocab], borrowed */
     bool spm;
     bool add_bos, add_space_prefix, strip_after;
+    bool first_space; /* the space prefix goes before the text only, not behind special tokens */
+    bool one_space;   /* … and not before a text that begins with a space */
+    bool whole_words; /* BPE: a word that is a token is that token, whatever merging would make of it */
     int n_vocab, bos, eos, unk;
     int32_t ends[MU_TOK_ENDS_MAX];
     int n_end;
@@ -109,7 +112,9 @@ int mu_tok_byte_level(struct mu_str text, char *out);
 uint64_t mu_tok_seed(void);
 
 /* tokenizer_special.c */
-enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, struct mu_err *err);
+/* left, right: arrays of ids that strip white space (checked), or NULL. */
+enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, const struct mu_gguf_value *left,
+                                    const struct mu_gguf_value *right, struct mu_err *err);
 /* The longest token that text begins with; NULL: none. n ≥ 1. */
 const struct mu_tok_special *mu_tok_special_at(const struct mu_tokenizer *t, const char *text, size_t n,
                                                bool parse_special);
@@ -143,6 +148,7 @@ struct mu_encode {
     struct mu_pre_run *run; /* BPE, when first needed */
     char *copy; /* SPM, where the text cannot be used as it is: with the spaces that go before it, without marks */
     size_t n_copy;
+    bool started; /* what was encoded so far is not the beginning of the text */
 };
 
 enum mu_status mu_tok_nomem(struct mu_err *err); /* "out of memory while tokenizing" */

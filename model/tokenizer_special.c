@@ -19,7 +19,14 @@ static int compare(const void *pa, const void *pb)
     return a->id < b->id ? -1 : 1;
 }
 
-/* Phi-3's tokenizer strips white space after its special tokens, but for these; a GGUF has no way to say so. */
+/* What is looked for in the text. */
+static struct mu_str text_of(const struct mu_tokenizer *t, int id)
+{
+    return t->types[id] == MU_TOK_USER ? mu_tok_piece(t, id) : t->texts[id];
+}
+
+/* Phi-3's tokenizer strips white space after its special tokens, but for these; a GGUF of the usual
+ * keys has no way to say so. */
 static bool strips(const struct mu_tokenizer *t, struct mu_str text)
 {
     static const char *const keep[] = {"<unk>", "<s>", "<|endoftext|>"};
@@ -29,7 +36,21 @@ static bool strips(const struct mu_tokenizer *t, struct mu_str text)
     return t->strip_after;
 }
 
-enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, struct mu_err *err)
+/* Marks the items of these ids. Items are sorted by text, so that an id is found by it. */
+static void mark(struct mu_tok_specials *s, size_t n, const struct mu_tokenizer *t, const struct mu_gguf_value *ids,
+                 bool right)
+{
+    for (uint64_t i = 0; ids && i < ids->n; i++) {
+        int32_t id = (int32_t)mu_gguf_item_i64(ids, i);
+        struct mu_tok_special key = {.text = text_of(t, id), .id = id};
+        struct mu_tok_special *item = bsearch(&key, s->items, n, sizeof *s->items, compare);
+        if (item && right) item->strip_right = true;
+        if (item && !right) item->strip_left = true;
+    }
+}
+
+enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, const struct mu_gguf_value *left,
+                                    const struct mu_gguf_value *right, struct mu_err *err)
 {
     struct mu_tok_specials *s = &t->specials;
     size_t n = 0, kept = 0;
@@ -40,8 +61,8 @@ enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, struct mu_err *err)
     n = 0;
     for (int i = 0; i < t->n_vocab; i++) {
         if (t->types[i] < MU_TOK_UNKNOWN || t->types[i] > MU_TOK_USER || !t->texts[i].len) continue;
-        struct mu_str text = t->types[i] == MU_TOK_USER ? mu_tok_piece(t, i) : t->texts[i];
-        s->items[n++] = (struct mu_tok_special){text, i, t->types[i] == MU_TOK_USER, strips(t, text)};
+        struct mu_str text = text_of(t, i);
+        s->items[n++] = (struct mu_tok_special){text, i, t->types[i] == MU_TOK_USER, false, !right && strips(t, text)};
     }
     qsort(s->items, n, sizeof *s->items, compare);
     for (size_t i = 0; i < n; i++) { /* of equal texts the last id stays */
@@ -49,6 +70,8 @@ enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, struct mu_err *err)
                     memcmp(s->items[i].text.p, s->items[i + 1].text.p, s->items[i].text.len);
         if (last) s->items[kept++] = s->items[i];
     }
+    mark(s, kept, t, left, false);
+    mark(s, kept, t, right, true);
     for (size_t i = 0; i < kept; i++) {
         unsigned char b = (unsigned char)s->items[i].text.p[0];
         s->first[b + 1]++;

@@ -120,12 +120,18 @@ fail:
     return st;
 }
 
+static bool begins_space(const char *text, size_t n)
+{
+    return *text == ' ' || (n >= MU_TOK_MARK_LEN && !memcmp(text, MU_TOK_MARK, MU_TOK_MARK_LEN));
+}
+
 enum mu_status mu_tok_spm_encode(struct mu_encode *e, const char *text, size_t n, struct mu_err *err)
 {
     const struct mu_tokenizer *t = e->t;
     if (e->copy) {
         char *copy = e->copy + e->n_copy, *end = copy;
-        if (t->add_space_prefix) *end++ = ' ';
+        bool space = t->add_space_prefix && !(t->first_space && e->started) && !(t->one_space && begins_space(text, n));
+        if (space) *end++ = ' ';
         end += mu_tok_unmark((struct mu_str){text, n}, end);
         text = copy;
         n = (size_t)(end - copy);

@@ -27,7 +27,7 @@ static bool step_begin(struct run *r)
     if (!s->first_stage) return mu_run_recv(r);
     for (int t = mine.begin; t < mine.end; t++) {
         float *x = r->x + (size_t)t * (size_t)s->cfg.d_model;
-        s->k->dequant_row(embed->type, embed->data + (size_t)step->ids[t] * embed->row_bytes, s->cfg.d_model, x);
+        s->k->dequant_row(embed->type, mu_gguf_row(embed, (uint64_t)step->ids[t]), s->cfg.d_model, x);
         if (s->cfg.embed_scale != 1.0f)
             for (int i = 0; i < s->cfg.d_model; i++) x[i] = x[i] * s->cfg.embed_scale;
     }

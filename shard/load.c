@@ -1,5 +1,9 @@
 /* Creating a shard: its rows packed for the kernels with all threads, its pages, its scratch.
  *
+ * Rows go from the mapped file to the packer group by group of 16. Those that lie apart in the file (a Hugging Face
+ * folder's) or that are quantised on the way pass through a member's buffer of one group. A row is quantised whole, so
+ * no bit of it depends on who owns it.
+ *
  * Weights are one block of pages straight from the system; the member that packs a piece touches it first, so it lies
  * on the NUMA node where the rank runs. Vectors are small and copied whole (small.c). The embedding is read from the
  * mapped file: a step touches a row a token. */
@@ -8,6 +12,7 @@
 
 #include "base/alloc.h"
 #include "base/fault.h"
+#include "kernels/quantize_rows.h"
 #include "shard/parts.h"
 
 enum { ALIGN = 64, PIECE_GROUPS = 16 /* row groups packed between two looks at the counter */ };
@@ -15,8 +20,15 @@ enum { ALIGN = 64, PIECE_GROUPS = 16 /* row groups packed between two looks at t
 struct load_item {
     struct mu_mat *mat;
     const struct mu_gguf_tensor *tensor;
-    int row0;   /* in the tensor */
-    int group0; /* row groups of the items before */
+    int row0;    /* in the tensor */
+    int group0;  /* row groups of the items before */
+    bool staged; /* rows go through a member's buffers */
+};
+
+/* A pool member's buffers of one row group; empty where no item needs them. */
+struct staging {
+    uint8_t *raw, *packed; /* rows of the file one after another; quantised ones */
+    float *row;
 };
 
 struct load {
@@ -24,9 +36,10 @@ struct load {
     const struct mu_shard_options *opt;
     struct load_item *item;
     int n_item, n_group;
+    struct staging *staging; /* [members] */
     uint64_t total_bytes;
     atomic_int next;
-    atomic_int bad; /* index of an item whose scales are not finite, -1 */
+    atomic_int bad; /* index of an item with values or scales that are not finite, -1 */
     _Atomic uint64_t done_bytes;
 };
 
@@ -57,14 +70,46 @@ static const struct load_item *item_at(const struct load *l, int group)
     return &l->item[low];
 }
 
-static void pack_piece(struct load *l, int group, int end)
+static const struct mu_gguf_tensor *file_tensor(const struct load_item *item)
+{
+    return item->tensor->source ? item->tensor->source : item->tensor;
+}
+
+/* Rows [row0, row1) of the item, at most one group, quantised; NULL where a value is not finite. */
+static const uint8_t *quantized_rows(const struct load *l, const struct load_item *item, int row0, int row1,
+                                     const struct staging *to)
+{
+    const struct mu_gguf_tensor *from = item->tensor->source;
+    for (int r = row0; r < row1; r++) {
+        uint8_t *out = to->packed + (size_t)(r - row0) * item->tensor->row_bytes;
+        l->s->k->dequant_row(from->type, mu_gguf_row(from, (uint64_t)(item->row0 + r)), item->mat->n_col, to->row);
+        if (!mu_quantize_row(item->tensor->type, to->row, item->mat->n_col, out)) return NULL;
+    }
+    return to->packed;
+}
+
+static bool pack_rows(const struct load *l, const struct load_item *item, int row0, int row1, const struct staging *to)
+{
+    const struct mu_kernels *k = l->s->k;
+    if (!item->staged)
+        return k->mat_pack(item->mat, row0, row1, mu_gguf_row(item->tensor, (uint64_t)(item->row0 + row0)));
+    for (int end; row0 < row1; row0 = end) {
+        end = row0 + MU_ROW_GROUP < row1 ? row0 + MU_ROW_GROUP : row1;
+        const uint8_t *raw = item->tensor->source ? quantized_rows(l, item, row0, end, to)
+                                                  : mu_gguf_rows(item->tensor, (uint64_t)(item->row0 + row0),
+                                                                 (uint64_t)(end - row0), to->raw);
+        if (!raw || !k->mat_pack(item->mat, row0, end, raw)) return false;
+    }
+    return true;
+}
+
+static void pack_piece(struct load *l, int group, int end, const struct staging *to)
 {
     while (group < end) {
         const struct load_item *item = item_at(l, group);
         int row0 = (group - item->group0) * MU_ROW_GROUP, row1 = (end - item->group0) * MU_ROW_GROUP;
         if (row1 > item->mat->n_row) row1 = item->mat->n_row;
-        const uint8_t *raw = item->tensor->data + (size_t)(item->row0 + row0) * item->tensor->row_bytes;
-        if (!l->s->k->mat_pack(item->mat, row0, row1, raw)) atomic_store(&l->bad, (int)(item - l->item));
+        if (!pack_rows(l, item, row0, row1, to)) atomic_store(&l->bad, (int)(item - l->item));
         atomic_fetch_add(&l->done_bytes, (uint64_t)(row1 - row0) * item->tensor->row_bytes);
         group = item->group0 + (row1 + MU_ROW_GROUP - 1) / MU_ROW_GROUP;
     }
@@ -87,7 +132,8 @@ static void pack_main(void *arg, int member, int n_member)
     (void)n_member;
     if (!mu_fp_env_ok()) mu_fp_env_set();
     while (atomic_load(&l->bad) < 0 && (group = atomic_fetch_add(&l->next, PIECE_GROUPS)) < l->n_group) {
-        pack_piece(l, group, group + PIECE_GROUPS < l->n_group ? group + PIECE_GROUPS : l->n_group);
+        pack_piece(l, group, group + PIECE_GROUPS < l->n_group ? group + PIECE_GROUPS : l->n_group,
+                   &l->staging[member]);
         if (member == 0) load_tell(l);
     }
 }
@@ -102,14 +148,13 @@ static enum mu_status pack_all(struct load *l, struct mu_err *err)
     if (mu_fault_hit("rank.load")) return mu_fail(err, MU_EIO, "the fault point rank.load was hit");
     for (int i = 0; i < l->n_item; i++) {
         const struct load_item *it = &l->item[i];
-        mu_gguf_will_read(g, it->tensor->data + (size_t)it->row0 * it->tensor->row_bytes,
-                          (size_t)it->mat->n_row * it->tensor->row_bytes);
+        mu_gguf_will_read_rows(g, file_tensor(it), (uint64_t)it->row0, (uint64_t)it->mat->n_row);
     }
     mu_pool_run(l->s->pool, pack_main, l);
     load_tell(l);
     int bad = atomic_load(&l->bad);
     if (bad >= 0)
-        return mu_gguf_tensor_fail(g, l->item[bad].tensor, MU_EFORMAT, "a scale or weight is not finite", err);
+        return mu_gguf_tensor_fail(g, file_tensor(&l->item[bad]), MU_EFORMAT, "a scale or weight is not finite", err);
     return MU_OK;
 }
 
@@ -119,7 +164,8 @@ static void item_add(struct load *l, struct mu_mat *mat, const struct mu_gguf_te
 {
     *mat = (struct mu_mat){.type = t->type, .n_row = n_row, .n_col = (int)t->ne[0]};
     if (n_row == 0) return;
-    l->item[l->n_item++] = (struct load_item){mat, t, row0, l->n_group};
+    bool staged = t->source || mu_gguf_rows_scattered(t, (uint64_t)row0, (uint64_t)n_row);
+    l->item[l->n_item++] = (struct load_item){mat, t, row0, l->n_group, staged};
     l->n_group += (n_row + MU_ROW_GROUP - 1) / MU_ROW_GROUP;
     l->total_bytes += (uint64_t)n_row * t->row_bytes;
 }
@@ -167,6 +213,40 @@ static enum mu_status weights_alloc(struct load *l, struct mu_err *err)
     return MU_OK;
 }
 
+/* Buffers for the widest rows that need them. */
+static enum mu_status staging_alloc(struct load *l, struct mu_err *err)
+{
+    size_t raw = 0, packed = 0, row = 0;
+    for (int i = 0; i < l->n_item; i++) {
+        const struct mu_gguf_tensor *t = l->item[i].tensor;
+        if (!l->item[i].staged) continue;
+        if (!t->source && t->row_bytes > raw) raw = t->row_bytes;
+        if (t->source && t->row_bytes > packed) packed = t->row_bytes;
+        if (t->source && t->ne[0] > row) row = (size_t)t->ne[0];
+    }
+    int n = mu_pool_size(l->s->pool);
+    l->staging = mu_calloc((size_t)n, sizeof *l->staging);
+    bool ok = l->staging != NULL;
+    for (int i = 0; ok && i < n; i++) {
+        struct staging *to = &l->staging[i];
+        if (raw) ok = (to->raw = mu_aligned_alloc(ALIGN, raw * MU_ROW_GROUP)) != NULL;
+        if (ok && row)
+            ok = (to->packed = mu_aligned_alloc(ALIGN, packed * MU_ROW_GROUP)) != NULL &&
+                 (to->row = mu_calloc(row, sizeof *to->row)) != NULL;
+    }
+    return ok ? MU_OK : mu_fail(err, MU_ENOMEM, "no memory to load rank %d with %d threads", l->opt->rank, n);
+}
+
+static void staging_free(struct load *l)
+{
+    for (int i = 0; l->staging && i < mu_pool_size(l->s->pool); i++) {
+        mu_free(l->staging[i].raw);
+        mu_free(l->staging[i].packed);
+        mu_free(l->staging[i].row);
+    }
+    mu_free(l->staging);
+}
+
 enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err)
 {
     int n_layer = mu_range_len(s->stage.layers);
@@ -187,9 +267,11 @@ enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *
     items_of_layers(&l);
     MU_TRY(st, mu_shard_load_small(s, err), fail);
     MU_TRY(st, weights_alloc(&l, err), fail);
+    MU_TRY(st, staging_alloc(&l, err), fail);
     MU_TRY(st, pack_all(&l, err), fail);
     MU_TRY(st, mu_lora_load(s, opt, err), fail);
 fail:
+    staging_free(&l);
     mu_free(l.item);
     return st;
 }
@@ -327,7 +409,8 @@ enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_sha
     MU_TRY(st, mu_kv_create(s, err), fail);
     MU_TRY(st, scratch_create(s, opt, err), fail);
     MU_TRY(st, mu_shard_load(s, opt, err), fail);
-    if (s->first_stage && !s->k->dequant_row(s->model->embed->type, s->model->embed->data, s->cfg.d_model, s->x)) {
+    if (s->first_stage &&
+        !s->k->dequant_row(s->model->embed->type, mu_gguf_row(s->model->embed, 0), s->cfg.d_model, s->x)) {
         st = mu_gguf_tensor_fail(s->model->gguf, s->model->embed, MU_EUNSUPPORTED,
                                  "this build does not read embeddings of its type", err);
         goto fail;

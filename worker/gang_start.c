@@ -121,6 +121,7 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     }
     MU_TRY(st, mu_split_parse(r->split, &split, err), out);
     MU_TRY(st, mu_model_open(r->model_path, &model, err), out);
+    MU_TRY(st, mu_model_quantize(model, r->quantize, err), out);
     MU_TRY(st, mu_worker_gang_adapters(r, model, &adapters, err), out);
     MU_TRY(st, mu_plan_build(model, &split, plan, err), out);
     MU_TRY(st, mu_topo_read(topo, err), out);

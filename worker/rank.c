@@ -151,6 +151,7 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
     mu_record_op(r->record, MU_OP_LOADING, MU_RECORD_NOBODY);
     MU_TRY(st, mu_kernels_init(NULL, err), out);
     MU_TRY(st, mu_model_open(r->req->model_path, &r->model, err), out);
+    MU_TRY(st, mu_model_quantize(r->model, r->req->quantize, err), out);
     MU_TRY(st, mu_worker_gang_adapters(r->req, r->model, &r->adapters, err), out);
     MU_TRY(st, mu_split_parse(r->req->split, &split, err), out);
     MU_TRY(st, mu_plan_build(r->model, &split, &r->plan, err), out);

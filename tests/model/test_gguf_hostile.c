@@ -421,7 +421,7 @@ static void test_what_is_no_file(void **state)
 {
     (void)state;
     expect_error(test_path("absent.gguf"), MU_ENOENT, "absent.gguf");
-    expect_error(test_dir, MU_EINVAL, "is a folder");
+    expect_error(test_dir, MU_EINVAL, "name the GGUF file");
     expect_error("/dev/null", MU_EINVAL, "not a regular file");
     expect_error(write_bytes("empty.gguf", "", 0), MU_EFORMAT, "is empty");
     assert_int_equal(mkfifo(test_path("pipe"), 0600), 0);

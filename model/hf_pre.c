@@ -1,0 +1,280 @@
+/* What tokenizer.json's normalizer and pre_tokenizer come to: byte-level BPE with a list of patterns, or
+ * SentencePiece's kind with or without a space before the text.
+ *
+ * Patterns are written for Oniguruma, and are rewritten for PCRE2 so that equal patterns come out as equal texts, in
+ * the spelling of pretokenizer.c: white space as the Unicode property, control characters and all beyond ASCII as
+ * escapes. What the two libraries read differently and is not rewritten is refused. */
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/bytes.h"
+#include "model/hf_part.h"
+#include "model/pretokenizer.h"
+#include "model/utf8.h"
+
+enum { SEQUENCE_DEPTH = 4, PATTERN_MAX = 8192 };
+
+static bool is(const json_t *j, const char *text)
+{
+    struct mu_str s = mu_hf_str(j);
+    return s.p && mu_str_is(s, text);
+}
+
+static enum mu_status refuse_type(const struct mu_hf *h, const char *what, const json_t *part, struct mu_err *err)
+{
+    struct mu_str type = mu_hf_str(json_object_get(part, "type"));
+    char shown[48];
+    return MU_HF_REFUSE(h, err, "%s '%s' as it is used here is", what,
+                        type.p ? mu_str_show(type, shown, sizeof shown) : "without a type");
+}
+
+/* ---- the normalizer ---- */
+
+struct normal {
+    bool replaces, prepends;
+};
+
+static enum mu_status read_normalizer(struct mu_hf *h, const json_t *part, struct normal *n, int depth,
+                                      struct mu_err *err)
+{
+    const json_t *type = json_object_get(part, "type"), *inner;
+    size_t i;
+    if (!part || json_is_null(part)) return MU_OK;
+    if (is(type, "Sequence") && depth < SEQUENCE_DEPTH) {
+        json_array_foreach(json_object_get(part, "normalizers"), i, inner)
+        {
+            enum mu_status st = read_normalizer(h, inner, n, depth + 1, err);
+            if (st != MU_OK) return st;
+        }
+        return MU_OK;
+    }
+    bool *set = is(type, "NFC")                                                            ? &h->nfc
+                : is(type, "Prepend") && is(json_object_get(part, "prepend"), MU_TOK_MARK) ? &n->prepends
+                : is(type, "Replace") && is(json_object_get(part, "content"), MU_TOK_MARK) &&
+                        is(json_object_get(json_object_get(part, "pattern"), "String"), " ")
+                    ? &n->replaces
+                    : NULL;
+    if (!set) return refuse_type(h, "normalizer", part, err);
+    *set = true;
+    return MU_OK;
+}
+
+/* ---- patterns ---- */
+
+/* Escapes that mean the same in both libraries. */
+static bool same_escape(char c)
+{
+    return strchr("pPdDrntfvxzA", c) || (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') ||
+           (c >= '{' && c <= '~') || c == ' ';
+}
+
+#define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
+
+/* The escape at p, a backslash before it. Bytes read; 0: not to be rewritten. */
+static size_t rewrite_escape(struct mu_writer *w, const char *p, size_t n, bool in_class)
+{
+    static const struct {
+        char c;
+        const char *inside, *outside;
+    } table[] = {{'s', "\\p{White_Space}", "\\p{White_Space}"},
+                 {'S', "\\P{White_Space}", "\\P{White_Space}"},
+                 {'w', WORD, "[" WORD "]"},
+                 {'W', NULL, "[^" WORD "]"}};
+    if (!n || !*p) return 0;
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        if (*p != table[i].c) continue;
+        const char *to = in_class ? table[i].inside : table[i].outside;
+        if (!to) return 0;
+        mu_write_bytes(w, to, strlen(to));
+        return 1;
+    }
+    if (*p == 'u' && n >= 5) { /* four digits; whether they are some is for the compiler */
+        mu_write_bytes(w, "\\x{", 3);
+        mu_write_bytes(w, p + 1, 4);
+        mu_write_u8(w, '}');
+        return 5;
+    }
+    if (!same_escape(*p)) return 0;
+    mu_write_u8(w, '\\');
+    mu_write_bytes(w, p, 1);
+    return 1;
+}
+
+/* A character that stands for itself. Bytes read. */
+static size_t rewrite_char(struct mu_writer *w, const char *p, size_t n)
+{
+    uint32_t cp = 0;
+    char text[16];
+    size_t len = (size_t)mu_utf8_next(p, n, &cp); /* jansson's strings are valid */
+    const char *control = cp == '\r' ? "\\r" : cp == '\n' ? "\\n" : cp == '\t' ? "\\t" : NULL;
+    if (control)
+        mu_write_bytes(w, control, 2);
+    else if (cp < 0x80 && cp >= ' ')
+        mu_write_bytes(w, p, 1);
+    else
+        mu_write_bytes(w, text, (size_t)snprintf(text, sizeof text, "\\x{%04X}", cp));
+    return len ? len : 1;
+}
+
+/* Returns NULL, or what cannot be rewritten. */
+static const char *rewrite(struct mu_writer *w, struct mu_str s)
+{
+    bool in_class = false;
+    for (size_t i = 0; i < s.len;) {
+        const char *p = s.p + i;
+        size_t left = s.len - i;
+        if (*p == '\\') {
+            size_t n = rewrite_escape(w, p + 1, left - 1, in_class);
+            if (!n) return "an escape";
+            i += 1 + n;
+            continue;
+        }
+        if (in_class && *p == '[') return "a class within a class";
+        if (in_class && left > 1 && !memcmp(p, "&&", 2)) return "an intersection of classes";
+        if (!in_class && left > 1 && !memcmp(p, "{,", 2)) return "a repeat without a lower bound";
+        if (!in_class && (*p == '^' || *p == '$')) return "an anchor";
+        if (*p == '[') {
+            in_class = true;
+            mu_write_u8(w, '[');
+            i++;
+            if (i < s.len && s.p[i] == '^') mu_write_u8(w, '^'), i++;
+            if (i < s.len && s.p[i] == ']') return "a bracket at the start of a class";
+            continue;
+        }
+        if (*p == ']') in_class = false;
+        i += rewrite_char(w, p, left);
+    }
+    return NULL;
+}
+
+static enum mu_status add_pattern(struct mu_hf *h, const char *p, size_t n, struct mu_err *err)
+{
+    if (h->n_pattern == MU_HF_PATTERNS_MAX)
+        return MU_HF_REFUSE(h, err, "a pre-tokenizer of more than %d patterns is", MU_HF_PATTERNS_MAX);
+    struct mu_str plain = mu_pre_plain((struct mu_str){p, n});
+    char *copy = mu_arena_strndup(h->arena, plain.p, plain.len);
+    if (!copy) return mu_hf_nomem(h, err);
+    h->patterns[h->n_pattern++] = (struct mu_str){copy, plain.len};
+    return MU_OK;
+}
+
+static enum mu_status add_regex(struct mu_hf *h, struct mu_str s, struct mu_err *err)
+{
+    struct mu_writer w;
+    char shown[120];
+    enum mu_status st;
+    mu_writer_init(&w, PATTERN_MAX);
+    const char *what = rewrite(&w, s);
+    if (!w.ok)
+        st = MU_HF_REFUSE(h, err, "a pattern of %zu bytes is", s.len);
+    else if (what)
+        st = MU_HF_REFUSE(h, err, "%s in the pattern '%s' is", what, mu_str_show(s, shown, sizeof shown));
+    else
+        st = add_pattern(h, (const char *)w.data, w.len, err);
+    mu_writer_free(&w);
+    return st;
+}
+
+/* A text that is to be found as it is. */
+static enum mu_status add_literal(struct mu_hf *h, struct mu_str s, struct mu_err *err)
+{
+    struct mu_writer w;
+    enum mu_status st;
+    mu_writer_init(&w, PATTERN_MAX);
+    for (size_t i = 0; i < s.len;) {
+        if (s.p[i] > ' ' && s.p[i] < 0x7F && !((s.p[i] | 32) >= 'a' && (s.p[i] | 32) <= 'z') &&
+            !(s.p[i] >= '0' && s.p[i] <= '9'))
+            mu_write_u8(&w, '\\');
+        i += rewrite_char(&w, s.p + i, s.len - i);
+    }
+    st = w.ok ? add_pattern(h, (const char *)w.data, w.len, err)
+              : MU_HF_REFUSE(h, err, "a text to split at of %zu bytes is", s.len);
+    mu_writer_free(&w);
+    return st;
+}
+
+/* ---- the pre-tokenizer ---- */
+
+struct pre {
+    bool byte_level, metaspace, prefix;
+};
+
+static enum mu_status read_split(struct mu_hf *h, const json_t *part, const struct normal *n, struct mu_err *err)
+{
+    const json_t *pattern = json_object_get(part, "pattern"), *behavior = json_object_get(part, "behavior");
+    struct mu_str regex = mu_hf_str(json_object_get(pattern, "Regex")),
+                  text = mu_hf_str(json_object_get(pattern, "String"));
+    bool invert = json_is_true(json_object_get(part, "invert"));
+    if (text.p && mu_str_is(text, " ") && n->replaces) return MU_OK; /* there are no spaces any more */
+    /* What does not match is kept as a piece here. To drop it ("Removed", inverted) is written for patterns that
+     * match everything. */
+    bool isolated = (is(behavior, "Isolated") && !invert) || (is(behavior, "Removed") && invert);
+    if (!isolated || (!regex.p && !text.p) || (text.p && !text.len)) return refuse_type(h, "pre-tokenizer", part, err);
+    return regex.p ? add_regex(h, regex, err) : add_literal(h, text, err);
+}
+
+static enum mu_status read_byte_level(struct mu_hf *h, const json_t *part, struct pre *p, struct mu_err *err)
+{
+    if (json_is_true(json_object_get(part, "add_prefix_space"))) return refuse_type(h, "pre-tokenizer", part, err);
+    p->byte_level = true;
+    if (json_is_false(json_object_get(part, "use_regex"))) return MU_OK;
+    struct mu_str gpt2 = mu_pre_gpt2();
+    return add_pattern(h, gpt2.p, gpt2.len, err);
+}
+
+static enum mu_status read_metaspace(struct mu_hf *h, const json_t *part, struct pre *p, struct mu_err *err)
+{
+    const json_t *scheme = json_object_get(part, "prepend_scheme"), *split = json_object_get(part, "split");
+    if (!is(json_object_get(part, "replacement"), MU_TOK_MARK) || !json_is_false(split))
+        return refuse_type(h, "pre-tokenizer", part, err);
+    p->metaspace = h->one_space = true;
+    p->prefix |= scheme ? !is(scheme, "never") : !json_is_false(json_object_get(part, "add_prefix_space"));
+    h->first_space |= is(scheme, "first");
+    return MU_OK;
+}
+
+static enum mu_status read_pre(struct mu_hf *h, const json_t *part, const struct normal *n, struct pre *p, int depth,
+                               struct mu_err *err)
+{
+    const json_t *type = json_object_get(part, "type"), *inner;
+    size_t i;
+    if (!part || json_is_null(part)) return MU_OK;
+    if (is(type, "Sequence") && depth < SEQUENCE_DEPTH) {
+        json_array_foreach(json_object_get(part, "pretokenizers"), i, inner)
+        {
+            enum mu_status st = read_pre(h, inner, n, p, depth + 1, err);
+            if (st != MU_OK) return st;
+        }
+        return MU_OK;
+    }
+    if (is(type, "Split")) return read_split(h, part, n, err);
+    if (is(type, "ByteLevel")) return read_byte_level(h, part, p, err);
+    if (is(type, "Metaspace")) return read_metaspace(h, part, p, err);
+    const char *pattern = NULL;
+    if (is(type, "Digits")) {
+        pattern = json_is_true(json_object_get(part, "individual_digits")) ? "\\p{N}" : "\\p{N}+";
+    } else if (is(type, "Punctuation")) {
+        const json_t *behavior = json_object_get(part, "behavior");
+        if (is(behavior, "Contiguous")) pattern = "[\\p{P}$+<=>^~|`]+";
+        if (!behavior || is(behavior, "Isolated")) pattern = "[\\p{P}$+<=>^~|`]";
+    }
+    return pattern ? add_pattern(h, pattern, strlen(pattern), err) : refuse_type(h, "pre-tokenizer", part, err);
+}
+
+enum mu_status mu_hf_pre_read(struct mu_hf *h, struct mu_err *err)
+{
+    struct normal n = {0};
+    struct pre p = {0};
+    enum mu_status st = read_normalizer(h, h->normalizer, &n, 0, err);
+    if (st == MU_OK) st = read_pre(h, h->pre_tokenizer, &n, &p, 0, err);
+    if (st != MU_OK) return st;
+    h->spm = n.replaces || p.metaspace;
+    h->space_prefix = n.prepends || p.prefix;
+    if (h->spm == p.byte_level)
+        return MU_HF_REFUSE(h, err, "a BPE tokenizer that is %s is",
+                            h->spm ? "both byte-level and SentencePiece's kind"
+                                   : "neither byte-level nor SentencePiece's kind");
+    if (h->spm && h->n_pattern) return MU_HF_REFUSE(h, err, "splitting SentencePiece's kind of text by patterns is");
+    if (!h->spm && h->space_prefix) return MU_HF_REFUSE(h, err, "a space before byte-level text is");
+    return MU_OK;
+}

@@ -220,11 +220,8 @@ static enum mu_status adapter_open(const struct mu_model *model, const struct mu
         st = mu_adapter_fail(ad, NULL, MU_ENOMEM, err, "no memory for a list of %d layers", model->cfg.n_layer);
         goto fail;
     }
-    if (stat(spec->path, &sb) == 0 && S_ISDIR(sb.st_mode)) {
-        st = mu_adapter_fail(ad, NULL, MU_EUNSUPPORTED, err, "it is a folder, expected a GGUF file");
-        goto fail;
-    }
-    MU_TRY(st, mu_adapter_open_gguf(ad, model, err), fail);
+    bool folder = stat(spec->path, &sb) == 0 && S_ISDIR(sb.st_mode);
+    MU_TRY(st, folder ? mu_adapter_open_peft(ad, model, err) : mu_adapter_open_gguf(ad, model, err), fail);
     if (ad->max_rank == 0) {
         st = mu_adapter_fail(ad, NULL, MU_EFORMAT, err, "expected pairs of tensors for matrices, found none");
         goto fail;

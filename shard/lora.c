@@ -27,6 +27,7 @@ struct packing {
     struct mu_shard *s;
     char *at;  /* the next free byte */
     char *raw; /* MU_ROW_GROUP rows as mat_pack wants them */
+    char *row; /* one of the file: its own may lie anywhere */
 };
 
 /* Packs n_row rows of one of the two; row(l, row0 + i) is its i-th. */
@@ -36,6 +37,7 @@ static bool mat_fill(struct packing *p, struct mu_mat *m, const struct mu_lora *
     const struct mu_kernels *k = p->s->k;
     uint32_t kept = mu_lora_kept_as(type);
     size_t row_bytes = (size_t)n_col * (kept == MU_F16 ? sizeof(uint16_t) : sizeof(float));
+    size_t from_bytes = row == mu_lora_a_row ? l->a_row_bytes : l->b_row_bytes;
     *m = (struct mu_mat){.type = kept, .n_row = n_row, .n_col = n_col, .data = p->at};
     p->at += (k->mat_bytes(kept, n_row, n_col) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
     for (int r = 0; r < n_row; r += MU_ROW_GROUP) {
@@ -43,9 +45,9 @@ static bool mat_fill(struct packing *p, struct mu_mat *m, const struct mu_lora *
         for (int i = 0; i < n; i++) {
             void *to = p->raw + (size_t)i * row_bytes;
             const uint8_t *from = row(l, row0 + r + i);
-            if (type == MU_F16)
+            if (type == kept)
                 memcpy(to, from, row_bytes);
-            else if (!k->dequant_row(type, from, n_col, to))
+            else if (!k->dequant_row(type, memcpy(p->row, from, from_bytes), n_col, to))
                 return false;
         }
         if (!k->mat_pack(m, r, r + n, p->raw)) return false;
@@ -96,7 +98,7 @@ enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *o
     s->n_lora = mu_range_len(s->stage.layers) * MU_T_MATRIX_COUNT + 1;
     s->lora = mu_calloc(n_adapter, (size_t)s->n_lora * sizeof *s->lora);
     s->lora_group = mu_calloc(3 * n_slot, sizeof *s->lora_group);
-    p.raw = mu_aligned_alloc(ALIGN, MU_ROW_GROUP * widest * sizeof(float));
+    p.raw = mu_aligned_alloc(ALIGN, (MU_ROW_GROUP + 1) * widest * sizeof(float)); /* no type is wider than F32 */
     uint64_t bytes = mu_plan_adapter_bytes(s->model, &s->plan, opt->rank, s->adapters);
     s->lora_data.bytes = (size_t)bytes;
     if (bytes) s->lora_data.p = mu_pages_alloc(s->lora_data.bytes);
@@ -109,6 +111,7 @@ enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *o
     s->lora_live.at = s->lora_group + n_slot;
     s->lora_row.at = s->lora_group + 2 * n_slot;
     p.at = s->lora_data.p;
+    p.row = p.raw + MU_ROW_GROUP * widest * sizeof(float);
     for (int i = 1; i <= s->serving.n_adapter && st == MU_OK; i++) st = adapter_fill(&p, i, err);
 done:
     mu_free(p.raw);

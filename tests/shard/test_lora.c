@@ -1,6 +1,7 @@
 /* Adapters in the pass: what they add is what merging them would, and is the same bits whatever the split, the threads,
  * the instruction set, the chunks and the company. */
 #include "base/alloc.h"
+#include "base/io.h"
 #include "model/synth.h"
 
 #include "lora_util.h"
@@ -320,6 +321,70 @@ static void test_ways(void **state)
     }
 }
 
+/* ---- the same adapter as a PEFT folder ---- */
+
+static void test_folders(void **state)
+{
+    (void)state;
+    enum { N = 12 };
+    static const struct mu_synth shapes[] = {
+        {.arch = "llama", .n_head = 6, .n_kv_head = 3, .d_head = 48, .d_model = 288, .d_ff = 352, .type = MU_Q4_0},
+        {.arch = "qwen2", .n_head = 6, .n_kv_head = 3, .d_head = 48, .d_model = 288, .d_ff = 352, .type = MU_F16},
+        {.arch = "phi3", .n_head = 6, .n_kv_head = 2, .d_head = 48, .d_model = 288, .d_ff = 352, .type = MU_Q8_0},
+        {.arch = "phi2", .n_head = 4, .n_kv_head = 4, .d_head = 72, .d_model = 288, .d_ff = 416, .type = MU_F32}};
+    static const struct { /* configurations that come to the same strength as the recipe's alpha / rank */
+        const char *json;
+        uint32_t type;
+    } forms[] = {
+        {"{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":32,\"bias\":\"none\",\"use_dora\":false,\"modules_to_save\":"
+         "null,"
+         "\"rank_pattern\":{},\"alpha_pattern\":{},\"target_modules\":[\"q_proj\"]}",
+         MU_F32},
+        {"{\"peft_type\":\"LORA\",\"r\":16,\"lora_alpha\":8,\"use_rslora\":true}", MU_BF16},
+        {"{\"peft_type\":\"LORA\",\"r\":4,\"lora_alpha\":1,"
+         "\"rank_pattern\":{\"self_attn.q_proj\":16,\"k_proj\":16,\"v_proj\":16,\"qkv_proj\":16,\"o_proj\":16,"
+         "\"dense\":16,"
+         "\"gate_proj\":16,\"up_proj\":16,\"gate_up_proj\":16,\"fc1\":16,\"mlp.fc2\":16,\"down_proj\":16,\"lm_head\":"
+         "16},"
+         "\"alpha_pattern\":{\"model.layers.0.self_attn.q_proj\":32,\"q_proj\":32,\"k_proj\":32,\"v_proj\":32,\"qkv_"
+         "proj\":32,"
+         "\"o_proj\":32,\"dense\":32,\"gate_proj\":32,\"up_proj\":32,\"gate_up_proj\":32,\"fc1\":32,\"fc2\":32,"
+         "\"down_proj\":32,\"lm_head\":32}}",
+         MU_F16}};
+    const struct lora_recipe recipe = {.rank = 16, .type = MU_F32, .alpha = 32, .out = true, .seed = 9};
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        struct mu_synth spec = shapes[i];
+        char path[300], *folder;
+        spec.n_layer = 2;
+        spec.n_ctx = 256;
+        spec.n_vocab = 300;
+        spec.rope_freq_base = 10000;
+        spec.output_type = spec.type;
+        struct mu_model *m = lora_synth(&spec, path, sizeof path);
+        unlink(path);
+        int32_t ids[N];
+        ids_fill(ids, N, m->cfg.n_vocab, 1);
+        struct mu_adapters *a = lora_open(m, &recipe, 1), *b = NULL;
+        float *want = logits_of(m, a, (struct how){0}, 1, 1, ids, N, N);
+        for (size_t k = 0; k < sizeof forms / sizeof *forms; k++) {
+            struct mu_adapter_spec by = {.name = "folder", .scale = 1};
+            MUST(mu_run_dir_create(&folder, err));
+            snprintf(by.path, sizeof by.path, "%s", folder);
+            lora_write_folder(m, &recipe, forms[k].type, forms[k].json, folder);
+            MUST(mu_adapters_open(m, &by, 1, &b, err));
+            float *got = logits_of(m, b, (struct how){.split = "1:1"}, 1, 1, ids, N, N);
+            same(got, want, N * (size_t)m->cfg.n_vocab, spec.arch);
+            free(got);
+            mu_adapters_close(b);
+            mu_run_dir_remove(folder);
+            mu_free(folder);
+        }
+        free(want);
+        mu_adapters_close(a);
+        mu_model_close(m);
+    }
+}
+
 /* ---- refused, and without memory ---- */
 
 static void test_not_finite(void **state)
@@ -395,7 +460,8 @@ static void test_no_memory(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_merged),          cmocka_unit_test(test_ways),      cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_merged),          cmocka_unit_test(test_ways),
+        cmocka_unit_test(test_folders),         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_unknown_adapter), cmocka_unit_test(test_no_memory),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);

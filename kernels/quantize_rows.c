@@ -5,7 +5,8 @@
  *   fit_scale   x ≈ d·q, q in [low, high]        Q4_0, Q5_0, Q6_K, Q3_K
  *   fit_affine  x ≈ d·q + m, q in [0, high]      Q4_1, Q5_1; Q4_K, Q5_K and Q2_K with m ≤ 0
  *
- * Both try some first scales, round, solve for the best scale of those codes, and keep the least squared error. Blocks
+ * Both try some first scales, round, solve for the best scale of those codes, and keep the least squared error.
+ * IQ4_NL and MXFP4 do it with values that are no steps of one size (struct ladder). Blocks
  * of 256 then round their 8 or 16 scales themselves, and choose the codes again for the scale that a reader will see. */
 #include "kernels/quantize_rows.h"
 
@@ -16,48 +17,65 @@
 
 enum { N_TRY = 9 }; /* first scales on either side of the largest value's */
 
-static const float TINY = 1e-30f; /* far below what an f16 scale can say, and its inverse is finite */
+enum { N_LANE = 8 };
+static const float LARGEST = 1e15f; /* beyond it sums of squares might overflow; no scale of an f16 reaches it */
+static const float TINY = 1e-30f;   /* far below what an f16 scale can say, and its inverse is finite */
 
-static int clampi(int v, int low, int high)
+/* Sums run in eight lanes, whose order is fixed, so that every compiler's vectors give the same bits. */
+static float sum_lanes(const float *lane)
 {
-    return v < low ? low : v > high ? high : v;
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
 }
 
-/* The nearest code, ties to even; x·inverse may be anything finite. */
+/* The nearest whole number in [low, high], ties to even; |low|, |high| below 2^22. x·inverse is no NaN. */
+static inline float level(float x, float inverse, float low, float high)
+{
+    const float whole = 12582912.0f; /* 1.5·2^23: floats there are whole numbers */
+    float v = x * inverse;
+    v = v < low ? low : v;
+    v = v > high ? high : v;
+    return (v + whole) - whole;
+}
+
 static int code(float x, float inverse, int low, int high)
 {
-    float v = x * inverse;
-    if (!(v > (float)low)) return low;
-    if (!(v < (float)high)) return high;
-    return clampi((int)lrintf(v), low, high);
+    return (int)level(x, inverse, (float)low, (float)high);
 }
 
 static float inverse_of(float d)
 {
-    return d != 0.0f ? 1.0f / d : 0.0f;
+    return fabsf(d) >= TINY ? 1.0f / d : 0.0f;
 }
 
-/* ---- the two fits ---- */
+static float greatest(const float *x, int n) /* in magnitude */
+{
+    float most = 0.0f;
+    for (int i = 0; i < n; i++)
+        if (fabsf(x[i]) > fabsf(most)) most = x[i];
+    return most;
+}
+
+/* ---- the two fits; n a multiple of the lanes ---- */
 
 /* The scale for codes [low, high], -low ≥ high; 0 for zeros. The value of greatest magnitude gets the code `low`, so
  * the scale's sign is against its own. */
 static float fit_scale(const float *x, int n, int low, int high)
 {
-    float most = 0.0f, best = 0.0f, gain = 0.0f;
-    for (int i = 0; i < n; i++)
-        if (fabsf(x[i]) > fabsf(most)) most = x[i];
+    float most = greatest(x, n), best = 0.0f, gain = 0.0f;
     if (fabsf(most) < TINY) return 0.0f;
     for (int t = -N_TRY; t <= N_TRY; t++) {
-        float inverse = ((float)low + 0.1f * (float)t) / most, xq = 0.0f, qq = 0.0f;
-        for (int i = 0; i < n; i++) {
-            float q = (float)code(x[i], inverse, low, high);
-            xq += x[i] * q;
-            qq += q * q;
-        }
+        float inverse = ((float)low + 0.1f * (float)t) / most, xq[N_LANE] = {0}, qq[N_LANE] = {0};
+        for (int i = 0; i < n; i += N_LANE)
+            for (int k = 0; k < N_LANE; k++) {
+                float q = level(x[i + k], inverse, (float)low, (float)high);
+                xq[k] += x[i + k] * q;
+                qq[k] += q * q;
+            }
         /* Σ(x - d·q)² = Σx² - (Σxq)²/Σq² at the best d */
-        if (qq > 0.0f && xq * xq > gain * qq) {
-            gain = xq * xq / qq;
-            best = xq / qq;
+        float a = sum_lanes(xq), b = sum_lanes(qq);
+        if (b > 0.0f && a * a > gain * b) {
+            gain = a * a / b;
+            best = a / b;
         }
     }
     return best;
@@ -67,40 +85,46 @@ struct affine {
     float d, m;
 };
 
-/* Scale ≥ 0 and offset for codes [0, high]; not_above: the offset must be 0 or less. */
+/* Scale ≥ 0 and offset for codes [0, high]; not_above: the offset must be 0 or less. Fits y = x - lowest, so that
+ * what all values have in common costs no precision. */
 static struct affine fit_affine(const float *x, int n, int high, bool not_above)
 {
-    float low = x[0], top = x[0], sum = 0.0f, least = INFINITY;
-    struct affine best = {0.0f, 0.0f};
+    float y[32], low = x[0], top = x[0], sum = 0.0f, least = 0.0f;
     for (int i = 0; i < n; i++) {
-        if (x[i] < low) low = x[i];
-        if (x[i] > top) top = x[i];
-        sum += x[i];
+        low = x[i] < low ? x[i] : low;
+        top = x[i] > top ? x[i] : top;
     }
     if (not_above && low > 0.0f) low = 0.0f;
-    best.m = low;
-    if (top - low < TINY) return best;
+    struct affine best = {0.0f, low};
+    if (!(top - low >= TINY)) return best;
+    for (int i = 0; i < n; i++) {
+        y[i] = x[i] - low;
+        sum += y[i];
+    }
     for (int t = -N_TRY; t <= N_TRY; t++) {
-        float inverse = ((float)high + 0.1f * (float)t) / (top - low), q1 = 0.0f, q2 = 0.0f, xq = 0.0f, error = 0.0f;
-        for (int i = 0; i < n; i++) {
-            float q = (float)code(x[i] - low, inverse, 0, high);
-            q1 += q;
-            q2 += q * q;
-            xq += x[i] * q;
+        float inverse = ((float)high + 0.1f * (float)t) / (top - low);
+        float l1[N_LANE] = {0}, l2[N_LANE] = {0}, ly[N_LANE] = {0};
+        for (int i = 0; i < n; i += N_LANE)
+            for (int k = 0; k < N_LANE; k++) {
+                float q = level(y[i + k], inverse, 0.0f, (float)high);
+                l1[k] += q;
+                l2[k] += q * q;
+                ly[k] += y[i + k] * q;
+            }
+        float q1 = sum_lanes(l1), q2 = sum_lanes(l2), yq = sum_lanes(ly), count = (float)n, det = count * q2 - q1 * q1;
+        if (!(q2 > 0.0f)) continue;
+        struct affine a = {yq / q2, 0.0f}; /* where all codes are one */
+        if (det > 0.0f) a = (struct affine){(count * yq - sum * q1) / det, (q2 * sum - q1 * yq) / det};
+        if (not_above && a.m > -low) { /* the offset of x would be above 0 */
+            a.m = -low;
+            a.d = (yq + low * q1) / q2;
         }
-        float det = (float)n * q2 - q1 * q1;
-        if (!(det > 0.0f)) continue;
-        struct affine a = {((float)n * xq - sum * q1) / det, (q2 * sum - q1 * xq) / det};
-        if (not_above && a.m > 0.0f) a = (struct affine){q2 > 0.0f ? xq / q2 : 0.0f, 0.0f};
         if (!(a.d > 0.0f)) continue;
-        float to_code = 1.0f / a.d;
-        for (int i = 0; i < n; i++) {
-            float e = x[i] - (a.d * (float)code(x[i] - a.m, to_code, 0, high) + a.m);
-            error += e * e;
-        }
+        /* Σ(y - d·q - m)² less Σy² */
+        float error = a.d * a.d * q2 + count * a.m * a.m + 2.0f * (a.d * a.m * q1 - a.d * yq - a.m * sum);
         if (error < least) {
             least = error;
-            best = a;
+            best = (struct affine){a.d, a.m + low};
         }
     }
     return best;
@@ -130,11 +154,9 @@ static void put_fifth_bits(const uint8_t *q, uint8_t *qh)
 
 static bool q8_0(const float *x, struct mu_block_q8_0 *b)
 {
-    float most = 0.0f, d;
+    float d;
     uint16_t h;
-    for (int i = 0; i < 32; i++)
-        if (fabsf(x[i]) > most) most = fabsf(x[i]);
-    if (!store_f16(most / 127.0f, &h, &d)) return false;
+    if (!store_f16(fabsf(greatest(x, 32)) / 127.0f, &h, &d)) return false;
     float inverse = inverse_of(d);
     b->d = h;
     for (int i = 0; i < 32; i++) b->qs[i] = (int8_t)code(x[i], inverse, -127, 127);
@@ -204,58 +226,72 @@ static bool q5_1(const float *x, struct mu_block_q5_1 *b)
     return true;
 }
 
-/* Index of the nearest of 16 values, which need not be in order. */
-static uint8_t nearest(const int8_t *values, float v)
+/* Values that ascend: the middles between neighbours, and the steps from each to the next. */
+struct ladder {
+    float first, middle[15], step[15];
+    int n; /* middles */
+};
+
+static struct ladder ladder_of(const int8_t *values, int n)
 {
-    uint8_t best = 0;
-    float least = INFINITY;
-    for (uint8_t i = 0; i < 16; i++) {
-        float e = fabsf(v - (float)values[i]);
-        if (e < least) {
-            least = e;
-            best = i;
-        }
+    struct ladder l = {.first = (float)values[0], .n = n - 1};
+    for (int i = 0; i + 1 < n; i++) {
+        l.middle[i] = ((float)values[i] + (float)values[i + 1]) * 0.5f;
+        l.step[i] = (float)values[i + 1] - (float)values[i];
     }
-    return best;
+    return l;
 }
 
-/* As `nearest` of the values of IQ4_NL, which ascend: between which two, then the nearer. */
-static uint8_t nearest_ascending(const int8_t *values, float v)
+/* Σxv and Σv² over 32 values x, v being the value nearest to x·inverse. */
+static void climb(const struct ladder *l, const float *x, float inverse, float *xv_out, float *vv_out)
 {
-    int low = 0, high = 15;
-    while (high - low > 1) {
-        int mid = (low + high) / 2;
-        if (v < (float)values[mid])
-            high = mid;
-        else
-            low = mid;
+    float u[32], v[32], xv[N_LANE] = {0}, vv[N_LANE] = {0};
+    for (int i = 0; i < 32; i++) {
+        u[i] = x[i] * inverse;
+        v[i] = l->first;
     }
-    return (uint8_t)(v - (float)values[low] <= (float)values[high] - v ? low : high);
+    for (int m = 0; m < l->n; m++) {
+        float middle = l->middle[m], step = l->step[m];
+        for (int i = 0; i < 32; i++) {
+            float up = u[i] > middle ? step : 0.0f;
+            v[i] += up;
+        }
+    }
+    for (int i = 0; i < 32; i += N_LANE)
+        for (int k = 0; k < N_LANE; k++) {
+            xv[k] += x[i + k] * v[i + k];
+            vv[k] += v[i + k] * v[i + k];
+        }
+    *xv_out = sum_lanes(xv);
+    *vv_out = sum_lanes(vv);
+}
+
+/* Which of the ladder's values. */
+static int rung(const struct ladder *l, float v)
+{
+    int n = 0;
+    for (int m = 0; m < l->n; m++) n += v > l->middle[m];
+    return n;
 }
 
 static bool iq4_nl(const float *x, struct mu_block_iq4_nl *b)
 {
-    float most = 0.0f, best = 0.0f, gain = 0.0f, d;
+    const struct ladder l = ladder_of(mu_iq4_values, 16);
+    float most = greatest(x, 32), best = 0.0f, gain = 0.0f, d;
     uint8_t q[32];
     uint16_t h;
-    for (int i = 0; i < 32; i++)
-        if (fabsf(x[i]) > fabsf(most)) most = x[i];
     for (int t = -N_TRY; t <= N_TRY && fabsf(most) >= TINY; t++) {
-        float inverse = (-127.0f + 3.0f * (float)t) / most, xq = 0.0f, qq = 0.0f;
-        for (int i = 0; i < 32; i++) {
-            float v = (float)mu_iq4_values[nearest_ascending(mu_iq4_values, x[i] * inverse)];
-            xq += x[i] * v;
-            qq += v * v;
-        }
-        if (qq > 0.0f && xq * xq > gain * qq) {
-            gain = xq * xq / qq;
-            best = xq / qq;
+        float xv, vv;
+        climb(&l, x, (-127.0f + 3.0f * (float)t) / most, &xv, &vv);
+        if (vv > 0.0f && xv * xv > gain * vv) {
+            gain = xv * xv / vv;
+            best = xv / vv;
         }
     }
     if (!store_f16(best, &h, &d)) return false;
     float inverse = inverse_of(d);
     b->d = h;
-    for (int i = 0; i < 32; i++) q[i] = nearest_ascending(mu_iq4_values, x[i] * inverse);
+    for (int i = 0; i < 32; i++) q[i] = (uint8_t)rung(&l, x[i] * inverse);
     put_nibbles(q, b->qs);
     return true;
 }
@@ -263,28 +299,30 @@ static bool iq4_nl(const float *x, struct mu_block_iq4_nl *b)
 /* The exponent that the largest value asks for and its neighbours, whichever errs least. */
 static bool mxfp4(const float *x, struct mu_block_mxfp4 *b)
 {
-    float most = 0.0f, least = INFINITY;
-    int exponent;
-    for (int i = 0; i < 32; i++)
-        if (fabsf(x[i]) > most) most = fabsf(x[i]);
+    static const int8_t ascending[15] = {-12, -8, -6, -4, -3, -2, -1, 0, 1, 2, 3, 4, 6, 8, 12};
+    static const uint8_t codes[15] = {15, 14, 13, 12, 11, 10, 9, 0, 1, 2, 3, 4, 5, 6, 7};
+    const struct ladder l = ladder_of(ascending, 15);
+    float most = fabsf(greatest(x, 32)), least = INFINITY;
+    uint8_t q[32];
+    int exponent, e;
     frexpf(most, &exponent);
-    int middle = clampi(exponent + 124, 1, 253); /* 8 to 16 halves of that scale; codes reach 12 */
-    if (most == 0.0f) middle = 1;
-    for (int e = middle - 1; e <= middle + 1; e++) {
-        uint8_t q[32];
-        float d = mu_e8m0_half((uint8_t)e), error = 0.0f, inverse = 1.0f / d;
-        for (int i = 0; i < 32; i++) {
-            q[i] = nearest(mu_mxfp4_values, x[i] * inverse);
-            float r = x[i] - d * (float)mu_mxfp4_values[q[i]];
-            error += r * r;
-        }
+    e = exponent + 124; /* `most` is 8 to 16 halves of that scale; codes reach 12 */
+    if (most < TINY || e < 2) e = 2;
+    if (e > 253) e = 253;
+    for (int c = e - 1, end = e + 1; c <= end; c++) {
+        float d = mu_e8m0_half((uint8_t)c), xv, vv;
+        climb(&l, x, 1.0f / d, &xv, &vv);
+        float error = d * (d * vv - 2.0f * xv); /* less Σx² */
         if (error < least) {
             least = error;
-            b->e = (uint8_t)e;
-            put_nibbles(q, b->qs);
+            e = c;
         }
     }
-    return least < INFINITY;
+    float inverse = 1.0f / mu_e8m0_half((uint8_t)e);
+    b->e = (uint8_t)e;
+    for (int i = 0; i < 32; i++) q[i] = codes[rung(&l, x[i] * inverse)];
+    put_nibbles(q, b->qs);
+    return true;
 }
 
 /* ---- blocks of 256 ---- */
@@ -497,7 +535,7 @@ bool mu_quantize_row(uint32_t type, const float *x, int n, void *out)
     const struct mu_type_info *info = mu_type_info(type);
     uint8_t *to = out;
     for (int i = 0; i < n; i++)
-        if (!isfinite(x[i])) return false;
+        if (!(fabsf(x[i]) < LARGEST)) return false;
     for (int i = 0; i < n; i += info->block_values, to += info->block_bytes)
         if (!block(type, x + i, to)) return false;
     return true;

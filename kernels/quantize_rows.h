@@ -13,7 +13,7 @@
 /* Whether mu_quantize_row makes rows of this type. */
 bool mu_quantize_knows(uint32_t type);
 /* n values (a multiple of the type's block) into blocks at out (any alignment). false, out undefined: a value is not
- * finite, or a scale of the type cannot hold it. Threads: any. */
+ * finite or beyond ±1e15, or a scale of the type cannot hold it. Threads: any. */
 bool mu_quantize_row(uint32_t type, const float *x, int n, void *out);
 
 #endif

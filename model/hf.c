@@ -120,11 +120,14 @@ static enum mu_status index_tensors(struct hf *h)
     json_object_foreach(json_object_get(h->files.index, "weight_map"), name, file)
     {
         const struct mu_st_tensor *t = find(h, name);
-        if (!t || strcmp(h->files.name[t->part - 1], json_string_value(file)) != 0)
+        char shown[80], shown2[60];
+        const char *in = json_string_value(file);
+        if (!t || strcmp(h->files.name[t->part - 1], in) != 0)
             return mu_fail(h->err, MU_EFORMAT,
-                           "folder '%.160s': model.safetensors.index.json says that tensor '%.80s' is in '%.60s', "
+                           "folder '%.160s': model.safetensors.index.json says that tensor '%s' is in '%s', "
                            "but it is not there: download the folder again",
-                           h->folder, name, json_string_value(file));
+                           h->folder, mu_str_show((struct mu_str){name, strlen(name)}, shown, sizeof shown),
+                           mu_str_show((struct mu_str){in, strlen(in)}, shown2, sizeof shown2));
     }
     return MU_OK;
 }
@@ -278,6 +281,16 @@ static enum mu_status missing(const struct hf *h, const struct item *it, int exp
                    h->c.family->layer_prefix, it->layer, it->name->hf);
 }
 
+static enum mu_status unknown_type(const struct hf *h, const struct mu_st_tensor *t)
+{
+    char what[160];
+    snprintf(what, sizeof what,
+             "its type %s is not supported in folders; expected F32, F16 or BF16: get the model in one of these, or as "
+             "a GGUF file",
+             t->dtype);
+    return tensor_fail(h, t, MU_EUNSUPPORTED, what);
+}
+
 /* Everything that must be there, of types that this build reads, with shapes that this file can count with. */
 static enum mu_status check_items(const struct hf *h)
 {
@@ -288,11 +301,7 @@ static enum mu_status check_items(const struct hf *h)
             bool output = strcmp(it.name->gguf, "output.weight") == 0;
             if (!t && it.name->optional && !(output && !h->c.tied)) continue;
             if (!t) return missing(h, &it, e);
-            if (t->type == MU_ST_NO_TYPE)
-                return MU_PART_FAIL(&h->g->parts[t->part], h->err, MU_EUNSUPPORTED, t->offset,
-                                    "tensor '%s': its type %s is not supported in folders; expected F32, F16 or BF16: "
-                                    "get the model in one of these, or as a GGUF file",
-                                    t->name.p, t->dtype);
+            if (t->type == MU_ST_NO_TYPE) return unknown_type(h, t);
             bool matrix = is_matrix(it.name, t) || it.name->kind == MU_HF_ROUTER;
             if (t->n_dim != (matrix ? 2 : 1) || t->bytes == 0)
                 return tensor_fail(h, t, MU_EFORMAT, matrix ? "expected a matrix" : "expected a vector");
@@ -446,8 +455,7 @@ static enum mu_status runs_alloc(const struct hf *h, const struct item *it, uint
 {
     *runs_out = mu_arena_calloc(h->g->arena, n, sizeof **runs_out);
     return *runs_out ? MU_OK
-                     : mu_fail(h->err, MU_ENOMEM, "no memory for the places of the rows of tensor '%.80s'",
-                               it->at[0]->name.p);
+                     : mu_fail(h->err, MU_ENOMEM, "no memory for the places of the rows of tensor '%s'", it->name->hf);
 }
 
 /* Rows in another order than one after another. */

@@ -113,10 +113,11 @@ static enum mu_status add_indexed(struct mu_hf_files *files, const char *path, s
     json_object_foreach(map, tensor, v)
     {
         const char *name = json_string_value(v);
+        char shown[80];
         if (!name || strchr(name, '/') || !ends_with(name, ".safetensors"))
             return mu_fail(err, MU_EFORMAT,
-                           "file '%.160s': tensor '%.80s': expected the name of a .safetensors file in this folder",
-                           path, tensor);
+                           "file '%.160s': tensor '%s': expected the name of a .safetensors file in this folder", path,
+                           mu_str_show((struct mu_str){tensor, strlen(tensor)}, shown, sizeof shown));
         if (last && strcmp(last, name) == 0) continue; /* most neighbours lie in one file */
         bool known = false;
         for (int i = 0; i < files->n && !known; i++) known = strcmp(files->name[i], name) == 0;

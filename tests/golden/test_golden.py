@@ -9,7 +9,9 @@ import tempfile
 import unittest
 
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "cluster"))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "model"))
 import harness  # noqa: E402
+import make_hf  # noqa: E402
 from harness import BARD, FIXTURES, run  # noqa: E402
 
 # name → (d, KL, log-probability, perplexity) bounds of the fixtures' README: weights as they are; or with 8-bit activations.
@@ -48,12 +50,12 @@ def log_softmax(row):
 
 
 class Golden(unittest.TestCase):
-    def check(self, name, bounds):
+    def check(self, name, bounds, folder=None):
         d_max, kl_max, lp_max, ppl_max = bounds
         with open(os.path.join(FIXTURES, "goldens", name + ".json")) as f:
             golden = json.load(f)
         values = floats(os.path.join(FIXTURES, "goldens", name + ".bin"))
-        model = os.path.join(FIXTURES, golden["gguf"])
+        model = os.path.join(FIXTURES, "models", folder) if folder else os.path.join(FIXTURES, golden["gguf"])
         n_vocab = golden["n_vocab"]
         worst = 0
         for prompt in golden["prompts"].values() if isinstance(golden["prompts"], dict) else golden["prompts"]:
@@ -128,6 +130,82 @@ for _name, _bounds in MODELS.items():
     setattr(Golden, "test_" + re.sub(r"\W", "_", _name), golden_test(_name, _bounds))
 
 
+for _name in ("llama3", "mistral", "gemma2"):
+    setattr(Golden, f"test_{_name}_hf", (lambda n: lambda self: self.check(n, FLOAT, n + "-hf"))(_name))
+
+
+class Folders(unittest.TestCase):
+    """A Hugging Face folder gives the bytes of the GGUF file with its weights, for every family, however it is written and split."""
+    IDS = [(i * 37 + 11) % 400 + 3 for i in range(150)]  # beyond every window, and longrope's first context
+    FAMILIES = ("llama2", "llama3", "mistral", "mixtral", "falcon7b", "falcon40b", "phi2", "phi3", "phi3-longrope", "gemma", "gemma2", "gemma3", "qwen2",
+                "qwen3", "qwen3moe")
+
+    def file(self, name):
+        return os.path.join(FIXTURES, "models", name)
+
+    def test_families(self):
+        for name in self.FAMILIES:
+            model = self.file(name + ".f16.gguf")
+            base = logits(model, self.IDS, "--all")
+            for how in ({}, {"shards": 3, "v5": True, "odd": True}, {"dtype": "F32"}):
+                with tempfile.TemporaryDirectory() as folder:
+                    make_hf.make(model, folder, **how)
+                    self.assertEqual(logits(folder, self.IDS, "--all", "--split", "2:1/1" if how else "1"), base, f"{name} {how}")
+
+    def test_fixtures(self):
+        for folder, model in (("llama3-hf", "llama3.BF16.gguf"), ("mistral-hf", "mistral.f16.gguf")):
+            base = logits(self.file(model), self.IDS, "--all")
+            for path in ("", "config.json"):
+                self.assertEqual(logits(os.path.join(self.file(folder), path), self.IDS, "--all"), base, folder)
+        base = logits(self.file("gemma2-hf"), self.IDS, "--all")
+        for split in ("1:1", "2:1/1", "1:1:1:1:1"):
+            self.assertEqual(logits(self.file("gemma2-hf"), self.IDS, "--all", "--split", split), base, split)
+
+    def test_text(self):
+        for folder, model in (("llama3-hf", "llama3.BF16.gguf"), ("mistral-hf", "mistral.f16.gguf"), ("gemma2-hf", "gemma2.f16.gguf")):
+            said = [run("run", self.file(m), "KING HENRY: what say you", "-n", "8", "--ignore-end").stdout for m in (folder, model)]
+            self.assertEqual(said[0], said[1])
+            self.assertTrue(said[0].strip())
+
+
+class Quantize(unittest.TestCase):
+    """--quantize: perplexity near the model's, and nearer than the bounds of what llama-quantize makes; the same bytes for every split."""
+    WORST = {"q8_0": 1e-3, "q6_k": 3e-3, "q5_k": 5e-3, "q5_0": 5e-3, "q4_k": 6e-3, "q4_0": 8e-3, "mxfp4": 1.5e-2, "q3_k": 2e-2}
+
+    def test_perplexity(self):
+        for name in ("llama3", "gemma2"):
+            with open(os.path.join(FIXTURES, "goldens", name + ".json")) as f:
+                ppl = json.load(f)["ppl"]
+            with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+                f.write(" ".join(map(str, ppl["ids"])))
+                f.flush()
+                for kind, worst in self.WORST.items():
+                    done = run("perplexity", os.path.join(FIXTURES, "models", name + ".f16.gguf"), f.name, "--ids", "--chunk", "250", "--quantize", kind)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+                    got = float(re.search(r"perplexity ([0-9.]+)", done.stdout)[1])
+                    print(f"  {name} {kind}: perplexity {got:.3f}, unquantised {ppl['ppl']:.3f}")
+                    self.assertTrue(abs(got / ppl["ppl"] - 1) < worst, f"{name} {kind}: {got}")
+
+    def test_splits(self):
+        ids = Folders.IDS[:40]
+        for model in ("llama3-hf", "mixtral.f16.gguf", "qwen2.f16.gguf", "qwen3moe.f16.gguf"):
+            path = os.path.join(FIXTURES, "models", model)
+            for kind in ("q4_k", "q8_0"):
+                base = logits(path, ids, "--all", "--quantize", kind)
+                self.assertNotEqual(base, logits(path, ids, "--all"))
+                for split in ("2:1/1", "1:1:1:1:1"):
+                    self.assertEqual(logits(path, ids, "--all", "--quantize", kind, "--split", split), base, f"{model} {kind} {split}")
+
+    def test_refused(self):
+        path = os.path.join(FIXTURES, "models", "llama3.Q4_K_M.gguf")
+        done = run("run", path, "a", "--quantize", "q8_0")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("nothing to do", done.stderr)
+        done = run("run", path, "a", "--quantize", "q9")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("Q4_K", done.stderr)
+
+
 class SameBytes(unittest.TestCase):
     """docs/arithmetic.md: no bit depends on split, threads, instruction set, chunks or company."""
     IDS = [(i * 37 + 11) % 400 + 3 for i in range(70)]
@@ -187,6 +265,6 @@ class SameBytes(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    if "Golden" in " ".join(sys.argv[1:]):
+    if "SameBytes" not in " ".join(sys.argv[1:]):
         harness.need_fixtures()
     harness.main()

@@ -60,7 +60,8 @@ static enum mu_status place_pair(struct mu_adapter *ad, const struct mu_gguf *g,
     struct mu_adapter_tensor a = tensor_of(t);
     snprintf(other, sizeof other, "%.*s.lora_b", (int)name.len, name.p);
     const struct mu_gguf_tensor *u = mu_gguf_tensor(g, other);
-    if (!u) return mu_adapter_fail(ad, &a, MU_EFORMAT, err, "expected its other half '%s', found none", other);
+    if (!u)
+        return mu_adapter_fail(ad, &a, MU_EFORMAT, err, "expected its other half, which ends in .lora_b, found none");
     if (t->n_dim > 2 || u->n_dim > 2)
         return mu_adapter_fail(ad, &a, MU_EUNSUPPORTED, err,
                                "it is a stack of matrices; adapting experts is not supported");
@@ -94,7 +95,8 @@ enum mu_status mu_adapter_open_gguf(struct mu_adapter *ad, const struct mu_model
             char other[256];
             snprintf(other, sizeof other, "%.*s.lora_a", (int)name.len, name.p);
             if (!mu_gguf_tensor(g, other))
-                st = mu_adapter_fail(ad, &shown, MU_EFORMAT, err, "expected its other half '%s', found none", other);
+                st = mu_adapter_fail(ad, &shown, MU_EFORMAT, err,
+                                     "expected its other half, which ends in .lora_a, found none");
         } else {
             st =
                 mu_adapter_fail(ad, &shown, MU_EUNSUPPORTED, err,

@@ -89,10 +89,13 @@ static enum mu_status config_read(struct peft *p, struct mu_err *err)
         return mu_adapter_fail(p->ad, NULL, MU_EFORMAT, err,
                                "expected adapter_config.json in this folder, found none: it is no PEFT adapter");
     if (st != MU_OK) return st;
-    const char *type = json_string_value(json_object_get(p->config, "peft_type"));
-    if (!type || strcmp(type, "LORA") != 0)
+    const json_t *value = json_object_get(p->config, "peft_type");
+    struct mu_str type = {json_string_value(value), json_string_length(value)};
+    char shown[48];
+    if (!type.p || !mu_str_is(type, "LORA"))
         return mu_adapter_fail(p->ad, NULL, MU_EUNSUPPORTED, err,
-                               "adapter_config.json: 'peft_type' is '%.40s'; only LORA is supported", type ? type : "");
+                               "adapter_config.json: 'peft_type' is '%s'; only LORA is supported",
+                               mu_str_show(type, shown, sizeof shown));
     for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
         if (is_set(json_object_get(p->config, refused[i].key)))
             return mu_adapter_fail(p->ad, NULL, MU_EUNSUPPORTED, err,
@@ -271,8 +274,8 @@ static enum mu_status place_tensor(struct peft *p, const struct mu_st_tensor *t,
     const struct mu_st_tensor *const *found =
         bsearch(&wanted, p->file->by_name, p->file->table.n_tensor, sizeof *p->file->by_name, compare_names);
     if (!found)
-        return mu_adapter_fail(p->ad, &half[0], MU_EFORMAT, err, "expected its other half '%.*s', found none", (int)len,
-                               other);
+        return mu_adapter_fail(p->ad, &half[0], MU_EFORMAT, err,
+                               "expected its other half, which ends in %s, found none", endings[1 - which]);
     if (which == 1) return MU_OK;
     half[1] = tensor_of(p, *found);
     for (int i = 0; i < 2; i++)

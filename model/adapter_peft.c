@@ -234,7 +234,7 @@ static enum mu_status place_pair(struct peft *p, struct mu_str module, const str
 {
     int layer = -1;
     struct mu_str rest = module;
-    float scale;
+    float scale = 0;
     enum mu_status st = scale_of(p, module, a, &scale, err);
     if (st != MU_OK) return st;
     bool in_layer = module_split(p, module, &layer, &rest);

@@ -1,4 +1,5 @@
 """LoRA adapters: streams of different adapters in one batch, each the same as alone, also when a rank dies meanwhile."""
+import json
 import os
 import random
 import signal
@@ -43,6 +44,54 @@ def write_adapter(path, seed, layers, shapes, rank=4, alpha=8.0, arch="llama"):
         f.write(head + data)
 
 
+def folder_of(path, target, d_head):
+    """The same adapter as write_adapter's file at `path`, as a PEFT folder."""
+    modules = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+               "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+    with open(path, "rb") as f:
+        raw = f.read()
+    n_tensor, n_key = struct.unpack_from("<QQ", raw, 8)
+    at = 24
+
+    def string():
+        nonlocal at
+        n = struct.unpack_from("<Q", raw, at)[0]
+        at += 8 + n
+        return raw[at - n:at].decode()
+
+    keys, tensors = {}, []
+    for _ in range(n_key):
+        key = string()
+        kind = struct.unpack_from("<I", raw, at)[0]
+        at += 4
+        if kind == 8:
+            keys[key] = string()
+        else:
+            keys[key] = struct.unpack_from("<f", raw, at)[0]
+            at += 4
+    for _ in range(n_tensor):
+        name = string()
+        _, n_col, n_row, _, offset = struct.unpack_from("<IQQIQ", raw, at)
+        at += 32
+        tensors.append((name, n_col, n_row, offset))
+    start = (at + 31) // 32 * 32
+    header, data = {}, b""
+    for name, n_col, n_row, offset in tensors:
+        _, layer, matrix, _, half = name.split(".")
+        rows = [raw[start + offset + 4 * n_col * i:start + offset + 4 * n_col * (i + 1)] for i in range(n_row)]
+        if half == "lora_b" and matrix in ("attn_q", "attn_k"):  # pairs become the halves of a head
+            rows = [rows[h * d_head + i] for h in range(n_row // d_head) for i in [*range(0, d_head, 2), *range(1, d_head, 2)]]
+        full = f"base_model.model.model.layers.{layer}.{modules[matrix]}.lora_{half[-1].upper()}.weight"
+        header[full] = {"dtype": "F32", "shape": [n_row, n_col], "data_offsets": [len(data), len(data) + 4 * n_col * n_row]}
+        data += b"".join(rows)
+    os.mkdir(target)
+    text = json.dumps(header).encode()
+    with open(os.path.join(target, "adapter_model.safetensors"), "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text + data)
+    with open(os.path.join(target, "adapter_config.json"), "w") as f:
+        json.dump({"peft_type": "LORA", "r": tensors[0][2], "lora_alpha": keys["adapter.lora.alpha"], "target_modules": ["q_proj"]}, f)
+
+
 class Lora(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -51,7 +100,9 @@ class Lora(unittest.TestCase):
         cls.a, cls.b = (os.path.join(cls.folder.name, n) for n in ("first.gguf", "second.gguf"))
         write_adapter(cls.a, 1, (0, 1, 2), {"attn_q": (d, q), "attn_v": (d, kv), "ffn_down": (ff, d)})
         write_adapter(cls.b, 2, (1,), {"attn_output": (q, d), "ffn_gate": (d, ff), "ffn_up": (d, ff)}, rank=20)
-        cls.server = harness.Server(split="2:1/1", args=["--lora", cls.a, "--lora", f"loud={cls.b}:1.5", "--stall-ms", "1500"])
+        cls.peft = os.path.join(cls.folder.name, "same")
+        folder_of(cls.a, cls.peft, 32)
+        cls.server = harness.Server(split="2:1/1", args=["--lora", cls.a, "--lora", cls.peft, "--lora", f"loud={cls.b}:1.5", "--stall-ms", "1500"])
         cls.jobs = [(f"SCENE {i}\n", 100 + i, 0.0 if i % 2 else 0.8, more)
                     for i, more in enumerate([{"adapter": "first"}, {"adapter": "loud"}, {}, {"adapter": "first", "adapter_scale": -0.5},
                                               {"adapter": "first"}, {"adapter": "loud", "adapter_scale": 2}])]
@@ -103,6 +154,12 @@ class Lora(unittest.TestCase):
         self.assertEqual(len({tuple(g) for g in greedy}), 3)
         self.assertEqual(self.server.generate("ROMEO:\n", 40, adapter="first", adapter_scale=1)[0], greedy[1])
 
+    def test_a_folder_is_the_same(self):
+        for job, want in zip(self.jobs, self.expected):
+            prompt, seed, temperature, more = job
+            if more == {"adapter": "first"}:
+                self.assertEqual(self.server.generate(prompt, N_TOKEN, seed=seed, temperature=temperature, adapter="same")[0], want)
+
     def test_together_as_alone(self):
         self.together()
 
@@ -125,7 +182,7 @@ class Lora(unittest.TestCase):
     def test_status(self):
         adapters = self.server.unary("ModelStatus", pb.ModelStatusRequest(), pb.ModelStatusReply).adapter
         self.assertEqual([(a.name, a.path, a.scale, a.rank) for a in adapters],
-                         [("first", os.path.realpath(self.a), 1.0, 4), ("loud", os.path.realpath(self.b), 1.5, 20)])
+                         [("first", os.path.realpath(self.a), 1.0, 4), ("same", os.path.realpath(self.peft), 1.0, 4), ("loud", os.path.realpath(self.b), 1.5, 20)])
 
     def test_refused(self):
         def refusal(**more):
@@ -134,7 +191,7 @@ class Lora(unittest.TestCase):
             self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
             return caught.exception.details()
 
-        self.assertEqual(refusal(adapter="third"), "adapter 'third' is not loaded here; loaded: first, loud")
+        self.assertEqual(refusal(adapter="third"), "adapter 'third' is not loaded here; loaded: first, same, loud")
         self.assertIn("adapter_scale", refusal(adapter="first", adapter_scale=float("nan")))
         self.assertIn("adapter_scale", refusal(adapter_scale=2))
 

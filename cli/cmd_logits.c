@@ -60,9 +60,10 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
 }
 
 /* The ids in `batch` slots at once, each a few tokens further than the next so that the steps mix prefill positions; rows of slot 0 are written.
- * The other slots get the same ids backwards, two in three of them without an adapter: what shares a step must not matter. */
+ * far: the sequences are longer than the short context of the model. The other slots get the same ids backwards, two in three of them without an
+ * adapter: what shares a step must not matter. */
 static enum mu_status run_batch(struct mu_solo *solo, const struct logits_args *a, const int32_t *ids, size_t n,
-                                struct sink *sink, struct mu_err *err)
+                                bool far, struct sink *sink, struct mu_err *err)
 {
     enum mu_status st;
     const struct mu_serving *serving = mu_solo_serving(solo);
@@ -89,6 +90,7 @@ static enum mu_status run_batch(struct mu_solo *solo, const struct logits_args *
                                                             .pos0 = pos[b],
                                                             .n_tok = want,
                                                             .tok_off = step->n_tok,
+                                                            .far = far,
                                                             .top_p = 1,
                                                             .adapter = b % 3 == 0 && serving->n_adapter > 0,
                                                             .adapter_scale = 1,
@@ -149,7 +151,7 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
     MU_TRY(st, mu_file_writer_open(a->out, &sink.file, err), done);
     sink.n_vocab = o.model->cfg.n_vocab;
-    MU_TRY(st, run_batch(solo, a, ids, n, &sink, err), done);
+    MU_TRY(st, run_batch(solo, a, ids, n, n > (size_t)o.model->cfg.n_ctx_short, &sink, err), done);
     written = true;
 done:
     if (sink.file) {

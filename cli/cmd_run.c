@@ -413,6 +413,7 @@ int mu_cmd_run(int argc, char **argv)
         "\vExamples:\n"
         "  muster run model.gguf 'Once upon a time' -n 100\n"
         "  muster run model.gguf 'ROMEO:' --temperature 0.8 --seed 7\n"
+        "  muster run Qwen3-0.6B/ 'Hello' --quantize q8_0       a Hugging Face folder\n"
         "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n",
         0,
         0,

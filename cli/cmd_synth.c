@@ -30,6 +30,7 @@ enum {
     OPT_ROT,
     OPT_WINDOW,
     OPT_SHORT,
+    OPT_YARN,
     OPT_EXPERTS,
     OPT_USED
 };
@@ -67,6 +68,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_ROT: s->n_rot = (int)mu_arg_long(arg, 2, 512, "--d-rot", state); return 0;
     case OPT_WINDOW: s->window = (int)mu_arg_long(arg, 1, 1 << 24, "--window", state); return 0;
     case OPT_SHORT: s->n_ctx_short = (int)mu_arg_long(arg, 1, 1 << 24, "--short-ctx", state); return 0;
+    case OPT_YARN: s->yarn_factor = (float)mu_arg_double(arg, 1, 1e6, "--yarn", state); return 0;
     case OPT_EXPERTS: s->n_expert = (int)mu_arg_long(arg, 1, 512, "--experts", state); return 0;
     case OPT_USED: s->n_expert_used = (int)mu_arg_long(arg, 1, 512, "--experts-used", state); return 0;
     case OPT_SEED: s->seed = (uint64_t)mu_arg_long(arg, 0, INT64_MAX, "--seed", state); return 0;
@@ -97,7 +99,9 @@ int mu_cmd_synth(int argc, char **argv)
         {"rope-base", OPT_BASE, "X", 0, "base of the rotary frequencies (500000)", 0},
         {"d-rot", OPT_ROT, "N", 0, "dimensions of a head that turn (d-head)", 0},
         {"window", OPT_WINDOW, "N", 0, "sliding window, where the architecture has one (none)", 0},
-        {"short-ctx", OPT_SHORT, "N", 0, "phi3: contexts beyond it turn by the long factors (no factors)", 0},
+        {"short-ctx", OPT_SHORT, "N", 0,
+         "phi3: sequences beyond it turn by the long factors; with --yarn, what it extends (none)", 0},
+        {"yarn", OPT_YARN, "FACTOR", 0, "rotation scaled by YaRN from the context of --short-ctx (no scaling)", 0},
         {"experts", OPT_EXPERTS, "N", 0, "experts of a layer (none)", 0},
         {"experts-used", OPT_USED, "N", 0, "experts of a token (2)", 0},
         {"seed", OPT_SEED, "N", 0, "of the weights (1)", 0},

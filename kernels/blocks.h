@@ -46,10 +46,26 @@ MU_BLOCK(mu_block_tq2_0, 66, uint8_t qs[64]; uint16_t d;);
 
 /* Codebook types (grids.h). IQ2_XXS: per 32 values 4 indices of 8 values, then a word of four times 7 signs and a 4-bit
  * scale. IQ3_XXS: 64 indices of 4 values, then such a word per 32 values. IQ3_S: 9-bit indices (bit i of qh[j]: of index
- * i of 32 values j), a sign per value, a 4-bit scale per 32 values. */
+ * i of 32 values j), a sign per value, a 4-bit scale per 32 values. IQ2_XS: per 8 values a 9-bit index and 7 signs;
+ * IQ2_S: 10-bit indices (bits 2i, 2i+1 of qh[j]: of index i of 32 values j), a sign per value; both a 4-bit scale per 16
+ * values, low nibble first. */
 MU_BLOCK(mu_block_iq2_xxs, 66, uint16_t d; uint8_t qs[64];);
 MU_BLOCK(mu_block_iq3_xxs, 98, uint16_t d; uint8_t qs[64], words[32];);
+MU_BLOCK(mu_block_iq2_xs, 74, uint16_t d, qs[32]; uint8_t scales[8];);
+MU_BLOCK(mu_block_iq2_s, 82, uint16_t d; uint8_t qs[32], signs[32], qh[8], scales[8];);
 MU_BLOCK(mu_block_iq3_s, 110, uint16_t d; uint8_t qs[64], qh[8], signs[32], scales[4];);
+
+/* Codebook of -1, 0, 1 (grids.h), 8 values an index of 11 bits, plus or minus an eighth. IQ1_S: of qh[j], bits 3i … 3i+2
+ * are of index i of 32 values j, 12 … 14 their scale, 15 the shift's sign. IQ1_M: nibble i of qh is of index i, bit 3 of
+ * it the shift's sign; a word of `scales` has four 3-bit scales, one per 16 values, and 4 bits of the block's f16
+ * scale, the lowest first. */
+MU_BLOCK(mu_block_iq1_s, 50, uint16_t d; uint8_t qs[32]; uint16_t qh[8];);
+MU_BLOCK(mu_block_iq1_m, 56, uint8_t qs[32], qh[16]; uint16_t scales[4];);
+static inline uint16_t mu_iq1_m_d(const struct mu_block_iq1_m *b)
+{
+    return (uint16_t)(b->scales[0] >> 12 | b->scales[1] >> 12 << 4 | b->scales[2] >> 12 << 8 |
+                      b->scales[3] >> 12 << 12);
+}
 
 /* What a nibble stands for; MXFP4 (OCP Microscaling Formats 1.0, E2M1) doubled, so that it is a whole number. */
 #define MU_IQ4_VALUES   -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113

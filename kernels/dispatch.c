@@ -12,16 +12,16 @@
 #include "kernels/x86/layout.h"
 #endif
 
-#define TABLE(isa, layout)                                                                                   \
-    {                                                                                                        \
-        .name = #isa, .mat_bytes = mu_##layout##_mat_bytes, .mat_pack = mu_##layout##_mat_pack,              \
-        .matmul = mu_##isa##_matmul, .quantize = mu_##isa##_quantize, .block_sums = mu_##isa##_block_sums,   \
-        .to_bf16 = mu_##isa##_to_bf16, .rms_norm = mu_##isa##_rms_norm, .layer_norm = mu_##isa##_layer_norm, \
-        .gelu_tanh = mu_##isa##_gelu_tanh, .gelu_erf = mu_##isa##_gelu_erf, .soft_cap = mu_##isa##_soft_cap, \
-        .rope = mu_##isa##_rope, .rope_table = mu_##isa##_rope_table, .silu_mul = mu_##isa##_silu_mul,       \
-        .add = mu_##isa##_add, .add_scaled = mu_##isa##_add_scaled, .add_bf16 = mu_##isa##_add_bf16,         \
-        .kv_store = mu_##isa##_kv_store, .attn = mu_##isa##_attn, .dequant_row = mu_ref_dequant_row,         \
-        .argmax = mu_##isa##_argmax, .softmax_terms = mu_##isa##_softmax_terms,                              \
+#define TABLE(isa, layout)                                                                                           \
+    {                                                                                                                \
+        .name = #isa, .mat_bytes = mu_##layout##_mat_bytes, .mat_pack = mu_##layout##_mat_pack,                      \
+        .matmul = mu_##isa##_matmul, .quantize = mu_##isa##_quantize, .block_sums = mu_##isa##_block_sums,           \
+        .to_bf16 = mu_##isa##_to_bf16, .rms_norm = mu_##isa##_rms_norm, .layer_norm = mu_##isa##_layer_norm,         \
+        .gelu_tanh = mu_##isa##_gelu_tanh, .gelu_erf = mu_##isa##_gelu_erf, .soft_cap = mu_##isa##_soft_cap,         \
+        .rope = mu_##isa##_rope, .rope_table = mu_##isa##_rope_table, .silu_mul = mu_##isa##_silu_mul,               \
+        .silu_clamped_mul = mu_##isa##_silu_clamped_mul, .add = mu_##isa##_add, .add_scaled = mu_##isa##_add_scaled, \
+        .add_bf16 = mu_##isa##_add_bf16, .kv_store = mu_##isa##_kv_store, .attn = mu_##isa##_attn,                   \
+        .dequant_row = mu_ref_dequant_row, .argmax = mu_##isa##_argmax, .softmax_terms = mu_##isa##_softmax_terms,   \
     }
 
 static const struct mu_kernels table_ref = TABLE(ref, ref);

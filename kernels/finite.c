@@ -66,6 +66,9 @@ bool mu_values_finite(uint32_t type, const void *raw, size_t n)
     case MU_MXFP4:
         for (size_t i = 0; i < n_block; i++) ok &= p[i * block] != 0xff;
         return ok;
+    case MU_IQ1_M:
+        for (size_t i = 0; i < n_block; i++) ok &= mu_f16_finite(mu_iq1_m_d((const void *)(p + i * block)));
+        return ok;
     default: f16_scales(type, &a, &b);
     }
     for (size_t i = 0; i < n_block; i++, p += block) ok &= f16_at_finite(p + a) && f16_at_finite(p + b);

@@ -4,13 +4,16 @@
 
 #include <stdint.h>
 
-extern const uint16_t mu_iq2_xxs_grid[256], mu_iq3_xxs_grid[256], mu_iq3_s_grid[512];
+extern const uint16_t mu_iq2_xxs_grid[256], mu_iq2_xs_grid[512], mu_iq2_s_grid[1024], mu_iq3_xxs_grid[256],
+    mu_iq3_s_grid[512], mu_iq1_grid[2048];
 
 static const uint8_t mu_iq2_magnitudes[4] = {8, 25, 43}, mu_iq3_xxs_magnitudes[8] = {4, 12, 20, 28, 36, 44, 52, 62};
 static inline int mu_iq3_s_magnitude(unsigned digit)
 {
     return (int)(2 * digit + 1);
 }
+/* All values of a group of IQ1 are shifted by this, up or down. */
+static const float mu_iq1_delta = 0.125f;
 
 /* Signs of 8 values, bit i set where value i is negative, from the seven that a file has: an even number of them is. */
 static inline unsigned mu_iq_signs(unsigned seven)

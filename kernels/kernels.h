@@ -60,6 +60,7 @@ enum { MU_MAX_D_HEAD = 512 };
 struct mu_attn {
     int n_tok, n_rep, d_head, pos0, page_tokens, window;
     float scale, softcap; /* softcap 0 = none */
+    const float *sink;    /* [n_rep]: a score of each head that joins the softmax and has no value; NULL = none */
     const float *q;
     size_t q_stride;
     float *out;
@@ -103,6 +104,9 @@ struct mu_kernels {
     void (*rope_table)(const float *freq, int n_pair, int pos, float mscale, float *cos_sin);
     /* out[i] = silu(gate[i]) · up[i] (C7). out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, int n, float *out);
+    /* out[i] = g / (1 + e^(-1.702 g)) · (u + 1), g = gate[i] and u = up[i] held within ±7 (g: above only) (C7). out may
+     * be gate. */
+    void (*silu_clamped_mul)(const float *gate, const float *up, int n, float *out);
     /* out[i] = gelu(x[i]) · up[i], or gelu(x[i]) where up is NULL: the tanh form, the exact (erf) form (C7). out may be
      * x. */
     void (*gelu_tanh)(const float *x, const float *up, int n, float *out);
@@ -154,6 +158,19 @@ void mu_sincosf(float x, float *sin_out, float *cos_out);
 /* RoPE frequencies in our own f64 arithmetic (pure + - * / and sqrt, so the same everywhere): freq[i] =
  * base^(-2i/n_rot) / factors[i] (factors may be NULL), rounded once to f32; i < n_rot/2. */
 void mu_rope_freqs(double base, int n_rot, const float *factors, float *freq);
+
+/* The same by YaRN: pairs that turn more than beta_fast times within n_ctx positions keep their frequency, those that
+ * turn less than beta_slow times have it divided by `factor`, in between linearly. truncate: the two bounds are whole
+ * pairs, as most models were trained. */
+struct mu_yarn {
+    double factor, n_ctx, beta_fast, beta_slow;
+    bool truncate;
+};
+void mu_yarn_freqs(double base, int n_rot, const float *factors, const struct mu_yarn *yarn, float *freq);
+/* What YaRN multiplies cosines and sines with: 0.1 · weight · ln(factor) + 1. */
+double mu_yarn_scale(double factor, double weight);
+/* By what queries at this position are multiplied: 1 + scale · ln(1 + floor(pos / n_ctx)), rounded once. */
+float mu_query_scale(double scale, int n_ctx, int pos);
 
 /* Counter-based uniform in (0,1) keyed by (seed, position, id): Gumbel-max sampling without state. */
 float mu_random_unit(uint64_t seed, uint64_t position, uint64_t id);

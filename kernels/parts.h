@@ -6,6 +6,10 @@
 
 #include "kernels/kernels.h"
 
+/* gpt-oss's feed-forward (OpenAI's reference implementation): silu(x; alpha) with both inputs held within the limit. */
+#define MU_SILU_ALPHA 1.702f
+#define MU_SILU_LIMIT 7.0f
+
 #define MU_KERNELS_DECLARE(isa)                                                                               \
     void mu_##isa##_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,    \
                            size_t out_stride);                                                                \
@@ -20,6 +24,7 @@
     void mu_##isa##_rope(float *x, int n_head, int d_head, int n_rot, int neox, const float *cos_sin);        \
     void mu_##isa##_rope_table(const float *freq, int n_pair, int pos, float mscale, float *cos_sin);         \
     void mu_##isa##_silu_mul(const float *gate, const float *up, int n, float *out);                          \
+    void mu_##isa##_silu_clamped_mul(const float *gate, const float *up, int n, float *out);                  \
     void mu_##isa##_add(float *x, const float *y, int n, int round);                                          \
     void mu_##isa##_add_scaled(float *x, const float *y, float w, int n);                                     \
     void mu_##isa##_add_bf16(float *x, const uint16_t *y, int n);                                             \

@@ -80,6 +80,48 @@ void mu_rope_freqs(double base, int n_rot, const float *factors, float *freq)
     }
 }
 
+/* Index of the pair that turns n times within n_ctx positions: base^(-2i/n_rot) · n_ctx = 2π·n. */
+static double yarn_pair(double base, int n_rot, double n_ctx, double n)
+{
+    return n_rot * log_f64(n_ctx / (n * 0x1.921fb54442d18p+2)) / (2.0 * log_f64(base));
+}
+
+/* Towards negative infinity, and the other way. */
+static double floor_f64(double x)
+{
+    double whole = (double)(int64_t)x;
+    return whole > x ? whole - 1.0 : whole;
+}
+
+void mu_yarn_freqs(double base, int n_rot, const float *factors, const struct mu_yarn *yarn, float *freq)
+{
+    double low = yarn_pair(base, n_rot, yarn->n_ctx, yarn->beta_fast);
+    double high = yarn_pair(base, n_rot, yarn->n_ctx, yarn->beta_slow), log_base = log_f64(base);
+    if (yarn->truncate) {
+        low = floor_f64(low);
+        high = -floor_f64(-high);
+    }
+    if (low < 0.0) low = 0.0;
+    if (high > n_rot - 1.0) high = n_rot - 1.0;
+    double width = high - low > 0.001 ? high - low : 0.001;
+    for (int i = 0; i < n_rot / 2; i++) {
+        double f = exp_f64(-2.0 * i / n_rot * log_base), slow = (i - low) / width;
+        if (factors) f = f / (double)factors[i];
+        slow = slow < 0.0 ? 0.0 : slow > 1.0 ? 1.0 : slow;
+        freq[i] = (float)(f / yarn->factor * slow + f * (1.0 - slow));
+    }
+}
+
+double mu_yarn_scale(double factor, double weight)
+{
+    return factor <= 1.0 ? 1.0 : 0.1 * weight * log_f64(factor) + 1.0;
+}
+
+float mu_query_scale(double scale, int n_ctx, int pos)
+{
+    return (float)(1.0 + scale * log_f64(1.0 + pos / n_ctx)); /* a whole number, rounded down */
+}
+
 #if defined(__x86_64__)
 enum { MXCSR_WANTED = 0x1f80, MXCSR_STICKY = 0x3f }; /* all exceptions masked, nearest, no FTZ, no DAZ */
 void mu_fp_env_set(void)

@@ -26,12 +26,14 @@ enum mu_dim {
     MU_DIM_KV, /* n_kv_head · d_head */
     MU_DIM_FF,
     MU_DIM_HEAD,
+    MU_DIM_N_HEAD,
     MU_DIM_EXPERT,   /* n_expert */
     MU_DIM_ALL_FF,   /* of all experts: [n_expert][d_ff] */
     MU_DIM_ALL_MODEL /* [n_expert][d_model] */
 };
 
-/* "blk.N." suffix: a matrix of n_row × n_col, or (n_row MU_DIM_ONE) a vector of n_col F32 values.
+/* "blk.N." suffix: a matrix of n_row × n_col, or (n_row MU_DIM_ONE) a vector of n_col F32 values, or (n_row MU_DIM_EXPERT
+ * and an id beyond the matrices) a vector of each expert.
  *
  * Rules of one suffix that follow each other are the parts of a fused tensor: rows (values of a vector) one after
  * another. Several rules of one id are forms that files come in; a file has one of them. */
@@ -49,6 +51,8 @@ const struct mu_tensor_rule *mu_arch_rules(const struct mu_arch *arch, const str
 int mu_rule_parts(const struct mu_config *cfg, const struct mu_tensor_rule *r, int *n_col_out, int *n_row_out);
 /* Counts parameters and bytes of all tensors. */
 void mu_model_count(struct mu_model *m);
+/* The families one after another, NULL past the last. */
+const struct mu_arch *mu_arch_at(size_t i);
 /* N and the rest of "blk.N.rest"; false where the name is not of that form. */
 bool mu_layer_name_split(struct mu_str name, int *layer_out, struct mu_str *rest_out);
 /* NULL where this build does not run it. */

@@ -40,11 +40,13 @@ static const struct neutral {
     {"attention.max_alibi_bias", {0, 0}, "ALiBi positions", 0},
     {"attn_logit_softcapping", {0, 0}, "soft caps of attention", MU_HAS_CAPS},
     {"final_logit_softcapping", {0, 0}, "soft caps of logits", MU_HAS_CAPS},
-    {"logit_scale", {0, 1}, "scaled logits", 0},
-    {"residual_scale", {0, 1}, "a scaled residual", 0},
-    {"embedding_scale", {0, 1}, "scaled embeddings", 0},
-    {"rope.scaling.attn_factor", {0, 1}, "a rotation that scales attention", MU_HAS_LONGROPE},
+    {"logit_scale", {0, 1}, "scaled logits", MU_HAS_SCALES},
+    {"residual_scale", {0, 1}, "a scaled residual", MU_HAS_SCALES},
+    {"embedding_scale", {0, 1}, "scaled embeddings", MU_HAS_SCALES},
     {"attention.temperature_length", {0, 0}, "attention temperature by position", 0},
+    {"attention.temperature_scale", {0, 0}, "attention temperature by position", MU_HAS_TEMPERATURE},
+    {"rope.scaling.yarn_ext_factor", {1, -1}, "YaRN in part", 0},
+    {"expert_shared_feed_forward_length", {0, 0}, "experts that every token uses", 0},
 };
 
 static const struct mu_gguf_value *find(const struct context *c, const char *suffix, char key[KEY_BYTES])
@@ -125,7 +127,8 @@ static enum mu_status refuse_extras(const struct context *c)
         unsigned feature;
     } absent[] = {{"attention.sliding_window_pattern", MU_HAS_PATTERN},
                   {"rope.freq_base_swa", MU_HAS_LOCAL_ROPE},
-                  {"rope.dimension_sections", 0}};
+                  {"rope.dimension_sections", 0},
+                  {"rope.scaling.yarn_attn_factor", 0}};
     for (size_t i = 0; i < sizeof absent / sizeof *absent; i++) {
         const struct mu_gguf_value *v = absent[i].feature & c->family->features ? NULL : find(c, absent[i].suffix, key);
         if (v)
@@ -165,7 +168,9 @@ static enum mu_status read_heads(const struct context *c, struct mu_config *cfg)
     cfg->attn_scale = 1.0f / sqrtf((float)cfg->d_head);
     if (c->family->wide_scale_layers == cfg->n_layer)
         cfg->attn_scale = 1.0f / sqrtf((float)cfg->d_model / (float)cfg->n_head);
-    st = get_real(c, "attention.scale", 0, 1e6f, cfg->attn_scale, &cfg->attn_scale);
+    float given;
+    MU_TRY(st, get_real(c, "attention.scale", -1e-30f, 1e6f, 0.0f, &given), fail);
+    if (given > 0) cfg->attn_scale = given; /* 0 says the usual one */
 fail:
     return st;
 }
@@ -187,19 +192,34 @@ fail:
     return st;
 }
 
+/* Which layers see everything: every so many, or as an array says (true: a window). */
+static enum mu_status read_pattern(const struct context *c, const struct mu_gguf_value *v, struct mu_config *cfg)
+{
+    int period = c->family->window_period;
+    enum mu_status st = MU_OK;
+    if (v && v->kind != MU_GGUF_ARRAY) {
+        MU_TRY(st, get_int(c, "attention.sliding_window_pattern", 0, MU_MAX_LAYER, 0, 0, &period), fail);
+    } else if (v && ((v->item_kind > MU_GGUF_I32 && v->item_kind != MU_GGUF_BOOL) || v->n != (uint64_t)cfg->n_layer)) {
+        return mu_gguf_value_fail(c->gguf, v, MU_EFORMAT, c->err, "expected a number or one for each of %d layers",
+                                  cfg->n_layer);
+    }
+    for (int i = 0; i < cfg->n_layer; i++) {
+        bool whole = period && (i + 1) % period == 0;
+        if (v && v->kind == MU_GGUF_ARRAY) whole = mu_gguf_item_i64(v, (uint64_t)i) == 0;
+        if (whole) cfg->whole[i / 8] |= (uint8_t)(1 << i % 8);
+    }
+fail:
+    return st;
+}
+
 static enum mu_status read_windows(const struct context *c, struct mu_config *cfg)
 {
     const struct mu_arch *a = c->family;
     char key[KEY_BYTES];
     enum mu_status st;
     MU_TRY(st, get_int(c, "attention.sliding_window", 0, MU_MAX_CTX, a->window, 0, &cfg->window), fail);
-    cfg->window_period = a->window_period;
     const struct mu_gguf_value *v = find(c, "attention.sliding_window_pattern", key);
-    if (!(a->features & MU_HAS_PATTERN) || !v) return MU_OK;
-    if (v->kind == MU_GGUF_ARRAY)
-        return mu_gguf_value_fail(c->gguf, v, MU_EUNSUPPORTED, c->err,
-                                  "a window that is said for each layer is not supported; expected a number");
-    st = get_int(c, "attention.sliding_window_pattern", 0, MU_MAX_LAYER, 0, 0, &cfg->window_period);
+    st = read_pattern(c, a->features & MU_HAS_PATTERN ? v : NULL, cfg);
 fail:
     return st;
 }
@@ -210,6 +230,14 @@ static enum mu_status read_scales(const struct context *c, struct mu_config *cfg
     const struct mu_arch *a = c->family;
     enum mu_status st = MU_OK;
     cfg->embed_scale = a->embed_scale ? sqrtf((float)cfg->d_model) : 1.0f;
+    cfg->residual_scale = cfg->logit_scale = 1.0f;
+    if (a->features & MU_HAS_SCALES) {
+        float divide;
+        MU_TRY(st, get_real(c, "embedding_scale", 0, 1e6f, 1.0f, &cfg->embed_scale), fail);
+        MU_TRY(st, get_real(c, "residual_scale", 0, 1e6f, 1.0f, &cfg->residual_scale), fail);
+        MU_TRY(st, get_real(c, "logit_scale", 0, 1e6f, NAN, &divide), fail);
+        cfg->logit_scale = 1.0f / divide;
+    }
     if (a->features & MU_HAS_CAPS) {
         MU_TRY(st, get_real(c, "attn_logit_softcapping", -1e-30f, 1e6f, a->attn_softcap, &cfg->attn_softcap), fail);
         MU_TRY(st, get_real(c, "final_logit_softcapping", -1e-30f, 1e6f, a->final_softcap, &cfg->final_softcap), fail);
@@ -230,6 +258,23 @@ static enum mu_status check_layout(const struct context *c)
                               mu_str_show(layout, shown, sizeof shown));
 }
 
+/* Cosines and sines are multiplied by m(1), or by m(1)/m(w) where the file has a weight w, m(w) = 0.1·w·ln(factor) + 1;
+ * the defaults are those of the paper (Peng et al., arXiv:2309.00071). */
+static enum mu_status read_yarn(const struct context *c, struct mu_config *cfg)
+{
+    enum mu_status st;
+    float weight;
+    MU_TRY(st, get_real(c, "rope.scaling.factor", 0, 1e6f, NAN, &cfg->yarn_factor), fail);
+    MU_TRY(st, get_real(c, "rope.scaling.yarn_beta_fast", 0, 1e6f, 32.0f, &cfg->yarn_beta_fast), fail);
+    MU_TRY(st, get_real(c, "rope.scaling.yarn_beta_slow", 0, 1e6f, 1.0f, &cfg->yarn_beta_slow), fail);
+    MU_TRY(st, get_real(c, "rope.scaling.yarn_log_multiplier", -1e-30f, 1e6f, 0.0f, &weight), fail);
+    double scale = mu_yarn_scale((double)cfg->yarn_factor, 1.0);
+    if (weight > 0) scale = scale / mu_yarn_scale((double)cfg->yarn_factor, (double)weight);
+    cfg->rope_attn_factor = (float)((double)cfg->rope_attn_factor * scale);
+fail:
+    return st;
+}
+
 static enum mu_status read_rope(const struct context *c, struct mu_config *cfg)
 {
     char key[KEY_BYTES], shown[48];
@@ -243,24 +288,25 @@ static enum mu_status read_rope(const struct context *c, struct mu_config *cfg)
     MU_TRY(st, get_real(c, "rope.freq_base", 0, 1e30f, base, &cfg->rope_freq_base), fail);
     if (c->family->features & MU_HAS_LOCAL_ROPE)
         MU_TRY(st, get_real(c, "rope.freq_base_swa", 0, 1e30f, 10000.0f, &cfg->rope_local_base), fail);
-    cfg->rope_attn_factor = 1.0f;
     cfg->n_ctx_short = MU_MAX_CTX;
-    if (c->family->features & MU_HAS_LONGROPE) {
-        MU_TRY(st, get_real(c, "rope.scaling.attn_factor", 0, 1e6f, 1.0f, &cfg->rope_attn_factor), fail);
-        MU_TRY(
-            st,
-            get_int(c, "rope.scaling.original_context_length", 1, MU_MAX_CTX, cfg->n_ctx_train, 0, &cfg->n_ctx_short),
-            fail);
-    }
+    MU_TRY(st, get_real(c, "rope.scaling.attn_factor", -1e-30f, 1e6f, 1.0f, &cfg->rope_attn_factor), fail);
+    MU_TRY(st, get_int(c, "rope.scaling.original_context_length", 0, MU_MAX_CTX, 0, 0, &cfg->n_ctx_orig), fail);
+    if (cfg->rope_attn_factor <= 0) cfg->rope_attn_factor = 1.0f; /* 0 says none, here and below */
+    if (cfg->n_ctx_orig == 0) cfg->n_ctx_orig = cfg->n_ctx_train;
+    if (c->family->features & MU_HAS_LONGROPE) cfg->n_ctx_short = cfg->n_ctx_orig;
+    if (c->family->features & MU_HAS_TEMPERATURE)
+        MU_TRY(st, get_real(c, "attention.temperature_scale", -1e-30f, 1e6f, 0.0f, &cfg->query_scale), fail);
 
     const struct mu_gguf_value *v = find(c, "rope.scaling.type", key);
     MU_TRY(st, mu_gguf_get_str(c->gguf, key, &type, c->err), fail);
     cfg->rope_linear_scale = 1.0f;
     if (v && mu_str_is(type, "none")) return MU_OK;
+    if (v && mu_str_is(type, "longrope") && c->family->features & MU_HAS_LONGROPE) return MU_OK;
+    if (v && mu_str_is(type, "yarn")) return read_yarn(c, cfg);
     if (v && !mu_str_is(type, "linear"))
         return mu_gguf_value_fail(
             c->gguf, v, MU_EUNSUPPORTED, c->err,
-            "rope scaling '%s' is not supported; this build knows none, linear and the factors of "
+            "rope scaling '%s' is not supported; this build knows none, linear, yarn and the factors of "
             "rope_freqs.weight",
             mu_str_show(type, shown, sizeof shown));
     float factor;

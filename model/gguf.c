@@ -373,10 +373,11 @@ void mu_gguf_will_read(const struct mu_gguf *g, const void *data, size_t bytes)
 /* Rows from row r on that follow each other in memory, at most n. */
 static uint64_t row_span(const struct mu_gguf_tensor *t, uint64_t r, uint64_t n)
 {
-    uint64_t span = 1;
     if (!t->runs) return n;
-    while (span < n && mu_gguf_row(t, r + span) == mu_gguf_row(t, r) + span * t->row_bytes) span++;
-    return span;
+    uint64_t at = t->run_skip + r, span = t->run_rows - at % t->run_rows; /* to the end of its run, then whole ones */
+    while (span < n && t->runs[(at + span) / t->run_rows] == mu_gguf_row(t, r) + span * t->row_bytes)
+        span += t->run_rows;
+    return span < n ? span : n;
 }
 
 bool mu_gguf_rows_scattered(const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n)

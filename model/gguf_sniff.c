@@ -15,14 +15,20 @@ struct magic {
         bytes, sizeof bytes - 1, advice \
     }
 
+#define PICKLE                                                                                               \
+    "it is a Python pickle (an old PyTorch file), which can run any code when it is read; get the model as " \
+    "GGUF or as a folder of .safetensors files"
+
 static const struct magic magics[] = {
     MAGIC("FUGG", "it is a big-endian GGUF file; make it little-endian (gguf-py's gguf_convert_endian.py does)"),
     MAGIC("version https://git-lfs",
           "it is a Git LFS pointer, not the file itself; run 'git lfs pull' in its repository"),
-    MAGIC("PK\003\004", "it is a ZIP archive (PyTorch's .bin and .pt files are); convert the model to GGUF"),
-    MAGIC("\x80\002", "it is a Python pickle (an old PyTorch file); convert the model to GGUF"),
-    MAGIC("\x80\003", "it is a Python pickle (an old PyTorch file); convert the model to GGUF"),
-    MAGIC("\x80\004", "it is a Python pickle (an old PyTorch file); convert the model to GGUF"),
+    MAGIC("PK\003\004", "it is a ZIP archive (PyTorch's .bin and .pt files are, and can run any code when they are "
+                        "read); get the model as "
+                        "GGUF or as a folder of .safetensors files"),
+    MAGIC("\x80\002", PICKLE),
+    MAGIC("\x80\003", PICKLE),
+    MAGIC("\x80\004", PICKLE),
     MAGIC("lmgg", "it is in the GGML format of before 2023; convert it to GGUF"),
     MAGIC("fmgg", "it is in the GGMF format of before 2023; convert it to GGUF"),
     MAGIC("tjgg", "it is in the GGJT format of before 2023; convert it to GGUF"),
@@ -50,7 +56,8 @@ const char *mu_gguf_sniff(const uint8_t *p, size_t n)
     /* safetensors: the length of a JSON header, then the header */
     uint64_t header_bytes;
     if (n > 8 && p[8] == '{' && (memcpy(&header_bytes, p, 8), header_bytes >= 2 && header_bytes <= 100u << 20))
-        return "it is a safetensors file; convert the model to GGUF";
-    if (n && p[0] == '{') return "it is a JSON file; name the model's .gguf file";
+        return "it is a safetensors file; name it so (model.safetensors) and put it beside its config.json";
+    if (n && p[0] == '{')
+        return "it is a JSON file; name the model's .gguf file, or the folder that holds config.json and *.safetensors";
     return NULL;
 }

@@ -119,7 +119,8 @@ static enum mu_status refuse_quantized(const struct mu_hf_config *c, struct mu_e
 
 static enum mu_status read_heads(struct mu_hf_config *c, struct mu_err *err)
 {
-    bool falcon = strcmp(c->family->arch, "falcon") == 0, grouped = is_true(c, "new_decoder_architecture");
+    bool falcon = strcmp(c->family->arch, "falcon") == 0,
+         grouped = is_true(c, "new_decoder_architecture") || value(c, "n_head_kv"); /* the first 40B's say only that */
     enum mu_status st;
     MU_TRY(st, get_int(c, "num_attention_heads", falcon ? "n_head" : NULL, MU_MAX_HEAD, REQUIRED, &c->n_head, err),
            fail);
@@ -279,6 +280,9 @@ static enum mu_status check_activation(const struct put *p)
         {"qwen3moe", "hidden_act", {"silu", "swish", NULL}},
         {"phi3", "hidden_act", {"silu", "swish", NULL}},
         {"phi2", "hidden_act", {"gelu_new", "gelu_pytorch_tanh", NULL}},
+        {"mistral3", "hidden_act", {"silu", "swish", NULL}},
+        {"smollm3", "hidden_act", {"silu", "swish", NULL}},
+        {"granite", "hidden_act", {"silu", "swish", NULL}},
         {"gemma", "hidden_activation", {"gelu_pytorch_tanh", "gelu", NULL}},
         {"gemma2", "hidden_activation", {"gelu_pytorch_tanh", NULL, NULL}},
         {"gemma3", "hidden_activation", {"gelu_pytorch_tanh", NULL, NULL}},
@@ -333,7 +337,8 @@ static enum mu_status put_window(const struct put *p)
     const struct mu_hf_config *c = p->c;
     const char *arch = c->family->arch;
     bool gemma = strcmp(arch, "gemma2") == 0 || strcmp(arch, "gemma3") == 0, qwen = strncmp(arch, "qwen", 4) == 0;
-    bool plain = strcmp(arch, "phi3") == 0 || strcmp(c->family->model_type, "mistral") == 0 || c->n_expert > 0;
+    bool plain = strcmp(arch, "phi3") == 0 || strcmp(arch, "mistral3") == 0 ||
+                 strcmp(c->family->model_type, "mistral") == 0 || c->n_expert > 0;
     int usual = strcmp(arch, "gemma2") == 0 ? 2 : 6, period = gemma ? usual : 0, window, from = 0;
     enum mu_status st;
     if (qwen ? !is_true(c, "use_sliding_window") : !gemma && !plain) period = 1;
@@ -449,16 +454,18 @@ fail:
     return st;
 }
 
-/* GGUF's attn_factor multiplies YaRN's own 0.1 ln(factor) + 1; config.json's attention_factor replaces it. */
+/* YaRN's m(weight); cosines and sines are multiplied by m(1), or as config.json says. */
+static double yarn_scale(double factor, double weight)
+{
+    return factor > 1 ? 0.1 * weight * log(factor) + 1 : 1;
+}
+
+/* GGUF's attn_factor multiplies m(1); config.json's attention_factor replaces it, and mscale and mscale_all_dim make it
+ * m(mscale) / m(mscale_all_dim), which GGUF has a key for where mscale is 1. */
 static enum mu_status put_yarn(const struct put *p)
 {
-    static const char *const unknown[] = {"mscale", "mscale_all_dim"};
-    double factor, original, attn, fast, slow, most;
+    double factor, original, attn, fast, slow, most, one, all;
     enum mu_status st;
-    for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
-        if (json_is_number(json_object_get(p->rope, unknown[i])))
-            return config_fail(p->c, MU_EUNSUPPORTED, p->err, "rope type 'yarn' with \"%s\" is not supported",
-                               unknown[i]);
     if (json_is_false(json_object_get(p->rope, "truncate")))
         return config_fail(p->c, MU_EUNSUPPORTED, p->err, "rope type 'yarn' without \"truncate\" is not supported");
     MU_TRY(st,
@@ -466,17 +473,27 @@ static enum mu_status put_yarn(const struct put *p)
            fail);
     MU_TRY(st, get_rope(p, "factor", REQUIRED, &factor), fail);
     MU_TRY(st, get_rope(p, "original_max_position_embeddings", most, &original), fail);
-    if (!(factor >= 1 && original >= 1 && original <= MU_MAX_CTX))
-        return config_fail(p->c, MU_EFORMAT, p->err,
-                           "rope type 'yarn': expected a factor and original_max_position_embeddings of at least 1");
-    double usual = 0.1 * log(factor) + 1;
-    MU_TRY(st, get_rope(p, "attention_factor", usual, &attn), fail);
+    MU_TRY(st, get_rope(p, "mscale", 0, &one), fail);
+    MU_TRY(st, get_rope(p, "mscale_all_dim", 0, &all), fail);
+    if (!(factor >= 1 && original >= 1 && original <= MU_MAX_CTX && one >= 0 && all >= 0))
+        return config_fail(
+            p->c, MU_EFORMAT, p->err,
+            "rope type 'yarn': expected a factor and original_max_position_embeddings of at least 1, and "
+            "no mscale below 0");
+    bool weighed = one > 0 && all > 0, said = json_is_number(json_object_get(p->rope, "attention_factor"));
+    double usual = yarn_scale(factor, 1);
+    MU_TRY(st,
+           get_rope(p, "attention_factor", weighed ? yarn_scale(factor, one) / yarn_scale(factor, all) : usual, &attn),
+           fail);
     MU_TRY(st, get_rope(p, "beta_fast", 32, &fast), fail);
     MU_TRY(st, get_rope(p, "beta_slow", 1, &slow), fail);
     put_str(p, "rope.scaling.type", "yarn");
     put_f32(p, "rope.scaling.factor", factor);
-    put_u32(p, "rope.scaling.original_context_length", (int)original);
-    if (attn != usual) put_f32(p, "rope.scaling.attn_factor", attn / usual);
+    if (strcmp(p->c->family->arch, "phi3") != 0) put_u32(p, "rope.scaling.original_context_length", (int)original);
+    if (weighed && one == 1 && !said)
+        put_f32(p, "rope.scaling.yarn_log_multiplier", all);
+    else if (attn != usual)
+        put_f32(p, "rope.scaling.attn_factor", attn / usual);
     if (fast != 32) put_f32(p, "rope.scaling.yarn_beta_fast", fast);
     if (slow != 1) put_f32(p, "rope.scaling.yarn_beta_slow", slow);
 fail:
@@ -545,6 +562,11 @@ static enum mu_status put_rope(struct put *p)
     put_u32(p, "rope.dimension_count", p->n_rot);
     put_f32(p, "rope.freq_base", base);
     if (strcmp(p->c->family->arch, "gemma3") == 0) MU_TRY(st, put_local(p, local), fail);
+    if (strcmp(p->c->family->arch, "mistral3") == 0 && json_object_get(p->rope, "llama_4_scaling_beta")) {
+        double scale;
+        MU_TRY(st, get_rope(p, "llama_4_scaling_beta", 0, &scale), fail);
+        put_f32(p, "attention.temperature_scale", scale);
+    }
     if (strcmp(p->c->family->arch, "phi3") == 0) {
         double d;
         MU_TRY(st, get_int(p->c, "max_position_embeddings", NULL, MU_MAX_CTX, REQUIRED, &original, p->err), fail);
@@ -596,6 +618,36 @@ fail:
     return st;
 }
 
+/* SmolLM 3's layers that do not turn: the model layer knows every fourth. */
+static enum mu_status check_still_layers(const struct put *p)
+{
+    const json_t *turns = value(p->c, "no_rope_layers"); /* 1: it does turn */
+    int period;
+    enum mu_status st = get_int(p->c, "no_rope_layer_interval", NULL, MU_MAX_LAYER, 4, &period, p->err);
+    if (st != MU_OK) return st;
+    bool usual = period == 4;
+    for (int i = 0; turns && i < p->c->n_layer; i++) {
+        const json_t *v = json_array_get(turns, (size_t)i);
+        usual = json_is_integer(v) && json_integer_value(v) == ((i + 1) % 4 != 0);
+        if (!usual) break;
+    }
+    if (usual) return MU_OK;
+    return config_fail(p->c, MU_EUNSUPPORTED, p->err,
+                       "key \"no_rope_layers\": this build computes models in which every fourth layer does not turn");
+}
+
+/* Granite's factors. */
+static enum mu_status put_multipliers(const struct put *p)
+{
+    enum mu_status st;
+    MU_TRY(st, put_number(p, "embedding_multiplier", "embedding_scale", 1), fail);
+    MU_TRY(st, put_number(p, "residual_multiplier", "residual_scale", 1), fail);
+    MU_TRY(st, put_number(p, "attention_multiplier", "attention.scale", 1), fail);
+    MU_TRY(st, put_number(p, "logits_scaling", "logit_scale", 1), fail);
+fail:
+    return st;
+}
+
 /* Soft caps and the scale of attention. */
 static enum mu_status put_scales(const struct put *p)
 {
@@ -631,6 +683,8 @@ enum mu_status mu_hf_config_put(const struct mu_hf_config *c, int n_vocab, struc
     MU_TRY(st, put_sizes(&p, n_vocab), fail);
     MU_TRY(st, put_scales(&p), fail);
     MU_TRY(st, put_window(&p), fail);
+    if (strcmp(c->family->arch, "smollm3") == 0) MU_TRY(st, check_still_layers(&p), fail);
+    if (strcmp(c->family->arch, "granite") == 0) MU_TRY(st, put_multipliers(&p), fail);
     MU_TRY(st, put_rope(&p), fail);
 fail:
     return st;

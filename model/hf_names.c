@@ -166,6 +166,12 @@ static const struct mu_hf_default gemma3_defaults[] = {
 };
 static const struct mu_hf_default mixtral_defaults[] = {
     {"rms_norm_eps", 1e-5}, {"num_local_experts", 8}, {"num_experts_per_tok", 2}, {"rope_theta", 1e6}, {NULL, 0}};
+static const struct mu_hf_default smollm3_defaults[] = {{"rope_theta", 2e6}, {"no_rope_layer_interval", 4}, {NULL, 0}};
+static const struct mu_hf_default granite_defaults[] = {{"embedding_multiplier", 1},
+                                                        {"residual_multiplier", 1},
+                                                        {"attention_multiplier", 1},
+                                                        {"logits_scaling", 1},
+                                                        {NULL, 0}};
 static const struct mu_hf_default qwen3_defaults[] = {{"head_dim", 128}, {NULL, 0}};
 static const struct mu_hf_default phi2_defaults[] = {
     {"layer_norm_eps", 1e-5}, {"partial_rotary_factor", 0.5}, {NULL, 0}};
@@ -176,6 +182,9 @@ static const struct mu_hf_default falcon_defaults[] = {
 static const struct mu_hf_family families[] = {
     {"llama", "llama", "model.layers.", common_ends, dense_layer, MU_HF_PAIRS, no_defaults},
     {"mistral", "llama", "model.layers.", common_ends, dense_layer, MU_HF_PAIRS, no_defaults},
+    {"ministral3", "mistral3", "model.layers.", common_ends, dense_layer, MU_HF_PAIRS, no_defaults},
+    {"smollm3", "smollm3", "model.layers.", common_ends, dense_layer, MU_HF_PAIRS | MU_HF_TIED, smollm3_defaults},
+    {"granite", "granite", "model.layers.", common_ends, dense_layer, MU_HF_PAIRS, granite_defaults},
     {"mixtral", "llama", "model.layers.", common_ends, mixtral_layer, MU_HF_PAIRS, mixtral_defaults},
     {"qwen2", "qwen2", "model.layers.", common_ends, dense_layer, 0, no_defaults},
     {"qwen3", "qwen3", "model.layers.", common_ends, dense_layer, 0, qwen3_defaults},
@@ -209,5 +218,6 @@ const struct mu_hf_family *mu_hf_family_of(const char *arch, bool experts)
 
 const char *mu_hf_family_names(void)
 {
-    return "llama, mistral, mixtral, qwen2, qwen3, qwen3_moe, phi, phi3, gemma, gemma2, gemma3, falcon";
+    return "llama, mistral, ministral3, mixtral, smollm3, granite, qwen2, qwen3, qwen3_moe, phi, phi3, gemma, gemma2, "
+           "gemma3, falcon";
 }

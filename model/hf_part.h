@@ -65,6 +65,13 @@ static inline struct mu_str mu_hf_str(const json_t *j)                  /* NULL 
     return (struct mu_str){json_string_value(j), json_string_length(j)};
 }
 
+/* A number without fraction, of either kind that jansson has for them; -1: it is none, or negative. */
+static inline int64_t mu_hf_int(const json_t *j)
+{
+    double v = json_number_value(j);
+    return json_is_number(j) && v >= 0 && v < 9e15 && v == (double)(int64_t)v ? (int64_t)v : -1;
+}
+
 /* hf_pre.c: normalizer and pre-tokenizer */
 enum mu_status mu_hf_pre_read(struct mu_hf *h, struct mu_err *err);
 

@@ -12,7 +12,7 @@
 #include "model/pretokenizer.h"
 #include "model/utf8.h"
 
-enum { SEQUENCE_DEPTH = 4, PATTERN_MAX = 8192 };
+enum { SEQUENCE_DEPTH = 4, PATTERN_MAX = 4096, REWRITTEN_MAX = 16 * PATTERN_MAX };
 
 static bool is(const json_t *j, const char *text)
 {
@@ -68,6 +68,20 @@ static bool same_escape(char c)
            (c >= '{' && c <= '~') || c == ' ';
 }
 
+/* p{Name of a script: PCRE2 would take a bare name for the characters that are *also* used with the script. Length of
+ * the name; 0: something else. */
+static size_t script_name(const char *p, size_t n)
+{
+    static const char *const others[] = {"White_Space", "Alphabetic", "Any", "Lowercase", "Uppercase", "ASCII"};
+    size_t len = 0;
+    if (n < 3 || (*p != 'p' && *p != 'P') || p[1] != '{' || p[2] < 'A' || p[2] > 'Z') return 0;
+    while (2 + len < n && ((p[2 + len] | 32) >= 'a' && (p[2 + len] | 32) <= 'z')) len++;
+    for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+        if (len == strlen(others[i]) && !memcmp(p + 2, others[i], len)) return 0;
+    }
+    return len > 2 && 2 + len < n && p[2 + len] == '}' ? len : 0;
+}
+
 #define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Pc}"
 
 /* The escape at p, a backslash before it. Bytes read; 0: not to be rewritten. */
@@ -94,6 +108,14 @@ static size_t rewrite_escape(struct mu_writer *w, const char *p, size_t n, bool 
         mu_write_u8(w, '}');
         return 5;
     }
+    size_t script = script_name(p, n);
+    if (script) {
+        mu_write_u8(w, '\\');
+        mu_write_bytes(w, p, 2);
+        mu_write_bytes(w, "sc:", 3);
+        mu_write_bytes(w, p + 2, script);
+        return 2 + script;
+    }
     if (!same_escape(*p)) return 0;
     mu_write_u8(w, '\\');
     mu_write_bytes(w, p, 1);
@@ -103,7 +125,7 @@ static size_t rewrite_escape(struct mu_writer *w, const char *p, size_t n, bool 
 /* A character that stands for itself. Bytes read. */
 static size_t rewrite_char(struct mu_writer *w, const char *p, size_t n)
 {
-    uint32_t cp = 0;
+    uint32_t cp = 0xFFFD;
     char text[16];
     size_t len = (size_t)mu_utf8_next(p, n, &cp); /* jansson's strings are valid */
     const char *control = cp == '\r' ? "\\r" : cp == '\n' ? "\\n" : cp == '\t' ? "\\t" : NULL;
@@ -163,10 +185,11 @@ static enum mu_status add_regex(struct mu_hf *h, struct mu_str s, struct mu_err 
     struct mu_writer w;
     char shown[120];
     enum mu_status st;
-    mu_writer_init(&w, PATTERN_MAX);
+    if (s.len > PATTERN_MAX) return MU_HF_REFUSE(h, err, "a pattern of %zu bytes is", s.len);
+    mu_writer_init(&w, REWRITTEN_MAX);
     const char *what = rewrite(&w, s);
     if (!w.ok)
-        st = MU_HF_REFUSE(h, err, "a pattern of %zu bytes is", s.len);
+        st = mu_hf_nomem(h, err);
     else if (what)
         st = MU_HF_REFUSE(h, err, "%s in the pattern '%s' is", what, mu_str_show(s, shown, sizeof shown));
     else
@@ -180,15 +203,15 @@ static enum mu_status add_literal(struct mu_hf *h, struct mu_str s, struct mu_er
 {
     struct mu_writer w;
     enum mu_status st;
-    mu_writer_init(&w, PATTERN_MAX);
+    if (s.len > PATTERN_MAX) return MU_HF_REFUSE(h, err, "a text to split at of %zu bytes is", s.len);
+    mu_writer_init(&w, REWRITTEN_MAX);
     for (size_t i = 0; i < s.len;) {
         if (s.p[i] > ' ' && s.p[i] < 0x7F && !((s.p[i] | 32) >= 'a' && (s.p[i] | 32) <= 'z') &&
             !(s.p[i] >= '0' && s.p[i] <= '9'))
             mu_write_u8(&w, '\\');
         i += rewrite_char(&w, s.p + i, s.len - i);
     }
-    st = w.ok ? add_pattern(h, (const char *)w.data, w.len, err)
-              : MU_HF_REFUSE(h, err, "a text to split at of %zu bytes is", s.len);
+    st = w.ok ? add_pattern(h, (const char *)w.data, w.len, err) : mu_hf_nomem(h, err);
     mu_writer_free(&w);
     return st;
 }

@@ -29,7 +29,7 @@ static struct mu_str token_text(const json_t *file, const char *name)
 
 static int valid_id(const struct mu_hf *h, const json_t *j)
 {
-    json_int_t id = json_is_integer(j) ? json_integer_value(j) : -1;
+    int64_t id = mu_hf_int(j);
     return id >= 0 && id < h->n_token ? (int)id : -1;
 }
 
@@ -81,14 +81,14 @@ static bool template_has(const struct mu_hf *h, int id, bool last)
     return id >= 0 && text.p && mu_hf_id_of(h, text) == id;
 }
 
-/* tokenizer_config.json has the last word. Without one, byte-level tokenizers add what their post-processor says and
- * nothing else; SentencePiece's kind leaves it to the reader of the key, who adds BOS. */
+/* tokenizer_config.json has the last word, then the post-processor. Where neither says anything about BOS, the reader of
+ * the key decides by the family: Llama 3's first files forgot to. */
 static int adds(const struct mu_hf *h, const char *name, int id, bool last)
 {
     const json_t *said = json_object_get(h->config, name);
     if (json_is_boolean(said)) return json_is_true(said);
     if (template_part(h)) return template_has(h, id, last);
-    return h->spm && !last ? UNSAID : 0;
+    return last ? 0 : UNSAID;
 }
 
 /* ---- the end of generation ---- */
@@ -123,7 +123,7 @@ static enum mu_status put_strips(const struct mu_hf *h, struct mu_gguf_writer *w
         int id = valid_id(h, json_object_get(token, "id"));
         if (id >= 0 && json_is_true(json_object_get(token, flag))) ids[n++] = id;
     }
-    if (n) mu_gguf_put_i32s(w, key, ids, n);
+    mu_gguf_put_i32s(w, key, ids, n); /* none is said, too: it is not to be guessed from the model's name */
     mu_free(ids);
     return MU_OK;
 }

@@ -34,7 +34,8 @@ static enum mu_status read_small(const struct mu_hf *h, const char *name, json_t
     json_error_t je;
     enum mu_status st = read_file(h, name, SMALL_MAX, &text, &len, err);
     if (st != MU_OK || !text) return st;
-    *out = json_loadb(text, len, JSON_ALLOW_NUL, &je);
+    /* tokenizer_config.json's model_max_length is 10^30 where there is none. */
+    *out = json_loadb(text, len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &je);
     mu_free(text);
     if (*out) return MU_OK;
     if (json_error_code(&je) == json_error_out_of_memory) return mu_hf_nomem(h, err);
@@ -90,7 +91,7 @@ fail:
     return st;
 }
 
-/* "left right"; a space within is written as the byte alphabet's. */
+/* "left right"; a space within is written as the kind of vocabulary writes it. */
 static enum mu_status put_merges(const struct mu_hf *h, struct mu_gguf_writer *w, struct mu_err *err)
 {
     struct mu_str *list = mu_reallocarray(NULL, h->n_merge + 1, sizeof *list);
@@ -98,7 +99,7 @@ static enum mu_status put_merges(const struct mu_hf *h, struct mu_gguf_writer *w
     if (!list) return mu_hf_nomem(h, err);
     for (size_t i = 0; i < h->n_merge; i++) {
         const struct mu_str parts[] = {h->merges[i].left, h->merges[i].right};
-        char *p = mu_arena_alloc(h->arena, 2 * (parts[0].len + parts[1].len) + 1), *q = p;
+        char *p = mu_arena_alloc(h->arena, 3 * (parts[0].len + parts[1].len) + 2), *q = p;
         if (!p) {
             st = mu_hf_nomem(h, err);
             goto fail;
@@ -107,7 +108,7 @@ static enum mu_status put_merges(const struct mu_hf *h, struct mu_gguf_writer *w
             if (k) *q++ = ' ';
             for (size_t at = 0; at < parts[k].len; at++) {
                 if (parts[k].p[at] == ' ')
-                    *q++ = '\xC4', *q++ = '\xA0';
+                    q = stpcpy(q, h->spm ? MU_TOK_MARK : "\xC4\xA0");
                 else
                     *q++ = parts[k].p[at];
             }
@@ -140,6 +141,7 @@ static enum mu_status put_all(const struct mu_hf *h, struct mu_gguf_writer *w, s
         mu_gguf_put_str(w, "tokenizer.ggml.pre", "default", 7);
         mu_gguf_put_f32s(w, "tokenizer.ggml.scores", h->scores, (uint64_t)h->n_token);
         mu_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", h->space_prefix);
+        if (!h->has_scores) mu_gguf_put_bool(w, "muster.tokenizer.by_merges", true);
         if (h->one_space) mu_gguf_put_bool(w, "muster.tokenizer.one_space", true);
         if (h->first_space) mu_gguf_put_bool(w, "muster.tokenizer.first_space", true);
     } else {
@@ -148,6 +150,8 @@ static enum mu_status put_all(const struct mu_hf *h, struct mu_gguf_writer *w, s
         mu_gguf_put_str(w, "tokenizer.ggml.pre", pre.p ? pre.p : "default", pre.p ? pre.len : 7);
         if (!pre.p) mu_gguf_put_strs(w, "muster.tokenizer.patterns", h->patterns, (uint64_t)h->n_pattern);
         mu_gguf_put_bool(w, "muster.tokenizer.whole_words", h->whole_words);
+    }
+    if (!h->has_scores) {
         st = put_merges(h, w, err);
         if (st != MU_OK) return st;
     }

@@ -7,9 +7,10 @@
  *   muster.tokenizer.patterns       [str]  the pre-tokenizer's patterns, in PCRE2's spelling, where no known
  *                                          tokenizer.ggml.pre means exactly them
  *   muster.tokenizer.whole_words    bool   a word that is a token is that token, whatever merging would make of it
+ *   muster.tokenizer.by_merges      bool   SentencePiece's kind, merged by tokenizer.ggml.merges instead of by scores
  *   muster.tokenizer.end_ids        [i32]  further tokens at which generation ends
  *   muster.tokenizer.strip_left,
- *   muster.tokenizer.strip_right    [i32]  added tokens that take the white space before, after them
+ *   muster.tokenizer.strip_right    [i32]  added tokens that take the white space before, after them (may be empty)
  *   muster.tokenizer.first_space    bool   the space prefix goes before the text only, not behind special tokens
  *   muster.tokenizer.one_space      bool   … and not before a text that begins with a space
  *

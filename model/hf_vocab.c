@@ -2,6 +2,7 @@
  *
  * The file's bulk (half a million strings for the largest vocabularies) is read with a cursor and never built as a
  * tree; the small rest goes to jansson. Ids may come in any order, so entries gather in a list first. */
+#include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -166,8 +167,9 @@ static enum mu_status read_part(struct mu_hf *h, struct mu_json *j, struct mu_st
         *parts[i] = json_loadb(span.p, span.len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &je);
         if (*parts[i]) continue;
         if (json_error_code(&je) == json_error_out_of_memory) return mu_hf_nomem(h, err);
+        char shown[160];
         return MU_HF_BAD(h, "tokenizer.json", err, "offset %zu: %s", (size_t)(span.p - h->text) + (size_t)je.position,
-                         je.text);
+                         mu_str_show((struct mu_str){je.text, strlen(je.text)}, shown, sizeof shown));
     }
     return st;
 }
@@ -194,7 +196,9 @@ static enum mu_status place(struct mu_hf *h, const struct entries *list, struct 
 enum mu_status mu_hf_json_read(struct mu_hf *h, struct mu_err *err)
 {
     struct entries list = {0};
-    struct mu_json j = mu_json_over(h->text, h->text_len, "tokenizer.json", h->arena);
+    char file[sizeof h->shown + 16];
+    snprintf(file, sizeof file, "%s/tokenizer.json", h->shown);
+    struct mu_json j = mu_json_over(h->text, h->text_len, file, h->arena);
     bool first = true, more;
     struct mu_str key;
     enum mu_status st = mu_json_enter(&j, '{', err);

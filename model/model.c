@@ -64,22 +64,29 @@ static enum mu_status check_matrix(const struct mu_model *m, const struct mu_ggu
     return check_shape(m, t, n_col, n_row, err);
 }
 
-/* F32, of that length, every value finite. */
-static enum mu_status check_vector(const struct mu_model *m, const struct mu_gguf_tensor *t, int n, struct mu_err *err)
+/* F32, n_row of that length, every value finite. */
+static enum mu_status check_vectors(const struct mu_model *m, const struct mu_gguf_tensor *t, int n_col, int n_row,
+                                    struct mu_err *err)
 {
-    enum mu_status st = check_shape(m, t, n, 1, err);
+    enum mu_status st = check_shape(m, t, n_col, n_row, err);
     if (st != MU_OK) return st;
+    size_t n = (size_t)n_col * (size_t)n_row;
     if (t->type != MU_F32)
         return tensor_fail(m, t, MU_EUNSUPPORTED, err,
                            "expected type F32, found %s, which is not supported for vectors",
                            mu_type_info(t->type)->name);
-    for (int i = 0; i < n; i++) {
+    for (size_t i = 0; i < n; i++) {
         float f;
-        memcpy(&f, t->data + 4 * (size_t)i, 4);
+        memcpy(&f, t->data + 4 * i, 4);
         if (!isfinite(f))
-            return tensor_fail(m, t, MU_ENONFINITE, err, "expected finite values, found %g at index %d", (double)f, i);
+            return tensor_fail(m, t, MU_ENONFINITE, err, "expected finite values, found %g at index %zu", (double)f, i);
     }
     return MU_OK;
+}
+
+static enum mu_status check_vector(const struct mu_model *m, const struct mu_gguf_tensor *t, int n, struct mu_err *err)
+{
+    return check_vectors(m, t, n, 1, err);
 }
 
 bool mu_layer_name_split(struct mu_str name, int *layer_out, struct mu_str *rest_out)
@@ -129,7 +136,8 @@ static enum mu_status place_parts(struct mu_model *m, const struct mu_gguf_tenso
     int n_col, n_row, n = mu_rule_parts(&m->cfg, r, &n_col, &n_row), at = 0;
     bool vector = r->n_row == MU_DIM_ONE;
     char other[64];
-    enum mu_status st = vector ? check_vector(m, t, n_col, err) : check_matrix(m, t, n_col, n_row, err);
+    enum mu_status st =
+        r->id < MU_T_MATRIX_COUNT ? check_matrix(m, t, n_col, n_row, err) : check_vectors(m, t, n_col, n_row, err);
     for (int i = 0; i < n && st == MU_OK; i++) {
         const struct mu_gguf_tensor **place = &m->layer[layer][r[i].id];
         int size = mu_dim_size(&m->cfg, vector ? r[i].n_col : r[i].n_row);

@@ -13,7 +13,13 @@
 
 enum mu_norm_kind { MU_NORM_RMS, MU_NORM_LAYER /* mean and variance, with a bias */ };
 enum mu_rope_kind { MU_ROPE_PAIRS, /* (2i, 2i+1) */ MU_ROPE_HALVES /* (i, i + n_rot/2), NeoX */ };
-enum mu_ffn_kind { MU_FFN_SILU_GATED, MU_FFN_GELU_GATED /* tanh form */, MU_FFN_GELU /* tanh form */, MU_FFN_GELU_ERF };
+enum mu_ffn_kind {
+    MU_FFN_SILU_GATED,
+    MU_FFN_SILU_CLAMPED, /* gated, gpt-oss's form; with experts only */
+    MU_FFN_GELU_GATED,   /* tanh form */
+    MU_FFN_GELU,         /* tanh form */
+    MU_FFN_GELU_ERF
+};
 /* What a family's files may ask for in metadata; in others the same keys are refused by name. */
 enum mu_feature {
     MU_HAS_WINDOW = 1,      /* attention.sliding_window */
@@ -21,14 +27,17 @@ enum mu_feature {
     MU_HAS_CAPS = 4,        /* soft caps of attention and of logits */
     MU_HAS_LONGROPE = 8,    /* two sets of rotation factors, attn_factor */
     MU_HAS_LOCAL_ROPE = 16, /* layers with a window turn at their own base */
-    MU_HAS_EXPERTS = 32
+    MU_HAS_EXPERTS = 32,
+    MU_HAS_SCALES = 64,      /* factors of embeddings, of what is added to the residual, of logits (Granite) */
+    MU_HAS_TEMPERATURE = 128 /* queries grow with their position (Ministral 3) */
 };
 
 struct mu_tensor_rule;
 
 /* What differs between families. */
 struct mu_arch {
-    const char *name; /* general.architecture */
+    const char *name;   /* general.architecture */
+    const char *models; /* that have it, for people */
     enum mu_norm_kind norm;
     enum mu_rope_kind rope;
     enum mu_ffn_kind ffn;
@@ -44,6 +53,8 @@ struct mu_arch {
     int window;         /* default, used by files older than the key; 0: none */
     float attn_softcap, final_softcap; /* defaults, likewise; 0: none */
     float rope_base;                   /* default; 0: 10,000 */
+    bool yarn_exact;                   /* YaRN's bounds are no whole pairs */
+    int no_rope_period;                /* layers n - 1, 2n - 1 … do not turn; 0: all do */
     int wide_scale_layers; /* a model of so many layers scales queries by 1/sqrt(d_model/n_head); 0: none does */
 };
 
@@ -53,25 +64,29 @@ struct mu_config {
     int n_expert, n_expert_used; /* 0: one feed-forward; d_ff is an expert's */
     int n_rot;                   /* dimensions of a head that turn */
     int window;                  /* sliding window, 0 = none */
-    int window_period;           /* every so many layers one without it; 0 = all have it */
-    int n_ctx_short;             /* contexts beyond it turn by the long rotation factors */
+    uint8_t whole[128];          /* bit i: layer i sees everything, without the window */
+    int n_ctx_short;             /* sequences beyond it turn by the long rotation factors */
     float norm_eps, attn_scale, rope_freq_base,
         rope_linear_scale;             /* linear scale: positions are divided by it (1 = none) */
     float rope_local_base;             /* of layers with a window, without scaling; 0 = as the others */
     float rope_attn_factor;            /* cosines and sines are multiplied by it (1 = none) */
     float attn_softcap, final_softcap; /* 0 = none */
     float embed_scale;                 /* 1 = none */
+    float residual_scale, logit_scale; /* what layers add, and logits, are multiplied by it (1 = none) */
+    float yarn_factor, yarn_beta_fast, yarn_beta_slow; /* rotation scaled by YaRN; factor 0 = not */
+    int n_ctx_orig;                                    /* YaRN's and the temperature's length */
+    float query_scale; /* of the growth of queries with the logarithm of their position; 0 = none */
 };
 
 /* Window of a layer, 0 = none. */
 static inline int mu_config_window(const struct mu_config *cfg, int layer)
 {
-    return cfg->window_period && (layer + 1) % cfg->window_period == 0 ? 0 : cfg->window;
+    return cfg->whole[layer / 8] >> layer % 8 & 1 ? 0 : cfg->window;
 }
 /* Whether a layer turns at the local base. */
 static inline bool mu_config_local(const struct mu_config *cfg, int layer)
 {
-    return cfg->rope_local_base > 0 && !(cfg->window_period && (layer + 1) % cfg->window_period == 0);
+    return cfg->rope_local_base > 0 && !(cfg->whole[layer / 8] >> layer % 8 & 1);
 }
 
 /* Tensors of a layer; NULL where the family has none. Fused tensors of the file appear as their parts. */
@@ -102,6 +117,11 @@ enum mu_tensor_id {
     MU_T_O_B,
     MU_T_UP_B,
     MU_T_DOWN_B,
+    MU_T_ROUTER_B,
+    MU_T_GATE_EXPS_B, /* this and the next two: F32 [n_expert][rows of one expert] */
+    MU_T_UP_EXPS_B,
+    MU_T_DOWN_EXPS_B,
+    MU_T_SINKS, /* [n_head]: what joins each head's softmax */
     MU_T_LAYER_COUNT
 };
 

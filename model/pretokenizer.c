@@ -39,10 +39,39 @@ static const char P_LLAMA3[] = CL100K("{1,3}");
 static const char P_QWEN2[] = CL100K("");
 static const char P_QWEN35[] =
     "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?[\\p{L}\\p{M}]+|\\p{N}| ?[^" WS "\\p{L}\\p{M}\\p{N}]+[\\r\\n]*|" LINES;
+static const char P_NO_CONTRACTIONS[] = /* Qwen 2's, but that suffixes after an apostrophe stay with it */
+    "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" LINES;
+static const char P_CL100K_NUMBERS[] = CL100K("+");
+static const char P_BAILING[] = "'(?i:[sdmt]|ll|ve|re)|[^\\r\\n\\p{L}\\p{N}]?+\\p{L}+|\\p{N}| ?[^" WS
+                                "\\p{L}\\p{N}]++[\\r\\n]*|" WS "*[\\r\\n]|" GPT2_TAIL "|" WS "+";
+static const char P_EXAONE_MOE[] =
+    "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*+(?: \\p{L}\\p{M}*+)*+)++|\\p{N}| ?[^" WS
+    "\\p{L}\\p{N}]+[\\r\\n/]?|" WS "*[\\r\\n]|" GPT2_TAIL "|" WS "+";
+#define RUN(n) WS "{" n "}(?!" NOWS ")|"
+/* Runs of white space in halves. Within a run, behind its first piece, no line end can follow: it is not looked for
+ * again, which would take the square of a long run. */
+static const char P_JAIS2[] = "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^" WS
+                              "\\p{L}\\p{N}]+[\\r\\n]*|(?<![^" NOWS "\\r\\n])" WS "*[\\r\\n]+|" RUN("512") RUN("256")
+                                  RUN("128") RUN("64") RUN("32") RUN("16") RUN("8") RUN("4") RUN("1,2") WS;
 static const char P_SEED[] =
     "(?i:" CONTRACTIONS ")|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}\\r\\n]+|" LINES;
 static const char P_GPT4O[] = O200K("(?i:" CONTRACTIONS ")?", "{1,3}");
 static const char P_TEKKEN[] = O200K("", "");
+/* Kimi: o200k's words without Chinese characters, which are words of their own. Its loops are written so that nothing
+ * is tried twice: small letters end a word, else the last caseless one does, else there are capitals only. */
+#define NOT_HAN(class) "(?:(?!\\p{sc:Han})[" class "])"
+#define CASELESS       "\\p{Lm}\\p{Lo}\\p{M}"
+#define KIMI_PREFIX    "[^\\r\\n\\p{L}\\p{N}]?"
+#define KIMI_SUFFIX    "(?i:" CONTRACTIONS ")?"
+#define KIMI_WORD                                                                                                      \
+    "(?>" NOT_HAN("\\p{Lu}\\p{Lt}" CASELESS) "*+\\p{Ll}" NOT_HAN("\\p{Ll}" CASELESS) "*+"                              \
+                                                                                     "|(?:[\\p{Lu}\\p{Lt}]*+" NOT_HAN( \
+                                                                                         CASELESS) "++)++)"
+static const char P_KIMI[] = "\\p{sc:Han}+|" KIMI_PREFIX KIMI_WORD KIMI_SUFFIX "|" KIMI_PREFIX
+                             "[\\p{Lu}\\p{Lt}]++" KIMI_SUFFIX "|\\p{N}{1,3}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" LINES;
+static const char P_BLOOM[] = " ?[^(" WS "|.,!?\\x{2026}\\x{3002}\\x{FF0C}\\x{3001}\\x{0964}\\x{06D4}\\x{060C})]+";
+/* Digits in groups of three counted from the right: no pattern says that in linear time, so cut_right3 does it. */
+static const char P_RIGHT3[] = "\\p{Nd}+";
 static const char P_PUNCT[] = "[\\p{P}$+<=>^~|]+";
 static const char P_PUNCT_FALCON[] = "[\\p{P}$+<=>^~|`]+";
 static const char P_NEWLINE[] = "[\\r\\n]";
@@ -83,21 +112,36 @@ struct family {
     const char *patterns[PATTERNS_MAX];
 };
 
+/* Names and which pattern each stands for are the reference converter's and reader's (llama.cpp); the patterns are
+ * those of the models' own tokenizers where the reference only comes near them. Left out because what they mean could
+ * not be made sure of: afmoe, chameleon, cohere2moe, laguna, spark2_5, tiny_aya, youtu, and those of encoders. */
 static const struct family FAMILIES[] = {
     {"default", false, false, {P_PUNCT, P_GPT2, P_DIGITS, P_ASCII3}},
     {"llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2 midm-2.0", true, true, {P_LLAMA3}},
     {"dbrx smaug-bpe glm4 chatglm-bpe", false, false, {P_LLAMA3}},
-    {"qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan grok-2", false, false, {P_QWEN2}},
+    {"qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan grok-2 kormo solar-open", false, false, {P_QWEN2}},
     {"qwen35", false, false, {P_QWEN35}},
-    {"gpt-2 phi-2 mpt olmo jais trillion exaone4 gigachat modern-bert mellum granite-docling", false, false, {P_GPT2}},
-    {"starcoder refact command-r smollm codeshell exaone minerva-7b", false, false, {P_DIGIT, P_GPT2}},
+    {"gpt-2 phi-2 mpt olmo jais trillion exaone4 gigachat modern-bert mellum granite-docling a.x-4.0",
+     false,
+     false,
+     {P_GPT2}},
+    {"starcoder refact command-r smollm codeshell exaone minerva-7b mellum2", false, false, {P_DIGIT, P_GPT2}},
     {"falcon", false, false, {P_PUNCT_FALCON, P_GPT2, P_ASCII3}},
     {"deepseek-llm", false, false, {P_NEWLINE, P_DS_WORD, P_DS_PUNCT, P_TRAILING, P_CJK, P_DIGITS}},
     {"deepseek-coder", false, false, {P_NEWLINE, P_DSC_WORD, P_DSC_PUNCT, P_CJK, P_DIGIT}},
-    {"deepseek-v3 hunyuan-dense", false, false, {P_DIGITS3, P_CJK_KANA, P_DS3}},
-    {"gpt-4o llama4 kanana2 minimax-m2", false, false, {P_GPT4O}},
+    {"deepseek-v3 hunyuan-dense joyai-llm hy_v4", false, false, {P_DIGITS3, P_CJK_KANA, P_DS3}},
+    {"gpt-4o llama4 kanana2 minimax-m2 talkie", false, false, {P_GPT4O}},
     {"tekken", true, true, {P_TEKKEN}},
+    {"kimi-k2", false, false, {P_KIMI}},
     {"seed-coder", false, false, {P_SEED}},
+    {"bloom poro-chat gpt3-finnish", false, false, {P_BLOOM}},
+    {"viking", false, false, {P_BLOOM, P_DIGIT}},
+    {"bailingmoe bailingmoe2 llada-moe", false, false, {P_BAILING}},
+    {"exaone-moe", false, false, {P_EXAONE_MOE}},
+    {"superbpe", false, false, {P_DIGITS, P_RIGHT3}},
+    {"jais-2", false, false, {P_JAIS2}},
+    {"minicpm5", false, true, {P_DIGITS3, P_CL100K_NUMBERS}},
+    {"ufakzeka", false, false, {P_NO_CONTRACTIONS}},
 };
 
 struct mu_pre {
@@ -105,6 +149,7 @@ struct mu_pre {
     pcre2_general_context *general;
     pcre2_code *code[PATTERNS_MAX];
     bool jit[PATTERNS_MAX];
+    bool right3[PATTERNS_MAX]; /* cut_right3 does it */
     int n;
 };
 
@@ -190,8 +235,10 @@ enum mu_status mu_pre_open(struct mu_str name, struct mu_pre **pre_out, struct m
     if (st != MU_OK) return st;
     pre->adds_bos = f->adds_bos;
     pre->whole_words = f->whole_words;
-    for (int i = 0; i < PATTERNS_MAX && f->patterns[i] && st == MU_OK; i++)
+    for (int i = 0; i < PATTERNS_MAX && f->patterns[i] && st == MU_OK; i++) {
+        pre->right3[i] = f->patterns[i] == P_RIGHT3;
         st = add_pattern(pre, (struct mu_str){f->patterns[i], strlen(f->patterns[i])}, false, err);
+    }
     if (st == MU_OK)
         *pre_out = pre;
     else
@@ -219,14 +266,15 @@ enum mu_status mu_pre_open_patterns(const struct mu_str *patterns, uint64_t n, s
 
 struct mu_str mu_pre_name_of(const struct mu_str *patterns, int n, bool whole_words)
 {
+    const struct family *found = NULL;
     for (size_t i = 0; i < sizeof FAMILIES / sizeof FAMILIES[0]; i++) {
         const struct family *f = &FAMILIES[i];
         int k = 0;
-        if (f->whole_words != whole_words) continue;
         while (k < n && k < PATTERNS_MAX && f->patterns[k] && mu_str_is(patterns[k], f->patterns[k])) k++;
-        if (k == n && (k == PATTERNS_MAX || !f->patterns[k])) return (struct mu_str){f->names, strcspn(f->names, " ")};
+        bool same = k == n && (k == PATTERNS_MAX || !f->patterns[k]);
+        if (same && (!found || f->whole_words == whole_words)) found = f;
     }
-    return (struct mu_str){NULL, 0};
+    return found ? (struct mu_str){found->names, strcspn(found->names, " ")} : (struct mu_str){NULL, 0};
 }
 
 struct mu_str mu_pre_gpt2(void)
@@ -321,25 +369,66 @@ static enum mu_status next_match(struct mu_pre_run *run, int level, const char *
 }
 
 static enum mu_status cut(struct mu_pre_run *run, int level, const char *text, size_t len, mu_pre_word word, void *ctx,
+                          struct mu_err *err);
+
+static size_t char_len(const char *text)
+{
+    return (size_t)mu_utf8_need((unsigned char)*text);
+}
+
+/* In every run of digits, a cut before each place from which a multiple of three of them follows. */
+static enum mu_status cut_right3(struct mu_pre_run *run, int level, const char *text, size_t len, mu_pre_word word,
+                                 void *ctx, struct mu_err *err)
+{
+    enum mu_status st = MU_OK;
+    size_t at = 0;
+    bool found = true;
+    for (size_t from = 0; from < len && found;) {
+        MU_TRY(st, next_match(run, level, text, len, from, &found, err), fail);
+        if (!found) break;
+        const PCRE2_SIZE *ov = pcre2_get_ovector_pointer(run->data[level]);
+        size_t pos = ov[0], end = ov[1], n = 0;
+        for (size_t i = pos; i < end; i += char_len(text + i)) n++;
+        for (size_t step = n % 3; pos < end; step = 3) {
+            while (step--) pos += char_len(text + pos);
+            if (pos == at || pos == end) continue;
+            MU_TRY(st, cut(run, level + 1, text + at, pos - at, word, ctx, err), fail);
+            at = pos;
+        }
+        from = end;
+    }
+    st = cut(run, level + 1, text + at, len - at, word, ctx, err);
+fail:
+    return st;
+}
+
+/* An empty match (only patterns from files have them) is a cut at its place. */
+static enum mu_status cut(struct mu_pre_run *run, int level, const char *text, size_t len, mu_pre_word word, void *ctx,
                           struct mu_err *err)
 {
     if (level == run->pre->n) return word(ctx, text, len, err);
-    size_t at = 0;
+    if (run->pre->right3[level]) return cut_right3(run, level, text, len, word, ctx, err);
+    size_t at = 0, from = 0;
     while (at < len) {
-        bool found;
-        enum mu_status st = next_match(run, level, text, len, at, &found, err);
+        bool found = false;
+        enum mu_status st = MU_OK;
+        if (from < len) st = next_match(run, level, text, len, from, &found, err);
         if (st != MU_OK) return st;
         const PCRE2_SIZE *ov = pcre2_get_ovector_pointer(run->data[level]);
         size_t start = found ? ov[0] : len, end = found ? ov[1] : len;
+        if (start < at) start = at; /* \K in a pattern may say anything */
+        if (end < start) end = start;
         if (start > at) {
             st = cut(run, level + 1, text + at, start - at, word, ctx, err);
             if (st != MU_OK) return st;
         }
         if (end > start) {
-            st = cut(run, level + 1, text + start, end - start, word, ctx, err);
+            st =
+                (run->pre->right3[level] ? cut_right3 : cut)(run, level + 1, text + start, end - start, word, ctx, err);
             if (st != MU_OK) return st;
         }
         at = end;
+        from = end > start || !found || end >= len ? end : end + char_len(text + end);
     }
     return MU_OK;
 }

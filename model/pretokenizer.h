@@ -24,7 +24,7 @@ bool mu_pre_adds_bos(const struct mu_pre *pre); /* where the file does not say *
 bool mu_pre_whole_words(
     const struct mu_pre *pre); /* a word that is a token is that token, whatever merging would make of it */
 
-/* A known name that stands for exactly these patterns, whole words included; p NULL: none does. */
+/* A known name that stands for exactly these patterns, and if there is one also for whole words or not; p NULL: none. */
 struct mu_str mu_pre_name_of(const struct mu_str *patterns, int n, bool whole_words);
 struct mu_str mu_pre_gpt2(void); /* the pattern that is built into byte-level pre-tokenizers */
 /* The same pattern without an end that changes no result, as the patterns here are written. Borrows from p. */

@@ -57,7 +57,7 @@ static uint32_t type_for(uint32_t type, uint64_t n_col, uint32_t from)
 }
 
 struct count {
-    int n_done, n_other; /* matrices quantised; those of them that got another type than was asked for */
+    int n_done, n_other; /* matrices quantised; those that do not get the type that was asked for */
 };
 
 /* A tensor in another type at *q, or the file's. */
@@ -99,8 +99,10 @@ enum mu_status mu_model_quantize(struct mu_model *m, const char *name, struct mu
                             "out, or take an F16 or BF16 model",
                             mu_type_info(type)->name);
     if (n.n_other)
-        mu_info("model", "%d of %d matrices have rows that are no multiple of %d values: they get another type than %s",
-                n.n_other, n.n_done, mu_type_info(type)->block_values, mu_type_info(type)->name);
+        mu_info("model",
+                "%d matrices have rows that are no multiple of %d values: instead of %s they become Q8_0 or F16, "
+                "or stay as they are",
+                n.n_other, mu_type_info(type)->block_values, mu_type_info(type)->name);
     uint32_t output = bits(type) < bits(MU_Q6_K) ? MU_Q6_K : type;
     m->output = quantized(m->output, output, q, &n);
     mu_model_count(m);

@@ -111,9 +111,10 @@ static enum mu_status each_of_layer(struct job *j, int layer, visit *fn, struct 
     for (const struct mu_tensor_rule *r = mu_arch_rules(j->arch, &j->cfg); r->suffix && st == MU_OK;) {
         char name[64];
         int n_col, n_row, n = mu_rule_parts(&j->cfg, r, &n_col, &n_row);
-        bool wanted = !seen[r->id] && (!r->optional || j->spec->n_kv_head > 1);
+        bool bias = r->id >= MU_T_Q_B; /* of the optional tensors norms alone are made */
+        bool wanted = !seen[r->id] && (!r->optional || (j->spec->n_kv_head > 1 && !bias));
         snprintf(name, sizeof name, "blk.%d.%s", layer, r->suffix);
-        bool small = r->n_row == MU_DIM_ONE || r->id == MU_T_ROUTER;
+        bool small = r->id >= MU_T_MATRIX_COUNT || r->id == MU_T_ROUTER;
         if (wanted) st = fn(j, name, small ? MU_F32 : j->spec->type, n_col, n_row, err);
         for (int i = 0; i < n; i++) seen[r[i].id] = true;
         r += n;
@@ -186,9 +187,12 @@ static enum mu_status check_spec(struct job *j, struct mu_err *err)
     MU_TRY(st, check_range("short context", s->n_ctx_short, 0, MU_MAX_CTX, err), fail);
     if (s->window > 0 && !(j->arch->features & MU_HAS_WINDOW))
         return mu_fail(err, MU_EINVAL, "window: architecture '%s' has none", j->arch->name);
-    if (s->n_ctx_short > 0 && !(j->arch->features & MU_HAS_LONGROPE))
+    if (s->n_ctx_short > 0 && !(j->arch->features & MU_HAS_LONGROPE) && !(s->yarn_factor > 0))
         return mu_fail(err, MU_EINVAL, "short context: architecture '%s' has one set of rotation factors",
                        j->arch->name);
+    if (s->yarn_factor < 0 || s->yarn_factor > 1e6f)
+        return mu_fail(err, MU_EINVAL, "YaRN's factor: expected a number up to 1,000,000, found %g",
+                       (double)s->yarn_factor);
     if (s->d_head % 2 != 0) return mu_fail(err, MU_EINVAL, "expected an even head size, found %d", s->d_head);
     if (s->n_head * s->d_head > MU_MAX_D_MODEL)
         return mu_fail(err, MU_EINVAL, "%d heads of %d are more than the limit of %d values together", s->n_head,
@@ -211,23 +215,30 @@ fail:
     return st;
 }
 
+enum { KEY_BYTES = 96 };
+
+static const char *key_of(const struct job *j, const char *suffix, char key[KEY_BYTES])
+{
+    snprintf(key, KEY_BYTES, "%s.%s", j->arch->name, suffix);
+    return key;
+}
+
 static void put_u32(struct job *j, const char *suffix, int v)
 {
-    char key[96];
-    snprintf(key, sizeof key, "%s.%s", j->arch->name, suffix);
-    mu_gguf_put_u32(j->writer, key, (uint32_t)v);
+    char key[KEY_BYTES];
+    mu_gguf_put_u32(j->writer, key_of(j, suffix, key), (uint32_t)v);
 }
 
 static void put_f32(struct job *j, const char *suffix, float v)
 {
-    char key[96];
-    snprintf(key, sizeof key, "%s.%s", j->arch->name, suffix);
-    mu_gguf_put_f32(j->writer, key, v);
+    char key[KEY_BYTES];
+    mu_gguf_put_f32(j->writer, key_of(j, suffix, key), v);
 }
 
 static void put_sizes(struct job *j)
 {
     const struct mu_synth *s = j->spec;
+    char key[KEY_BYTES];
     mu_gguf_put_str(j->writer, "general.architecture", j->arch->name, strlen(j->arch->name));
     mu_gguf_put_str(j->writer, "general.type", "model", 5);
     mu_gguf_put_str(j->writer, "general.name", "Random", 6);
@@ -249,6 +260,18 @@ static void put_sizes(struct job *j)
         put_u32(j, "expert_count", s->n_expert);
         put_u32(j, "expert_used_count", s->n_expert_used);
         put_u32(j, "expert_feed_forward_length", s->d_ff);
+    }
+    if (s->yarn_factor > 0) {
+        mu_gguf_put_str(j->writer, key_of(j, "rope.scaling.type", key), "yarn", 4);
+        put_f32(j, "rope.scaling.factor", s->yarn_factor);
+        put_u32(j, "rope.scaling.original_context_length", s->n_ctx_short > 0 ? s->n_ctx_short : s->n_ctx);
+    }
+    if (j->arch->features & MU_HAS_TEMPERATURE) put_f32(j, "attention.temperature_scale", 0.1f);
+    if (j->arch->features & MU_HAS_SCALES) { /* of the size that released models have */
+        put_f32(j, "embedding_scale", 12.0f);
+        put_f32(j, "residual_scale", 0.22f);
+        put_f32(j, "logit_scale", 8.0f);
+        put_f32(j, "attention.scale", 1.0f / (float)s->d_head);
     }
     if (has_factors(j)) {
         put_u32(j, "rope.scaling.original_context_length", s->n_ctx_short);

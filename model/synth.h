@@ -12,7 +12,9 @@ struct mu_synth {
     int n_expert, n_expert_used; /* 0: none */
     int n_rot;                   /* dimensions of a head that turn; 0: all */
     int window;                  /* where the family has one; 0: none */
-    int n_ctx_short; /* where the family has two sets of rotation factors: contexts beyond it use the long one; 0: none */
+    int n_ctx_short;   /* where the family has two sets of rotation factors: contexts beyond it use the long one; with
+                      * YaRN: its original context; 0: none */
+    float yarn_factor; /* 0: none */
     float rope_freq_base;
     uint32_t type;        /* of the matrices; widths must fit its block */
     uint32_t output_type; /* of output/embedding; as type where it fits */

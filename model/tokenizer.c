@@ -57,25 +57,55 @@ static void add_end(struct mu_tokenizer *t, int id)
     t->ends[t->n_end++] = id;
 }
 
+static int control_id(const struct mu_tokenizer *t, const char *text)
+{
+    const struct mu_tok_special *s = mu_tok_special_at(t, text, strlen(text), true);
+    return s && t->types[s->id] == MU_TOK_CONTROL && equals(s->text, text) ? s->id : -1;
+}
+
+/* Tokens that end a turn in every model that has them, but where another token says that here they do not: files
+ * name one end or two, chat models have more. */
+static const struct {
+    const char *text, *unless;
+} END_TEXTS[] = {
+    {"<|eot_id|>", NULL},
+    {"<|im_end|>", NULL},
+    {"<end_of_turn>", NULL},
+    {"<|end|>", "<|call|>"}, /* gpt-oss: the end of a message, after which the next begins */
+    {"<|return|>", NULL},
+    {"<|call|>", NULL},
+    {"<|endoftext|>", NULL},
+    {"<|eom_id|>", NULL},
+    {"</s>", "<turn|>"},
+    {"<turn|>", NULL}, /* Gemma 4 */
+    {"<|end_of_text|>", NULL},
+    {"<EOT>", NULL},
+    {"[EOT]", NULL},
+    {"[EOS]", NULL},
+    {"<end_of_utterance>", NULL},
+    {"<\xEF\xBD\x9C"
+     "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
+     NULL}, /* DeepSeek */
+};
+
 static enum mu_status read_ends(struct mu_tokenizer *t, struct mu_err *err)
 {
     static const char *const keys[] = {"tokenizer.ggml.eot_token_id", "tokenizer.ggml.eom_token_id"};
-    static const char *const texts[] = {"<|eot_id|>",    "<|im_end|>", "<end_of_turn>", "<|end|>",
-                                        "<|endoftext|>", "<|eom_id|>", "</s>"};
+    enum mu_status st;
     add_end(t, t->eos);
     for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
         int id;
-        enum mu_status st = read_id(t, keys[i], &id, err);
+        st = read_id(t, keys[i], &id, err);
         if (st != MU_OK) return st;
         add_end(t, id);
     }
     const struct mu_gguf_value *more;
-    enum mu_status st = read_ids(t, "muster.tokenizer.end_ids", &more, err);
+    st = read_ids(t, "muster.tokenizer.end_ids", &more, err);
     if (st != MU_OK) return st;
     for (uint64_t i = 0; more && i < more->n; i++) add_end(t, (int)mu_gguf_item_i64(more, i));
-    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
-        const struct mu_tok_special *s = mu_tok_special_at(t, texts[i], strlen(texts[i]), true);
-        if (s && t->types[s->id] == MU_TOK_CONTROL && equals(s->text, texts[i])) add_end(t, s->id);
+    for (size_t i = 0; i < sizeof END_TEXTS / sizeof END_TEXTS[0]; i++) {
+        if (END_TEXTS[i].unless && control_id(t, END_TEXTS[i].unless) >= 0) continue;
+        add_end(t, control_id(t, END_TEXTS[i].text));
     }
     return MU_OK;
 }
@@ -86,13 +116,19 @@ static enum mu_status read_texts(struct mu_tokenizer *t, struct mu_err *err)
     enum mu_status st = mu_gguf_get_str(t->gguf, "tokenizer.ggml.model", &model, err);
     if (st != MU_OK) return st;
     if (!model.p) return mu_fail(err, MU_EFORMAT, "file '%s' has no tokenizer (key tokenizer.ggml.model)", t->shown);
-    t->spm = equals(model, "llama");
+    t->gemma4 = equals(model, "gemma4");
+    t->spm = t->gemma4 || equals(model, "llama");
     if (!t->spm && !equals(model, "gpt2")) {
         char shown[64];
-        return mu_fail(err, MU_EUNSUPPORTED,
-                       "file '%s': tokenizer '%s' is not known; llama (SentencePiece) and gpt2 (byte-level BPE) are",
-                       t->shown, mu_text_show(model.p, model.len, shown, sizeof shown));
+        return mu_fail(
+            err, MU_EUNSUPPORTED,
+            "file '%s': tokenizer '%s' is not known; llama (SentencePiece), gpt2 (byte-level BPE) and gemma4 "
+            "are",
+            t->shown, mu_text_show(model.p, model.len, shown, sizeof shown));
     }
+    st = mu_gguf_get_bool(t->gguf, "muster.tokenizer.by_merges", t->gemma4, &t->ranked, err);
+    if (st != MU_OK) return st;
+    t->ranked &= t->spm;
     const struct mu_gguf_value *v = mu_gguf_find(t->gguf, "tokenizer.ggml.tokens");
     if (!v || v->kind != MU_GGUF_ARRAY || v->item_kind != MU_GGUF_STRING || !v->n || v->n > INT32_MAX / 8) {
         return MU_TOK_BAD(t, v, err,
@@ -118,7 +154,8 @@ enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **
     MU_TRY(st, read_id(t, "tokenizer.ggml.bos_token_id", &t->bos, err), fail);
     MU_TRY(st, read_id(t, "tokenizer.ggml.eos_token_id", &t->eos, err), fail);
     MU_TRY(st, read_id(t, "tokenizer.ggml.unknown_token_id", &t->unk, err), fail);
-    MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.add_space_prefix", t->spm, &t->add_space_prefix, err), fail);
+    MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.add_space_prefix", t->spm && !t->gemma4, &t->add_space_prefix, err),
+           fail);
     MU_TRY(st, mu_gguf_get_str(g, "general.name", &name, err), fail);
     MU_TRY(st, mu_gguf_get_bool(g, "muster.tokenizer.first_space", false, &t->first_space, err), fail);
     MU_TRY(st, mu_gguf_get_bool(g, "muster.tokenizer.one_space", false, &t->one_space, err), fail);
@@ -131,6 +168,10 @@ enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **
     MU_TRY(st, t->spm ? mu_tok_spm_open(t, err) : mu_tok_bpe_open(t, err), fail);
     MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.add_bos_token", t->spm || mu_pre_adds_bos(t->pre), &t->add_bos, err),
            fail);
+    t->add_bos |= t->gemma4; /* its files say false, but the model needs it */
+    bool nfc;
+    MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.normalizer.nfc", false, &nfc, err), fail);
+    if (nfc) MU_TRY(st, mu_tok_nfc_open(t, err), fail);
     MU_TRY(st, read_ends(t, err), fail);
     *tok_out = t;
     return MU_OK;
@@ -148,6 +189,7 @@ void mu_tokenizer_close(struct mu_tokenizer *t)
     mu_free(t->piece_at);
     mu_free(t->by_piece.slots);
     mu_free(t->specials.items);
+    mu_free(t->unsettled);
     mu_free(t->order);
     mu_free(t->joints);
     mu_free(t->merges);
@@ -233,10 +275,19 @@ static enum mu_status encode_open(struct mu_encode *e, const char *text, size_t 
 static void encode_close(struct mu_encode *e)
 {
     mu_pre_run_close(e->run);
+    mu_arena_destroy(e->arena);
     mu_free(e->copy);
     mu_free(e->seen);
     mu_free(e->heap);
     mu_free(e->syms);
+}
+
+/* Text between special tokens. */
+static enum mu_status encode_stretch(struct mu_encode *e, const char *text, size_t n, struct mu_err *err)
+{
+    enum mu_status st = e->t->unsettled ? mu_tok_nfc(e, &text, &n, err) : MU_OK;
+    if (st != MU_OK) return st;
+    return e->t->spm ? mu_tok_spm_encode(e, text, n, err) : mu_tok_bpe_encode(e, text, n, err);
 }
 
 static bool is_space(char c)
@@ -259,8 +310,7 @@ static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t 
         size_t end = at;
         while (s && s->strip_left && end > start && is_space(text[end - 1])) end--;
         if (end > start) {
-            st = t->spm ? mu_tok_spm_encode(e, text + start, end - start, err)
-                        : mu_tok_bpe_encode(e, text + start, end - start, err);
+            st = encode_stretch(e, text + start, end - start, err);
             if (st != MU_OK) return st;
         }
         e->started = true;

@@ -1,13 +1,13 @@
-/* Text to token ids and back, from a GGUF file's metadata: SentencePiece-style ("llama": scores, byte fallback) and
- * byte-level BPE ("gpt2": merges, pre-tokenizer patterns through PCRE2).
+/* Text to token ids and back, from a GGUF file's metadata: SentencePiece-style ("llama": scores, byte fallback;
+ * "gemma4": the same with merges) and byte-level BPE ("gpt2": merges, pre-tokenizer patterns through PCRE2).
+ * Tokenizers of Hugging Face folders become the same metadata: model/hf_tokenizer.h.
  *
  * Threads: a tokenizer is read-only after open; encode and decode may run in any number of threads (scratch is per
  * call). A streamer belongs to one stream. Cost: linear in the input, whatever it holds (n log n within one word of
  * n letters), and at most some fifty bytes of scratch for a byte of text.
  *
- * The ids are those of the models' own tokenizers, but for one thing: text is not normalised to NFC where a file
- * asks for it (tokenizer.ggml.normalizer.nfc), as llama.cpp does not either; text that is in NFC, nearly all there
- * is, gives the same ids. */
+ * The ids are those of the models' own tokenizers. Text is normalised to NFC where the file asks for it
+ * (tokenizer.ggml.normalizer.nfc), which llama.cpp does not do. */
 #ifndef MU_MODEL_TOKENIZER_H
 #define MU_MODEL_TOKENIZER_H
 
@@ -24,12 +24,13 @@ int mu_tokenizer_n_vocab(const struct mu_tokenizer *t);
 int mu_tokenizer_bos(const struct mu_tokenizer *t);      /* -1: none */
 int mu_tokenizer_eos(const struct mu_tokenizer *t);      /* -1: none */
 bool mu_tokenizer_add_bos(const struct mu_tokenizer *t); /* whether a prompt starts with BOS */
-/* Whether generation ends at this id (eos, eot, eom, and the well-known end-of-turn texts). */
+/* Whether generation ends at this id (eos, eot, eom, a Hugging Face folder's further ones, and the well-known
+ * end-of-turn texts). */
 bool mu_tokenizer_is_end(const struct mu_tokenizer *t, int id);
 
 /* Appends nothing by itself (no BOS, no EOS). parse_special: special tokens in the text become their ids; else they
  * are plain text (user-defined added tokens are recognised either way). Any bytes are accepted, also invalid UTF-8;
- * MU_ELIMIT beyond 512 MiB. ids_out is freed with mu_free (NULL when 0 ids). */
+ * MU_ELIMIT beyond 512 MiB, or where a pre-tokenizer pattern that the file itself carries takes too many steps. ids_out is freed with mu_free (NULL when 0 ids). */
 enum mu_status mu_tokenizer_encode(const struct mu_tokenizer *t, const char *text, size_t len_bytes, bool parse_special,
                                    int32_t **ids_out, size_t *n_ids_out, struct mu_err *err);
 

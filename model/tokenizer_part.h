@@ -7,6 +7,7 @@
 #ifndef MU_MODEL_TOKENIZER_PART_H
 #define MU_MODEL_TOKENIZER_PART_H
 
+#include "base/arena.h"
 #include "model/pretokenizer.h"
 #include "model/tokenizer.h"
 
@@ -62,7 +63,9 @@ struct mu_tokenizer {
     const struct mu_gguf *gguf;
     char shown[160];            /* the file for messages: the end of its path */
     const struct mu_str *texts; /* [n_vocab], borrowed */
-    bool spm;
+    bool spm;                   /* SentencePiece's kind: spaces as U+2581, bytes as <0x0A>; else byte-level */
+    bool ranked;                /* … merged by the ranks of merges, not by scores */
+    bool gemma4;                /* the file's own name for a ranked kind, with rules of its own */
     bool add_bos, add_space_prefix, strip_after;
     bool first_space; /* the space prefix goes before the text only, not behind special tokens */
     bool one_space;   /* … and not before a text that begins with a space */
@@ -78,12 +81,14 @@ struct mu_tokenizer {
     struct mu_tok_specials specials;
     int32_t byte_ids[256]; /* -1: none */
 
+    uint64_t *unsettled; /* NFC: characters that may not stand as they are; NULL: text is not normalised */
+
     uint32_t *order;  /* SPM [n_vocab]: smaller merges earlier (the scores, turned round) */
     uint64_t *joints; /* SPM: which characters stand side by side in some token; see tokenizer_spm.c */
     uint32_t joint_mask;
 
-    struct mu_pre *pre; /* BPE */
-    struct mu_tok_merge *merges;
+    struct mu_pre *pre;          /* byte-level */
+    struct mu_tok_merge *merges; /* byte-level, ranked */
     uint64_t merge_seed;
     uint32_t merge_mask;
 };
@@ -110,6 +115,9 @@ static inline uint64_t mu_tok_piece_hash(const struct mu_tokenizer *t, const cha
 /* The bytes that a byte-level text stands for ("Ġ" is a space), at most as many as text has. -1: it is no such text. */
 int mu_tok_byte_level(struct mu_str text, char *out);
 uint64_t mu_tok_seed(void);
+
+/* tokenizer_ranks.c: tokenizer.ggml.merges */
+enum mu_status mu_tok_ranks_open(struct mu_tokenizer *t, struct mu_err *err);
 
 /* tokenizer_special.c */
 /* left, right: arrays of ids that strip white space (checked), or NULL. */
@@ -148,7 +156,8 @@ struct mu_encode {
     struct mu_pre_run *run; /* BPE, when first needed */
     char *copy; /* SPM, where the text cannot be used as it is: with the spaces that go before it, without marks */
     size_t n_copy;
-    bool started; /* what was encoded so far is not the beginning of the text */
+    struct mu_arena *arena; /* normalised text, where any was needed */
+    bool started;           /* what was encoded so far is not the beginning of the text */
 };
 
 enum mu_status mu_tok_nomem(struct mu_err *err); /* "out of memory while tokenizing" */
@@ -166,6 +175,14 @@ typedef void (*mu_tok_pair)(const struct mu_tokenizer *t, const char *text, cons
 enum mu_status mu_encode_syms(struct mu_encode *e, size_t n, struct mu_err *err); /* room for n symbols */
 enum mu_status mu_tok_merge_all(struct mu_encode *e, const char *text, size_t n, mu_tok_pair pair, size_t *n_out,
                                 struct mu_err *err);
+
+/* tokenizer_ranks.c: the pair that merges by rank make. */
+void mu_tok_rank_pair(const struct mu_tokenizer *t, const char *text, const struct mu_tok_sym *left,
+                      const struct mu_tok_sym *right, uint32_t *key_out, int32_t *id_out);
+
+/* tokenizer_nfc.c: the table; *text and *n become the text in NFC, where they were not (it lives as long as e). */
+enum mu_status mu_tok_nfc_open(struct mu_tokenizer *t, struct mu_err *err);
+enum mu_status mu_tok_nfc(struct mu_encode *e, const char **text, size_t *n, struct mu_err *err);
 
 /* tokenizer_spm.c, tokenizer_bpe.c: what the kind needs beside the vocabulary; one stretch of text without special
  * tokens. */

@@ -16,13 +16,14 @@ static int compare(const void *pa, const void *pb)
     int c = memcmp(a->text.p, b->text.p, n);
     if (c) return c;
     if (a->text.len != b->text.len) return a->text.len < b->text.len ? -1 : 1;
-    return a->id < b->id ? -1 : 1;
+    return (a->id > b->id) - (a->id < b->id);
 }
 
-/* What is looked for in the text. */
+/* What is looked for in the text. In GGUF's convention U+2581 in an added token means a space; where merges go by rank
+ * it is meant literally, and a row of spaces gets there by merging. */
 static struct mu_str text_of(const struct mu_tokenizer *t, int id)
 {
-    return t->types[id] == MU_TOK_USER ? mu_tok_piece(t, id) : t->texts[id];
+    return t->types[id] == MU_TOK_USER && !t->ranked ? mu_tok_piece(t, id) : t->texts[id];
 }
 
 /* Phi-3's tokenizer strips white space after its special tokens, but for these; a GGUF of the usual

@@ -51,7 +51,7 @@ static enum mu_status read_scores(struct mu_tokenizer *t, struct mu_err *err)
 
 enum mu_status mu_tok_spm_open(struct mu_tokenizer *t, struct mu_err *err)
 {
-    enum mu_status st = read_scores(t, err);
+    enum mu_status st = t->ranked ? mu_tok_ranks_open(t, err) : read_scores(t, err);
     if (st != MU_OK) return st;
     uint32_t bits = 1u << 16;
     while (bits < (1u << 22) && bits < 8u * (uint32_t)t->n_vocab) bits *= 2;
@@ -59,7 +59,7 @@ enum mu_status mu_tok_spm_open(struct mu_tokenizer *t, struct mu_err *err)
     t->joints = mu_calloc((ASCII_JOINTS + bits) / 64, sizeof *t->joints);
     if (!t->joints) return mu_fail(err, MU_ENOMEM, "no memory for the vocabulary's character pairs");
     for (int i = 0; i < t->n_vocab; i++) {
-        if (t->types[i] != MU_TOK_NORMAL) continue;
+        if (t->types[i] != MU_TOK_NORMAL && !(t->ranked && t->types[i] == MU_TOK_USER)) continue;
         struct mu_str piece = mu_tok_piece(t, i);
         uint32_t left = 0, right;
         for (size_t at = 0; at < piece.len; left = right) {
@@ -107,10 +107,13 @@ static enum mu_status encode_word(struct mu_encode *e, const char *text, size_t 
     for (size_t at = 0; at < n;) {
         uint32_t cp;
         int step = next_char(text + at, n - at, &cp);
-        e->syms[n_sym++] = (struct mu_tok_sym){.at = (uint32_t)at, .len = (uint32_t)step, .id = -1};
+        int32_t id = -1; /* scores go by bytes, ranks by ids */
+        if (e->t->ranked)
+            id = mu_tok_find(e->t, text + at, (size_t)step, mu_tok_piece_hash(e->t, text + at, (size_t)step));
+        e->syms[n_sym++] = (struct mu_tok_sym){.at = (uint32_t)at, .len = (uint32_t)step, .id = id};
         at += (size_t)step;
     }
-    MU_TRY(st, mu_tok_merge_all(e, text, n_sym, pair, &n_sym, err), fail);
+    MU_TRY(st, mu_tok_merge_all(e, text, n_sym, e->t->ranked ? mu_tok_rank_pair : pair, &n_sym, err), fail);
     for (size_t i = 0; i < n_sym; i++) {
         MU_TRY(st, emit(e, e->syms[i].id, text + e->syms[i].at, e->syms[i].len, err), fail);
     }

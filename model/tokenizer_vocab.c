@@ -163,7 +163,7 @@ static enum mu_status read_types(struct mu_tokenizer *t, struct mu_err *err)
     for (int i = 0; i < t->n_vocab; i++) {
         int64_t type = v ? mu_gguf_item_i64(v, (uint64_t)i) : MU_TOK_NORMAL;
         bool is_byte = byte_token(t->texts[i]) >= 0;
-        if (!v && t->spm && is_byte) type = MU_TOK_BYTE;
+        if (t->spm && is_byte && (!v || (t->ranked && type == MU_TOK_NORMAL))) type = MU_TOK_BYTE;
         if (type < MU_TOK_NORMAL || type > MU_TOK_BYTE || (type == MU_TOK_BYTE && !is_byte)) {
             return MU_TOK_BAD(t, v, err, "token %d has type %lld%s, expected 1 to 6%s; " MU_TOK_REMEDY, i,
                               (long long)type, type == MU_TOK_BYTE ? " (byte)" : "",
@@ -211,9 +211,9 @@ enum mu_status mu_tok_vocab_open(struct mu_tokenizer *t, struct mu_err *err)
     for (int i = 0; i < t->n_vocab; i++) {
         if (t->types[i] == MU_TOK_NORMAL) add(t, i, true);
     }
-    /* Byte-level merges may go through added tokens. One that reads as a single byte is none: it is an added "ø",
+    /* Merges may go through added tokens. One that reads as a single byte is none: it is an added "ø",
      * not the byte 0xF8. */
-    for (int i = 0; !t->spm && i < t->n_vocab; i++) {
+    for (int i = 0; (!t->spm || t->ranked) && i < t->n_vocab; i++) {
         if (t->types[i] == MU_TOK_USER && mu_tok_piece(t, i).len > 1) add(t, i, false);
     }
     for (int b = 0; b < 256; b++) {

@@ -38,6 +38,12 @@ static void head_norm(const struct mu_shard *s, float *v, int n_head, const floa
             for (int i = 0; i < d; i++) v[i] = NAN;
 }
 
+/* NULL where the layer does not turn. */
+static const float *turn_of(const struct mu_shard *s, int layer, int t)
+{
+    return s->layer[layer].rope < 0 ? NULL : mu_rope_at(s, s->layer[layer].rope, t);
+}
+
 /* Token t of sequence q: its key of KV head j rotated, key and value stored. */
 static void store_one(const struct mu_shard *s, const struct mu_step_seq *q, int layer, int j, int t)
 {
@@ -45,9 +51,9 @@ static void store_one(const struct mu_shard *s, const struct mu_step_seq *q, int
     size_t stride = (size_t)kv->n_head * (size_t)kv->d_head, at = (size_t)t * stride + (size_t)j * (size_t)kv->d_head;
     uint32_t pos = q->pos0 + ((uint32_t)t - q->tok_off);
     uint16_t *page = mu_kv_page(kv, layer, j, kv->slot[q->slot].page[pos / MU_PAGE_TOKENS]);
-    const float *turn = mu_rope_at(s, s->layer[layer].rope, t);
+    const float *turn = turn_of(s, layer, t);
     head_norm(s, s->key + at, 1, s->layer[layer].vec[MU_T_K_NORM]);
-    s->k->rope(s->key + at, 1, kv->d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES, turn);
+    if (turn) s->k->rope(s->key + at, 1, kv->d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES, turn);
     s->k->kv_store(s->key + at, s->value + at, kv->d_head, (int)(pos % MU_PAGE_TOKENS), page,
                    page + kv->page_values / 2);
 }
@@ -57,8 +63,14 @@ static void rotate_queries(const struct mu_shard *s, struct mu_range heads, int 
     size_t d = (size_t)s->cfg.d_head, stride = (size_t)mu_range_len(s->me.heads) * d;
     float *q = s->q + (size_t)t * stride + (size_t)heads.begin * d;
     head_norm(s, q, mu_range_len(heads), s->layer[layer].vec[MU_T_Q_NORM]);
-    s->k->rope(q, mu_range_len(heads), s->cfg.d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES,
-               mu_rope_at(s, s->layer[layer].rope, t));
+    const float *turn = turn_of(s, layer, t);
+    if (turn)
+        s->k->rope(q, mu_range_len(heads), s->cfg.d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES, turn);
+    if (s->cfg.query_scale == 0.0f) return;
+    const struct mu_step_seq *seq = &s->step->seq[s->seq_of[t]];
+    int pos = (int)(seq->pos0 + ((uint32_t)t - seq->tok_off));
+    float scale = mu_query_scale((double)s->cfg.query_scale, s->cfg.n_ctx_orig, pos);
+    for (int i = 0; i < mu_range_len(heads) * s->cfg.d_head; i++) q[i] = q[i] * scale;
 }
 
 /* Tokens [t, t + n_tok) of sequence q over KV head j; the result is row `to` onwards of attn. */
@@ -76,6 +88,7 @@ static void attend(const struct run *r, const struct mu_step_seq *q, int layer, 
         r->mine->k_page[p] = mu_kv_page(kv, layer, j, slot->page[p]);
         r->mine->v_page[p] = r->mine->k_page[p] + kv->page_values / 2;
     }
+    const float *sinks = s->layer[layer].vec[MU_T_SINKS];
     struct mu_attn a = {.n_tok = n_tok,
                         .n_rep = mu_range_len(heads),
                         .d_head = kv->d_head,
@@ -84,6 +97,7 @@ static void attend(const struct run *r, const struct mu_step_seq *q, int layer, 
                         .window = s->layer[layer].window,
                         .scale = s->cfg.attn_scale,
                         .softcap = s->cfg.attn_softcap,
+                        .sink = sinks ? sinks + s->me.heads.begin + heads.begin : NULL,
                         .q = s->q + (size_t)t * stride + (size_t)heads.begin * d,
                         .q_stride = stride,
                         .out = s->attn + (size_t)to * stride + (size_t)heads.begin * d,

@@ -52,6 +52,13 @@ static struct mu_range chunk_rows(int n_row, int chunk)
     return (struct mu_range){chunk * CHUNK, end < n_row ? end : n_row};
 }
 
+/* n values of a bias of all experts, from value `at` on. */
+static void add_bias(const struct mu_shard *s, int layer, enum mu_tensor_id id, int at, int n, float *x)
+{
+    const float *bias = s->layer[layer].vec[id];
+    if (bias) s->k->add(x, bias + at, n, 0);
+}
+
 /* Rows of hidden vector i (the i mod n_used-th expert of its token). */
 static void hidden_item(const struct run *r, int layer, int i, struct mu_range rows)
 {
@@ -62,8 +69,14 @@ static void hidden_item(const struct run *r, int layer, int i, struct mu_range r
     struct mu_act x = token_of(r->act, gate->n_col, i / s->cfg.n_expert_used);
     s->k->matmul(gate, &x, rows.begin, rows.end, s->gate + at, (size_t)gate->n_row);
     s->k->matmul(up, &x, rows.begin, rows.end, r->mine->up - rows.begin, CHUNK);
-    at += (size_t)rows.begin;
-    s->k->silu_mul(s->gate + at, r->mine->up, mu_range_len(rows), s->gate + at);
+    int n = mu_range_len(rows), first = s->me.ff.begin + rows.begin;
+    float *out = s->gate + at + rows.begin;
+    add_bias(s, layer, MU_T_GATE_EXPS_B, e * s->cfg.d_ff + first, n, out);
+    add_bias(s, layer, MU_T_UP_EXPS_B, e * s->cfg.d_ff + first, n, r->mine->up);
+    if (s->model->arch->ffn == MU_FFN_SILU_CLAMPED)
+        s->k->silu_clamped_mul(out, r->mine->up, n, out);
+    else
+        s->k->silu_mul(out, r->mine->up, n, out);
 }
 
 /* Rows of what token t's experts add together. */
@@ -79,8 +92,12 @@ static void sum_item(const struct run *r, int layer, const struct job *job, cons
     for (int k = 0, i = t * n_used; k < n_used; k++, i++) {
         struct mu_act x = token_of(in, s->cfg.d_ff, i);
         s->k->matmul(&down[s->chosen[i]], &x, rows.begin, rows.end, part, job->stride);
+        add_bias(s, layer, MU_T_DOWN_EXPS_B, s->chosen[i] * s->cfg.d_model + s->me.model.begin + rows.begin, n,
+                 part + rows.begin);
         s->k->add_scaled(job->out + at, part + rows.begin, s->chosen_weight[i], n);
     }
+    for (int i = 0; s->cfg.residual_scale != 1.0f && i < n; i++)
+        job->out[at + (size_t)i] = job->out[at + (size_t)i] * s->cfg.residual_scale;
     if (job->bf16) s->k->to_bf16(job->out + at, n, job->bf16 + at);
 }
 
@@ -89,7 +106,8 @@ bool mu_run_experts(struct run *r, int layer)
     struct mu_shard *s = r->s;
     const struct layer *l = &s->layer[layer];
     int n_used = s->cfg.n_expert_used, n_tok = r->n_tok, begin, end;
-    const struct job router = {.m = &l->mat[MU_T_ROUTER], .out = s->route, .stride = (size_t)s->cfg.n_expert};
+    const struct job router = {
+        .m = &l->mat[MU_T_ROUTER], .out = s->route, .stride = (size_t)s->cfg.n_expert, .bias = l->vec[MU_T_ROUTER_B]};
     mu_run_matmul(r, &router, 1, r->act, n_tok);
     mu_run_meet(r);
     struct mu_range mine = mu_run_share(r, n_tok);

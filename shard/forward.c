@@ -20,9 +20,11 @@ static bool step_begin(struct run *r)
     for (int t = turns.begin; t < turns.end; t++) {
         const struct mu_step_seq *q = &step->seq[s->seq_of[t]];
         int pos = (int)(q->pos0 + ((uint32_t)t - q->tok_off));
-        for (int i = 0; i < s->n_rope; i++)
-            s->k->rope_table(s->rope_freq + i * (s->cfg.n_rot / 2), s->cfg.n_rot / 2, pos, s->cfg.rope_attn_factor,
+        for (int i = 0; i < s->n_rope; i++) {
+            int set = i == 0 && q->far ? s->n_rope : i;
+            s->k->rope_table(s->rope_freq + set * (s->cfg.n_rot / 2), s->cfg.n_rot / 2, pos, s->cfg.rope_attn_factor,
                              mu_rope_at(s, i, t));
+        }
     }
     if (!s->first_stage) return mu_run_recv(r);
     for (int t = mine.begin; t < mine.end; t++) {
@@ -50,6 +52,15 @@ static struct job job_biased(const struct layer *layer, enum mu_tensor_id id, en
     return job;
 }
 
+/* … of what is added to the residual. */
+static struct job job_added(const struct mu_shard *s, const struct layer *layer, enum mu_tensor_id id,
+                            enum mu_tensor_id bias, float *out)
+{
+    struct job job = job_biased(layer, id, bias, s->me.model.begin, out);
+    if (s->cfg.residual_scale != 1.0f) job.scale = s->cfg.residual_scale;
+    return job;
+}
+
 static bool attention_run(struct run *r, const struct layer *layer, int index, bool last)
 {
     struct mu_shard *s = r->s;
@@ -68,7 +79,7 @@ static bool attention_run(struct run *r, const struct layer *layer, int index, b
         if (r->lora) r->lora = &s->lora_live;
     }
     if (!mu_run_gather_input(r, INPUT_O, s->attn, layer->o_in, &in)) return false;
-    const struct job job = job_biased(layer, MU_T_O, MU_T_O_B, s->me.model.begin, parallel ? s->y_attn : s->y);
+    const struct job job = job_added(s, layer, MU_T_O, MU_T_O_B, parallel ? s->y_attn : s->y);
     if (!parallel) return mu_run_project(r, &job, &in, layer->o_round, layer->vec[MU_T_POST_ATTN_NORM]);
     mu_run_matmul(r, &job, 1, &in, r->n_tok); /* my rows wait for those of down, which are the same */
     mu_run_meet(r);
@@ -78,7 +89,8 @@ static bool attention_run(struct run *r, const struct layer *layer, int index, b
 static enum job_act ffn_act(const struct mu_shard *s)
 {
     switch (s->model->arch->ffn) {
-    case MU_FFN_SILU_GATED: break;
+    case MU_FFN_SILU_GATED:
+    case MU_FFN_SILU_CLAMPED: break; /* the latter: experts only */
     case MU_FFN_GELU_GATED:
     case MU_FFN_GELU: return ACT_GELU;
     case MU_FFN_GELU_ERF: return ACT_GELU_ERF;
@@ -103,7 +115,7 @@ static bool ffn_run(struct run *r, const struct layer *layer, int index)
     hidden.act = ffn_act(s);
     mu_run_matmul(r, &hidden, 1, r->act, r->n_tok);
     mu_run_meet(r);
-    struct job down = job_biased(layer, MU_T_DOWN, MU_T_DOWN_B, s->me.model.begin, s->y);
+    struct job down = job_added(s, layer, MU_T_DOWN, MU_T_DOWN_B, s->y);
     if (s->model->arch->parallel) down.plus = s->y_attn;
     return mu_run_gather_input(r, INPUT_DOWN, s->gate, layer->down_in, &in) &&
            mu_run_project(r, &down, &in, layer->down_round, layer->vec[MU_T_POST_FFN_NORM]);
@@ -126,6 +138,7 @@ static void logits_run(struct run *r)
     if (!narrow) mu_run_meet(r);
     struct job job = job_of(&s->out, s->logits);
     if (s->out_b) job.bias = s->out_b + s->me.vocab.begin;
+    if (s->cfg.logit_scale != 1.0f) job.scale = s->cfg.logit_scale;
     job.cap = s->cfg.final_softcap;
     job.lora = s->n_lora;
     if (r->lora) r->lora = &s->lora_row;

@@ -30,7 +30,7 @@ enum form { FORM_F32 = 1, FORM_BF16 = 2, FORM_Q8 = 4 }; /* of a matrix's input; 
 struct layer {
     struct mu_mat mat[MU_T_MATRIX_COUNT];    /* my rows */
     const float *vec[MU_T_LAYER_COUNT];      /* norms and biases, whole; NULL where the layer has none */
-    int window, rope;                        /* 0 = none; which rotation table */
+    int window, rope;                        /* 0 = none; which rotation table, -1 = does not turn */
     unsigned attn_in, o_in, ffn_in, down_in; /* sets of enum form */
     bool o_round, down_round; /* C4: rounded to bf16 before it is added; parallel: down's is of the sum */
     int lora;                 /* key of matrix 0 in the tables of adapters (struct job) */
@@ -136,7 +136,7 @@ struct mu_shard {
     int n_lora;
     struct block lora_data;
 
-    float *rope_freq; /* [n_rope][n_rot/2] */
+    float *rope_freq; /* [n_rope][n_rot/2] and then, of sequences beyond n_ctx_short, [n_rot/2] for the first table */
     int n_rope;       /* rotation tables: one, or one of layers that see everything and one of those with a window */
 
     struct kv kv;
@@ -256,6 +256,7 @@ struct job { /* one matrix of a phase */
     const struct mu_mat *up; /* m is a gate: out = act(m·x) · (up·x). NULL: no */
     const float *bias;       /* [n_row], added to the product; NULL: no */
     const float *plus;       /* [n_tok][stride], added to that; NULL: no */
+    float scale;             /* of product and bias; 0: none */
     enum job_act { ACT_NONE, ACT_SILU, ACT_GELU, ACT_GELU_ERF } act; /* applied to all that; silu only with up */
     float cap;                                                       /* soft cap of the result; 0: none */
     uint16_t *bf16;                                                  /* out rounded, the same stride; NULL: no */

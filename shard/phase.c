@@ -68,6 +68,7 @@ static void piece_finish(const struct mu_kernels *k, const struct job *job, floa
                          int row0, int n)
 {
     if (job->bias) k->add(out, job->bias + row0, n, 0);
+    for (int i = 0; job->scale != 0.0f && i < n; i++) out[i] = out[i] * job->scale;
     if (job->plus) k->add(out, job->plus + at, n, 0);
     switch (job->act) {
     case ACT_NONE: break;

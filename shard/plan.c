@@ -109,6 +109,9 @@ int mu_plan_rows(const struct mu_model *model, const struct mu_plan_rank *r, enu
     case MU_T_UP: rows = r->ff; break;
     case MU_T_O:
     case MU_T_DOWN: rows = r->model; break;
+    case MU_T_GATE_EXPS_B:
+    case MU_T_UP_EXPS_B:
+    case MU_T_DOWN_EXPS_B: /* whole: each rank has all experts' */
     case MU_T_ROUTER: rows = (struct mu_range){0, model->cfg.n_expert}; break;
     default: rows = (struct mu_range){0, 1}; break; /* a vector */
     }

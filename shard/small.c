@@ -31,13 +31,13 @@ static const float *copy(const struct mu_gguf_tensor *t, float **at)
     float *to = *at;
     if (!t) return NULL;
     memcpy(to, t->data, t->bytes);
-    *at += t->ne[0];
+    *at += t->ne[0] * t->n_row;
     return to;
 }
 
 static size_t length(const struct mu_gguf_tensor *t)
 {
-    return t ? (size_t)t->ne[0] : 0;
+    return t ? (size_t)(t->ne[0] * t->n_row) : 0;
 }
 
 static size_t vector_values(const struct mu_shard *s)
@@ -59,20 +59,37 @@ static void layer_load(const struct mu_shard *s, int index, struct layer *layer,
     }
     layer->window = mu_config_window(&s->cfg, index);
     layer->rope = mu_config_local(&s->cfg, index);
+    int still = s->model->arch->no_rope_period;
+    if (still && (index + 1) % still == 0) layer->rope = -1;
     layer_forms(layer, t, s->model->arch->parallel);
 }
 
-/* Which factors a context of this size turns by is decided once, so that no position ever turns twice. */
+/* Frequencies by these factors (NULL: none), as the model scales them. */
+static void rope_fill(const struct mu_shard *s, const float *factors, float *freq)
+{
+    const struct mu_config *c = &s->cfg;
+    if (c->yarn_factor > 0) {
+        const struct mu_yarn yarn = {.factor = (double)c->yarn_factor,
+                                     .n_ctx = (double)c->n_ctx_orig,
+                                     .beta_fast = (double)c->yarn_beta_fast,
+                                     .beta_slow = (double)c->yarn_beta_slow,
+                                     .truncate = !s->model->arch->yarn_exact};
+        mu_yarn_freqs((double)c->rope_freq_base, c->n_rot, factors, &yarn, freq);
+    } else {
+        mu_rope_freqs((double)c->rope_freq_base, c->n_rot, factors, freq);
+    }
+    for (int i = 0; c->rope_linear_scale != 1.0f && i < c->n_rot / 2; i++) freq[i] = freq[i] / c->rope_linear_scale;
+}
+
+/* Which factors a sequence turns by is a mark of the sequence (struct mu_step_seq): they are for all its positions, so
+ * one that outgrows the short ones is computed again (worker/scheduler.c, worker/solo.c). */
 static void rope_load(struct mu_shard *s)
 {
     const struct mu_model *m = s->model;
-    const float *factors = m->rope_long && s->serving.n_ctx > s->cfg.n_ctx_short ? m->rope_long : m->rope_factors;
     int n_pair = s->cfg.n_rot / 2;
-    float scale = s->cfg.rope_linear_scale;
-    mu_rope_freqs(s->cfg.rope_freq_base, s->cfg.n_rot, factors, s->rope_freq);
-    for (int i = 0; i < n_pair; i++)
-        if (scale != 1.0f) s->rope_freq[i] = s->rope_freq[i] / scale;
+    rope_fill(s, m->rope_factors, s->rope_freq);
     if (s->n_rope > 1) mu_rope_freqs(s->cfg.rope_local_base, s->cfg.n_rot, NULL, s->rope_freq + n_pair);
+    rope_fill(s, m->rope_long ? m->rope_long : m->rope_factors, s->rope_freq + s->n_rope * n_pair);
 }
 
 enum mu_status mu_shard_load_small(struct mu_shard *s, struct mu_err *err)
@@ -80,7 +97,7 @@ enum mu_status mu_shard_load_small(struct mu_shard *s, struct mu_err *err)
     int n_layer = mu_range_len(s->stage.layers);
     s->n_rope = mu_scratch_n_rope(&s->cfg);
     s->vectors = mu_calloc(vector_values(s), sizeof *s->vectors);
-    s->rope_freq = mu_calloc((size_t)s->n_rope * (size_t)s->cfg.n_rot / 2 + 1, sizeof *s->rope_freq);
+    s->rope_freq = mu_calloc((size_t)(s->n_rope + 1) * (size_t)s->cfg.n_rot / 2 + 1, sizeof *s->rope_freq);
     if (!s->vectors || !s->rope_freq) return mu_fail(err, MU_ENOMEM, "no memory for the norms of %d layers", n_layer);
     float *at = s->vectors;
     for (int i = 0; i < n_layer; i++) layer_load(s, s->stage.layers.begin + i, &s->layer[i], &at);

@@ -3,7 +3,7 @@
  *   u64 number   u32 n_free   u32 n_page   u32 n_seq   u32 n_tok
  *   n_free × u32 slot
  *   n_page × { u32 slot, u32 page }
- *   n_seq  × { u32 slot, u32 pos0, u32 n_tok, u8 out, f32 temperature, u32 top_k, f32 top_p, u64 seed,
+ *   n_seq  × { u32 slot, u32 pos0, u32 n_tok, u8 out, u8 far, f32 temperature, u32 top_k, f32 top_p, u64 seed,
  *             u16 adapter, f32 adapter_scale }
  *   n_tok  × i32 id, sequence after sequence (so tok_off is not sent)
  *
@@ -56,6 +56,7 @@ void mu_step_encode(const struct mu_step *step, struct mu_writer *w)
         mu_write_u32(w, q->pos0);
         mu_write_u32(w, q->n_tok);
         mu_write_u8(w, q->out);
+        mu_write_u8(w, q->far);
         mu_write_f32(w, q->temperature);
         mu_write_u32(w, q->top_k);
         mu_write_f32(w, q->top_p);
@@ -81,6 +82,7 @@ static enum mu_status seq_decode(struct mu_reader *r, const struct mu_serving *s
     q.pos0 = mu_read_u32(r);
     q.n_tok = mu_read_u32(r);
     q.out = mu_read_u8(r);
+    q.far = mu_read_u8(r);
     q.temperature = mu_read_f32(r);
     q.top_k = mu_read_u32(r);
     q.top_p = mu_read_f32(r);
@@ -101,6 +103,7 @@ static enum mu_status seq_decode(struct mu_reader *r, const struct mu_serving *s
     uint32_t most = n_ctx - q.pos0 < step->n_tok - tok_off ? n_ctx - q.pos0 : step->n_tok - tok_off;
     if (q.n_tok > most) return field_fail(err, step, "a sequence's token count", q.n_tok, most);
     if (q.out > MU_OUT_ALL) return field_fail(err, step, "a sequence's output kind", q.out, MU_OUT_ALL);
+    if (q.far > 1) return field_fail(err, step, "a sequence's mark of length", q.far, 1);
     if (!(isfinite(q.temperature) && q.temperature >= 0.0f))
         return mu_fail(err, MU_EPROTO, "step %llu: slot %u: the temperature is %g, expected 0 or more",
                        (unsigned long long)step->number, q.slot, (double)q.temperature);
@@ -152,7 +155,7 @@ static enum mu_status step_body_decode(struct mu_reader *r, const struct mu_serv
 enum mu_status mu_step_decode(struct mu_reader *r, const struct mu_serving *serving, int n_vocab,
                               struct mu_step *step_out, struct mu_err *err)
 {
-    enum { SEQ_BYTES = 4 + 4 + 4 + 1 + 4 + 4 + 4 + 8 + 2 + 4 };
+    enum { SEQ_BYTES = 4 + 4 + 4 + 1 + 1 + 4 + 4 + 4 + 8 + 2 + 4 };
     struct mu_step *step = step_out;
     step->number = mu_read_u64(r);
     step->n_free = mu_read_u32(r);

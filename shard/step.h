@@ -28,6 +28,9 @@ struct mu_step_seq {
     uint32_t n_tok; /* tokens, at ids[tok_off …] */
     uint32_t tok_off;
     uint8_t out; /* enum mu_out_kind */
+    /* The whole sequence, not only what is fed by now, is longer than the model's n_ctx_short: 1, it turns by the long
+     * factors. All positions of a slot were written with the same value, or are written again. */
+    uint8_t far;
     /* sampling of the id at position pos0 + n_tok (MU_OUT_SAMPLE) */
     float temperature; /* 0: greedy */
     uint32_t top_k;    /* 0: off */

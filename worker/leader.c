@@ -43,7 +43,7 @@ struct leader {
 
 size_t mu_leader_plan_bytes(const struct mu_serving *v)
 {
-    /* shard/step.c: a head of 24 bytes, 4 a freed slot, 8 a page, 39 a sequence, 4 a token; rounded up generously. */
+    /* shard/step.c: a head of 24 bytes, 4 a freed slot, 8 a page, 40 a sequence, 4 a token; rounded up generously. */
     return 64 + (size_t)v->n_slot * 64 + (size_t)v->n_page * 8 + (size_t)v->step_tokens * 4;
 }
 
@@ -190,7 +190,11 @@ static enum mu_status idle_wait(struct leader *l, bool outbox_empty, struct mu_e
 static enum mu_status leader_init(struct leader *l, const struct mu_leader_options *opt, struct mu_err *err)
 {
     enum mu_status st;
-    struct mu_sched_options so = {opt->serving, opt->plan->n_stage, opt->model->cfg.n_vocab, MAX_WAITING};
+    struct mu_sched_options so = {.serving = opt->serving,
+                                  .n_stage = opt->plan->n_stage,
+                                  .n_vocab = opt->model->cfg.n_vocab,
+                                  .max_waiting = MAX_WAITING,
+                                  .n_ctx_short = opt->model->cfg.n_ctx_short};
     l->opt = opt;
     mu_writer_init(&l->plan, mu_leader_plan_bytes(&opt->serving));
     MU_TRY(st, mu_sched_create(&so, &l->sched, err), out);

@@ -321,11 +321,27 @@ static bool preempt(struct mu_sched *s, const struct seq *than)
     return true;
 }
 
+/* Sequences longer than the model's short context turn by other factors, at all their positions. */
+static bool is_far(const struct mu_sched *s, uint32_t n_ids)
+{
+    return s->opt.n_ctx_short > 0 && n_ids > (uint32_t)s->opt.n_ctx_short;
+}
+
 static void page_append(struct mu_sched *s, struct seq *q, struct mu_step *step)
 {
     uint32_t page = s->free_page[--s->n_free_page];
     q->page[q->n_page++] = page;
     step->page[step->n_page++] = (struct mu_step_page){.slot = (uint32_t)q->slot, .page = page};
+}
+
+/* Pages for n ids; false: there are none, and nobody younger to take them from. */
+static bool pages_grow(struct mu_sched *s, struct seq *q, uint32_t n, struct mu_step *step)
+{
+    while (pages_of(n) > q->n_page) {
+        if (!s->n_free_page && !preempt(s, q)) return false;
+        page_append(s, q, step);
+    }
+    return true;
 }
 
 static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct mu_step *step)
@@ -338,6 +354,7 @@ static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct m
         .n_tok = n_tok,
         .tok_off = step->n_tok,
         .out = last ? MU_OUT_SAMPLE : MU_OUT_NONE,
+        .far = is_far(s, q->n_ids),
         .temperature = q->temperature,
         .top_k = q->top_k,
         .top_p = q->top_p,
@@ -397,10 +414,7 @@ static void add_decodes(struct mu_sched *s, struct mu_step *step)
     for (int i = 0; i < n && quota > 0; i++) {
         struct seq *q = s->order[i];
         if (q->slot < 0) continue; /* preempted for one before it */
-        if (pages_of(q->n_fed + 1) > q->n_page) {
-            if (!s->n_free_page && !preempt(s, q)) continue;
-            page_append(s, q, step);
-        }
+        if (!pages_grow(s, q, q->n_fed + 1, step)) continue;
         step_add(s, q, 1, step);
         quota--;
     }
@@ -411,8 +425,11 @@ static void add_prefills(struct mu_sched *s, struct mu_step *step, uint32_t *bud
     int n = idle_collect(s, false, by_arrival);
     for (int i = 0; i < n && *budget; i++) {
         struct seq *q = s->order[i];
+        if (q->slot < 0) continue;
         uint32_t n_tok = q->n_ids - q->n_fed < *budget ? q->n_ids - q->n_fed : *budget;
-        step_add(s, q, n_tok, step); /* its pages were taken at admission */
+        /* pages were taken at admission, but for one more where it has grown and is computed again */
+        if (!pages_grow(s, q, q->n_fed + n_tok, step)) continue;
+        step_add(s, q, n_tok, step);
         *budget -= n_tok;
     }
 }
@@ -499,6 +516,7 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
             e.error = MU_ECANCELLED;
         } else if (q->samples) {
             e.finished = id_take(s, q, id[i], &e);
+            if (is_far(s, q->n_ids) && !is_far(s, q->n_ids - 1)) q->n_fed = 0; /* into the pages that it has */
         }
         if (!q->silent && (e.finished || e.id >= 0)) events_out[n_event++] = e;
         if (e.finished) seq_end(s, q);

@@ -34,6 +34,7 @@ struct mu_sched_options {
     int n_stage;     /* of the gang */
     int n_vocab;     /* bounds every id */
     int max_waiting; /* requests that wait for a slot; more are refused */
+    int n_ctx_short; /* a sequence that grows beyond it is computed again, marked `far`; 0: never */
 };
 
 struct mu_sched_request { /* everything is copied */

@@ -35,6 +35,7 @@ struct solo_rank {
 struct solo_slot {
     uint32_t position, n_page;
     bool dirty; /* to be freed by the next step */
+    bool far;   /* turns by the long factors */
     uint16_t adapter;
     float adapter_scale;
 };
@@ -48,6 +49,7 @@ struct mu_solo {
     struct solo_slot *slot;
     uint32_t **page_of; /* [slot]: its pages */
     uint32_t *pages;    /* backing of page_of */
+    int32_t *ids;       /* [slot][n_ctx], where the model has two sets of rotation factors; else NULL */
     uint32_t *free_page;
     uint32_t n_free_page, max_page;
     struct mu_step *step;
@@ -162,6 +164,11 @@ static enum mu_status slots_create(struct mu_solo *s, struct mu_err *err)
     s->free_page = mu_calloc(s->serving.n_page, sizeof *s->free_page);
     if (!s->slot || !s->page_of || !s->pages || !s->free_page)
         return mu_fail(err, MU_ENOMEM, "no memory for %d slots of %d tokens", s->serving.n_slot, s->serving.n_ctx);
+    if (s->opt.model->rope_long) {
+        s->ids = mu_calloc(n_slot * (size_t)s->serving.n_ctx, sizeof *s->ids);
+        if (!s->ids)
+            return mu_fail(err, MU_ENOMEM, "no memory for %d slots of %d tokens", s->serving.n_slot, s->serving.n_ctx);
+    }
     for (size_t i = 0; i < n_slot; i++) s->page_of[i] = s->pages + i * s->max_page;
     while (s->n_free_page < s->serving.n_page) {
         s->free_page[s->n_free_page] = s->serving.n_page - 1 - s->n_free_page; /* page 0 is taken first */
@@ -221,6 +228,7 @@ void mu_solo_close(struct mu_solo *s)
     mu_free(s->page_of);
     mu_free(s->pages);
     mu_free(s->free_page);
+    mu_free(s->ids);
     mu_free(s->step);
     mu_free(s->cpus);
     mu_free(s);
@@ -266,6 +274,7 @@ void mu_solo_reset(struct mu_solo *s, int slot)
     struct solo_slot *q = &s->slot[slot];
     while (q->n_page > 0) s->free_page[s->n_free_page++] = s->page_of[slot][--q->n_page];
     q->position = 0;
+    q->far = false;
     q->dirty = true;
 }
 
@@ -304,6 +313,7 @@ static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, 
                                 .n_tok = n,
                                 .tok_off = step->n_tok,
                                 .out = (uint8_t)out,
+                                .far = q->far,
                                 .top_p = 1.0f,
                                 .adapter = q->adapter,
                                 .adapter_scale = q->adapter_scale};
@@ -314,7 +324,30 @@ static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, 
         seq->seed = sampling->seed;
     }
     memcpy(step->ids + step->n_tok, ids, n * sizeof *ids);
+    if (s->ids) memcpy(s->ids + (size_t)slot * (size_t)s->serving.n_ctx + q->position, ids, n * sizeof *ids);
     step->n_tok += n;
+    return MU_OK;
+}
+
+/* Before a slot's sequence becomes n ids long: where it outgrows the model's short context, what it has is computed
+ * again. */
+static enum mu_status slot_grow(struct mu_solo *s, int slot, uint64_t n, struct mu_err *err)
+{
+    struct solo_slot *q = &s->slot[slot];
+    if (!s->ids || q->far || n <= (uint64_t)s->opt.model->cfg.n_ctx_short) return MU_OK;
+    uint32_t old = q->position;
+    const int32_t *ids = s->ids + (size_t)slot * (size_t)s->serving.n_ctx;
+    q->far = true;
+    q->position = 0;
+    while (q->position < old) {
+        uint32_t left = old - q->position, most = (uint32_t)s->serving.step_tokens, chunk = left < most ? left : most;
+        struct mu_step_result result;
+        step_begin(s);
+        enum mu_status st = step_add(s, slot, ids + q->position, chunk, MU_OUT_NONE, NULL, err);
+        if (st == MU_OK) st = mu_solo_step(s, s->step, &result, err);
+        if (st != MU_OK) return st;
+        q->position += chunk;
+    }
     return MU_OK;
 }
 
@@ -334,6 +367,8 @@ enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, siz
     if (n > (size_t)s->serving.n_ctx - s->slot[slot].position)
         return mu_fail(err, MU_ELIMIT, "the sequence has %zu tokens, but the context only %d: use a larger one",
                        n + s->slot[slot].position, s->serving.n_ctx);
+    st = slot_grow(s, slot, n + s->slot[slot].position, err);
+    if (st != MU_OK) return st;
     for (size_t at = 0; at < n;) {
         uint32_t chunk = (uint32_t)s->serving.step_tokens;
         if (chunk > n - at) chunk = (uint32_t)(n - at);
@@ -361,10 +396,14 @@ enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t
     if (n > s->serving.step_tokens || n > s->serving.n_slot)
         return mu_fail(err, MU_EINVAL, "%d sequences in a step of %d slots and %d tokens", n, s->serving.n_slot,
                        s->serving.step_tokens);
-    step_begin(s);
     for (int i = 0; i < n; i++) {
         enum mu_status st = slot_check(s, slots[i], err);
-        if (st == MU_OK) st = step_add(s, slots[i], &ids[i], 1, MU_OUT_SAMPLE, sampling, err);
+        if (st == MU_OK) st = slot_grow(s, slots[i], (uint64_t)s->slot[slots[i]].position + 1, err);
+        if (st != MU_OK) return st;
+    }
+    step_begin(s);
+    for (int i = 0; i < n; i++) {
+        enum mu_status st = step_add(s, slots[i], &ids[i], 1, MU_OUT_SAMPLE, sampling, err);
         if (st != MU_OK) return st;
     }
     enum mu_status st = mu_solo_step(s, s->step, &result, err);

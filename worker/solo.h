@@ -30,7 +30,7 @@ enum mu_status mu_solo_step(struct mu_solo *s, const struct mu_step *step, struc
                             struct mu_err *err);
 
 /* One sequence after another, slots managed here: appends n ids to the sequence in `slot` in chunks of at most
- * step_tokens. out applies to the last chunk (MU_OUT_ALL to all chunks). on_logits (may be NULL) gets each logits row
+ * step_tokens. With short and long rotation factors the length after this call decides for all of it. out applies to the last chunk (MU_OUT_ALL to all chunks). on_logits (may be NULL) gets each logits row
  * in order of position. *id_out (may be NULL): the sample. */
 struct mu_solo_sampling {
     float temperature, top_p;

@@ -39,7 +39,8 @@ static void segment(const struct mu_attn *a, const float *q, int begin, int end,
     *l_out = lane[0];
 }
 
-static void query(const struct mu_attn *a, const float *q_in, int pos, float *out)
+/* The sink, where there is one, is merged last, as a segment of one score whose value is zero. */
+static void query(const struct mu_attn *a, const float *q_in, int pos, const float *sink, float *out)
 {
     float q[MU_MAX_D_HEAD], o[MU_MAX_D_HEAD], sum_m = 0.0f, sum_l = 0.0f;
     for (int d = 0; d < a->d_head; d++) q[d] = q_in[d] * a->scale;
@@ -66,6 +67,11 @@ static void query(const struct mu_attn *a, const float *q_in, int pos, float *ou
             out[d] = fmaf(out[d], keep, ot);
         }
     }
+    if (sink) {
+        float n = sum_m > *sink ? sum_m : *sink, keep = mu_expf(sum_m - n);
+        sum_l = fmaf(sum_l, keep, mu_expf(*sink - n));
+        for (int d = 0; d < a->d_head; d++) out[d] = out[d] * keep;
+    }
     float inv = 1.0f / sum_l;
     for (int d = 0; d < a->d_head; d++) out[d] = (out[d] + 0.0f) * inv;
 }
@@ -75,6 +81,7 @@ void mu_ref_attn(const struct mu_attn *a)
     for (int t = 0; t < a->n_tok; t++)
         for (int r = 0; r < a->n_rep; r++) {
             size_t head = (size_t)r * (size_t)a->d_head;
-            query(a, a->q + (size_t)t * a->q_stride + head, a->pos0 + t, a->out + (size_t)t * a->out_stride + head);
+            query(a, a->q + (size_t)t * a->q_stride + head, a->pos0 + t, a->sink ? a->sink + r : NULL,
+                  a->out + (size_t)t * a->out_stride + head);
         }
 }

@@ -142,17 +142,67 @@ static int with_sign(int magnitude, unsigned signs, int i)
     return (magnitude ^ minus) - minus;
 }
 
+/* Eight values of an entry of IQ2's codebooks. */
+static void dequant_iq2_eight(unsigned grid, unsigned signs, float scale, float *out)
+{
+    for (int i = 0; i < 8; i++) out[i] = scale * (float)with_sign(mu_iq2_magnitudes[grid >> 2 * i & 3], signs, i);
+}
+
 static void dequant_iq2_xxs(const struct mu_block_iq2_xxs *b, float *out)
 {
     float d = mu_f16_to_f32(b->d);
     for (int j = 0; j < 8; j++) {
         uint32_t word = mu_load_u32(b->qs + 8 * j + 4);
         float scale = d * (0.5f + (float)(word >> 28)) * 0.25f;
-        for (int l = 0; l < 4; l++, out += 8) {
-            unsigned grid = mu_iq2_xxs_grid[b->qs[8 * j + l]], signs = mu_iq_signs(word >> 7 * l & 127);
-            for (int i = 0; i < 8; i++)
-                out[i] = scale * (float)with_sign(mu_iq2_magnitudes[grid >> 2 * i & 3], signs, i);
-        }
+        for (int l = 0; l < 4; l++, out += 8)
+            dequant_iq2_eight(mu_iq2_xxs_grid[b->qs[8 * j + l]], mu_iq_signs(word >> 7 * l & 127), scale, out);
+    }
+}
+
+/* Group i of 8 values has nibble i/2 of scales. */
+static float iq2_scale(const uint8_t *scales, int i, float d)
+{
+    return d * (0.5f + (float)(scales[i / 4] >> (i / 2 % 2 ? 4 : 0) & 15)) * 0.25f;
+}
+
+static void dequant_iq2_xs(const struct mu_block_iq2_xs *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    for (int i = 0; i < 32; i++, out += 8)
+        dequant_iq2_eight(mu_iq2_xs_grid[b->qs[i] & 511], mu_iq_signs(b->qs[i] >> 9), iq2_scale(b->scales, i, d), out);
+}
+
+static void dequant_iq2_s(const struct mu_block_iq2_s *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    for (int i = 0; i < 32; i++, out += 8) {
+        unsigned index = b->qs[i] | (unsigned)(b->qh[i / 4] >> 2 * (i % 4) & 3) << 8;
+        dequant_iq2_eight(mu_iq2_s_grid[index], b->signs[i], iq2_scale(b->scales, i, d), out);
+    }
+}
+
+/* Eight values of an entry of IQ1's codebook. */
+static void dequant_iq1_eight(unsigned grid, bool down, float scale, float *out)
+{
+    float shift = down ? -mu_iq1_delta : mu_iq1_delta;
+    for (int i = 0; i < 8; i++) out[i] = scale * ((float)((int)(grid >> 2 * i & 3) - 1) + shift);
+}
+
+static void dequant_iq1_s(const struct mu_block_iq1_s *b, float *out)
+{
+    float d = mu_f16_to_f32(b->d);
+    for (int i = 0; i < 32; i++, out += 8) {
+        unsigned qh = b->qh[i / 4], index = b->qs[i] | (qh >> 3 * (i % 4) & 7) << 8;
+        dequant_iq1_eight(mu_iq1_grid[index], qh >> 15, d * (float)(2 * (qh >> 12 & 7) + 1), out);
+    }
+}
+
+static void dequant_iq1_m(const struct mu_block_iq1_m *b, float *out)
+{
+    float d = mu_f16_to_f32(mu_iq1_m_d(b));
+    for (int i = 0; i < 32; i++, out += 8) {
+        unsigned qh = b->qh[i / 2] >> (i % 2 ? 4 : 0) & 15u, scale = (unsigned)b->scales[i / 8] >> 3 * (i / 2 % 4) & 7;
+        dequant_iq1_eight(mu_iq1_grid[b->qs[i] | (qh & 7) << 8], qh >> 3, d * (float)(2 * scale + 1), out);
     }
 }
 
@@ -221,6 +271,10 @@ bool mu_ref_dequant_row(uint32_t type, const void *raw, int n, float *out)
         case MU_IQ4_XS: dequant_iq4_xs((const void *)p, out); break;
         case MU_MXFP4: dequant_look_up(p + 1, mu_mxfp4_values, mu_e8m0_half(p[0]), out); break;
         case MU_IQ2_XXS: dequant_iq2_xxs((const void *)p, out); break;
+        case MU_IQ2_XS: dequant_iq2_xs((const void *)p, out); break;
+        case MU_IQ2_S: dequant_iq2_s((const void *)p, out); break;
+        case MU_IQ1_S: dequant_iq1_s((const void *)p, out); break;
+        case MU_IQ1_M: dequant_iq1_m((const void *)p, out); break;
         case MU_IQ3_XXS: dequant_iq3_xxs((const void *)p, out); break;
         case MU_IQ3_S: dequant_iq3_s((const void *)p, out); break;
         case MU_TQ1_0: dequant_tq1_0((const void *)p, out); break;

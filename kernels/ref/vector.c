@@ -75,6 +75,15 @@ void mu_ref_silu_mul(const float *gate, const float *up, int n, float *out)
     for (int i = 0; i < n; i++) out[i] = mu_siluf(gate[i]) * up[i];
 }
 
+void mu_ref_silu_clamped_mul(const float *gate, const float *up, int n, float *out)
+{
+    for (int i = 0; i < n; i++) { /* a NaN passes every comparison */
+        float g = gate[i] > MU_SILU_LIMIT ? MU_SILU_LIMIT : gate[i], u = up[i];
+        u = u > MU_SILU_LIMIT ? MU_SILU_LIMIT : u < -MU_SILU_LIMIT ? -MU_SILU_LIMIT : u;
+        out[i] = g / (1.0f + mu_expf(-(MU_SILU_ALPHA * g))) * (u + 1.0f);
+    }
+}
+
 void mu_ref_gelu_tanh(const float *x, const float *up, int n, float *out)
 {
     for (int i = 0; i < n; i++) out[i] = up ? mu_gelu_tanhf(x[i]) * up[i] : mu_gelu_tanhf(x[i]);

@@ -51,6 +51,7 @@ struct row {
     float m, l;          /* M and L of C5; unset before the first segment */
     float keep, take;    /* factors of what is there, and of this segment */
     bool started, merge; /* a segment is in `out`; this one joins it rather than starts it */
+    const float *sink;   /* or NULL */
     float *out;
 };
 
@@ -328,21 +329,34 @@ static void block_open(struct block *b, const struct mu_attn *a, int first, int 
         size_t head = (size_t)((first + r) % a->n_rep) * (size_t)a->d_head;
         b->row[r] = (struct row){.lo = a->window > 0 && pos >= a->window ? pos - a->window + 1 : 0,
                                  .hi = pos + 1,
+                                 .sink = a->sink ? a->sink + (first + r) % a->n_rep : NULL,
                                  .out = a->out + (size_t)t * a->out_stride + head};
         const float *q = a->q + (size_t)t * a->q_stride + head;
         for (int d = 0; d < a->d_head; d++) b->q[r][d] = q[d] * a->scale;
     }
 }
 
+/* The sink's merge, which multiplies O by what it returns. */
+static float merge_sink(struct row *row)
+{
+    float n = row->m > *row->sink ? row->m : *row->sink, keep = mu_expf(row->m - n);
+    row->l = fmaf(row->l, keep, mu_expf(*row->sink - n));
+    return keep;
+}
+
 /* (O + 0.0f)·(1/L) */
-static void block_close(const struct block *b, int d_head)
+static void block_close(struct block *b, int d_head)
 {
     for (int r = 0; r < b->n_row; r++) {
+        bool sink = b->row[r].sink;
+        vf keep = vf_set(sink ? merge_sink(&b->row[r]) : 1.0f);
         vf inv = vf_set(1.0f / b->row[r].l), zero = vf_set(0.0f);
         for (int d = 0; d < d_head; d += VF_LANES) {
             int n = d_head - d < VF_LANES ? d_head - d : (int)VF_LANES;
             float *out = b->row[r].out + d;
-            vf_store_n(out, n, vf_mul(vf_add(vf_load_n(out, n), zero), inv));
+            vf o = vf_load_n(out, n);
+            if (sink) o = vf_mul(o, keep);
+            vf_store_n(out, n, vf_mul(vf_add(o, zero), inv));
         }
     }
 }

@@ -31,7 +31,7 @@
  * bits are 2 vectors: bits 2f, 2f+1 of a byte of vector h belong to columns 16h+4f … 16h+4f+3. Single bits are one
  * vector: bit k of a byte belongs to columns 4k … 4k+3.
  *
- * The types that C2 has no rule for (TQ1_0, TQ2_0) keep the file's rows, 16 to a group; a multiplication widens them
+ * The types that C2 has no rule for (IQ1 to IQ3, TQ1_0, TQ2_0) keep the file's rows, 16 to a group; a multiplication widens them
  * (widen_simd.h).
  *
  * Groups are multiples of 16 bytes, so vectors of 64 may straddle cache lines. Rows past n_row are zeros. */

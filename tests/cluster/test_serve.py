@@ -185,5 +185,47 @@ class WidePipeline(unittest.TestCase):
             self.assertEqual(found, [found[0]] * len(found))
 
 
+class Outgrown(unittest.TestCase):
+    """A model with two sets of rotation factors, and a gang that dies after a stream has grown over their limit."""
+
+    def test_same_ids_after_a_relaunch(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            model = os.path.join(tmp, "phi3.gguf")
+            made = harness.run("synth", "--arch", "phi3", "--type", "Q8_0", "--layers", "3", "--d-model", "192", "--d-ff", "256", "--heads", "4",
+                               "--kv-heads", "2", "--d-head", "48", "--vocab", "400", "--ctx", "256", "--short-ctx", "40", "--out", model)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            alone = harness.run("run", model, "ROMEO:\n", "-n", "80", "--ignore-end", "--quiet")
+            self.assertEqual(alone.returncode, 0, alone.stderr)
+            with harness.Server(model, split="1:1", env={"MUSTER_FAULT": "rank.step@1:70=abort"}) as server:
+                epoch = server.gang().epoch
+                _, text, last = server.generate("ROMEO:\n", 80)
+                self.assertGreater(server.gang().epoch, epoch)
+                self.assertEqual(last.usage.completion_tokens, 80)
+                self.assertEqual(alone.stdout, text + "\n")
+
+
+class Quantized(unittest.TestCase):
+    """Matrices quantised by the ranks as they load, of a GGUF file and of a Hugging Face folder, give the text of one process."""
+
+    def check(self, model, kind):
+        alone = harness.run("run", model, "ROMEO:\n", "-n", "30", "--ignore-end", "--quiet", "--quantize", kind)
+        self.assertEqual(alone.returncode, 0, alone.stderr)
+        with harness.Server(model, split="2:1/1", args=("--quantize", kind)) as server:
+            _, text, _ = server.generate("ROMEO:\n", 30)
+        self.assertEqual(alone.stdout, text + "\n")
+
+    def test_file(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            model = os.path.join(tmp, "f16.gguf")
+            made = harness.run("synth", "--type", "F16", "--output-type", "F16", "--layers", "3", "--d-model", "256", "--d-ff", "512", "--heads", "4",
+                               "--vocab", "600", "--ctx", "256", "--out", model)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            self.check(model, "q4_k")
+
+    @unittest.skipUnless(os.path.isdir(os.path.join(harness.FIXTURES, "models", "llama3-hf")), "no fixtures")
+    def test_folder(self):
+        self.check(os.path.join(harness.FIXTURES, "models", "llama3-hf"), "q8_0")
+
+
 if __name__ == "__main__":
     harness.main()

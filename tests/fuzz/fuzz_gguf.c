@@ -122,7 +122,7 @@ static bool read_seed(const char *path, uint8_t **data_out, size_t *len_out)
     return *data_out;
 }
 
-/* Two tiny models, of other types and sizes. */
+/* Tiny models, of other types and sizes; one of the family with the most kinds of tensors and keys. */
 bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
 {
     struct mu_synth s = {.n_layer = 1,
@@ -139,8 +139,10 @@ bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
                          .tied = 1};
     char *dir, path[4096];
     struct mu_err err = MU_ERR_INIT;
-    if (n > 1) return false;
+    if (n > 2) return false;
     if (n == 1) s.n_layer = 2, s.d_head = 4, s.type = MU_F32, s.output_type = MU_F16, s.tied = 0;
+    if (n == 2)
+        s.arch = "gpt-oss", s.n_expert = 3, s.n_expert_used = 2, s.window = 8, s.yarn_factor = 4, s.type = MU_MXFP4;
     if (mu_run_dir_create(&dir, &err) != MU_OK) return false;
     snprintf(path, sizeof path, "%s/seed.gguf", dir);
     bool ok = mu_synth_write(&s, path, NULL, NULL, &err) == MU_OK && read_seed(path, data_out, len_out);

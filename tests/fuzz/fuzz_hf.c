@@ -179,6 +179,17 @@ static const struct seed seeds[] = {
      "transformer.h.0.ln_mlp.bias 0 8;transformer.h.0.self_attention.query_key_value.weight 16 8;"
      "transformer.h.0.self_attention.dense.weight 8 8;transformer.h.0.mlp.dense_h_to_4h.weight 32 8;"
      "transformer.h.0.mlp.dense_4h_to_h.weight 8 32;"},
+    {"{\"model_type\":\"phi3\"," SIZES "\"tie_word_embeddings\":true,\"original_max_position_embeddings\":16,"
+     "\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1.5],\"long_factor\":[2,3.5]}}",
+     "",
+     ENDS LAYER "input_layernorm.weight 0 8;" LAYER "post_attention_layernorm.weight 0 8;" LAYER
+                "self_attn.qkv_proj.weight 16 8;" LAYER "self_attn.o_proj.weight 8 8;" LAYER
+                "mlp.gate_up_proj.weight 16 8;" LAYER "mlp.down_proj.weight 8 8;"},
+    {"{\"model_type\":\"ministral3\"," SIZES "\"tie_word_embeddings\":true,\"rope_parameters\":{\"rope_type\":\"yarn\","
+     "\"factor\":4,\"mscale\":1,\"mscale_all_dim\":1,\"llama_4_scaling_beta\":0.1}}",
+     "",
+     ENDS ATTENTION LAYER "mlp.gate_proj.weight 8 8;" LAYER "mlp.up_proj.weight 8 8;" LAYER
+                          "mlp.down_proj.weight 8 8;"},
     {"{\"model_type\":\"gemma3\",\"text_config\":{\"model_type\":\"gemma3_text\"," SIZES
      "\"head_dim\":4,\"layer_types\":[\"sliding_attention\"],\"rope_parameters\":{\"full_attention\":{\"rope_type\":"
      "\"linear\",\"factor\":8,\"rope_theta\":1e6},\"sliding_attention\":{\"rope_theta\":1e4}}}}",

@@ -152,6 +152,36 @@ class Folders(unittest.TestCase):
                     make_hf.make(model, folder, **how)
                     self.assertEqual(logits(folder, self.IDS, "--all", "--split", "2:1/1" if how else "1"), base, f"{name} {how}")
 
+    def test_multimodal(self):
+        for name, outer in (("gemma3", "gemma3"), ("mistral", "mistral3")):
+            model = self.file(name + ".f16.gguf")
+            base = logits(model, self.IDS, "--all")
+            for v5 in (False, True):
+                with tempfile.TemporaryDirectory() as folder:
+                    make_hf.make(model, folder, v5=v5, outer=outer)
+                    self.assertEqual(logits(folder, self.IDS, "--all"), base, f"{name} {v5}")
+
+    def test_odd_shapes(self):
+        """Sizes that no fixture has, and families without a fixture."""
+        heads = ("--heads", "6", "--kv-heads", "3")
+        with tempfile.TemporaryDirectory() as tmp:
+            for i, args in enumerate((("llama", *heads, "--d-head", "80", "--untied"), ("llama", *heads, "--d-head", "80", "--yarn", "4", "--short-ctx", "64"),
+                                      ("llama", *heads, "--window", "9", "--experts", "5"), ("smollm3", *heads, "--layers", "5"), ("granite", *heads),
+                                      ("mistral3", *heads, "--yarn", "16", "--short-ctx", "32"), ("qwen3", *heads, "--d-head", "80", "--untied"),
+                                      ("qwen3moe", *heads, "--d-head", "80", "--experts", "7", "--experts-used", "3"), ("gemma", *heads, "--d-head", "80"),
+                                      ("gemma2", *heads, "--d-head", "80", "--window", "13"), ("phi2", "--heads", "3", "--kv-heads", "3", "--d-rot", "28", "--untied"),
+                                      ("gemma3", "--heads", "5", "--kv-heads", "1", "--d-head", "80", "--window", "5", "--layers", "7"),
+                                      ("phi3", *heads, "--window", "21", "--short-ctx", "32", "--untied"))):
+                out, folder = os.path.join(tmp, f"{i}.gguf"), os.path.join(tmp, f"{i}-hf")
+                layers = [] if "--layers" in args else ["--layers", "2"]
+                made = run("synth", "--arch", args[0], "--type", "F16", "--output-type", "F16", "--d-model", "288", "--d-ff", "416", "--vocab", "500", "--ctx", "256",
+                           *args[1:], *layers, "--out", out)
+                self.assertEqual(made.returncode, 0, made.stderr)
+                make_hf.make(out, folder, shards=1 + i % 2, v5=i % 3 == 0)
+                base = logits(out, self.IDS[:70], "--all")
+                for split in ("1", "2:1/1"):
+                    self.assertEqual(logits(folder, self.IDS[:70], "--all", "--split", split), base, f"{args} {split}")
+
     def test_fixtures(self):
         for folder, model in (("llama3-hf", "llama3.BF16.gguf"), ("mistral-hf", "mistral.f16.gguf")):
             base = logits(self.file(model), self.IDS, "--all")
@@ -255,6 +285,11 @@ class SameBytes(unittest.TestCase):
                          ("falcon", "Q4_0", "--heads", "6", "--kv-heads", "2", "--d-head", "80", "--untied"),
                          ("phi2", "BF16", "--heads", "3", "--kv-heads", "3", "--d-head", "72", "--d-rot", "28", "--untied"),
                          ("phi3", "Q8_0", "--heads", "6", "--kv-heads", "3", "--d-head", "48", "--window", "21", "--short-ctx", "32", "--untied"),
+                         ("gpt-oss", "MXFP4", "--heads", "6", "--kv-heads", "2", "--d-head", "80", "--experts", "5", "--experts-used", "3",
+                          "--window", "11", "--yarn", "32", "--short-ctx", "16", "--untied"),
+                         ("granitemoe", "Q8_0", "--heads", "6", "--kv-heads", "1", "--d-head", "80", "--experts", "6", "--experts-used", "2"),
+                         ("mistral3", "Q8_0", "--heads", "6", "--kv-heads", "3", "--d-head", "48", "--yarn", "16", "--short-ctx", "9"),
+                         ("smollm3", "F16", "--heads", "3", "--kv-heads", "1", "--d-head", "80", "--layers", "5"),
                          ("qwen3moe", "Q4_0", "--heads", "6", "--kv-heads", "3", "--d-head", "80", "--experts", "7", "--experts-used", "3")):
                 out = os.path.join(tmp, args[0] + ".gguf")
                 layers = [] if "--layers" in args else ["--layers", "3"]

@@ -22,6 +22,7 @@ enum { MAX_PAGES = 64, GUARD = 64 };
 struct shape {
     int d_head, n_rep, n_tok, pos0, page_tokens, window;
     float softcap;
+    const float *sink;
 };
 
 struct attn_case {
@@ -78,6 +79,7 @@ static void case_open(struct attn_case *c, struct shape s)
                             .window = s.window,
                             .scale = 1.0f / sqrtf((float)s.d_head),
                             .softcap = s.softcap,
+                            .sink = s.sink,
                             .q = c->q,
                             .q_stride = row,
                             .out_stride = row,
@@ -122,7 +124,7 @@ static double exact_one(const struct attn_case *c, int t, int r, int d)
     const struct shape *s = &c->s;
     int pos = s->pos0 + t, lo = s->window && pos >= s->window ? pos - s->window + 1 : 0;
     const float *q = c->q + (size_t)t * c->a.q_stride + (size_t)r * (size_t)s->d_head;
-    double sum = 0, weighted = 0;
+    double sum = s->sink ? exp((double)s->sink[r]) : 0, weighted = 0;
     for (int j = lo; j <= pos; j++) {
         const uint16_t *k = c->k_page[j / s->page_tokens] + (size_t)(j % s->page_tokens / 16 * s->d_head * 16 + j % 16);
         const uint16_t *v = c->v_page[j / s->page_tokens] + (size_t)(j % s->page_tokens * s->d_head);
@@ -214,6 +216,20 @@ static void soft_caps(void **state)
     check((struct shape){.d_head = 64, .n_rep = 8, .n_tok = 2, .pos0 = 700, .page_tokens = 256, .softcap = 0.5f});
 }
 
+/* Far below and far above every score, and among them; over the edges of segments and under windows. */
+static void sinks(void **state)
+{
+    (void)state;
+    static const float sink[] = {0.5f, -60.0f, 8.0f, 3.0f, 40.0f, -0.0f, 1.25f, -2.0f};
+    for (int n_rep = 1; n_rep <= 8; n_rep++) {
+        check((struct shape){
+            .d_head = 64, .n_rep = n_rep, .n_tok = 1, .pos0 = 300, .page_tokens = 32, .window = 128, .sink = sink});
+        check((struct shape){
+            .d_head = 20, .n_rep = n_rep, .n_tok = 30, .pos0 = 0, .page_tokens = 32, .softcap = 20, .sink = sink});
+    }
+    check((struct shape){.d_head = 64, .n_rep = 8, .n_tok = 40, .pos0 = 490, .page_tokens = 32, .sink = sink});
+}
+
 static void prompt(void **state)
 {
     (void)state;
@@ -290,6 +306,7 @@ int main(void)
         cmocka_unit_test(segment_edges),
         cmocka_unit_test(windows),
         cmocka_unit_test(soft_caps),
+        cmocka_unit_test(sinks),
         cmocka_unit_test(prompt),
         cmocka_unit_test(infinity_stays_where_it_is_seen),
         cmocka_unit_test(nan_query_shows),

@@ -15,7 +15,8 @@
 
 static const uint32_t supported[] = {MU_F32,    MU_F16,   MU_BF16,  MU_Q4_0,  MU_Q4_1,    MU_Q5_0,    MU_Q5_1,
                                      MU_Q8_0,   MU_Q2_K,  MU_Q3_K,  MU_Q4_K,  MU_Q5_K,    MU_Q6_K,    MU_IQ4_NL,
-                                     MU_IQ4_XS, MU_MXFP4, MU_TQ1_0, MU_TQ2_0, MU_IQ2_XXS, MU_IQ3_XXS, MU_IQ3_S};
+                                     MU_IQ4_XS, MU_MXFP4, MU_TQ1_0, MU_TQ2_0, MU_IQ2_XXS, MU_IQ3_XXS, MU_IQ3_S,
+                                     MU_IQ2_XS, MU_IQ2_S, MU_IQ1_S, MU_IQ1_M};
 enum { N_SUPPORTED = sizeof supported / sizeof *supported };
 
 static uint8_t *fixture(const char *type, const char *what, size_t *size_out)

@@ -23,7 +23,8 @@
 
 static const uint32_t types[] = {MU_F32,    MU_F16,   MU_BF16,  MU_Q8_0,  MU_Q4_0,    MU_Q4_K,    MU_Q6_K,
                                  MU_Q4_1,   MU_Q5_0,  MU_Q5_1,  MU_Q2_K,  MU_Q3_K,    MU_Q5_K,    MU_IQ4_NL,
-                                 MU_IQ4_XS, MU_MXFP4, MU_TQ1_0, MU_TQ2_0, MU_IQ2_XXS, MU_IQ3_XXS, MU_IQ3_S};
+                                 MU_IQ4_XS, MU_MXFP4, MU_TQ1_0, MU_TQ2_0, MU_IQ2_XXS, MU_IQ3_XXS, MU_IQ3_S,
+                                 MU_IQ2_XS, MU_IQ2_S, MU_IQ1_S, MU_IQ1_M};
 enum { N_TYPES = sizeof types / sizeof *types };
 enum values { ORDINARY, EXTREME, TINY, N_VALUES };
 
@@ -86,6 +87,12 @@ static void put16(uint8_t *p, uint16_t h)
     memcpy(p, &h, 2);
 }
 
+/* IQ1_M's scale is the upper nibbles of four words. */
+static void put_iq1_m(uint8_t *block, uint16_t h)
+{
+    for (int n = 0; n < 4; n++) block[49 + 2 * n] = (uint8_t)((block[49 + 2 * n] & 15) | (h >> 4 * n & 15) << 4);
+}
+
 /* Where a block's f16 scales lie: two, or one twice. MXFP4 has none. */
 static void scales_at(uint32_t type, int at[2])
 {
@@ -121,6 +128,7 @@ static void raw_fill(uint32_t type, uint8_t *raw, size_t bytes, enum values v)
             put16(b, rnd() % 16 == 0 ? (uint16_t)(rnd() & 0x807f) : mu_f32_to_bf16(f));
             break;
         case MU_MXFP4: b[0] = (uint8_t)(v == EXTREME ? rnd() % 255 : v == TINY ? rnd() % 4 : 100 + rnd() % 40); break;
+        case MU_IQ1_M: put_iq1_m(b, scale16(v)); break;
         default: {
             int at[2];
             scales_at(type, at);
@@ -451,9 +459,12 @@ static void test_pack_refuses(void **state)
                 assert_false(all[k]->mat_pack(&m, 0, 18, raw));
             }
             for (int sign = 0; sign < 2 && types[t] != MU_MXFP4; sign++) { /* infinity, NaN */
-                put16(scale, types[t] == MU_F32 || types[t] == MU_BF16 ? (sign ? 0xffc0 : 0x7f80)
-                             : sign                                    ? 0xfe00
-                                                                       : 0x7c00);
+                if (types[t] == MU_IQ1_M)
+                    put_iq1_m(block, sign ? 0xfe00 : 0x7c00);
+                else
+                    put16(scale, types[t] == MU_F32 || types[t] == MU_BF16 ? (sign ? 0xffc0 : 0x7f80)
+                                 : sign                                    ? 0xfe00
+                                                                           : 0x7c00);
                 assert_false(all[k]->mat_pack(&m, 0, 18, raw));
             }
             if (at[1] != at[0]) {

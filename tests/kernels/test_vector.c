@@ -239,6 +239,34 @@ static void silu_mul(void **state)
     }
 }
 
+/* Inputs beyond both limits, and a NaN, which no limit turns into a number. */
+static void silu_clamped_mul(void **state)
+{
+    (void)state;
+    FOR_SIZES(n)
+    {
+        fill(x, n, 20.0f);
+        fill(y, n, 20.0f);
+        x[0] = n % 2 ? NAN : 7.0f;
+        y[n - 1] = n % 3 ? -7.0f : NAN;
+        FOR_TABLES(k)
+        {
+            ref->silu_clamped_mul(x, y, n, want);
+            guard_set(&out);
+            memcpy(out.data, x, (size_t)n * 4);
+            k->silu_clamped_mul(out.data, y, n, out.data);
+            expect_same(want, out.data, (size_t)n * 4, k->name, "silu_clamped_mul", n);
+            guard_check(&out, n, k->name, "silu_clamped_mul");
+        }
+        for (int i = 0; i < n; i++) {
+            double g = x[i] > 7 ? 7 : x[i], u = y[i] > 7 ? 7 : y[i] < -7 ? -7 : y[i];
+            double exact = g / (1 + exp(-1.702 * g)) * (u + 1);
+            if (isnan(exact) ? !isnan(want[i]) : !(fabs(want[i] - exact) <= 5e-6 * fabs(exact) + 1e-30)) /* e^-34 */
+                fail_msg("silu_clamped_mul at %d: %g, expected %g", i, (double)want[i], exact);
+        }
+    }
+}
+
 /* Gated and not, both forms. */
 static void gelu(void **state)
 {
@@ -450,6 +478,7 @@ int main(void)
         cmocka_unit_test(rope),
         cmocka_unit_test(rope_table),
         cmocka_unit_test(silu_mul),
+        cmocka_unit_test(silu_clamped_mul),
         cmocka_unit_test(gelu),
         cmocka_unit_test(soft_cap),
         cmocka_unit_test(add),

@@ -7,6 +7,7 @@ unpadded, so that no tensor is aligned.
 """
 import array
 import json
+import math
 import os
 import struct
 import sys
@@ -131,11 +132,11 @@ def convert(keys, tensors, v5):
     n_kv = k.get("attention.head_count_kv", n_head)
     d_head = k.get("attention.key_length", d_model // n_head)
     window, moe = k.get("attention.sliding_window"), k.get("expert_count", 0)
-    kind = {"llama": "mixtral" if moe else "mistral" if window else "llama", "qwen3moe": "qwen3_moe", "phi2": "phi", "gemma3": "gemma3_text"}.get(arch, arch)
+    kind = {"llama": "mixtral" if moe else "mistral" if window else "llama", "qwen3moe": "qwen3_moe", "phi2": "phi", "gemma3": "gemma3_text", "mistral3": "ministral3"}.get(arch, arch)
     c = {"model_type": kind, "hidden_size": d_model, "num_hidden_layers": n_layer, "num_attention_heads": n_head, "vocab_size": tensors["token_embd.weight"][0][0],
          "max_position_embeddings": k["context_length"], "tie_word_embeddings": "output.weight" not in tensors, "torch_dtype": "float16"}
     rope = {}
-    theta = k.get("rope.freq_base", 10000.0)
+    theta = k.get("rope.freq_base", 1e6 if arch == "gemma3" else 10000.0)
     names, ends, prefix, layer = DENSE, ENDS, "model.layers.", {}
     if arch == "falcon":
         names, ends, prefix = FALCON, FALCON_ENDS, "transformer.h."
@@ -167,7 +168,7 @@ def convert(keys, tensors, v5):
         c |= {"query_pre_attn_scalar": d_head, "hidden_activation": "gelu_pytorch_tanh"}
         names = GEMMA2
     if arch == "gemma2":
-        c |= {"attn_logit_softcapping": k["attn_logit_softcapping"], "final_logit_softcapping": k["final_logit_softcapping"]}
+        c |= {"attn_logit_softcapping": k.get("attn_logit_softcapping", 50.0), "final_logit_softcapping": k.get("final_logit_softcapping", 30.0)}
     if arch in ("gemma2", "gemma3") and v5:
         period = 2 if arch == "gemma2" else 6
         c["layer_types"] = ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(n_layer)]
@@ -181,20 +182,34 @@ def convert(keys, tensors, v5):
     if "rope_factors_long.weight" in tensors:
         rope = {"rope_type" if v5 else "type": "longrope", "short_factor": floats(tensors["rope_factors_short.weight"]),
                 "long_factor": floats(tensors["rope_factors_long.weight"])}
+        original, factor = k["rope.scaling.original_context_length"], k["rope.scaling.attn_factor"]
+        if abs(math.sqrt(1 + math.log(k["context_length"] / original) / math.log(original)) - factor) > 1e-6:  # not the usual one
+            rope["attention_factor"] = factor
     elif "rope_freqs.weight" in tensors:  # what the fixture was made with
         rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}
+    elif k.get("rope.scaling.type") == "yarn":
+        rope = {"rope_type": "yarn", "factor": k["rope.scaling.factor"], "original_max_position_embeddings": k["rope.scaling.original_context_length"]}
+        if "rope.scaling.yarn_log_multiplier" in k:
+            rope |= {"mscale": 1.0, "mscale_all_dim": k["rope.scaling.yarn_log_multiplier"]}
+        if "attention.temperature_scale" in k:
+            rope["llama_4_scaling_beta"] = k["attention.temperature_scale"]
     elif k.get("rope.scaling.type") == "linear":
         rope = {"rope_type": "linear", "factor": k["rope.scaling.factor"]}
     if v5:
         rope = {"rope_type": "default"} | rope | {"rope_theta": theta}
         if arch == "gemma3":
-            rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": k["rope.freq_base_swa"]}}
+            rope = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": k.get("rope.freq_base_swa", 10000.0)}}
         c["rope_parameters"] = rope
         c["dtype"] = c.pop("torch_dtype")
     else:
         c |= {"rope_theta": theta, "rope_scaling": rope or None}
         if arch == "gemma3":
-            c["rope_local_base_freq"] = k["rope.freq_base_swa"]
+            c["rope_local_base_freq"] = k.get("rope.freq_base_swa", 10000.0)
+    if arch == "granite":
+        c |= {"embedding_multiplier": k["embedding_scale"], "residual_multiplier": k["residual_scale"], "attention_multiplier": k["attention.scale"],
+              "logits_scaling": k["logit_scale"]}
+    if arch == "smollm3":
+        c |= {"no_rope_layers": [int((i + 1) % 4 != 0) for i in range(n_layer)], "no_rope_layer_interval": 4}
     names = names | layer
 
     out = {}
@@ -207,7 +222,7 @@ def convert(keys, tensors, v5):
             out[ends[name]] = t
             continue
         _, n, rest = name.split(".", 2)
-        if arch == "llama" and rest in ("attn_q.weight", "attn_k.weight"):
+        if arch in ("llama", "mistral3", "smollm3", "granite") and rest in ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias"):
             t = halves(t, n_head if "_q" in rest else n_kv)
         if arch == "falcon" and rest == "attn_qkv.weight" and n_kv > 1:
             t = by_group(t, n_head, n_kv)
@@ -240,9 +255,23 @@ def write_shard(path, tensors, odd):
             f.write(data)
 
 
-def make(model, folder, shards=1, v5=False, dtype=None, odd=False):
+def multimodal(config, tensors, outer, v5):
+    """The language model as a part of a larger one; newer files keep "model." in front and the output matrix outside."""
+    def rename(name):
+        if not v5:
+            return "language_model." + name
+        return name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name
+
+    vision = ([2, 3], F32, bytes(24))
+    names = ("model.vision_tower.w", "model.multi_modal_projector.w") if v5 else ("vision_tower.w", "multi_modal_projector.w")
+    return {"model_type": outer, "text_config": config, "vision_config": {"hidden_size": 3}}, {rename(n): t for n, t in tensors.items()} | {n: vision for n in names}
+
+
+def make(model, folder, shards=1, v5=False, dtype=None, odd=False, outer=None):
     keys, tensors = read_gguf(model)
     config, out = convert(keys, tensors, v5)
+    if outer:
+        config, out = multimodal(config, out, outer, v5)
     if dtype == "F32":
         out = {name: widen(t) for name, t in out.items()}
     os.makedirs(folder, exist_ok=True)

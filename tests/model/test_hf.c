@@ -155,6 +155,24 @@ static void test_llama(void **state)
     mu_model_close(m);
 }
 
+/* Biases of heads are in pairs as their rows are. */
+static void test_bias(void **state)
+{
+    struct spec spec[N_LLAMA + 1];
+    (void)state;
+    memcpy(spec, llama, sizeof llama);
+    spec[N_LLAMA] = (struct spec){"model.layers.0.self_attn.q_proj.bias", 0, D};
+    clear();
+    write_text("config.json", CONFIG);
+    write_tensors("model.safetensors", spec, 0, N_LLAMA + 1, NULL, "");
+    struct mu_model *m = open_or_fail(test_dir);
+    for (int r = 0; r < D; r++) {
+        int at = r / D_HEAD * D_HEAD + r % 2 * 4 + r % D_HEAD / 2;
+        assert_true(value_at(m->layer[0][MU_T_Q_B], 0, r) == value_of(N_LLAMA, at));
+    }
+    mu_model_close(m);
+}
+
 /* Files in it stand for the folder; two files, by an index or by their names. */
 static void test_files(void **state)
 {
@@ -295,6 +313,15 @@ static void test_configs(void **state)
     assert_true(m->rope_factors[0] == 1.0f); /* a wave of 6 positions */
     assert_true(m->rope_factors[3] == 8.0f); /* one of 6283 */
     mu_model_close(m);
+    write_llama(CONFIG_OF("\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"yarn\",\"factor\":4,"
+                          "\"original_max_position_embeddings\":16,\"attention_factor\":1.5,\"beta_fast\":16}"),
+                NULL, "");
+    m = open_or_fail(test_dir);
+    assert_true(m->cfg.yarn_factor == 4.0f);
+    assert_true(m->cfg.yarn_beta_fast == 16.0f);
+    assert_int_equal(m->cfg.n_ctx_orig, 16);
+    assert_true(fabsf(m->cfg.rope_attn_factor - 1.5f) < 1e-6f);
+    mu_model_close(m);
 }
 
 static void test_other_weights(void **state)
@@ -377,12 +404,34 @@ static void test_memory(void **state)
     }
 }
 
+/* With its tokenizer, from a real folder. */
+static void test_memory_of_fixture(void **state)
+{
+    static char path[1024];
+    (void)state;
+    snprintf(path, sizeof path, "%s", fixture_path("models/mistral-hf"));
+    for (long n = 1;; n += 1 + n / 16) {
+        struct mu_err err = MU_ERR_INIT;
+        struct mu_model *m = NULL;
+        mu_alloc_fail_at(n);
+        enum mu_status st = mu_model_open(path, &m, &err);
+        long made = mu_alloc_fail_at(0);
+        if (m) mu_model_close(m);
+        if (st == MU_OK) {
+            print_message("  %ld allocations\n", made);
+            assert_true(made < n); /* none failed unnoticed */
+            return;
+        }
+        if (st != MU_ENOMEM) fail_msg("allocation %ld: %s", n, err.text);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),   cmocka_unit_test(test_files),         cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_configs), cmocka_unit_test(test_other_weights), cmocka_unit_test(test_quantize),
-        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_llama),    cmocka_unit_test(test_bias),    cmocka_unit_test(test_files),
+        cmocka_unit_test(test_refused),  cmocka_unit_test(test_configs), cmocka_unit_test(test_other_weights),
+        cmocka_unit_test(test_quantize), cmocka_unit_test(test_memory),  cmocka_unit_test(test_memory_of_fixture),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);
 }

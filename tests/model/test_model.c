@@ -4,6 +4,7 @@
 
 #include <math.h>
 
+#include "model/arch.h"
 #include "model/gguf_write.h"
 #include "model/model.h"
 
@@ -291,7 +292,9 @@ static void test_tiny_defaults(void **state)
     m = tiny_ok(&(const struct change){.extra_tensor = "blk.0.attn_rot_embd"});
     mu_model_close(m);
     mu_model_close(NULL);
-    assert_string_equal(mu_arch_names(), "llama, qwen2, qwen3, qwen3moe, phi2, phi3, gemma, gemma2, gemma3, falcon");
+    assert_string_equal(mu_arch_names(),
+                        "llama, qwen2, qwen3, qwen3moe, gpt-oss, mistral3, smollm3, granite, granitemoe, "
+                        "phi2, phi3, gemma, gemma2, gemma3, falcon");
 }
 
 static void test_missing_things_are_named(void **state)
@@ -329,8 +332,8 @@ static void test_shapes_and_types(void **state)
             .n_row = 1);
     REFUSED(MU_EFORMAT, "token_embd.weight", "of 8 values", .tensor = "token_embd.weight", .n_col = 9, .n_row = VOCAB);
     REFUSED(MU_EUNSUPPORTED, "blk.0.attn_norm.weight", "F16", .tensor = "blk.0.attn_norm.weight", .type = MU_F16);
-    REFUSED(MU_EUNSUPPORTED, "its type IQ1_S is not supported by this build", "Q4_K", .tensor = "blk.0.ffn_up.weight",
-            .n_col = 256, .n_row = 2, .type = MU_IQ1_S);
+    REFUSED(MU_EUNSUPPORTED, "its type Q8_K is not supported by this build", "Q4_K", .tensor = "blk.0.ffn_up.weight",
+            .n_col = 256, .n_row = 2, .type = MU_Q8_K);
     REFUSED(MU_EUNSUPPORTED, "blk.0.ffn_up.weight", "I8", .tensor = "blk.0.ffn_up.weight", .type = MU_I8);
     REFUSED(MU_ENONFINITE, "blk.0.ffn_norm.weight", "nan", .tensor = "blk.0.ffn_norm.weight", .fill = NAN);
     REFUSED(MU_ENONFINITE, "output_norm.weight", "inf", .tensor = "output_norm.weight", .fill = INFINITY);
@@ -340,7 +343,7 @@ static void test_unknown_tensors_are_refused(void **state)
 {
     (void)state;
     static const char *const unknown[] = {
-        "blk.0.attn_q.bias",
+        "blk.0.ffn_up.bias",
         "blk.1.attn_q_norm.weight",
         "blk.2.attn_q.weight",
         "output.bias",
@@ -376,12 +379,17 @@ static struct {
     {"llama.rope.dimension_count", MU_GGUF_U32, {.u = 0}, MU_EFORMAT, "found 0"},
     {"llama.rope.freq_base", MU_GGUF_F32, {.f = 0}, MU_EFORMAT, "found 0"},
     {"llama.rope.freq_base", MU_GGUF_F32, {.f = NAN}, MU_EFORMAT, "found nan"},
-    {"llama.rope.scaling.type", MU_GGUF_STRING, {.s = "yarn"}, MU_EUNSUPPORTED, "rope scaling 'yarn'"},
+    {"llama.rope.scaling.type", MU_GGUF_STRING, {.s = "yarn"}, MU_EFORMAT, "'llama.rope.scaling.factor'"},
     {"llama.rope.scaling.type", MU_GGUF_STRING, {.s = "longrope"}, MU_EUNSUPPORTED, "rope scaling 'longrope'"},
     {"llama.rope.scaling.type", MU_GGUF_U32, {.u = 1}, MU_EFORMAT, "expected a string"},
     {"llama.rope.scaling.type", MU_GGUF_STRING, {.s = "none"}, MU_OK, NULL},
     {"llama.rope.scaling.factor", MU_GGUF_F32, {.f = -1}, MU_EFORMAT, "found -1"},
-    {"llama.rope.scaling.attn_factor", MU_GGUF_F32, {.f = 1.2f}, MU_EUNSUPPORTED, "rotation that scales attention"},
+    {"llama.rope.scaling.attn_factor", MU_GGUF_F32, {.f = -2}, MU_EFORMAT, "found -2"},
+    {"llama.rope.scaling.yarn_ext_factor", MU_GGUF_F32, {.f = 0.5f}, MU_EUNSUPPORTED, "YaRN in part"},
+    {"llama.rope.scaling.yarn_attn_factor", MU_GGUF_F32, {.f = 1}, MU_EUNSUPPORTED, "not supported"},
+    {"llama.attention.scale", MU_GGUF_F32, {.f = 0.125f}, MU_OK, NULL},
+    {"llama.attention.scale", MU_GGUF_F32, {.f = INFINITY}, MU_EFORMAT, "found inf"},
+    {"llama.attention.temperature_scale", MU_GGUF_F32, {.f = 0.1f}, MU_EUNSUPPORTED, "temperature by position"},
     {"llama.rope.scaling.attn_factor", MU_GGUF_F32, {.f = 1.0f}, MU_OK, NULL},
     {"llama.rope.dimension_sections", MU_GGUF_U32, {.u = 3}, MU_EUNSUPPORTED, "not supported"},
     {"llama.expert_count", MU_GGUF_U32, {.u = 8}, MU_EFORMAT, "expected key 'llama.expert_used_count'"},
@@ -533,6 +541,93 @@ static void test_other_forms(void **state)
     REFUSED(MU_EFORMAT, "blk.0.attn_k.weight", "expected 8 rows", .skip = "llama.attention.head_count_kv");
 }
 
+/* ---- sizes alone: a file of nothing but keys ---- */
+
+static const char *keys_path(void)
+{
+    static char path[300];
+    const char *tmp = getenv("TMPDIR");
+    snprintf(path, sizeof path, "%s/muster-keys-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
+    return path;
+}
+
+static enum mu_status config_of(const char *arch, void (*extra)(struct mu_gguf_writer *), struct mu_config *cfg,
+                                struct mu_err *err)
+{
+    struct mu_gguf_writer *w = NULL;
+    struct mu_gguf *g = NULL;
+    char key[100];
+    static const struct {
+        const char *key;
+        uint32_t value;
+    } some[] = {{"block_count", 6},
+                {"embedding_length", 64},
+                {"feed_forward_length", 64},
+                {"context_length", 4096},
+                {"attention.head_count", 4}};
+    assert_int_equal(mu_gguf_writer_open(keys_path(), &w, err), MU_OK);
+    mu_gguf_put_str(w, "general.architecture", arch, strlen(arch));
+    for (size_t i = 0; i < sizeof some / sizeof *some; i++) {
+        snprintf(key, sizeof key, "%s.%s", arch, some[i].key);
+        mu_gguf_put_u32(w, key, some[i].value);
+    }
+    snprintf(key, sizeof key, "%s.attention.layer_norm_rms_epsilon", arch);
+    mu_gguf_put_f32(w, key, 1e-5f);
+    extra(w);
+    assert_int_equal(mu_gguf_writer_close(w, true, err), MU_OK);
+    assert_int_equal(mu_gguf_open(keys_path(), &g, err), MU_OK);
+    unlink(keys_path());
+    enum mu_status st = mu_config_read(g, mu_arch_find((struct mu_str){arch, strlen(arch)}), cfg, err);
+    mu_gguf_close(g);
+    return st;
+}
+
+static void put_pattern(struct mu_gguf_writer *w)
+{
+    static const int32_t window[6] = {1, 0, 1, 1, 0, 0};
+    mu_gguf_put_u32(w, "gemma3.attention.sliding_window", 16);
+    mu_gguf_put_i32s(w, "gemma3.attention.sliding_window_pattern", window, 6);
+}
+static void put_short_pattern(struct mu_gguf_writer *w)
+{
+    static const int32_t window[5] = {1, 0, 1, 1, 0};
+    mu_gguf_put_i32s(w, "gemma3.attention.sliding_window_pattern", window, 5);
+}
+static void put_ministral(struct mu_gguf_writer *w)
+{
+    mu_gguf_put_str(w, "mistral3.rope.scaling.type", "yarn", 4);
+    mu_gguf_put_f32(w, "mistral3.rope.scaling.factor", 16.0f);
+    mu_gguf_put_f32(w, "mistral3.rope.scaling.yarn_beta_fast", 30.0f);
+    mu_gguf_put_f32(w, "mistral3.rope.scaling.yarn_log_multiplier", 1.0f);
+    mu_gguf_put_u32(w, "mistral3.rope.scaling.original_context_length", 1024);
+    mu_gguf_put_f32(w, "mistral3.attention.temperature_scale", 0.1f);
+}
+static void put_nothing(struct mu_gguf_writer *w)
+{
+    (void)w;
+}
+
+static void test_configs(void **state)
+{
+    (void)state;
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_config cfg;
+    assert_int_equal(config_of("gemma3", put_pattern, &cfg, &err), MU_OK);
+    static const int want[6] = {16, 0, 16, 16, 0, 0};
+    for (int i = 0; i < 6; i++) {
+        assert_int_equal(mu_config_window(&cfg, i), want[i]);
+        assert_int_equal(mu_config_local(&cfg, i), want[i] != 0);
+    }
+    assert_int_equal(config_of("gemma3", put_short_pattern, &cfg, &err), MU_EFORMAT);
+    assert_err(&err, MU_EFORMAT, "sliding_window_pattern", "each of 6 layers", NULL);
+    /* the weight cancels what YaRN would multiply cosines with */
+    assert_int_equal(config_of("mistral3", put_ministral, &cfg, &err), MU_OK);
+    assert_true(cfg.yarn_factor == 16.0f && cfg.yarn_beta_fast == 30.0f && cfg.yarn_beta_slow == 1.0f);
+    assert_true(cfg.rope_attn_factor == 1.0f && cfg.n_ctx_orig == 1024 && cfg.query_scale == 0.1f);
+    assert_int_equal(config_of("granite", put_nothing, &cfg, &err), MU_EFORMAT);
+    assert_err(&err, MU_EFORMAT, "granite.logit_scale", NULL);
+}
+
 static void test_rope_factors(void **state)
 {
     (void)state;
@@ -582,6 +677,7 @@ int main(void)
         cmocka_unit_test(test_keys),
         cmocka_unit_test(test_sizes_are_checked),
         cmocka_unit_test(test_other_forms),
+        cmocka_unit_test(test_configs),
         cmocka_unit_test(test_rope_factors),
         cmocka_unit_test(test_allocation_failures),
         cmocka_unit_test(test_fixtures_open),

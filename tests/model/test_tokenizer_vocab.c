@@ -1,5 +1,7 @@
 /* Tokenizers on vocabularies made here: what each sort of token does, what is refused, merging against a plain
  * quadratic rendering of the algorithm, every allocation failing in turn. */
+#include <utf8proc.h>
+
 #include "tests/model/tok_fixture.h"
 
 struct vocab {
@@ -12,6 +14,7 @@ struct vocab {
     int short_types, short_scores;      /* one item too few */
     int64_t bos;                        /* -1: no key */
     int space_prefix, add_bos;          /* -1: no key */
+    int nfc;                            /* put the key */
     char text[16384];                   /* storage */
     size_t text_len;
 };
@@ -79,6 +82,7 @@ static enum mu_status vocab_open(const struct vocab *v, struct mu_gguf **g, stru
     if (v->bos >= 0) mu_gguf_put_u32(w, "tokenizer.ggml.bos_token_id", (uint32_t)v->bos);
     if (v->space_prefix >= 0) mu_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", v->space_prefix);
     if (v->add_bos >= 0) mu_gguf_put_bool(w, "tokenizer.ggml.add_bos_token", v->add_bos);
+    if (v->nfc) mu_gguf_put_bool(w, "tokenizer.ggml.normalizer.nfc", true);
     assert_int_equal(mu_gguf_writer_close(w, 1, err), MU_OK);
     assert_int_equal(mu_gguf_open(path, g, err), MU_OK);
     unlink(path);
@@ -169,6 +173,120 @@ static void test_small_spm(void **state)
     assert_int_equal(mu_tokenizer_decode(t, ids, 2, false, &text, &len, &err), MU_OK);
     assert_string_equal(text, " a");
     mu_free(text);
+    mu_tokenizer_close(t);
+    mu_gguf_close(g);
+}
+
+/* Gemma 4: SentencePiece's spelling, merged by rank; byte tokens that the file calls normal; no space prefix. */
+static void test_small_gemma4(void **state)
+{
+    (void)state;
+    static struct vocab v;
+    struct mu_gguf *g;
+    struct mu_tokenizer *t;
+    struct mu_err err = MU_ERR_INIT;
+    vocab_init(&v, "gemma4", NULL);
+    byte_tokens(&v);
+    for (int i = 0; i < v.n; i++) v.types[i] = 1;
+    int bos = token(&v, "<bos>", 5, 3, 0), turn = token(&v, "<turn|>", 7, 3, 0), s = token(&v, "</s>", 4, 3, 0);
+    int sp = token(&v, "\xE2\x96\x81", 3, 1, 0), a = token(&v, "a", 1, 1, 0), b = token(&v, "b", 1, 1, 0);
+    int sp_a = token(&v,
+                     "\xE2\x96\x81"
+                     "a",
+                     4, 1, 0),
+        ab = token(&v, "ab", 2, 1, 0);
+    int nl = token(&v, "\n", 1, 1, 0), nl2 = token(&v, "\n\n", 2, 1, 0);
+    token(&v, "bb", 2, 1, 0); /* that no merge makes */
+    v.merges[v.n_merge++] = keep(&v, "a b", 3);
+    v.merges[v.n_merge++] = keep(&v, "\xE2\x96\x81 a", 5);
+    v.merges[v.n_merge++] = keep(&v, "\n \n", 3);
+    v.bos = bos;
+    v.add_bos = 0;
+    v.no_scores = 1;
+    assert_int_equal(vocab_open(&v, &g, &t, &err), MU_OK);
+    assert_true(mu_tokenizer_add_bos(t));
+    assert_true(mu_tokenizer_is_end(t, turn));
+    assert_false(mu_tokenizer_is_end(t, s));
+    EXPECT(t, "a a", false, a, sp_a);
+    EXPECT(t, " ab", false, sp, ab);
+    EXPECT(t, "bbb\n\n\n", false, b, b, b, nl2, nl);
+    EXPECT(t, "\u00e9<turn|>a", true, 0xC3, 0xA9, turn, a);
+    mu_tokenizer_close(t);
+    mu_gguf_close(g);
+}
+
+/* NFC against utf8proc's own, which is slower and takes the square of a row of marks, on texts of what matters:
+ * marks in and out of order, letters with and without them, Hangul, what is never composed, what comes apart. */
+static void test_nfc(void **state)
+{
+    (void)state;
+    static const char *const parts[] = {"a",
+                                        "e",
+                                        "\u00e9",
+                                        "\u1e0b\u0323",
+                                        "\u0301",
+                                        "\u0323",
+                                        "\u0327",
+                                        "\u0345",
+                                        "\u1100",
+                                        "\u1161",
+                                        "\u11a8",
+                                        "\uac00",
+                                        "\u212b",
+                                        "\u2126",
+                                        "\u0915\u093c",
+                                        "\u0958",
+                                        "\u0344",
+                                        "\u0fb2\u0f71\u0f80",
+                                        "\u4e2d",
+                                        "\ufa0e",
+                                        "\uf900",
+                                        "\u00c5",
+                                        "\U0001D15E",
+                                        "\U0001F600",
+                                        "\U000110a5\U000110ba",
+                                        "\U0002F800",
+                                        "\ufb01",
+                                        "\u200d",
+                                        " "};
+    enum { N = sizeof parts / sizeof parts[0], TEXT = 64 };
+    static struct vocab v;
+    struct mu_gguf *g;
+    struct mu_tokenizer *t;
+    struct mu_err err = MU_ERR_INIT;
+    vocab_init(&v, "gpt2", "gpt-2");
+    byte_alphabet(&v);
+    v.nfc = 1;
+    assert_int_equal(vocab_open(&v, &g, &t, &err), MU_OK);
+    int n_changed = 0;
+    for (int round = 0; round < 20000; round++) {
+        char text[TEXT * 16] = "";
+        size_t n_part = 1 + random_below(8), n, len;
+        int32_t *ids;
+        char *back;
+        for (size_t i = 0; i < n_part; i++) strcat(text, parts[random_below(N)]);
+        utf8proc_uint8_t *want = utf8proc_NFC((const utf8proc_uint8_t *)text);
+        assert_non_null(want);
+        assert_int_equal(mu_tokenizer_encode(t, text, strlen(text), false, &ids, &n, &err), MU_OK);
+        assert_int_equal(mu_tokenizer_decode(t, ids, n, false, &back, &len, &err), MU_OK);
+        if (strcmp(back, (const char *)want)) fail_msg("'%s' gives '%s', not '%s'", text, back, (const char *)want);
+        n_changed += strcmp(back, text) != 0;
+        free(want);
+        mu_free(ids);
+        mu_free(back);
+    }
+    assert_in_range(n_changed, 5000, 19000);
+    /* Bytes that are no text stand, and are no neighbours. */
+    static const char broken[] = "e\xCC\xCC\x81\x80\xCC\x81\xE1";
+    int32_t *ids;
+    size_t n, len;
+    char *back;
+    assert_int_equal(mu_tokenizer_encode(t, broken, sizeof broken - 1, false, &ids, &n, &err), MU_OK);
+    assert_int_equal(mu_tokenizer_decode(t, ids, n, false, &back, &len, &err), MU_OK);
+    assert_int_equal(len, sizeof broken - 1);
+    assert_memory_equal(back, broken, len);
+    mu_free(ids);
+    mu_free(back);
     mu_tokenizer_close(t);
     mu_gguf_close(g);
 }
@@ -491,6 +609,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_small_spm),     cmocka_unit_test(test_small_bpe),
+        cmocka_unit_test(test_small_gemma4),  cmocka_unit_test(test_nfc),
         cmocka_unit_test(test_refusals),      cmocka_unit_test(test_odd_vocabularies),
         cmocka_unit_test(test_against_plain), cmocka_unit_test(test_allocations),
     };

@@ -310,6 +310,7 @@ static void test_odd_families(void **state)
          .d_ff = 136,
          .n_rot = 36,
          .n_ctx_short = 64,
+         .tied = 1,
          .type = MU_F16},
         {.arch = "gemma",
          .n_head = 3,
@@ -345,6 +346,63 @@ static void test_odd_families(void **state)
          .d_ff = 160,
          .tied = 1,
          .type = MU_F16},
+        {.arch = "gpt-oss",
+         .n_layer = 3,
+         .n_head = 6,
+         .n_kv_head = 2,
+         .d_head = 48,
+         .d_model = 288,
+         .d_ff = 96,
+         .n_expert = 7,
+         .n_expert_used = 3,
+         .window = 9,
+         .n_ctx_short = 16,
+         .yarn_factor = 32,
+         .type = MU_MXFP4},
+        {.arch = "gpt-oss",
+         .n_head = 5,
+         .n_kv_head = 1,
+         .d_head = 64,
+         .d_model = 208,
+         .d_ff = 72,
+         .n_expert = 5,
+         .n_expert_used = 2,
+         .window = 12,
+         .type = MU_BF16},
+        {.arch = "mistral3",
+         .n_head = 6,
+         .n_kv_head = 3,
+         .d_head = 48,
+         .d_model = 288,
+         .d_ff = 352,
+         .n_ctx_short = 10,
+         .yarn_factor = 16,
+         .type = MU_Q4_0},
+        {.arch = "smollm3",
+         .n_layer = 5,
+         .n_head = 3,
+         .n_kv_head = 1,
+         .d_head = 80,
+         .d_model = 176,
+         .d_ff = 104,
+         .type = MU_F16},
+        {.arch = "granite",
+         .n_head = 6,
+         .n_kv_head = 3,
+         .d_head = 48,
+         .d_model = 288,
+         .d_ff = 352,
+         .tied = 1,
+         .type = MU_Q8_0},
+        {.arch = "granitemoe",
+         .n_head = 5,
+         .n_kv_head = 1,
+         .d_head = 80,
+         .d_model = 208,
+         .d_ff = 72,
+         .n_expert = 6,
+         .n_expert_used = 3,
+         .type = MU_F16},
         {.arch = "falcon",
          .n_head = 6,
          .n_kv_head = 2,
@@ -369,6 +427,72 @@ static void test_odd_families(void **state)
         check_ways(m, name, 40);
         mu_model_close(m);
     }
+}
+
+/* A model with short and long rotation factors: whatever was fed before in whatever pieces, the next id comes from the
+ * logits that the whole sequence has by itself, also where it grows over the limit while others run. */
+static void test_outgrown(void **state)
+{
+    (void)state;
+    const struct mu_synth spec = {.arch = "phi3",
+                                  .n_layer = 2,
+                                  .n_head = 6,
+                                  .n_kv_head = 2,
+                                  .d_head = 48,
+                                  .d_model = 288,
+                                  .d_ff = 352,
+                                  .n_rot = 36,
+                                  .n_ctx = 256,
+                                  .n_ctx_short = 64,
+                                  .n_vocab = 400,
+                                  .rope_freq_base = 10000,
+                                  .type = MU_Q8_0,
+                                  .output_type = MU_Q8_0,
+                                  .seed = 4};
+    static const char *const ways[] = {"1", "1:1", "2:1/1"};
+    char path[300];
+    struct mu_model *m = synth_model(&spec, path, sizeof path);
+    unlink(path);
+    for (int i = 0; i < 3; i++) {
+        struct mu_solo *solo = solo_of(m, (struct how){.split = ways[i], .n_thread = 2, .step_tokens = 24});
+        enum { START = 58, END = 71 };
+        int32_t ids[2][END], next[2] = {0};
+        const int slots[2] = {0, 1};
+        const struct mu_solo_sampling greedy = {.temperature = 0};
+        ids_fill(ids[0], START, 400, 5);
+        ids_fill(ids[1], START, 400, 6);
+        MUST(mu_solo_feed(solo, 0, ids[0], 31, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+        MUST(mu_solo_feed(solo, 0, ids[0] + 31, START - 31, MU_OUT_SAMPLE, &greedy, NULL, NULL, &next[0], err));
+        MUST(mu_solo_feed(solo, 1, ids[1], START - 4, MU_OUT_SAMPLE, &greedy, NULL, NULL, &next[1], err));
+        int changed = 0;
+        for (int n = START; n < END; n++) {
+            for (int k = 0; k < 2; k++) {
+                size_t len = (size_t)(n - 4 * k), n_vocab = (size_t)m->cfg.n_vocab;
+                float *want = logits_all(m, (struct how){0}, ids[k], len), *last = want + (len - 1) * n_vocab;
+                int best = 0;
+                for (int v = 1; v < m->cfg.n_vocab; v++)
+                    if (last[v] > last[best]) best = v;
+                if (next[k] != best)
+                    fail_msg("split %s, sequence %d: id %d at length %zu, expected %d", ways[i], k, next[k], len, best);
+                if (len == 65) { /* the same ids by the short factors, to see that the limit means something */
+                    m->cfg.n_ctx_short = 1000;
+                    float *near = logits_all(m, (struct how){0}, ids[k], len);
+                    m->cfg.n_ctx_short = 64;
+                    changed += memcmp(near + (len - 1) * n_vocab, last, n_vocab * sizeof *last) != 0;
+                    free(near);
+                }
+                free(want);
+                ids[k][len] = next[k];
+            }
+            if (n + 1 < END) {
+                const int32_t feed[2] = {ids[0][n], ids[1][n - 4]};
+                MUST(mu_solo_decode(solo, slots, feed, 2, &greedy, next, err));
+            }
+        }
+        assert_int_equal(changed, 2);
+        mu_solo_close(solo);
+    }
+    mu_model_close(m);
 }
 
 /* Exactly the rows that were asked for, the same as when all are. */
@@ -527,9 +651,10 @@ static void test_no_memory(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs),      cmocka_unit_test(test_refused_steps), cmocka_unit_test(test_odd_shapes),
-        cmocka_unit_test(test_odd_families), cmocka_unit_test(test_fixtures),      cmocka_unit_test(test_families),
-        cmocka_unit_test(test_kernels),      cmocka_unit_test(test_no_memory),     cmocka_unit_test(test_single_tokens),
+        cmocka_unit_test(test_outputs),       cmocka_unit_test(test_outgrown),     cmocka_unit_test(test_refused_steps),
+        cmocka_unit_test(test_odd_shapes),    cmocka_unit_test(test_odd_families), cmocka_unit_test(test_fixtures),
+        cmocka_unit_test(test_families),      cmocka_unit_test(test_kernels),      cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_single_tokens),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -39,6 +39,7 @@ static void step_fill(struct mu_step *s)
                                      .n_tok = 1,
                                      .tok_off = 4,
                                      .out = MU_OUT_SAMPLE,
+                                     .far = 1,
                                      .temperature = 0.75f,
                                      .top_k = 40,
                                      .top_p = 0.9f,
@@ -76,7 +77,7 @@ static void test_round_trip(void **state)
     for (int i = 0; i < 2; i++) {
         const struct mu_step_seq *a = &in->seq[i], *b = &out->seq[i];
         assert_true(a->slot == b->slot && a->pos0 == b->pos0 && a->n_tok == b->n_tok && a->tok_off == b->tok_off &&
-                    a->out == b->out);
+                    a->out == b->out && a->far == b->far);
         assert_true(a->temperature == b->temperature && a->top_k == b->top_k && a->top_p == b->top_p &&
                     a->seed == b->seed && a->adapter == b->adapter && a->adapter_scale == b->adapter_scale);
     }
@@ -86,7 +87,7 @@ static void test_round_trip(void **state)
     mu_free(out);
 }
 
-enum { N_BAD = 20 };
+enum { N_BAD = 21 };
 static const char *spoil(struct mu_step *s, int k)
 {
     switch (k) {
@@ -110,6 +111,7 @@ static const char *spoil(struct mu_step *s, int k)
     case 17: s->ids[0] = -1; return "token id -1";
     case 18: s->seq[1].adapter = 4; return "sequence's adapter is 4";
     case 19: s->seq[1].adapter_scale = INFINITY; return "scale of its adapter";
+    case 20: s->seq[0].far = 2; return "mark of length";
     default: return NULL;
     }
 }

@@ -45,6 +45,7 @@ struct slot { /* what a rank holds */
     int32_t ids[MAX_CTX];
     uint32_t n, page[MAX_PAGES], n_page;
     int request; /* whose ids they are; meaningful while n > 0 */
+    uint8_t far; /* how they were computed, all of them */
 };
 
 struct sim {
@@ -57,7 +58,7 @@ struct sim {
     int page_owner[MAX_PAGES]; /* slot, -1 */
     struct request *req;
     int n_req, n_done;
-    uint64_t expect_number;
+    uint64_t expect_number, n_outgrown;
     struct mu_sched_event events[MAX_SLOTS];
 };
 
@@ -145,18 +146,29 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         struct slot *s = &m->slot[q->slot];
         assert_true(q->slot < (uint32_t)m->opt.serving.n_slot && !(seen & 1u << q->slot));
         seen |= 1u << q->slot;
+        bool again = q->pos0 == 0 && s->n > 0;
+        if (again) { /* outgrown: computed again */
+            assert_true(q->far && !s->far && (uint32_t)m->opt.n_ctx_short == s->n);
+            assert_int_equal(q->seed, s->request);
+            s->n = 0;
+            m->n_outgrown++;
+        }
         assert_int_equal(q->pos0, s->n);
+        if (s->n == 0) s->far = q->far;
+        assert_int_equal(q->far, s->far);
         assert_int_equal(q->tok_off, off);
         assert_true(q->n_tok > 0 && q->pos0 + q->n_tok <= (uint32_t)m->opt.serving.n_ctx);
         assert_true(q->pos0 + q->n_tok <= s->n_page * MU_PAGE_TOKENS);
         assert_true(q->adapter == q->seed % (N_ADAPTER + 1) && q->adapter_scale == (float)q->seed);
-        if (q->pos0 == 0) { /* the seed is the request's number */
+        if (q->pos0 == 0 && !again) { /* the seed is the request's number */
             check_admission_order(m, (int)q->seed);
             s->request = (int)q->seed;
         }
         memcpy(s->ids + s->n, st->ids + off, q->n_tok * sizeof(int32_t));
         s->n += q->n_tok;
         off += q->n_tok;
+        if (q->out == MU_OUT_SAMPLE)
+            assert_int_equal(q->far, m->opt.n_ctx_short && s->n > (uint32_t)m->opt.n_ctx_short);
         sampled[i] = q->out == MU_OUT_SAMPLE ? model_next(s->ids, s->n) : -1;
     }
     assert_int_equal(off, st->n_tok);
@@ -230,7 +242,8 @@ static void sim_open(struct sim *m, int n_stage, int n_slot, uint32_t n_page, in
         {.n_ctx = n_ctx, .n_slot = n_slot, .n_page = n_page, .step_tokens = step_tokens, .n_adapter = N_ADAPTER},
         n_stage,
         VOCAB,
-        MAX_REQUESTS};
+        MAX_REQUESTS,
+        0};
     assert_int_equal(mu_sched_create(&m->opt, &m->s, &err), MU_OK);
     for (int i = 0; i < MAX_FLIGHT; i++) assert_int_equal(mu_step_create(&m->opt.serving, &m->step[i], &err), MU_OK);
     for (int i = 0; i < MAX_PAGES; i++) m->page_owner[i] = -1;
@@ -251,6 +264,8 @@ static void sim_close(struct sim *m)
     free(m->req);
 }
 
+static uint64_t n_outgrown;
+
 static uint64_t simulate(uint64_t seed, int n_req)
 {
     struct sim m;
@@ -258,6 +273,12 @@ static uint64_t simulate(uint64_t seed, int n_req)
     rng_state = seed;
     int n_ctx = 40 + (int)rng(300);
     sim_open(&m, 1 + (int)rng(4), 1 + (int)rng(MAX_SLOTS), 2 + rng(rng(4) ? 8 : 40), n_ctx, 2 + (int)rng(90));
+    if (seed % 2) { /* a model with two sets of rotation factors */
+        mu_sched_destroy(m.s);
+        m.opt.n_ctx_short = 1 + (int)rng((uint32_t)n_ctx);
+        struct mu_err err = MU_ERR_INIT;
+        assert_int_equal(mu_sched_create(&m.opt, &m.s, &err), MU_OK);
+    }
     int submitted = 0;
     m.n_req = n_req;
     for (long turn = 0; m.n_done < n_req; turn++) {
@@ -276,6 +297,7 @@ static uint64_t simulate(uint64_t seed, int n_req)
     mu_sched_count(m.s, &c);
     for (int i = 0; i < n_req; i++)
         if (!m.req[i].cancelled) assert_int_equal(m.req[i].n_prompt + m.req[i].n_got, m.req[i].n_total);
+    n_outgrown += m.n_outgrown;
     sim_close(&m);
     return c.preemptions;
 }
@@ -288,6 +310,8 @@ static void test_a_thousand_random_requests(void **state)
     preemptions += simulate(77, 1000);
     print_message("%llu preemptions\n", (unsigned long long)preemptions);
     assert_true(preemptions > 100); /* else the pools were not tiny */
+    print_message("%llu sequences outgrew the short context\n", (unsigned long long)n_outgrown);
+    assert_true(n_outgrown > 100);
 }
 
 /* A request that is known in every detail: n_prompt ids, then max_tokens. */
@@ -340,7 +364,7 @@ static enum mu_status try_submit(struct mu_sched *s, struct mu_sched_request q, 
 static void test_what_never_fits_is_refused_by_name(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 1, .step_tokens = 16}, 1, VOCAB, 3};
+    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 1, .step_tokens = 16}, 1, VOCAB, 3, 0};
     struct mu_sched *s;
     struct mu_err err = MU_ERR_INIT;
     static int32_t ids[128];
@@ -469,7 +493,7 @@ static void test_a_bad_sample_ends_its_request_only(void **state)
 static void test_every_allocation_can_fail(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16}, 2, VOCAB, 3};
+    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16}, 2, VOCAB, 3, 0};
     int32_t ids[4] = {1, 2, 3, 4};
     struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 4, .max_tokens = 3, .top_p = 1};
     for (long n = 1;; n++) {

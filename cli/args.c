@@ -30,6 +30,12 @@ double mu_arg_double(const char *text, double min, double max, const char *what,
     return v;
 }
 
+void mu_arg_adapter(const char *text, struct mu_adapter_spec *spec_out, struct argp_state *state)
+{
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_adapter_spec_parse(text, spec_out, &err)) argp_error(state, "--lora: %s", err.text);
+}
+
 enum { MAX_IDS_FILE = 64 << 20 };
 
 enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, struct mu_err *err)
@@ -142,8 +148,14 @@ fail:
     return st;
 }
 
+enum mu_status mu_cli_adapt(struct mu_opened *o, const struct mu_adapter_spec *spec, struct mu_err *err)
+{
+    return spec->path[0] ? mu_adapters_open(o->model, spec, 1, &o->adapters, err) : MU_OK;
+}
+
 void mu_cli_close(struct mu_opened *o)
 {
+    mu_adapters_close(o->adapters);
     mu_tokenizer_close(o->tok);
     mu_model_close(o->model);
     *o = (struct mu_opened){0};

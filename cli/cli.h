@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "model/adapter.h"
 #include "model/model.h"
 #include "model/tokenizer.h"
 #include "shard/split.h"
@@ -31,6 +32,8 @@ int mu_cmd_worker(int argc, char **argv);
 
 long mu_arg_long(const char *text, long min, long max, const char *what, struct argp_state *state);
 double mu_arg_double(const char *text, double min, double max, const char *what, struct argp_state *state);
+/* "[NAME=]PATH[:SCALE]" of a LoRA adapter. */
+void mu_arg_adapter(const char *text, struct mu_adapter_spec *spec_out, struct argp_state *state);
 /* "1,2,3" or "@FILE" (numbers with commas or white space between). *ids_out is freed with mu_free. */
 enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, struct mu_err *err);
 /* Standard input as a whole, NUL-terminated beyond len_out; freed with mu_free. More than max_bytes: MU_ELIMIT. */
@@ -81,9 +84,12 @@ void mu_signals_reset(void); /* mu_interrupted = 0 */
 
 struct mu_opened {
     struct mu_model *model;
-    struct mu_tokenizer *tok; /* NULL where not asked for */
+    struct mu_tokenizer *tok;     /* NULL where not asked for */
+    struct mu_adapters *adapters; /* NULL until mu_cli_adapt */
 };
 enum mu_status mu_cli_open(const char *path, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err);
+/* Opens one adapter beside the model, number 1; none where its path is empty. */
+enum mu_status mu_cli_adapt(struct mu_opened *o, const struct mu_adapter_spec *spec, struct mu_err *err);
 void mu_cli_close(struct mu_opened *o);
 
 /* ---- bench_load.c: the workload that every rank of a benchmark runs ---- */

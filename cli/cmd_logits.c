@@ -11,9 +11,10 @@ struct logits_args {
     const char *model, *ids, *out, *split, *quantize;
     bool all;
     int threads, chunk, batch;
+    struct mu_adapter_spec lora;
 };
 
-enum { OPT_IDS = 256, OPT_OUT, OPT_ALL, OPT_CHUNK, OPT_BATCH };
+enum { OPT_IDS = 256, OPT_OUT, OPT_ALL, OPT_CHUNK, OPT_BATCH, OPT_LORA };
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -24,6 +25,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_ALL: a->all = true; return 0;
     case OPT_CHUNK: a->chunk = (int)mu_arg_long(arg, 1, 1 << 20, "--chunk", state); return 0;
     case OPT_BATCH: a->batch = (int)mu_arg_long(arg, 1, 256, "--batch", state); return 0;
+    case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
     case 's': a->split = arg; return 0;
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
@@ -58,7 +60,8 @@ static uint32_t min_u32(uint32_t a, uint32_t b)
 }
 
 /* The ids in `batch` slots at once, each a few tokens further than the next so that the steps mix prefill positions; rows of slot 0 are written.
- * far: the sequences are longer than the short context of the model. The other slots get the same ids backwards: what shares a step must not matter. */
+ * far: the sequences are longer than the short context of the model. The other slots get the same ids backwards, two in three of them without an
+ * adapter: what shares a step must not matter. */
 static enum mu_status run_batch(struct mu_solo *solo, const struct logits_args *a, const int32_t *ids, size_t n,
                                 bool far, struct sink *sink, struct mu_err *err)
 {
@@ -89,6 +92,8 @@ static enum mu_status run_batch(struct mu_solo *solo, const struct logits_args *
                                                             .tok_off = step->n_tok,
                                                             .far = far,
                                                             .top_p = 1,
+                                                            .adapter = b % 3 == 0 && serving->n_adapter > 0,
+                                                            .adapter_scale = 1,
                                                             .out = (uint8_t)(!out     ? MU_OUT_NONE
                                                                              : a->all ? MU_OUT_ALL
                                                                                       : MU_OUT_LOGITS)};
@@ -135,7 +140,9 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
                      o.model->cfg.n_ctx_train);
         goto done;
     }
+    MU_TRY(st, mu_cli_adapt(&o, &a->lora, err), done);
     opt.model = o.model;
+    opt.adapters = o.adapters;
     opt.n_thread = a->threads ? a->threads : mu_default_threads(opt.split.n_rank);
     /* Steps of logits at every position are kept small: rows × vocabulary × 4 bytes. */
     int step_tokens = a->all ? 64 : 512;
@@ -163,6 +170,7 @@ int mu_cmd_logits(int argc, char **argv)
         {"ids", OPT_IDS, "IDS", 0, "token ids: 1,2,3 or @FILE", 0},
         {"out", OPT_OUT, "FILE", 0, "where to write", 0},
         {"all", OPT_ALL, 0, 0, "every position, not only the last", 0},
+        {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 0},
         {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"chunk", OPT_CHUNK, "N", 0, "feed N tokens a step", 0},

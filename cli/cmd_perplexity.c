@@ -11,7 +11,10 @@ struct ppl_args {
     const char *model, *file, *split, *quantize;
     bool ids;
     int chunk, threads;
+    struct mu_adapter_spec lora;
 };
+
+enum { OPT_LORA = 256 };
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -22,6 +25,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
     case 's': a->split = arg; return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
+    case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num == 0)
             a->model = arg;
@@ -102,7 +106,9 @@ static enum mu_status perplexity(const struct ppl_args *a, struct mu_err *err)
         st = mu_fail(err, MU_EINVAL, "%s holds %zu tokens; at least 2 are needed", a->file, n);
         goto done;
     }
+    MU_TRY(st, mu_cli_adapt(&o, &a->lora, err), done);
     opt.model = o.model;
+    opt.adapters = o.adapters;
     MU_TRY(st, mu_split_parse(a->split, &opt.split, err), done);
     opt.n_thread = a->threads ? a->threads : mu_default_threads(opt.split.n_rank);
     int trained = o.model->cfg.n_ctx_train, chunk = a->chunk ? a->chunk : trained < 512 ? trained : 512;
@@ -114,6 +120,7 @@ static enum mu_status perplexity(const struct ppl_args *a, struct mu_err *err)
     /* Logits of every position are kept per step: small steps bound that memory. */
     opt.serving = (struct mu_serving){.n_ctx = chunk, .n_slot = 1, .step_tokens = chunk < 64 ? chunk : 64};
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
+    mu_solo_adapt(solo, 0, o.adapters ? 1 : 0, 1);
 
     double nll = 0;
     size_t scored = 0, n_chunk = 0;
@@ -146,6 +153,7 @@ int mu_cmd_perplexity(int argc, char **argv)
         {"ids", 'i', 0, 0, "FILE holds token ids, not text", 0},
         {"chunk", 'c', "N", 0, "tokens a chunk (512, or the model's context)", 0},
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
+        {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 0},
         {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
         MU_QUANTIZE_OPTION,
         {0},

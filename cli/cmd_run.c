@@ -23,9 +23,22 @@ struct run_args {
     int n_stop, max_tokens, threads, ctx;
     struct mu_solo_sampling sampling;
     bool seed_set, ignore_end, special, quiet;
+    struct mu_adapter_spec lora;
+    const char *adapter; /* of the server */
 };
 
-enum { OPT_TOPK = 256, OPT_TOPP, OPT_SEED, OPT_STOP, OPT_IGNORE, OPT_SPECIAL, OPT_SERVER, OPT_QUIET };
+enum {
+    OPT_TOPK = 256,
+    OPT_TOPP,
+    OPT_SEED,
+    OPT_STOP,
+    OPT_IGNORE,
+    OPT_SPECIAL,
+    OPT_SERVER,
+    OPT_QUIET,
+    OPT_LORA,
+    OPT_ADAPTER
+};
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -55,6 +68,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_QUIET: a->quiet = true; return 0;
     case OPT_SERVER: a->server = arg; return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
+    case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
+    case OPT_ADAPTER: a->adapter = arg; return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num == 0)
             a->model = arg;
@@ -65,6 +80,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (!a->model) argp_error(state, "MODEL is missing");
+        if (a->lora.path[0] && a->server)
+            argp_error(state, "--lora loads into this process; of a server name an --adapter");
+        if (a->adapter && !a->server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
         return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
@@ -103,7 +121,9 @@ static enum mu_status local_open(const struct run_args *a, struct local *l, stru
         st = mu_fail(err, MU_EINVAL, "--ctx %d is more than the %d tokens that the model was made for", ctx, trained);
         goto fail;
     }
+    MU_TRY(st, mu_cli_adapt(&l->o, &a->lora, err), fail);
     struct mu_solo_options opt = {.model = l->o.model,
+                                  .adapters = l->o.adapters,
                                   .n_thread = a->threads ? a->threads : mu_default_threads(1),
                                   .pin = 1,
                                   .serving = {.n_ctx = ctx, .n_slot = 1, .step_tokens = ctx < 512 ? ctx : 512},
@@ -111,6 +131,7 @@ static enum mu_status local_open(const struct run_args *a, struct local *l, stru
                                   .load_ctx = &bar};
     MU_TRY(st, mu_split_parse("1", &opt.split, err), fail);
     MU_TRY(st, mu_solo_open(&opt, &l->solo, err), fail);
+    mu_solo_adapt(l->solo, 0, l->o.adapters ? 1 : 0, 1);
     return MU_OK;
 fail:
     local_close(l);
@@ -272,6 +293,7 @@ static enum mu_status remote_generate(struct mu_rpc_channel *c, const struct run
     req.stop = (char **)a->stop;
     req.ignore_end = a->ignore_end;
     req.parse_special = a->special;
+    if (a->adapter) req.adapter = (char *)a->adapter;
 
     struct remote r = {.lock = PTHREAD_MUTEX_INITIALIZER, .start = mu_now_ns()};
     pthread_condattr_t attr;
@@ -377,6 +399,8 @@ int mu_cmd_run(int argc, char **argv)
         {"threads", 't', "N", 0, "threads (all cores)", 0},
         {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192)", 0},
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 0},
+        {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 0},
+        {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded", 0},
         {"quiet", OPT_QUIET, 0, 0, "no speed at the end", 0},
         MU_QUANTIZE_OPTION,
         {0},

@@ -1,12 +1,30 @@
 /* muster serve: the coordinator, with a worker of its own on this machine. */
+#include "base/alloc.h"
 #include "cli/cli.h"
 #include "coordinator/coordinator.h"
 
-enum { OPT_STALL = 256, OPT_QUIET };
+enum { OPT_STALL = 256, OPT_QUIET, OPT_LORA };
+
+struct serve_args {
+    struct mu_serve_options o;
+    struct mu_adapter_spec *adapter;
+    int n_adapter;
+};
+
+static void adapter_add(struct serve_args *a, const char *text, struct argp_state *state)
+{
+    struct mu_adapter_spec *more = mu_reallocarray(a->adapter, (size_t)a->n_adapter + 1, sizeof *more);
+    if (!more) argp_failure(state, MU_EXIT_FAILED, 0, "no memory for %d adapters", a->n_adapter + 1);
+    if (!more) return;
+    a->adapter = more;
+    mu_arg_adapter(text, &more[a->n_adapter], state);
+    a->n_adapter++;
+}
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
-    struct mu_serve_options *o = state->input;
+    struct serve_args *a = state->input;
+    struct mu_serve_options *o = &a->o;
     switch (key) {
     case 's': o->split = arg; return 0;
     case 'l': o->listen = arg; return 0;
@@ -18,6 +36,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
     case OPT_QUIET: o->quiet = true; return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
+    case OPT_LORA: adapter_add(a, arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
         o->model_path = arg;
@@ -41,6 +60,8 @@ int mu_cmd_serve(int argc, char **argv)
         {"parallel", 'n', "N", 0, "requests worked on at once (32)", 0},
         {"queue", 'q', "N", 0, "requests that may wait beyond those (1024)", 0},
         {"stall-ms", OPT_STALL, "MS", 0, "a rank that is silent so long is dead (3000)", 0},
+        {"lora", OPT_LORA, "[NAME=]PATH[:SCALE]", 0,
+         "load a LoRA adapter, a GGUF file or a PEFT folder, that requests may name; may be repeated", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
         MU_QUANTIZE_OPTION,
         {0},
@@ -53,11 +74,16 @@ int mu_cmd_serve(int argc, char **argv)
         "\vExamples:\n"
         "  muster serve model.gguf\n"
         "  muster serve model.gguf --split 2:1/1 --listen 127.0.0.1:7400\n"
+        "  muster serve model.gguf --lora sql=adapters/sql.gguf --lora tone=adapters/tone:0.5\n"
         "A split 3:1/1 is a first stage of two ranks with weights 3 and 1, then a stage of one rank.\n",
         0,
         0,
         0};
-    struct mu_serve_options opt = {.split = "auto", .listen = "127.0.0.1:7400"};
-    argp_parse(&argp, argc, argv, 0, 0, &opt);
-    return mu_serve_main(&opt);
+    struct serve_args a = {.o = {.split = "auto", .listen = "127.0.0.1:7400"}};
+    argp_parse(&argp, argc, argv, 0, 0, &a);
+    a.o.adapter = a.adapter;
+    a.o.n_adapter = a.n_adapter;
+    int status = mu_serve_main(&a.o);
+    mu_free(a.adapter);
+    return status;
 }

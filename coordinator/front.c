@@ -25,6 +25,15 @@ static bool known_model(struct mu_hub *h, struct mu_rpc_call *call, const char *
     return false;
 }
 
+static bool known_adapter(struct mu_hub *h, struct mu_rpc_call *call, const char *name)
+{
+    char names[320];
+    if (!*name || mu_adapters_find(h->adapters, name)) return true;
+    mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "adapter '%.100s' is not loaded here; loaded: %s", name,
+                       mu_adapters_names(h->adapters, names, sizeof names));
+    return false;
+}
+
 static const char *bad_generate(const Muster__V1__GenerateRequest *q)
 {
     if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT__NOT_SET) return "a prompt is missing: set text or ids";
@@ -42,6 +51,9 @@ static const char *bad_generate(const Muster__V1__GenerateRequest *q)
     if (s && s->temperature > 0 && s->temperature < 1e-4f)
         return "temperature must be 0 or at least 0.0001: smaller ones overflow, and are greedy anyway";
     if (s && !(s->top_p >= 0 && s->top_p <= 1)) return "top_p must be from 0 to 1";
+    if (!(q->adapter_scale >= -MU_MAX_LORA_SCALE && q->adapter_scale <= MU_MAX_LORA_SCALE))
+        return "adapter_scale must be from -1000 to 1000";
+    if (q->adapter_scale != 0 && !*q->adapter) return "adapter_scale is set, but no adapter is named";
     return NULL;
 }
 
@@ -65,6 +77,7 @@ static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
         return;
     }
+    if (!known_adapter(h, call, q->adapter)) return;
     uint64_t *id = mu_malloc(sizeof *id);
     if (!id) {
         mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");

@@ -308,6 +308,7 @@ static void on_status(struct mu_hub *h, struct mu_rpc_call *call)
 
 static void on_model_status(struct mu_hub *h, struct mu_rpc_call *call)
 {
+    Muster__V1__Adapter adapter[MU_MAX_ADAPTER], *adapter_at[MU_MAX_ADAPTER];
     char what[256];
     mu_model_describe(h->model, what, sizeof what);
     Muster__V1__ModelStatusReply reply = MUSTER__V1__MODEL_STATUS_REPLY__INIT;
@@ -319,6 +320,17 @@ static void on_model_status(struct mu_hub *h, struct mu_rpc_call *call)
     reply.weight_bytes = h->model->weight_bytes;
     reply.context = (uint32_t)h->serving.n_ctx;
     reply.ready = h->gang.state == MU_REPLICA_READY;
+    for (int i = 0; h->adapters && i < h->adapters->n; i++) {
+        struct mu_adapter *ad = h->adapters->at[i];
+        adapter_at[i] = &adapter[i];
+        muster__v1__adapter__init(&adapter[i]);
+        adapter[i].name = ad->spec.name;
+        adapter[i].path = ad->spec.path;
+        adapter[i].scale = ad->spec.scale;
+        adapter[i].rank = (uint32_t)ad->max_rank;
+        reply.n_adapter++;
+    }
+    reply.adapter = adapter_at;
     mu_rpc_call_reply(call, &reply.base);
 }
 

@@ -76,6 +76,7 @@ struct mu_replica {
 struct mu_hub {
     const struct mu_serve_options *opt;
     struct mu_model *model;
+    struct mu_adapters *adapters; /* in the order that every gang gets them */
     struct mu_tokenizer *tok;
     struct mu_serving serving;
     struct mu_split split;

@@ -73,6 +73,22 @@ static void schedule_retry(struct mu_hub *h)
     g->retry_ns = mu_now_ns() + ms * MU_MS;
 }
 
+/* Borrows the adapters' names and paths; msg and at have room for all. */
+static void adapters_tell(const struct mu_hub *h, Muster__Internal__V1__StartGangRequest *q,
+                          Muster__Internal__V1__Adapter *msg, Muster__Internal__V1__Adapter **at)
+{
+    for (int i = 0; h->adapters && i < h->adapters->n; i++) {
+        struct mu_adapter_spec *spec = &h->adapters->at[i]->spec;
+        at[i] = &msg[i];
+        muster__internal__v1__adapter__init(at[i]);
+        msg[i].name = spec->name;
+        msg[i].path = spec->path;
+        msg[i].scale = spec->scale;
+        q->n_adapter++;
+    }
+    q->adapter = at;
+}
+
 void mu_replica_start(struct mu_hub *h)
 {
     struct mu_replica *g = &h->gang;
@@ -100,6 +116,9 @@ void mu_replica_start(struct mu_hub *h)
     q.secret = (ProtobufCBinaryData){sizeof g->secret, g->secret};
     q.load_timeout_ms = LOAD_TIMEOUT_MS;
     q.stall_timeout_ms = (uint32_t)(h->opt->stall_timeout_ms ? h->opt->stall_timeout_ms : STALL_DEFAULT_MS);
+
+    Muster__Internal__V1__Adapter adapter[MU_MAX_ADAPTER], *adapter_at[MU_MAX_ADAPTER];
+    adapters_tell(h, &q, adapter, adapter_at);
 
     struct gang_watch *w = mu_malloc(sizeof *w);
     enum mu_status st = w ? MU_OK : mu_fail(&err, MU_ENOMEM, "no memory to start a gang");
@@ -324,6 +343,8 @@ bool mu_replica_submit(struct mu_hub *h, struct mu_request *r)
     s.sampling = &sampling;
     s.end_ids = h->end_ids;
     s.n_end_ids = r->params->ignore_end ? 0 : h->n_end_ids;
+    s.adapter = (uint32_t)mu_adapters_find(h->adapters, r->params->adapter);
+    s.adapter_scale = r->params->adapter_scale != 0 ? r->params->adapter_scale : 1.0f;
     Muster__Internal__V1__EngineDown down = MUSTER__INTERNAL__V1__ENGINE_DOWN__INIT;
     down.epoch = g->epoch;
     down.message_case = MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_SUBMIT;

@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
@@ -69,7 +70,7 @@ static enum mu_status plan_memory(struct serve *s, uint64_t available, struct mu
         struct mu_rank_memory m;
         mu_plan_memory(h->model, plan, r, &h->serving, &m);
         page_bytes += mu_plan_kv_page_bytes(h->model, plan, r);
-        fixed += m.weights + m.scratch;
+        fixed += m.weights + m.scratch + mu_plan_adapter_bytes(h->model, plan, r, h->adapters);
     }
     uint64_t usable = available - available / 16; /* the rest is for everybody else */
     uint64_t room = usable > fixed && page_bytes ? (usable - fixed) / page_bytes : 0,
@@ -109,6 +110,29 @@ static enum mu_status choose_split(struct serve *s, const struct mu_topo *topo, 
     return st;
 }
 
+/* Paths become absolute: the worker has a working directory of its own. */
+static enum mu_status open_adapters(struct mu_hub *h, struct mu_err *err)
+{
+    int n = h->opt->n_adapter;
+    struct mu_adapter_spec *spec = mu_calloc((size_t)n + 1, sizeof *spec);
+    if (!spec) return mu_fail(err, MU_ENOMEM, "no memory for %d adapters", n);
+    enum mu_status st = MU_OK;
+    for (int i = 0; i < n && st == MU_OK; i++) {
+        spec[i] = h->opt->adapter[i];
+        char *path = realpath(spec[i].path, NULL);
+        if (!path)
+            st = mu_fail(err, MU_ENOENT, "adapter '%.300s' cannot be opened: %s", spec[i].path, strerror(errno));
+        else if (strlen(path) >= sizeof spec[i].path)
+            st = mu_fail(err, MU_EINVAL, "the path of adapter '%s' is too long: '%.300s…'", spec[i].name, path);
+        else
+            memcpy(spec[i].path, path, strlen(path) + 1);
+        free(path);
+    }
+    if (st == MU_OK) st = mu_adapters_open(h->model, spec, n, &h->adapters, err);
+    mu_free(spec);
+    return st;
+}
+
 static enum mu_status open_model(struct serve *s, struct mu_err *err)
 {
     struct mu_hub *h = &s->hub;
@@ -118,6 +142,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     MU_TRY(st, mu_topo_read(topo, err), done);
     MU_TRY(st, mu_model_open(h->opt->model_path, &h->model, err), done);
     MU_TRY(st, mu_model_quantize(h->model, h->opt->quantize, err), done);
+    MU_TRY(st, open_adapters(h, err), done);
     MU_TRY(st, mu_tokenizer_open(h->model->gguf, &h->tok, err), done);
     for (int id = 0; id < h->model->cfg.n_vocab && h->n_end_ids < sizeof h->end_ids / sizeof *h->end_ids; id++)
         if (mu_tokenizer_is_end(h->tok, id)) h->end_ids[h->n_end_ids++] = id;
@@ -131,6 +156,8 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     h->serving = (struct mu_serving){
         .n_ctx = ctx, .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL, .step_tokens = STEP_TOKENS};
     if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
+    h->serving.n_adapter = h->adapters->n;
+    h->serving.lora_rank = h->adapters->max_rank;
     MU_TRY(st, choose_split(s, topo, err), done);
     MU_TRY(st, plan_memory(s, topo->mem_available_bytes, err), done);
 done:
@@ -362,6 +389,7 @@ static void stop(struct serve *s)
     if (h->texts) mu_queue_destroy(h->texts, mu_text_job_free);
     mu_rpc_message_free((ProtobufCMessage *)h->node);
     mu_tokenizer_close(h->tok);
+    mu_adapters_close(h->adapters);
     mu_model_close(h->model);
     if (h->outcome_fd > 0) close(h->outcome_fd);
     if (s->signal_fd > 0) close(s->signal_fd);

@@ -53,6 +53,8 @@ int mu_rule_parts(const struct mu_config *cfg, const struct mu_tensor_rule *r, i
 void mu_model_count(struct mu_model *m);
 /* The families one after another, NULL past the last. */
 const struct mu_arch *mu_arch_at(size_t i);
+/* N and the rest of "blk.N.rest"; false where the name is not of that form. */
+bool mu_layer_name_split(struct mu_str name, int *layer_out, struct mu_str *rest_out);
 /* NULL where this build does not run it. */
 const struct mu_arch *mu_arch_find(struct mu_str name);
 /* Sizes from metadata, all checked; n_vocab is 0 where the file does not say. */

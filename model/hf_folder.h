@@ -61,6 +61,8 @@ struct mu_hf_default {
 
 /* NULL: no such family. */
 const struct mu_hf_family *mu_hf_family_find(const char *model_type);
+/* A family whose models are this GGUF architecture's, with or without experts; NULL: none. */
+const struct mu_hf_family *mu_hf_family_of(const char *arch, bool experts);
 /* "llama, mistral, …" */
 const char *mu_hf_family_names(void);
 

@@ -206,6 +206,16 @@ const struct mu_hf_family *mu_hf_family_find(const char *model_type)
     return NULL;
 }
 
+const struct mu_hf_family *mu_hf_family_of(const char *arch, bool experts)
+{
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+        bool has = false;
+        for (const struct mu_hf_name *n = families[i].layer; n->hf; n++) has |= n->kind == MU_HF_EXPERT;
+        if (strcmp(families[i].arch, arch) == 0 && has == experts) return &families[i];
+    }
+    return NULL;
+}
+
 const char *mu_hf_family_names(void)
 {
     return "llama, mistral, ministral3, mixtral, smollm3, granite, qwen2, qwen3, qwen3_moe, phi, phi3, gemma, gemma2, "

@@ -89,8 +89,7 @@ static enum mu_status check_vector(const struct mu_model *m, const struct mu_ggu
     return check_vectors(m, t, n, 1, err);
 }
 
-/* N and the rest of "blk.N.rest"; false where the name is not of that form. */
-static bool split_layer_name(struct mu_str name, int *layer_out, struct mu_str *rest_out)
+bool mu_layer_name_split(struct mu_str name, int *layer_out, struct mu_str *rest_out)
 {
     size_t i = 4;
     int layer = 0;
@@ -186,7 +185,7 @@ static enum mu_status place_tensors(struct mu_model *m, struct mu_err *err)
         const struct mu_gguf_tensor *t = mu_gguf_tensor_at(m->gguf, i);
         struct mu_str rest;
         int layer;
-        if (split_layer_name(t->name, &layer, &rest))
+        if (mu_layer_name_split(t->name, &layer, &rest))
             st = place_layer_tensor(m, t, layer, rest, err);
         else if (!is_end(m->arch, t->name) && !is_harmless(t->name))
             st = tensor_fail(

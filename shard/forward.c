@@ -42,12 +42,13 @@ static struct job job_of(const struct mu_mat *m, float *out)
     return (struct job){.m = m, .out = out, .stride = (size_t)m->n_row};
 }
 
-/* With the bias, where there is one, of the rows that begin at row0. */
+/* With the adapters' part, and the bias, where there is one, of the rows that begin at row0. */
 static struct job job_biased(const struct layer *layer, enum mu_tensor_id id, enum mu_tensor_id bias, int row0,
                              float *out)
 {
     struct job job = job_of(&layer->mat[id], out);
     if (layer->vec[bias]) job.bias = layer->vec[bias] + row0;
+    job.lora = layer->lora + (int)id;
     return job;
 }
 
@@ -73,7 +74,10 @@ static bool attention_run(struct run *r, const struct layer *layer, int index, b
     mu_run_matmul(r, jobs, 3, r->act, r->n_tok);
     mu_run_meet(r);
     mu_run_attend(r, index, last);
-    if (last && s->prune) r->n_tok = s->n_row;
+    if (last && s->prune) {
+        r->n_tok = s->n_row;
+        if (r->lora) r->lora = &s->lora_live;
+    }
     if (!mu_run_gather_input(r, INPUT_O, s->attn, layer->o_in, &in)) return false;
     const struct job job = job_added(s, layer, MU_T_O, MU_T_O_B, parallel ? s->y_attn : s->y);
     if (!parallel) return mu_run_project(r, &job, &in, layer->o_round, layer->vec[MU_T_POST_ATTN_NORM]);
@@ -103,7 +107,11 @@ static bool ffn_run(struct run *r, const struct layer *layer, int index)
     bool gated = layer->mat[MU_T_GATE].n_col > 0;
     struct job hidden = gated ? job_of(&layer->mat[MU_T_GATE], s->gate)
                               : job_biased(layer, MU_T_UP, MU_T_UP_B, s->me.ff.begin, s->gate);
-    if (gated) hidden.up = &layer->mat[MU_T_UP];
+    if (gated) {
+        hidden.up = &layer->mat[MU_T_UP];
+        hidden.lora = layer->lora + MU_T_GATE;
+        hidden.lora_up = layer->lora + MU_T_UP;
+    }
     hidden.act = ffn_act(s);
     mu_run_matmul(r, &hidden, 1, r->act, r->n_tok);
     mu_run_meet(r);
@@ -132,6 +140,8 @@ static void logits_run(struct run *r)
     if (s->out_b) job.bias = s->out_b + s->me.vocab.begin;
     if (s->cfg.logit_scale != 1.0f) job.scale = s->cfg.logit_scale;
     job.cap = s->cfg.final_softcap;
+    job.lora = s->n_lora;
+    if (r->lora) r->lora = &s->lora_row;
     mu_run_matmul(r, &job, 1, act, s->n_row);
     mu_run_meet(r);
 }
@@ -144,7 +154,8 @@ static void step_main(void *arg, int member, int n_member)
                     .member = member,
                     .n_member = n_member,
                     .n_tok = s->n_tok,
-                    .narrow = s->narrow};
+                    .narrow = s->narrow,
+                    .lora = s->lora_tok.n ? &s->lora_tok : NULL};
     r.x = r.narrow ? r.mine->x : s->x;
     r.act = r.narrow ? &r.mine->act : &s->act;
     if (!mu_fp_env_ok()) mu_fp_env_set(); /* a library that was loaded meanwhile may have changed it (C0) */
@@ -184,7 +195,7 @@ static void rows_plan(struct mu_shard *s)
         for (uint32_t t = q->out == MU_OUT_ALL ? 0 : q->n_tok - 1; t < q->n_tok; t++)
             s->live[n_live++] = (int32_t)(q->tok_off + t);
     }
-    s->prune = !s->narrow && n_live < s->n_tok;
+    s->prune = !s->narrow && !s->decode && n_live < s->n_tok; /* a decode's attention leaves tokens where they are */
     for (int pass = 0; pass < 3; pass++) {
         for (int i = 0; i < n_live; i++) {
             const struct mu_step_seq *q = &step->seq[s->seq_of[s->live[i]]];
@@ -209,6 +220,9 @@ static enum mu_status step_check(const struct mu_shard *s, const struct mu_step 
         if (q->tok_off != tok || q->n_tok == 0 || q->n_tok > step->n_tok - tok)
             return mu_fail(err, MU_EPROTO, "step %llu: sequence %u has tokens %u … of %u",
                            (unsigned long long)step->number, i, q->tok_off, step->n_tok);
+        if (q->adapter > s->serving.n_adapter)
+            return mu_fail(err, MU_EPROTO, "step %llu: sequence %u has adapter %u of %d",
+                           (unsigned long long)step->number, i, q->adapter, s->serving.n_adapter);
         tok += q->n_tok;
     }
     for (uint32_t i = 0; i < step->n_tok; i++)
@@ -233,6 +247,7 @@ static void step_prepare(struct mu_shard *s, const struct mu_step *step)
     }
     s->prune = false;
     rows_plan(s);
+    mu_lora_plan(s);
     mu_attend_plan(s);
     for (int i = 0; i < N_COUNTER; i++) atomic_store_explicit(&s->counter[i].next, 0, memory_order_relaxed);
 }

@@ -263,11 +263,13 @@ enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *
         st = mu_fail(err, MU_ENOMEM, "no memory for the tables of %d layers", n_layer);
         goto fail;
     }
+    for (int i = 0; i < n_layer; i++) s->layer[i].lora = 1 + i * MU_T_MATRIX_COUNT;
     items_of_layers(&l);
     MU_TRY(st, mu_shard_load_small(s, err), fail);
     MU_TRY(st, weights_alloc(&l, err), fail);
     MU_TRY(st, staging_alloc(&l, err), fail);
     MU_TRY(st, pack_all(&l, err), fail);
+    MU_TRY(st, mu_lora_load(s, opt, err), fail);
 fail:
     staging_free(&l);
     mu_free(l.item);
@@ -299,6 +301,7 @@ static void scratch_carve(struct mu_shard *s, char *base, size_t *at)
     s->chosen = carve(base, at, z->chosen);
     s->chosen_weight = carve(base, at, z->chosen);
     s->rope = carve(base, at, z->rope);
+    s->lora_u = carve(base, at, z->lora_u);
     s->act.f32 = carve(base, at, z->act_f32);
     s->act.bf16 = carve(base, at, z->act_bf16);
     s->act.q = carve(base, at, z->act_q);
@@ -323,6 +326,10 @@ static void member_carve(const struct mu_shard *s, struct member *m, char *base,
     m->act.q = carve(base, at, n * col);
     m->act.s = carve(base, at, n * blocks * sizeof(float));
     m->act.sum = carve(base, at, n * blocks * 2 * sizeof(int16_t));
+    if (s->serving.n_adapter > 0) {
+        m->lora_x = carve(base, at, LORA_TOKENS * col * sizeof(float));
+        m->lora_y = carve(base, at, MU_UP_TILE * sizeof(float));
+    }
     m->k_page = carve(base, at, s->kv.max_page * sizeof *m->k_page);
     m->v_page = carve(base, at, s->kv.max_page * sizeof *m->v_page);
 }
@@ -392,6 +399,9 @@ enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_sha
     s->last_stage = s->me.stage == s->plan.n_stage - 1;
     s->leader = opt->rank == s->plan.leader;
     s->serving = opt->serving;
+    s->adapters = opt->adapters;
+    s->serving.n_adapter = opt->adapters ? opt->adapters->n : 0;
+    s->serving.lora_rank = opt->adapters ? opt->adapters->max_rank : 0;
     s->pool = opt->pool;
     s->comm = opt->comm;
     s->record = opt->record;
@@ -418,6 +428,9 @@ void mu_shard_destroy(struct mu_shard *s)
     if (!s) return;
     if (s->weights.p) mu_pages_free(s->weights.p, s->weights.bytes);
     if (s->scratch.p) mu_pages_free(s->scratch.p, s->scratch.bytes);
+    if (s->lora_data.p) mu_pages_free(s->lora_data.p, s->lora_data.bytes);
+    mu_free(s->lora);
+    mu_free(s->lora_group);
     mu_kv_destroy(&s->kv);
     mu_free(s->layer);
     mu_free(s->expert);

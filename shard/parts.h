@@ -5,6 +5,7 @@
  *   experts.c   routing, and the chosen experts' feed-forward
  *   small.c     norms, biases, rotation frequencies
  *   phase.c     shared work inside a step: claims, matrix products, norms and input forms
+ *   lora.c      what adapters add to matrix products
  *   exchange.c  what travels between ranks            attend.c   rotation, cache, attention
  *   forward.c   a step from top to bottom             sample.c   the next ids */
 #ifndef MU_SHARD_PARTS_H
@@ -21,6 +22,8 @@
 enum { NARROW_TOKENS = 2 };
 enum { N_COUNTER = 4 };
 enum { MU_UP_TILE = 128 * 128 }; /* tokens × rows */
+enum { LORA_TOKENS = 8 };        /* whose inputs a member widens at once */
+enum { LORA_SLOTS = 3 };         /* matrices of a phase: q, k and v */
 
 enum form { FORM_F32 = 1, FORM_BF16 = 2, FORM_Q8 = 4 }; /* of a matrix's input; a set where consumers differ */
 
@@ -30,6 +33,7 @@ struct layer {
     int window, rope;                        /* 0 = none; which rotation table, -1 = does not turn */
     unsigned attn_in, o_in, ffn_in, down_in; /* sets of enum form */
     bool o_round, down_round; /* C4: rounded to bf16 before it is added; parallel: down's is of the sum */
+    int lora;                 /* key of matrix 0 in the tables of adapters (struct job) */
 };
 
 struct act { /* prepared inputs, [n_tok][n_col]; n_col is the consumer's */
@@ -46,6 +50,8 @@ struct member {     /* a pool member's own scratch */
     float *row;     /* [max_col] */
     float *post;    /* [d_model]: what is added, while it is normed */
     float *up;      /* [MU_UP_TILE]: a piece of the up product; used at once, so it stays in the L2 cache */
+    float *lora_x;  /* [LORA_TOKENS][max_col]: inputs of matrices, widened; NULL without adapters, as the next */
+    float *lora_y;  /* [MU_UP_TILE]: a piece of B·u */
     const uint16_t **k_page, **v_page; /* [pages of n_ctx] */
 };
 
@@ -75,6 +81,20 @@ struct block { /* memory from the system, to give back */
 
 struct parts { /* of the ranks of the stage in a gather buffer */
     size_t off[MU_MAX_RANKS], len[MU_MAX_RANKS];
+};
+
+struct lora_pair { /* of one matrix and adapter: all of A, my rows of B; a.n_row 0: none */
+    struct mu_mat a, b;
+    float scale; /* the file's times the loaded one's */
+};
+
+struct lora_group { /* neighbours [begin, end) with the same adapter and strength */
+    int adapter, begin, end;
+    float scale; /* the request's */
+};
+struct lora_groups { /* ascending; what has no adapter is in none. At most n_slot: a sequence is in one */
+    int n;
+    struct lora_group *at;
 };
 
 enum pending {
@@ -110,6 +130,12 @@ struct mu_shard {
     struct mu_mat out;                          /* my vocabulary rows */
     const float *out_norm, *out_norm_b, *out_b; /* [d_model], [d_model] or NULL, [n_vocab] or NULL */
     unsigned out_in;
+    /* adapters */
+    const struct mu_adapters *adapters;
+    struct lora_pair *lora; /* [n_adapter][n_lora]: [layers of the stage][MU_T_MATRIX_COUNT], then the output's */
+    int n_lora;
+    struct block lora_data;
+
     float *rope_freq; /* [n_rope][n_rot/2] and then, of sequences beyond n_ctx_short, [n_rot/2] for the first table */
     int n_rope;       /* rotation tables: one, or one of layers that see everything and one of those with a window */
 
@@ -123,6 +149,7 @@ struct mu_shard {
     int32_t *chosen;                                     /* [step_tokens][n_expert_used], ascending */
     float *chosen_weight;                                /* likewise */
     float *y_attn;                                       /* what o produces, in a parallel block: as y */
+    float *lora_u;                                       /* [LORA_SLOTS][step_tokens][lora_rank] */
     struct act act;
     char *gather;
     float *send[MU_SHARD_TICKETS];
@@ -142,12 +169,14 @@ struct mu_shard {
     int n_result, n_whole, n_row;
     int32_t *live; /* [n_row] tokens, ascending */
     bool prune;
-    struct pick *pick;     /* [rows][blocks of my vocabulary] */
-    struct pick *pick_all; /* [ranks of the stage][n_slot] */
-    uint32_t *order;       /* [n_vocab]: candidates of one row */
-    float *terms;          /* [n_vocab] */
-    int32_t *id;           /* [n_slot] */
-    int ticket;            /* of this step's send */
+    struct lora_groups lora_tok, lora_live, lora_row; /* of the tokens, of live[], of row[] */
+    struct lora_group *lora_group;                    /* backing of these */
+    struct pick *pick;                                /* [rows][blocks of my vocabulary] */
+    struct pick *pick_all;                            /* [ranks of the stage][n_slot] */
+    uint32_t *order;                                  /* [n_vocab]: candidates of one row */
+    float *terms;                                     /* [n_vocab] */
+    int32_t *id;                                      /* [n_slot] */
+    int ticket;                                       /* of this step's send */
     bool sent[MU_SHARD_TICKETS];
     int n_sent;            /* tickets in flight */
     enum mu_status failed; /* written by member 0, read by all after they met */
@@ -172,7 +201,8 @@ struct run {
     struct act *act;
     enum pending pending;
     bool pending_round;
-    const float *pending_norm; /* what is pending is normed with it first; NULL: no */
+    const struct lora_groups *lora; /* of the vectors that are worked on; NULL: no adapter in this step */
+    const float *pending_norm;      /* what is pending is normed with it first; NULL: no */
     struct parts pending_parts;
 };
 
@@ -230,6 +260,7 @@ struct job { /* one matrix of a phase */
     enum job_act { ACT_NONE, ACT_SILU, ACT_GELU, ACT_GELU_ERF } act; /* applied to all that; silu only with up */
     float cap;                                                       /* soft cap of the result; 0: none */
     uint16_t *bf16;                                                  /* out rounded, the same stride; NULL: no */
+    int lora, lora_up; /* keys of m and up in the tables of adapters, from 1; added to the product; 0: no */
 };
 void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct act *act, int n_tok);
 /* v[n] in the forms asked for, as vector t of act. A value that is not finite poisons the vector. */
@@ -238,6 +269,17 @@ void mu_form_vector(const struct mu_shard *s, unsigned forms, const float *v, in
 void mu_norm_vector(const struct mu_shard *s, const float *v, const float *weight, const float *bias, float *out);
 /* The residual with what is pending, normed, in its forms: for all tokens when it returns. */
 void mu_run_norm(struct run *r, const float *weight, const float *bias, unsigned forms);
+
+/* ---- lora.c ---- */
+enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err);
+/* The step's groups, after its rows. */
+void mu_lora_plan(struct mu_shard *s);
+/* A·x̂ of the jobs' matrices for every group; met afterwards, where there was anything to do. */
+void mu_lora_inner(struct run *r, const struct job *job, int n_job, const struct act *act);
+/* Adds the strength times B·(A·x̂) to rows [row0, row1) of n_tok tokens from t0 on, whose row 0 is at out[t·stride].
+ * slot: the job's number, one more for its up. */
+void mu_lora_add(const struct run *r, int key, int slot, int row0, int row1, int t0, int n_tok, float *out,
+                 size_t stride);
 
 /* ---- exchange.c ---- */
 /* Adds what is pending to token t's residual x. */

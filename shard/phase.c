@@ -80,12 +80,17 @@ static void piece_finish(const struct mu_kernels *k, const struct job *job, floa
     if (job->bf16) k->to_bf16(out, n, job->bf16 + at);
 }
 
-static void job_run(const struct run *r, const struct job *job, const struct mu_act *x, int row0, int row1, int t0)
+static void job_run(const struct run *r, const struct job *job, int slot, const struct mu_act *x, int row0, int row1,
+                    int t0)
 {
     const struct mu_kernels *k = r->s->k;
     size_t first = (size_t)t0 * job->stride, width = (size_t)(row1 - row0);
     k->matmul(job->m, x, row0, row1, job->out + first, job->stride);
-    if (job->up) k->matmul(job->up, x, row0, row1, r->mine->up - row0, width); /* rows count from the matrix's first */
+    mu_lora_add(r, job->lora, slot, row0, row1, t0, x->n_tok, job->out + first, job->stride);
+    if (job->up) { /* rows count from the matrix's first */
+        k->matmul(job->up, x, row0, row1, r->mine->up - row0, width);
+        mu_lora_add(r, job->lora_up, slot + 1, row0, row1, t0, x->n_tok, r->mine->up - row0, width);
+    }
     for (int t = 0; t < x->n_tok; t++) {
         size_t at = first + (size_t)t * job->stride + (size_t)row0;
         piece_finish(k, job, job->out + at, job->up ? r->mine->up + (size_t)t * width : NULL, at, row0, row1 - row0);
@@ -110,7 +115,7 @@ static void groups_run(const struct run *r, const struct job *job, int n_job, co
                            .s = act->s + block,
                            .sum = act->sum + 2 * block};
         int row1 = end * MU_ROW_GROUP < job[j].m->n_row ? end * MU_ROW_GROUP : job[j].m->n_row;
-        job_run(r, &job[j], &x, begin * MU_ROW_GROUP, row1, t0);
+        job_run(r, &job[j], j, &x, begin * MU_ROW_GROUP, row1, t0);
     }
 }
 
@@ -131,6 +136,7 @@ void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct
         n_col = job[j].m->n_col;
     }
     if (total == 0 || n_tok == 0) return;
+    mu_lora_inner(r, job, n_job, act);
     int block = n_tok > TOKEN_BLOCK + TOKEN_BLOCK / 3 ? TOKEN_BLOCK : n_tok;
     int n_block = (n_tok + block - 1) / block;
     long long values = (long long)MU_ROW_GROUP * n_col, ns = values * 2 * block / OPS_PER_NS;

@@ -199,3 +199,30 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
     memory_out->kv = mu_plan_kv_page_bytes(model, plan, rank) * serving->n_page;
     memory_out->scratch = mu_scratch_bytes(model, plan, rank, serving);
 }
+
+/* As shard/lora.c packs it: all of A, the rank's rows of B, each from a multiple of 64 on. */
+static uint64_t lora_bytes(const struct mu_lora *l, int n_row)
+{
+    uint32_t a = mu_lora_kept_as(l->a_type), b = mu_lora_kept_as(l->b_type);
+    uint64_t bytes = packed_bytes(a, l->rank, l->n_col, (size_t)l->n_col * sizeof(float)) + 63;
+    return bytes / 64 * 64 + (packed_bytes(b, n_row, l->rank, (size_t)l->rank * sizeof(float)) + 63) / 64 * 64;
+}
+
+uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                               const struct mu_adapters *adapters)
+{
+    const struct mu_plan_rank *r = &plan->rank[rank];
+    struct mu_range layers = plan->stage[r->stage].layers;
+    uint64_t bytes = 0;
+    for (int i = 0; adapters && i < adapters->n; i++) {
+        const struct mu_adapter *ad = adapters->at[i];
+        for (int l = layers.begin; l < layers.end; l++) {
+            for (int id = 0; id < MU_T_MATRIX_COUNT; id++) {
+                int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
+                if (ad->layer[l][id].rank) bytes += lora_bytes(&ad->layer[l][id], n_row);
+            }
+        }
+        if (ad->out.rank && r->stage == plan->n_stage - 1) bytes += lora_bytes(&ad->out, mu_range_len(r->vocab));
+    }
+    return bytes;
+}

@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "model/adapter.h"
 #include "model/model.h"
 #include "shard/split.h"
 
@@ -67,6 +68,8 @@ struct mu_serving {
     int n_slot;      /* sequences active at once */
     uint32_t n_page; /* KV pages */
     int step_tokens; /* most tokens of one step */
+    int n_adapter;   /* LoRA adapters that sequences may name */
+    int lora_rank;   /* the largest of theirs */
 };
 struct mu_rank_memory {
     uint64_t weights, kv, scratch;
@@ -75,6 +78,10 @@ enum { MU_PAGE_TOKENS = 32 };
 uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank);
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);
+
+/* Memory that a rank takes for adapters beside that. adapters may be NULL. */
+uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                               const struct mu_adapters *adapters);
 
 /* The planner's first version: where the ranks of one or more nodes go. */
 struct mu_plan_node {

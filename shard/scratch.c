@@ -50,6 +50,7 @@ bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, 
               product(n_tok, cfg->n_rot * mu_scratch_n_rope(cfg), 4, &z.rope);
     if (ok && cfg->n_expert > 0)
         ok = product(n_tok, cfg->n_expert, 4, &z.route) && product(n_tok, cfg->n_expert_used, 4, &z.chosen);
+    if (ok) ok = product(n_tok, 3 * serving->lora_rank, 4, &z.lora_u); /* LORA_SLOTS */
     z.attn = z.q;
     if (model->arch->parallel) z.y_attn = z.y;
     if (ok && !alone)
@@ -71,6 +72,6 @@ uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     uint64_t rows = n_slot < n_tok ? n_slot : n_tok;
     uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.y_attn + z.route +
                      2 * (uint64_t)z.chosen + z.act_f32 + z.act_bf16 + z.act_q + z.act_s + z.act_sum + z.rope +
-                     z.gather + (uint64_t)MU_SHARD_TICKETS * z.send;
+                     z.lora_u + z.gather + (uint64_t)MU_SHARD_TICKETS * z.send;
     return fixed + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
 }

@@ -19,6 +19,7 @@ struct mu_scratch_sizes {
     size_t y_attn;        /* as y, in a parallel block */
     size_t act_f32, act_bf16, act_q, act_s, act_sum; /* inputs of matrices, whole width */
     size_t rope;                                     /* [n_rope][step_tokens][n_rot] f32 */
+    size_t lora_u;                                   /* [3 matrices][step_tokens][lora_rank] f32; 0 without adapters */
     size_t gather;                                   /* parts of all ranks of the stage; 0 with one */
     size_t send;                                     /* one ticket's residual; 0 in the last stage */
     size_t logits; /* my rows [step_tokens][my vocabulary] f32; 0 but in the last stage */

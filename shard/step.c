@@ -3,7 +3,8 @@
  *   u64 number   u32 n_free   u32 n_page   u32 n_seq   u32 n_tok
  *   n_free × u32 slot
  *   n_page × { u32 slot, u32 page }
- *   n_seq  × { u32 slot, u32 pos0, u32 n_tok, u8 out, u8 far, f32 temperature, u32 top_k, f32 top_p, u64 seed }
+ *   n_seq  × { u32 slot, u32 pos0, u32 n_tok, u8 out, u8 far, f32 temperature, u32 top_k, f32 top_p, u64 seed,
+ *             u16 adapter, f32 adapter_scale }
  *   n_tok  × i32 id, sequence after sequence (so tok_off is not sent)
  *
  * What decoding has accepted cannot make the pass read or write out of bounds; whether a slot has pages enough is for
@@ -60,6 +61,8 @@ void mu_step_encode(const struct mu_step *step, struct mu_writer *w)
         mu_write_u32(w, q->top_k);
         mu_write_f32(w, q->top_p);
         mu_write_u64(w, q->seed);
+        mu_write_u16(w, q->adapter);
+        mu_write_f32(w, q->adapter_scale);
     }
     for (uint32_t i = 0; i < step->n_tok; i++) mu_write_i32(w, step->ids[i]);
 }
@@ -84,6 +87,8 @@ static enum mu_status seq_decode(struct mu_reader *r, const struct mu_serving *s
     q.top_k = mu_read_u32(r);
     q.top_p = mu_read_f32(r);
     q.seed = mu_read_u64(r);
+    q.adapter = mu_read_u16(r);
+    q.adapter_scale = mu_read_f32(r);
     uint32_t n_ctx = (uint32_t)serving->n_ctx;
     if (q.slot >= (uint32_t)serving->n_slot)
         return field_fail(err, step, "a sequence's slot", q.slot, (uint64_t)serving->n_slot - 1);
@@ -105,6 +110,11 @@ static enum mu_status seq_decode(struct mu_reader *r, const struct mu_serving *s
     if (!(q.top_p > 0.0f && q.top_p <= 1.0f))
         return mu_fail(err, MU_EPROTO, "step %llu: slot %u: top_p is %g, expected a number in (0, 1]",
                        (unsigned long long)step->number, q.slot, (double)q.top_p);
+    if (q.adapter > (uint32_t)serving->n_adapter)
+        return field_fail(err, step, "a sequence's adapter", q.adapter, (uint64_t)serving->n_adapter);
+    if (!isfinite(q.adapter_scale))
+        return mu_fail(err, MU_EPROTO, "step %llu: slot %u: the scale of its adapter is not finite",
+                       (unsigned long long)step->number, q.slot);
     *seq_out = q;
     return MU_OK;
 }
@@ -145,7 +155,7 @@ static enum mu_status step_body_decode(struct mu_reader *r, const struct mu_serv
 enum mu_status mu_step_decode(struct mu_reader *r, const struct mu_serving *serving, int n_vocab,
                               struct mu_step *step_out, struct mu_err *err)
 {
-    enum { SEQ_BYTES = 4 + 4 + 4 + 1 + 1 + 4 + 4 + 4 + 8 };
+    enum { SEQ_BYTES = 4 + 4 + 4 + 1 + 1 + 4 + 4 + 4 + 8 + 2 + 4 };
     struct mu_step *step = step_out;
     step->number = mu_read_u64(r);
     step->n_free = mu_read_u32(r);

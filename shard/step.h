@@ -36,6 +36,8 @@ struct mu_step_seq {
     uint32_t top_k;    /* 0: off */
     float top_p;       /* 1: off */
     uint64_t seed;
+    uint16_t adapter;    /* 0: none; else its place among the gang's, from 1 */
+    float adapter_scale; /* its strength is multiplied by it */
 };
 
 struct mu_step_page { /* page becomes the next page of slot */

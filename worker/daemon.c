@@ -62,7 +62,7 @@ static enum mu_status server_start(struct daemon *d, const char *listen, struct 
          .ctx = d},
         {.path = "/muster.internal.v1.Worker/StartGang",
          .request = &muster__internal__v1__start_gang_request__descriptor,
-         .max_request_bytes = 32768,
+         .max_request_bytes = 512 << 10,
          .on_message = on_start_gang,
          .ctx = d},
         {.path = "/muster.internal.v1.Worker/StopGang",

@@ -88,6 +88,8 @@ static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__E
         .seed = p ? p->seed : 0,
         .end_ids = end,
         .n_end = m->n_end_ids,
+        .adapter = m->adapter,
+        .adapter_scale = m->adapter_scale,
     };
     return c;
 }

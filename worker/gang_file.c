@@ -15,7 +15,7 @@
 #include "base/io.h"
 #include "transport/rpc.h"
 
-enum { GANG_FILE_MAX = 64 << 10 };
+enum { GANG_FILE_MAX = 512 << 10 /* 256 adapters with long paths */ };
 
 static enum mu_status path_make(char *buf, size_t buf_bytes, const char *folder, const char *name, struct mu_err *err)
 {
@@ -151,5 +151,29 @@ struct mu_serving mu_worker_gang_serving(const Muster__Internal__V1__StartGangRe
         .n_slot = (int)req->parallel,
         .n_page = req->kv_pages,
         .step_tokens = (int)req->step_tokens,
+        .n_adapter = (int)req->n_adapter,
     };
+}
+
+enum mu_status mu_worker_gang_adapters(const Muster__Internal__V1__StartGangRequest *req, const struct mu_model *model,
+                                       struct mu_adapters **adapters_out, struct mu_err *err)
+{
+    size_t n = req->n_adapter;
+    if (n > MU_MAX_ADAPTER)
+        return mu_fail(err, MU_ELIMIT, "%zu adapters, at most %d can be loaded beside one model", n, MU_MAX_ADAPTER);
+    struct mu_adapter_spec *spec = mu_calloc(n ? n : 1, sizeof *spec);
+    if (!spec) return mu_fail(err, MU_ENOMEM, "out of memory for %zu adapters", n);
+    enum mu_status st = MU_OK;
+    for (size_t i = 0; i < n && st == MU_OK; i++) {
+        const Muster__Internal__V1__Adapter *a = req->adapter[i];
+        if (strlen(a->name) >= sizeof spec->name || strlen(a->path) >= sizeof spec->path)
+            st = mu_fail(err, MU_EINVAL, "adapter %zu: its name or path is too long", i);
+        else
+            spec[i] = (struct mu_adapter_spec){.scale = a->scale};
+        snprintf(spec[i].name, sizeof spec[i].name, "%s", a->name);
+        snprintf(spec[i].path, sizeof spec[i].path, "%s", a->path);
+    }
+    if (st == MU_OK) st = mu_adapters_open(model, spec, (int)n, adapters_out, err);
+    mu_free(spec);
+    return st;
 }

@@ -72,15 +72,17 @@ static double gib(uint64_t bytes)
 
 /* As many pages as were asked for, or as memory leaves: all ranks are on this machine. */
 static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const struct mu_model *model,
-                                const struct mu_plan *plan, const struct mu_topo *topo, struct mu_err *err)
+                                const struct mu_plan *plan, const struct mu_adapters *adapters,
+                                const struct mu_topo *topo, struct mu_err *err)
 {
     uint64_t fixed = 0, page_bytes = 0, pages_of_one = (r->context + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
     struct mu_serving one = mu_worker_gang_serving(r);
     one.n_page = 1;
+    one.lora_rank = adapters->max_rank;
     for (int i = 0; i < plan->n_rank; i++) {
         struct mu_rank_memory m;
         mu_plan_memory(model, plan, i, &one, &m);
-        fixed += m.weights + m.scratch;
+        fixed += m.weights + m.scratch + mu_plan_adapter_bytes(model, plan, i, adapters);
         page_bytes += mu_plan_kv_page_bytes(model, plan, i);
     }
     uint64_t available = topo->mem_available_bytes - topo->mem_available_bytes / 16;
@@ -110,6 +112,7 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     Muster__Internal__V1__StartGangRequest *r = g->req;
     struct mu_split split;
     struct mu_model *model = NULL;
+    struct mu_adapters *adapters = NULL;
     struct mu_plan *plan = mu_malloc(sizeof *plan);
     struct mu_topo *topo = mu_malloc(sizeof *topo);
     if (!plan || !topo) {
@@ -119,10 +122,11 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     MU_TRY(st, mu_split_parse(r->split, &split, err), out);
     MU_TRY(st, mu_model_open(r->model_path, &model, err), out);
     MU_TRY(st, mu_model_quantize(model, r->quantize, err), out);
+    MU_TRY(st, mu_worker_gang_adapters(r, model, &adapters, err), out);
     MU_TRY(st, mu_plan_build(model, &split, plan, err), out);
     MU_TRY(st, mu_topo_read(topo, err), out);
     MU_TRY(st, defaults_fill(r, model, plan->n_rank, topo, err), out);
-    MU_TRY(st, pages_fit(r, model, plan, topo, err), out);
+    MU_TRY(st, pages_fit(r, model, plan, adapters, topo, err), out);
     struct mu_serving serving = mu_worker_gang_serving(r);
     g->n_rank = plan->n_rank;
     g->layer_ms = mu_rank_layer_ms(model, &serving, (int)r->threads);
@@ -143,6 +147,7 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
         };
     }
 out:
+    mu_adapters_close(adapters);
     if (model) mu_model_close(model);
     mu_free(plan);
     mu_free(topo);

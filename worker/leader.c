@@ -43,7 +43,7 @@ struct leader {
 
 size_t mu_leader_plan_bytes(const struct mu_serving *v)
 {
-    /* shard/step.c: a head of 24 bytes, 4 a freed slot, 8 a page, 34 a sequence, 4 a token; rounded up generously. */
+    /* shard/step.c: a head of 24 bytes, 4 a freed slot, 8 a page, 40 a sequence, 4 a token; rounded up generously. */
     return 64 + (size_t)v->n_slot * 64 + (size_t)v->n_page * 8 + (size_t)v->step_tokens * 4;
 }
 

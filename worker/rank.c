@@ -49,6 +49,7 @@ struct rank {
     Muster__Internal__V1__StartGangRequest *req;
     struct mu_rank_record *record; /* our own of the mapped ones */
     struct mu_model *model;
+    struct mu_adapters *adapters;
     struct mu_plan plan;
     struct mu_serving serving;
     struct mu_comm *comm;
@@ -151,6 +152,7 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
     MU_TRY(st, mu_kernels_init(NULL, err), out);
     MU_TRY(st, mu_model_open(r->req->model_path, &r->model, err), out);
     MU_TRY(st, mu_model_quantize(r->model, r->req->quantize, err), out);
+    MU_TRY(st, mu_worker_gang_adapters(r->req, r->model, &r->adapters, err), out);
     MU_TRY(st, mu_split_parse(r->req->split, &split, err), out);
     MU_TRY(st, mu_plan_build(r->model, &split, &r->plan, err), out);
     if (r->comm->n_rank != r->plan.n_rank || r->comm->rank != r->rank)
@@ -168,6 +170,7 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
         .record = r->record,
         .load_progress = load_progress,
         .load_ctx = r->record,
+        .adapters = r->adapters,
     };
     st = mu_shard_create(&opt, &r->shard, err);
 out:

@@ -10,6 +10,7 @@
  * in flight completes, and a request that needs more pages than exist was refused. */
 #include "worker/scheduler.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -39,6 +40,9 @@ struct seq {
     uint64_t seed;
     int32_t end_ids[MU_SCHED_MAX_END_IDS];
     size_t n_end;
+    /* Its cache holds what this adapter made of its tokens: pages are never shared with a sequence of another one. */
+    uint16_t adapter;
+    float adapter_scale;
 };
 
 struct flight { /* a step in flight */
@@ -179,6 +183,9 @@ static enum mu_status request_check(const struct mu_sched *s, const struct mu_sc
     if (!(r->temperature >= 0.0f && r->temperature <= 1e6f) || !(r->top_p > 0.0f && r->top_p <= 1.0f))
         return mu_fail(err, MU_EINVAL, "request %llu: temperature %g and top_p %g; they must be in [0, 1e6] and (0, 1]",
                        id, (double)r->temperature, (double)r->top_p);
+    if (r->adapter > (uint32_t)v->n_adapter || !isfinite(r->adapter_scale))
+        return mu_fail(err, MU_EINVAL, "request %llu: adapter %u at scale %g; the gang has %d", id, r->adapter,
+                       (double)r->adapter_scale, v->n_adapter);
     if (find(s, r->id)) return mu_fail(err, MU_EINVAL, "request %llu is running already", id);
     if (s->n_waiting >= s->opt.max_waiting)
         return mu_fail(err, MU_ELIMIT, "request %llu: %d requests wait already; try again later", id, s->n_waiting);
@@ -220,6 +227,8 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
     q->top_p = r->top_p;
     q->top_k = r->top_k;
     q->seed = r->seed;
+    q->adapter = (uint16_t)r->adapter;
+    q->adapter_scale = r->adapter_scale;
     q->n_end = r->n_end;
     if (r->n_end) memcpy(q->end_ids, r->end_ids, r->n_end * sizeof *q->end_ids);
     *finished_out = n_ids >= limit || (r->n_emitted && is_end_id(q, q->ids[n_ids - 1]));
@@ -350,6 +359,8 @@ static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct m
         .top_k = q->top_k,
         .top_p = q->top_p,
         .seed = q->seed,
+        .adapter = q->adapter,
+        .adapter_scale = q->adapter_scale,
     };
     memcpy(step->ids + step->n_tok, q->ids + q->n_fed, n_tok * sizeof *step->ids);
     step->n_tok += n_tok;

@@ -49,6 +49,8 @@ struct mu_sched_request { /* everything is copied */
     uint64_t seed;
     const int32_t *end_ids; /* [n_end] */
     size_t n_end;
+    uint32_t adapter; /* as in struct mu_step_seq */
+    float adapter_scale;
 };
 
 /* What became of a request in a step. */

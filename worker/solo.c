@@ -36,6 +36,8 @@ struct solo_slot {
     uint32_t position, n_page;
     bool dirty; /* to be freed by the next step */
     bool far;   /* turns by the long factors */
+    uint16_t adapter;
+    float adapter_scale;
 };
 
 struct mu_solo {
@@ -69,6 +71,7 @@ static void rank_create(void *arg, int member, int n_member)
     struct mu_solo *s = arg;
     struct solo_rank *r = &s->rank[member];
     struct mu_shard_options opt = {.model = s->opt.model, .plan = &s->plan, .rank = member, .serving = s->serving};
+    opt.adapters = s->opt.adapters;
     struct mu_pool_options pool = {.n_threads = s->opt.n_thread, .thread_init = rank_thread_init};
     (void)n_member;
     if (s->cpus) {
@@ -181,6 +184,8 @@ enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **
     if (!s) return mu_fail(err, MU_ENOMEM, "no memory for a gang in this process");
     s->opt = *opt;
     s->serving = opt->serving;
+    s->serving.n_adapter = opt->adapters ? opt->adapters->n : 0;
+    s->serving.lora_rank = opt->adapters ? opt->adapters->max_rank : 0;
     if (opt->n_thread < 1 || opt->serving.n_ctx < 1 || opt->serving.n_slot < 1 || opt->serving.step_tokens < 1) {
         st = mu_fail(err, MU_EINVAL, "threads %d, context %d, slots %d, tokens a step %d: each must be at least 1",
                      opt->n_thread, opt->serving.n_ctx, opt->serving.n_slot, opt->serving.step_tokens);
@@ -236,6 +241,11 @@ const struct mu_plan *mu_solo_plan(const struct mu_solo *s)
 const struct mu_serving *mu_solo_serving(const struct mu_solo *s)
 {
     return &s->serving;
+}
+void mu_solo_adapt(struct mu_solo *s, int slot, int adapter, float scale)
+{
+    s->slot[slot].adapter = (uint16_t)adapter;
+    s->slot[slot].adapter_scale = scale;
 }
 uint32_t mu_solo_position(const struct mu_solo *s, int slot)
 {
@@ -304,7 +314,9 @@ static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, 
                                 .tok_off = step->n_tok,
                                 .out = (uint8_t)out,
                                 .far = q->far,
-                                .top_p = 1.0f};
+                                .top_p = 1.0f,
+                                .adapter = q->adapter,
+                                .adapter_scale = q->adapter_scale};
     if (sampling) {
         seq->temperature = sampling->temperature;
         seq->top_k = sampling->top_k;

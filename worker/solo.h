@@ -17,6 +17,7 @@ struct mu_solo_options {
     int pin;                   /* a core a thread, where there are enough */
     void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx);
     void *load_ctx;
+    const struct mu_adapters *adapters; /* may be NULL; borrowed */
 };
 
 enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **solo_out, struct mu_err *err);
@@ -44,6 +45,9 @@ enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, siz
 enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t *ids, int n,
                               const struct mu_solo_sampling *sampling, int32_t *next_out, struct mu_err *err);
 void mu_solo_reset(struct mu_solo *s, int slot); /* forgets the sequence; its pages are free with the next step */
+/* What comes next in the slot is computed with this adapter (from 1; 0: none) at this strength: of a sequence from its
+ * first id on, since the cache of one adapter is none of another's. */
+void mu_solo_adapt(struct mu_solo *s, int slot, int adapter, float scale);
 uint32_t mu_solo_position(const struct mu_solo *s, int slot);
 /* The leader's times (shard/shard.h). */
 void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out);

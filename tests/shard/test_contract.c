@@ -1,9 +1,7 @@
 /* The pass against a second one, written plainly from the arithmetic contract: one token at a time, whole matrices, the
  * reference kernels, no ranks, no threads, no pages but one. It shares nothing with shard/ but the kernels. */
-#include "forward_util.h"
-
 #include "base/alloc.h"
-#include "kernels/kernels.h"
+#include "lora_util.h"
 #include "model/synth.h"
 
 enum { N_POS = 40, MAX = 1024 };
@@ -14,6 +12,8 @@ struct plain {
     struct mu_mat mat[8][MU_T_LAYER_COUNT], out;
     uint16_t *k_cache[8][16], *v_cache[8][16]; /* [layer][KV head]: one page of 64 positions */
     float freq[256];
+    const struct mu_adapter *ad; /* what every token is computed with, or NULL */
+    float strength;              /* the request's */
 };
 
 static struct mu_mat pack(const struct plain *p, const struct mu_gguf_tensor *t)
@@ -24,7 +24,32 @@ static struct mu_mat pack(const struct plain *p, const struct mu_gguf_tensor *t)
     return m;
 }
 
-static void product(const struct plain *p, const struct mu_mat *m, const float *x, float *out)
+static float lora_value(const uint8_t *row, uint32_t type, int i)
+{
+    uint16_t h;
+    float f;
+    memcpy(&h, row + 2 * (size_t)i, type == MU_F16 ? 2 : 0);
+    if (type == MU_F16) return mu_f16_to_f32(h);
+    memcpy(&f, row + 4 * (size_t)i, 4);
+    return f;
+}
+
+static void lora_add(const struct plain *p, const struct mu_lora *l, const float *x, float *out) /* C9 */
+{
+    float u[MU_MAX_LORA_RANK], strength = l->scale * p->ad->spec.scale;
+    strength = strength * p->strength;
+    for (int k = 0; k < l->rank; k++) {
+        u[k] = 0;
+        for (int c = 0; c < l->n_col; c++) u[k] = fmaf(lora_value(mu_lora_a_row(l, k), l->a_type, c), x[c], u[k]);
+    }
+    for (int i = 0; i < l->n_row; i++) {
+        float sum = 0;
+        for (int k = 0; k < l->rank; k++) sum = fmaf(lora_value(mu_lora_b_row(l, i), l->b_type, k), u[k], sum);
+        out[i] = fmaf(strength, sum, out[i]);
+    }
+}
+
+static void product(const struct plain *p, const struct mu_mat *m, const struct mu_lora *l, const float *x, float *out)
 {
     static _Alignas(64) int8_t q[MAX];
     static _Alignas(64) uint16_t bf16[MAX];
@@ -34,6 +59,12 @@ static void product(const struct plain *p, const struct mu_mat *m, const float *
     p->k->to_bf16(x, m->n_col, bf16);
     if (mu_type_info(m->type)->act == MU_ACT_Q8) assert_true(p->k->quantize(x, m->n_col, q, s, sum));
     p->k->matmul(m, &act, 0, m->n_row, out, (size_t)m->n_row);
+    if (!l || l->rank == 0) return;
+    float seen[MAX]; /* what the matrix sees of x */
+    enum mu_act_kind kind = mu_type_info(m->type)->act;
+    for (int i = 0; i < m->n_col; i++)
+        seen[i] = kind == MU_ACT_Q8 ? (float)q[i] * s[i / 32] : kind == MU_ACT_BF16 ? mu_bf16_to_f32(bf16[i]) : x[i];
+    lora_add(p, l, seen, out);
 }
 
 static float as_added(const struct mu_mat *m, float y) /* C4 */
@@ -83,30 +114,33 @@ static void token(const struct plain *p, int32_t id, int pos, float *logits)
         p->k->dequant_row(p->m->embed->type, p->m->embed->data + (size_t)id * p->m->embed->row_bytes, c->d_model, x));
     for (int l = 0; l < c->n_layer; l++) {
         const struct mu_mat *w = p->mat[l];
+        const struct mu_lora *ad = p->ad ? p->ad->layer[l] : NULL;
         norm(p, x, p->m->layer[l][MU_T_ATTN_NORM], n);
-        product(p, &w[MU_T_Q], n, q);
-        product(p, &w[MU_T_K], n, k);
-        product(p, &w[MU_T_V], n, v);
+        product(p, &w[MU_T_Q], ad ? &ad[MU_T_Q] : NULL, n, q);
+        product(p, &w[MU_T_K], ad ? &ad[MU_T_K] : NULL, n, k);
+        product(p, &w[MU_T_V], ad ? &ad[MU_T_V] : NULL, n, v);
         attention(p, l, pos, q, k, v, o);
-        product(p, &w[MU_T_O], o, y);
+        product(p, &w[MU_T_O], ad ? &ad[MU_T_O] : NULL, o, y);
         for (int i = 0; i < c->d_model; i++) x[i] = x[i] + as_added(&w[MU_T_O], y[i]);
         norm(p, x, p->m->layer[l][MU_T_FFN_NORM], n);
-        product(p, &w[MU_T_GATE], n, gate);
-        product(p, &w[MU_T_UP], n, up);
+        product(p, &w[MU_T_GATE], ad ? &ad[MU_T_GATE] : NULL, n, gate);
+        product(p, &w[MU_T_UP], ad ? &ad[MU_T_UP] : NULL, n, up);
         for (int i = 0; i < c->d_ff; i++) gate[i] = mu_siluf(gate[i]) * up[i];
-        product(p, &w[MU_T_DOWN], gate, y);
+        product(p, &w[MU_T_DOWN], ad ? &ad[MU_T_DOWN] : NULL, gate, y);
         for (int i = 0; i < c->d_model; i++) x[i] = x[i] + as_added(&w[MU_T_DOWN], y[i]);
     }
     norm(p, x, p->m->out_norm, n);
-    product(p, &p->out, n, logits);
+    product(p, &p->out, p->ad ? &p->ad->out : NULL, n, logits);
 }
 
-static void check(const struct mu_model *m, const char *name)
+static void check(const struct mu_model *m, const struct mu_adapters *adapters, const char *name)
 {
     struct plain p = {.m = m, .k = mu_kernels_available()[0]};
     const struct mu_config *c = &m->cfg;
     int32_t ids[N_POS];
     size_t n_vocab = (size_t)c->n_vocab, page = (size_t)64 * (size_t)c->d_head;
+    if (adapters) p.ad = adapters->at[0];
+    p.strength = 0.75f;
     assert_string_equal(p.k->name, "ref");
     assert_true(c->n_layer <= 8 && c->n_kv_head <= 16 && c->d_model <= MAX && c->d_ff <= MAX &&
                 c->n_head * c->d_head <= MAX);
@@ -128,7 +162,16 @@ static void check(const struct mu_model *m, const char *name)
     for (int i = 0; i < N_POS; i++) token(&p, ids[i], i, want + (size_t)i * n_vocab);
     static const char *const splits[] = {"1", "2:1/1"};
     for (int s = 0; s < 2; s++) {
-        float *got = logits_all(m, (struct how){.split = splits[s], .n_thread = 2}, ids, N_POS);
+        struct mu_solo *solo = NULL;
+        struct mu_solo_options opt = {
+            .model = m, .adapters = adapters, .n_thread = 2, .serving = {.n_ctx = 64, .n_slot = 1, .step_tokens = 64}};
+        struct rows rows = {.at = malloc(N_POS * n_vocab * sizeof(float)), .n_vocab = c->n_vocab};
+        float *got = rows.at;
+        MUST(mu_split_parse(splits[s], &opt.split, err));
+        MUST(mu_solo_open(&opt, &solo, err));
+        if (adapters) mu_solo_adapt(solo, 0, 1, p.strength);
+        MUST(mu_solo_feed(solo, 0, ids, N_POS, MU_OUT_ALL, NULL, rows_take, &rows, NULL, err));
+        mu_solo_close(solo);
         for (size_t i = 0; i < N_POS * n_vocab; i++)
             if (memcmp(&got[i], &want[i], sizeof *got) != 0)
                 fail_msg("%s, split %s: position %zu, id %zu: %.9g, expected %.9g", name, splits[s], i / n_vocab,
@@ -171,7 +214,12 @@ static void test_synth(void **state)
         MUST(mu_synth_write(&spec, path, NULL, NULL, err));
         MUST(mu_model_open(path, &m, err));
         unlink(path);
-        check(m, mu_type_info(types[i])->name);
+        check(m, NULL, mu_type_info(types[i])->name);
+        const struct lora_recipe recipe = {
+            .rank = 5, .type = i % 2 ? MU_F16 : MU_F32, .alpha = 9, .skip = 1u << MU_T_K, .out = true, .seed = i};
+        struct mu_adapters *a = lora_open(m, &recipe, 1);
+        check(m, a, "with an adapter");
+        mu_adapters_close(a);
         mu_model_close(m);
     }
 }
@@ -182,7 +230,7 @@ static void test_fixtures(void **state)
     static const char *const names[] = {"llama3.Q4_K_M", "llama2.f16", "mistral.f16"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         struct mu_model *m = fixture_model(names[i]);
-        check(m, names[i]);
+        check(m, NULL, names[i]);
         mu_model_close(m);
     }
 }

@@ -533,6 +533,64 @@ static void test_outputs(void **state)
     mu_model_close(m);
 }
 
+/* One token of each of four sequences, of which some end a prompt's chunk that gives nothing. */
+static void test_single_tokens(void **state)
+{
+    (void)state;
+    enum { N_SEQ = 4, N = 6 };
+    const struct mu_synth spec = {.arch = "llama",
+                                  .n_layer = 2,
+                                  .n_head = 4,
+                                  .n_kv_head = 2,
+                                  .d_head = 16,
+                                  .d_model = 64,
+                                  .d_ff = 96,
+                                  .n_vocab = 300,
+                                  .n_ctx = 64,
+                                  .rope_freq_base = 10000,
+                                  .type = MU_Q8_0,
+                                  .output_type = MU_Q8_0};
+    char path[300];
+    struct mu_model *m = synth_model(&spec, path, sizeof path);
+    unlink(path);
+    size_t n_vocab = (size_t)m->cfg.n_vocab;
+    int32_t ids[N_SEQ][N];
+    float *want[N_SEQ];
+    for (int i = 0; i < N_SEQ; i++) {
+        ids_fill(ids[i], N, m->cfg.n_vocab, (uint32_t)i);
+        want[i] = logits_all(m, (struct how){0}, ids[i], N);
+    }
+    struct mu_solo *solo = solo_of(m, (struct how){.n_slot = N_SEQ, .step_tokens = 16});
+    struct mu_step *step = NULL;
+    struct mu_step_result result;
+    MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+    for (uint32_t pos = 0; pos < N; pos++) {
+        uint32_t silent = pos % N_SEQ, row = 0;
+        step->number++;
+        step->n_page = pos == 0 ? N_SEQ : 0;
+        step->n_seq = step->n_tok = N_SEQ;
+        for (uint32_t i = 0; i < N_SEQ; i++) {
+            step->page[i] = (struct mu_step_page){i, i};
+            step->ids[i] = ids[i][pos];
+            step->seq[i] = (struct mu_step_seq){.slot = i,
+                                                .pos0 = pos,
+                                                .n_tok = 1,
+                                                .tok_off = i,
+                                                .out = i == silent ? MU_OUT_NONE : MU_OUT_LOGITS,
+                                                .top_p = 1};
+        }
+        MUST(mu_solo_step(solo, step, &result, err));
+        assert_int_equal(result.n_logit_row, N_SEQ - 1);
+        for (uint32_t i = 0; i < N_SEQ; i++)
+            if (i != silent)
+                same(result.logits + row++ * n_vocab, want[i] + pos * n_vocab, 1, m->cfg.n_vocab, "single tokens");
+    }
+    mu_free(step);
+    mu_solo_close(solo);
+    for (int i = 0; i < N_SEQ; i++) free(want[i]);
+    mu_model_close(m);
+}
+
 /* A rank's step must not run what its tables do not hold. */
 static void test_refused_steps(void **state)
 {
@@ -590,12 +648,14 @@ static void test_no_memory(void **state)
     mu_model_close(m);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs),    cmocka_unit_test(test_outgrown),     cmocka_unit_test(test_refused_steps),
-        cmocka_unit_test(test_odd_shapes), cmocka_unit_test(test_odd_families), cmocka_unit_test(test_fixtures),
-        cmocka_unit_test(test_families),   cmocka_unit_test(test_kernels),      cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_outputs),       cmocka_unit_test(test_outgrown),     cmocka_unit_test(test_refused_steps),
+        cmocka_unit_test(test_odd_shapes),    cmocka_unit_test(test_odd_families), cmocka_unit_test(test_fixtures),
+        cmocka_unit_test(test_families),      cmocka_unit_test(test_kernels),      cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_single_tokens),
     };
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

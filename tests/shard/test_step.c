@@ -11,7 +11,7 @@
 #include "base/alloc.h"
 #include "shard/step.h"
 
-static const struct mu_serving SERVING = {.n_ctx = 100, .n_slot = 4, .n_page = 16, .step_tokens = 32};
+static const struct mu_serving SERVING = {.n_ctx = 100, .n_slot = 4, .n_page = 16, .step_tokens = 32, .n_adapter = 3};
 enum { N_VOCAB = 50 };
 
 static struct mu_step *step_new(void)
@@ -43,7 +43,9 @@ static void step_fill(struct mu_step *s)
                                      .temperature = 0.75f,
                                      .top_k = 40,
                                      .top_p = 0.9f,
-                                     .seed = 0xfedcba9876543210u};
+                                     .seed = 0xfedcba9876543210u,
+                                     .adapter = 3,
+                                     .adapter_scale = -0.5f};
     for (int i = 0; i < 5; i++) s->ids[i] = i * 12;
 }
 
@@ -77,7 +79,7 @@ static void test_round_trip(void **state)
         assert_true(a->slot == b->slot && a->pos0 == b->pos0 && a->n_tok == b->n_tok && a->tok_off == b->tok_off &&
                     a->out == b->out && a->far == b->far);
         assert_true(a->temperature == b->temperature && a->top_k == b->top_k && a->top_p == b->top_p &&
-                    a->seed == b->seed);
+                    a->seed == b->seed && a->adapter == b->adapter && a->adapter_scale == b->adapter_scale);
     }
     in->n_free = in->n_page = in->n_seq = in->n_tok = 0; /* an empty step is a step */
     assert_int_equal(trip(in, out, &err), MU_OK);
@@ -85,7 +87,7 @@ static void test_round_trip(void **state)
     mu_free(out);
 }
 
-enum { N_BAD = 19 };
+enum { N_BAD = 21 };
 static const char *spoil(struct mu_step *s, int k)
 {
     switch (k) {
@@ -107,7 +109,9 @@ static const char *spoil(struct mu_step *s, int k)
     case 15: s->seq[1].top_p = 1.5f; return "top_p";
     case 16: s->ids[4] = N_VOCAB; return "token id 50";
     case 17: s->ids[0] = -1; return "token id -1";
-    case 18: s->seq[0].far = 2; return "mark of length";
+    case 18: s->seq[1].adapter = 4; return "sequence's adapter is 4";
+    case 19: s->seq[1].adapter_scale = INFINITY; return "scale of its adapter";
+    case 20: s->seq[0].far = 2; return "mark of length";
     default: return NULL;
     }
 }

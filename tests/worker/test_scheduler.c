@@ -13,7 +13,7 @@
 #include "base/alloc.h"
 #include "worker/scheduler.h"
 
-enum { VOCAB = 97, MAX_REQUESTS = 1200, MAX_CTX = 400, MAX_SLOTS = 12, MAX_PAGES = 64, MAX_FLIGHT = 8 };
+enum { VOCAB = 97, MAX_REQUESTS = 1200, MAX_CTX = 400, MAX_SLOTS = 12, MAX_PAGES = 64, MAX_FLIGHT = 8, N_ADAPTER = 3 };
 
 static uint64_t rng_state;
 static uint32_t rng(uint32_t n) /* [0, n) */
@@ -97,6 +97,8 @@ static void request_submit(struct sim *m, int i)
         .seed = (uint64_t)i,
         .end_ids = &r->end_id,
         .n_end = r->end_id >= 0,
+        .adapter = (uint32_t)i % (N_ADAPTER + 1),
+        .adapter_scale = (float)i,
     };
     bool finished;
     struct mu_err err = MU_ERR_INIT;
@@ -157,6 +159,7 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         assert_int_equal(q->tok_off, off);
         assert_true(q->n_tok > 0 && q->pos0 + q->n_tok <= (uint32_t)m->opt.serving.n_ctx);
         assert_true(q->pos0 + q->n_tok <= s->n_page * MU_PAGE_TOKENS);
+        assert_true(q->adapter == q->seed % (N_ADAPTER + 1) && q->adapter_scale == (float)q->seed);
         if (q->pos0 == 0 && !again) { /* the seed is the request's number */
             check_admission_order(m, (int)q->seed);
             s->request = (int)q->seed;
@@ -235,7 +238,12 @@ static void sim_open(struct sim *m, int n_stage, int n_slot, uint32_t n_page, in
 {
     struct mu_err err = MU_ERR_INIT;
     memset(m, 0, sizeof *m);
-    m->opt = (struct mu_sched_options){{n_ctx, n_slot, n_page, step_tokens}, n_stage, VOCAB, MAX_REQUESTS, 0};
+    m->opt = (struct mu_sched_options){
+        {.n_ctx = n_ctx, .n_slot = n_slot, .n_page = n_page, .step_tokens = step_tokens, .n_adapter = N_ADAPTER},
+        n_stage,
+        VOCAB,
+        MAX_REQUESTS,
+        0};
     assert_int_equal(mu_sched_create(&m->opt, &m->s, &err), MU_OK);
     for (int i = 0; i < MAX_FLIGHT; i++) assert_int_equal(mu_step_create(&m->opt.serving, &m->step[i], &err), MU_OK);
     for (int i = 0; i < MAX_PAGES; i++) m->page_owner[i] = -1;
@@ -356,7 +364,7 @@ static enum mu_status try_submit(struct mu_sched *s, struct mu_sched_request q, 
 static void test_what_never_fits_is_refused_by_name(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{64, 2, 1, 16}, 1, VOCAB, 3, 0};
+    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 1, .step_tokens = 16}, 1, VOCAB, 3, 0};
     struct mu_sched *s;
     struct mu_err err = MU_ERR_INIT;
     static int32_t ids[128];
@@ -386,6 +394,10 @@ static void test_what_never_fits_is_refused_by_name(void **state)
     q.temperature = -1;
     assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
     q.temperature = 0;
+    q.adapter = 1;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
+    assert_non_null(strstr(err.text, "adapter 1"));
+    q.adapter = 0;
     q.max_tokens = 0;
     assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
     assert_true(finished);
@@ -481,7 +493,7 @@ static void test_a_bad_sample_ends_its_request_only(void **state)
 static void test_every_allocation_can_fail(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{64, 2, 4, 16}, 2, VOCAB, 3, 0};
+    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16}, 2, VOCAB, 3, 0};
     int32_t ids[4] = {1, 2, 3, 4};
     struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 4, .max_tokens = 3, .top_p = 1};
     for (long n = 1;; n++) {

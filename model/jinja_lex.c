@@ -1,8 +1,8 @@
 /* Jinja source to tokens.
  *
  * Between tags everything is data; white space around tags goes by their signs and by the two settings that chat
- * templates are written for: trim_blocks (the first newline after a block or comment goes) and lstrip_blocks (spaces
- * and tabs before a block or comment that is first on its line go). `-` strips all white space on its side, `+`
+ * templates are written for: trim_blocks (the first newline after a block or comment goes) and lstrip_blocks (white
+ * space before a block or comment that is first on its line goes). `-` strips all white space on its side, `+`
  * switches the setting off. Within tags the end is recognised only where no bracket is open, so that {{ {'a': {}} }}
  * works. */
 #include <stdlib.h>
@@ -77,9 +77,9 @@ static size_t strip_before(const struct mu_jp *p, size_t begin, size_t end, char
             end = at;
         }
     } else if (sign != '+' && lstrips) {
-        size_t at = end;
-        while (at > begin && (p->src[at - 1] == ' ' || p->src[at - 1] == '\t')) at--;
-        if (at > begin ? p->src[at - 1] == '\n' : p->line_starting) end = at;
+        const char *newline = memrchr(p->src + begin, '\n', end - begin);
+        size_t at = newline ? (size_t)(newline - p->src) + 1 : begin;
+        if ((newline || p->line_starting) && skip_space(p, at) >= end) end = at;
     }
     return end;
 }

@@ -1,4 +1,4 @@
-/* Chat templates against the goldens of thirty models, and what the fixtures skip: the language by hand, errors with
+/* Chat templates against the goldens of thirty models, and what these do not show: the language by hand, errors with
  * their lines, limits, memory that fails. Expected texts of the language were checked against Jinja 3.1 and Python. */
 #include <dirent.h>
 
@@ -70,7 +70,10 @@ static void test_goldens(void **state)
     char path[4096];
     const char *dir = tok_fixtures();
     json_error_t je;
-    if (!dir) skip();
+    if (!dir) {
+        print_message("no fixtures (MUSTER_FIXTURES): skipped\n");
+        skip();
+    }
     snprintf(path, sizeof path, "%s/templates/conversations.json", dir);
     json_t *conversations = json_load_file(path, 0, &je);
     assert_non_null(conversations);

@@ -7,7 +7,8 @@
  * no deadline is needed.
  *
  * Lifetime: a parsed template owns a copy of its source and is read-only afterwards. Threads: any number may render
- * the same template at once, as long as the json_t they pass are not changed meanwhile. */
+ * the same template at once, as long as the json_t they pass are not changed meanwhile. Both calls take less than half a
+ * MiB of stack (a few without optimisation and with sanitizers). */
 #ifndef MU_MODEL_CHAT_TEMPLATE_H
 #define MU_MODEL_CHAT_TEMPLATE_H
 

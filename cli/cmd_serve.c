@@ -3,7 +3,7 @@
 #include "cli/cli.h"
 #include "coordinator/coordinator.h"
 
-enum { OPT_STALL = 256, OPT_QUIET, OPT_LORA };
+enum { OPT_STALL = 256, OPT_QUIET, OPT_LORA, OPT_TEMPLATE };
 
 struct serve_args {
     struct mu_serve_options o;
@@ -34,6 +34,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'n': o->parallel = (int)mu_arg_long(arg, 1, 1024, "--parallel", state); return 0;
     case 'q': o->max_waiting = (int)mu_arg_long(arg, 1, 1 << 20, "--queue", state); return 0;
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
+    case OPT_TEMPLATE: o->template_path = arg; return 0;
     case OPT_QUIET: o->quiet = true; return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: adapter_add(a, arg, state); return 0;
@@ -62,6 +63,7 @@ int mu_cmd_serve(int argc, char **argv)
         {"stall-ms", OPT_STALL, "MS", 0, "a rank that is silent so long is dead (3000)", 0},
         {"lora", OPT_LORA, "[NAME=]PATH[:SCALE]", 0,
          "load a LoRA adapter, a GGUF file or a PEFT folder, that requests may name; may be repeated", 0},
+        {"template", OPT_TEMPLATE, "FILE", 0, "chat template (Jinja) instead of the model's own", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
         MU_QUANTIZE_OPTION,
         {0},

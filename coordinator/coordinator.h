@@ -7,6 +7,7 @@
 
 struct mu_serve_options {
     const char *model_path;
+    const char *model_name; /* its name in a store, another one by which requests may ask for it; NULL: none */
     const char *split;    /* "auto" or a split */
     const char *listen;   /* "127.0.0.1:7400" */
     const char *worker;   /* NULL: start one on this machine; else its address */

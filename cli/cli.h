@@ -80,7 +80,7 @@ void mu_signals_reset(void); /* mu_interrupted = 0 */
 
 struct mu_opened {
     struct mu_model *model;
-    struct mu_tokenizer *tok; /* NULL where not asked for */
+    struct mu_tokenizer *tok;     /* NULL where not asked for */
     struct mu_store_model *found; /* what the store that it is from says about it */
 };
 /* name: of a model in a store, or a path. */

@@ -31,6 +31,7 @@
 
 enum {
     CONNECT_TIMEOUT_S = 20,
+    LOW_SPEED = 256, /* bytes a second: a server that trickles is as good as silent */
     MAX_REDIRECTS = 10,
     MAX_WAIT_MS = 16000,
     MAX_RETRY_AFTER_S = 60,
@@ -116,6 +117,8 @@ struct reply {
     char etag[128], range[96], body[ERROR_BODY_BYTES + 1]; /* body: of an error */
     char *next;
     uint64_t reported;
+    int64_t heard_ns; /* when the server last sent something */
+    bool silent;      /* … which was too long ago */
     enum outcome fault;
     struct mu_err err;
 };
@@ -124,6 +127,7 @@ static size_t on_header(char *data, size_t size, size_t n, void *ctx)
 {
     struct reply *r = ctx;
     size_t len = size * n;
+    r->heard_ns = mu_now_ns();
     struct {
         const char *name;
         char *place;
@@ -157,6 +161,7 @@ static size_t on_header(char *data, size_t size, size_t n, void *ctx)
 static size_t on_body(char *data, size_t size, size_t n, void *ctx)
 {
     struct reply *r = ctx;
+    r->heard_ns = mu_now_ns();
     if (!r->begun) curl_easy_getinfo(r->h->curl, CURLINFO_RESPONSE_CODE, &r->code);
     if (r->code >= 300) { /* the words of an error, as far as they are wanted */
         size_t have = strlen(r->body), room = ERROR_BODY_BYTES - have, take = size * n < room ? size * n : room;
@@ -172,7 +177,8 @@ static int on_progress(void *ctx, curl_off_t total, curl_off_t now, curl_off_t u
     struct reply *r = ctx;
     (void)total, (void)now, (void)up_total, (void)up;
     report(r->h, r->reported);
-    return stopped(r->h);
+    r->silent = mu_now_ns() - r->heard_ns > r->h->opt.timeout_s * MU_SEC;
+    return r->silent || stopped(r->h);
 }
 
 /* "https://host:port" of an address, for messages. */
@@ -195,11 +201,12 @@ static enum outcome network_outcome(const struct reply *r, CURLcode rc, const ch
 {
     char host[128];
     host_of(url, host);
+    if (r->silent) rc = CURLE_OPERATION_TIMEDOUT;
     switch (rc) {
     case CURLE_ABORTED_BY_CALLBACK: cancelled(r->h, err); return FATAL;
     case CURLE_OUT_OF_MEMORY: mu_fail(err, MU_ENOMEM, "no memory for a download"); return FATAL;
     case CURLE_OPERATION_TIMEDOUT:
-        mu_fail(err, MU_ETIMEOUT, "%s has sent nothing for %d s", host, r->h->opt.timeout_s);
+        mu_fail(err, MU_ETIMEOUT, "%s has sent nothing, or next to nothing, for %d s", host, r->h->opt.timeout_s);
         return AGAIN;
     case CURLE_PEER_FAILED_VERIFICATION:
     case CURLE_SSL_CACERT_BADFILE:
@@ -260,7 +267,7 @@ static enum outcome request(struct reply *r, const char *url, uint64_t from, con
     curl_easy_setopt(c, CURLOPT_MAXREDIRS, (long)MAX_REDIRECTS);
     curl_easy_setopt(c, CURLOPT_CONNECTTIMEOUT,
                      (long)(h->opt.timeout_s < CONNECT_TIMEOUT_S ? h->opt.timeout_s : CONNECT_TIMEOUT_S));
-    curl_easy_setopt(c, CURLOPT_LOW_SPEED_LIMIT, 1L);
+    curl_easy_setopt(c, CURLOPT_LOW_SPEED_LIMIT, (long)LOW_SPEED);
     curl_easy_setopt(c, CURLOPT_LOW_SPEED_TIME, (long)h->opt.timeout_s);
     curl_easy_setopt(c, CURLOPT_HEADERFUNCTION, on_header);
     curl_easy_setopt(c, CURLOPT_HEADERDATA, r);
@@ -291,6 +298,7 @@ static enum outcome request(struct reply *r, const char *url, uint64_t from, con
         if (more) headers = more;
     }
     curl_easy_setopt(c, CURLOPT_HTTPHEADER, headers);
+    r->heard_ns = mu_now_ns();
     CURLcode rc = ok ? curl_easy_perform(c) : CURLE_OUT_OF_MEMORY;
     curl_off_t wait_s = 0;
     curl_easy_getinfo(c, CURLINFO_RETRY_AFTER, &wait_s);

@@ -143,10 +143,7 @@ static size_t on_header(char *data, size_t size, size_t n, void *ctx)
         size_t k = strlen(wanted[i].name);
         if (len < k || strncasecmp(data, wanted[i].name, k) != 0) continue;
         while (k < len && isspace((unsigned char)data[k])) k++;
-        if (len - k < wanted[i].bytes) {
-            memcpy(wanted[i].place, data + k, len - k);
-            wanted[i].place[len - k] = 0;
-        }
+        if (len - k < wanted[i].bytes) { mu_text_show(data + k, len - k, wanted[i].place, wanted[i].bytes); }
     }
     if (len > 5 && !strncasecmp(data, "link:", 5)) {
         const char *from = memchr(data, '<', len), *to = from ? memchr(from, '>', len - (size_t)(from - data)) : NULL;

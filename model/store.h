@@ -59,7 +59,8 @@ struct mu_store_list {
     size_t n;
 };
 
-/* Every model of every store. Only MU_ENOMEM is an error. */
+/* Every model of every store. Only MU_ENOMEM is an error; where memory runs out while one model is looked at, that one may
+ * be left out instead. */
 enum mu_status mu_store_list(struct mu_store_list **list_out, struct mu_err *err);
 void mu_store_list_free(struct mu_store_list *list); /* NULL is fine */
 

@@ -46,8 +46,9 @@ static const struct {
     {MU_STORE_OLLAMA, {{"OLLAMA_MODELS", ""}}},
     {MU_STORE_OLLAMA, {{"HOME", "/.ollama/models"}}},
     {MU_STORE_OLLAMA, {{"", "/usr/share/ollama/.ollama/models"}}}, /* of the service on Linux */
-    {MU_STORE_LMSTUDIO, {{"HOME", "/.lmstudio/models"}}},
-    {MU_STORE_LMSTUDIO, {{"HOME", "/.cache/lm-studio/models"}}}, /* of its older versions */
+    {MU_STORE_LMSTUDIO, {{"HOME", "/.lmstudio-home-pointer"}}},    /* a file that names its home */
+    {MU_STORE_LMSTUDIO, {{"HOME", "/.lmstudio"}}},
+    {MU_STORE_LMSTUDIO, {{"HOME", "/.cache/lm-studio"}}}, /* of its older versions */
     {MU_STORE_JAN, {{"XDG_DATA_HOME", "/Jan/data"}, {"HOME", "/.local/share/Jan/data"}}},
     {MU_STORE_HUB, {{"HF_HUB_CACHE", ""}, {"HF_HOME", "/hub"}, {"HOME", "/.cache/huggingface/hub"}}},
     {MU_STORE_LLAMACPP, {{"LLAMA_CACHE", ""}, {"HOME", "/.cache/llama.cpp"}}},

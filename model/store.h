@@ -7,8 +7,9 @@
  *   name typed  ──►  a path that exists?  ──►  exact name  ──►  name without its tag  ──►  the same, upper or
  *                    (the file as it is)       or alias         (one only)                 lower case alike
  *
- * Order    stores in the order of enum mu_store_kind, in a store by name (bytes). Of two entries with one name the
- *          first is the model of that name; the other is not listed and can be reached by its path.
+ * Order    stores in the order of enum mu_store_kind, in a store folder by folder, by the bytes of their names. Of two
+ *          entries with one name the first is the model of that name; the other is not listed and can be reached by
+ *          its path.
  * Trust    folders are somebody else's: names are checked before they become paths, digests must be 64 hex digits,
  *          links are followed to files inside the store only, every file read has a limit. What cannot be read or
  *          makes no sense is left out, and said at log level debug.

@@ -83,7 +83,8 @@ void mu_store_add_folder(struct mu_store_builder *b, enum mu_store_kind kind, co
 /* ---- readers ---- */
 
 void mu_store_scan_ollama(struct mu_store_builder *b, enum mu_store_kind kind, const char *root);
-void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *root);
+/* home: LM Studio's, or the file that names it. */
+void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *home);
 void mu_store_scan_jan(struct mu_store_builder *b, const char *root);
 void mu_store_scan_hub(struct mu_store_builder *b, const char *root);
 void mu_store_scan_llamacpp(struct mu_store_builder *b, const char *root);

@@ -1,6 +1,6 @@
 /* The layouts of LM Studio, Jan, the Hugging Face hub's cache and llama.cpp's cache (Ollama's: store_ollama.c).
  *
- *   LM Studio   ROOT/PUBLISHER/MODEL/FILE.gguf
+ *   LM Studio   ROOT/PUBLISHER/MODEL/FILE.gguf; ROOT is HOME/models, or "downloadsFolder" of HOME/settings.json
  *   Jan         ROOT/llamacpp/models/ORG/REPO/model.yml, whose model_path is relative to ROOT
  *   hub cache   ROOT/models--ORG--NAME/{refs/main, snapshots/COMMIT/FILE -> ../../blobs/…}
  *   llama.cpp   ROOT/USER_REPO_FILE.gguf, ROOT/manifest=USER=REPO=TAG.json */
@@ -13,11 +13,17 @@
 #include "base/log.h"
 #include "model/store_part.h"
 
-enum { YML_MAX_BYTES = 256 << 10, REF_MAX_BYTES = 256, JSON_MAX_BYTES = 1 << 20, JAN_DEPTH = 3 };
+enum {
+    YML_MAX_BYTES = 256 << 10,
+    REF_MAX_BYTES = 256,
+    JSON_MAX_BYTES = 1 << 20,
+    POINTER_MAX_BYTES = 4096,
+    JAN_DEPTH = 3
+};
 
 /* ---- LM Studio ---- */
 
-void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *root)
+static void lmstudio_models(struct mu_store_builder *b, const char *root)
 {
     struct mu_dir publishers, models, files;
     if (!mu_dir_read(root, true, &publishers, &b->no_memory)) return;
@@ -44,6 +50,40 @@ void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *root)
         mu_free(folder);
     }
     mu_dir_free(&publishers);
+}
+
+/* Whoever keeps models on another disk has said so in its settings. */
+static void lmstudio_home(struct mu_store_builder *b, const char *home)
+{
+    char *settings = mu_asprintf("%s/settings.json", home), *text = NULL, *root = NULL;
+    size_t len;
+    json_t *doc = NULL;
+    if (settings && mu_file_read(settings, JSON_MAX_BYTES, &text, &len, NULL) == MU_OK)
+        doc = json_loadb(text, len, 0, NULL);
+    const char *folder = json_string_value(json_object_get(doc, "downloadsFolder"));
+    root = folder && folder[0] == '/' ? mu_strdup(folder) : mu_asprintf("%s/models", home);
+    b->no_memory |= !settings || !root;
+    if (root) lmstudio_models(b, root);
+    json_decref(doc);
+    mu_free(root);
+    mu_free(text);
+    mu_free(settings);
+}
+
+void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *home)
+{
+    struct stat sb;
+    char *text = NULL;
+    size_t len;
+    if (stat(home, &sb) != 0) return;
+    if (!S_ISREG(sb.st_mode)) {
+        lmstudio_home(b, home);
+        return;
+    }
+    if (mu_file_read(home, POINTER_MAX_BYTES, &text, &len, NULL) != MU_OK) return;
+    text[strcspn(text, "\r\n")] = 0;
+    if (text[0] == '/') lmstudio_home(b, text);
+    mu_free(text);
 }
 
 /* ---- Jan ---- */

@@ -10,7 +10,7 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from hub_server import Server, drop, lie, no_length, sha256, stall, status, without_ranges, wrong_length, wrong_range  # noqa: E402
+from hub_server import Server, drop, lie, no_length, sha256, split_gguf, stall, status, without_ranges, wrong_length, wrong_range  # noqa: E402
 
 MUSTER = os.environ["MUSTER_BIN"]
 with open(os.path.join(os.environ["MUSTER_SOURCE_DIR"], "tests", "golden", "bard.q8_0.gguf"), "rb") as f:
@@ -381,13 +381,31 @@ class Hub(Case):
         self.fails(["pull", "hf.co/user/plain"], "git hash")
 
     def test_split_gguf(self):
-        self.server.add_hub("user/split", {"Q8_0/m-Q8_0-00001-of-00002.gguf": BARD, "Q8_0/m-Q8_0-00002-of-00002.gguf": BARD + b"\0"})
+        one, two = split_gguf(BARD)
+        self.server.add_hub("user/split", {"Q8_0/m-Q8_0-00001-of-00002.gguf": one, "Q8_0/m-Q8_0-00002-of-00002.gguf": two})
         self.pull("hf.co/user/split:Q8_0")
         listed = json.loads(self.ok("list", "-o", "json").stdout)
-        self.assertEqual([(m["name"], m["size"]) for m in listed], [("hf.co/user/split:Q8_0", 2 * len(BARD) + 1)])
+        self.assertEqual([(m["name"], m["size"]) for m in listed], [("hf.co/user/split:Q8_0", len(one) + len(two))])
         self.assertTrue(listed[0]["path"].endswith("/m-Q8_0-00001-of-00002.gguf"))
+        whole = os.path.join(os.environ["MUSTER_SOURCE_DIR"], "tests", "golden", "bard.q8_0.gguf")
+        said = self.ok("run", "user/split", "O", "-n", "8").stdout
+        self.assertEqual(said, self.ok("run", whole, "O", "-n", "8").stdout)
+        # Served by name: the ranks get the link's path, beside which the other part is.
+        server = subprocess.Popen([MUSTER, "serve", "user/split", "--split", "1:1", "--ctx", "128", "--parallel", "2", "--listen", "127.0.0.1:0"],
+                                  env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            banner = server.stdout.readline()
+            self.assertIn("serving", banner)
+            address = banner.split(" on ")[1].split(",")[0]
+            for name in ("hf.co/user/split:Q8_0", "hf.co/user/split", "default"):
+                self.assertEqual(self.ok("run", name, "O", "-n", "8", "--server", address).stdout, said)
+            self.assertIn("not served", self.muster("run", "hf.co/user/spl", "O", "--server", address).stderr)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
         self.ok("rm", "hf.co/user/split:Q8_0")
-        self.server.add_hub("user/split", {"m-Q8_0-00001-of-00002.gguf": BARD})
+        self.assertEqual(self.blobs(), [])
+        self.server.add_hub("user/split", {"m-Q8_0-00001-of-00002.gguf": one})
         self.fails(["pull", "hf.co/user/split"], "1 of the 2 parts")
 
     def test_hostile_lists(self):

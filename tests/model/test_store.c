@@ -294,6 +294,24 @@ static void test_environment(void **state)
     assert_listing("a:latest muster Q4_K_M\nd:latest muster Q4_K_M\no/b huggingface Q8_0\nc llama.cpp Q8_0\n");
 }
 
+static void test_lmstudio_elsewhere(void **state)
+{
+    (void)state;
+    char text[1200];
+    put_gguf("disk/p/moved/m.gguf", "llama", Q8_0, 1);
+    put_gguf(".lmstudio/models/p/left/m.gguf", "llama", Q8_0, 2);
+    put_gguf("lms/models/p/pointed/m.gguf", "llama", Q8_0, 3);
+    snprintf(text, sizeof text, "{\"downloadsFolder\":\"%s\"}", in_home("disk"));
+    put_text(".lmstudio/settings.json", text);
+    assert_listing("p/moved lmstudio Q8_0\n");
+    snprintf(text, sizeof text, "%s\n", in_home("lms"));
+    put_text(".lmstudio-home-pointer", text);
+    assert_listing("p/pointed lmstudio Q8_0\np/moved lmstudio Q8_0\n");
+    put_text(".lmstudio/settings.json", "{\"downloadsFolder\":7}");
+    put_text(".lmstudio-home-pointer", "relative/path");
+    assert_listing("p/left lmstudio Q8_0\n");
+}
+
 static void test_split_files(void **state)
 {
     (void)state;
@@ -563,10 +581,10 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, begin, remove_test_dir)
     const struct CMUnitTest tests[] = {
-        T(test_layouts),     T(test_names),     T(test_environment),
-        T(test_split_files), T(test_layers),    T(test_hostile_manifests),
-        T(test_links),       T(test_odd_files), T(test_quants),
-        T(test_name_parts),  T(test_own),       T(test_allocations),
+        T(test_layouts),     T(test_names),  T(test_environment),       T(test_lmstudio_elsewhere),
+        T(test_split_files), T(test_layers), T(test_hostile_manifests), T(test_links),
+        T(test_odd_files),   T(test_quants), T(test_name_parts),        T(test_own),
+        T(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -411,6 +411,19 @@ static void test_hostile_manifests(void **state)
     put_link(".ollama/models/manifests/registry.ollama.ai/library/linked/latest", "../good/latest");
     put_link(".ollama/models/manifests/registry.ollama.ai/loop", "..");
 
+    /* A digest of the right length that climbs out, through a folder that is there. */
+    char climb[65];
+    memset(climb, '/', sizeof climb);
+    memcpy(climb, "x/../../../..", 13);
+    memcpy(climb + 64 - 12, "outside.gguf", 13);
+    make_folder_of(in_home(".ollama/models/blobs/sha256-x/y"));
+    snprintf(text, sizeof text,
+             "{\"mediaType\":\"application/vnd.ollama.image.model\",\"digest\":\"sha256:%s\",\"size\":%zu}", climb,
+             len);
+    put_manifest(root, "registry.ollama.ai/library/climb/latest", text);
+    snprintf(text, sizeof text, "%s/blobs/sha256-%s", in_home(root), climb);
+    assert_int_equal(access(text, R_OK), 0); /* without the check it would be a model */
+
     /* A blob of another length than its layer says is a download that was cut. */
     char *size = strstr(layers, "\"size\":");
     snprintf(size, 40, "\"size\":%zu}", len + 1);

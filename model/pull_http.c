@@ -37,6 +37,7 @@ enum {
     MAX_RETRY_AFTER_S = 60,
     NEW_BYTES = 64 << 10, /* progress that makes the tries count from 0 again */
     READ_BYTES = 1 << 20,
+    BUFFER_BYTES = 256 << 10,
     ERROR_BODY_BYTES = 200
 };
 
@@ -257,6 +258,7 @@ static enum outcome request(struct reply *r, const char *url, uint64_t from, con
     curl_easy_reset(c);
     curl_easy_setopt(c, CURLOPT_URL, url);
     curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(c, CURLOPT_BUFFERSIZE, (long)BUFFER_BYTES);
     curl_easy_setopt(c, CURLOPT_USERAGENT, "muster/" MUSTER_VERSION);
     curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, schemes);
     curl_easy_setopt(c, CURLOPT_REDIR_PROTOCOLS_STR, schemes);

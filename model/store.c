@@ -216,8 +216,9 @@ static enum mu_status unknown(const struct mu_store_list *list, const char *name
     if (looks_like_path && !n)
         return mu_fail(err, MU_ENOENT, "cannot open file '%.200s': No such file or directory; check the path", name);
     if (n)
-        return mu_fail(err, MU_ENOENT, "there is no model '%.120s' here; near: %s ('muster list' shows all)", name,
-                       near);
+        return mu_fail(err, MU_ENOENT,
+                       "there is no model '%.100s' here; near: %s ('muster list' shows all, 'muster pull' gets others)",
+                       name, near);
     if (mu_store_name_parse(name, &parsed))
         return mu_fail(err, MU_ENOENT,
                        "there is no model and no file '%.120s' here; 'muster list' shows what is, 'muster pull %.120s' "

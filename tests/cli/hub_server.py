@@ -4,6 +4,7 @@ import http.server
 import json
 import re
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -67,7 +68,8 @@ class Server:
     A fault is a function of the handler and the body that it would have sent; it answers itself and returns True, or
     returns another body. seen: (path, headers) of every request."""
 
-    def __init__(self):
+    def __init__(self, tls=None):
+        """tls: (certificate, key) files."""
         self.files, self.faults, self.seen, self.redirects = {}, {}, [], {}
         self.types = {}
         outer = self
@@ -140,8 +142,12 @@ class Server:
 
         self.httpd = Quiet(("127.0.0.1", 0), Handler)
         self.httpd.daemon_threads = True
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self.httpd.socket = context.wrap_socket(self.httpd.socket, server_side=True)
         self.port = self.httpd.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
 
     def close(self):

@@ -2,6 +2,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,20 @@ class Ollama(Case):
         self.server.redirects[self.path] = "file:///etc/passwd"
         self.ok("rm", "bard")
         self.fails(["pull", "bard", "--tries", "2"], "not https")
+
+    def test_stranger_behind_tls(self):
+        """A certificate that nobody vouches for, and https that leads to http."""
+        if not shutil.which("openssl"):
+            self.skipTest("openssl is not installed")
+        pem, key = os.path.join(self.home, "pem"), os.path.join(self.home, "key")
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", pem, "-days", "2", "-subj", "/CN=127.0.0.1",
+                        "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+        tls = Server(tls=(pem, key))
+        self.addCleanup(tls.close)
+        tls.files.update(self.server.files)
+        self.env["MUSTER_OLLAMA_REGISTRY"] = tls.url
+        self.fails(["pull", "bard"], "could not prove who it is")
+        self.assertEqual(tls.seen, [])
 
     def test_hostile_manifests(self):
         path = "/v2/library/bard/manifests/latest"

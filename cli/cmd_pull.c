@@ -16,7 +16,7 @@ struct pull_args {
     bool quiet;
     struct mu_pull_options opt;
     struct mu_bar bar;
-    char label[80];
+    char label[120];
     int64_t began_ns; /* the first report, with what was there already */
     uint64_t began_at;
 };

@@ -167,7 +167,9 @@ static size_t on_body(char *data, size_t size, size_t n, void *ctx)
         r->body[have + take] = 0;
         return size * n;
     }
-    return r->take(r, data, size * n) ? size * n : 0;
+    bool taken = r->take(r, data, size * n);
+    r->heard_ns = mu_now_ns(); /* a slow disk is not the server's silence */
+    return taken ? size * n : 0;
 }
 
 static int on_progress(void *ctx, curl_off_t total, curl_off_t now, curl_off_t up_total, curl_off_t up)

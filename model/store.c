@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "model/store_part.h"
@@ -49,6 +50,9 @@ static const struct {
     {MU_STORE_LMSTUDIO, {{"HOME", "/.lmstudio-home-pointer"}}},    /* a file that names its home */
     {MU_STORE_LMSTUDIO, {{"HOME", "/.lmstudio"}}},
     {MU_STORE_LMSTUDIO, {{"HOME", "/.cache/lm-studio"}}}, /* of its older versions */
+    {MU_STORE_JAN,
+     {{"XDG_DATA_HOME", "/jan.ai.app/settings.json"}, {"HOME", "/.local/share/jan.ai.app/settings.json"}}},
+    {MU_STORE_JAN, {{"XDG_CONFIG_HOME", "/Jan/settings.json"}, {"HOME", "/.config/Jan/settings.json"}}}, /* older */
     {MU_STORE_JAN, {{"XDG_DATA_HOME", "/Jan/data"}, {"HOME", "/.local/share/Jan/data"}}},
     {MU_STORE_HUB, {{"HF_HUB_CACHE", ""}, {"HF_HOME", "/hub"}, {"HOME", "/.cache/huggingface/hub"}}},
     {MU_STORE_LLAMACPP, {{"LLAMA_CACHE", ""}, {"HOME", "/.cache/llama.cpp"}}},
@@ -68,6 +72,7 @@ char *mu_store_own_path(void)
 
 static void scan_root(struct mu_store_builder *b, enum mu_store_kind kind, const char *root)
 {
+    if (access(root, R_OK) != 0 && errno == EACCES && !b->unreadable) b->unreadable = mu_strdup(root);
     switch (kind) {
     case MU_STORE_OWN:
     case MU_STORE_OLLAMA: mu_store_scan_ollama(b, kind, root); break;
@@ -101,7 +106,7 @@ enum mu_status mu_store_list(struct mu_store_list **list_out, struct mu_err *err
     struct mu_store_list *list = mu_calloc(1, sizeof *list);
     b.no_memory = !list;
     if (list) scan_all(&b);
-    if (list) *list = (struct mu_store_list){b.entry, b.n};
+    if (list) *list = (struct mu_store_list){b.entry, b.n, b.unreadable};
     if (b.no_memory) {
         mu_store_list_free(list);
         return mu_fail(err, MU_ENOMEM, "no memory for the list of models");
@@ -115,6 +120,7 @@ void mu_store_list_free(struct mu_store_list *list)
     if (!list) return;
     for (size_t i = 0; i < list->n; i++) mu_store_entry_clear(&list->entry[i]);
     mu_free(list->entry);
+    mu_free(list->unreadable);
     mu_free(list);
 }
 

@@ -58,6 +58,7 @@ struct mu_store_entry {
 struct mu_store_list {
     struct mu_store_entry *entry;
     size_t n;
+    char *unreadable; /* the first store that is there and must not be read; NULL: none */
 };
 
 /* Every model of every store. Only MU_ENOMEM is an error; where memory runs out while one model is looked at, that one may

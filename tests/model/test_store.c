@@ -123,7 +123,7 @@ static void put_ollama(const char *root, const char *name, int salt)
 static int begin(void **state)
 {
     if (make_test_dir(state)) return -1;
-    static const char *const unset[] = {"MUSTER_MODELS", "XDG_DATA_HOME", "OLLAMA_MODELS",
+    static const char *const unset[] = {"MUSTER_MODELS", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "OLLAMA_MODELS",
                                         "HF_HUB_CACHE",  "HF_HOME",       "LLAMA_CACHE"};
     for (size_t i = 0; i < sizeof unset / sizeof *unset; i++) unsetenv(unset[i]);
     setenv("HOME", in_home(""), 1);
@@ -294,7 +294,7 @@ static void test_environment(void **state)
     assert_listing("a:latest muster Q4_K_M\nd:latest muster Q4_K_M\no/b huggingface Q8_0\nc llama.cpp Q8_0\n");
 }
 
-static void test_lmstudio_elsewhere(void **state)
+static void test_elsewhere(void **state)
 {
     (void)state;
     char text[1200];
@@ -310,6 +310,11 @@ static void test_lmstudio_elsewhere(void **state)
     put_text(".lmstudio/settings.json", "{\"downloadsFolder\":7}");
     put_text(".lmstudio-home-pointer", "relative/path");
     assert_listing("p/left lmstudio Q8_0\n");
+    put_gguf("jan/llamacpp/models/o/r/model.gguf", "llama", Q8_0, 4);
+    put_text("jan/llamacpp/models/o/r/model.yml", "model_path: llamacpp/models/o/r/model.gguf\n");
+    snprintf(text, sizeof text, "{\"data_folder\":\"%s\"}", in_home("jan"));
+    put_text(".local/share/jan.ai.app/settings.json", text);
+    assert_listing("p/left lmstudio Q8_0\no/r jan Q8_0\n");
 }
 
 static void test_split_files(void **state)
@@ -594,7 +599,7 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, begin, remove_test_dir)
     const struct CMUnitTest tests[] = {
-        T(test_layouts),     T(test_names),  T(test_environment),       T(test_lmstudio_elsewhere),
+        T(test_layouts),     T(test_names),  T(test_environment),       T(test_elsewhere),
         T(test_split_files), T(test_layers), T(test_hostile_manifests), T(test_links),
         T(test_odd_files),   T(test_quants), T(test_name_parts),        T(test_own),
         T(test_allocations),

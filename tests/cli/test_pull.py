@@ -321,6 +321,35 @@ class Ollama(Case):
         self.assertIn("line 2", bad.stderr)
 
 
+class Show(Case):
+    def show(self, data, *more):
+        path = os.path.join(self.home, "m.gguf")
+        with open(path, "wb") as f:
+            f.write(data)
+        return self.ok("show", path, *more)
+
+    def test_of_a_family_that_does_not_run(self):
+        shown = json.loads(self.show(BARD.replace(b"llama", b"xxama"), "-o", "json").stdout)
+        self.assertEqual((shown["architecture"], shown["runs"], shown["context"], shown["layers"]), ("xxama", False, 512, 4))
+        self.assertIn("xxama", shown["why_not"])
+        self.assertEqual(shown["memory"], [])
+        self.assertIn("runs here      no: ", self.show(BARD.replace(b"llama", b"xxama")).stdout)
+
+    def test_numbers(self):
+        shown = json.loads(self.show(BARD, "-o", "json").stdout)
+        self.assertTrue(shown["runs"])
+        self.assertLess(0, len(BARD) - sum(t["bytes"] for t in shown["tensors"].values()))
+        self.assertEqual([m["context"] for m in shown["memory"]], [512])
+        self.assertIn("{%", self.show(BARD, "--template").stdout)
+        self.assertEqual(self.show(BARD, "--parameters").stdout, "")
+        done = self.muster("show", os.path.join(self.home, "m.gguf"), "--system")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+
+    def test_nothing_that_a_terminal_obeys(self):
+        self.assertNotIn("\033", self.show(BARD.replace(b"{% for", b"{\033[2Jx")).stdout)
+        self.assertNotIn("\033", self.show(BARD.replace(b"{% for", b"{\033[2Jx"), "--template").stdout)
+
+
 class Hub(Case):
     def test_quantisations(self):
         self.server.add_hub("user/repo-GGUF", {"README.md": b"hello", "m-Q4_K_M.gguf": BARD, "m-Q8_0.gguf": BARD + b"\0", "mmproj-F16.gguf": b"GGUF"})

@@ -217,10 +217,11 @@ static enum mu_status list_files(struct hub *h)
     enum mu_status st = MU_OK;
     char *url = mu_asprintf("%s/api/models/%s/%s/tree/main?recursive=true", p->http.base, p->name.space, p->name.model);
     if (!url) return mu_fail(p->err, MU_ENOMEM, "no memory for an address");
+    size_t bytes = 0;
     for (int page = 0; url && st == MU_OK; page++) {
         char *text = NULL, *next = NULL;
         size_t len;
-        if (page == MAX_PAGES || strncmp(url, p->http.base, strlen(p->http.base)) != 0) {
+        if (page == MAX_PAGES || bytes > TREE_MAX_BYTES || !mu_http_is_ours(&p->http, url)) {
             st = mu_fail(p->err, MU_EPROTO, "the hub's list of files of %s does not end, or goes on elsewhere",
                          p->http.about);
             break;
@@ -230,6 +231,7 @@ static enum mu_status list_files(struct hub *h)
         mu_free(text);
         mu_free(url);
         url = next;
+        bytes += len;
         if (json_array_append_new(h->pages, doc ? doc : json_null()))
             st = mu_fail(p->err, MU_ENOMEM, "no memory for a list of files");
         else

@@ -62,6 +62,12 @@ void mu_http_close(struct mu_http *h)
     *h = (struct mu_http){0};
 }
 
+bool mu_http_is_ours(const struct mu_http *h, const char *url)
+{
+    size_t n = strlen(h->base);
+    return !strncmp(url, h->base, n) && url[n] == '/';
+}
+
 static bool stopped(const struct mu_http *h)
 {
     return h->opt.stop && h->opt.stop(h->opt.ctx);
@@ -193,8 +199,11 @@ static const char *host_of(const char *url, char buf[128])
 /* A token travels over TLS, or does not leave this machine. */
 static bool token_fits(const char *url)
 {
-    return !strncmp(url, "https://", 8) || !strncmp(url, "http://127.0.0.1", 16) ||
-           !strncmp(url, "http://localhost", 16);
+    char host[128];
+    host_of(url, host);
+    if (strchr(host, '@')) return false;
+    host[strcspn(host, ":")] = 0;
+    return !strncmp(url, "https://", 8) || !strcmp(host, "127.0.0.1") || !strcmp(host, "localhost");
 }
 
 static enum outcome network_outcome(const struct reply *r, CURLcode rc, const char *url, struct mu_err *err)
@@ -277,7 +286,7 @@ static enum outcome request(struct reply *r, const char *url, uint64_t from, con
     curl_easy_setopt(c, CURLOPT_XFERINFOFUNCTION, on_progress);
     curl_easy_setopt(c, CURLOPT_XFERINFODATA, r);
     curl_easy_setopt(c, CURLOPT_NOPROGRESS, 0L);
-    if (h->token && !strncmp(url, h->base, strlen(h->base)) && token_fits(url)) {
+    if (h->token && mu_http_is_ours(h, url) && token_fits(url)) {
         /* libcurl leaves it out where a redirect leads to another host, port or scheme. */
         curl_easy_setopt(c, CURLOPT_HTTPAUTH, CURLAUTH_BEARER);
         curl_easy_setopt(c, CURLOPT_XOAUTH2_BEARER, h->token);

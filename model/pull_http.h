@@ -20,6 +20,8 @@ struct mu_http {
 enum mu_status mu_http_open(struct mu_http *h, const char *base, char *token, const char *about,
                             const struct mu_pull_options *opt, struct mu_err *err);
 void mu_http_close(struct mu_http *h);
+/* Whether an address is below base: the same scheme, host and port. */
+bool mu_http_is_ours(const struct mu_http *h, const char *url);
 /* A document of at most max_bytes; text_out is NUL-terminated, mu_free. next_out: where a "Link: <…>; rel=next" points
  * to, mu_free; NULL: not asked for. */
 enum mu_status mu_http_get(struct mu_http *h, const char *url, const char *accept, size_t max_bytes, char **text_out,

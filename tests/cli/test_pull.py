@@ -460,11 +460,15 @@ class Hub(Case):
         self.server.files["/api/models/user/evil/tree/main"] = b'{"error":"no"}'
         self.fails(["pull", "hf.co/user/evil"], "list of files")
 
-        def elsewhere(h, body):
-            h.plain(200, b"[]", Link='<http://127.0.0.1:1/page2>; rel="next"')
-            return True
-        self.server.faults["/api/models/user/evil/tree/main"] = [elsewhere]
-        self.fails(["pull", "hf.co/user/evil"], "elsewhere")
+        for page in ("http://127.0.0.1:1/page2", self.server.url + "0/page2", self.server.url + "@127.0.0.1:1/page2", "/page2"):
+            def elsewhere(h, body, page=page):
+                h.plain(200, b"[]", Link=f'<{page}>; rel="next"')
+                return True
+            self.server.faults["/api/models/user/evil/tree/main"] = [elsewhere]
+            self.fails(["pull", "hf.co/user/evil"], "elsewhere")
+        self.server.faults["/api/models/user/evil/tree/main"] = [
+            lambda h, body: h.plain(200, b"[]", Link=f'<{self.server.url}/api/models/user/evil/tree/main>; rel="next"') or True] * 99
+        self.fails(["pull", "hf.co/user/evil"], "does not end")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -135,11 +136,12 @@ const char *mu_arg_quantize(const char *text, struct argp_state *state)
     return text;
 }
 
-enum mu_status mu_cli_open(const char *path, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err)
+enum mu_status mu_cli_open(const char *name, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err)
 {
     struct mu_opened o = {0};
     enum mu_status st;
-    MU_TRY(st, mu_model_open(path, &o.model, err), fail);
+    MU_TRY(st, mu_store_find(name, &o.found, err), fail);
+    MU_TRY(st, mu_model_open(o.found->path, &o.model, err), fail);
     if (want_tokenizer) MU_TRY(st, mu_tokenizer_open(o.model->gguf, &o.tok, err), fail);
     *opened_out = o;
     return MU_OK;
@@ -150,6 +152,16 @@ fail:
 
 enum mu_status mu_cli_adapt(struct mu_opened *o, const struct mu_adapter_spec *spec, struct mu_err *err)
 {
+    struct mu_adapter_spec own = {.name = "own", .scale = 1};
+    if (!spec->path[0] && o->found->n_adapter) {
+        if (o->found->n_adapter > 1)
+            return mu_fail(err, MU_EUNSUPPORTED, "'%s' has %d adapters at once; one at a time is supported",
+                           o->found->entry.name, o->found->n_adapter);
+        if (snprintf(own.path, sizeof own.path, "%s", o->found->adapter_path[0]) >= (int)sizeof own.path)
+            return mu_fail(err, MU_ELIMIT, "the path of the adapter of '%s' is longer than %zu bytes",
+                           o->found->entry.name, sizeof own.path - 1);
+        spec = &own;
+    }
     return spec->path[0] ? mu_adapters_open(o->model, spec, 1, &o->adapters, err) : MU_OK;
 }
 
@@ -158,5 +170,6 @@ void mu_cli_close(struct mu_opened *o)
     mu_adapters_close(o->adapters);
     mu_tokenizer_close(o->tok);
     mu_model_close(o->model);
+    mu_store_model_free(o->found);
     *o = (struct mu_opened){0};
 }

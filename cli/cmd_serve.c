@@ -83,9 +83,24 @@ int mu_cmd_serve(int argc, char **argv)
         0};
     struct serve_args a = {.o = {.split = "auto", .listen = "127.0.0.1:7400"}};
     argp_parse(&argp, argc, argv, 0, 0, &a);
-    a.o.adapter = a.adapter;
-    a.o.n_adapter = a.n_adapter;
-    int status = mu_serve_main(&a.o);
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_store_model *found = NULL;
+    int status;
+    if (mu_store_find(a.o.model_path, &found, &err)) {
+        status = mu_cli_fail("serve", &err);
+    } else if (found->n_adapter) {
+        mu_fail(&err, MU_EUNSUPPORTED,
+                "'%s' is a model with an adapter: serve %s with --lora %s, and let requests name the adapter",
+                a.o.model_path, found->path, found->adapter_path[0]);
+        status = mu_cli_fail("serve", &err);
+    } else {
+        a.o.model_path = found->path;
+        a.o.model_name = found->entry.store == MU_STORE_NONE ? NULL : found->entry.name;
+        a.o.adapter = a.adapter;
+        a.o.n_adapter = a.n_adapter;
+        status = mu_serve_main(&a.o);
+    }
+    mu_store_model_free(found);
     mu_free(a.adapter);
     return status;
 }

@@ -9,6 +9,7 @@
 
 struct mu_serve_options {
     const char *model_path;
+    const char *model_name;                /* in a store: requests may ask for it by this; NULL: none */
     const char *template_path;             /* Jinja source instead of the model's own; NULL: that */
     const char *quantize;                  /* a type's name (mu_model_quantize), or NULL */
     const char *split;                     /* "auto" or a split */

@@ -44,6 +44,9 @@ enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, siz
 enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t *ids, int n,
                               const struct mu_solo_sampling *sampling, int32_t *next_out, struct mu_err *err);
 void mu_solo_reset(struct mu_solo *s, int slot); /* forgets the sequence; its pages are free with the next step */
+/* Forgets what follows the first n tokens of the sequence; n of its position or above changes nothing. The pages stay
+ * with the slot and are written again. */
+void mu_solo_truncate(struct mu_solo *s, int slot, uint32_t n);
 uint32_t mu_solo_position(const struct mu_solo *s, int slot);
 /* The leader's times (shard/shard.h). */
 void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out);

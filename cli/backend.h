@@ -72,6 +72,7 @@ struct mu_backend {
 struct mu_local_options {
     const char *model;         /* a file, or a name that a store knows */
     const char *template_file; /* instead of the model's own template, or NULL */
+    bool no_template;          /* the model's own one is not even looked at */
     int n_thread, n_ctx;       /* 0: all cores; the model's, at most 8,192 */
 };
 enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_backend *backend_out, struct mu_err *err);

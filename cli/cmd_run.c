@@ -71,7 +71,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_SPECIAL: c->special = true; return 0;
     case OPT_QUIET: c->quiet = true; return 0;
     case OPT_SERVER: c->server = arg; return 0;
-    case OPT_RAW: c->raw = true; return 0;
+    case OPT_RAW: c->raw = c->local.no_template = true; return 0;
     case OPT_SYSTEM: a->system = arg; return 0;
     case OPT_TEMPLATE: c->local.template_file = arg; return 0;
     case OPT_THINK:

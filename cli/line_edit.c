@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <histedit.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,8 @@ struct mu_line_edit {
     FILE *out; /* where the line is shown: a terminal */
     char *path, *line;
     const char *prompt;
+    sigset_t
+        waiting; /* the signal mask of a wait for a key; between waits signals are held back, so that none is missed */
     bool pasting, file_failed;
 };
 
@@ -46,27 +49,34 @@ static char *prompt_of(EditLine *el)
     return (char *)self_of(el)->prompt;
 }
 
-/* libedit's reader: 1 a character, 0 the end, -1 an interrupted wait. */
+/* Until there is something to read: false where Ctrl-C came first. */
+static bool wait_key(EditLine *el)
+{
+    struct pollfd in = {.fd = STDIN_FILENO, .events = POLLIN};
+    for (;;) {
+        if (mu_interrupted) return false;
+        if (resized) el_resize(el);
+        resized = 0;
+        if (ppoll(&in, 1, NULL, &self_of(el)->waiting) >= 0 || errno != EINTR) return true;
+    }
+}
+
+/* libedit's reader: 1 a character, 0 the end, -1 an error or Ctrl-C. */
 static int read_char(EditLine *el, wchar_t *out)
 {
     mbstate_t state = {0};
     for (;;) {
         char byte;
-        ssize_t n = read(STDIN_FILENO, &byte, 1);
-        if (n == 0) return 0;
-        if (n < 0 && errno == EINTR && !mu_interrupted) {
-            if (resized) el_resize(el);
-            resized = 0;
-            continue;
+        if (!wait_key(el)) {
+            errno = EINTR;
+            return -1;
         }
-        if (n < 0) return -1;
+        ssize_t n = read(STDIN_FILENO, &byte, 1);
+        if (n <= 0) return (int)n;
         size_t got = mbrtowc(out, &byte, 1, &state);
         if (got == (size_t)-2) continue;
-        if (got == (size_t)-1) { /* not in this locale's encoding */
-            state = (mbstate_t){0};
-            continue;
-        }
-        return 1;
+        if (got != (size_t)-1) return 1;
+        state = (mbstate_t){0}; /* not in this locale's encoding */
     }
 }
 
@@ -153,13 +163,19 @@ enum mu_status mu_line_edit_read(struct mu_line_edit *e, const char *prompt, con
     *line_out = "";
     *more_out = false;
     e->prompt = prompt;
+    sigset_t held;
     sigemptyset(&winch.sa_mask);
     sigaction(SIGWINCH, &winch, &before);
+    sigemptyset(&held);
+    sigaddset(&held, SIGINT);
+    sigaddset(&held, SIGWINCH);
+    sigprocmask(SIG_BLOCK, &held, &e->waiting);
     el_resize(e->el);
     show(e, paste_on);
     const char *typed = el_gets(e->el, &n);
     int why = errno;
     show(e, paste_off);
+    sigprocmask(SIG_SETMASK, &e->waiting, NULL);
     sigaction(SIGWINCH, &before, NULL);
 
     mu_free(e->line);
@@ -206,8 +222,8 @@ enum mu_status mu_line_edit_open(const char *history_path, struct mu_line_edit *
     el_set(e->el, EL_SIGNAL, 0);
     el_set(e->el, EL_HIST, history, e->history);
     el_set(e->el, EL_GETCFN, read_char);
-    el_set(e->el, EL_ADDFN, "paste-begins", "a paste begins", paste_begins);
-    el_set(e->el, EL_ADDFN, "paste-ends", "a paste ends", paste_ends);
+    el_wset(e->el, EL_ADDFN, L"paste-begins", L"a paste begins", paste_begins); /* el_set would leak the names */
+    el_wset(e->el, EL_ADDFN, L"paste-ends", L"a paste ends", paste_ends);
     el_set(e->el, EL_BIND, "\033[200~", "paste-begins", NULL);
     el_set(e->el, EL_BIND, "\033[201~", "paste-ends", NULL);
     el_set(e->el, EL_BIND, "^R", "em-inc-search-prev", NULL);

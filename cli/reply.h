@@ -10,7 +10,7 @@
 #define MU_CLI_REPLY_H
 
 #include "cli/backend.h"
-#include "cli/thinking.h"
+#include "model/thinking.h"
 #include "cli/wrap.h"
 
 enum mu_thoughts { MU_THOUGHTS_SHOWN, MU_THOUGHTS_HIDDEN };

@@ -1,4 +1,3 @@
 # Model files: the GGUF reader and writer, architectures, models, synthetic models.
 target_sources(muster_model PRIVATE gguf.c gguf_parse.c gguf_sniff.c gguf_get.c gguf_write.c arch.c config.c model.c
-  synth.c synth_blocks.c synth_vocab.c)
-
+  synth.c synth_blocks.c synth_vocab.c thinking.c)

@@ -15,8 +15,8 @@
  * turns ids into text lets those through that mu_thinking_is_mark knows.
  *
  * Memory: none but the struct. Threads: one at a time. */
-#ifndef MU_CLI_THINKING_H
-#define MU_CLI_THINKING_H
+#ifndef MU_MODEL_THINKING_H
+#define MU_MODEL_THINKING_H
 
 #include <stdbool.h>
 #include <stddef.h>

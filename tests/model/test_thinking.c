@@ -8,7 +8,7 @@
 
 #include <cmocka.h>
 
-#include "cli/thinking.h"
+#include "model/thinking.h"
 
 struct heard {
     char thought[512], answer[512];

@@ -4,7 +4,7 @@
  *   START ──<think>──► THOUGHT ──</think>──► ANSWER          other text ──► ANSWER
  *     └──<|channel|>──► HEADER ──<|message|>──► BODY ──<|end|> …──► GAP ──<|channel|>──► HEADER
  */
-#include "cli/thinking.h"
+#include "model/thinking.h"
 
 #include <ctype.h>
 #include <string.h>

@@ -121,11 +121,12 @@ int mu_default_threads(int n_rank)
     return n < 1 ? 1 : n;
 }
 
-enum mu_status mu_cli_open(const char *path, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err)
+enum mu_status mu_cli_open(const char *name, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err)
 {
     struct mu_opened o = {0};
     enum mu_status st;
-    MU_TRY(st, mu_model_open(path, &o.model, err), fail);
+    MU_TRY(st, mu_store_find(name, &o.found, err), fail);
+    MU_TRY(st, mu_model_open(o.found->path, &o.model, err), fail);
     if (want_tokenizer) MU_TRY(st, mu_tokenizer_open(o.model->gguf, &o.tok, err), fail);
     *opened_out = o;
     return MU_OK;
@@ -138,5 +139,6 @@ void mu_cli_close(struct mu_opened *o)
 {
     mu_tokenizer_close(o->tok);
     mu_model_close(o->model);
+    mu_store_model_free(o->found);
     *o = (struct mu_opened){0};
 }

@@ -10,6 +10,7 @@
 
 #include "base/status.h"
 #include "model/model.h"
+#include "model/store.h"
 #include "model/tokenizer.h"
 #include "shard/split.h"
 
@@ -26,6 +27,12 @@ int mu_cmd_bench(int argc, char **argv);
 int mu_cmd_ps(int argc, char **argv);
 int mu_cmd_plan(int argc, char **argv);
 int mu_cmd_worker(int argc, char **argv);
+int mu_cmd_list(int argc, char **argv);
+int mu_cmd_show(int argc, char **argv);
+int mu_cmd_pull(int argc, char **argv);
+int mu_cmd_cp(int argc, char **argv);
+int mu_cmd_rm(int argc, char **argv);
+int mu_cmd_create(int argc, char **argv);
 
 /* ---- args.c: numbers and lists out of the command line; argp_error() on anything else ---- */
 
@@ -58,6 +65,8 @@ void mu_bar_update(struct mu_bar *bar, uint64_t done, uint64_t total);
 void mu_bar_load(uint64_t done, uint64_t total, void *bar); /* as the load_progress callbacks want it */
 /* "1.23 GB", "640 MB": decimal units. */
 void mu_human_bytes(uint64_t bytes, char *buf, size_t buf_bytes);
+/* "3 days ago". */
+void mu_human_age(int64_t then_s, char *buf, size_t buf_bytes);
 /* A table whose columns are as wide as their widest cell. Rows are arrays of n_col strings; the first is the head. right[i]: column i is right-aligned. */
 void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *right);
 
@@ -72,9 +81,11 @@ void mu_signals_reset(void); /* mu_interrupted = 0 */
 
 struct mu_opened {
     struct mu_model *model;
-    struct mu_tokenizer *tok; /* NULL where not asked for */
+    struct mu_tokenizer *tok;     /* NULL where not asked for */
+    struct mu_store_model *found; /* what the store that it is from says about it */
 };
-enum mu_status mu_cli_open(const char *path, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err);
+/* name: of a model in a store, or a path. */
+enum mu_status mu_cli_open(const char *name, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err);
 void mu_cli_close(struct mu_opened *o);
 
 /* ---- bench_load.c: the workload that every rank of a benchmark runs ---- */

@@ -321,6 +321,7 @@ int mu_cmd_bench(int argc, char **argv)
     struct mu_bench_result r;
     double int8_gops = 0;
     struct mu_model *model = NULL;
+    struct mu_store_model *found = NULL;
     enum mu_status st;
     MU_TRY(st, mu_kernels_init(NULL, &err), done);
     MU_TRY(st, mu_split_parse(a.split, &a.o.split, &err), done);
@@ -328,6 +329,8 @@ int mu_cmd_bench(int argc, char **argv)
     const char *result_path = getenv("MUSTER_BENCH_RANK");
     if (result_path) return rank_main(&a, result_path);
 
+    MU_TRY(st, mu_store_find(a.o.path, &found, &err), done);
+    a.o.path = found->path; /* ranks get it as it is */
     MU_TRY(st, mu_model_open(a.o.path, &model, &err), done);
     if (a.o.n_thread > MAX_THREADS / a.o.split.n_rank) {
         st = mu_fail(&err, MU_EINVAL, "%d threads on each of %d ranks are more than %d", a.o.n_thread, a.o.split.n_rank,
@@ -348,5 +351,6 @@ int mu_cmd_bench(int argc, char **argv)
         print_table(&a, model, &r, int8_gops);
 done:
     mu_model_close(model);
+    mu_store_model_free(found);
     return st ? mu_cli_fail("bench", &err) : MU_EXIT_OK;
 }

@@ -57,5 +57,12 @@ int mu_cmd_serve(int argc, char **argv)
         0};
     struct mu_serve_options opt = {.split = "auto", .listen = "127.0.0.1:7400"};
     argp_parse(&argp, argc, argv, 0, 0, &opt);
-    return mu_serve_main(&opt);
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_store_model *found;
+    if (mu_store_find(opt.model_path, &found, &err)) return mu_cli_fail("serve", &err);
+    opt.model_path = found->path;
+    opt.model_name = found->entry.store == MU_STORE_NONE ? NULL : found->entry.name;
+    int status = mu_serve_main(&opt);
+    mu_store_model_free(found);
+    return status;
 }

@@ -87,7 +87,8 @@ int mu_cmd_tokenize(int argc, char **argv)
     size_t len, n = 0;
     int32_t *ids = NULL;
     /* Only the vocabulary is needed, so vocabulary-only files are fine. */
-    MU_TRY(st, mu_gguf_open(a.model, &g, &err), done);
+    MU_TRY(st, mu_store_find(a.model, &o.found, &err), done);
+    MU_TRY(st, mu_gguf_open(o.found->path, &g, &err), done);
     MU_TRY(st, mu_tokenizer_open(g, &o.tok, &err), done);
     MU_TRY(st, get_text(&a, &text, &len, &err), done);
     MU_TRY(st, mu_tokenizer_encode(o.tok, text, len, a.special, &ids, &n, &err), done);
@@ -130,7 +131,8 @@ int mu_cmd_detokenize(int argc, char **argv)
     size_t n, len = 0;
     char *text = NULL;
     size_t cap = 0;
-    MU_TRY(st, mu_gguf_open(a.model, &g, &err), done);
+    MU_TRY(st, mu_store_find(a.model, &o.found, &err), done);
+    MU_TRY(st, mu_gguf_open(o.found->path, &g, &err), done);
     MU_TRY(st, mu_tokenizer_open(g, &o.tok, &err), done);
     MU_TRY(st, mu_arg_ids(a.text, &ids, &n, &err), done);
     for (size_t i = 0; i < n; i++)

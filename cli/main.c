@@ -11,10 +11,17 @@
 static const struct mu_verb {
     const char *name;
     int (*run)(int argc, char **argv);
-    const char *summary; /* NULL: ours alone, not listed */
+    const char *summary; /* NULL: ours alone or a second name, not listed */
 } verbs[] = {
     {"serve", mu_cmd_serve, "serve a model over gRPC, split over ranks"},
     {"run", mu_cmd_run, "complete a prompt, here or on a server"},
+    {"list", mu_cmd_list, "list the models on this machine, of every store"},
+    {"ls", mu_cmd_list, NULL},
+    {"show", mu_cmd_show, "show what a model is, and the memory it needs"},
+    {"pull", mu_cmd_pull, "download a model into Muster's own store"},
+    {"create", mu_cmd_create, "make a model of another one and a Modelfile"},
+    {"cp", mu_cmd_cp, "give a model another name"},
+    {"rm", mu_cmd_rm, "remove models from Muster's own store"},
     {"bench", mu_cmd_bench, "measure prompt and decode speed against this machine's limits"},
     {"plan", mu_cmd_plan, "show who would hold and compute what"},
     {"ps", mu_cmd_ps, "show a server's gang, ranks and load"},

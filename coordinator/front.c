@@ -11,7 +11,9 @@ bool mu_hub_is_model(const struct mu_hub *h, const char *name)
 {
     if (!name || !*name || !strcmp(name, "default")) return true;
     const char *path = h->opt->model_path, *base = strrchr(path, '/');
-    const char *asked = strrchr(name, '/');
+    const char *asked = strrchr(name, '/'), *known = h->opt->model_name;
+    size_t len = strlen(name); /* a tag may be left out: "llama3.2" asks for "llama3.2:1b" */
+    if (known && !strncmp(known, name, len) && (!known[len] || known[len] == ':')) return true;
     return !strcmp(name, h->model->name) || !strcmp(name, path) ||
            !strcmp(asked ? asked + 1 : name, base ? base + 1 : path);
 }

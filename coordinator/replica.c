@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/clock.h"
@@ -73,6 +74,17 @@ static void schedule_retry(struct mu_hub *h)
     g->retry_ns = mu_now_ns() + ms * MU_MS;
 }
 
+/* For the worker, which has a working directory of its own. Links stay as they are: a split model's parts find each
+ * other by their names, and stores keep those as links to files with other names. NULL: as it is. */
+static char *absolute_path(const char *path)
+{
+    if (path[0] == '/') return NULL;
+    char *cwd = getcwd(NULL, 0);
+    char *whole = cwd ? mu_asprintf("%s/%s", cwd, path) : NULL;
+    free(cwd);
+    return whole;
+}
+
 void mu_replica_start(struct mu_hub *h)
 {
     struct mu_replica *g = &h->gang;
@@ -87,7 +99,7 @@ void mu_replica_start(struct mu_hub *h)
     Muster__Internal__V1__StartGangRequest q = MUSTER__INTERNAL__V1__START_GANG_REQUEST__INIT;
     q.gang = "g0";
     q.epoch = g->epoch;
-    char *path = realpath(h->opt->model_path, NULL); /* the worker has a working directory of its own */
+    char *path = absolute_path(h->opt->model_path);
     q.model_path = path ? path : (char *)h->opt->model_path;
     q.split = h->split_text;
     q.threads = (uint32_t)h->opt->threads;
@@ -121,7 +133,7 @@ void mu_replica_start(struct mu_hub *h)
         g->failures++;
         schedule_retry(h);
     }
-    free(path);
+    mu_free(path);
 }
 
 static void forget_engine(struct mu_replica *g, const char *why)

@@ -19,7 +19,7 @@
 #include "base/status.h"
 
 enum {
-    MU_TEMPLATE_MAX_BYTES = 1 << 20,         /* of source */
+    MU_TEMPLATE_MAX_BYTES = 256 << 10,       /* of source */
     MU_TEMPLATE_MAX_OUTPUT = 64 << 20,       /* bytes of a rendering */
     MU_TEMPLATE_MAX_STEPS = 10 * 1000 * 1000 /* expressions and statements evaluated, items and bytes/64 touched */
 };

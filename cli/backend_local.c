@@ -6,20 +6,25 @@
  *
  * Ctrl-C is looked at between steps, in the prompt as in the answer. */
 #include <string.h>
+#include <time.h>
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "base/io.h"
 #include "cli/backend.h"
 #include "cli/cli.h"
+#include "model/chat_template.h"
 
 struct local {
     struct mu_card card;
     struct mu_opened o;
+    struct mu_chat_template *template; /* NULL: the model has none */
+    char *template_text;
     struct mu_solo *solo;
     int n_thread;
     int32_t *held; /* [n_ctx] ids in the cache */
     size_t n_held;
-    char description[256];
+    char description[256], *license, *bos, *eos; /* bos, eos: as text, "" where none */
 };
 
 static const int DEFAULT_CTX = 8192;
@@ -29,8 +34,13 @@ static void local_close(void *self)
     struct local *l = self;
     if (!l) return;
     mu_solo_close(l->solo);
+    mu_chat_template_free(l->template);
     mu_cli_close(&l->o);
     mu_free(l->held);
+    mu_free(l->template_text);
+    mu_free(l->license);
+    mu_free(l->bos);
+    mu_free(l->eos);
     mu_params_free(&l->card.params);
     mu_free(l);
 }
@@ -64,26 +74,63 @@ fail:
 
 /* ---- the prompt ---- */
 
-static enum mu_status prompt_ids(const struct local *l, const struct mu_ask *ask, int32_t **ids_out, size_t *n_out,
-                                 struct mu_err *err)
+/* The conversation as the template writes it. */
+static enum mu_status render(const struct local *l, const struct mu_ask *ask, char **text_out, size_t *len_out,
+                             struct mu_err *err)
+{
+    time_t now = time(NULL);
+    struct tm here = {0};
+    localtime_r(&now, &here);
+    struct mu_chat_input in = {.messages = ask->messages,
+                               .variables = ask->variables,
+                               .bos_token = l->bos,
+                               .eos_token = l->eos,
+                               .add_generation_prompt = true,
+                               .now_s = (int64_t)now + here.tm_gmtoff};
+    return mu_chat_template_render(l->template, &in, text_out, len_out, err);
+}
+
+/* text → ids; with BOS in front where the model wants one and the text has not brought it along. */
+static enum mu_status encode(const struct local *l, const char *text, size_t len, bool special, int32_t **ids_out,
+                             size_t *n_out, struct mu_err *err)
 {
     const struct mu_tokenizer *tok = l->o.tok;
     int32_t *ids = NULL;
     size_t n = 0;
-    enum mu_status st;
-    MU_TRY(st, mu_tokenizer_encode(tok, ask->text, strlen(ask->text), ask->special, &ids, &n, err), fail);
-    if (mu_tokenizer_add_bos(tok) && mu_tokenizer_bos(tok) >= 0) {
+    enum mu_status st = mu_tokenizer_encode(tok, text, len, special, &ids, &n, err);
+    if (st) return st;
+    int bos = mu_tokenizer_bos(tok);
+    if (mu_tokenizer_add_bos(tok) && bos >= 0 && !(special && n && ids[0] == bos)) {
         int32_t *more = mu_reallocarray(ids, n + 1, sizeof *ids);
         if (!more) {
-            st = mu_fail(err, MU_ENOMEM, "no memory for the prompt");
-            goto fail;
+            mu_free(ids);
+            return mu_fail(err, MU_ENOMEM, "no memory for the prompt");
         }
         ids = more;
         memmove(ids + 1, ids, n * sizeof *ids);
-        ids[0] = mu_tokenizer_bos(tok);
+        ids[0] = bos;
         n++;
     }
-    size_t ctx = (size_t)l->card.n_ctx;
+    *ids_out = ids;
+    *n_out = n;
+    return MU_OK;
+}
+
+static enum mu_status prompt_ids(const struct local *l, const struct mu_ask *ask, const struct mu_listener *listener,
+                                 int32_t **ids_out, size_t *n_out, struct mu_err *err)
+{
+    char *rendered = NULL;
+    size_t len;
+    enum mu_status st = MU_OK;
+    int32_t *ids = NULL;
+    size_t n = 0, ctx = (size_t)l->card.n_ctx;
+    if (ask->text) {
+        MU_TRY(st, encode(l, ask->text, strlen(ask->text), ask->special, &ids, &n, err), fail);
+    } else {
+        MU_TRY(st, render(l, ask, &rendered, &len, err), fail);
+        if (listener->prompt) listener->prompt(listener->ctx, rendered, len);
+        MU_TRY(st, encode(l, rendered, len, true, &ids, &n, err), fail);
+    }
     if (!n) {
         st =
             mu_fail(err, MU_EINVAL, "the prompt is empty and this model has no begin-of-text token: give it some text");
@@ -94,10 +141,12 @@ static enum mu_status prompt_ids(const struct local *l, const struct mu_ask *ask
             mu_fail(err, MU_ELIMIT, "the prompt has %zu tokens, the context is %zu: shorten it or raise --ctx", n, ctx);
         goto fail;
     }
+    mu_free(rendered);
     *ids_out = ids;
     *n_out = n;
     return MU_OK;
 fail:
+    mu_free(rendered);
     mu_free(ids);
     return st;
 }
@@ -215,7 +264,8 @@ static enum mu_status local_ask(void *self, const struct mu_ask *ask, const stru
     size_t n = 0;
     enum mu_status st;
     mu_streamer_init(&s.streamer, l->o.tok, ask->special);
-    MU_TRY(st, prompt_ids(l, ask, &ids, &n, err), done);
+    s.streamer.show_marks = !ask->text;
+    MU_TRY(st, prompt_ids(l, ask, listener, &ids, &n, err), done);
     a.n_prompt = (int)n;
     MU_TRY(st, feed_prompt(l, ids, n, &sampling, &id, &a.n_kept, err), done);
     if (id < 0) {
@@ -270,6 +320,97 @@ static enum mu_status local_set_context(void *self, int n_ctx, struct mu_err *er
 
 static const struct mu_backend_ops local_ops = {local_ask, local_card, local_set_context, local_close};
 
+/* ---- what is known of the model ---- */
+
+static enum mu_status template_open(struct local *l, const char *file, struct mu_err *err)
+{
+    struct mu_str own = {NULL, 0};
+    size_t len = 0;
+    enum mu_status st;
+    if (file) {
+        MU_TRY(st, mu_file_read(file, MU_TEMPLATE_MAX_BYTES, &l->template_text, &len, err), done);
+    } else if (l->o.found->template && l->o.found->template_is_jinja) {
+        len = strlen(l->o.found->template);
+        l->template_text = mu_strdup(l->o.found->template);
+    } else {
+        MU_TRY(st, mu_gguf_get_str(l->o.model->gguf, "tokenizer.chat_template", &own, err), done);
+        if (!own.len) return MU_OK;
+        len = own.len;
+        l->template_text = mu_strndup(own.p, own.len);
+    }
+    if (!l->template_text) return mu_fail(err, MU_ENOMEM, "no memory for a chat template of %zu bytes", len);
+    st = mu_chat_template_parse(l->template_text, len, &l->template, err);
+    if (st && !file) mu_err_wrap(err, "the model's chat template ('--raw' does without)");
+    if (st && file) mu_err_wrap(err, "%s", file);
+done:
+    return st;
+}
+
+static char *token_text(const struct mu_tokenizer *tok, int id)
+{
+    struct mu_str s = id < 0 ? (struct mu_str){"", 0} : mu_tokenizer_piece(tok, id, true);
+    return mu_strndup(s.p, s.len);
+}
+
+/* The parameters of the store's entry; those that there are none of here are named once. */
+static enum mu_status params_read(struct local *l, struct mu_err *err)
+{
+    const char *name;
+    json_t *value;
+    json_object_foreach(l->o.found->params, name, value)
+    {
+        enum mu_status st = mu_params_set_json(&l->card.params, name, value, err);
+        if (st == MU_ENOMEM) return st;
+        if (st) fprintf(stderr, "[the model's own '%s' is left out: %s]\n", name, err->text);
+    }
+    *err = (struct mu_err)MU_ERR_INIT;
+    return MU_OK;
+}
+
+static enum mu_status license_read(struct local *l, struct mu_err *err)
+{
+    struct mu_str own = {NULL, 0};
+    if (l->o.found->n_license)
+        l->license = mu_strdup(l->o.found->license[0]);
+    else if (mu_gguf_get_str(l->o.model->gguf, "general.license", &own, err) || !own.len)
+        return MU_OK;
+    else
+        l->license = mu_strndup(own.p, own.len);
+    return l->license ? MU_OK : mu_fail(err, MU_ENOMEM, "no memory for a license");
+}
+
+static enum mu_status card_fill(struct local *l, const struct mu_local_options *opt, struct mu_err *err)
+{
+    struct mu_card *k = &l->card;
+    enum mu_status st;
+    if (!opt->no_template) MU_TRY(st, template_open(l, opt->template_file, err), done);
+    MU_TRY(st, params_read(l, err), done);
+    MU_TRY(st, license_read(l, err), done);
+    l->bos = token_text(l->o.tok, mu_tokenizer_bos(l->o.tok));
+    l->eos = token_text(l->o.tok, mu_tokenizer_eos(l->o.tok));
+    if (!l->bos || !l->eos) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for a token's text");
+        goto done;
+    }
+    int trained = l->o.model->cfg.n_ctx_train;
+    k->n_ctx = opt->n_ctx              ? opt->n_ctx
+               : k->params.num_ctx     ? (int)(k->params.num_ctx < trained ? k->params.num_ctx : trained)
+               : trained < DEFAULT_CTX ? trained
+                                       : DEFAULT_CTX;
+    k->n_ctx_max = trained;
+    mu_model_describe(l->o.model, l->description, sizeof l->description);
+    k->name = l->o.found->entry.name;
+    k->description = l->description;
+    k->path = mu_gguf_path(l->o.model->gguf);
+    k->template_text = l->template_text;
+    k->system = l->o.found->system;
+    k->license = l->license;
+    k->messages = l->o.found->messages;
+    k->chat = l->template != NULL;
+done:
+    return st;
+}
+
 enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_backend *backend_out, struct mu_err *err)
 {
     struct local *l = mu_calloc(1, sizeof *l);
@@ -277,13 +418,12 @@ enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_ba
     if (!l) return mu_fail(err, MU_ENOMEM, "no memory for '%s'", opt->model);
     l->n_thread = opt->n_thread ? opt->n_thread : mu_default_threads(1);
     MU_TRY(st, mu_cli_open(opt->model, true, &l->o, err), fail);
-    int trained = l->o.model->cfg.n_ctx_train;
-    l->card.n_ctx = opt->n_ctx ? opt->n_ctx : trained < DEFAULT_CTX ? trained : DEFAULT_CTX;
-    l->card.n_ctx_max = trained;
-    mu_model_describe(l->o.model, l->description, sizeof l->description);
-    l->card.name = opt->model;
-    l->card.description = l->description;
-    l->card.path = mu_gguf_path(l->o.model->gguf);
+    if (l->o.found->n_adapter) {
+        st = mu_fail(err, MU_EUNSUPPORTED, "'%s' is a model with an adapter (%s), which 'run' does not apply yet",
+                     opt->model, l->o.found->adapter_path[0]);
+        goto fail;
+    }
+    MU_TRY(st, card_fill(l, opt, err), fail);
     MU_TRY(st, gang_open(l, l->card.n_ctx, &l->solo, &l->held, err), fail);
     *backend_out = (struct mu_backend){&local_ops, l};
     return MU_OK;

@@ -10,7 +10,7 @@
 #include "cli/chat.h"
 #include "cli/cli.h"
 
-enum { MAX_WORDS = 24 };
+enum { MAX_WORDS = 24, NAME_COLUMNS = 32 };
 
 struct words { /* of a command's line */
     char *word[MAX_WORDS];
@@ -59,7 +59,7 @@ static void list(const struct command *c, const char *before)
 {
     for (; c->name; c++) {
         int n = fprintf(stderr, "  %s%s %s", before, c->name, c->args);
-        fprintf(stderr, "%*s%s\n", n < 30 ? 30 - n : 1, "", c->meaning);
+        fprintf(stderr, "%*s%s\n", n < NAME_COLUMNS ? NAME_COLUMNS - n : 1, "", c->meaning);
     }
 }
 
@@ -169,7 +169,7 @@ static enum mu_status set_format(struct mu_session *s, const struct words *w, st
 }
 
 static const struct command set_commands[] = {
-    {"parameter", "NAME VALUE", "a parameter of the answers; without NAME: which there are", set_parameter},
+    {"parameter", "NAME VALUE", "a parameter; without NAME: the list", set_parameter},
     {"system", "TEXT", "the system prompt (\"\"\" for several lines)", set_system},
     {"history", "", "remember lines for the next time", set_history},
     {"nohistory", "", "forget lines", set_nohistory},
@@ -392,8 +392,8 @@ static enum mu_status run_help(struct mu_session *s, const struct words *w, stru
         shortcuts();
     } else {
         list(commands, "");
-        said("  /? shortcuts                keys that edit a line\n"
-             "  \"\"\"                         begins and ends a prompt of several lines");
+        said("  /? shortcuts                  keys that edit a line\n"
+             "  \"\"\"                           begins and ends a prompt of several lines");
     }
     return MU_OK;
 }

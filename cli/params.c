@@ -24,7 +24,7 @@ static const struct param {
                      "how freely it chooses; 0 takes the likeliest token each time"},
     [TOP_K] = {"top_k", WHOLE, 0, 1 << 20, offsetof(struct mu_params, top_k), "among the N likeliest only; 0 is all"},
     [TOP_P] = {"top_p", REAL, 0, 1, offsetof(struct mu_params, top_p),
-               "among the likeliest that make up this much of the probability; 1 is all"},
+               "among the likeliest with so much of the probability; 1 is all"},
     [SEED] = {"seed", WHOLE, -1, 9007199254740991.0, offsetof(struct mu_params, seed),
               "the same seed gives the same text; -1 is another one each time"},
     [NUM_PREDICT] = {"num_predict", WHOLE, -2, 1 << 24, offsetof(struct mu_params, num_predict),

@@ -106,12 +106,13 @@ static enum mu_status serve(struct repl *r, struct mu_err *err)
 static void greet(const struct mu_chat *c)
 {
     const struct mu_card *k = mu_chat_card(c);
+    const char *file = strrchr(k->name, '/');
+    const char *name = file && file[1] ? file + 1 : k->name;
     if (mu_chat_is_chat(c))
-        fprintf(stderr, "Chat with %s. /? for help, Ctrl-C stops an answer, Ctrl-D leaves.\n", k->name);
+        fprintf(stderr, "Chat with %s (/? for help, Ctrl-D leaves)\n", name);
     else
-        fprintf(stderr,
-                "%s goes on with what you type, each line by itself%s. /? for help, Ctrl-C stops it, Ctrl-D leaves.\n",
-                k->name, k->chat ? "" : ": it has no chat template");
+        fprintf(stderr, "%s goes on with each line that you type%s.\n(/? for help, Ctrl-D leaves)\n", name,
+                k->chat || c->opt.raw ? "" : ":\nit has no chat template, so there is no conversation");
 }
 
 enum mu_status mu_chat_repl(struct mu_chat *c, struct mu_err *err)

@@ -156,12 +156,21 @@ class Chat(unittest.TestCase):
         talk = self.saved(t)["messages"]
         self.assertEqual([m["role"] for m in talk], ["user", "assistant"] * 2)
         self.assertEqual([m["content"] for m in talk if m["role"] == "user"], ["Good morrow", "Farewell"])
-        self.assertEqual(t.leave(), 0)
         # The same conversation rendered by hand, computed from nothing: the same text.
         for n in (1, 3):
-            prompt = "".join(f"{m['role'].upper()}:\n{m['content']}\n\n" for m in talk[:n]) + "ASSISTANT:\n"
-            raw = self.run_once(prompt, "--raw", "-n", "12", "--seed", "5", "-T", "0.8", "--top-k", "40", "--top-p", "0.9")
-            self.assertEqual(raw.stdout.strip(), talk[n]["content"].strip())
+            self.assertEqual(self.from_nothing(talk[:n]), talk[n]["content"].strip())
+        # Another conversation on the same cache.
+        t.say("/clear")
+        t.say("Whither goest thou?")
+        talk = self.saved(t)["messages"]
+        self.assertEqual(self.from_nothing(talk[:1]), talk[1]["content"].strip())
+        self.assertEqual(t.leave(), 0)
+
+    def from_nothing(self, messages):
+        """The answer to these, with --raw and a prompt that is rendered here."""
+        prompt = "".join(f"{m['role'].upper()}:\n{m['content']}\n\n" for m in messages) + "ASSISTANT:\n"
+        done = self.run_once(prompt, "--raw", "-n", "12", "--seed", "5", "-T", "0.8", "--top-k", "40", "--top-p", "0.9")
+        return done.stdout.strip()
 
     def test_ctrl_c_keeps_what_was_said(self):
         t = self.chat("--ignore-end", "-n", "400")

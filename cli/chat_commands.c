@@ -9,6 +9,7 @@
 #include "base/alloc.h"
 #include "cli/chat.h"
 #include "cli/cli.h"
+#include "cli/wrap.h"
 
 enum { MAX_WORDS = 24, NAME_COLUMNS = 32 };
 
@@ -185,12 +186,27 @@ static const struct command set_commands[] = {
 
 /* ---- /show ---- */
 
+static enum mu_status to_stderr(void *ctx, const char *text, size_t len, struct mu_err *err)
+{
+    (void)ctx, (void)err;
+    fwrite(text, 1, len, stderr);
+    return MU_OK;
+}
+
+/* A text of the model's file, without what a terminal would obey. */
+static void put_text(const char *text)
+{
+    struct mu_wrap w;
+    mu_wrap_init(&w, 0, to_stderr, NULL);
+    mu_wrap_put(&w, text, strlen(text), NULL);
+    mu_wrap_flush(&w, NULL);
+}
+
 static void show_text(const char *text, const char *none)
 {
-    if (!text || !*text)
-        said(none);
-    else
-        fprintf(stderr, "%s%s", text, text[strlen(text) - 1] == '\n' ? "" : "\n");
+    if (!text || !*text) text = none;
+    put_text(text);
+    if (text[strlen(text) - 1] != '\n') fputc('\n', stderr);
 }
 
 static enum mu_status show_info(struct mu_session *s, const struct words *w, struct mu_err *err)
@@ -245,7 +261,10 @@ static enum mu_status show_parameters(struct mu_session *s, const struct words *
 
 static void block(const char *what, const char *text)
 {
-    if (text && *text) fprintf(stderr, "%s \"\"\"%s\"\"\"\n", what, text);
+    if (!text || !*text) return;
+    fprintf(stderr, "%s \"\"\"", what);
+    put_text(text);
+    fputs("\"\"\"\n", stderr);
 }
 
 static enum mu_status show_modelfile(struct mu_session *s, const struct words *w, struct mu_err *err)
@@ -267,7 +286,9 @@ static enum mu_status show_modelfile(struct mu_session *s, const struct words *w
     {
         const char *role = json_string_value(json_object_get(m, "role"));
         const char *content = json_string_value(json_object_get(m, "content"));
-        if (role && content) fprintf(stderr, "MESSAGE %s \"\"\"%s\"\"\"\n", role, content);
+        char what[40];
+        snprintf(what, sizeof what, "MESSAGE %.20s", role ? role : "");
+        if (role) block(what, content);
     }
     return MU_OK;
 }

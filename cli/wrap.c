@@ -36,7 +36,10 @@ static enum mu_status word_write(struct mu_wrap *w, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
     if (!w->word_len) return MU_OK;
-    if (w->width && w->column && w->column + w->blanks + w->word_columns > w->width) st = newline(w, err);
+    if (w->width && w->column + w->blanks + w->word_columns > w->width) {
+        if (w->column) st = newline(w, err);
+        w->blanks = 0; /* an indentation that leaves no room for the word */
+    }
     if (!st) st = blanks_write(w, err);
     if (!st) st = w->write(w->ctx, w->word, w->word_len, err);
     w->column += w->word_columns;

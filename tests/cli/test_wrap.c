@@ -59,6 +59,7 @@ static void test_words(void **state)
     check(10, "see abcdefghijklm", "see\nabcdefghij\nklm");
     check(0, "one two three four five six seven", "one two three four five six seven");
     check(20, "a\tb", "a       b");
+    check(10, "  abcdefghijklm", "abcdefghij\nklm"); /* no room beside the indentation */
 }
 
 static void test_characters(void **state)

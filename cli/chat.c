@@ -31,23 +31,23 @@ const char *mu_think_name(enum mu_think think)
 
 /* ---- the conversation ---- */
 
-const struct mu_card *mu_chat_card(const struct mu_chat *c)
+const struct mu_card *mu_talk_card(const struct mu_talk *c)
 {
     return c->backend.ops->card(c->backend.self);
 }
 
-bool mu_chat_is_chat(const struct mu_chat *c)
+bool mu_talk_is_chat(const struct mu_talk *c)
 {
-    return mu_chat_card(c)->chat && !c->opt.raw;
+    return mu_talk_card(c)->chat && !c->opt.raw;
 }
 
-const char *mu_chat_system(const struct mu_chat *c)
+const char *mu_talk_system(const struct mu_talk *c)
 {
-    const char *text = c->system ? c->system : mu_chat_card(c)->system;
+    const char *text = c->system ? c->system : mu_talk_card(c)->system;
     return text && *text ? text : NULL;
 }
 
-enum mu_status mu_chat_set_system(struct mu_chat *c, const char *text, struct mu_err *err)
+enum mu_status mu_talk_set_system(struct mu_talk *c, const char *text, struct mu_err *err)
 {
     char *copy = mu_strdup(text);
     if (!copy) return mu_fail(err, MU_ENOMEM, "no memory for the system prompt");
@@ -56,9 +56,9 @@ enum mu_status mu_chat_set_system(struct mu_chat *c, const char *text, struct mu
     return MU_OK;
 }
 
-enum mu_status mu_chat_clear(struct mu_chat *c, struct mu_err *err)
+enum mu_status mu_talk_clear(struct mu_talk *c, struct mu_err *err)
 {
-    const json_t *first = mu_chat_card(c)->messages;
+    const json_t *first = mu_talk_card(c)->messages;
     json_t *fresh = first ? json_deep_copy(first) : json_array();
     if (!fresh) return mu_fail(err, MU_ENOMEM, "no memory for a conversation");
     json_decref(c->messages);
@@ -80,10 +80,10 @@ static json_t *message(const char *role, const char *content, struct mu_err *err
 }
 
 /* What the template gets: the system prompt, then the messages that still fit. */
-static json_t *conversation(const struct mu_chat *c, struct mu_err *err)
+static json_t *conversation(const struct mu_talk *c, struct mu_err *err)
 {
     json_t *all = json_array();
-    const char *system = mu_chat_system(c);
+    const char *system = mu_talk_system(c);
     if (all && system) {
         json_t *m = message("system", system, err);
         if (json_array_append_new(all, m)) {
@@ -111,10 +111,10 @@ static json_t *variables(enum mu_think think)
 
 /* ---- a turn ---- */
 
-enum mu_status mu_chat_params(const struct mu_chat *c, struct mu_params *params_out, struct mu_err *err)
+enum mu_status mu_talk_params(const struct mu_talk *c, struct mu_params *params_out, struct mu_err *err)
 {
     struct mu_params p = {0};
-    enum mu_status st = mu_params_merge(&p, &mu_chat_card(c)->params, err);
+    enum mu_status st = mu_params_merge(&p, &mu_talk_card(c)->params, err);
     if (!st) st = mu_params_merge(&p, &c->opt.params, err);
     if (st)
         mu_params_free(&p);
@@ -153,20 +153,20 @@ static void print_rate(const struct mu_answer *w)
     fputs("]\n", stderr);
 }
 
-static void print_after(const struct mu_chat *c, const struct mu_answer *w)
+static void print_after(const struct mu_talk *c, const struct mu_answer *w)
 {
-    int n_ctx = mu_chat_card(c)->n_ctx;
+    int n_ctx = mu_talk_card(c)->n_ctx;
     if (c->opt.verbose)
         print_verbose(w);
-    else if (!mu_chat_is_chat(c) && !c->opt.quiet && isatty(STDERR_FILENO))
+    else if (!mu_talk_is_chat(c) && !c->opt.quiet && isatty(STDERR_FILENO))
         print_rate(w);
     if (w->resumed) fprintf(stderr, "[the gang was lost %d times on the way; nothing is missing]\n", w->resumed);
-    if (w->full && mu_chat_is_chat(c) && n_ctx && w->n_prompt + w->n_new >= n_ctx)
+    if (w->full && mu_talk_is_chat(c) && n_ctx && w->n_prompt + w->n_new >= n_ctx)
         fprintf(stderr, "[the context of %d tokens is full: '/clear', or '/set parameter num_ctx N']\n", n_ctx);
 }
 
 /* One try: asks, shows, and appends the answer. *any_out: text has arrived. */
-static enum mu_status ask_once(struct mu_chat *c, struct mu_ask *ask, bool *any_out, struct mu_err *err)
+static enum mu_status ask_once(struct mu_talk *c, struct mu_ask *ask, bool *any_out, struct mu_err *err)
 {
     bool chat = !ask->text, piped = !isatty(STDOUT_FILENO);
     bool hide = c->opt.hide_thinking || (piped && c->opt.think < MU_THINK_ON);
@@ -199,7 +199,7 @@ static enum mu_status ask_once(struct mu_chat *c, struct mu_ask *ask, bool *any_
 }
 
 /* Leaves out the oldest messages up to the next one of the user; false: the last one is all there is. */
-static bool leave_out_more(struct mu_chat *c)
+static bool leave_out_more(struct mu_talk *c)
 {
     size_t n = json_array_size(c->messages);
     for (size_t i = c->left_out + 1; i < n; i++) {
@@ -211,7 +211,7 @@ static bool leave_out_more(struct mu_chat *c)
     return false;
 }
 
-static enum mu_status chat_turn(struct mu_chat *c, struct mu_ask *ask, const char *text, struct mu_err *err)
+static enum mu_status chat_turn(struct mu_talk *c, struct mu_ask *ask, const char *text, struct mu_err *err)
 {
     size_t before = json_array_size(c->messages), had = c->left_out;
     json_t *vars = variables(c->opt.think), *all = NULL;
@@ -239,14 +239,14 @@ static enum mu_status chat_turn(struct mu_chat *c, struct mu_ask *ask, const cha
     return st;
 }
 
-enum mu_status mu_chat_turn(struct mu_chat *c, const char *text, struct mu_err *err)
+enum mu_status mu_talk_turn(struct mu_talk *c, const char *text, struct mu_err *err)
 {
     struct mu_params params;
     bool any;
-    enum mu_status st = mu_chat_params(c, &params, err);
+    enum mu_status st = mu_talk_params(c, &params, err);
     if (st) return st;
     struct mu_ask ask = {.params = &params, .ignore_end = c->opt.ignore_end, .special = c->opt.special};
-    if (mu_chat_is_chat(c)) {
+    if (mu_talk_is_chat(c)) {
         st = chat_turn(c, &ask, text, err);
     } else {
         ask.text = text;
@@ -258,25 +258,25 @@ enum mu_status mu_chat_turn(struct mu_chat *c, const char *text, struct mu_err *
 
 /* ---- open, switch, close ---- */
 
-static enum mu_status backend_open(struct mu_chat *c, struct mu_err *err)
+static enum mu_status backend_open(struct mu_talk *c, struct mu_err *err)
 {
     return c->opt.server ? mu_backend_server(c->opt.server, c->opt.local.model, &c->backend, err)
                          : mu_backend_local(&c->opt.local, &c->backend, err);
 }
 
-static void backend_close(struct mu_chat *c)
+static void backend_close(struct mu_talk *c)
 {
     if (c->backend.ops) c->backend.ops->close(c->backend.self);
     c->backend = (struct mu_backend){0};
 }
 
-enum mu_status mu_chat_open(struct mu_chat *c, struct mu_err *err)
+enum mu_status mu_talk_open(struct mu_talk *c, struct mu_err *err)
 {
     enum mu_status st = backend_open(c, err);
-    return st ? st : mu_chat_clear(c, err);
+    return st ? st : mu_talk_clear(c, err);
 }
 
-enum mu_status mu_chat_switch(struct mu_chat *c, const char *model, struct mu_err *err)
+enum mu_status mu_talk_switch(struct mu_talk *c, const char *model, struct mu_err *err)
 {
     struct mu_local_options former = c->opt.local;
     struct mu_err again = MU_ERR_INIT;
@@ -287,7 +287,7 @@ enum mu_status mu_chat_switch(struct mu_chat *c, const char *model, struct mu_er
     c->opt.local.template_file = NULL; /* it was meant for the former one */
     c->opt.local.n_ctx = 0;
     enum mu_status st = backend_open(c, err);
-    if (!st) st = mu_chat_clear(c, err);
+    if (!st) st = mu_talk_clear(c, err);
     if (!st) {
         mu_free(c->model);
         c->model = name;
@@ -304,7 +304,7 @@ enum mu_status mu_chat_switch(struct mu_chat *c, const char *model, struct mu_er
     return st;
 }
 
-void mu_chat_close(struct mu_chat *c)
+void mu_talk_close(struct mu_talk *c)
 {
     backend_close(c);
     json_decref(c->messages);

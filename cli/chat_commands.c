@@ -95,7 +95,7 @@ static enum mu_status told(enum mu_status st, struct mu_err *err)
 
 static enum mu_status set_parameter(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
-    struct mu_chat *c = s->chat;
+    struct mu_talk *c = s->chat;
     if (w->n < 3) {
         said("Parameters that there are (/set parameter NAME VALUE):");
         mu_params_help(stderr);
@@ -113,11 +113,11 @@ static enum mu_status set_parameter(struct mu_session *s, const struct words *w,
 
 static enum mu_status set_system(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
-    if (!mu_chat_is_chat(s->chat)) {
+    if (!mu_talk_is_chat(s->chat)) {
         said("This model only goes on with a text; it has no place for a system prompt.");
         return MU_OK;
     }
-    enum mu_status st = mu_chat_set_system(s->chat, w->rest[2], err);
+    enum mu_status st = mu_talk_set_system(s->chat, w->rest[2], err);
     if (!st) said(*w->rest[2] ? "The system prompt is set." : "The system prompt is empty now.");
     return told(st, err);
 }
@@ -212,7 +212,7 @@ static void show_text(const char *text, const char *none)
 static enum mu_status show_info(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
     (void)w, (void)err;
-    const struct mu_card *k = mu_chat_card(s->chat);
+    const struct mu_card *k = mu_talk_card(s->chat);
     fprintf(stderr, "  %-12s %s\n", "name", k->name);
     if (k->description) fprintf(stderr, "  %-12s %s\n", "model", k->description);
     if (k->path) fprintf(stderr, "  %-12s %s\n", "file", k->path);
@@ -227,21 +227,21 @@ static enum mu_status show_info(struct mu_session *s, const struct words *w, str
 static enum mu_status show_license(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
     (void)w, (void)err;
-    show_text(mu_chat_card(s->chat)->license, "The model says nothing of its license.");
+    show_text(mu_talk_card(s->chat)->license, "The model says nothing of its license.");
     return MU_OK;
 }
 
 static enum mu_status show_system(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
     (void)w, (void)err;
-    show_text(mu_chat_system(s->chat), "There is no system prompt; /set system TEXT sets one.");
+    show_text(mu_talk_system(s->chat), "There is no system prompt; /set system TEXT sets one.");
     return MU_OK;
 }
 
 static enum mu_status show_template(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
     (void)w, (void)err;
-    const struct mu_card *k = mu_chat_card(s->chat);
+    const struct mu_card *k = mu_talk_card(s->chat);
     show_text(k->template_text,
               k->chat ? "The server keeps its template to itself." : "The model has no chat template.");
     return MU_OK;
@@ -251,10 +251,10 @@ static enum mu_status show_parameters(struct mu_session *s, const struct words *
 {
     (void)w, (void)err;
     said("The model's own:");
-    if (!mu_params_print(&mu_chat_card(s->chat)->params, "  ", stderr)) said("  none");
+    if (!mu_params_print(&mu_talk_card(s->chat)->params, "  ", stderr)) said("  none");
     said("Yours:");
     if (!mu_params_print(&s->chat->opt.params, "  ", stderr)) said("  none");
-    if (mu_chat_is_chat(s->chat))
+    if (mu_talk_is_chat(s->chat))
         said("Where neither says anything: temperature 0.8, top_k 40, top_p 0.9, another seed each time.");
     return MU_OK;
 }
@@ -270,13 +270,13 @@ static void block(const char *what, const char *text)
 static enum mu_status show_modelfile(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
     (void)w;
-    const struct mu_card *k = mu_chat_card(s->chat);
+    const struct mu_card *k = mu_talk_card(s->chat);
     struct mu_params p;
-    enum mu_status st = mu_chat_params(s->chat, &p, err);
+    enum mu_status st = mu_talk_params(s->chat, &p, err);
     if (st) return told(st, err);
     fprintf(stderr, "FROM %s\n", k->path ? k->path : k->name);
     block("TEMPLATE", k->template_text);
-    block("SYSTEM", mu_chat_system(s->chat));
+    block("SYSTEM", mu_talk_system(s->chat));
     mu_params_print(&p, "PARAMETER ", stderr);
     mu_params_free(&p);
     block("LICENSE", k->license);
@@ -331,19 +331,19 @@ static enum mu_status run_show(struct mu_session *s, const struct words *w, stru
 static enum mu_status run_clear(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
     (void)w;
-    enum mu_status st = mu_chat_clear(s->chat, err);
+    enum mu_status st = mu_talk_clear(s->chat, err);
     if (!st) said("The conversation is empty.");
     return told(st, err);
 }
 
 static enum mu_status run_save(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
-    char *path = w->n == 2 ? mu_chat_path(w->word[1]) : NULL;
+    char *path = w->n == 2 ? mu_talk_path(w->word[1]) : NULL;
     if (!path) {
         said("/save NAME, or /save FILE.json");
         return MU_OK;
     }
-    enum mu_status st = mu_chat_save(s->chat, path, err);
+    enum mu_status st = mu_talk_save(s->chat, path, err);
     if (!st) fprintf(stderr, "Saved in %s\n", path);
     mu_free(path);
     return told(st, err);
@@ -351,20 +351,20 @@ static enum mu_status run_save(struct mu_session *s, const struct words *w, stru
 
 static enum mu_status run_load(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
-    char *path = w->n == 2 ? mu_chat_path(w->word[1]) : NULL;
+    char *path = w->n == 2 ? mu_talk_path(w->word[1]) : NULL;
     if (!path) {
         said("/load NAME of a saved chat or of a model, or a file of either");
         return MU_OK;
     }
     size_t n = strlen(path);
     bool is_chat = n > 5 && !strcmp(path + n - 5, ".json");
-    enum mu_status st = is_chat ? mu_chat_load(s->chat, path, err) : MU_ENOENT;
+    enum mu_status st = is_chat ? mu_talk_load(s->chat, path, err) : MU_ENOENT;
     if (!st) {
         fprintf(stderr, "Loaded %s: %zu messages\n", path, json_array_size(s->chat->messages));
     } else if (st == MU_ENOENT && !(is_chat && strchr(w->word[1], '/'))) {
         fprintf(stderr, "Loading '%s' …\n", w->word[1]);
-        st = mu_chat_switch(s->chat, w->word[1], err);
-        if (!st) fprintf(stderr, "Now with %s; the conversation is empty.\n", mu_chat_card(s->chat)->name);
+        st = mu_talk_switch(s->chat, w->word[1], err);
+        if (!st) fprintf(stderr, "Now with %s; the conversation is empty.\n", mu_talk_card(s->chat)->name);
     }
     mu_free(path);
     return told(st, err);
@@ -419,7 +419,7 @@ static enum mu_status run_help(struct mu_session *s, const struct words *w, stru
     return MU_OK;
 }
 
-enum mu_status mu_chat_command(struct mu_session *s, const char *line, struct mu_err *err)
+enum mu_status mu_talk_command(struct mu_session *s, const char *line, struct mu_err *err)
 {
     struct words w = {0};
     enum mu_status st = told(words_split(line, &w, err), err);

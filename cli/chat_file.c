@@ -35,7 +35,7 @@ static bool is_path(const char *name)
     return strchr(name, '/') || (n > 5 && !strcmp(name + n - 5, ".json"));
 }
 
-char *mu_chat_path(const char *name)
+char *mu_talk_path(const char *name)
 {
     if (is_path(name)) return mu_strdup(name);
     char *file = mu_asprintf("chats/%s.json", name), *path = file ? mu_data_path(file) : NULL;
@@ -45,7 +45,7 @@ char *mu_chat_path(const char *name)
 
 /* ---- saving ---- */
 
-static json_t *to_json(const struct mu_chat *c)
+static json_t *to_json(const struct mu_talk *c)
 {
     json_t *params = mu_params_to_json(&c->opt.params);
     json_t *o = json_pack("{s:i, s:s, s:s, s:o, s:O}", "muster_chat", VERSION, "model", c->opt.local.model, "think",
@@ -80,7 +80,7 @@ static void folders_make(char *path)
     }
 }
 
-enum mu_status mu_chat_save(const struct mu_chat *c, const char *path, struct mu_err *err)
+enum mu_status mu_talk_save(const struct mu_talk *c, const char *path, struct mu_err *err)
 {
     enum mu_status st;
     json_t *o = to_json(c);
@@ -152,20 +152,20 @@ static enum mu_status parse(const char *path, const char *text, size_t len, stru
 }
 
 /* Everything has been checked: now the chat changes. */
-static enum mu_status take(struct mu_chat *c, struct loaded *l, struct mu_err *err)
+static enum mu_status take(struct mu_talk *c, struct loaded *l, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
     if (strcmp(l->model, c->opt.local.model) != 0) {
         fprintf(stderr, "Loading '%s' …\n", l->model);
-        st = mu_chat_switch(c, l->model, err);
+        st = mu_talk_switch(c, l->model, err);
         if (st) return st;
     }
-    if (l->params.num_ctx && l->params.num_ctx != mu_chat_card(c)->n_ctx && !c->opt.server)
+    if (l->params.num_ctx && l->params.num_ctx != mu_talk_card(c)->n_ctx && !c->opt.server)
         st = c->backend.ops->set_context(c->backend.self, (int)l->params.num_ctx, err);
     if (st) return st;
     mu_free(c->system);
     c->system = NULL;
-    if (l->system) st = mu_chat_set_system(c, l->system, err);
+    if (l->system) st = mu_talk_set_system(c, l->system, err);
     if (st) return st;
     mu_params_free(&c->opt.params);
     c->opt.params = l->params;
@@ -177,7 +177,7 @@ static enum mu_status take(struct mu_chat *c, struct loaded *l, struct mu_err *e
     return MU_OK;
 }
 
-enum mu_status mu_chat_load(struct mu_chat *c, const char *path, struct mu_err *err)
+enum mu_status mu_talk_load(struct mu_talk *c, const char *path, struct mu_err *err)
 {
     struct loaded l = {0};
     char *text = NULL;

@@ -14,7 +14,7 @@
 enum { MAX_PROMPT_BYTES = 64 << 20 };
 
 struct run_args {
-    struct mu_chat_options chat;
+    struct mu_talk_options chat;
     const char *prompt, *system;
 };
 
@@ -54,7 +54,7 @@ static void check(const struct run_args *a, struct argp_state *state)
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     struct run_args *a = state->input;
-    struct mu_chat_options *c = &a->chat;
+    struct mu_talk_options *c = &a->chat;
     struct mu_err err = MU_ERR_INIT;
     switch (key) {
     case 'n': set(a, "num_predict", arg, state); return 0;
@@ -121,11 +121,11 @@ static enum mu_status stdin_read(char **text_out, struct mu_err *err)
 }
 
 /* One answer. As with Ollama what standard input holds stands before the prompt, for models that chat. */
-static enum mu_status answer(struct mu_chat *c, const char *prompt, struct mu_err *err)
+static enum mu_status answer(struct mu_talk *c, const char *prompt, struct mu_err *err)
 {
     char *input = NULL, *joined = NULL;
     enum mu_status st = MU_OK;
-    if (!prompt || (mu_chat_is_chat(c) && stdin_is_fed())) {
+    if (!prompt || (mu_talk_is_chat(c) && stdin_is_fed())) {
         MU_TRY(st, stdin_read(&input, err), done);
         if (!prompt && !*input) {
             st = mu_fail(err, MU_EINVAL, "standard input holds no prompt; give one, or PROMPT as an argument");
@@ -136,7 +136,7 @@ static enum mu_status answer(struct mu_chat *c, const char *prompt, struct mu_er
         st = mu_fail(err, MU_ENOMEM, "no memory for the prompt");
         goto done;
     }
-    st = mu_chat_turn(c, joined ? joined : prompt ? prompt : input, err);
+    st = mu_talk_turn(c, joined ? joined : prompt ? prompt : input, err);
 done:
     mu_free(input);
     mu_free(joined);
@@ -195,14 +195,14 @@ int mu_cmd_run(int argc, char **argv)
     argp_parse(&argp, argc, argv, 0, 0, &a);
 
     struct mu_err err = MU_ERR_INIT;
-    struct mu_chat chat = {.opt = a.chat};
+    struct mu_talk chat = {.opt = a.chat};
     enum mu_status st;
     locale_set();
     mu_signals_catch();
-    MU_TRY(st, mu_chat_open(&chat, &err), done);
-    if (a.system) MU_TRY(st, mu_chat_set_system(&chat, a.system, &err), done);
-    st = a.prompt || !isatty(STDIN_FILENO) ? answer(&chat, a.prompt, &err) : mu_chat_repl(&chat, &err);
+    MU_TRY(st, mu_talk_open(&chat, &err), done);
+    if (a.system) MU_TRY(st, mu_talk_set_system(&chat, a.system, &err), done);
+    st = a.prompt || !isatty(STDIN_FILENO) ? answer(&chat, a.prompt, &err) : mu_talk_repl(&chat, &err);
 done:
-    mu_chat_close(&chat);
+    mu_talk_close(&chat);
     return st ? mu_cli_fail("run", &err) : MU_EXIT_OK;
 }

@@ -95,27 +95,27 @@ static enum mu_status serve(struct repl *r, struct mu_err *err)
 {
     const char *prompt = r->prompt ? r->prompt : "";
     if (blank(prompt)) return MU_OK;
-    if (*prompt == '/') return mu_chat_command(&r->session, prompt, err);
+    if (*prompt == '/') return mu_talk_command(&r->session, prompt, err);
     struct mu_err failed = MU_ERR_INIT;
     mu_signals_reset();
-    if (mu_chat_turn(r->session.chat, prompt, &failed)) mu_cli_fail("run", &failed); /* told, and the next one */
+    if (mu_talk_turn(r->session.chat, prompt, &failed)) mu_cli_fail("run", &failed); /* told, and the next one */
     fputc('\n', stderr);
     return MU_OK;
 }
 
-static void greet(const struct mu_chat *c)
+static void greet(const struct mu_talk *c)
 {
-    const struct mu_card *k = mu_chat_card(c);
+    const struct mu_card *k = mu_talk_card(c);
     const char *file = strrchr(k->name, '/');
     const char *name = file && file[1] ? file + 1 : k->name;
-    if (mu_chat_is_chat(c))
+    if (mu_talk_is_chat(c))
         fprintf(stderr, "Chat with %s (/? for help, Ctrl-D leaves)\n", name);
     else
         fprintf(stderr, "%s goes on with each line that you type%s.\n(/? for help, Ctrl-D leaves)\n", name,
                 k->chat || c->opt.raw ? "" : ":\nit has no chat template, so there is no conversation");
 }
 
-enum mu_status mu_chat_repl(struct mu_chat *c, struct mu_err *err)
+enum mu_status mu_talk_repl(struct mu_talk *c, struct mu_err *err)
 {
     struct repl r = {.session = {.chat = c, .history = true}};
     char *history = mu_data_path("history");

@@ -21,6 +21,7 @@ int mu_cmd_run(int argc, char **argv);
 int mu_cmd_logits(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
 int mu_cmd_detokenize(int argc, char **argv);
+int mu_cmd_template(int argc, char **argv);
 int mu_cmd_perplexity(int argc, char **argv);
 int mu_cmd_synth(int argc, char **argv);
 int mu_cmd_bench(int argc, char **argv);

@@ -2,7 +2,7 @@
 #include "cli/cli.h"
 #include "coordinator/coordinator.h"
 
-enum { OPT_STALL = 256, OPT_QUIET };
+enum { OPT_STALL = 256, OPT_QUIET, OPT_TEMPLATE };
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -16,6 +16,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'n': o->parallel = (int)mu_arg_long(arg, 1, 1024, "--parallel", state); return 0;
     case 'q': o->max_waiting = (int)mu_arg_long(arg, 1, 1 << 20, "--queue", state); return 0;
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
+    case OPT_TEMPLATE: o->template_path = arg; return 0;
     case OPT_QUIET: o->quiet = true; return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
@@ -40,6 +41,7 @@ int mu_cmd_serve(int argc, char **argv)
         {"parallel", 'n', "N", 0, "requests worked on at once (32)", 0},
         {"queue", 'q', "N", 0, "requests that may wait beyond those (1024)", 0},
         {"stall-ms", OPT_STALL, "MS", 0, "a rank that is silent so long is dead (3000)", 0},
+        {"template", OPT_TEMPLATE, "FILE", 0, "chat template (Jinja) instead of the model's own", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
         {0},
     };

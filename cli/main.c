@@ -26,6 +26,7 @@ static const struct mu_verb {
     {"plan", mu_cmd_plan, "show who would hold and compute what"},
     {"ps", mu_cmd_ps, "show a server's gang, ranks and load"},
     {"logits", mu_cmd_logits, "write the logits of given token ids"},
+    {"template", mu_cmd_template, "render a conversation as the model's prompt"},
     {"perplexity", mu_cmd_perplexity, "score a text"},
     {"tokenize", mu_cmd_tokenize, "text to token ids, as JSON"},
     {"detokenize", mu_cmd_detokenize, "token ids to text, as JSON"},

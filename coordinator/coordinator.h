@@ -7,16 +7,17 @@
 
 struct mu_serve_options {
     const char *model_path;
-    const char *model_name; /* in a store: requests may ask for it by this; NULL: none */
-    const char *split;      /* "auto" or a split */
-    const char *listen;     /* "127.0.0.1:7400" */
-    const char *worker;     /* NULL: start one on this machine; else its address */
-    int threads;            /* per rank; 0: shared out */
-    int context;            /* tokens a request may hold; 0: the model's, at most 8,192 */
-    int parallel;           /* sequences active at once; 0: 32 */
-    int max_waiting;        /* requests waiting beyond those; 0: 1,024 */
-    int stall_timeout_ms;   /* 0: 3,000 */
-    bool quiet;             /* no banner on stdout */
+    const char *model_name;    /* in a store: requests may ask for it by this; NULL: none */
+    const char *template_path; /* Jinja source instead of the model's own; NULL: that */
+    const char *split;         /* "auto" or a split */
+    const char *listen;        /* "127.0.0.1:7400" */
+    const char *worker;        /* NULL: start one on this machine; else its address */
+    int threads;               /* per rank; 0: shared out */
+    int context;               /* tokens a request may hold; 0: the model's, at most 8,192 */
+    int parallel;              /* sequences active at once; 0: 32 */
+    int max_waiting;           /* requests waiting beyond those; 0: 1,024 */
+    int stall_timeout_ms;      /* 0: 3,000 */
+    bool quiet;                /* no banner on stdout */
 };
 /* Runs until SIGINT/SIGTERM; returns the exit status. On stdout, once ready: "muster: serving NAME on ADDRESS, split
  * 2:1/1, pid N" (the port that was really

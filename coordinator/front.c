@@ -29,11 +29,18 @@ static bool known_model(struct mu_hub *h, struct mu_rpc_call *call, const char *
 
 static const char *bad_generate(const Muster__V1__GenerateRequest *q)
 {
-    if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT__NOT_SET) return "a prompt is missing: set text or ids";
+    if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT__NOT_SET)
+        return "a prompt is missing: set text, ids or chat";
     if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT_TEXT && strlen(q->text) > MAX_TEXT_BYTES)
         return "the prompt is longer than 4 MiB";
     if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT_IDS && q->ids->n_id > MAX_IDS)
         return "the prompt has more than 1,048,576 ids";
+    if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT_CHAT) {
+        const Muster__V1__Chat *c = q->chat;
+        if (!*c->messages_json) return "a chat needs messages_json: an array of {\"role\": …, \"content\": …}";
+        if (strlen(c->messages_json) + strlen(c->tools_json) + strlen(c->variables_json) > MAX_TEXT_BYTES)
+            return "the chat is longer than 4 MiB";
+    }
     if (q->n_stop > MU_REQ_MAX_STOPS) return "there are more than 16 stop strings";
     for (size_t i = 0; i < q->n_stop; i++) {
         if (!*q->stop[i]) return "a stop string is empty";

@@ -16,6 +16,7 @@
 #include "base/queue.h"
 #include "coordinator/coordinator.h"
 #include "coordinator/request.h"
+#include "model/chat_template.h"
 #include "model/model.h"
 #include "muster/v1/internal.pb-c.h"
 #include "shard/plan.h"
@@ -73,10 +74,18 @@ struct mu_replica {
     bool was_ready; /* ever */
 };
 
+/* How conversations become prompts; read-only while serving. */
+struct mu_chat {
+    struct mu_chat_template *template; /* NULL: there is none that works; why_not says so */
+    char *bos, *eos;                   /* texts of the tokens */
+    char why_not[MU_ERR_TEXT];
+};
+
 struct mu_hub {
     const struct mu_serve_options *opt;
     struct mu_model *model;
     struct mu_tokenizer *tok;
+    struct mu_chat chat;
     struct mu_serving serving;
     struct mu_split split;
     char split_text[MU_SPLIT_TEXT];
@@ -115,6 +124,14 @@ enum mu_status mu_hub_post_client(struct mu_hub *h, const struct mu_event *ev);
 void mu_event_free(void *event); /* releases what it owns */
 void *mu_hub_main(void *hub);    /* the thread's body; after MU_EV_STOP it closes the queue and returns */
 void mu_hub_tell_outcome(struct mu_hub *h, int outcome);
+
+/* ---- chat.c, text thread ---- */
+/* The template named in opt, which must work, or the model's, which need not. */
+enum mu_status mu_chat_open(struct mu_hub *h, struct mu_err *err);
+void mu_chat_close(struct mu_chat *c);
+/* The prompt of a conversation; *bos_out: it begins with the BOS text, so that none is to be added. Freed with mu_free. */
+enum mu_status mu_chat_prompt(const struct mu_hub *h, const Muster__V1__Chat *chat, char **text_out, size_t *len_out,
+                              bool *bos_out, struct mu_err *err);
 
 /* ---- replica.c, hub thread ---- */
 void mu_replica_start(struct mu_hub *h); /* opens StartGang with a new epoch */

@@ -118,6 +118,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     MU_TRY(st, mu_topo_read(topo, err), done);
     MU_TRY(st, mu_model_open(h->opt->model_path, &h->model, err), done);
     MU_TRY(st, mu_tokenizer_open(h->model->gguf, &h->tok, err), done);
+    MU_TRY(st, mu_chat_open(h, err), done);
     for (int id = 0; id < h->model->cfg.n_vocab && h->n_end_ids < sizeof h->end_ids / sizeof *h->end_ids; id++)
         if (mu_tokenizer_is_end(h->tok, id)) h->end_ids[h->n_end_ids++] = id;
     int trained = h->model->cfg.n_ctx_train, ctx = h->opt->context;
@@ -360,6 +361,7 @@ static void stop(struct serve *s)
     }
     if (h->texts) mu_queue_destroy(h->texts, mu_text_job_free);
     mu_rpc_message_free((ProtobufCMessage *)h->node);
+    mu_chat_close(&h->chat);
     mu_tokenizer_close(h->tok);
     mu_model_close(h->model);
     if (h->outcome_fd > 0) close(h->outcome_fd);

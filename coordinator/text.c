@@ -1,4 +1,4 @@
-/* The text thread: tokenizing and detokenizing, which take long for long texts, away from gRPC's poll threads and
+/* The text thread: rendering conversations, tokenizing and detokenizing, which take long for long texts, away from gRPC's poll threads and
  * from the hub. */
 #include <string.h>
 
@@ -60,12 +60,12 @@ static bool ids_known(const struct mu_hub *h, struct mu_rpc_call *call, const in
 }
 
 /* text → ids with room for BOS in front where wanted. */
-static enum mu_status encode(const struct mu_tokenizer *tok, const char *text, bool special, bool bos,
+static enum mu_status encode(const struct mu_tokenizer *tok, const char *text, size_t len, bool special, bool bos,
                              int32_t **ids_out, size_t *n_out, struct mu_err *err)
 {
     int32_t *ids = NULL;
     size_t n = 0;
-    enum mu_status st = mu_tokenizer_encode(tok, text, strlen(text), special, &ids, &n, err);
+    enum mu_status st = mu_tokenizer_encode(tok, text, len, special, &ids, &n, err);
     if (st) return st;
     if (bos && mu_tokenizer_bos(tok) >= 0) {
         int32_t *more = mu_reallocarray(ids, n + 1, sizeof *ids);
@@ -92,14 +92,30 @@ static ProtobufCMessage *without_prompt(const Muster__V1__GenerateRequest *q)
     return mu_msg_copy(&lean.base);
 }
 
+/* The ids of a text or of a conversation. */
+static enum mu_status encode_prompt(const struct mu_hub *h, const Muster__V1__GenerateRequest *q, int32_t **ids_out,
+                                    size_t *n_out, struct mu_err *err)
+{
+    bool add_bos = mu_tokenizer_add_bos(h->tok), has_bos;
+    char *text;
+    size_t len;
+    if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT_TEXT)
+        return encode(h->tok, q->text, strlen(q->text), q->parse_special, add_bos, ids_out, n_out, err);
+    enum mu_status st = mu_chat_prompt(h, q->chat, &text, &len, &has_bos, err);
+    if (st) return st;
+    st = encode(h->tok, text, len, true, add_bos && !has_bos, ids_out, n_out, err);
+    mu_free(text);
+    return st;
+}
+
 static void generate(struct mu_hub *h, struct mu_text_job *j)
 {
     struct mu_err err = MU_ERR_INIT;
     const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)j->msg;
     int32_t *ids = NULL;
     size_t n = 0;
-    if (q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT_TEXT) {
-        if (encode(h->tok, q->text, q->parse_special, mu_tokenizer_add_bos(h->tok), &ids, &n, &err)) {
+    if (q->prompt_case != MUSTER__V1__GENERATE_REQUEST__PROMPT_IDS) {
+        if (encode_prompt(h, q, &ids, &n, &err)) {
             mu_rpc_call_finish(j->call, mu_rpc_code_of(err.code), "%s", err.text);
             return;
         }
@@ -142,7 +158,7 @@ static void tokenize(struct mu_hub *h, struct mu_text_job *j)
     const Muster__V1__TokenizeRequest *q = (const Muster__V1__TokenizeRequest *)j->msg;
     struct mu_err err = MU_ERR_INIT;
     Muster__V1__TokenizeReply reply = MUSTER__V1__TOKENIZE_REPLY__INIT;
-    if (encode(h->tok, q->text, q->parse_special, q->add_bos, &reply.ids, &reply.n_ids, &err)) {
+    if (encode(h->tok, q->text, strlen(q->text), q->parse_special, q->add_bos, &reply.ids, &reply.n_ids, &err)) {
         mu_rpc_call_finish(j->call, mu_rpc_code_of(err.code), "%s", err.text);
         return;
     }

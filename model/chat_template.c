@@ -165,7 +165,7 @@ static void cut_at_mark(struct mu_ji *j)
 {
     static const struct mu_js bare = {.p = mark, .len = MARK - 1};
     size_t found = SIZE_MAX;
-    struct mu_js out = {.p = j->out, .len = j->out_len};
+    struct mu_js out = {.p = j->out ? j->out : "", .len = j->out_len};
     for (size_t at = 0; (at = mu_js_find(&out, at, &bare)) != SIZE_MAX; at += MARK - 1) found = at;
     if (found == SIZE_MAX)
         mu_ji_fail(j, MU_EINVAL, "it does not render the last message's text, which so cannot be continued");
@@ -199,7 +199,7 @@ enum mu_status mu_chat_template_render(const struct mu_chat_template *t, const s
     struct mu_ji *j = mu_calloc(1, sizeof *j);
     if (!j) return mu_fail(err, MU_ENOMEM, "no memory to render the chat template");
     j->arena = mu_arena_create(MU_JI_MAX_MEMORY);
-    j->steps = MU_TEMPLATE_MAX_STEPS;
+    j->steps = in->max_steps ? in->max_steps : MU_TEMPLATE_MAX_STEPS;
     j->names = t->names;
     j->n_name = t->n_name;
     j->locale = t->locale;

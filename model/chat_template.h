@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "model/tokenizer.h"
 
 enum {
     MU_TEMPLATE_MAX_BYTES = 256 << 10,       /* of source */
@@ -28,6 +29,10 @@ struct mu_chat_template;
 
 /* Parses; the source is copied. MU_EFORMAT names line and what was expected; MU_ELIMIT: too long or nested too deep. */
 enum mu_status mu_chat_template_parse(const char *src, size_t len, struct mu_chat_template **out, struct mu_err *err);
+/* A file of Jinja source; errors name it. */
+enum mu_status mu_chat_template_read(const char *path, struct mu_chat_template **out, struct mu_err *err);
+/* What a model file says under tokenizer.chat_template. MU_ENOENT: nothing. */
+enum mu_status mu_chat_template_of_model(const struct mu_gguf *g, struct mu_chat_template **out, struct mu_err *err);
 void mu_chat_template_free(struct mu_chat_template *t); /* NULL is fine */
 
 struct mu_chat_input {
@@ -38,7 +43,8 @@ struct mu_chat_input {
     const char *bos_token, *eos_token; /* "" or NULL where none */
     bool add_generation_prompt;
     bool continue_final_message; /* the rendering ends with the last message's content, to be gone on with */
-    int64_t now_s; /* strftime_now's clock: seconds since 1970, shifted by the caller to the zone that it wants */
+    int64_t now_s;     /* strftime_now's clock: seconds since 1970, shifted by the caller to the zone that it wants */
+    int64_t max_steps; /* 0: MU_TEMPLATE_MAX_STEPS; less for tests that must be quick */
 };
 
 /* MU_EINVAL: the template raised an exception (its message is the text of err, after "the chat template refuses: "), or
@@ -46,5 +52,10 @@ struct mu_chat_input {
  * NUL-terminated beyond *len_out, valid UTF-8 where template and input were, and mu_free'd by the caller. */
 enum mu_status mu_chat_template_render(const struct mu_chat_template *t, const struct mu_chat_input *in,
                                        char **text_out, size_t *len_out, struct mu_err *err);
+
+/* The text of a special token, as templates want it; "" for id -1. NULL: out of memory. Freed with mu_free. */
+char *mu_chat_token_text(const struct mu_tokenizer *tok, int id);
+/* Now, as strftime_now shows it: in this machine's time zone. */
+int64_t mu_chat_now_s(void);
 
 #endif

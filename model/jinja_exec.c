@@ -27,7 +27,7 @@ void mu_ji_fail(struct mu_ji *j, enum mu_status st, const char *fmt, ...)
 
 void mu_ji_steps(struct mu_ji *j, size_t n)
 {
-    if (n > (size_t)j->steps) mu_ji_fail(j, MU_ELIMIT, "it runs for more than %d steps", MU_TEMPLATE_MAX_STEPS);
+    if (n > (size_t)j->steps) mu_ji_fail(j, MU_ELIMIT, "it runs for too many steps, of which %d are allowed", MU_TEMPLATE_MAX_STEPS);
     j->steps -= (int64_t)n;
 }
 

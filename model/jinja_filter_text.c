@@ -263,7 +263,7 @@ FILTER(f_abs)
     return mu_jv_as_int(v) < 0 ? mu_jv_negate(j, v) : mu_jv_int(mu_jv_as_int(v));
 }
 
-/* Always a float, as Jinja's. Halves go to the even neighbour, as Python's round does. */
+/* A float, but for the common rounding of an integer. Halves go to the even neighbour, as Python's round does. */
 FILTER(f_round)
 {
     struct mu_jv method;
@@ -275,6 +275,7 @@ FILTER(f_round)
     scale = pow(10, (double)precision);
     if (!mu_ji_arg(a, 1, "method", &method) || (method.kind == MU_JK_STR && mu_js_is(method.s, "common"))) {
         char buf[400];
+        if (v.kind != MU_JK_FLOAT && precision >= 0) return v;
         if (precision <= 0) return mu_jv_float(nearbyint(f * scale) / scale);
         /* Python rounds the exact decimal value, which printing does, too. */
         if (!isfinite(f) || fabs(f) > 1e15 || precision > 17) return mu_jv_float(f);

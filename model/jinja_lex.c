@@ -258,7 +258,7 @@ static size_t put_utf8(char *w, uint32_t cp)
 /* The escape at s (after the backslash, n bytes left) to *w; returns the bytes read. Unknown ones stay as they are. */
 static size_t unescape(const char *s, size_t n, char **w)
 {
-    static const char names[] = "nrtabfv0\\'\"\n", values[] = "\n\r\t\a\b\f\v\0\\'\"";
+    static const char names[] = "nrtabfv\\'\"\n", values[] = "\n\r\t\a\b\f\v\\'\"";
     size_t want = s[0] == 'x' ? 2 : s[0] == 'u' ? 4 : s[0] == 'U' ? 8 : 0;
     uint32_t cp = 0;
     size_t i;
@@ -270,6 +270,11 @@ static size_t unescape(const char *s, size_t n, char **w)
     if (want && i == want + 1 && cp <= 0x10FFFF) {
         *w += put_utf8(*w, cp);
         return want + 1;
+    }
+    for (i = 0; i < 3 && i < n && s[i] >= '0' && s[i] <= '7'; i++) cp = cp << 3 | (uint32_t)(s[i] - '0');
+    if (i) {
+        *w += put_utf8(*w, cp);
+        return i;
     }
     const char *at = memchr(names, s[0], sizeof names - 1);
     if (at && *at == '\n') return 1; /* a line goes on */

@@ -87,8 +87,7 @@ static void split_space(struct mu_ji *j, struct mu_jl *l, const struct mu_js *s,
         begin = end = at;
         if (mu_jc_space(mu_js_at(s, &at))) continue;
         if (max-- == 0) {
-            struct mu_js rest = {.p = s->p + begin, .len = s->len - begin};
-            mu_jl_push(j, l, mu_js_strip(j, &rest, NULL, 2));
+            push_part(j, l, s, begin, s->len);
             return;
         }
         for (end = at; at < s->len; end = at)
@@ -123,8 +122,8 @@ static void rsplit_space(struct mu_ji *j, struct mu_jl *l, const struct mu_js *s
     split_space(j, all, s, -1);
     size_t keep = max < 0 || (uint64_t)max >= all->n ? all->n : (size_t)max;
     if (keep < all->n) { /* the first ones stay whole */
-        const struct mu_js *last = all->v[all->n - keep - 1].s, *first = all->v[0].s;
-        mu_jl_push(j, l, mu_jv_borrow(j, first->p, (size_t)(last->p + last->len - first->p)));
+        const struct mu_js *last = all->v[all->n - keep - 1].s;
+        push_part(j, l, s, 0, (size_t)(last->p + last->len - s->p));
     }
     for (size_t i = all->n - keep; i < all->n; i++) mu_jl_push(j, l, all->v[i]);
 }

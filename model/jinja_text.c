@@ -194,7 +194,7 @@ struct mu_jv mu_js_pad(struct mu_ji *j, const struct mu_js *s, int64_t width, ui
 {
     size_t mark = j->out_len;
     int64_t n = (int64_t)mu_js_count(j, s), pad = width > n ? width - n : 0;
-    int64_t left = align == '>' ? pad : align == '^' ? pad / 2 : 0;
+    int64_t left = align == '>' ? pad : align == '^' ? pad / 2 + (pad & width & 1) : 0;
     char c[8];
     mu_ji_put_cp(j, fill);
     size_t len = j->out_len - mark;

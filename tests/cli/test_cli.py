@@ -17,7 +17,7 @@ class Good(unittest.TestCase):
     def test_help_of_every_verb(self):
         listed = run("--help")
         self.assertEqual(listed.returncode, 0)
-        for verb in ("serve", "run", "bench", "plan", "ps", "logits", "perplexity", "tokenize", "detokenize", "synth", "worker"):
+        for verb in ("serve", "run", "bench", "plan", "ps", "logits", "perplexity", "tokenize", "detokenize", "template", "synth", "worker"):
             self.assertIn(verb, listed.stdout)
             one = run(verb, "--help")
             self.assertEqual(one.returncode, 0)
@@ -30,6 +30,26 @@ class Good(unittest.TestCase):
         self.assertEqual(json.loads(back.stdout)["text"], text)
         self.assertEqual(json.loads(run("tokenize", BARD, "").stdout)["ids"], [])
         self.assertEqual(json.loads(run("tokenize", BARD, stdin=text).stdout)["ids"], ids)
+
+    def test_template(self):
+        """The rendering and nothing else; a file of messages or of a whole conversation; options win."""
+        with tempfile.TemporaryDirectory() as d:
+            source, chat, tools = (os.path.join(d, name) for name in ("t.jinja", "chat.json", "tools.json"))
+            with open(source, "w") as f:
+                f.write("{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+                        "{{ tools | tojson if tools }}{{ x }}{% if add_generation_prompt %}assistant:{% endif %}\n")
+            with open(chat, "w") as f:
+                json.dump({"messages": [{"role": "user", "content": "Zürich "}], "kwargs": {"x": 1}, "add_generation_prompt": True}, f)
+            with open(tools, "w") as f:
+                f.write("[2]")
+            self.assertEqual(run("template", source, "-m", chat).stdout, "user: Zürich \n1assistant:")
+            self.assertEqual(run("template", source, "-m", chat, "--bos", "<s>", "--tools", tools, "--var", "x=y", "--no-generation-prompt").stdout,
+                             "<s>user: Zürich \n[2]y")
+            self.assertEqual(run("template", source, "-m", chat, "--continue").stdout, "user: Zürich ")
+            self.assertEqual(run("template", source, stdin='[{"role": "a", "content": null}]').stdout, "a: None\nassistant:")
+            own = run("template", BARD, "-m", chat)
+            self.assertEqual(own.returncode, 0, own.stderr)
+            self.assertIn("Zürich", own.stdout)
 
     def test_run_is_repeatable(self):
         a, b = (run("run", BARD, "ROMEO:\n", "--raw", "-n", "30", "--seed", "9", "--temperature", "1", "-t", t) for t in ("1", "2"))

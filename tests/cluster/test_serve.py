@@ -1,5 +1,6 @@
 """A served model: one answer whatever shares the gang, clients that come and go, status, health, limits."""
 import concurrent.futures
+import json
 import os
 import shutil
 import subprocess
@@ -111,6 +112,23 @@ class Serve(unittest.TestCase):
         self.refused(invalid, ["stop"], text="a", stop=[""])
         self.refused(invalid, ["stop"], text="a", stop=["x"] * 17)
         self.refused(grpc.StatusCode.NOT_FOUND, ["llama9"], text="a", model="llama9")
+        self.refused(invalid, ["messages_json"], chat=pb.Chat())
+        self.refused(invalid, ["messages_json", "line 1"], chat=pb.Chat(messages_json="[{]"))
+        self.refused(invalid, ["array"], chat=pb.Chat(messages_json='{"role": "user"}'))
+        self.refused(invalid, ["tools_json"], chat=pb.Chat(messages_json="[]", tools_json="["))
+        self.refused(invalid, ["4 MiB"], chat=pb.Chat(messages_json="[%s]" % (" " * (4 << 20))))
+
+    def test_chat(self):
+        """The model's own template: the prompt is what `muster template` prints, with one BOS."""
+        messages = json.dumps([{"role": "user", "content": "What light is this? é"}])
+        prompt = harness.run("template", harness.BARD, stdin=messages).stdout
+        want = list(self.server.unary("Tokenize", pb.TokenizeRequest(text=prompt, parse_special=True), pb.TokenizeReply).ids)
+        by_ids, text, _ = self.server.generate(want, 20)
+        request = pb.GenerateRequest(chat=pb.Chat(messages_json=messages), max_tokens=20, return_ids=True, ignore_end=True)
+        replies = list(self.server.generate_call(request, timeout=60))
+        self.assertEqual([i for r in replies for i in r.ids], by_ids)
+        self.assertEqual("".join(r.text for r in replies), text)
+        self.assertEqual(replies[-1].usage.prompt_tokens, len(want))
 
     def test_context_is_filled_and_not_passed(self):
         prompt = [5] * 500
@@ -165,6 +183,45 @@ class Serve(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr + done.stdout)
         self.assertIn("all fine", done.stdout)
         self.assertIn(repr(len(text)), done.stdout)
+
+
+class ChatTemplates(unittest.TestCase):
+    """A template from the command line, and a model that has none."""
+
+    def ask(self, server, **chat):
+        request = pb.GenerateRequest(chat=pb.Chat(**chat), max_tokens=8, return_ids=True, ignore_end=True)
+        replies = list(server.generate_call(request, timeout=60))
+        return [i for r in replies for i in r.ids], replies[-1].usage.prompt_tokens
+
+    def test_template_from_a_file(self):
+        with tempfile.NamedTemporaryFile("w", suffix=".jinja") as f:
+            f.write("{% for m in messages %}{% if m.role == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}{{ m.content }}{% endfor %}"
+                    "{{ x }}{% if add_generation_prompt %}:{% endif %}")
+            f.flush()
+            with harness.Server(split="1", args=["--template", f.name]) as server:
+                ids, _, last = server.generate("ROMEO:\n:", 8)
+                self.assertEqual(self.ask(server, messages_json='[{"role": "user", "content": "ROMEO:\\n"}]'), (ids, last.usage.prompt_tokens))
+                ids, _, last = server.generate("KING", 8)
+                self.assertEqual(self.ask(server, messages_json='[{"role": "user", "content": "KI"}]', variables_json='{"x": "NG"}',
+                                          no_generation_prompt=True), (ids, last.usage.prompt_tokens))
+                self.assertEqual(self.ask(server, messages_json='[{"role": "assistant", "content": "KING"}]', continue_final=True),
+                                 (ids, last.usage.prompt_tokens))
+                with self.assertRaises(grpc.RpcError) as caught:
+                    self.ask(server, messages_json='[{"role": "tool", "content": ""}]')
+                self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+                self.assertIn("no tools here", caught.exception.details())
+
+    def test_model_without_one(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            model = os.path.join(tmp, "small.gguf")
+            made = harness.run("synth", "--layers", "1", "--d-model", "256", "--d-ff", "256", "--vocab", "500", "--ctx", "128", "--out", model)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            with harness.Server(model, split="1") as server:
+                with self.assertRaises(grpc.RpcError) as caught:
+                    self.ask(server, messages_json="[]")
+                self.assertEqual(caught.exception.code(), grpc.StatusCode.UNIMPLEMENTED)
+                self.assertIn("--template", caught.exception.details())
+                self.assertEqual(len(server.generate([5, 6], 4)[0]), 4)
 
 
 class WidePipeline(unittest.TestCase):

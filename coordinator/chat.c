@@ -1,0 +1,72 @@
+/* Conversations to prompts. The template is parsed once, at the start; a server whose model has none, or one that does
+ * not parse, serves text and ids, and tells those who send a conversation why not. */
+#include <stdio.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/log.h"
+#include "coordinator/hub.h"
+
+enum mu_status mu_chat_open(struct mu_hub *h, struct mu_err *err)
+{
+    struct mu_chat *c = &h->chat;
+    struct mu_err why = MU_ERR_INIT;
+    enum mu_status st;
+    c->bos = mu_chat_token_text(h->tok, mu_tokenizer_bos(h->tok));
+    c->eos = mu_chat_token_text(h->tok, mu_tokenizer_eos(h->tok));
+    if (!c->bos || !c->eos) return mu_fail(err, MU_ENOMEM, "no memory for the texts of special tokens");
+    if (h->opt->template_path) return mu_chat_template_read(h->opt->template_path, &c->template, err);
+    st = mu_chat_template_of_model(h->model->gguf, &c->template, &why);
+    if (st == MU_ENOMEM) return mu_fail(err, st, "%s", why.text);
+    if (!st) return MU_OK;
+    snprintf(c->why_not, sizeof c->why_not, "%.400s; serve it with --template FILE.jinja", why.text);
+    if (st != MU_ENOENT) mu_warn("chat", "conversations are refused: %s", c->why_not);
+    return MU_OK;
+}
+
+void mu_chat_close(struct mu_chat *c)
+{
+    mu_chat_template_free(c->template);
+    mu_free(c->bos);
+    mu_free(c->eos);
+}
+
+/* JSON of a request; empty: NULL. */
+static enum mu_status load(const char *text, const char *what, json_t **out, struct mu_err *err)
+{
+    json_error_t at;
+    if (!*text) return MU_OK;
+    *out = json_loads(text, JSON_ALLOW_NUL, &at);
+    if (*out) return MU_OK;
+    if (json_error_code(&at) == json_error_out_of_memory) return mu_fail(err, MU_ENOMEM, "no memory for %s", what);
+    return mu_fail(err, MU_EINVAL, "%s is no JSON: line %d, column %d: %s", what, at.line, at.column, at.text);
+}
+
+enum mu_status mu_chat_prompt(const struct mu_hub *h, const Muster__V1__Chat *chat, char **text_out, size_t *len_out,
+                              bool *bos_out, struct mu_err *err)
+{
+    const struct mu_chat *c = &h->chat;
+    json_t *messages = NULL, *tools = NULL, *variables = NULL;
+    enum mu_status st;
+    if (!c->template) return mu_fail(err, MU_EUNSUPPORTED, "%s", c->why_not);
+    MU_TRY(st, load(chat->messages_json, "messages_json", &messages, err), done);
+    MU_TRY(st, load(chat->tools_json, "tools_json", &tools, err), done);
+    MU_TRY(st, load(chat->variables_json, "variables_json", &variables, err), done);
+    struct mu_chat_input in = {
+        .messages = messages,
+        .tools = tools,
+        .variables = variables,
+        .bos_token = c->bos,
+        .eos_token = c->eos,
+        .add_generation_prompt = !chat->no_generation_prompt && !chat->continue_final,
+        .continue_final_message = chat->continue_final,
+        .now_s = mu_chat_now_s(),
+    };
+    MU_TRY(st, mu_chat_template_render(c->template, &in, text_out, len_out, err), done);
+    *bos_out = *c->bos && !strncmp(*text_out, c->bos, strlen(c->bos));
+done:
+    json_decref(messages);
+    json_decref(tools);
+    json_decref(variables);
+    return st;
+}

@@ -10,8 +10,8 @@
 #define MU_CLI_REPLY_H
 
 #include "cli/backend.h"
-#include "model/thinking.h"
 #include "cli/wrap.h"
+#include "model/thinking.h"
 
 enum mu_thoughts { MU_THOUGHTS_SHOWN, MU_THOUGHTS_HIDDEN };
 

@@ -45,11 +45,20 @@ char *mu_talk_path(const char *name)
 
 /* ---- saving ---- */
 
+/* A name that means the same in another folder; freed with free(). */
+static char *lasting_name(const struct mu_talk *c)
+{
+    char *path = c->opt.server ? NULL : realpath(c->opt.local.model, NULL);
+    return path ? path : strdup(c->opt.local.model);
+}
+
 static json_t *to_json(const struct mu_talk *c)
 {
+    char *model = lasting_name(c);
     json_t *params = mu_params_to_json(&c->opt.params);
-    json_t *o = json_pack("{s:i, s:s, s:s, s:o, s:O}", "muster_chat", VERSION, "model", c->opt.local.model, "think",
+    json_t *o = json_pack("{s:i, s:s, s:s, s:o, s:O}", "muster_chat", VERSION, "model", model, "think",
                           mu_think_name(c->opt.think), "parameters", params, "messages", c->messages);
+    free(model);
     if (o && c->system && json_object_set_new(o, "system", json_string(c->system))) {
         json_decref(o);
         o = NULL;
@@ -155,7 +164,10 @@ static enum mu_status parse(const char *path, const char *text, size_t len, stru
 static enum mu_status take(struct mu_talk *c, struct loaded *l, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
-    if (strcmp(l->model, c->opt.local.model) != 0) {
+    char *now = lasting_name(c);
+    bool other = now && strcmp(l->model, now) != 0 && strcmp(l->model, c->opt.local.model) != 0;
+    free(now);
+    if (other) {
         fprintf(stderr, "Loading '%s' …\n", l->model);
         st = mu_talk_switch(c, l->model, err);
         if (st) return st;

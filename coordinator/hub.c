@@ -319,6 +319,7 @@ static void on_model_status(struct mu_hub *h, struct mu_rpc_call *call)
     reply.weight_bytes = h->model->weight_bytes;
     reply.context = (uint32_t)h->serving.n_ctx;
     reply.ready = h->gang.state == MU_REPLICA_READY;
+    if (h->chat.source) reply.chat_template = (char *)h->chat.source;
     mu_rpc_call_reply(call, &reply.base);
 }
 

@@ -371,6 +371,47 @@ class Chat(unittest.TestCase):
         self.assertIn("no place for a system prompt", t.say("/set system x"))
         self.assertEqual(t.leave(), 0)
 
+    # ---- a server ----
+
+    def test_server(self):
+        local = Terminal(self, BARD, "-n", "12", "--seed", "5")
+        local.expect(r">>> $")
+        want = [local.say("Good morrow"), local.say("Farewell")]
+        server = harness.Server(split="1:1")
+        try:
+            t = Terminal(self, "default", "--server", server.address, "-n", "12", "--seed", "5")
+            t.expect(r">>> $")
+            self.assertEqual([t.say("Good morrow"), t.say("Farewell")], want)
+            self.assertEqual(self.saved(t)["messages"], self.saved(local)["messages"])
+            self.assertIn("--ctx", t.say("/set parameter num_ctx 64"))
+            self.assertIn(server.address, t.say("/show info"))
+            t.say("/set parameter num_predict 400")
+            t.type("Speak\r")
+            t.expect("\n.{5,}")
+            t.type("\x03")
+            t.expect(">>> $", 20)
+            self.assertEqual(t.leave(), 0)
+            once = subprocess.run([harness.MUSTER, "run", "default", "Good morrow", "--server", server.address, "-n", "12", "--seed", "5"],
+                                  capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+            self.assertEqual(once.stdout.strip(), want[0].strip())
+        finally:
+            server.stop()
+
+    def test_server_with_a_template_of_its_own(self):
+        local = self.chat(template=self.thinks)
+        shown = local.say("Why?")
+        server = harness.Server(split="1", args=("--template", self.thinks, "--ctx", "96"))
+        try:
+            t = Terminal(self, "default", "--server", server.address, "-n", "12", "--seed", "5")
+            t.expect(r">>> $")
+            self.assertEqual(t.say("Why?"), shown)  # the prompt has opened the thought
+            self.assertEqual(self.saved(t)["messages"], self.saved(local)["messages"])
+            self.assertIn("<think>", t.say("/show template"))
+            self.assertIn("left out", "".join(t.say(f"This is the turn of number {i}, of some length") for i in range(5)))
+            self.assertIn("96", t.say("word " * 90))
+        finally:
+            server.stop()
+
 
 if __name__ == "__main__":
     unittest.main(verbosity=2)

@@ -104,7 +104,7 @@ class Serve(unittest.TestCase):
     def test_bad_requests(self):
         invalid = grpc.StatusCode.INVALID_ARGUMENT
         self.refused(invalid, ["prompt"], max_tokens=1)
-        self.refused(invalid, ["512", "context"], text="word " * 2000)
+        self.refused(grpc.StatusCode.OUT_OF_RANGE, ["512", "context"], text="word " * 2000)
         self.refused(invalid, ["vocabulary"], ids=pb.Ids(id=[5, 99999]))
         self.refused(invalid, ["vocabulary"], ids=pb.Ids(id=[-1]))
         self.refused(invalid, ["temperature"], text="a", sampling=pb.Sampling(temperature=-1))

@@ -18,10 +18,11 @@
 /* What is known of the model, for /show and for defaults. Strings may be NULL. Owned by the back end, valid until its
  * next set_context or close. */
 struct mu_card {
-    const char *name;        /* as the user named it */
-    const char *description; /* one line */
-    const char *path;        /* of its file; NULL on a server */
-    const char *template_text, *system, *license;
+    const char *name;          /* as the user named it */
+    const char *description;   /* one line */
+    const char *path;          /* of its file; NULL on a server */
+    const char *template_text; /* also where it is one that is not interpreted, as Ollama's in Go's language */
+    const char *system, *license;
     const json_t *messages;  /* that every conversation begins with; array or NULL */
     struct mu_params params; /* the model's own */
     bool chat;               /* it has a chat template */

@@ -6,7 +6,6 @@
  *
  * Ctrl-C is looked at between steps, in the prompt as in the answer. */
 #include <string.h>
-#include <time.h>
 
 #include "base/alloc.h"
 #include "base/clock.h"
@@ -78,15 +77,12 @@ fail:
 static enum mu_status render(const struct local *l, const struct mu_ask *ask, char **text_out, size_t *len_out,
                              struct mu_err *err)
 {
-    time_t now = time(NULL);
-    struct tm here = {0};
-    localtime_r(&now, &here);
     struct mu_chat_input in = {.messages = ask->messages,
                                .variables = ask->variables,
                                .bos_token = l->bos,
                                .eos_token = l->eos,
                                .add_generation_prompt = true,
-                               .now_s = (int64_t)now + here.tm_gmtoff};
+                               .now_s = mu_chat_now_s()};
     return mu_chat_template_render(l->template, &in, text_out, len_out, err);
 }
 
@@ -346,12 +342,6 @@ done:
     return st;
 }
 
-static char *token_text(const struct mu_tokenizer *tok, int id)
-{
-    struct mu_str s = id < 0 ? (struct mu_str){"", 0} : mu_tokenizer_piece(tok, id, true);
-    return mu_strndup(s.p, s.len);
-}
-
 /* The parameters of the store's entry; those that there are none of here are named once. */
 static enum mu_status params_read(struct local *l, struct mu_err *err)
 {
@@ -386,8 +376,8 @@ static enum mu_status card_fill(struct local *l, const struct mu_local_options *
     if (!opt->no_template) MU_TRY(st, template_open(l, opt->template_file, err), done);
     MU_TRY(st, params_read(l, err), done);
     MU_TRY(st, license_read(l, err), done);
-    l->bos = token_text(l->o.tok, mu_tokenizer_bos(l->o.tok));
-    l->eos = token_text(l->o.tok, mu_tokenizer_eos(l->o.tok));
+    l->bos = mu_chat_token_text(l->o.tok, mu_tokenizer_bos(l->o.tok));
+    l->eos = mu_chat_token_text(l->o.tok, mu_tokenizer_eos(l->o.tok));
     if (!l->bos || !l->eos) {
         st = mu_fail(err, MU_ENOMEM, "no memory for a token's text");
         goto done;
@@ -402,7 +392,7 @@ static enum mu_status card_fill(struct local *l, const struct mu_local_options *
     k->name = l->o.found->entry.name;
     k->description = l->description;
     k->path = mu_gguf_path(l->o.model->gguf);
-    k->template_text = l->template_text;
+    k->template_text = l->template ? l->template_text : opt->no_template ? NULL : l->o.found->template;
     k->system = l->o.found->system;
     k->license = l->license;
     k->messages = l->o.found->messages;

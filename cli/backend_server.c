@@ -107,8 +107,9 @@ static enum mu_status send(struct server *v, struct call *c, Muster__V1__Generat
         mu_no_server(v->address, err);
         return MU_EPEER;
     }
-    return mu_fail(err, mu_status_of_rpc(c->code), "%s answered %s: %s", v->address, mu_rpc_code_name(c->code),
-                   c->text);
+    st = mu_status_of_rpc(c->code);
+    if (st == MU_ELIMIT) st = MU_EBUSY; /* RESOURCE_EXHAUSTED is not about the prompt's length */
+    return mu_fail(err, st, "%s answered %s: %s", v->address, mu_rpc_code_name(c->code), c->text);
 }
 
 /* The conversation as the server will write it, for the listener alone: it tells whether the prompt opens a thought. The

@@ -112,7 +112,10 @@ static void greet(const struct mu_talk *c)
         fprintf(stderr, "Chat with %s (/? for help, Ctrl-D leaves)\n", name);
     else
         fprintf(stderr, "%s goes on with each line that you type%s.\n(/? for help, Ctrl-D leaves)\n", name,
-                k->chat || c->opt.raw ? "" : ":\nit has no chat template, so there is no conversation");
+                k->chat || c->opt.raw ? ""
+                : k->template_text
+                    ? ":\nits chat template is not in Jinja; --template FILE.jinja gives it one, for a conversation"
+                    : ":\nit has no chat template, so there is no conversation");
 }
 
 enum mu_status mu_talk_repl(struct mu_talk *c, struct mu_err *err)

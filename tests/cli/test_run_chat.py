@@ -1,5 +1,6 @@
 """`muster run` as a chat: a real pseudo-terminal, the demonstration model and a small template of our own."""
 import fcntl
+import hashlib
 import json
 import os
 import pty
@@ -370,6 +371,53 @@ class Chat(unittest.TestCase):
         self.assertEqual(said, t.say("abc"))  # each line by itself, and greedy
         self.assertIn("no place for a system prompt", t.say("/set system x"))
         self.assertEqual(t.leave(), 0)
+
+    # ---- a model of a store ----
+
+    def ollama(self, name, **layers):
+        """A store of Ollama's with one model; returns the environment that points to it."""
+        root = tempfile.mkdtemp(dir=self.tmp)
+        os.makedirs(os.path.join(root, "blobs"))
+
+        def blob(data):
+            digest = hashlib.sha256(data).hexdigest()
+            with open(os.path.join(root, "blobs", "sha256-" + digest), "wb") as f:
+                f.write(data)
+            return {"digest": "sha256:" + digest, "size": len(data)}
+
+        with open(BARD, "rb") as f:
+            listed = [{"mediaType": "application/vnd.ollama.image.model", **blob(f.read())}]
+        listed += [{"mediaType": "application/vnd.ollama.image." + kind, **blob(text.encode())} for kind, text in layers.items()]
+        folder = os.path.join(root, "manifests", "registry.ollama.ai", "library", name)
+        os.makedirs(folder)
+        with open(os.path.join(folder, "latest"), "w", encoding="utf-8") as f:
+            json.dump({"schemaVersion": 2, "mediaType": "application/vnd.docker.distribution.manifest.v2+json",
+                       "config": {"mediaType": "application/vnd.docker.container.image.v1+json", **blob(b"{}")}, "layers": listed}, f)
+        return {"OLLAMA_MODELS": root}
+
+    def test_a_store_s_model(self):
+        env = self.ollama("fool", system="Speak as a fool.", license="For fools.",
+                          params=json.dumps({"temperature": 0, "num_predict": 9, "num_ctx": 200, "stop": ["xyz"], "mirostat": 1}),
+                          messages=json.dumps([{"role": "user", "content": "Hail!"}, {"role": "assistant", "content": "Well met."}]))
+        t = Terminal(self, "fool", "-t", "2", env=env)
+        self.assertIn("'mirostat' is left out", t.expect(r">>> $"))
+        self.assertIn("Speak as a fool.", t.say("/show system"))
+        self.assertIn("For fools.", t.say("/show license"))
+        shown = t.say("/show parameters")
+        for pattern in (r"temperature +0\n", r"num_predict +9", r'stop +"xyz"'):
+            self.assertRegex(shown, pattern)
+        self.assertIn("200 tokens", t.say("/show info"))
+        self.assertIn("MESSAGE user \"\"\"Hail!\"\"\"", t.say("/show modelfile"))
+        said = t.say("Good morrow")
+        talk = self.saved(t)["messages"]
+        self.assertEqual([m["content"] for m in talk[:3]], ["Hail!", "Well met.", "Good morrow"])
+        t.say("/clear")
+        self.assertEqual(t.say("Good morrow"), said)  # greedy; and Hail! is there again
+        t.say("/set system")
+        self.assertIn("no system prompt", t.say("/show system"))
+        once = subprocess.run([harness.MUSTER, "run", "fool", "Good morrow"], env={**os.environ, **env}, capture_output=True, text=True, timeout=60,
+                              stdin=subprocess.DEVNULL)
+        self.assertEqual(once.stdout.strip(), said.strip())
 
     # ---- a server ----
 

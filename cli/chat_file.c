@@ -45,11 +45,13 @@ char *mu_talk_path(const char *name)
 
 /* ---- saving ---- */
 
-/* A name that means the same in another folder; freed with free(). */
+/* A name that means the same in another folder; freed by mu_free. */
 static char *lasting_name(const struct mu_talk *c)
 {
     char *path = c->opt.server ? NULL : realpath(c->opt.local.model, NULL);
-    return path ? path : strdup(c->opt.local.model);
+    char *name = mu_strdup(path ? path : c->opt.local.model);
+    free(path); /* the C library's own */
+    return name;
 }
 
 static json_t *to_json(const struct mu_talk *c)
@@ -58,7 +60,7 @@ static json_t *to_json(const struct mu_talk *c)
     json_t *params = mu_params_to_json(&c->opt.params);
     json_t *o = json_pack("{s:i, s:s, s:s, s:o, s:O}", "muster_chat", VERSION, "model", model, "think",
                           mu_think_name(c->opt.think), "parameters", params, "messages", c->messages);
-    free(model);
+    mu_free(model);
     if (o && c->system && json_object_set_new(o, "system", json_string(c->system))) {
         json_decref(o);
         o = NULL;
@@ -166,7 +168,7 @@ static enum mu_status take(struct mu_talk *c, struct loaded *l, struct mu_err *e
     enum mu_status st = MU_OK;
     char *now = lasting_name(c);
     bool other = now && strcmp(l->model, now) != 0 && strcmp(l->model, c->opt.local.model) != 0;
-    free(now);
+    mu_free(now);
     if (other) {
         fprintf(stderr, "Loading '%s' …\n", l->model);
         st = mu_talk_switch(c, l->model, err);

@@ -14,7 +14,8 @@ struct repl {
     struct mu_line_edit *edit;
     char *prompt; /* gathered so far; NULL: nothing */
     size_t len;
-    bool begun; /* something had been typed when Ctrl-C came */
+    bool begun;    /* something had been typed when Ctrl-C came */
+    bool verbatim; /* between quotes, or of several lines: no command, whatever it begins with */
 };
 
 static const char QUOTES[] = "\"\"\"";
@@ -60,6 +61,7 @@ static enum mu_status read_prompt(struct repl *r, struct mu_err *err)
     mu_free(r->prompt);
     r->prompt = NULL;
     r->len = 0;
+    r->verbatim = false;
     do {
         const char *line;
         size_t before = 0, len;
@@ -69,8 +71,10 @@ static enum mu_status read_prompt(struct repl *r, struct mu_err *err)
         if (r->session.history && mu_line_edit_remember(r->edit, line, err)) fprintf(stderr, "%s\n", err->text);
         const char *inner = first ? block_of(line, &before) : NULL;
         first = false;
+        if (more) r->verbatim = true;
         if (inner) {
             block = true;
+            r->verbatim = before == 0;
             MU_TRY(st, gather(r, line, before, err), done);
             line = inner;
         }
@@ -95,7 +99,7 @@ static enum mu_status serve(struct repl *r, struct mu_err *err)
 {
     const char *prompt = r->prompt ? r->prompt : "";
     if (blank(prompt)) return MU_OK;
-    if (*prompt == '/') return mu_talk_command(&r->session, prompt, err);
+    if (*prompt == '/' && !r->verbatim) return mu_talk_command(&r->session, prompt, err);
     struct mu_err failed = MU_ERR_INIT;
     mu_signals_reset();
     if (mu_talk_turn(r->session.chat, prompt, &failed)) mu_cli_fail("run", &failed); /* told, and the next one */

@@ -196,7 +196,7 @@ class Chat(unittest.TestCase):
 
     def test_blocks_and_pastes(self):
         t = self.chat()
-        t.say('"""one line"""')
+        t.say('"""/one line"""')
         t.say('"""first', r"\.\.\. $")
         t.say("", r"\.\.\. $")
         t.say('/third"""')
@@ -204,7 +204,7 @@ class Chat(unittest.TestCase):
         t.say("alone", r"\.\.\. $")
         t.say('"""')
         t.say("\x1b[200~pasted\rlines\x1b[201~", r">>> $")
-        self.assertEqual(self.contents(t, "user"), ["one line", "first\n\n/third", "alone", "pasted\nlines"])
+        self.assertEqual(self.contents(t, "user"), ["/one line", "first\n\n/third", "alone", "pasted\nlines"])
         self.assertIn("is set", (t.say('/set system """Be', r"\.\.\. $"), t.say('brief."""'))[1])
         self.assertEqual(self.saved(t)["system"], "Be\nbrief.")
 

@@ -6,8 +6,7 @@
 #include "base/alloc.h"
 #include "model/jinja.h"
 
-/* What a byte of source may become as a tree, and what any source may. */
-enum { TREE_PER_BYTE = 256, TREE_LEAST = 64 << 10, MAX_JSON_DEPTH = 200 };
+enum { MAX_JSON_DEPTH = 200 };
 
 struct mu_chat_template {
     char *source;
@@ -35,7 +34,7 @@ enum mu_status mu_chat_template_parse(const char *src, size_t len, struct mu_cha
     struct mu_chat_template *t = mu_calloc(1, sizeof *t);
     if (!t) return mu_fail(err, MU_ENOMEM, "no memory for the chat template");
     t->source = mu_strndup(src, len);
-    t->arena = mu_arena_create(len * TREE_PER_BYTE + TREE_LEAST);
+    t->arena = mu_arena_create(mu_jp_max_bytes(len));
     t->locale = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0); /* absent: only ASCII letters have upper case */
     enum mu_status st = t->arena && t->source ? mu_jp_parse(t->arena, src, len, &t->tree, &t->names, &t->n_name, err)
                                               : mu_fail(err, MU_ENOMEM, "no memory for the chat template");
@@ -93,8 +92,9 @@ static struct mu_jv json_or_none(struct mu_ji *j, const json_t *json)
 
 /* ---- variables ---- */
 
-static int symbol(const struct mu_ji *j, const char *name)
+static int symbol(struct mu_ji *j, const char *name)
 {
+    mu_ji_steps(j, j->n_name / 16);
     for (size_t i = 0; i < j->n_name; i++)
         if (mu_js_is(j->names[i], name)) return (int)i;
     return -1;
@@ -198,6 +198,12 @@ static bool run(struct mu_ji *j, const struct mu_chat_template *t, const struct 
     return true;
 }
 
+static int64_t steps_for(size_t n_message)
+{
+    size_t more = (MU_TEMPLATE_MOST_STEPS - MU_TEMPLATE_MAX_STEPS) / MU_TEMPLATE_STEPS_PER_MESSAGE;
+    return MU_TEMPLATE_MAX_STEPS + (int64_t)(n_message < more ? n_message : more) * MU_TEMPLATE_STEPS_PER_MESSAGE;
+}
+
 enum mu_status mu_chat_template_render(const struct mu_chat_template *t, const struct mu_chat_input *in,
                                        char **text_out, size_t *len_out, struct mu_err *err)
 {
@@ -207,7 +213,7 @@ enum mu_status mu_chat_template_render(const struct mu_chat_template *t, const s
     struct mu_ji *j = mu_calloc(1, sizeof *j);
     if (!j) return mu_fail(err, MU_ENOMEM, "no memory to render the chat template");
     j->arena = mu_arena_create(MU_JI_MAX_MEMORY);
-    j->steps = in->max_steps ? in->max_steps : MU_TEMPLATE_MAX_STEPS;
+    j->steps = in->max_steps ? in->max_steps : steps_for(json_array_size(in->messages));
     j->names = t->names;
     j->n_name = t->n_name;
     j->locale = t->locale;

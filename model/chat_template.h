@@ -20,9 +20,13 @@
 #include "model/tokenizer.h"
 
 enum {
-    MU_TEMPLATE_MAX_BYTES = 256 << 10,       /* of source */
-    MU_TEMPLATE_MAX_OUTPUT = 64 << 20,       /* bytes of a rendering */
-    MU_TEMPLATE_MAX_STEPS = 10 * 1000 * 1000 /* expressions and statements evaluated, items and bytes/64 touched */
+    MU_TEMPLATE_MAX_BYTES = 256 << 10, /* of source */
+    MU_TEMPLATE_MAX_OUTPUT = 64 << 20, /* bytes of a rendering */
+    /* expressions and statements evaluated, items and 64 bytes touched: so many, and more for each message, because some
+     * models' templates look at all messages for each; never more than the most, some seconds' work */
+    MU_TEMPLATE_MAX_STEPS = 10 * 1000 * 1000,
+    MU_TEMPLATE_STEPS_PER_MESSAGE = 10 * 1000,
+    MU_TEMPLATE_MOST_STEPS = 100 * 1000 * 1000
 };
 
 struct mu_chat_template;
@@ -46,7 +50,7 @@ struct mu_chat_input {
     bool add_generation_prompt;
     bool continue_final_message; /* the rendering ends with the last message's content, to be gone on with */
     int64_t now_s;     /* strftime_now's clock: seconds since 1970, shifted by the caller to the zone that it wants */
-    int64_t max_steps; /* 0: MU_TEMPLATE_MAX_STEPS; less for tests that must be quick */
+    int64_t max_steps; /* 0: as above; less for tests that must be quick */
 };
 
 /* MU_EINVAL: the template raised an exception (its message is the text of err, after "the chat template refuses: "), or

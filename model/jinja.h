@@ -232,6 +232,7 @@ struct mu_jtok {
 };
 struct mu_jp {
     struct mu_arena *arena;
+    size_t max_bytes;         /* of arena */
     const char *src;          /* newlines normalised */
     size_t len, pos, counted; /* newlines up to counted are in line */
     int line, nest;           /* nest: open brackets of the expression */
@@ -248,6 +249,11 @@ struct mu_jp {
     struct mu_err *err;
 };
 
+/* What the tree of a source may take: nodes have 128 bytes, and a character may make one. */
+static inline size_t mu_jp_max_bytes(size_t len)
+{
+    return len * 256 + (64 << 10);
+}
 _Noreturn void mu_jp_fail(struct mu_jp *p, enum mu_status st, int line, const char *fmt, ...)
     __attribute__((format(printf, 4, 5)));
 void *mu_jp_alloc(struct mu_jp *p, size_t bytes); /* zeroed */

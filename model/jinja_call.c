@@ -127,6 +127,7 @@ static struct mu_jv call_macro(struct mu_ji *j, const struct mu_jmacro *m, const
     for (const struct mu_jn *p = m->node->params; p; p = p->next, i++) {
         struct mu_jv v = mu_jv_undefined(p->name);
         bool given = i < a->n;
+        mu_ji_steps(j, a->n_kw);
         if (given) v = a->v[i];
         for (size_t k = 0; k < a->n_kw; k++)
             if (a->kw[k].name->len == p->name->len && !memcmp(a->kw[k].name->p, p->name->p, p->name->len)) {

@@ -27,7 +27,9 @@ void mu_ji_fail(struct mu_ji *j, enum mu_status st, const char *fmt, ...)
 
 void mu_ji_steps(struct mu_ji *j, size_t n)
 {
-    if (n > (size_t)j->steps) mu_ji_fail(j, MU_ELIMIT, "it runs for too many steps, of which %d are allowed", MU_TEMPLATE_MAX_STEPS);
+    if (n > (size_t)j->steps)
+        mu_ji_fail(j, MU_ELIMIT, "it takes more steps than are allowed (%d, and more for each message)",
+                   MU_TEMPLATE_MAX_STEPS);
     j->steps -= (int64_t)n;
 }
 
@@ -52,6 +54,7 @@ void mu_ji_bind(struct mu_ji *j, struct mu_jscope *s, int sym, struct mu_jv v)
         j->globals[sym] = v;
         return;
     }
+    mu_ji_steps(j, s->n / 16);
     for (size_t i = 0; i < s->n; i++)
         if (s->bind[i].sym == sym) {
             s->bind[i].val = v;

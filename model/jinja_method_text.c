@@ -214,17 +214,18 @@ METHOD(m_join)
 
 /* ---- looking ---- */
 
-static bool has_affix(const struct mu_js *s, const struct mu_js *affix, bool end)
+static bool has_affix(struct mu_ji *j, const struct mu_js *s, const struct mu_js *affix, bool end)
 {
+    mu_ji_steps(j, affix->len / 64);
     return affix->len <= s->len && memcmp(s->p + (end ? s->len - affix->len : 0), affix->p, affix->len) == 0;
 }
 
 static struct mu_jv affixed(struct mu_ji *j, struct mu_jv self, const struct mu_jargs *a, bool end)
 {
     struct mu_jv v = mu_ji_want(j, a, 0, end ? "suffix" : "prefix");
-    if (v.kind != MU_JK_TUPLE) return mu_jv_bool(has_affix(self.s, mu_ji_want_str(j, a, 0, "prefix"), end));
+    if (v.kind != MU_JK_TUPLE) return mu_jv_bool(has_affix(j, self.s, mu_ji_want_str(j, a, 0, "prefix"), end));
     for (size_t i = 0; i < v.l->n; i++)
-        if (v.l->v[i].kind == MU_JK_STR && has_affix(self.s, v.l->v[i].s, end)) return mu_jv_bool(true);
+        if (v.l->v[i].kind == MU_JK_STR && has_affix(j, self.s, v.l->v[i].s, end)) return mu_jv_bool(true);
     return mu_jv_bool(false);
 }
 
@@ -240,7 +241,7 @@ METHOD(m_endswith)
 
 static struct mu_jv without_affix(struct mu_ji *j, const struct mu_js *s, const struct mu_js *affix, bool end)
 {
-    size_t cut = has_affix(s, affix, end) ? affix->len : 0;
+    size_t cut = has_affix(j, s, affix, end) ? affix->len : 0;
     return mu_jv_borrow(j, s->p + (end ? 0 : cut), s->len - cut);
 }
 

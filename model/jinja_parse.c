@@ -21,6 +21,8 @@ void mu_jp_fail(struct mu_jp *p, enum mu_status st, int line, const char *fmt, .
 
 void *mu_jp_alloc(struct mu_jp *p, size_t bytes)
 {
+    if (bytes > p->max_bytes - mu_arena_used(p->arena))
+        mu_jp_fail(p, MU_ELIMIT, p->line, "the template's tree would take more than %zu bytes", p->max_bytes);
     void *mem = mu_arena_calloc(p->arena, 1, bytes);
     if (!mem) mu_jp_fail(p, MU_ENOMEM, p->line, "no memory to parse it");
     return mem;
@@ -357,7 +359,7 @@ struct mu_jn *mu_jp_body(struct mu_jp *p)
 enum mu_status mu_jp_parse(struct mu_arena *arena, const char *src, size_t len, struct mu_jn **tree_out,
                            const struct mu_js ***names_out, size_t *n_name_out, struct mu_err *err)
 {
-    struct mu_jp p = {.arena = arena, .err = err};
+    struct mu_jp p = {.arena = arena, .max_bytes = mu_jp_max_bytes(len), .err = err};
     if (setjmp(p.away)) return p.st;
     mu_jp_lex_init(&p, src, len);
     mu_jp_next(&p);

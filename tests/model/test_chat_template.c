@@ -299,6 +299,7 @@ static void test_limits_of_parsing(void **state)
         repeat("", "{% if x %}", 5000, ""),
         repeat("", "{% for x in y %}", 5000, ""),
         repeat("{% set ", "(", 5000, "x"),
+        repeat("{{ ", "'abcdefgh' ", 20000, " }}"),
         repeat("", " ", MU_TEMPLATE_MAX_BYTES + 1, ""),
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -353,6 +354,10 @@ static void test_limits_of_rendering(void **state)
         "{% set a = 'a' * 1000000 %}{{ a.replace('', a) }}",
         "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
         "{% set a = 'a' * 100000 %}{{ (a * 100).strip('b' * 100000 + 'a') }}",
+        "{% set s = 'a' * 60000000 %}{% for i in range(90000) %}{{ s.startswith(s) and s.endswith(s) and '' }}{% "
+        "endfor %}",
+        "{% set d = namespace(k={}) %}{% for i in range(3000) %}{% set _ = d.k.update({'k' ~ i: i}) %}{% endfor %}"
+        "{% macro m() %}{{ kwargs | length }}{% endmacro %}{% for i in range(90000) %}{{ m(**d.k) }}{% endfor %}",
         "{% set l = range(90000) | list %}{% for i in range(90000) %}{{ -1 in l }}{% endfor %}",
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

@@ -1,6 +1,7 @@
 /* muster list: every model of every store, by the name that other verbs take. */
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <time.h>
@@ -130,6 +131,12 @@ int mu_cmd_list(int argc, char **argv)
     struct mu_err err = MU_ERR_INIT;
     struct mu_store_list *list = NULL;
     enum mu_status st = mu_store_list(&list, &err);
+    if (!st && list->unreadable)
+        fprintf(
+            stderr,
+            "muster list: %s is a store that you must not read (Ollama's service: 'sudo usermod -aG ollama %s', then "
+            "log in again)\n",
+            list->unreadable, getenv("USER") ? getenv("USER") : "YOU");
     if (!st) st = a.json ? print_json(list, a.pattern, &err) : print_table(list, a.pattern, &err);
     mu_store_list_free(list);
     return st ? mu_cli_fail("list", &err) : MU_EXIT_OK;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/clock.h"
 #include "cli/cli.h"
 #include "model/pull.h"
 
@@ -15,6 +16,9 @@ struct pull_args {
     bool quiet;
     struct mu_pull_options opt;
     struct mu_bar bar;
+    char label[120];
+    int64_t began_ns; /* the first report, with what was there already */
+    uint64_t began_at;
 };
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -51,7 +55,16 @@ static void say(const char *line, void *ctx)
 static void progress(uint64_t done, uint64_t total, void *ctx)
 {
     struct pull_args *a = ctx;
-    if (!a->quiet) mu_bar_update(&a->bar, done, total);
+    int64_t now = mu_now_ns();
+    char have[32], all[32], rate[32] = "";
+    if (a->quiet) return;
+    if (!a->began_ns || done < a->began_at) a->began_ns = now, a->began_at = done;
+    double s = (double)(now - a->began_ns) / MU_SEC;
+    if (s > 1) mu_human_bytes((uint64_t)((double)(done - a->began_at) / s), rate, sizeof rate);
+    mu_human_bytes(done, have, sizeof have);
+    mu_human_bytes(total, all, sizeof all);
+    snprintf(a->label, sizeof a->label, "%s of %s%s%s%s", have, all, *rate ? ", " : "", rate, *rate ? "/s" : "");
+    mu_bar_update(&a->bar, done, total);
 }
 
 int mu_cmd_pull(int argc, char **argv)
@@ -81,8 +94,9 @@ int mu_cmd_pull(int argc, char **argv)
         0,
         0,
         0};
-    struct pull_args a = {.opt = {.stop = stop, .say = say, .progress = progress}, .bar = {.label = "pulling"}};
+    struct pull_args a = {.opt = {.stop = stop, .say = say, .progress = progress}, .bar = {0}};
     a.opt.ctx = &a;
+    a.bar.label = a.label;
     argp_parse(&argp, argc, argv, 0, 0, &a);
     struct mu_err err = MU_ERR_INIT;
     char *name = NULL;

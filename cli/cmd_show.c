@@ -60,8 +60,10 @@ struct memory {
 struct shown {
     struct mu_store_model *m;
     struct mu_gguf *gguf;
-    struct mu_model *model; /* NULL: this build does not run it; why says the reason */
-    struct mu_err why;
+    struct mu_model *model; /* NULL: this build does not run it */
+    struct mu_tokenizer *tok;
+    bool runs;
+    struct mu_err why; /* it does not */
     char arch[64], license[LICENSE_LINE + 8], quant[16];
     struct mu_str template; /* of the file */
     uint64_t n_param, n_context, n_embed, n_layer;
@@ -151,13 +153,16 @@ static enum mu_status gather(const char *name, struct shown *s, struct mu_err *e
     MU_TRY(st, mu_gguf_open(s->m->path, &s->gguf, err), done);
     read_file(s);
     MU_TRY(st, mu_kernels_init(NULL, err), done);
-    if (mu_model_open(s->m->path, &s->model, &s->why) == MU_OK) MU_TRY(st, read_memory(s, err), done);
+    if (mu_model_open(s->m->path, &s->model, &s->why) != MU_OK) return MU_OK;
+    MU_TRY(st, read_memory(s, err), done);
+    s->runs = mu_tokenizer_open(s->model->gguf, &s->tok, &s->why) == MU_OK;
 done:
     return st;
 }
 
 static void clear(struct shown *s)
 {
+    mu_tokenizer_close(s->tok);
     mu_model_close(s->model);
     mu_gguf_close(s->gguf);
     mu_store_model_free(s->m);
@@ -247,7 +252,7 @@ static enum mu_status print_all(const struct shown *s, struct mu_err *err)
     printf("  %-14s %s\n", "template", template_words(s));
     printf("  %-14s %s\n", "licence", s->license[0] ? s->license : "not said");
     for (int i = 0; i < m->n_adapter; i++) printf("  %-14s %s\n", "adapter", m->adapter_path[i]);
-    if (s->model)
+    if (s->runs)
         printf("  %-14s yes\n", "runs here");
     else
         printf("  %-14s no: %s\n", "runs here", s->why.text);
@@ -304,9 +309,9 @@ static enum mu_status print_json(const struct shown *s, struct mu_err *err)
                   m->entry.name, "store", mu_store_kind_name(m->entry.store), "path", m->path, "architecture", s->arch,
                   "parameters_count", (json_int_t)s->n_param, "type", s->quant, "layers", (json_int_t)s->n_layer,
                   "context", (json_int_t)s->n_context, "embedding", (json_int_t)s->n_embed, "tensors", types_json(s),
-                  "memory", memory_json(s), "runs", s->model != NULL, "why_not", s->why.text, "template", template,
-                  "system", m->system, "parameters", m->params, "messages", m->messages, "adapters", adapters,
-                  "license_texts", licenses, "license", s->license[0] ? s->license : NULL, "digest", m->entry.digest);
+                  "memory", memory_json(s), "runs", s->runs, "why_not", s->why.text, "template", template, "system",
+                  m->system, "parameters", m->params, "messages", m->messages, "adapters", adapters, "license_texts",
+                  licenses, "license", s->license[0] ? s->license : NULL, "digest", m->entry.digest);
     enum mu_status st = doc && !json_dumpf(doc, stdout, JSON_INDENT(2))
                             ? MU_OK
                             : mu_fail(err, MU_EIO, "cannot print the model as JSON");

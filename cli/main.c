@@ -44,8 +44,11 @@ static void usage(FILE *f)
           f);
     for (int i = 0; i < N_VERB; i++)
         if (verbs[i].summary) fprintf(f, "  %-11s %s\n", verbs[i].name, verbs[i].summary);
-    fputs("\nExamples:\n"
+    fputs("\nMODEL is a path, or a name that 'muster list' shows.\n"
+          "\nExamples:\n"
+          "  muster list\n"
           "  muster run model.gguf\n"
+          "  muster run llama3.2 'Hello'\n"
           "  muster serve model.gguf --split 2:1/1\n"
           "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n"
           "  muster bench model.gguf -p 512 -n 128\n\n"

@@ -53,9 +53,9 @@ void mu_bar_update(struct mu_bar *bar, uint64_t done, uint64_t total)
     memset(line, '#', (size_t)(cells > BAR_CELLS ? BAR_CELLS : cells));
     line[BAR_CELLS] = 0;
     if (end)
-        fprintf(stderr, "\r%*s\r", BAR_CELLS + 40, "");
+        fputs("\r\033[K", stderr);
     else
-        fprintf(stderr, "\r%s [%s] %3d%%", bar->label, line, (int)(done * 100 / total));
+        fprintf(stderr, "\r%s [%s] %3d%%\033[K", bar->label, line, (int)(done * 100 / total));
     fflush(stderr);
 }
 

@@ -127,6 +127,8 @@ static enum mu_status fail_at(const struct parser *c, enum mu_status code, int l
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    for (char *p = text; *p; p++)
+        if ((unsigned char)*p < ' ' || *p == 0x7f) *p = '?'; /* words of the file: nothing that a terminal obeys */
     return mu_fail(c->err, code, "%s, line %d: %s", c->where, line, text);
 }
 

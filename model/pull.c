@@ -88,7 +88,7 @@ static enum mu_status want_layer(struct pull *p, const struct mu_layer *l)
     struct mu_want *w = new_want(p);
     if (!w) return mu_fail(p->err, MU_ENOMEM, "no memory for a list of files");
     w->url = mu_asprintf("%s/v2/%s/%s/blobs/sha256:%s", p->http.base, p->name.space, p->name.model, l->digest);
-    w->name = mu_asprintf("%s %.12s", strchr(l->kind, '/') ? "blob" : l->kind, l->digest);
+    w->name = mu_asprintf("%s %.12s", mu_store_part_ok(l->kind, false) ? l->kind : "blob", l->digest);
     w->bytes = l->bytes;
     memcpy(w->sha256, l->digest, sizeof w->sha256);
     return w->url && w->name ? MU_OK : mu_fail(p->err, MU_ENOMEM, "no memory for a list of files");

@@ -37,6 +37,7 @@ enum {
     MAX_RETRY_AFTER_S = 60,
     NEW_BYTES = 64 << 10, /* progress that makes the tries count from 0 again */
     READ_BYTES = 1 << 20,
+    BUFFER_BYTES = 256 << 10,
     ERROR_BODY_BYTES = 200
 };
 
@@ -143,10 +144,7 @@ static size_t on_header(char *data, size_t size, size_t n, void *ctx)
         size_t k = strlen(wanted[i].name);
         if (len < k || strncasecmp(data, wanted[i].name, k) != 0) continue;
         while (k < len && isspace((unsigned char)data[k])) k++;
-        if (len - k < wanted[i].bytes) {
-            memcpy(wanted[i].place, data + k, len - k);
-            wanted[i].place[len - k] = 0;
-        }
+        if (len - k < wanted[i].bytes) { mu_text_show(data + k, len - k, wanted[i].place, wanted[i].bytes); }
     }
     if (len > 5 && !strncasecmp(data, "link:", 5)) {
         const char *from = memchr(data, '<', len), *to = from ? memchr(from, '>', len - (size_t)(from - data)) : NULL;
@@ -169,7 +167,9 @@ static size_t on_body(char *data, size_t size, size_t n, void *ctx)
         r->body[have + take] = 0;
         return size * n;
     }
-    return r->take(r, data, size * n) ? size * n : 0;
+    bool taken = r->take(r, data, size * n);
+    r->heard_ns = mu_now_ns(); /* a slow disk is not the server's silence */
+    return taken ? size * n : 0;
 }
 
 static int on_progress(void *ctx, curl_off_t total, curl_off_t now, curl_off_t up_total, curl_off_t up)
@@ -260,6 +260,7 @@ static enum outcome request(struct reply *r, const char *url, uint64_t from, con
     curl_easy_reset(c);
     curl_easy_setopt(c, CURLOPT_URL, url);
     curl_easy_setopt(c, CURLOPT_NOSIGNAL, 1L);
+    curl_easy_setopt(c, CURLOPT_BUFFERSIZE, (long)BUFFER_BYTES);
     curl_easy_setopt(c, CURLOPT_USERAGENT, "muster/" MUSTER_VERSION);
     curl_easy_setopt(c, CURLOPT_PROTOCOLS_STR, schemes);
     curl_easy_setopt(c, CURLOPT_REDIR_PROTOCOLS_STR, schemes);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "model/store_part.h"
@@ -46,8 +47,12 @@ static const struct {
     {MU_STORE_OLLAMA, {{"OLLAMA_MODELS", ""}}},
     {MU_STORE_OLLAMA, {{"HOME", "/.ollama/models"}}},
     {MU_STORE_OLLAMA, {{"", "/usr/share/ollama/.ollama/models"}}}, /* of the service on Linux */
-    {MU_STORE_LMSTUDIO, {{"HOME", "/.lmstudio/models"}}},
-    {MU_STORE_LMSTUDIO, {{"HOME", "/.cache/lm-studio/models"}}}, /* of its older versions */
+    {MU_STORE_LMSTUDIO, {{"HOME", "/.lmstudio-home-pointer"}}},    /* a file that names its home */
+    {MU_STORE_LMSTUDIO, {{"HOME", "/.lmstudio"}}},
+    {MU_STORE_LMSTUDIO, {{"HOME", "/.cache/lm-studio"}}}, /* of its older versions */
+    {MU_STORE_JAN,
+     {{"XDG_DATA_HOME", "/jan.ai.app/settings.json"}, {"HOME", "/.local/share/jan.ai.app/settings.json"}}},
+    {MU_STORE_JAN, {{"XDG_CONFIG_HOME", "/Jan/settings.json"}, {"HOME", "/.config/Jan/settings.json"}}}, /* older */
     {MU_STORE_JAN, {{"XDG_DATA_HOME", "/Jan/data"}, {"HOME", "/.local/share/Jan/data"}}},
     {MU_STORE_HUB, {{"HF_HUB_CACHE", ""}, {"HF_HOME", "/hub"}, {"HOME", "/.cache/huggingface/hub"}}},
     {MU_STORE_LLAMACPP, {{"LLAMA_CACHE", ""}, {"HOME", "/.cache/llama.cpp"}}},
@@ -67,6 +72,7 @@ char *mu_store_own_path(void)
 
 static void scan_root(struct mu_store_builder *b, enum mu_store_kind kind, const char *root)
 {
+    if (access(root, R_OK) != 0 && errno == EACCES && !b->unreadable) b->unreadable = mu_strdup(root);
     switch (kind) {
     case MU_STORE_OWN:
     case MU_STORE_OLLAMA: mu_store_scan_ollama(b, kind, root); break;
@@ -100,7 +106,7 @@ enum mu_status mu_store_list(struct mu_store_list **list_out, struct mu_err *err
     struct mu_store_list *list = mu_calloc(1, sizeof *list);
     b.no_memory = !list;
     if (list) scan_all(&b);
-    if (list) *list = (struct mu_store_list){b.entry, b.n};
+    if (list) *list = (struct mu_store_list){b.entry, b.n, b.unreadable};
     if (b.no_memory) {
         mu_store_list_free(list);
         return mu_fail(err, MU_ENOMEM, "no memory for the list of models");
@@ -114,6 +120,7 @@ void mu_store_list_free(struct mu_store_list *list)
     if (!list) return;
     for (size_t i = 0; i < list->n; i++) mu_store_entry_clear(&list->entry[i]);
     mu_free(list->entry);
+    mu_free(list->unreadable);
     mu_free(list);
 }
 
@@ -215,8 +222,9 @@ static enum mu_status unknown(const struct mu_store_list *list, const char *name
     if (looks_like_path && !n)
         return mu_fail(err, MU_ENOENT, "cannot open file '%.200s': No such file or directory; check the path", name);
     if (n)
-        return mu_fail(err, MU_ENOENT, "there is no model '%.120s' here; near: %s ('muster list' shows all)", name,
-                       near);
+        return mu_fail(err, MU_ENOENT,
+                       "there is no model '%.100s' here; near: %s ('muster list' shows all, 'muster pull' gets others)",
+                       name, near);
     if (mu_store_name_parse(name, &parsed))
         return mu_fail(err, MU_ENOENT,
                        "there is no model and no file '%.120s' here; 'muster list' shows what is, 'muster pull %.120s' "

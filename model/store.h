@@ -7,8 +7,9 @@
  *   name typed  ──►  a path that exists?  ──►  exact name  ──►  name without its tag  ──►  the same, upper or
  *                    (the file as it is)       or alias         (one only)                 lower case alike
  *
- * Order    stores in the order of enum mu_store_kind, in a store by name (bytes). Of two entries with one name the
- *          first is the model of that name; the other is not listed and can be reached by its path.
+ * Order    stores in the order of enum mu_store_kind, in a store folder by folder, by the bytes of their names. Of two
+ *          entries with one name the first is the model of that name; the other is not listed and can be reached by
+ *          its path.
  * Trust    folders are somebody else's: names are checked before they become paths, digests must be 64 hex digits,
  *          links are followed to files inside the store only, every file read has a limit. What cannot be read or
  *          makes no sense is left out, and said at log level debug.
@@ -57,9 +58,11 @@ struct mu_store_entry {
 struct mu_store_list {
     struct mu_store_entry *entry;
     size_t n;
+    char *unreadable; /* the first store that is there and must not be read; NULL: none */
 };
 
-/* Every model of every store. Only MU_ENOMEM is an error. */
+/* Every model of every store. Only MU_ENOMEM is an error; where memory runs out while one model is looked at, that one may
+ * be left out instead. */
 enum mu_status mu_store_list(struct mu_store_list **list_out, struct mu_err *err);
 void mu_store_list_free(struct mu_store_list *list); /* NULL is fine */
 

@@ -31,6 +31,12 @@ bool mu_digest_parse(const char *text, char hex_out[MU_DIGEST_TEXT])
     return true;
 }
 
+/* jansson says so, or (before it has read anything) says nothing; where its lexer has none it calls the text malformed. */
+static bool no_memory(const json_error_t *e)
+{
+    return e->line < 0 || json_error_code(e) == json_error_out_of_memory;
+}
+
 bool mu_sha256_hex(const void *data, size_t len, char hex_out[MU_DIGEST_TEXT])
 {
     unsigned char sum[EVP_MAX_MD_SIZE];
@@ -61,9 +67,12 @@ static enum mu_status parse_layer(json_t *doc, const char *where, int no, struct
     l.kind = l.ours                                                      ? media + strlen(MU_MEDIA_MUSTER)
              : !strncmp(media, MU_MEDIA_OLLAMA, strlen(MU_MEDIA_OLLAMA)) ? media + strlen(MU_MEDIA_OLLAMA)
                                                                          : media;
-    if (!(l.ours && l.path && !digest) && !mu_digest_parse(json_string_value(digest), l.digest))
-        return mu_fail(err, MU_EFORMAT, "%s: layer %d: expected a digest 'sha256:' and 64 hex digits, found '%.80s'",
-                       where, no, json_string_value(digest) ? json_string_value(digest) : "none");
+    if (!(l.ours && l.path && !digest) && !mu_digest_parse(json_string_value(digest), l.digest)) {
+        const char *found = json_string_value(digest) ? json_string_value(digest) : "none";
+        char shown[80];
+        return mu_fail(err, MU_EFORMAT, "%s: layer %d: expected a digest 'sha256:' and 64 hex digits, found '%s'",
+                       where, no, mu_text_show(found, strlen(found), shown, sizeof shown));
+    }
     if (!json_is_integer(size) || json_integer_value(size) < 0)
         return mu_fail(err, MU_EFORMAT, "%s: layer %d: expected a 'size' in bytes", where, no);
     l.bytes = (uint64_t)json_integer_value(size);
@@ -82,9 +91,8 @@ enum mu_status mu_manifest_parse(const char *text, size_t len, const char *where
     enum mu_status st = MU_OK;
     m.doc = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
     if (!m.doc)
-        return json_error_code(&e) == json_error_out_of_memory
-                   ? mu_fail(err, MU_ENOMEM, "%s: no memory to read it", where)
-                   : mu_fail(err, MU_EFORMAT, "%s: line %d, column %d: no JSON", where, e.line, e.column);
+        return no_memory(&e) ? mu_fail(err, MU_ENOMEM, "%s: no memory to read it", where)
+                             : mu_fail(err, MU_EFORMAT, "%s: line %d, column %d: no JSON", where, e.line, e.column);
     json_t *layers = json_object_get(m.doc, "layers"), *config = json_object_get(m.doc, "config"), *item;
     size_t i, n = json_array_size(layers);
     if (!json_is_array(layers) || n == 0 || n > MAX_LAYERS) {
@@ -210,8 +218,7 @@ static enum mu_status read_json(const char *root, const struct mu_layer *l, bool
     if (st != MU_OK) return st;
     json_t *doc = json_loadb(text, len, 0, &e);
     mu_free(text);
-    if (!doc && json_error_code(&e) == json_error_out_of_memory)
-        return mu_fail(err, MU_ENOMEM, "no memory for the %s of a model", l->kind);
+    if (!doc && no_memory(&e)) return mu_fail(err, MU_ENOMEM, "no memory for the %s of a model", l->kind);
     if (!doc || (array ? !json_is_array(doc) : !json_is_object(doc))) {
         json_decref(doc);
         return mu_fail(err, MU_EFORMAT, "blob sha256-%s in %s: expected the %s of a model as a JSON %s", l->digest,

@@ -66,6 +66,7 @@ struct mu_store_builder {
     struct mu_store_entry *entry;
     size_t n, cap;
     bool no_memory;
+    char *unreadable;
 };
 /* Takes the strings of e (mu_free), also where memory runs out. An entry whose name is there already is dropped. */
 void mu_store_add(struct mu_store_builder *b, struct mu_store_entry *e);
@@ -83,7 +84,9 @@ void mu_store_add_folder(struct mu_store_builder *b, enum mu_store_kind kind, co
 /* ---- readers ---- */
 
 void mu_store_scan_ollama(struct mu_store_builder *b, enum mu_store_kind kind, const char *root);
-void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *root);
+/* home: LM Studio's, or the file that names it. */
+void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *home);
+/* root: Jan's data folder, or its settings.json that names it. */
 void mu_store_scan_jan(struct mu_store_builder *b, const char *root);
 void mu_store_scan_hub(struct mu_store_builder *b, const char *root);
 void mu_store_scan_llamacpp(struct mu_store_builder *b, const char *root);

@@ -1,7 +1,7 @@
 /* The layouts of LM Studio, Jan, the Hugging Face hub's cache and llama.cpp's cache (Ollama's: store_ollama.c).
  *
- *   LM Studio   ROOT/PUBLISHER/MODEL/FILE.gguf
- *   Jan         ROOT/llamacpp/models/ORG/REPO/model.yml, whose model_path is relative to ROOT
+ *   LM Studio   ROOT/PUBLISHER/MODEL/FILE.gguf; ROOT is HOME/models, or "downloadsFolder" of HOME/settings.json
+ *   Jan         ROOT ("data_folder" of its settings.json)/llamacpp/models/ORG/REPO/model.yml, whose model_path is relative to ROOT
  *   hub cache   ROOT/models--ORG--NAME/{refs/main, snapshots/COMMIT/FILE -> ../../blobs/…}
  *   llama.cpp   ROOT/USER_REPO_FILE.gguf, ROOT/manifest=USER=REPO=TAG.json */
 #include <limits.h>
@@ -13,11 +13,17 @@
 #include "base/log.h"
 #include "model/store_part.h"
 
-enum { YML_MAX_BYTES = 256 << 10, REF_MAX_BYTES = 256, JSON_MAX_BYTES = 1 << 20, JAN_DEPTH = 3 };
+enum {
+    YML_MAX_BYTES = 256 << 10,
+    REF_MAX_BYTES = 256,
+    JSON_MAX_BYTES = 1 << 20,
+    POINTER_MAX_BYTES = 4096,
+    JAN_DEPTH = 3
+};
 
 /* ---- LM Studio ---- */
 
-void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *root)
+static void lmstudio_models(struct mu_store_builder *b, const char *root)
 {
     struct mu_dir publishers, models, files;
     if (!mu_dir_read(root, true, &publishers, &b->no_memory)) return;
@@ -44,6 +50,51 @@ void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *root)
         mu_free(folder);
     }
     mu_dir_free(&publishers);
+}
+
+/* The absolute path that a program's settings have under a key: whoever keeps models on another disk has said so there.
+ * NULL: none. */
+static char *folder_of_settings(struct mu_store_builder *b, const char *path, const char *key)
+{
+    char *text = NULL, *folder = NULL;
+    size_t len;
+    if (mu_file_read(path, JSON_MAX_BYTES, &text, &len, NULL) != MU_OK) return NULL;
+    json_t *doc = json_loadb(text, len, 0, NULL);
+    const char *found = json_string_value(json_object_get(doc, key));
+    if (found && found[0] == '/') {
+        folder = mu_strdup(found);
+        b->no_memory |= !folder;
+    }
+    json_decref(doc);
+    mu_free(text);
+    return folder;
+}
+
+static void lmstudio_home(struct mu_store_builder *b, const char *home)
+{
+    char *settings = mu_asprintf("%s/settings.json", home);
+    char *root = settings ? folder_of_settings(b, settings, "downloadsFolder") : NULL;
+    if (!root) root = mu_asprintf("%s/models", home);
+    b->no_memory |= !settings || !root;
+    if (root) lmstudio_models(b, root);
+    mu_free(root);
+    mu_free(settings);
+}
+
+void mu_store_scan_lmstudio(struct mu_store_builder *b, const char *home)
+{
+    struct stat sb;
+    char *text = NULL;
+    size_t len;
+    if (stat(home, &sb) != 0) return;
+    if (!S_ISREG(sb.st_mode)) {
+        lmstudio_home(b, home);
+        return;
+    }
+    if (mu_file_read(home, POINTER_MAX_BYTES, &text, &len, NULL) != MU_OK) return;
+    text[strcspn(text, "\r\n")] = 0;
+    if (text[0] == '/') lmstudio_home(b, text);
+    mu_free(text);
 }
 
 /* ---- Jan ---- */
@@ -135,10 +186,15 @@ static void jan_folder(struct mu_store_builder *b, const char *root, const char 
 
 void mu_store_scan_jan(struct mu_store_builder *b, const char *root)
 {
+    struct stat sb;
+    if (stat(root, &sb) != 0) return;
+    char *elsewhere = S_ISREG(sb.st_mode) ? folder_of_settings(b, root, "data_folder") : NULL;
+    if (elsewhere) root = elsewhere;
     char *folder = mu_asprintf("%s/llamacpp/models", root);
     b->no_memory |= !folder;
     if (folder) jan_folder(b, root, folder, "", 0);
     mu_free(folder);
+    mu_free(elsewhere);
 }
 
 /* ---- the hub's cache ---- */

@@ -4,6 +4,8 @@ import http.server
 import json
 import re
 import socket
+import ssl
+import struct
 import threading
 import time
 
@@ -12,13 +14,62 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
+def split_gguf(data):
+    """A GGUF file as two, as llama.cpp's tool splits them: keys in the first, tensors shared out."""
+    at, sizes = 24, {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+    n_tensor, n_value = struct.unpack_from("<QQ", data, 8)
+
+    def text(at):
+        return at + 8 + struct.unpack_from("<Q", data, at)[0]
+
+    def value(at, kind):
+        if kind == 8:
+            return text(at)
+        if kind != 9:
+            return at + sizes[kind]
+        item, n = struct.unpack_from("<IQ", data, at)
+        at += 12
+        if item != 8:
+            return at + n * sizes[item]
+        for _ in range(n):
+            at = text(at)
+        return at
+
+    for _ in range(n_value):
+        at = text(at)
+        at = value(at + 4, struct.unpack_from("<I", data, at)[0])
+    keys, infos = data[24:at], []
+    for _ in range(n_tensor):
+        begin, at = at, text(at)
+        n_dim = struct.unpack_from("<I", data, at)[0]
+        at += 4 + 8 * n_dim + 4
+        infos.append((data[begin:at], struct.unpack_from("<Q", data, at)[0]))
+        at += 8
+    start = (at + 31) // 32 * 32
+    ends = sorted(o for _, o in infos) + [len(data) - start]
+    parts = []
+    for no in (0, 1):
+        mine = infos[:n_tensor // 2] if no == 0 else infos[n_tensor // 2:]
+        extra = b"".join(struct.pack("<Q", len(k)) + k + struct.pack("<IH", 2, v) for k, v in ((b"split.no", no), (b"split.count", 2)))
+        extra += struct.pack("<Q", 19) + b"split.tensors.count" + struct.pack("<Ii", 5, n_tensor)
+        head, body = b"", b""
+        for info, offset in mine:
+            head += info + struct.pack("<Q", len(body))
+            body += data[start + offset:start + min(e for e in ends if e > offset)]
+            body += b"\0" * (-len(body) % 32)
+        whole = b"GGUF" + struct.pack("<IQQ", 3, len(mine), (n_value if no == 0 else 0) + 3) + (keys if no == 0 else b"") + extra + head
+        parts.append(whole + b"\0" * (-len(whole) % 32) + body)
+    return parts
+
+
 class Server:
     """files: path → bytes. faults: path → list of faults, one for each request that names the path, then none.
 
     A fault is a function of the handler and the body that it would have sent; it answers itself and returns True, or
     returns another body. seen: (path, headers) of every request."""
 
-    def __init__(self):
+    def __init__(self, tls=None):
+        """tls: (certificate, key) files."""
         self.files, self.faults, self.seen, self.redirects = {}, {}, [], {}
         self.types = {}
         outer = self
@@ -91,8 +142,12 @@ class Server:
 
         self.httpd = Quiet(("127.0.0.1", 0), Handler)
         self.httpd.daemon_threads = True
+        if tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*tls)
+            self.httpd.socket = context.wrap_socket(self.httpd.socket, server_side=True)
         self.port = self.httpd.server_address[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"{'https' if tls else 'http'}://127.0.0.1:{self.port}"
         threading.Thread(target=self.httpd.serve_forever, daemon=True).start()
 
     def close(self):

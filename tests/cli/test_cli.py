@@ -17,7 +17,8 @@ class Good(unittest.TestCase):
     def test_help_of_every_verb(self):
         listed = run("--help")
         self.assertEqual(listed.returncode, 0)
-        for verb in ("serve", "run", "bench", "plan", "ps", "logits", "perplexity", "tokenize", "detokenize", "template", "synth", "worker"):
+        for verb in ("serve", "run", "bench", "plan", "ps", "logits", "perplexity", "tokenize", "detokenize", "template", "synth", "worker",
+                     "list", "show", "pull", "create", "cp", "rm"):
             self.assertIn(verb, listed.stdout)
             one = run(verb, "--help")
             self.assertEqual(one.returncode, 0)

@@ -2,6 +2,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from hub_server import Server, drop, lie, no_length, sha256, stall, status, without_ranges, wrong_length, wrong_range  # noqa: E402
+from hub_server import Server, drop, lie, no_length, sha256, split_gguf, stall, status, without_ranges, wrong_length, wrong_range  # noqa: E402
 
 MUSTER = os.environ["MUSTER_BIN"]
 with open(os.path.join(os.environ["MUSTER_SOURCE_DIR"], "tests", "golden", "bard.q8_0.gguf"), "rb") as f:
@@ -180,6 +181,20 @@ class Ollama(Case):
         self.ok("rm", "bard")
         self.fails(["pull", "bard", "--tries", "2"], "not https")
 
+    def test_stranger_behind_tls(self):
+        """A certificate that nobody vouches for, and https that leads to http."""
+        if not shutil.which("openssl"):
+            self.skipTest("openssl is not installed")
+        pem, key = os.path.join(self.home, "pem"), os.path.join(self.home, "key")
+        subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", pem, "-days", "2", "-subj", "/CN=127.0.0.1",
+                        "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+        tls = Server(tls=(pem, key))
+        self.addCleanup(tls.close)
+        tls.files.update(self.server.files)
+        self.env["MUSTER_OLLAMA_REGISTRY"] = tls.url
+        self.fails(["pull", "bard"], "could not prove who it is")
+        self.assertEqual(tls.seen, [])
+
     def test_hostile_manifests(self):
         path = "/v2/library/bard/manifests/latest"
         good = json.loads(self.server.files[path])
@@ -306,6 +321,35 @@ class Ollama(Case):
         self.assertIn("line 2", bad.stderr)
 
 
+class Show(Case):
+    def show(self, data, *more):
+        path = os.path.join(self.home, "m.gguf")
+        with open(path, "wb") as f:
+            f.write(data)
+        return self.ok("show", path, *more)
+
+    def test_of_a_family_that_does_not_run(self):
+        shown = json.loads(self.show(BARD.replace(b"llama", b"xxama"), "-o", "json").stdout)
+        self.assertEqual((shown["architecture"], shown["runs"], shown["context"], shown["layers"]), ("xxama", False, 512, 4))
+        self.assertIn("xxama", shown["why_not"])
+        self.assertEqual(shown["memory"], [])
+        self.assertIn("runs here      no: ", self.show(BARD.replace(b"llama", b"xxama")).stdout)
+
+    def test_numbers(self):
+        shown = json.loads(self.show(BARD, "-o", "json").stdout)
+        self.assertTrue(shown["runs"])
+        self.assertLess(0, len(BARD) - sum(t["bytes"] for t in shown["tensors"].values()))
+        self.assertEqual([m["context"] for m in shown["memory"]], [512])
+        self.assertIn("{%", self.show(BARD, "--template").stdout)
+        self.assertEqual(self.show(BARD, "--parameters").stdout, "")
+        done = self.muster("show", os.path.join(self.home, "m.gguf"), "--system")
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+
+    def test_nothing_that_a_terminal_obeys(self):
+        self.assertNotIn("\033", self.show(BARD.replace(b"{% for", b"{\033[2Jx")).stdout)
+        self.assertNotIn("\033", self.show(BARD.replace(b"{% for", b"{\033[2Jx"), "--template").stdout)
+
+
 class Hub(Case):
     def test_quantisations(self):
         self.server.add_hub("user/repo-GGUF", {"README.md": b"hello", "m-Q4_K_M.gguf": BARD, "m-Q8_0.gguf": BARD + b"\0", "mmproj-F16.gguf": b"GGUF"})
@@ -381,13 +425,31 @@ class Hub(Case):
         self.fails(["pull", "hf.co/user/plain"], "git hash")
 
     def test_split_gguf(self):
-        self.server.add_hub("user/split", {"Q8_0/m-Q8_0-00001-of-00002.gguf": BARD, "Q8_0/m-Q8_0-00002-of-00002.gguf": BARD + b"\0"})
+        one, two = split_gguf(BARD)
+        self.server.add_hub("user/split", {"Q8_0/m-Q8_0-00001-of-00002.gguf": one, "Q8_0/m-Q8_0-00002-of-00002.gguf": two})
         self.pull("hf.co/user/split:Q8_0")
         listed = json.loads(self.ok("list", "-o", "json").stdout)
-        self.assertEqual([(m["name"], m["size"]) for m in listed], [("hf.co/user/split:Q8_0", 2 * len(BARD) + 1)])
+        self.assertEqual([(m["name"], m["size"]) for m in listed], [("hf.co/user/split:Q8_0", len(one) + len(two))])
         self.assertTrue(listed[0]["path"].endswith("/m-Q8_0-00001-of-00002.gguf"))
+        whole = os.path.join(os.environ["MUSTER_SOURCE_DIR"], "tests", "golden", "bard.q8_0.gguf")
+        said = self.ok("run", "user/split", "O", "-n", "8").stdout
+        self.assertEqual(said, self.ok("run", whole, "O", "-n", "8").stdout)
+        # Served by name: the ranks get the link's path, beside which the other part is.
+        server = subprocess.Popen([MUSTER, "serve", "user/split", "--split", "1:1", "--ctx", "128", "--parallel", "2", "--listen", "127.0.0.1:0"],
+                                  env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        try:
+            banner = server.stdout.readline()
+            self.assertIn("serving", banner)
+            address = banner.split(" on ")[1].split(",")[0]
+            for name in ("hf.co/user/split:Q8_0", "hf.co/user/split", "default"):
+                self.assertEqual(self.ok("run", name, "O", "-n", "8", "--server", address).stdout, said)
+            self.assertIn("not served", self.muster("run", "hf.co/user/spl", "O", "--server", address).stderr)
+        finally:
+            server.send_signal(signal.SIGTERM)
+            server.communicate(timeout=30)
         self.ok("rm", "hf.co/user/split:Q8_0")
-        self.server.add_hub("user/split", {"m-Q8_0-00001-of-00002.gguf": BARD})
+        self.assertEqual(self.blobs(), [])
+        self.server.add_hub("user/split", {"m-Q8_0-00001-of-00002.gguf": one})
         self.fails(["pull", "hf.co/user/split"], "1 of the 2 parts")
 
     def test_hostile_lists(self):

@@ -176,6 +176,7 @@ class Chat(unittest.TestCase):
     def test_ctrl_c_keeps_what_was_said(self):
         t = self.chat("--ignore-end", "-n", "400")
         t.wait_raw()
+        t.wait_raw()
         t.type("Speak\r")
         t.expect("\n.{10,}")
         t.type("\x03")
@@ -434,8 +435,9 @@ class Chat(unittest.TestCase):
             self.assertIn("--ctx", t.say("/set parameter num_ctx 64"))
             self.assertIn(server.address, t.say("/show info"))
             t.say("/set parameter num_predict 400")
+            t.wait_raw()
             t.type("Speak\r")
-            t.expect("\n.{5,}")
+            t.expect("\n.{10,}")
             t.type("\x03")
             t.expect(">>> $", 20)
             self.assertEqual(t.leave(), 0)

@@ -49,12 +49,12 @@ enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out,
 /* The name of a type that matrices can be quantised to. */
 const char *mu_arg_quantize(const char *text, struct argp_state *state);
 enum { MU_OPT_QUANTIZE = 1000 };
-#define MU_QUANTIZE_OPTION                                                          \
+#define MU_QUANTIZE_OPTION(group)                                                     \
     {                                                                               \
         "quantize", MU_OPT_QUANTIZE, "TYPE", 0,                                     \
             "quantise F32, F16 and BF16 matrices at load: q8_0, q6_k, q5_k, q4_k, " \
             "q4_0, mxfp4, … (as in the file)",                                      \
-            0                                                                       \
+            group                                                                   \
     }
 /* How many threads pay on this machine (base/topo.h), shared among n_rank ranks; at least 1. */
 int mu_default_threads(int n_rank);
@@ -88,6 +88,7 @@ void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *
 
 extern volatile sig_atomic_t mu_interrupted;
 void mu_signals_catch(void); /* SIGINT sets mu_interrupted; a second one within a second ends the program */
+void mu_signals_stay(void);  /* from now on no SIGINT ends the program: a chat has other ways to leave */
 void mu_signals_reset(void); /* mu_interrupted = 0 */
 
 /* ---- opening what most verbs open ---- */

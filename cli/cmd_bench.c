@@ -301,7 +301,7 @@ int mu_cmd_bench(int argc, char **argv)
         {"split", 's', "S", 0, "split over ranks (1)", 0},
         {"transport", OPT_TRANSPORT, "T", 0, "mpi: a process a rank; local: threads (mpi)", 0},
         {"output", 'o', "FORMAT", 0, "table or json (table)", 0},
-        MU_QUANTIZE_OPTION,
+        MU_QUANTIZE_OPTION(0),
         {0},
     };
     static const struct argp argp = {

@@ -175,7 +175,7 @@ int mu_cmd_logits(int argc, char **argv)
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"chunk", OPT_CHUNK, "N", 0, "feed N tokens a step", 0},
         {"batch", OPT_BATCH, "N", 0, "share the steps with N - 1 other sequences", 0},
-        MU_QUANTIZE_OPTION,
+        MU_QUANTIZE_OPTION(0),
         {0},
     };
     static const struct argp argp = {options,

@@ -155,7 +155,7 @@ int mu_cmd_perplexity(int argc, char **argv)
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 0},
         {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
-        MU_QUANTIZE_OPTION,
+        MU_QUANTIZE_OPTION(0),
         {0},
     };
     static const struct argp argp = {options,

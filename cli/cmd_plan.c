@@ -178,7 +178,7 @@ int mu_cmd_plan(int argc, char **argv)
         {"split", 's', "S", 0, "the split to show (auto)", 0},
         {"ctx", 'c', "N", 0, "tokens one request may hold (the model's, at most 8192)", 0},
         {"parallel", 'n', "N", 0, "sequences at once (32)", 0},
-        MU_QUANTIZE_OPTION,
+        MU_QUANTIZE_OPTION(0),
         {0},
     };
     static const struct argp argp = {

@@ -65,7 +65,7 @@ int mu_cmd_serve(int argc, char **argv)
          "load a LoRA adapter, a GGUF file or a PEFT folder, that requests may name; may be repeated", 0},
         {"template", OPT_TEMPLATE, "FILE", 0, "chat template (Jinja) instead of the model's own", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
-        MU_QUANTIZE_OPTION,
+        MU_QUANTIZE_OPTION(0),
         {0},
     };
     static const struct argp argp = {

@@ -14,7 +14,7 @@ static const struct mu_verb {
     const char *summary; /* NULL: ours alone or a second name, not listed */
 } verbs[] = {
     {"serve", mu_cmd_serve, "serve a model over gRPC, split over ranks"},
-    {"run", mu_cmd_run, "complete a prompt, here or on a server"},
+    {"run", mu_cmd_run, "chat with a model or get one answer, here or from a server"},
     {"list", mu_cmd_list, "list the models on this machine, of every store"},
     {"ls", mu_cmd_list, NULL},
     {"show", mu_cmd_show, "show what a model is, and the memory it needs"},
@@ -47,7 +47,7 @@ static void usage(FILE *f)
     fputs("\nMODEL is a path, or a name that 'muster list' shows.\n"
           "\nExamples:\n"
           "  muster list\n"
-          "  muster run model.gguf 'Once upon a time'\n"
+          "  muster run model.gguf\n"
           "  muster run llama3.2 'Hello'\n"
           "  muster serve model.gguf --split 2:1/1\n"
           "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n"

@@ -6,8 +6,22 @@
 #include "base/alloc.h"
 #include "base/log.h"
 #include "coordinator/hub.h"
+#include "model/utf8.h"
 
-enum mu_status mu_chat_open(struct mu_hub *h, struct mu_err *err)
+/* The template's text where a reply can carry it; a NUL ends it, and no template that parses needs one. */
+static const char *source_of(const struct mu_chat_template *t)
+{
+    const char *s = mu_chat_template_source(t);
+    uint32_t c;
+    for (size_t at = 0, n = strlen(s); at < n;) {
+        int step = mu_utf8_next(s + at, n - at, &c);
+        if (!step) return NULL;
+        at += (size_t)step;
+    }
+    return s;
+}
+
+static enum mu_status template_open(struct mu_hub *h, struct mu_err *err)
 {
     struct mu_chat *c = &h->chat;
     struct mu_err why = MU_ERR_INIT;
@@ -22,6 +36,13 @@ enum mu_status mu_chat_open(struct mu_hub *h, struct mu_err *err)
     snprintf(c->why_not, sizeof c->why_not, "%.400s; serve it with --template FILE.jinja", why.text);
     if (st != MU_ENOENT) mu_warn("chat", "conversations are refused: %s", c->why_not);
     return MU_OK;
+}
+
+enum mu_status mu_chat_open(struct mu_hub *h, struct mu_err *err)
+{
+    enum mu_status st = template_open(h, err);
+    if (!st && h->chat.template) h->chat.source = source_of(h->chat.template);
+    return st;
 }
 
 void mu_chat_close(struct mu_chat *c)

@@ -331,6 +331,7 @@ static void on_model_status(struct mu_hub *h, struct mu_rpc_call *call)
         reply.n_adapter++;
     }
     reply.adapter = adapter_at;
+    if (h->chat.source) reply.chat_template = (char *)h->chat.source;
     mu_rpc_call_reply(call, &reply.base);
 }
 

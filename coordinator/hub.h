@@ -77,6 +77,7 @@ struct mu_replica {
 /* How conversations become prompts; read-only while serving. */
 struct mu_chat {
     struct mu_chat_template *template; /* NULL: there is none that works; why_not says so */
+    const char *source;                /* of the template; NULL where there is none, or it is no UTF-8 */
     char *bos, *eos;                   /* texts of the tokens */
     char why_not[MU_ERR_TEXT];
 };

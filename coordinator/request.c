@@ -32,6 +32,7 @@ struct mu_request *mu_request_create(uint64_t id, struct mu_rpc_call *call, Must
     r->max_tokens = max_tokens;
     r->arrived_ns = mu_now_ns();
     mu_streamer_init(&r->streamer, tok, params->parse_special);
+    r->streamer.show_marks = params->show_marks;
     return r;
 }
 

@@ -133,7 +133,7 @@ static void generate(struct mu_hub *h, struct mu_text_job *j)
         mu_rpc_call_finish(j->call, MU_RPC_INVALID_ARGUMENT, "the prompt is empty: it needs one token at least");
     } else if (n >= (size_t)h->serving.n_ctx) {
         mu_rpc_call_finish(
-            j->call, MU_RPC_INVALID_ARGUMENT,
+            j->call, MU_RPC_OUT_OF_RANGE,
             "the prompt has %zu tokens, the context here is %d: shorten the prompt, or serve with a larger --ctx", n,
             h->serving.n_ctx);
     } else {

@@ -9,6 +9,7 @@
 enum { MAX_JSON_DEPTH = 200 };
 
 struct mu_chat_template {
+    char *source;
     struct mu_arena *arena;
     struct mu_jn *tree;
     const struct mu_js **names; /* by symbol */
@@ -21,6 +22,7 @@ void mu_chat_template_free(struct mu_chat_template *t)
     if (!t) return;
     if (t->locale) freelocale(t->locale);
     mu_arena_destroy(t->arena);
+    mu_free(t->source);
     mu_free(t);
 }
 
@@ -31,16 +33,22 @@ enum mu_status mu_chat_template_parse(const char *src, size_t len, struct mu_cha
                        MU_TEMPLATE_MAX_BYTES);
     struct mu_chat_template *t = mu_calloc(1, sizeof *t);
     if (!t) return mu_fail(err, MU_ENOMEM, "no memory for the chat template");
+    t->source = mu_strndup(src, len);
     t->arena = mu_arena_create(mu_jp_max_bytes(len));
     t->locale = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0); /* absent: only ASCII letters have upper case */
-    enum mu_status st = t->arena ? mu_jp_parse(t->arena, src, len, &t->tree, &t->names, &t->n_name, err)
-                                 : mu_fail(err, MU_ENOMEM, "no memory for the chat template");
+    enum mu_status st = t->arena && t->source ? mu_jp_parse(t->arena, src, len, &t->tree, &t->names, &t->n_name, err)
+                                              : mu_fail(err, MU_ENOMEM, "no memory for the chat template");
     if (st) {
         mu_chat_template_free(t);
         return st;
     }
     *out = t;
     return MU_OK;
+}
+
+const char *mu_chat_template_source(const struct mu_chat_template *t)
+{
+    return t->source;
 }
 
 /* ---- JSON to values: texts are borrowed, the rest is copied, because templates may change it ---- */

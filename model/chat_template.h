@@ -39,6 +39,8 @@ enum mu_status mu_chat_template_read(const char *path, struct mu_chat_template *
 /* What a model file says under tokenizer.chat_template. MU_ENOENT: nothing. */
 enum mu_status mu_chat_template_of_model(const struct mu_gguf *g, struct mu_chat_template **out, struct mu_err *err);
 void mu_chat_template_free(struct mu_chat_template *t); /* NULL is fine */
+/* The text that was parsed, up to its first NUL. */
+const char *mu_chat_template_source(const struct mu_chat_template *t);
 
 struct mu_chat_input {
     const json_t *messages;  /* array of {role, content, …}, keys as in OpenAI's API */

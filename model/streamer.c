@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "model/thinking.h"
 #include "model/tokenizer.h"
 #include "model/utf8.h"
 
@@ -29,9 +30,17 @@ static enum mu_status room(char **buf, size_t len, size_t *cap, size_t more)
     return MU_OK;
 }
 
-enum mu_status mu_streamer_push(struct mu_streamer *s, int id, char **buf, size_t *len, size_t *cap)
+static struct mu_str piece_of(const struct mu_streamer *s, int id)
 {
     struct mu_str piece = mu_tokenizer_piece(s->tok, id, s->show_special);
+    if (piece.len || !s->show_marks) return piece;
+    struct mu_str hidden = mu_tokenizer_piece(s->tok, id, true);
+    return mu_thinking_is_mark(hidden.p, hidden.len) ? hidden : piece;
+}
+
+enum mu_status mu_streamer_push(struct mu_streamer *s, int id, char **buf, size_t *len, size_t *cap)
+{
+    struct mu_str piece = piece_of(s, id);
     /* Every byte shows at most one U+FFFD, and those held before it at most one more. */
     size_t most;
     if (!mu_mul_size(piece.len, 3, &most) || !mu_add_size(most, 3, &most)) return MU_ENOMEM;

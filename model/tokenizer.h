@@ -48,6 +48,7 @@ enum mu_status mu_tokenizer_decode(const struct mu_tokenizer *t, const int32_t *
 struct mu_streamer {
     const struct mu_tokenizer *tok;
     bool show_special;
+    bool show_marks; /* of control tokens those that part thought and answer (model/thinking.h); off at first */
     unsigned char held[4];
     int n_held;
 };

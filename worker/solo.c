@@ -278,6 +278,12 @@ void mu_solo_reset(struct mu_solo *s, int slot)
     q->dirty = true;
 }
 
+void mu_solo_truncate(struct mu_solo *s, int slot, uint32_t n)
+{
+    if (slot < 0 || slot >= s->serving.n_slot) return;
+    if (n < s->slot[slot].position) s->slot[slot].position = n;
+}
+
 static void step_begin(struct mu_solo *s)
 {
     struct mu_step *step = s->step;

@@ -45,6 +45,10 @@ enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, siz
 enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t *ids, int n,
                               const struct mu_solo_sampling *sampling, int32_t *next_out, struct mu_err *err);
 void mu_solo_reset(struct mu_solo *s, int slot); /* forgets the sequence; its pages are free with the next step */
+/* Forgets what follows the first n tokens of the sequence; n of its position or above changes nothing. The pages stay
+ * with the slot and are written again. A sequence that turned by the model's long rotation factors and would be a short
+ * one again is forgotten whole. Returns the position after it. */
+uint32_t mu_solo_truncate(struct mu_solo *s, int slot, uint32_t n);
 /* What comes next in the slot is computed with this adapter (from 1; 0: none) at this strength: of a sequence from its
  * first id on, since the cache of one adapter is none of another's. */
 void mu_solo_adapt(struct mu_solo *s, int slot, int adapter, float scale);

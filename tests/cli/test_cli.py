@@ -53,19 +53,19 @@ class Good(unittest.TestCase):
             self.assertIn("Zürich", own.stdout)
 
     def test_run_is_repeatable(self):
-        a, b = (run("run", BARD, "ROMEO:\n", "-n", "30", "--seed", "9", "--temperature", "1", "-t", t) for t in ("1", "2"))
+        a, b = (run("run", BARD, "ROMEO:\n", "--raw", "-n", "30", "--seed", "9", "--temperature", "1", "-t", t) for t in ("1", "2"))
         self.assertEqual(a.returncode, 0, a.stderr)
         self.assertTrue(a.stdout.strip())
         self.assertEqual(a.stdout, b.stdout)
 
     def test_run_stop_string(self):
-        whole = run("run", BARD, "ROMEO:\n", "-n", "60", "--ignore-end").stdout
+        whole = run("run", BARD, "ROMEO:\n", "--raw", "-n", "60", "--ignore-end").stdout
         stop = whole[25:31]
-        cut = run("run", BARD, "ROMEO:\n", "-n", "60", "--ignore-end", "--stop", stop).stdout
+        cut = run("run", BARD, "ROMEO:\n", "--raw", "-n", "60", "--ignore-end", "--stop", stop).stdout
         self.assertEqual(cut, whole[:whole.index(stop)] + "\n")
 
     def test_ctrl_c_stops_the_generation(self):
-        p = subprocess.Popen([harness.MUSTER, "run", BARD, "O", "--ignore-end", "-t", "1", "-n", "500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        p = subprocess.Popen([harness.MUSTER, "run", BARD, "O", "--raw", "--ignore-end", "-t", "1", "-n", "500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         p.stdout.read(5)
         p.send_signal(signal.SIGINT)
         p.communicate(timeout=20)
@@ -161,12 +161,12 @@ class Bad(unittest.TestCase):
 
     def test_output_that_cannot_be_written(self):
         with open("/dev/full", "w") as full:
-            for args in (["run", BARD, "a", "-n", "3"], ["tokenize", BARD, "a"], ["detokenize", BARD, "5"], ["plan", BARD]):
+            for args in (["run", BARD, "a", "--raw", "-n", "3"], ["tokenize", BARD, "a"], ["detokenize", BARD, "5"], ["plan", BARD]):
                 done = subprocess.run([harness.MUSTER, *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
                 self.assertEqual(done.returncode, 1, args)
                 self.assertIn("standard output", done.stderr)
         self.fails(["logits", BARD, "--ids", "1", "--out", "/dev/null"], ["/dev/null", "name a file"])
-        p = subprocess.Popen([harness.MUSTER, "run", BARD, "a", "--ignore-end", "-t", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        p = subprocess.Popen([harness.MUSTER, "run", BARD, "a", "--raw", "--ignore-end", "-t", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         p.stdout.read(3)
         p.stdout.close()  # the reader goes away: the generation stops
         self.assertEqual(p.wait(20), 1)

@@ -83,7 +83,7 @@ class Ollama(Case):
         self.assertEqual(shown["messages"], [{"role": "user", "content": "hi"}])
         self.assertTrue(shown["runs"], shown["why_not"])
         self.assertEqual(self.ok("show", "bard", "--license").stdout, "MIT\nand more\n")
-        self.assertTrue(self.ok("run", "bard:latest", "O", "-n", "3").stdout.strip())
+        self.assertTrue(self.ok("run", "bard:latest", "O", "--raw", "-n", "3").stdout.strip())
         n = len(self.server.requests(self.path))
         self.pull("bard")
         self.assertEqual(len(self.server.requests(self.path)), n, "what is there was fetched again")
@@ -296,7 +296,7 @@ class Ollama(Case):
         self.ok("cp", "verse:1b", "mine")
         self.ok("rm", "bard", "verse:1b")
         self.intact(2)
-        self.assertTrue(self.ok("run", "mine", "O", "-n", "3").stdout.strip())
+        self.assertTrue(self.ok("run", "mine", "O", "--raw", "-n", "3").stdout.strip())
         self.assertIn("removed mine", self.ok("rm", "mine").stdout)
         self.assertEqual(self.blobs(), [])
         self.assertIn("no model", self.muster("rm", "mine").stderr)
@@ -432,8 +432,8 @@ class Hub(Case):
         self.assertEqual([(m["name"], m["size"]) for m in listed], [("hf.co/user/split:Q8_0", len(one) + len(two))])
         self.assertTrue(listed[0]["path"].endswith("/m-Q8_0-00001-of-00002.gguf"))
         whole = os.path.join(os.environ["MUSTER_SOURCE_DIR"], "tests", "golden", "bard.q8_0.gguf")
-        said = self.ok("run", "user/split", "O", "-n", "8").stdout
-        self.assertEqual(said, self.ok("run", whole, "O", "-n", "8").stdout)
+        said = self.ok("run", "user/split", "O", "--raw", "-n", "8").stdout
+        self.assertEqual(said, self.ok("run", whole, "O", "--raw", "-n", "8").stdout)
         # Served by name: the ranks get the link's path, beside which the other part is.
         server = subprocess.Popen([MUSTER, "serve", "user/split", "--split", "1:1", "--ctx", "128", "--parallel", "2", "--listen", "127.0.0.1:0"],
                                   env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -442,7 +442,7 @@ class Hub(Case):
             self.assertIn("serving", banner)
             address = banner.split(" on ")[1].split(",")[0]
             for name in ("hf.co/user/split:Q8_0", "hf.co/user/split", "default"):
-                self.assertEqual(self.ok("run", name, "O", "-n", "8", "--server", address).stdout, said)
+                self.assertEqual(self.ok("run", name, "O", "--raw", "-n", "8", "--server", address).stdout, said)
             self.assertIn("not served", self.muster("run", "hf.co/user/spl", "O", "--server", address).stderr)
         finally:
             server.send_signal(signal.SIGTERM)

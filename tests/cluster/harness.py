@@ -180,7 +180,8 @@ class Server:
 
 def run(*args, timeout=120, env=None, stdin=None):
     """The muster command; a CompletedProcess with text."""
-    return subprocess.run([MUSTER, *args], capture_output=True, text=True, timeout=timeout, env=dict(os.environ, **(env or {})), input=stdin)
+    return subprocess.run([MUSTER, *args], capture_output=True, text=True, timeout=timeout, env=dict(os.environ, **(env or {})),
+                          **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}))
 
 
 def need_fixtures():

@@ -28,7 +28,7 @@ class Serve(unittest.TestCase):
     def test_same_as_one_process(self):
         """Greedy over three ranks is what `muster run` gives in one process."""
         _, text, last = self.server.generate("ROMEO:\n", 60)
-        alone = harness.run("run", harness.BARD, "ROMEO:\n", "-n", "60", "--ignore-end", "--quiet")
+        alone = harness.run("run", harness.BARD, "ROMEO:\n", "--raw", "-n", "60", "--ignore-end", "--quiet")
         self.assertEqual(alone.returncode, 0, alone.stderr)
         self.assertEqual(alone.stdout, text + "\n")
         self.assertEqual(last.finish, pb.FINISH_LENGTH)
@@ -104,7 +104,7 @@ class Serve(unittest.TestCase):
     def test_bad_requests(self):
         invalid = grpc.StatusCode.INVALID_ARGUMENT
         self.refused(invalid, ["prompt"], max_tokens=1)
-        self.refused(invalid, ["512", "context"], text="word " * 2000)
+        self.refused(grpc.StatusCode.OUT_OF_RANGE, ["512", "context"], text="word " * 2000)
         self.refused(invalid, ["vocabulary"], ids=pb.Ids(id=[5, 99999]))
         self.refused(invalid, ["vocabulary"], ids=pb.Ids(id=[-1]))
         self.refused(invalid, ["temperature"], text="a", sampling=pb.Sampling(temperature=-1))
@@ -149,7 +149,7 @@ class Serve(unittest.TestCase):
 
     def test_run_from_the_server(self):
         _, text, _ = self.server.generate("ROMEO:\n", 30)
-        done = harness.run("run", "default", "ROMEO:\n", "-n", "30", "--ignore-end", "--server", self.server.address)
+        done = harness.run("run", "default", "ROMEO:\n", "--raw", "-n", "30", "--ignore-end", "--server", self.server.address)
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(done.stdout, text + "\n")
 

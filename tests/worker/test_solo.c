@@ -112,6 +112,36 @@ static void test_slots(void **state)
     }
 }
 
+/* A sequence that was cut back goes on as if what followed had never been: at every length around blocks and pages. */
+static void test_truncate(void **state)
+{
+    (void)state;
+    enum { N = 70, LEN = 8 };
+    static const char *const splits[] = {"1", "2:1/1"};
+    int32_t prompt[N], other[N + 10], want[LEN], got[LEN];
+    for (int t = 0; t < N; t++) prompt[t] = (t * 7) % 400;
+    for (int t = 0; t < N + 10; t++) other[t] = (t * 11 + 3) % 400;
+    for (int s = 0; s < 2; s++) {
+        struct mu_solo *solo = solo_open(splits[s], (struct mu_serving){.n_ctx = 96, .n_slot = 2, .step_tokens = 16});
+        static const uint32_t keeps[] = {0, 1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 69};
+        for (size_t k = 0; k < sizeof keeps / sizeof *keeps; k++) {
+            uint32_t keep = keeps[k];
+            int slot = 1;
+            continuation(solo, 0, prompt, N, want, LEN);
+            mu_solo_reset(solo, slot);
+            MUST(mu_solo_feed(solo, slot, prompt, keep, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+            MUST(mu_solo_feed(solo, slot, other, N + 10 - keep, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+            mu_solo_truncate(solo, slot, keep);
+            mu_solo_truncate(solo, slot, N); /* not longer */
+            assert_int_equal(mu_solo_position(solo, slot), keep);
+            MUST(mu_solo_feed(solo, slot, prompt + keep, N - keep, MU_OUT_SAMPLE, NULL, NULL, NULL, &got[0], err));
+            for (int i = 1; i < LEN; i++) MUST(mu_solo_decode(solo, &slot, &got[i - 1], 1, NULL, &got[i], err));
+            assert_memory_equal(got, want, sizeof got);
+        }
+        mu_solo_close(solo);
+    }
+}
+
 static void test_limits(void **state)
 {
     (void)state;
@@ -171,7 +201,7 @@ static void test_rank_fails(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_slots), cmocka_unit_test(test_limits),
-                                       cmocka_unit_test(test_rank_fails)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_slots), cmocka_unit_test(test_truncate),
+                                       cmocka_unit_test(test_limits), cmocka_unit_test(test_rank_fails)};
     return cmocka_run_group_tests(tests, group_begin, group_end);
 }

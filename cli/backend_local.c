@@ -1,0 +1,422 @@
+/* Answers from this process: one sequence of a gang of one rank.
+ *
+ * What the sequence's cache holds is remembered as ids. The next prompt is compared with them, and only what follows
+ * their common beginning is computed: a conversation that grows turn by turn costs what is new in it. The bits are the
+ * same as without (the arithmetic contract), so this shows in nothing but the time.
+ *
+ * Ctrl-C is looked at between steps, in the prompt as in the answer. */
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/io.h"
+#include "cli/backend.h"
+#include "cli/cli.h"
+#include "model/chat_template.h"
+
+struct local {
+    struct mu_card card;
+    struct mu_opened o;
+    struct mu_chat_template *template; /* NULL: the model has none */
+    char *template_text;
+    struct mu_solo *solo;
+    int n_thread;
+    int32_t *held; /* [n_ctx] ids in the cache */
+    size_t n_held;
+    char description[256], *license, *bos, *eos; /* bos, eos: as text, "" where none */
+};
+
+static const int DEFAULT_CTX = 8192;
+
+static void local_close(void *self)
+{
+    struct local *l = self;
+    if (!l) return;
+    mu_solo_close(l->solo);
+    mu_chat_template_free(l->template);
+    mu_cli_close(&l->o);
+    mu_free(l->held);
+    mu_free(l->template_text);
+    mu_free(l->license);
+    mu_free(l->bos);
+    mu_free(l->eos);
+    mu_params_free(&l->card.params);
+    mu_free(l);
+}
+
+/* A gang with a context of n_ctx tokens. */
+static enum mu_status gang_open(const struct local *l, int n_ctx, struct mu_solo **solo_out, int32_t **held_out,
+                                struct mu_err *err)
+{
+    enum mu_status st;
+    struct mu_bar bar = {.label = "loading"};
+    int trained = l->o.model->cfg.n_ctx_train;
+    if (n_ctx > trained)
+        return mu_fail(err, MU_EINVAL, "a context of %d is more than the %d tokens that the model was made for", n_ctx,
+                       trained);
+    struct mu_solo_options opt = {.model = l->o.model,
+                                  .adapters = l->o.adapters,
+                                  .n_thread = l->n_thread,
+                                  .pin = 1,
+                                  .serving = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = n_ctx < 512 ? n_ctx : 512},
+                                  .load_progress = mu_bar_load,
+                                  .load_ctx = &bar};
+    int32_t *held = mu_reallocarray(NULL, (size_t)n_ctx, sizeof *held);
+    if (!held) return mu_fail(err, MU_ENOMEM, "no memory for a context of %d tokens", n_ctx);
+    MU_TRY(st, mu_split_parse("1", &opt.split, err), fail);
+    MU_TRY(st, mu_solo_open(&opt, solo_out, err), fail);
+    mu_solo_adapt(*solo_out, 0, l->o.adapters ? 1 : 0, 1);
+    *held_out = held;
+    return MU_OK;
+fail:
+    mu_free(held);
+    return st;
+}
+
+/* ---- the prompt ---- */
+
+/* The conversation as the template writes it. */
+static enum mu_status render(const struct local *l, const struct mu_ask *ask, char **text_out, size_t *len_out,
+                             struct mu_err *err)
+{
+    struct mu_chat_input in = {.messages = ask->messages,
+                               .variables = ask->variables,
+                               .bos_token = l->bos,
+                               .eos_token = l->eos,
+                               .add_generation_prompt = true,
+                               .now_s = mu_chat_now_s()};
+    return mu_chat_template_render(l->template, &in, text_out, len_out, err);
+}
+
+/* text → ids; with BOS in front where the model wants one and the text has not brought it along. */
+static enum mu_status encode(const struct local *l, const char *text, size_t len, bool special, int32_t **ids_out,
+                             size_t *n_out, struct mu_err *err)
+{
+    const struct mu_tokenizer *tok = l->o.tok;
+    int32_t *ids = NULL;
+    size_t n = 0;
+    enum mu_status st = mu_tokenizer_encode(tok, text, len, special, &ids, &n, err);
+    if (st) return st;
+    int bos = mu_tokenizer_bos(tok);
+    if (mu_tokenizer_add_bos(tok) && bos >= 0 && !(special && n && ids[0] == bos)) {
+        int32_t *more = mu_reallocarray(ids, n + 1, sizeof *ids);
+        if (!more) {
+            mu_free(ids);
+            return mu_fail(err, MU_ENOMEM, "no memory for the prompt");
+        }
+        ids = more;
+        memmove(ids + 1, ids, n * sizeof *ids);
+        ids[0] = bos;
+        n++;
+    }
+    *ids_out = ids;
+    *n_out = n;
+    return MU_OK;
+}
+
+static enum mu_status prompt_ids(const struct local *l, const struct mu_ask *ask, const struct mu_listener *listener,
+                                 int32_t **ids_out, size_t *n_out, struct mu_err *err)
+{
+    char *rendered = NULL;
+    size_t len;
+    enum mu_status st = MU_OK;
+    int32_t *ids = NULL;
+    size_t n = 0, ctx = (size_t)l->card.n_ctx;
+    if (ask->text) {
+        MU_TRY(st, encode(l, ask->text, strlen(ask->text), ask->special, &ids, &n, err), fail);
+    } else {
+        MU_TRY(st, render(l, ask, &rendered, &len, err), fail);
+        if (listener->prompt) listener->prompt(listener->ctx, rendered, len);
+        MU_TRY(st, encode(l, rendered, len, true, &ids, &n, err), fail);
+    }
+    if (!n) {
+        st =
+            mu_fail(err, MU_EINVAL, "the prompt is empty and this model has no begin-of-text token: give it some text");
+        goto fail;
+    }
+    if (n >= ctx) {
+        st =
+            mu_fail(err, MU_ELIMIT, "the prompt has %zu tokens, the context is %zu: shorten it or raise --ctx", n, ctx);
+        goto fail;
+    }
+    mu_free(rendered);
+    *ids_out = ids;
+    *n_out = n;
+    return MU_OK;
+fail:
+    mu_free(rendered);
+    mu_free(ids);
+    return st;
+}
+
+/* Appends ids to the sequence; *id_out: the sample after the last one. */
+static enum mu_status feed(struct local *l, const int32_t *ids, size_t n, const struct mu_solo_sampling *sampling,
+                           int32_t *id_out, struct mu_err *err)
+{
+    enum mu_status st =
+        mu_solo_feed(l->solo, 0, ids, n, id_out ? MU_OUT_SAMPLE : MU_OUT_NONE, sampling, NULL, NULL, id_out, err);
+    if (st) { /* how much of it went in is not known */
+        mu_solo_reset(l->solo, 0);
+        l->n_held = 0;
+        return st;
+    }
+    memcpy(l->held + l->n_held, ids, n * sizeof *ids);
+    l->n_held += n;
+    return MU_OK;
+}
+
+/* The whole prompt, less what the cache holds of it. *id_out: the first new id, -1 where Ctrl-C came before it. */
+static enum mu_status feed_prompt(struct local *l, const int32_t *ids, size_t n,
+                                  const struct mu_solo_sampling *sampling, int32_t *id_out, int *n_kept_out,
+                                  struct mu_err *err)
+{
+    size_t keep = 0, most = l->n_held < n - 1 ? l->n_held : n - 1, step;
+    while (keep < most && l->held[keep] == ids[keep]) keep++;
+    mu_solo_truncate(l->solo, 0, (uint32_t)keep);
+    l->n_held = keep;
+    *n_kept_out = (int)keep;
+    *id_out = -1;
+    step = (size_t)mu_solo_serving(l->solo)->step_tokens;
+    for (size_t at = keep; at < n; at += step) {
+        if (mu_interrupted) return MU_OK;
+        bool last = n - at <= step;
+        enum mu_status st = feed(l, ids + at, last ? n - at : step, sampling, last ? id_out : NULL, err);
+        if (st) return st;
+        if (last && *id_out < 0)
+            return mu_fail(err, MU_ENONFINITE,
+                           "the logits after the prompt are not finite: the file's weights may be damaged");
+    }
+    return MU_OK;
+}
+
+/* ---- the answer ---- */
+
+struct stream { /* the text of an answer as it grows */
+    const struct mu_ask *ask;
+    const struct mu_listener *listener;
+    struct mu_streamer streamer;
+    char *text;
+    size_t len, cap, told; /* told: bytes that the listener has */
+};
+
+/* Where the first stop string begins, or len. *hold_out: the longest tail that could still become one. */
+static size_t find_stop(const struct mu_params *p, const char *text, size_t len, size_t *hold_out)
+{
+    size_t first = len, hold = 0;
+    for (int i = 0; i < p->n_stop; i++) {
+        size_t n = strlen(p->stop[i]);
+        const char *hit = memmem(text, len, p->stop[i], n);
+        if (hit && (size_t)(hit - text) < first) first = (size_t)(hit - text);
+        for (size_t k = n - 1 < len ? n - 1 : len; k > hold; k--)
+            if (!memcmp(text + len - k, p->stop[i], k)) hold = k;
+    }
+    *hold_out = hold;
+    return first;
+}
+
+/* Tells what may be told; *stopped_out: a stop string is there. At the end nothing is held back. */
+static enum mu_status stream_tell(struct stream *s, bool end, bool *stopped_out, struct mu_err *err)
+{
+    size_t hold, stop_at = find_stop(s->ask->params, s->text, s->len, &hold);
+    *stopped_out = stop_at < s->len;
+    size_t until = *stopped_out ? stop_at : end ? s->len : s->len - hold;
+    if (until <= s->told) return MU_OK;
+    size_t from = s->told;
+    s->told = until;
+    return s->listener->text(s->listener->ctx, s->text + from, until - from, err);
+}
+
+static enum mu_status generate(struct local *l, struct stream *s, const struct mu_solo_sampling *sampling, int32_t id,
+                               size_t limit, struct mu_answer *a, struct mu_err *err)
+{
+    enum mu_status st;
+    bool stopped = false;
+    for (;;) {
+        a->n_new++;
+        if (!s->ask->ignore_end && mu_tokenizer_is_end(l->o.tok, id)) break;
+        MU_TRY(st, mu_streamer_push(&s->streamer, id, &s->text, &s->len, &s->cap), done);
+        MU_TRY(st, stream_tell(s, false, &stopped, err), done);
+        a->interrupted = mu_interrupted;
+        a->full = (size_t)a->n_new >= limit;
+        if (stopped || a->interrupted || a->full) break;
+        MU_TRY(st, feed(l, &id, 1, sampling, &id, err), done);
+        if (id < 0)
+            return mu_fail(err, MU_ENONFINITE,
+                           "the logits after token %d are not finite: the file's weights may be damaged", a->n_new);
+    }
+    if (stopped) return MU_OK;
+    MU_TRY(st, mu_streamer_finish(&s->streamer, &s->text, &s->len, &s->cap), done);
+    return stream_tell(s, true, &stopped, err);
+done:
+    return err->code ? st : mu_fail(err, st, "no memory for the answer");
+}
+
+static enum mu_status local_ask(void *self, const struct mu_ask *ask, const struct mu_listener *listener,
+                                struct mu_answer *answer_out, struct mu_err *err)
+{
+    struct local *l = self;
+    struct mu_solo_sampling sampling = mu_params_sampling(ask->params, !ask->text);
+    struct stream s = {.ask = ask, .listener = listener};
+    struct mu_answer a = {.start_ns = mu_now_ns()};
+    int32_t *ids = NULL, id = -1;
+    size_t n = 0;
+    enum mu_status st;
+    mu_streamer_init(&s.streamer, l->o.tok, ask->special);
+    s.streamer.show_marks = !ask->text;
+    MU_TRY(st, prompt_ids(l, ask, listener, &ids, &n, err), done);
+    a.n_prompt = (int)n;
+    MU_TRY(st, feed_prompt(l, ids, n, &sampling, &id, &a.n_kept, err), done);
+    if (id < 0) {
+        a.interrupted = true;
+    } else {
+        a.first_ns = mu_now_ns();
+        size_t room = (size_t)l->card.n_ctx - n;
+        int64_t most = ask->params->num_predict;
+        MU_TRY(st, generate(l, &s, &sampling, id, most > 0 && (uint64_t)most < room ? (size_t)most : room, &a, err),
+               done);
+    }
+done:
+    a.end_ns = mu_now_ns();
+    *answer_out = a;
+    mu_free(s.text);
+    mu_free(ids);
+    return st;
+}
+
+/* ---- opening ---- */
+
+static const struct mu_card *local_card(const void *self)
+{
+    return &((const struct local *)self)->card;
+}
+
+/* The weights are packed for a gang; another context needs another gang. Both are there for a moment only where the
+ * new one fails, so the old one is closed first and opened again then. */
+static enum mu_status local_set_context(void *self, int n_ctx, struct mu_err *err)
+{
+    struct local *l = self;
+    if (n_ctx == l->card.n_ctx) return MU_OK;
+    if (n_ctx > l->card.n_ctx_max)
+        return mu_fail(err, MU_EINVAL, "num_ctx %d is more than the %d tokens that the model was made for", n_ctx,
+                       l->card.n_ctx_max);
+    mu_solo_close(l->solo);
+    mu_free(l->held);
+    l->solo = NULL;
+    l->held = NULL;
+    l->n_held = 0;
+    enum mu_status st = gang_open(l, n_ctx, &l->solo, &l->held, err);
+    if (!st) {
+        l->card.n_ctx = n_ctx;
+        return MU_OK;
+    }
+    struct mu_err again = MU_ERR_INIT;
+    if (gang_open(l, l->card.n_ctx, &l->solo, &l->held, &again))
+        return mu_fail(err, MU_EINTERNAL, "%.200s; and the former context cannot be had back: %.200s", err->text,
+                       again.text);
+    return st;
+}
+
+static const struct mu_backend_ops local_ops = {local_ask, local_card, local_set_context, local_close};
+
+/* ---- what is known of the model ---- */
+
+static enum mu_status template_open(struct local *l, const char *file, struct mu_err *err)
+{
+    struct mu_str own = {NULL, 0};
+    size_t len = 0;
+    enum mu_status st;
+    if (file) {
+        MU_TRY(st, mu_file_read(file, MU_TEMPLATE_MAX_BYTES, &l->template_text, &len, err), done);
+    } else if (l->o.found->template && l->o.found->template_is_jinja) {
+        len = strlen(l->o.found->template);
+        l->template_text = mu_strdup(l->o.found->template);
+    } else {
+        MU_TRY(st, mu_gguf_get_str(l->o.model->gguf, "tokenizer.chat_template", &own, err), done);
+        if (!own.len) return MU_OK;
+        len = own.len;
+        l->template_text = mu_strndup(own.p, own.len);
+    }
+    if (!l->template_text) return mu_fail(err, MU_ENOMEM, "no memory for a chat template of %zu bytes", len);
+    st = mu_chat_template_parse(l->template_text, len, &l->template, err);
+    if (st && !file) mu_err_wrap(err, "the model's chat template ('--raw' does without)");
+    if (st && file) mu_err_wrap(err, "%s", file);
+done:
+    return st;
+}
+
+/* The parameters of the store's entry; those that there are none of here are named once. */
+static enum mu_status params_read(struct local *l, struct mu_err *err)
+{
+    const char *name;
+    json_t *value;
+    json_object_foreach(l->o.found->params, name, value)
+    {
+        enum mu_status st = mu_params_set_json(&l->card.params, name, value, err);
+        if (st == MU_ENOMEM) return st;
+        if (st) fprintf(stderr, "[the model's own '%s' is left out: %s]\n", name, err->text);
+    }
+    *err = (struct mu_err)MU_ERR_INIT;
+    return MU_OK;
+}
+
+static enum mu_status license_read(struct local *l, struct mu_err *err)
+{
+    struct mu_str own = {NULL, 0};
+    if (l->o.found->n_license)
+        l->license = mu_strdup(l->o.found->license[0]);
+    else if (mu_gguf_get_str(l->o.model->gguf, "general.license", &own, err) || !own.len)
+        return MU_OK;
+    else
+        l->license = mu_strndup(own.p, own.len);
+    return l->license ? MU_OK : mu_fail(err, MU_ENOMEM, "no memory for a license");
+}
+
+static enum mu_status card_fill(struct local *l, const struct mu_local_options *opt, struct mu_err *err)
+{
+    struct mu_card *k = &l->card;
+    enum mu_status st;
+    if (!opt->no_template) MU_TRY(st, template_open(l, opt->template_file, err), done);
+    MU_TRY(st, params_read(l, err), done);
+    MU_TRY(st, license_read(l, err), done);
+    l->bos = mu_chat_token_text(l->o.tok, mu_tokenizer_bos(l->o.tok));
+    l->eos = mu_chat_token_text(l->o.tok, mu_tokenizer_eos(l->o.tok));
+    if (!l->bos || !l->eos) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for a token's text");
+        goto done;
+    }
+    int trained = l->o.model->cfg.n_ctx_train;
+    k->n_ctx = opt->n_ctx              ? opt->n_ctx
+               : k->params.num_ctx     ? (int)(k->params.num_ctx < trained ? k->params.num_ctx : trained)
+               : trained < DEFAULT_CTX ? trained
+                                       : DEFAULT_CTX;
+    k->n_ctx_max = trained;
+    mu_model_describe(l->o.model, l->description, sizeof l->description);
+    k->name = l->o.found->entry.name;
+    k->description = l->description;
+    k->path = mu_gguf_path(l->o.model->gguf);
+    k->template_text = l->template ? l->template_text : opt->no_template ? NULL : l->o.found->template;
+    k->system = l->o.found->system;
+    k->license = l->license;
+    k->messages = l->o.found->messages;
+    k->chat = l->template != NULL;
+done:
+    return st;
+}
+
+enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_backend *backend_out, struct mu_err *err)
+{
+    struct local *l = mu_calloc(1, sizeof *l);
+    enum mu_status st;
+    if (!l) return mu_fail(err, MU_ENOMEM, "no memory for '%s'", opt->model);
+    l->n_thread = opt->n_thread ? opt->n_thread : mu_default_threads(1);
+    MU_TRY(st, mu_cli_open(opt->model, true, &l->o, err), fail);
+    MU_TRY(st, mu_model_quantize(l->o.model, opt->quantize, err), fail);
+    MU_TRY(st, mu_cli_adapt(&l->o, &opt->lora, err), fail);
+    MU_TRY(st, card_fill(l, opt, err), fail);
+    MU_TRY(st, gang_open(l, l->card.n_ctx, &l->solo, &l->held, err), fail);
+    *backend_out = (struct mu_backend){&local_ops, l};
+    return MU_OK;
+fail:
+    local_close(l);
+    return st;
+}

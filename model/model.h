@@ -24,6 +24,9 @@ enum mu_feature {
     MU_HAS_EXPERTS = 32
 };
 
+/* How the hidden states of a text become one vector (shard/embed.h). */
+enum mu_pooling { MU_POOL_NONE, MU_POOL_MEAN, MU_POOL_LAST };
+
 struct mu_tensor_rule;
 
 /* What differs between families. */
@@ -61,6 +64,7 @@ struct mu_config {
     float rope_attn_factor;            /* cosines and sines are multiplied by it (1 = none) */
     float attn_softcap, final_softcap; /* 0 = none */
     float embed_scale;                 /* 1 = none */
+    enum mu_pooling pooling;           /* of embeddings, where a request does not say; never MU_POOL_NONE */
 };
 
 /* Window of a layer, 0 = none. */

@@ -63,7 +63,7 @@ struct mu_tokenizer {
     char shown[160];            /* the file for messages: the end of its path */
     const struct mu_str *texts; /* [n_vocab], borrowed */
     bool spm;
-    bool add_bos, add_space_prefix, strip_after;
+    bool add_bos, add_eos, add_space_prefix, strip_after;
     int n_vocab, bos, eos, unk;
     int32_t ends[MU_TOK_ENDS_MAX];
     int n_end;

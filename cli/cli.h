@@ -17,6 +17,7 @@ enum { MU_EXIT_OK = 0, MU_EXIT_FAILED = 1, MU_EXIT_USAGE = 2 };
 
 int mu_cmd_serve(int argc, char **argv);
 int mu_cmd_run(int argc, char **argv);
+int mu_cmd_embed(int argc, char **argv);
 int mu_cmd_logits(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
 int mu_cmd_detokenize(int argc, char **argv);

@@ -15,6 +15,7 @@ static const struct mu_verb {
 } verbs[] = {
     {"serve", mu_cmd_serve, "serve a model over gRPC, split over ranks"},
     {"run", mu_cmd_run, "complete a prompt, here or on a server"},
+    {"embed", mu_cmd_embed, "texts to vectors, here or on a server"},
     {"bench", mu_cmd_bench, "measure prompt and decode speed against this machine's limits"},
     {"plan", mu_cmd_plan, "show who would hold and compute what"},
     {"ps", mu_cmd_ps, "show a server's gang, ranks and load"},

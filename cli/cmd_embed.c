@@ -178,6 +178,16 @@ static enum mu_status inputs_encode(const struct embed_args *a, struct inputs *i
     return MU_OK;
 }
 
+static enum mu_status ids_check(const struct inputs *in, int n_vocab, struct mu_err *err)
+{
+    for (size_t i = 0; i < in->n; i++)
+        for (size_t k = 0; k < in->ids[i].n; k++)
+            if (in->ids[i].ids[k] >= n_vocab)
+                return mu_fail(err, MU_EINVAL, "%s %zu: id %d is not in the vocabulary of %d tokens", in->name, i + 1,
+                               in->ids[i].ids[k], n_vocab);
+    return MU_OK;
+}
+
 /* ---- vectors ---- */
 
 struct sink {
@@ -242,6 +252,7 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
     }
     if (!want.pooling) want.pooling = cfg->pooling;
     MU_TRY(st, inputs_encode(a, in, o.tok, a->truncate ? (size_t)ctx : 0, err), done);
+    MU_TRY(st, ids_check(in, cfg->n_vocab, err), done);
     size_t longest = 0, total = 0;
     for (size_t i = 0; i < in->n; i++) {
         if (in->ids[i].n > (size_t)ctx) {

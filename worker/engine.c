@@ -419,7 +419,8 @@ bool mu_engine_flush(struct mu_engine *e)
     if (!e->stream || !messages_reserve(e)) return false;
     if (mu_fault_hit("engine.send")) mu_rpc_stream_cancel(e->stream);
     for (size_t from = 0, to; from < e->n_out; from = to) {
-        if (entries_send(e, from, &to) != MU_EAGAIN) continue;
+        enum mu_status st = entries_send(e, from, &to);
+        if (st != MU_EAGAIN && st != MU_ENOMEM) continue;
         entries_drop(e, from);
         return false;
     }

@@ -96,7 +96,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 /* ---- texts ---- */
 
 struct inputs {
-    const char *name; /* of what they come from, for errors */
+    char name[256];   /* of what they come from, for errors */
+    const char *item; /* … and of one of them, before its number */
     char *file;
     char **text; /* [n], NUL-terminated; in file or the command line */
     size_t n;
@@ -137,24 +138,26 @@ static enum mu_status inputs_read(const struct embed_args *a, struct inputs *in,
 {
     enum mu_status st = MU_OK;
     size_t len = 0;
+    in->item = ", line";
     if (a->n_text) {
-        in->name = "text";
+        in->item = "text";
         in->n = (size_t)a->n_text;
         in->text = mu_calloc(in->n, sizeof *in->text);
         if (!in->text) return mu_fail(err, MU_ENOMEM, "no memory for %zu texts", in->n);
         memcpy(in->text, a->text, in->n * sizeof *in->text);
     } else if (!a->file || !strcmp(a->file, "-")) {
-        in->name = "standard input, line";
+        snprintf(in->name, sizeof in->name, "standard input");
         MU_TRY(st, mu_read_stdin(MAX_FILE, &in->file, &len, err), done);
         st = lines_cut(in, len, err);
     } else {
-        in->name = a->file;
+        snprintf(in->name, sizeof in->name, "%s", a->file);
         MU_TRY(st, mu_file_read(a->file, MAX_FILE, &in->file, &len, err), done);
         st = lines_cut(in, len, err);
     }
     if (st == MU_OK && !in->n) st = mu_fail(err, MU_EINVAL, "%s holds no texts", in->name);
     for (size_t i = 0; st == MU_OK && i < in->n; i++)
-        if (!*in->text[i]) st = mu_fail(err, MU_EINVAL, "%s %zu is empty: there is nothing to embed", in->name, i + 1);
+        if (!*in->text[i])
+            st = mu_fail(err, MU_EINVAL, "%s%s %zu is empty: there is nothing to embed", in->name, in->item, i + 1);
 done:
     return st;
 }
@@ -168,10 +171,12 @@ static enum mu_status inputs_encode(const struct embed_args *a, struct inputs *i
     for (size_t i = 0; i < in->n; i++) {
         int32_t *ids = NULL;
         size_t n = 0;
+        if (!tok && *in->text[i] == '@') /* what is data here names no file */
+            return mu_fail(err, MU_EINVAL, "%s%s %zu: expected token ids, found '@'", in->name, in->item, i + 1);
         enum mu_status st = tok ? mu_tokenizer_encode_whole(tok, in->text[i], strlen(in->text[i]), a->special, n_max,
                                                             &ids, &n, NULL, err)
                                 : mu_arg_ids(in->text[i], &ids, &n, err);
-        if (st != MU_OK) return mu_err_wrap(err, "%s %zu", in->name, i + 1);
+        if (st != MU_OK) return mu_err_wrap(err, "%s%s %zu", in->name, in->item, i + 1);
         if (n_max && n > n_max) n = n_max;
         in->ids[i] = (struct mu_embed_text){ids, n};
     }
@@ -183,8 +188,8 @@ static enum mu_status ids_check(const struct inputs *in, int n_vocab, struct mu_
     for (size_t i = 0; i < in->n; i++)
         for (size_t k = 0; k < in->ids[i].n; k++)
             if (in->ids[i].ids[k] >= n_vocab)
-                return mu_fail(err, MU_EINVAL, "%s %zu: id %d is not in the vocabulary of %d tokens", in->name, i + 1,
-                               in->ids[i].ids[k], n_vocab);
+                return mu_fail(err, MU_EINVAL, "%s%s %zu: id %d is not in the vocabulary of %d tokens", in->name,
+                               in->item, i + 1, in->ids[i].ids[k], n_vocab);
     return MU_OK;
 }
 
@@ -257,9 +262,9 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
     for (size_t i = 0; i < in->n; i++) {
         if (in->ids[i].n > (size_t)ctx) {
             st = mu_fail(err, MU_ELIMIT,
-                         "%s %zu has %zu tokens, the context is %d: shorten it, raise --ctx, or give "
+                         "%s%s %zu has %zu tokens, the context is %d: shorten it, raise --ctx, or give "
                          "--truncate",
-                         in->name, i + 1, in->ids[i].n, ctx);
+                         in->name, in->item, i + 1, in->ids[i].n, ctx);
             goto done;
         }
         total += in->ids[i].n;
@@ -325,7 +330,7 @@ static enum mu_status call_once(struct mu_rpc_channel *c, const struct embed_arg
     q.parse_special = a->special;
     enum mu_status st = mu_rpc_unary(c, "/muster.v1.Muster/Embed", &q.base, &muster__v1__embed_reply__descriptor,
                                      mu_now_ns() + CALL_S * MU_SEC, &msg, err);
-    if (st != MU_OK) return at ? mu_err_wrap(err, "%s %zu and on", in->name, at + 1) : st;
+    if (st != MU_OK) return at ? mu_err_wrap(err, "%s%s %zu and on", in->name, in->item, at + 1) : st;
     const Muster__V1__EmbedReply *r = (const Muster__V1__EmbedReply *)msg;
     if (r->n_embedding != n)
         st = mu_fail(err, MU_EPROTO, "%s answered with %zu vectors for %zu texts", a->server, r->n_embedding, n);
@@ -385,7 +390,7 @@ int mu_cmd_embed(int argc, char **argv)
         {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192)", 0},
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
-        {"batch", OPT_BATCH, "N", 0, "texts worked on at once (16)", 0},
+        {"batch", OPT_BATCH, "N", 0, "texts worked on at once (32)", 0},
         {"chunk", OPT_CHUNK, "N", 0, "tokens a step (512)", 0},
         {0},
     };
@@ -403,7 +408,7 @@ int mu_cmd_embed(int argc, char **argv)
         0,
         0,
         0};
-    struct embed_args a = {.split = "1", .batch = 16};
+    struct embed_args a = {.split = "1", .batch = 32};
     argp_parse(&argp, argc, argv, 0, 0, &a);
     struct mu_err err = MU_ERR_INIT;
     struct inputs in = {0};

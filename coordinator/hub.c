@@ -380,6 +380,9 @@ static void on_model_status(struct mu_hub *h, struct mu_rpc_call *call)
     reply.weight_bytes = h->model->weight_bytes;
     reply.context = (uint32_t)h->serving.n_ctx;
     reply.ready = h->gang.state == MU_REPLICA_READY;
+    reply.embedding_length = (uint32_t)h->model->cfg.d_model;
+    reply.pooling =
+        h->model->cfg.pooling == MU_POOL_MEAN ? MUSTER__V1__POOLING__POOLING_MEAN : MUSTER__V1__POOLING__POOLING_LAST;
     mu_rpc_call_reply(call, &reply.base);
 }
 

@@ -162,6 +162,7 @@ class Bad(unittest.TestCase):
         self.fails(["embed", BARD], ["NUL"], stdin="a\0b\n")
         self.fails(["embed", BARD, "a", "word " * 2000], ["text 2", "512", "--truncate"])
         self.fails(["embed", BARD, "--ids", "1,2", "1,x"], ["text 2", "character 3"])
+        self.fails(["embed", BARD, "--ids", "@" + __file__], ["text 1", "'@'"])
         self.fails(["embed", BARD, "--ids", "1,2", "99999"], ["text 2", "99999"])
         self.fails(["embed", BARD, "a", "--dimensions", "4000"], ["4000"])
         self.fails(["embed", BARD, "a", "--ctx", "4000"], ["4000", "512"])
@@ -171,6 +172,10 @@ class Bad(unittest.TestCase):
         self.fails(["embed", BARD, "-f", "/nowhere/x"], ["/nowhere/x"])
         self.fails(["embed", BARD, "a", "--server", "127.0.0.1:1"], ["no server", "127.0.0.1:1"])
         with tempfile.TemporaryDirectory() as tmp:
+            with open(os.path.join(tmp, "lines"), "w") as f:
+                f.write("a\nb\n\n")
+            self.fails(["embed", BARD, "-f", f.name], ["lines, line 3 is empty"])
+            os.remove(f.name)
             out = os.path.join(tmp, "out")
             self.fails(["embed", BARD, "a", "word " * 2000, "--out", out], ["text 2"])
             self.assertEqual(os.listdir(tmp), [])

@@ -62,6 +62,8 @@ class Embed(unittest.TestCase):
                            ({"pooling": pb.POOLING_MEAN, "dimensions": 10}, ["--pooling", "mean", "--dimensions", "10"])):
             reply = self.embed(TEXTS, **more)
             self.assertEqual([packed(e) for e in reply.embedding], local(TEXTS, *args), more)
+            status = self.server.unary("ModelStatus", pb.ModelStatusRequest(), pb.ModelStatusReply)
+            self.assertEqual((status.pooling, more.get("dimensions") or status.embedding_length), (pb.POOLING_LAST, len(reply.embedding[0].value)))
             self.assertEqual(reply.usage.prompt_tokens, sum(e.tokens for e in reply.embedding))
             if not more.get("raw"):
                 for e in reply.embedding:

@@ -172,7 +172,7 @@ static enum mu_status feed_prompt(struct local *l, const int32_t *ids, size_t n,
 {
     size_t keep = 0, most = l->n_held < n - 1 ? l->n_held : n - 1, step;
     while (keep < most && l->held[keep] == ids[keep]) keep++;
-    mu_solo_truncate(l->solo, 0, (uint32_t)keep);
+    keep = mu_solo_truncate(l->solo, 0, (uint32_t)keep);
     l->n_held = keep;
     *n_kept_out = (int)keep;
     *id_out = -1;

@@ -19,6 +19,7 @@ enum { MU_EXIT_OK = 0, MU_EXIT_FAILED = 1, MU_EXIT_USAGE = 2 };
 
 int mu_cmd_serve(int argc, char **argv);
 int mu_cmd_run(int argc, char **argv);
+int mu_cmd_embed(int argc, char **argv);
 int mu_cmd_logits(int argc, char **argv);
 int mu_cmd_tokenize(int argc, char **argv);
 int mu_cmd_detokenize(int argc, char **argv);
@@ -49,7 +50,7 @@ enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out,
 /* The name of a type that matrices can be quantised to. */
 const char *mu_arg_quantize(const char *text, struct argp_state *state);
 enum { MU_OPT_QUANTIZE = 1000 };
-#define MU_QUANTIZE_OPTION(group)                                                     \
+#define MU_QUANTIZE_OPTION(group)                                                   \
     {                                                                               \
         "quantize", MU_OPT_QUANTIZE, "TYPE", 0,                                     \
             "quantise F32, F16 and BF16 matrices at load: q8_0, q6_k, q5_k, q4_k, " \

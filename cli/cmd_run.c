@@ -52,8 +52,7 @@ static void check(const struct run_args *a, struct argp_state *state)
         argp_error(state, "--template is for a model in this process; with --server the server's own one is used");
     if (a->chat.server && a->chat.local.lora.path[0])
         argp_error(state, "--lora loads into this process; of a server name an --adapter");
-    if (a->chat.adapter && !a->chat.server)
-        argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
+    if (a->chat.adapter && !a->chat.server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
     if (a->chat.raw && a->chat.local.template_file) argp_error(state, "--raw means no template: leave out --template");
 }
 

@@ -15,6 +15,7 @@ static const struct mu_verb {
 } verbs[] = {
     {"serve", mu_cmd_serve, "serve a model over gRPC, split over ranks"},
     {"run", mu_cmd_run, "chat with a model or get one answer, here or from a server"},
+    {"embed", mu_cmd_embed, "texts to vectors, here or on a server"},
     {"list", mu_cmd_list, "list the models on this machine, of every store"},
     {"ls", mu_cmd_list, NULL},
     {"show", mu_cmd_show, "show what a model is, and the memory it needs"},

@@ -76,17 +76,10 @@ static void text_call(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_ca
         mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");
 }
 
-static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
+/* A call that the hub will know by an id, until on_tracked_done. */
+static void tracked_call(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call,
+                         const ProtobufCMessage *msg)
 {
-    struct mu_hub *h = ctx;
-    const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)msg;
-    if (!known_model(h, call, q->model)) return;
-    const char *bad = bad_generate(q);
-    if (bad) {
-        mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
-        return;
-    }
-    if (!known_adapter(h, call, q->adapter)) return;
     uint64_t *id = mu_malloc(sizeof *id);
     if (!id) {
         mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");
@@ -94,10 +87,33 @@ static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
     }
     *id = atomic_fetch_add(&h->next_request, 1) + 1;
     mu_rpc_call_set_user(call, id);
-    text_call(h, MU_TEXT_GENERATE, call, msg, *id);
+    text_call(h, kind, call, msg, *id);
 }
 
-static void on_generate_done(struct mu_rpc_call *call, bool cancelled, void *ctx)
+static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
+{
+    const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)msg;
+    if (!known_model(ctx, call, q->model)) return;
+    const char *bad = bad_generate(q);
+    if (bad)
+        mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
+    else if (known_adapter(ctx, call, q->adapter))
+        tracked_call(ctx, MU_TEXT_GENERATE, call, msg);
+}
+
+static void on_embed(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
+{
+    struct mu_hub *h = ctx;
+    const Muster__V1__EmbedRequest *q = (const Muster__V1__EmbedRequest *)msg;
+    char bad[160];
+    if (!known_model(h, call, q->model)) return;
+    if (mu_embed_refuse(q, &h->model->cfg, MAX_TEXT_BYTES, MAX_IDS, bad, sizeof bad))
+        mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
+    else
+        tracked_call(h, MU_TEXT_EMBED, call, msg);
+}
+
+static void on_tracked_done(struct mu_rpc_call *call, bool cancelled, void *ctx)
 {
     (void)cancelled;
     uint64_t *id = mu_rpc_call_user(call);
@@ -158,7 +174,13 @@ size_t mu_front_methods(struct mu_hub *h, struct mu_rpc_method *methods_out, siz
          .request = &muster__v1__generate_request__descriptor,
          .max_request_bytes = MAX_REQUEST_BYTES,
          .on_message = on_generate,
-         .on_done = on_generate_done,
+         .on_done = on_tracked_done,
+         .ctx = h},
+        {.path = "/muster.v1.Muster/Embed",
+         .request = &muster__v1__embed_request__descriptor,
+         .max_request_bytes = MAX_REQUEST_BYTES,
+         .on_message = on_embed,
+         .on_done = on_tracked_done,
          .ctx = h},
         {.path = "/muster.v1.Muster/Tokenize",
          .request = &muster__v1__tokenize_request__descriptor,

@@ -35,6 +35,7 @@ void mu_event_free(void *event)
     struct mu_event *e = event;
     if (e->call) mu_rpc_call_release(e->call);
     mu_rpc_message_free(e->msg);
+    mu_embed_call_release(e->embed);
     mu_free(e->ids);
     mu_free(e);
 }
@@ -125,6 +126,7 @@ static bool submit(struct mu_hub *h, struct mu_request *r, bool alone)
 {
     if (!mu_replica_submit(h, r)) return false;
     if (!r->started_ns) r->started_ns = mu_now_ns();
+    if (r->embed && !r->embed->started_ns) r->embed->started_ns = r->started_ns;
     set_state(h, r, MU_REQ_RUNNING);
     r->alone = alone;
     r->leaving = false;
@@ -155,17 +157,56 @@ void mu_hub_pump(struct mu_hub *h)
 
 /* ---- events ---- */
 
+/* Whether n more requests may wait; else the call is told. Where nobody waits any call may come, so that many inputs
+ * are not refused for ever. */
+static bool has_room(struct mu_hub *h, struct mu_rpc_call *call, size_t n)
+{
+    size_t max_waiting = h->opt->max_waiting ? (size_t)h->opt->max_waiting : 1024;
+    if (h->n_waiting + n <= max_waiting || (n > 1 && !h->n_waiting)) return true;
+    mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED,
+                       "busy: %zu requests are waiting and %zu running; try again later", h->n_waiting, h->n_running);
+    return false;
+}
+
+/* A chain of new requests at the end of the list; where it is now. */
+static struct mu_request **append(struct mu_hub *h, struct mu_request *first)
+{
+    struct mu_request **p = &h->requests;
+    for (struct mu_request *r = first; r; r = r->next) count(h, r, 1);
+    while (*p) p = &(*p)->next;
+    *p = first;
+    return p;
+}
+
+static void on_embed(struct mu_hub *h, struct mu_embed_call *e)
+{
+    if (mu_rpc_call_cancelled(e->call) || !has_room(h, e->call, e->n_input)) return;
+    struct mu_request *first = NULL, **last = &first;
+    for (size_t i = 0; i < e->n_input; i++) {
+        struct mu_request *r = mu_request_create_embed(atomic_fetch_add(&h->next_request, 1) + 1, e, i);
+        if (!r) {
+            mu_embed_call_fail(e, i, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");
+            break;
+        }
+        *last = r;
+        last = &r->next;
+    }
+    if (e->over) {
+        while (first) {
+            struct mu_request *r = first;
+            first = r->next;
+            mu_request_free(r);
+        }
+        return;
+    }
+    append(h, first);
+    mu_hub_pump(h);
+}
+
 static void on_generate(struct mu_hub *h, struct mu_event *ev)
 {
     const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)ev->msg;
-    if (mu_rpc_call_cancelled(ev->call)) return;
-    size_t max_waiting = h->opt->max_waiting ? (size_t)h->opt->max_waiting : 1024;
-    if (h->n_waiting >= max_waiting) {
-        mu_rpc_call_finish(ev->call, MU_RPC_RESOURCE_EXHAUSTED,
-                           "busy: %zu requests are waiting and %zu running; try again later", h->n_waiting,
-                           h->n_running);
-        return;
-    }
+    if (mu_rpc_call_cancelled(ev->call) || !has_room(h, ev->call, 1)) return;
     size_t room = (size_t)h->serving.n_ctx - ev->n_ids,
            max = q->max_tokens && q->max_tokens < room ? q->max_tokens : room;
     uint64_t seed = 0;
@@ -180,22 +221,25 @@ static void on_generate(struct mu_hub *h, struct mu_event *ev)
     ev->ids = NULL;
     if (!r) return;
     r->seed = seed;
-    struct mu_request **p = &h->requests;
-    while (*p) p = &(*p)->next;
-    *p = r;
-    count(h, r, 1);
+    struct mu_request **p = append(h, r);
     if (mu_request_flush(r)) /* the id and the seed go out at once */
         drop(h, p);
     else
         mu_hub_pump(h);
 }
 
+/* The request of that id, or all inputs of that call of Embed. */
 static void on_call_done(struct mu_hub *h, uint64_t id)
 {
-    struct mu_request **p = find(h, id);
-    if (!*p) return;
-    if ((*p)->state == MU_REQ_RUNNING) mu_replica_cancel(h, id);
-    drop(h, p);
+    for (struct mu_request **p = &h->requests; *p;) {
+        struct mu_request *r = *p;
+        if (r->id != id && !(r->embed && r->embed->id == id)) {
+            p = &r->next;
+            continue;
+        }
+        if (r->state == MU_REQ_RUNNING) mu_replica_cancel(h, r->id);
+        drop(h, p);
+    }
     mu_hub_pump(h);
 }
 
@@ -210,11 +254,28 @@ static void clear_suspicion(struct mu_hub *h, struct mu_request *r)
     if (!r->finish && shortest(h, true, true)) r->leaving = mu_replica_cancel(h, r->id);
 }
 
+/* The end of an input of Embed: its vector, or why there is none. */
+static void on_vector(struct mu_hub *h, struct mu_request **p, const Muster__Internal__V1__RequestTokens *t)
+{
+    struct mu_request *r = *p;
+    if (t->error && *t->error)
+        mu_request_fail(r, mu_rpc_code_of((enum mu_status)t->error_code), "%s", t->error);
+    else if (!t->n_vector)
+        mu_request_fail(r, MU_RPC_INTERNAL, "the leader ended it without a vector");
+    else if (mu_embed_call_take(r->embed, r->embed_at, t->vector, t->n_vector, (unsigned)r->resumed))
+        h->gang.failures = 0;
+    drop(h, p);
+}
+
 /* One request's part of a step's tokens. */
 static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestTokens *t)
 {
     struct mu_request **p = find(h, t->request), *r = *p;
     if (!r || r->state != MU_REQ_RUNNING) return; /* cancelled meanwhile */
+    if (r->embed) {
+        on_vector(h, p, t);
+        return;
+    }
     size_t before = r->n_emitted;
     switch (mu_request_commit(r, t->first_position, t->id, t->n_id, h->tok)) {
     case MU_COMMIT_OK: break;
@@ -332,6 +393,9 @@ static void on_model_status(struct mu_hub *h, struct mu_rpc_call *call)
     }
     reply.adapter = adapter_at;
     if (h->chat.source) reply.chat_template = (char *)h->chat.source;
+    reply.embedding_length = (uint32_t)h->model->cfg.d_model;
+    reply.pooling =
+        h->model->cfg.pooling == MU_POOL_MEAN ? MUSTER__V1__POOLING__POOLING_MEAN : MUSTER__V1__POOLING__POOLING_LAST;
     mu_rpc_call_reply(call, &reply.base);
 }
 
@@ -353,6 +417,7 @@ static void handle(struct mu_hub *h, struct mu_event *ev)
 {
     switch (ev->kind) {
     case MU_EV_GENERATE: on_generate(h, ev); break;
+    case MU_EV_EMBED: on_embed(h, ev->embed); break;
     case MU_EV_CALL_DONE: on_call_done(h, ev->id); break;
     case MU_EV_STATUS: on_status(h, ev->call); break;
     case MU_EV_MODEL_STATUS: on_model_status(h, ev->call); break;
@@ -391,6 +456,7 @@ static void refuse_rest(struct mu_hub *h)
     while ((ev = mu_queue_pop(h->events, 0))) {
         if (ev->kind == MU_EV_GENERATE || ev->kind == MU_EV_STATUS || ev->kind == MU_EV_MODEL_STATUS)
             mu_rpc_call_finish(ev->call, MU_RPC_UNAVAILABLE, "the server is stopping");
+        if (ev->kind == MU_EV_EMBED) mu_rpc_call_finish(ev->embed->call, MU_RPC_UNAVAILABLE, "the server is stopping");
         mu_event_free(ev);
     }
 }

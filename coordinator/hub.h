@@ -24,6 +24,7 @@
 
 enum mu_event_kind {
     MU_EV_GENERATE,     /* call, msg = GenerateRequest, ids: a tokenized prompt */
+    MU_EV_EMBED,        /* embed: a call with tokenized inputs */
     MU_EV_CALL_DONE,    /* id: the client's call is over */
     MU_EV_STATUS,       /* call: ClusterStatus */
     MU_EV_MODEL_STATUS, /* call: ModelStatus */
@@ -39,9 +40,10 @@ enum mu_event_kind {
 
 struct mu_event {
     enum mu_event_kind kind;
-    struct mu_rpc_call *call; /* retained */
-    ProtobufCMessage *msg;    /* owned */
-    int32_t *ids;             /* owned */
+    struct mu_rpc_call *call;    /* retained */
+    ProtobufCMessage *msg;       /* owned */
+    struct mu_embed_call *embed; /* held */
+    int32_t *ids;                /* owned */
     size_t n_ids;
     uint64_t id, epoch;
     enum mu_rpc_code code;
@@ -164,7 +166,7 @@ size_t mu_engine_methods(struct mu_hub *h, struct mu_rpc_method *methods_out, si
 void *mu_text_main(void *hub); /* the text thread's body; ends when h->texts is closed */
 struct mu_text_job;
 void mu_text_job_free(void *job);
-enum mu_text_kind { MU_TEXT_GENERATE, MU_TEXT_TOKENIZE, MU_TEXT_DETOKENIZE };
+enum mu_text_kind { MU_TEXT_GENERATE, MU_TEXT_EMBED, MU_TEXT_TOKENIZE, MU_TEXT_DETOKENIZE };
 /* Takes over msg (a copy); retains call. Answers the call itself where the job cannot be taken. */
 void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, ProtobufCMessage *msg,
                   uint64_t id);

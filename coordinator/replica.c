@@ -337,7 +337,7 @@ bool mu_replica_submit(struct mu_hub *h, struct mu_request *r)
     struct mu_replica *g = &h->gang;
     if (g->state != MU_REPLICA_READY) return false;
     Muster__V1__Sampling sampling = MUSTER__V1__SAMPLING__INIT;
-    if (r->params->sampling) {
+    if (r->params && r->params->sampling) {
         sampling.temperature = r->params->sampling->temperature;
         sampling.top_k = r->params->sampling->top_k;
         sampling.top_p = r->params->sampling->top_p;
@@ -354,9 +354,18 @@ bool mu_replica_submit(struct mu_hub *h, struct mu_request *r)
     s.max_tokens = (uint32_t)r->max_tokens;
     s.sampling = &sampling;
     s.end_ids = h->end_ids;
-    s.n_end_ids = r->params->ignore_end ? 0 : h->n_end_ids;
-    s.adapter = (uint32_t)mu_adapters_find(h->adapters, r->params->adapter);
-    s.adapter_scale = r->params->adapter_scale != 0 ? r->params->adapter_scale : 1.0f;
+    s.n_end_ids = r->embed || r->params->ignore_end ? 0 : h->n_end_ids;
+    Muster__Internal__V1__EngineEmbed embed = MUSTER__INTERNAL__V1__ENGINE_EMBED__INIT;
+    if (r->embed) {
+        embed.pooling =
+            r->embed->pooling == MU_POOL_MEAN ? MUSTER__V1__POOLING__POOLING_MEAN : MUSTER__V1__POOLING__POOLING_LAST;
+        embed.dimensions = r->embed->dimensions;
+        embed.raw = r->embed->raw;
+        s.embed = &embed;
+    } else {
+        s.adapter = (uint32_t)mu_adapters_find(h->adapters, r->params->adapter);
+        s.adapter_scale = r->params->adapter_scale != 0 ? r->params->adapter_scale : 1.0f;
+    }
     Muster__Internal__V1__EngineDown down = MUSTER__INTERNAL__V1__ENGINE_DOWN__INIT;
     down.epoch = g->epoch;
     down.message_case = MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_SUBMIT;

@@ -36,10 +36,26 @@ struct mu_request *mu_request_create(uint64_t id, struct mu_rpc_call *call, Must
     return r;
 }
 
+struct mu_request *mu_request_create_embed(uint64_t id, struct mu_embed_call *call, size_t at)
+{
+    struct mu_request *r = mu_calloc(1, sizeof *r);
+    if (!r) return NULL;
+    r->id = id;
+    r->embed = call;
+    r->embed_at = at;
+    call->n_holder++;
+    r->prompt = call->input[at].ids;
+    r->n_prompt = call->input[at].n_ids;
+    call->input[at].ids = NULL;
+    r->arrived_ns = call->arrived_ns;
+    return r;
+}
+
 void mu_request_free(struct mu_request *r)
 {
     if (!r) return;
-    mu_rpc_call_release(r->call);
+    if (r->call) mu_rpc_call_release(r->call);
+    mu_embed_call_release(r->embed);
     mu_rpc_message_free((ProtobufCMessage *)r->params);
     mu_free(r->prompt);
     mu_free(r->emitted);
@@ -203,5 +219,9 @@ void mu_request_fail(struct mu_request *r, enum mu_rpc_code code, const char *fm
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
+    if (r->embed) {
+        mu_embed_call_fail(r->embed, r->embed_at, code, text);
+        return;
+    }
     mu_rpc_call_finish(r->call, code, "request r%llu: %s", (unsigned long long)r->id, text);
 }

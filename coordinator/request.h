@@ -23,6 +23,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "coordinator/embed.h"
 #include "model/tokenizer.h"
 #include "muster/v1/muster.pb-c.h"
 #include "transport/rpc.h"
@@ -33,8 +34,10 @@ enum { MU_REQ_MAX_STOPS = 16, MU_REQ_MAX_STOP_BYTES = 256, MU_REQ_PROBATION = 8,
 struct mu_request {
     uint64_t id;
     struct mu_request *next;             /* the hub's list, in order of arrival */
-    struct mu_rpc_call *call;            /* retained */
-    Muster__V1__GenerateRequest *params; /* owned copy */
+    struct mu_rpc_call *call;            /* retained; NULL where embed is set */
+    Muster__V1__GenerateRequest *params; /* owned copy; likewise */
+    struct mu_embed_call *embed;         /* held; NULL: it generates. Else nothing is emitted, its vector ends it */
+    size_t embed_at;                     /* which of the call's inputs */
     int32_t *prompt;                     /* owned */
     size_t n_prompt;
     int32_t *emitted;         /* owned, room for max_tokens */
@@ -61,6 +64,8 @@ struct mu_request {
 struct mu_request *mu_request_create(uint64_t id, struct mu_rpc_call *call, Muster__V1__GenerateRequest *params,
                                      int32_t *prompt, size_t n_prompt, size_t max_tokens,
                                      const struct mu_tokenizer *tok);
+/* Input `at` of a call of Embed, whose ids it takes over. NULL: out of memory. */
+struct mu_request *mu_request_create_embed(uint64_t id, struct mu_embed_call *call, size_t at);
 void mu_request_free(struct mu_request *r);
 
 enum mu_commit { MU_COMMIT_OK, MU_COMMIT_OLD /* all known already */, MU_COMMIT_GAP, MU_COMMIT_NOMEM };

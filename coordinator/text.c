@@ -153,6 +153,62 @@ static void generate(struct mu_hub *h, struct mu_text_job *j)
     mu_free(ids);
 }
 
+/* Input `at` as ids, in the context or cut to it. false: the call was answered. */
+static bool embed_input(struct mu_hub *h, struct mu_text_job *j, const Muster__V1__EmbedRequest *q, size_t at,
+                        struct mu_embed_input *out)
+{
+    const Muster__V1__EmbedInput *in = q->input[at];
+    struct mu_err err = MU_ERR_INIT;
+    size_t n_ctx = (size_t)h->serving.n_ctx, most = q->truncate ? n_ctx : 0;
+    if (in->input_case == MUSTER__V1__EMBED_INPUT__INPUT_TEXT) {
+        if (mu_tokenizer_encode_whole(h->tok, in->text, strlen(in->text), q->parse_special, most, &out->ids,
+                                      &out->n_ids, &out->cut, &err)) {
+            mu_rpc_call_finish(j->call, mu_rpc_code_of(err.code), "input %zu: %s", at + 1, err.text);
+            return false;
+        }
+    } else {
+        if (!ids_known(h, j->call, in->ids->id, in->ids->n_id)) return false;
+        out->cut = most && in->ids->n_id > most;
+        out->n_ids = out->cut ? most : in->ids->n_id;
+        out->ids = mu_reallocarray(NULL, out->n_ids, sizeof *out->ids);
+        if (!out->ids) {
+            mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for %zu ids", out->n_ids);
+            return false;
+        }
+        memcpy(out->ids, in->ids->id, out->n_ids * sizeof *out->ids);
+    }
+    if (!out->n_ids)
+        mu_rpc_call_finish(j->call, MU_RPC_INVALID_ARGUMENT, "input %zu has no tokens", at + 1);
+    else if (out->n_ids > n_ctx)
+        mu_rpc_call_finish(j->call, MU_RPC_INVALID_ARGUMENT,
+                           "input %zu has %zu tokens, the context here is %zu: shorten it, set truncate, or serve with "
+                           "a larger --ctx",
+                           at + 1, out->n_ids, n_ctx);
+    else
+        return true;
+    return false;
+}
+
+static void embed(struct mu_hub *h, struct mu_text_job *j)
+{
+    const Muster__V1__EmbedRequest *q = (const Muster__V1__EmbedRequest *)j->msg;
+    struct mu_event ev = {.kind = MU_EV_EMBED, .embed = mu_embed_call_create(j->id, j->call, q, &h->model->cfg)};
+    if (!ev.embed) {
+        mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for %zu inputs", q->n_input);
+        return;
+    }
+    for (size_t i = 0; i < q->n_input; i++)
+        if (mu_rpc_call_cancelled(j->call) || !embed_input(h, j, q, i, &ev.embed->input[i])) goto refused;
+    enum mu_status st = mu_hub_post_client(h, &ev);
+    if (!st) return; /* the event's now */
+    if (st == MU_ECANCELLED)
+        mu_rpc_call_finish(j->call, MU_RPC_UNAVAILABLE, "the server is stopping");
+    else
+        mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "the server is too busy; try again later");
+refused:
+    mu_embed_call_release(ev.embed);
+}
+
 static void tokenize(struct mu_hub *h, struct mu_text_job *j)
 {
     const Muster__V1__TokenizeRequest *q = (const Muster__V1__TokenizeRequest *)j->msg;
@@ -220,6 +276,7 @@ void *mu_text_main(void *hub)
         } else if (!mu_rpc_call_cancelled(j->call)) {
             switch (j->kind) {
             case MU_TEXT_GENERATE: generate(h, j); break;
+            case MU_TEXT_EMBED: embed(h, j); break;
             case MU_TEXT_TOKENIZE: tokenize(h, j); break;
             case MU_TEXT_DETOKENIZE: detokenize(h, j); break;
             }

@@ -33,7 +33,6 @@ static const struct neutral {
     {"leading_dense_block_count", {0, 0}, "layers with and without experts", 0},
     {"interleave_moe_layer_step", {0, 1}, "layers with and without experts", 0},
     {"nextn_predict_layers", {0, 0}, "layers that predict several tokens", 0},
-    {"pooling_type", {0, 0}, "pooling (embedding models)", 0},
     {"attention.causal", {1, 1}, "attention to later tokens", 0},
     {"use_parallel_residual", {0, 0}, "attention and feed-forward in parallel", 0},
     {"attention.clamp_kqv", {0, 0}, "clamped queries, keys and values", 0},
@@ -275,6 +274,25 @@ fail:
     return st;
 }
 
+/* The file's numbers are llama.cpp's: 0 none said, 1 mean, 2 first token, 3 last token, 4 a score of a pair. Where the
+ * file says nothing it is the last token, the only one that has seen the whole text of a causal model; vLLM does so,
+ * too. A first token has seen nothing but itself, and a ranker has a head of its own: refused. */
+static enum mu_status read_pooling(const struct context *c, struct mu_config *cfg)
+{
+    enum { NONE, MEAN, FIRST, LAST, RANK };
+    char key[KEY_BYTES];
+    int type;
+    enum mu_status st = get_int(c, "pooling_type", 0, 1000, NONE, 0, &type);
+    if (st != MU_OK) return st;
+    cfg->pooling = type == MEAN ? MU_POOL_MEAN : MU_POOL_LAST;
+    if (type == NONE || type == MEAN || type == LAST) return MU_OK;
+    return mu_gguf_value_fail(c->gguf, find(c, "pooling_type", key), MU_EUNSUPPORTED, c->err,
+                              "pooling %d%s is not supported; this build knows 1 (mean) and 3 (last token)", type,
+                              type == FIRST  ? " (first token)"
+                              : type == RANK ? " (ranking of pairs)"
+                                             : "");
+}
+
 static enum mu_status read_rope(const struct context *c, struct mu_config *cfg)
 {
     char key[KEY_BYTES], shown[48];
@@ -339,6 +357,7 @@ enum mu_status mu_config_read(const struct mu_gguf *g, const struct mu_arch *arc
            fail);
     MU_TRY(st, read_heads(&c, &cfg), fail);
     MU_TRY(st, read_rope(&c, &cfg), fail);
+    MU_TRY(st, read_pooling(&c, &cfg), fail);
     *cfg_out = cfg;
 fail:
     return st;

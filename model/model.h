@@ -32,6 +32,9 @@ enum mu_feature {
     MU_HAS_TEMPERATURE = 128 /* queries grow with their position (Ministral 3) */
 };
 
+/* How the hidden states of a text become one vector (shard/embed.h). */
+enum mu_pooling { MU_POOL_NONE, MU_POOL_MEAN, MU_POOL_LAST };
+
 struct mu_tensor_rule;
 
 /* What differs between families. */
@@ -72,6 +75,7 @@ struct mu_config {
     float rope_attn_factor;            /* cosines and sines are multiplied by it (1 = none) */
     float attn_softcap, final_softcap; /* 0 = none */
     float embed_scale;                 /* 1 = none */
+    enum mu_pooling pooling;           /* of embeddings, where a request does not say; never MU_POOL_NONE */
     float residual_scale, logit_scale; /* what layers add, and logits, are multiplied by it (1 = none) */
     float yarn_factor, yarn_beta_fast, yarn_beta_slow; /* rotation scaled by YaRN; factor 0 = not */
     int n_ctx_orig;                                    /* YaRN's and the temperature's length */

@@ -172,6 +172,7 @@ enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **
     bool nfc;
     MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.normalizer.nfc", false, &nfc, err), fail);
     if (nfc) MU_TRY(st, mu_tok_nfc_open(t, err), fail);
+    MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.add_eos_token", false, &t->add_eos, err), fail);
     MU_TRY(st, read_ends(t, err), fail);
     *tok_out = t;
     return MU_OK;
@@ -211,6 +212,10 @@ int mu_tokenizer_eos(const struct mu_tokenizer *t)
 bool mu_tokenizer_add_bos(const struct mu_tokenizer *t)
 {
     return t->add_bos && t->bos >= 0;
+}
+bool mu_tokenizer_add_eos(const struct mu_tokenizer *t)
+{
+    return t->add_eos && t->eos >= 0;
 }
 
 bool mu_tokenizer_is_end(const struct mu_tokenizer *t, int id)
@@ -380,5 +385,29 @@ enum mu_status mu_tokenizer_decode(const struct mu_tokenizer *t, const int32_t *
     text[at] = '\0';
     *text_out = text;
     *len_out = at;
+    return MU_OK;
+}
+
+enum mu_status mu_tokenizer_encode_whole(const struct mu_tokenizer *t, const char *text, size_t len_bytes,
+                                         bool parse_special, size_t n_max, int32_t **ids_out, size_t *n_ids_out,
+                                         bool *cut_out, struct mu_err *err)
+{
+    int32_t *ids = NULL, *more;
+    size_t n = 0, bos = mu_tokenizer_add_bos(t), eos = mu_tokenizer_add_eos(t);
+    enum mu_status st = mu_tokenizer_encode(t, text, len_bytes, parse_special, &ids, &n, err);
+    if (st != MU_OK) return st;
+    bool cut = n_max > 0 && n + bos + eos > n_max;
+    if (cut) n = n_max > bos + eos ? n_max - bos - eos : 0;
+    more = mu_reallocarray(ids, n + bos + eos + 1, sizeof *ids);
+    if (!more) {
+        mu_free(ids);
+        return mu_fail(err, MU_ENOMEM, "no memory for %zu ids", n + bos + eos);
+    }
+    memmove(more + bos, more, n * sizeof *more);
+    if (bos) more[0] = t->bos;
+    if (eos) more[bos + n] = t->eos;
+    *ids_out = more;
+    *n_ids_out = n + bos + eos;
+    if (cut_out) *cut_out = cut;
     return MU_OK;
 }

@@ -24,6 +24,7 @@ int mu_tokenizer_n_vocab(const struct mu_tokenizer *t);
 int mu_tokenizer_bos(const struct mu_tokenizer *t);      /* -1: none */
 int mu_tokenizer_eos(const struct mu_tokenizer *t);      /* -1: none */
 bool mu_tokenizer_add_bos(const struct mu_tokenizer *t); /* whether a prompt starts with BOS */
+bool mu_tokenizer_add_eos(const struct mu_tokenizer *t); /* whether a text that is embedded ends with EOS */
 /* Whether generation ends at this id (eos, eot, eom, a Hugging Face folder's further ones, and the well-known
  * end-of-turn texts). */
 bool mu_tokenizer_is_end(const struct mu_tokenizer *t, int id);
@@ -33,6 +34,12 @@ bool mu_tokenizer_is_end(const struct mu_tokenizer *t, int id);
  * MU_ELIMIT beyond 512 MiB, or where a pre-tokenizer pattern that the file itself carries takes too many steps. ids_out is freed with mu_free (NULL when 0 ids). */
 enum mu_status mu_tokenizer_encode(const struct mu_tokenizer *t, const char *text, size_t len_bytes, bool parse_special,
                                    int32_t **ids_out, size_t *n_ids_out, struct mu_err *err);
+
+/* A whole text as the model wants it when it is embedded: BOS where it wants one, the text, EOS where it wants one. At
+ * most n_max ids (0: any number): the text is cut at its end and *cut_out (may be NULL) says so. */
+enum mu_status mu_tokenizer_encode_whole(const struct mu_tokenizer *t, const char *text, size_t len_bytes,
+                                         bool parse_special, size_t n_max, int32_t **ids_out, size_t *n_ids_out,
+                                         bool *cut_out, struct mu_err *err);
 
 /* The bytes of one token as a continuation (no leading space removed); control tokens give their text when
  * show_special, else nothing. Borrowed for the tokenizer's lifetime. Out-of-range ids give an empty string. */

@@ -66,7 +66,7 @@ struct mu_tokenizer {
     bool spm;                   /* SentencePiece's kind: spaces as U+2581, bytes as <0x0A>; else byte-level */
     bool ranked;                /* … merged by the ranks of merges, not by scores */
     bool gemma4;                /* the file's own name for a ranked kind, with rules of its own */
-    bool add_bos, add_space_prefix, strip_after;
+    bool add_bos, add_eos, add_space_prefix, strip_after;
     bool first_space; /* the space prefix goes before the text only, not behind special tokens */
     bool one_space;   /* … and not before a text that begins with a space */
     bool whole_words; /* BPE: a word that is a token is that token, whatever merging would make of it */

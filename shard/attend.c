@@ -158,14 +158,14 @@ void mu_run_attend(struct run *r, int layer, bool last)
 {
     struct mu_shard *s = r->s;
     bool prune = last && s->prune;
-    int n_item = s->decode ? r->n_tok : prune ? s->n_row : (int)s->block0[s->step->n_seq], begin, end;
+    int n_item = s->decode ? r->n_tok : prune ? s->n_live : (int)s->block0[s->step->n_seq], begin, end;
     if (!s->decode) {
         store_share(r, layer);
         mu_run_meet(r);
     }
     if (prune && r->member == 0) { /* nobody reads the residual before the next meeting */
         size_t d = (size_t)s->cfg.d_model;
-        for (int i = 0; i < s->n_row; i++)
+        for (int i = 0; i < s->n_live; i++)
             memmove(s->x + (size_t)i * d, s->x + (size_t)s->live[i] * d, d * sizeof *s->x);
     }
     while (mu_run_claim(r, n_item * s->kv.n_head, 1, 4, &begin, &end)) {

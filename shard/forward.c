@@ -75,7 +75,7 @@ static bool attention_run(struct run *r, const struct layer *layer, int index, b
     mu_run_meet(r);
     mu_run_attend(r, index, last);
     if (last && s->prune) {
-        r->n_tok = s->n_row;
+        r->n_tok = s->n_live;
         if (r->lora) r->lora = &s->lora_live;
     }
     if (!mu_run_gather_input(r, INPUT_O, s->attn, layer->o_in, &in)) return false;
@@ -168,7 +168,7 @@ static void step_main(void *arg, int member, int n_member)
             mu_record_tick(s->record);
         }
         if (!attention_run(&r, &s->layer[l], l, last)) return;
-        if (last && s->n_row == 0) return;
+        if (last && s->n_live == 0) return;
         if (!ffn_run(&r, &s->layer[l], l)) return;
         mu_run_breathe(&r);
     }
@@ -176,6 +176,8 @@ static void step_main(void *arg, int member, int n_member)
         mu_run_send(&r);
         return;
     }
+    mu_run_states(&r);
+    if (s->n_row == 0) return;
     logits_run(&r);
     mu_run_sample(&r);
 }
@@ -186,25 +188,27 @@ static void step_main(void *arg, int member, int n_member)
 static void rows_plan(struct mu_shard *s)
 {
     const struct mu_step *step = s->step;
-    s->n_row = s->n_whole = s->n_result = 0;
+    s->n_row = s->n_whole = s->n_result = s->n_live = 0;
     if (!s->last_stage) return;
     int n_live = 0;
     for (uint32_t i = 0; i < step->n_seq; i++) {
         const struct mu_step_seq *q = &step->seq[i];
         if (q->out == MU_OUT_NONE) continue;
-        for (uint32_t t = q->out == MU_OUT_ALL ? 0 : q->n_tok - 1; t < q->n_tok; t++)
-            s->live[n_live++] = (int32_t)(q->tok_off + t);
+        bool all = q->out == MU_OUT_ALL || q->out == MU_OUT_STATE_SUM;
+        for (uint32_t t = all ? 0 : q->n_tok - 1; t < q->n_tok; t++) s->live[n_live++] = (int32_t)(q->tok_off + t);
     }
+    s->n_live = n_live;
     s->prune = !s->narrow && !s->decode && n_live < s->n_tok; /* a decode's attention leaves tokens where they are */
-    for (int pass = 0; pass < 3; pass++) {
+    for (int pass = 0, n = 0; pass < 4; pass++) {
         for (int i = 0; i < n_live; i++) {
             const struct mu_step_seq *q = &step->seq[s->seq_of[s->live[i]]];
-            int class = q->out != MU_OUT_SAMPLE ? 0 : mu_sample_whole(q) ? 1 : 2;
+            int class = q->out >= MU_OUT_STATE ? 3 : q->out != MU_OUT_SAMPLE ? 0 : mu_sample_whole(q) ? 1 : 2;
             if (class == pass)
-                s->row[s->n_row++] = (struct row){.at = s->prune ? i : s->live[i], .seq = s->seq_of[s->live[i]]};
+                s->row[n++] = (struct row){.at = s->prune ? i : s->live[i], .seq = s->seq_of[s->live[i]]};
         }
-        if (pass == 0) s->n_result = s->n_row;
-        if (pass <= 1) s->n_whole = s->n_row;
+        if (pass == 0) s->n_result = n;
+        if (pass <= 1) s->n_whole = n;
+        if (pass <= 2) s->n_row = n;
     }
 }
 
@@ -311,9 +315,12 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
             *err = s->err;
             return s->failed;
         }
+        mu_states_check(s);
     }
-    *result_out = (struct mu_step_result){
-        .id = s->id, .logits = s->leader ? s->whole : NULL, .n_logit_row = s->leader ? s->n_result : 0};
+    *result_out = (struct mu_step_result){.id = s->id,
+                                          .logits = s->leader ? s->whole : NULL,
+                                          .n_logit_row = s->leader ? s->n_result : 0,
+                                          .state = s->leader ? s->state : NULL};
     int64_t spent = mu_now_ns() - start, away = s->exchange_ns + s->recv_ns + s->send_ns - elsewhere;
     s->times.compute_s += (double)(spent - away) / 1e9;
     if (s->record) mu_record_op(s->record, MU_OP_IDLE, MU_RECORD_NOBODY);

@@ -309,6 +309,7 @@ static void scratch_carve(struct mu_shard *s, char *base, size_t *at)
     s->act.sum = carve(base, at, z->act_sum);
     s->gather = carve(base, at, z->gather);
     for (int i = 0; i < MU_SHARD_TICKETS; i++) s->send[i] = carve(base, at, z->send);
+    s->state = carve(base, at, z->state);
     s->logits = carve(base, at, z->logits);
     s->parts = carve(base, at, z->whole);
     s->whole = z->whole ? carve(base, at, z->whole) : s->logits;

@@ -140,10 +140,8 @@ void mu_lora_plan(struct mu_shard *s)
     for (uint32_t i = 0; i < step->n_seq; i++)
         group_add(&s->lora_tok, &step->seq[i], (int)step->seq[i].tok_off, (int)step->seq[i].n_tok);
     if (s->lora_tok.n == 0) return;
-    for (int i = 0; i < s->n_row; i++) {
-        if (s->prune) group_add(&s->lora_live, &step->seq[s->seq_of[s->live[i]]], i, 1);
-        group_add(&s->lora_row, &step->seq[s->row[i].seq], i, 1);
-    }
+    for (int i = 0; s->prune && i < s->n_live; i++) group_add(&s->lora_live, &step->seq[s->seq_of[s->live[i]]], i, 1);
+    for (int i = 0; i < s->n_row; i++) group_add(&s->lora_row, &step->seq[s->row[i].seq], i, 1);
 }
 
 /* ---- in a step ---- */

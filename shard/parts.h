@@ -7,7 +7,8 @@
  *   phase.c     shared work inside a step: claims, matrix products, norms and input forms
  *   lora.c      what adapters add to matrix products
  *   exchange.c  what travels between ranks            attend.c   rotation, cache, attention
- *   forward.c   a step from top to bottom             sample.c   the next ids */
+ *   forward.c   a step from top to bottom             sample.c   the next ids
+ *   embed.c     states of tokens, pooled */
 #ifndef MU_SHARD_PARTS_H
 #define MU_SHARD_PARTS_H
 
@@ -154,6 +155,7 @@ struct mu_shard {
     char *gather;
     float *send[MU_SHARD_TICKETS];
     float *logits, *parts, *whole;
+    float *state; /* [n_slot][d_model]; the leader's */
     struct member *member;
     void *member_block;
 
@@ -167,7 +169,8 @@ struct mu_shard {
      * last layer has more tokens than rows, it goes on with live[] alone once their keys and values are stored. */
     struct row *row; /* [step_tokens] */
     int n_result, n_whole, n_row;
-    int32_t *live; /* [n_row] tokens, ascending */
+    int n_live;    /* rows of logits, and after them in row[] those whose state is wanted */
+    int32_t *live; /* [n_live] tokens, ascending */
     bool prune;
     struct lora_groups lora_tok, lora_live, lora_row; /* of the tokens, of live[], of row[] */
     struct lora_group *lora_group;                    /* backing of these */
@@ -308,6 +311,12 @@ static inline float *mu_rope_at(const struct mu_shard *s, int i, int t)
 void mu_attend_plan(struct mu_shard *s);
 /* Rotates, stores, attends; met afterwards. layer counts from the stage's first. last: of the model. */
 void mu_run_attend(struct run *r, int layer, bool last);
+
+/* ---- embed.c ---- */
+/* The states that sequences want, into s->state; of the leader only, without meeting other ranks. */
+void mu_run_states(struct run *r);
+/* After the step: id is -2 where a state is not finite. */
+void mu_states_check(struct mu_shard *s);
 
 /* ---- sample.c ---- */
 /* Whether sampling needs the row whole. */

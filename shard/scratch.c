@@ -59,6 +59,7 @@ bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, 
     if (ok && !last) z.send = z.x;
     if (ok && last) ok = product(n_tok, vocab, 4, &z.logits);
     if (ok && last && !alone) ok = product(n_tok, cfg->n_vocab, 4, &z.whole);
+    if (ok && rank == plan->leader) ok = product((size_t)serving->n_slot, cfg->d_model, 4, &z.state);
     if (ok) *sizes_out = z;
     return ok;
 }
@@ -72,6 +73,6 @@ uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     uint64_t rows = n_slot < n_tok ? n_slot : n_tok;
     uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.y_attn + z.route +
                      2 * (uint64_t)z.chosen + z.act_f32 + z.act_bf16 + z.act_q + z.act_s + z.act_sum + z.rope +
-                     z.lora_u + z.gather + (uint64_t)MU_SHARD_TICKETS * z.send;
+                     z.lora_u + z.gather + z.state + (uint64_t)MU_SHARD_TICKETS * z.send;
     return fixed + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
 }

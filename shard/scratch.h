@@ -23,6 +23,7 @@ struct mu_scratch_sizes {
     size_t gather;                                   /* parts of all ranks of the stage; 0 with one */
     size_t send;                                     /* one ticket's residual; 0 in the last stage */
     size_t logits; /* my rows [step_tokens][my vocabulary] f32; 0 but in the last stage */
+    size_t state;  /* [n_slot][d_model] f32; 0 but on the leader */
     size_t whole;  /* gathered rows, twice: as parts and as rows; 0 with one rank */
 };
 

@@ -102,8 +102,8 @@ static enum mu_status seq_decode(struct mu_reader *r, const struct mu_serving *s
                        (unsigned long long)step->number, q.slot);
     uint32_t most = n_ctx - q.pos0 < step->n_tok - tok_off ? n_ctx - q.pos0 : step->n_tok - tok_off;
     if (q.n_tok > most) return field_fail(err, step, "a sequence's token count", q.n_tok, most);
-    if (q.out > MU_OUT_ALL) return field_fail(err, step, "a sequence's output kind", q.out, MU_OUT_ALL);
     if (q.far > 1) return field_fail(err, step, "a sequence's mark of length", q.far, 1);
+    if (q.out >= MU_OUT_COUNT) return field_fail(err, step, "a sequence's output kind", q.out, MU_OUT_COUNT - 1);
     if (!(isfinite(q.temperature) && q.temperature >= 0.0f))
         return mu_fail(err, MU_EPROTO, "step %llu: slot %u: the temperature is %g, expected 0 or more",
                        (unsigned long long)step->number, q.slot, (double)q.temperature);

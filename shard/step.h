@@ -19,7 +19,11 @@ enum mu_out_kind {
     MU_OUT_NONE,   /* no logits: a prefill chunk that is not the last */
     MU_OUT_SAMPLE, /* the next id after the last token */
     MU_OUT_LOGITS, /* logits of the last token, gathered whole on the leader */
-    MU_OUT_ALL     /* logits of every token of this chunk, likewise */
+    MU_OUT_ALL,    /* logits of every token of this chunk, likewise */
+    /* States after the final norm, on the leader (shard/embed.h): */
+    MU_OUT_STATE,     /* of the last token */
+    MU_OUT_STATE_SUM, /* of all tokens so far: of this chunk, added to what is there from those before */
+    MU_OUT_COUNT
 };
 
 struct mu_step_seq {

@@ -24,6 +24,7 @@ enum {
     RETRY_MS = 100,
     HEALTHY_MS = 10000, /* a stream that lived so long has earned a new REATTACH_MS */
     DOWN_MAX_BYTES = 16 << 20,
+    UP_VECTOR_BYTES = 1 << 20, /* of embeddings in one message; more go in the next one */
 };
 static const char attach_path[] = "/muster.internal.v1.Engine/Attach";
 
@@ -41,6 +42,8 @@ struct out_entry { /* one request's part of the next message */
     uint32_t first_position;
     int32_t *ids;
     size_t n_id, cap;
+    float *vector; /* [n_vector] */
+    size_t n_vector, vector_cap;
     bool finished;
     enum mu_status error;
     char text[160];
@@ -62,6 +65,16 @@ struct mu_engine {
 };
 
 /* ---- gRPC's thread ---- */
+
+static struct mu_embed embed_of(const Muster__Internal__V1__EngineEmbed *m)
+{
+    if (!m) return (struct mu_embed){.pooling = MU_POOL_NONE};
+    return (struct mu_embed){
+        .pooling = m->pooling == MUSTER__V1__POOLING__POOLING_MEAN ? MU_POOL_MEAN : MU_POOL_LAST,
+        .dimensions = m->dimensions > INT32_MAX ? 0 : (int)m->dimensions,
+        .raw = m->raw,
+    };
+}
 
 static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__EngineSubmit *m)
 {
@@ -88,6 +101,7 @@ static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__E
         .seed = p ? p->seed : 0,
         .end_ids = end,
         .n_end = m->n_end_ids,
+        .embed = embed_of(m->embed),
         .adapter = m->adapter,
         .adapter_scale = m->adapter_scale,
     };
@@ -200,7 +214,10 @@ void mu_engine_close(struct mu_engine *e)
     if (e->channel) mu_rpc_channel_close(e->channel); /* on_done of the stream has been called when it returns */
     stream_drop(e);
     mu_queue_destroy(e->queue, mu_free);
-    for (size_t i = 0; i < e->out_cap; i++) mu_free(e->out[i].ids);
+    for (size_t i = 0; i < e->out_cap; i++) {
+        mu_free(e->out[i].ids);
+        mu_free(e->out[i].vector);
+    }
     mu_free(e->out);
     mu_free(e->msg);
     mu_free(e->msg_ptr);
@@ -296,6 +313,7 @@ static struct out_entry *entry_of(struct mu_engine *e, const struct mu_sched_eve
     o->request = ev->request;
     o->first_position = ev->position;
     o->n_id = 0;
+    o->n_vector = 0;
     o->finished = false;
     o->error = MU_OK;
     return o;
@@ -324,6 +342,25 @@ enum mu_status mu_engine_put(struct mu_engine *e, const struct mu_sched_event *e
     return MU_OK;
 }
 
+enum mu_status mu_engine_put_vector(struct mu_engine *e, const struct mu_sched_event *ev, const float *state,
+                                    int d_model, struct mu_err *err)
+{
+    struct out_entry *o = entry_of(e, ev);
+    size_t n = (size_t)mu_embed_len(&ev->embed, d_model);
+    float *vector = !o ? NULL : o->vector_cap >= n ? o->vector : mu_reallocarray(o->vector, n, sizeof *vector);
+    if (!vector) return mu_fail(err, MU_ENOMEM, "out of memory for an embedding that waits for the coordinator");
+    if (o->vector_cap < n) o->vector_cap = n;
+    o->vector = vector;
+    if (!mu_embed_finish(&ev->embed, state, ev->n_tok, d_model, vector)) {
+        struct mu_sched_event failed = *ev;
+        failed.error = MU_ENONFINITE;
+        return mu_engine_put(e, &failed, "the vector's length is not finite", err);
+    }
+    o->n_vector = n;
+    o->finished = true;
+    return MU_OK;
+}
+
 static bool messages_reserve(struct mu_engine *e)
 {
     if (e->msg_cap >= e->n_out) return true;
@@ -336,32 +373,59 @@ static bool messages_reserve(struct mu_engine *e)
     return true;
 }
 
-bool mu_engine_flush(struct mu_engine *e)
+/* Entries [from, *to_out) in one message. */
+static enum mu_status entries_send(struct mu_engine *e, size_t from, size_t *to_out)
 {
-    if (!e->n_out) return true;
-    if (!e->stream || !messages_reserve(e)) return false;
-    if (mu_fault_hit("engine.send")) mu_rpc_stream_cancel(e->stream);
-    for (size_t i = 0; i < e->n_out; i++) {
+    size_t n = 0, bytes = 0;
+    for (size_t i = from; i < e->n_out && (n == 0 || bytes < UP_VECTOR_BYTES); i++, n++) {
         const struct out_entry *o = &e->out[i];
-        Muster__Internal__V1__RequestTokens *t = &e->msg[i];
+        Muster__Internal__V1__RequestTokens *t = &e->msg[n];
         muster__internal__v1__request_tokens__init(t);
         t->request = o->request;
         t->first_position = o->first_position;
         t->n_id = o->n_id;
         t->id = o->ids;
+        t->n_vector = o->n_vector;
+        t->vector = o->vector;
         t->finished = o->finished;
         t->error_code = (uint32_t)o->error;
         if (o->error != MU_OK) t->error = (char *)o->text;
-        e->msg_ptr[i] = t;
+        e->msg_ptr[n] = t;
+        bytes += o->n_vector * sizeof *o->vector;
     }
     Muster__Internal__V1__EngineTokens tokens = MUSTER__INTERNAL__V1__ENGINE_TOKENS__INIT;
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
-    tokens.n_request = e->n_out;
+    tokens.n_request = n;
     tokens.request = e->msg_ptr;
     up.epoch = e->opt.epoch;
     up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS;
     up.tokens = &tokens;
-    if (mu_rpc_stream_send(e->stream, &up.base) == MU_EAGAIN) return false;
+    *to_out = from + n;
+    return mu_rpc_stream_send(e->stream, &up.base);
+}
+
+/* The first n are sent; their buffers stay for later entries. */
+static void entries_drop(struct mu_engine *e, size_t n)
+{
+    for (size_t i = n; n > 0 && i < e->n_out; i++) {
+        struct out_entry sent = e->out[i - n];
+        e->out[i - n] = e->out[i];
+        e->out[i] = sent;
+    }
+    e->n_out -= n;
+}
+
+bool mu_engine_flush(struct mu_engine *e)
+{
+    if (!e->n_out) return true;
+    if (!e->stream || !messages_reserve(e)) return false;
+    if (mu_fault_hit("engine.send")) mu_rpc_stream_cancel(e->stream);
+    for (size_t from = 0, to; from < e->n_out; from = to) {
+        enum mu_status st = entries_send(e, from, &to);
+        if (st != MU_EAGAIN && st != MU_ENOMEM) continue;
+        entries_drop(e, from);
+        return false;
+    }
     e->n_out = 0; /* sent, or the stream is over and everything will be submitted again */
     return true;
 }

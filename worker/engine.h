@@ -44,6 +44,10 @@ int mu_engine_fd(const struct mu_engine *e); /* readable then */
 /* Into the outbox; error_text may be NULL. Out of memory is an error: the ids would be lost. */
 enum mu_status mu_engine_put(struct mu_engine *e, const struct mu_sched_event *event, const char *error_text,
                              struct mu_err *err);
+/* The same for an embedding that is finished: what it wants of the slot's state [d_model]. A vector that is not finite
+ * is sent as that error. */
+enum mu_status mu_engine_put_vector(struct mu_engine *e, const struct mu_sched_event *event, const float *state,
+                                    int d_model, struct mu_err *err);
 void mu_engine_put_stats(struct mu_engine *e, const struct mu_sched_counts *counts);
 /* Sends what is in the outbox; true: it is empty now. */
 bool mu_engine_flush(struct mu_engine *e);

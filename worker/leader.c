@@ -136,8 +136,14 @@ static enum mu_status step_run(struct leader *l, struct mu_err *err)
     l->n_fifo--;
     for (int i = 0; i < n && st == MU_OK; i++) {
         const struct mu_sched_event *e = &l->events[i];
-        st = mu_engine_put(l->opt->engine, e,
-                           e->error == MU_ENONFINITE ? "the model's output is not finite for this request" : NULL, err);
+        int d_model = l->opt->model->cfg.d_model;
+        if (e->embed.pooling && e->error == MU_OK)
+            st =
+                mu_engine_put_vector(l->opt->engine, e, result.state + (size_t)e->slot * (size_t)d_model, d_model, err);
+        else
+            st = mu_engine_put(l->opt->engine, e,
+                               e->error == MU_ENONFINITE ? "the model's output is not finite for this request" : NULL,
+                               err);
     }
     return st;
 }

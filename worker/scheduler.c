@@ -43,6 +43,7 @@ struct seq {
     /* Its cache holds what this adapter made of its tokens: pages are never shared with a sequence of another one. */
     uint16_t adapter;
     float adapter_scale;
+    struct mu_embed embed;
 };
 
 struct flight { /* a step in flight */
@@ -163,7 +164,13 @@ static enum mu_status request_check(const struct mu_sched *s, const struct mu_sc
     const struct mu_serving *v = &s->opt.serving;
     unsigned long long id = r->id;
     if (r->n_prompt < 1) return mu_fail(err, MU_EINVAL, "request %llu has an empty prompt", id);
-    if (r->n_prompt >= (size_t)v->n_ctx)
+    bool embeds = r->embed.pooling != MU_POOL_NONE;
+    if (embeds && (r->n_prompt > (size_t)v->n_ctx || r->n_emitted > 0))
+        return mu_fail(err, r->n_emitted ? MU_EINVAL : MU_ELIMIT,
+                       "request %llu: a text of %zu tokens to be embedded, with %zu emitted ones; expected at most %d "
+                       "and none",
+                       id, r->n_prompt, r->n_emitted, v->n_ctx);
+    if (!embeds && r->n_prompt >= (size_t)v->n_ctx)
         return mu_fail(
             err, MU_ELIMIT,
             "request %llu: the prompt has %zu tokens; the context of %d tokens leaves room for a prompt of %d", id,
@@ -198,14 +205,16 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
     enum mu_status st = request_check(s, r, err);
     if (st != MU_OK) return st;
     uint32_t room = (uint32_t)s->opt.serving.n_ctx - (uint32_t)r->n_prompt;
-    uint32_t limit = (uint32_t)r->n_prompt + (r->max_tokens < room ? r->max_tokens : room);
+    bool embeds = r->embed.pooling != MU_POOL_NONE;
+    uint32_t limit = (uint32_t)r->n_prompt + (embeds ? 0 : r->max_tokens < room ? r->max_tokens : room);
     uint32_t n_ids = (uint32_t)(r->n_prompt + r->n_emitted);
-    /* The last id is never fed: nothing follows it. */
-    if (limit > n_ids && pages_of(limit - 1) > s->opt.serving.n_page)
+    /* The last id that is sampled is never fed: nothing follows it. */
+    if ((embeds || limit > n_ids) && pages_of(embeds ? limit : limit - 1) > s->opt.serving.n_page)
         return mu_fail(
             err, MU_ELIMIT,
             "request %llu: %u tokens need %u KV pages of %d tokens and the gang has %u; ask for fewer tokens",
-            (unsigned long long)r->id, limit, pages_of(limit - 1), (int)MU_PAGE_TOKENS, s->opt.serving.n_page);
+            (unsigned long long)r->id, limit, pages_of(embeds ? limit : limit - 1), (int)MU_PAGE_TOKENS,
+            s->opt.serving.n_page);
     struct seq *q = mu_calloc(1, sizeof *q);
     if (q) {
         uint32_t cap = limit > n_ids ? limit : n_ids;
@@ -231,7 +240,8 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
     q->adapter_scale = r->adapter_scale;
     q->n_end = r->n_end;
     if (r->n_end) memcpy(q->end_ids, r->end_ids, r->n_end * sizeof *q->end_ids);
-    *finished_out = n_ids >= limit || (r->n_emitted && is_end_id(q, q->ids[n_ids - 1]));
+    q->embed = r->embed;
+    *finished_out = (n_ids >= limit && !embeds) || (r->n_emitted && is_end_id(q, q->ids[n_ids - 1]));
     if (*finished_out) {
         seq_free(q);
         return MU_OK;
@@ -353,7 +363,9 @@ static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct m
         .pos0 = q->n_fed,
         .n_tok = n_tok,
         .tok_off = step->n_tok,
-        .out = last ? MU_OUT_SAMPLE : MU_OUT_NONE,
+        .out = q->embed.pooling ? mu_embed_out(q->embed.pooling, last)
+               : last           ? MU_OUT_SAMPLE
+                                : MU_OUT_NONE,
         .far = is_far(s, q->n_ids),
         .temperature = q->temperature,
         .top_k = q->top_k,
@@ -491,6 +503,13 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
 /* Takes the sampled id; true: the sequence is at its end. */
 static bool id_take(const struct mu_sched *s, struct seq *q, int32_t id, struct mu_sched_event *e)
 {
+    if (q->embed.pooling) {
+        e->embed = q->embed;
+        e->slot = (uint32_t)q->slot;
+        e->n_tok = q->n_ids;
+        if (id == -2) e->error = MU_ENONFINITE;
+        return true;
+    }
     if (id < 0 || id >= s->opt.n_vocab) {
         e->error = id == -2 ? MU_ENONFINITE : MU_EINTERNAL;
         return true;

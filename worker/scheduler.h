@@ -9,6 +9,9 @@
  * ids known and ids fed to the ranks; one missing is a decode, more are a prefill, and the last chunk of either
  * samples.
  *
+ * A request with a pooling (shard/embed.h) ends with its prompt's last chunk; nothing is sampled. Preempted, it begins
+ * again at position 0 and so does its sum.
+ *
  * Rules   decodes first, dealt out so that every pipeline stage has a step; then prefill chunks under the token budget;
  *         then admission, strictly in order of arrival (nobody starves). When pages run out the youngest sequence that
  *         is not in flight gives its own back. A request that could never fit is refused at submission.
@@ -22,6 +25,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "shard/embed.h"
 #include "shard/plan.h"
 #include "shard/step.h"
 
@@ -49,17 +53,20 @@ struct mu_sched_request { /* everything is copied */
     uint64_t seed;
     const int32_t *end_ids; /* [n_end] */
     size_t n_end;
-    uint32_t adapter; /* as in struct mu_step_seq */
+    struct mu_embed embed; /* with a pooling nothing is sampled: the prompt is read, then its vector is there */
+    uint32_t adapter;      /* as in struct mu_step_seq */
     float adapter_scale;
 };
 
 /* What became of a request in a step. */
 struct mu_sched_event {
     uint64_t request;
-    uint32_t position;    /* of id among the emitted ids; without an id: how many there are */
-    int32_t id;           /* -1: none */
-    bool finished;        /* the scheduler has let go of it */
-    enum mu_status error; /* MU_OK, MU_ENONFINITE, MU_ECANCELLED, MU_EINTERNAL (an id outside the vocabulary) */
+    uint32_t position;     /* of id among the emitted ids; without an id: how many there are */
+    int32_t id;            /* -1: none */
+    bool finished;         /* the scheduler has let go of it */
+    enum mu_status error;  /* MU_OK, MU_ENONFINITE, MU_ECANCELLED, MU_EINTERNAL (an id outside the vocabulary) */
+    struct mu_embed embed; /* pooling set: it is an embedding, finished; the state is that of slot, of n_tok tokens */
+    uint32_t slot, n_tok;
 };
 
 enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sched **sched_out, struct mu_err *err);

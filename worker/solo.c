@@ -278,10 +278,13 @@ void mu_solo_reset(struct mu_solo *s, int slot)
     q->dirty = true;
 }
 
-void mu_solo_truncate(struct mu_solo *s, int slot, uint32_t n)
+uint32_t mu_solo_truncate(struct mu_solo *s, int slot, uint32_t n)
 {
-    if (slot < 0 || slot >= s->serving.n_slot) return;
-    if (n < s->slot[slot].position) s->slot[slot].position = n;
+    struct solo_slot *q = &s->slot[slot];
+    if (n >= q->position) return q->position;
+    q->position = n;
+    if (q->far && n <= (uint32_t)s->opt.model->cfg.n_ctx_short) mu_solo_reset(s, slot);
+    return q->position;
 }
 
 static void step_begin(struct mu_solo *s)

@@ -18,7 +18,7 @@ class Good(unittest.TestCase):
         listed = run("--help")
         self.assertEqual(listed.returncode, 0)
         for verb in ("serve", "run", "bench", "plan", "ps", "logits", "perplexity", "tokenize", "detokenize", "template", "synth", "worker",
-                     "list", "show", "pull", "create", "cp", "rm"):
+                     "list", "show", "pull", "create", "cp", "rm", "embed"):
             self.assertIn(verb, listed.stdout)
             one = run(verb, "--help")
             self.assertEqual(one.returncode, 0)
@@ -70,6 +70,38 @@ class Good(unittest.TestCase):
         p.send_signal(signal.SIGINT)
         p.communicate(timeout=20)
         self.assertEqual(p.returncode, 0)
+
+    def test_embed(self):
+        def rows(*args, **more):
+            done = run("embed", BARD, *args, **more)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return done.stdout
+        texts = ["ROMEO:", "What light", "é 🙂"]
+        json_rows = [json.loads(line) for line in rows(*texts).splitlines()]
+        self.assertEqual(len(json_rows), 3)
+        for row in json_rows:
+            self.assertAlmostEqual(sum(v * v for v in row), 1, places=5)
+        self.assertEqual([[float(v) for v in line.split(" ")] for line in rows(*texts, "-o", "text").splitlines()], json_rows)
+        self.assertEqual(rows(stdin="\r\n".join(texts)), rows(*texts))
+        self.assertEqual(rows("-f", "-", stdin="\n".join(texts) + "\n"), rows(*texts))
+        with tempfile.TemporaryDirectory() as tmp:
+            lines, out = os.path.join(tmp, "lines.txt"), os.path.join(tmp, "out.f32")
+            with open(lines, "w", encoding="utf-8") as f:
+                f.write("\n".join(texts * 20))
+            self.assertEqual(rows("-f", lines, "-o", "f32", "--out", out, "--split", "2:1/1", "-t", "1", "--batch", "3", "--chunk", "5"), "")
+            with open(out, "rb") as f:
+                data = f.read()
+            n = len(json_rows[0])
+            self.assertEqual(len(data), 4 * 60 * n)
+            for i in range(60):
+                for a, b in zip(struct.unpack_from(f"<{n}f", data, 4 * n * i), json_rows[i % 3]):
+                    self.assertAlmostEqual(a, b, places=7)
+        ids = json.loads(run("tokenize", BARD, "--bos", "ROMEO:").stdout)["ids"]
+        self.assertEqual(rows("--ids", ",".join(map(str, ids))), rows("ROMEO:"))
+        self.assertNotEqual(rows("ROMEO:", "--pooling", "mean"), rows("ROMEO:"))
+        self.assertEqual(rows("ROMEO:", "--pooling", "model"), rows("ROMEO:"))
+        self.assertEqual(len(json.loads(rows("ROMEO:", "--dimensions", "7"))), 7)
+        self.assertEqual(rows("word " * 2000, "--truncate"), rows("word " * 3000, "--truncate"))
 
     def test_plan(self):
         done = run("plan", BARD, "--split", "3:1/1")
@@ -142,6 +174,31 @@ class Bad(unittest.TestCase):
             self.fails(["logits", BARD, "--ids", "1", "--out", out, "--split", "1/1/1/1/1/1"], ["layers"])
             self.fails(["logits", BARD, "--ids", "1", "--out", out, "--split", "a"], ["split 'a'", "position 1"])
             self.fails(["logits", BARD, "--ids", "1", "--out", out], ["MUSTER_KERNELS", "ref"], env={"MUSTER_KERNELS": "sse9"})
+            self.assertEqual(os.listdir(tmp), [])
+
+    def test_embed(self):
+        self.fails(["embed", BARD, "a", ""], ["text 2 is empty"])
+        self.fails(["embed", BARD, "-f", "-"], ["standard input", "no texts"], stdin="")
+        self.fails(["embed", BARD], ["line 2 is empty"], stdin="a\n\nb\n")
+        self.fails(["embed", BARD], ["NUL"], stdin="a\0b\n")
+        self.fails(["embed", BARD, "a", "word " * 2000], ["text 2", "512", "--truncate"])
+        self.fails(["embed", BARD, "--ids", "1,2", "1,x"], ["text 2", "character 3"])
+        self.fails(["embed", BARD, "--ids", "@" + __file__], ["text 1", "'@'"])
+        self.fails(["embed", BARD, "--ids", "1,2", "99999"], ["text 2", "99999"])
+        self.fails(["embed", BARD, "a", "--dimensions", "4000"], ["4000"])
+        self.fails(["embed", BARD, "a", "--ctx", "4000"], ["4000", "512"])
+        self.fails(["embed", BARD, "a", "--pooling", "max"], ["--pooling", "mean", "last"], status=2)
+        self.fails(["embed", BARD, "a", "-f", "b"], ["not both"], status=2)
+        self.fails(["embed"], ["MODEL"], status=2)
+        self.fails(["embed", BARD, "-f", "/nowhere/x"], ["/nowhere/x"])
+        self.fails(["embed", BARD, "a", "--server", "127.0.0.1:1"], ["no server", "127.0.0.1:1"])
+        with tempfile.TemporaryDirectory() as tmp:
+            with open(os.path.join(tmp, "lines"), "w") as f:
+                f.write("a\nb\n\n")
+            self.fails(["embed", BARD, "-f", f.name], ["lines, line 3 is empty"])
+            os.remove(f.name)
+            out = os.path.join(tmp, "out")
+            self.fails(["embed", BARD, "a", "word " * 2000, "--out", out], ["text 2"])
             self.assertEqual(os.listdir(tmp), [])
 
     def test_no_server(self):

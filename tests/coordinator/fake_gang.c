@@ -6,6 +6,9 @@
 struct active {
     uint64_t id, seed;
     size_t n, max;
+    size_t n_value; /* of an embedding; 0: it generates */
+    size_t n_prompt;
+    int32_t first; /* of the prompt */
 };
 
 struct leader {
@@ -29,6 +32,11 @@ int32_t fake_id(uint64_t seed, size_t position)
     uint64_t x = (seed + 1) * 0x9e3779b97f4a7c15u ^ (position + 1) * 0xbf58476d1ce4e5b9u;
     x ^= x >> 29;
     return ID_BYTE + 'a' + (int32_t)(x % 26);
+}
+
+float fake_value(int32_t first, size_t n, size_t i)
+{
+    return (float)first + (float)n / 256.0f + (float)i * 1000.0f;
 }
 
 static void up_send(struct leader *l, Muster__Internal__V1__EngineUp *up)
@@ -58,6 +66,27 @@ static void tell(struct leader *l, const struct active *a, size_t first, bool fi
     up_send(l, &up);
 }
 
+/* Lock held. */
+static void tell_vector(struct leader *l, const struct active *a, int bad)
+{
+    Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
+    Muster__Internal__V1__EngineTokens tokens = MUSTER__INTERNAL__V1__ENGINE_TOKENS__INIT;
+    Muster__Internal__V1__RequestTokens t = MUSTER__INTERNAL__V1__REQUEST_TOKENS__INIT, *p = &t;
+    float value[FAKE_D_MODEL + 1];
+    for (size_t i = 0; i <= FAKE_D_MODEL; i++) value[i] = fake_value(a->first, a->n_prompt, i);
+    t.request = a->id;
+    t.finished = true;
+    t.n_vector = bad == 1 || bad == 2 ? 0 : a->n_value + (bad == 3);
+    t.vector = value;
+    t.error_code = bad == 1 ? MU_ENONFINITE : MU_OK;
+    if (bad == 1) t.error = "the test makes it fail";
+    tokens.n_request = 1;
+    tokens.request = &p;
+    up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS;
+    up.tokens = &tokens;
+    up_send(l, &up);
+}
+
 static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *ctx)
 {
     (void)s;
@@ -70,12 +99,21 @@ static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *
         const Muster__Internal__V1__EngineSubmit *q = m->submit;
         pthread_mutex_lock(&f->lock);
         if (f->n_submit < MAX_SUBMITS)
-            f->submit[f->n_submit++] = (struct submitted){l->epoch, q->request, q->n_prompt, q->n_emitted, l->n_active};
+            f->submit[f->n_submit++] = (struct submitted){
+                l->epoch, q->request, q->n_prompt, q->n_emitted, q->embed ? (int)q->embed->pooling : 0, l->n_active};
         pthread_mutex_unlock(&f->lock);
         for (size_t i = 0; i < q->n_prompt; i++)
             if (atomic_load(&f->poison) && q->prompt[i] == atomic_load(&f->poison)) l->poisoned = true;
         if (l->n_active < MAX_ACTIVE)
-            l->active[l->n_active++] = (struct active){q->request, q->sampling->seed, q->n_emitted, q->max_tokens};
+            l->active[l->n_active++] = (struct active){.id = q->request,
+                                                       .seed = q->sampling->seed,
+                                                       .n = q->n_emitted,
+                                                       .max = q->max_tokens,
+                                                       .n_value = !q->embed              ? 0
+                                                                  : q->embed->dimensions ? q->embed->dimensions
+                                                                                         : FAKE_D_MODEL,
+                                                       .n_prompt = q->n_prompt,
+                                                       .first = q->prompt[0]};
     } else if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_CANCEL) {
         for (int i = 0; i < l->n_active; i++)
             if (l->active[i].id == m->cancel->request) {
@@ -118,6 +156,11 @@ static void *leader_main(void *arg)
         bool poisoned = l->poisoned;
         for (int i = 0; i < l->n_active && !poisoned && !atomic_load(&f->holds); i++) {
             struct active *a = &l->active[i];
+            if (a->n_value) {
+                tell_vector(l, a, atomic_load(&f->bad_vector));
+                l->active[i--] = l->active[--l->n_active];
+                continue;
+            }
             size_t skip = atomic_exchange(&f->skip_one, 0) ? 1 : 0;
             bool last = a->n + 1 >= a->max;
             tell(l, a, a->n + skip, last, MU_OK);

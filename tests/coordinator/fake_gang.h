@@ -6,11 +6,12 @@
 #include "coord_fixture.h"
 #include "coordinator/hub.h"
 
-enum { MAX_SUBMITS = 256, MAX_ACTIVE = 64 };
+enum { FAKE_D_MODEL = 12, MAX_SUBMITS = 256, MAX_ACTIVE = 64 };
 
 struct submitted {
     uint64_t epoch, request;
     size_t n_prompt, n_emitted;
+    int embed;    /* its pooling; 0: it generates */
     int n_active; /* of the leader when it came, without itself */
 };
 
@@ -22,6 +23,7 @@ struct fake_gang {
     atomic_bool holds;      /* leaders compute nothing */
     atomic_bool mute;       /* leaders are not started */
     _Atomic int32_t poison; /* a prompt with this id kills rank 0; 0: none */
+    _Atomic int bad_vector; /* embeddings: 1: they fail, 2: they end without a vector, 3: one value too many */
     _Atomic int skip_one;   /* the next message of tokens skips a position */
     _Atomic int max_sequences;
     pthread_mutex_t lock;
@@ -31,6 +33,8 @@ struct fake_gang {
 };
 
 int32_t fake_id(uint64_t seed, size_t position);
+/* Value i of the embedding of a prompt of n ids that begins with `first`. */
+float fake_value(int32_t first, size_t n, size_t i);
 void fake_gang_start(struct fake_gang *f);
 /* The gang dies; culprit -1: nobody's fault. */
 void fake_gang_kill(struct fake_gang *f, int culprit, const char *reason);

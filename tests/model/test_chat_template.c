@@ -82,7 +82,7 @@ static void test_goldens(void **state)
     assert_non_null(d);
     int n_template = 0, n = 0;
     for (struct dirent *e; (e = readdir(d));) {
-        size_t stem = strlen(e->d_name), len;
+        size_t stem = strlen(e->d_name), len = 0;
         if (stem < 7 || strcmp(e->d_name + stem - 6, ".jinja") != 0) continue;
         stem -= 6;
         snprintf(path, sizeof path, "%s/templates/%s", dir, e->d_name);

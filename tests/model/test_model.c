@@ -403,6 +403,13 @@ static struct {
     {"llama.use_parallel_residual", MU_GGUF_BOOL, {.b = 1}, MU_EUNSUPPORTED, "in parallel"},
     {"llama.attention.clamp_kqv", MU_GGUF_F32, {.f = 8}, MU_EUNSUPPORTED, "clamped"},
     {"llama.final_logit_softcapping", MU_GGUF_F32, {.f = 30}, MU_EUNSUPPORTED, "soft caps of logits"},
+    {"llama.pooling_type", MU_GGUF_U32, {.u = 0}, MU_OK, NULL},
+    {"llama.pooling_type", MU_GGUF_U32, {.u = 1}, MU_OK, NULL},
+    {"llama.pooling_type", MU_GGUF_U32, {.u = 2}, MU_EUNSUPPORTED, "pooling 2 (first token) is not supported"},
+    {"llama.pooling_type", MU_GGUF_U32, {.u = 3}, MU_OK, NULL},
+    {"llama.pooling_type", MU_GGUF_U32, {.u = 4}, MU_EUNSUPPORTED, "pooling 4 (ranking of pairs)"},
+    {"llama.pooling_type", MU_GGUF_U32, {.u = 5}, MU_EUNSUPPORTED, "pooling 5 is not supported"},
+    {"llama.pooling_type", MU_GGUF_STRING, {.s = "mean"}, MU_EFORMAT, "expected"},
     {"llama.logit_scale", MU_GGUF_F32, {.f = 0.5f}, MU_EUNSUPPORTED, "scaled logits"},
     {"llama.vocab_size", MU_GGUF_U32, {.u = 6}, MU_EFORMAT, "expected 6 rows of 8 values"},
     {"llama.vocab_size", MU_GGUF_U32, {.u = 5}, MU_OK, NULL},
@@ -429,6 +436,8 @@ static void test_keys(void **state)
         enum mu_status st = mu_model_open(write_tiny(&(const struct change){.extra = put_key_now}), &m, &err);
         if (st != keys[key_now].code || (st != MU_OK && !strstr(err.text, keys[key_now].says)))
             fail_msg("%s (row %zu): found %s: %s", keys[key_now].key, key_now, mu_status_name(st), err.text);
+        bool mean = !strcmp(keys[key_now].key, "llama.pooling_type") && keys[key_now].v.u == 1;
+        if (st == MU_OK) assert_int_equal(m->cfg.pooling, mean ? MU_POOL_MEAN : MU_POOL_LAST);
         mu_model_close(m);
     }
 }

@@ -105,7 +105,7 @@ static void add_layer(char *layers, const char *root, const char *kind, const vo
 
 static void put_manifest(const char *root, const char *name, const char *layers)
 {
-    char path[256], text[4096];
+    char path[256], text[8192];
     snprintf(path, sizeof path, "%s/manifests/%s", root, name);
     snprintf(text, sizeof text, "{\"schemaVersion\":2,\"layers\":[%s]}", layers);
     put_text(path, text);

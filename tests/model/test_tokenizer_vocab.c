@@ -12,8 +12,8 @@ struct vocab {
     int n, n_merge;
     int no_types, no_scores, no_merges; /* leave the array out */
     int short_types, short_scores;      /* one item too few */
-    int64_t bos;                        /* -1: no key */
-    int space_prefix, add_bos;          /* -1: no key */
+    int64_t bos, eos;                   /* -1: no key */
+    int space_prefix, add_bos, add_eos; /* -1: no key */
     int nfc;                            /* put the key */
     char text[16384];                   /* storage */
     size_t text_len;
@@ -40,7 +40,7 @@ static void vocab_init(struct vocab *v, const char *model, const char *pre)
     memset(v, 0, sizeof *v);
     v->model = model;
     v->pre = pre;
-    v->bos = v->space_prefix = v->add_bos = -1;
+    v->bos = v->eos = v->space_prefix = v->add_bos = v->add_eos = -1;
 }
 
 static void byte_tokens(struct vocab *v)
@@ -83,6 +83,8 @@ static enum mu_status vocab_open(const struct vocab *v, struct mu_gguf **g, stru
     if (v->space_prefix >= 0) mu_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", v->space_prefix);
     if (v->add_bos >= 0) mu_gguf_put_bool(w, "tokenizer.ggml.add_bos_token", v->add_bos);
     if (v->nfc) mu_gguf_put_bool(w, "tokenizer.ggml.normalizer.nfc", true);
+    if (v->eos >= 0) mu_gguf_put_u32(w, "tokenizer.ggml.eos_token_id", (uint32_t)v->eos);
+    if (v->add_eos >= 0) mu_gguf_put_bool(w, "tokenizer.ggml.add_eos_token", v->add_eos);
     assert_int_equal(mu_gguf_writer_close(w, 1, err), MU_OK);
     assert_int_equal(mu_gguf_open(path, g, err), MU_OK);
     unlink(path);
@@ -234,6 +236,70 @@ static void test_ends(void **state)
         assert_true(mu_tokenizer_is_end(t, ret));
         assert_false(mu_tokenizer_is_end(t, plain));
         assert_int_equal(mu_tokenizer_is_end(t, call), with_call);
+        mu_tokenizer_close(t);
+        mu_gguf_close(g);
+    }
+}
+
+static void expect_whole(const struct mu_tokenizer *t, const char *text, size_t most, bool cut, const int32_t *want,
+                         size_t n_want)
+{
+    struct mu_err err = MU_ERR_INIT;
+    int32_t *ids = NULL;
+    size_t n = 0;
+    bool was_cut = !cut;
+    assert_int_equal(mu_tokenizer_encode_whole(t, text, strlen(text), false, most, &ids, &n, &was_cut, &err), MU_OK);
+    if (n != n_want || memcmp(ids, want, n * sizeof *ids))
+        fail_msg("'%s', at most %zu, gives %s", text, most, show(ids, n));
+    assert_int_equal(was_cut, cut);
+    mu_free(ids);
+}
+#define EXPECT_WHOLE(t, text, most, cut, ...) \
+    expect_whole(t, text, most, cut, (int32_t[]){__VA_ARGS__}, sizeof((int32_t[]){__VA_ARGS__}) / sizeof(int32_t))
+
+/* Texts that are embedded: what goes around them, and that it stays when they are cut. */
+static void test_whole(void **state)
+{
+    (void)state;
+    static struct vocab v;
+    for (int ends = 0; ends < 4; ends++) {
+        struct mu_gguf *g;
+        struct mu_tokenizer *t;
+        struct mu_err err = MU_ERR_INIT;
+        vocab_init(&v, "llama", NULL);
+        byte_tokens(&v);
+        int unk = token(&v, "<unk>", 5, 2, 0), bos = token(&v, "<s>", 3, 3, 0), eos = token(&v, "</s>", 4, 3, 0);
+        int a = token(&v, "a", 1, 1, -8), b = token(&v, "b", 1, 1, -7);
+        (void)unk;
+        v.bos = bos;
+        v.eos = eos;
+        v.space_prefix = 0;
+        v.add_bos = ends & 1;
+        v.add_eos = ends & 2 ? 1 : -1; /* without the key: none */
+        assert_int_equal(vocab_open(&v, &g, &t, &err), MU_OK);
+        assert_int_equal(mu_tokenizer_add_eos(t), ends >> 1);
+        switch (ends) {
+        case 0:
+            EXPECT_WHOLE(t, "abb", 0, false, a, b, b);
+            EXPECT_WHOLE(t, "abb", 2, true, a, b);
+            break;
+        case 1: EXPECT_WHOLE(t, "abb", 3, true, bos, a, b); break;
+        case 2: EXPECT_WHOLE(t, "abb", 0, false, a, b, b, eos); break;
+        case 3:
+            EXPECT_WHOLE(t, "abb", 5, false, bos, a, b, b, eos);
+            EXPECT_WHOLE(t, "abb", 4, true, bos, a, b, eos);
+            EXPECT_WHOLE(t, "", 0, false, bos, eos);
+            for (long n = 1; n < 50; n++) {
+                int32_t *ids = NULL;
+                size_t n_ids = 0;
+                mu_alloc_fail_at(n);
+                enum mu_status st = mu_tokenizer_encode_whole(t, "abb", 3, false, 0, &ids, &n_ids, NULL, &err);
+                bool all = mu_alloc_fail_at(0) < n;
+                assert_int_equal(st, all ? MU_OK : MU_ENOMEM);
+                mu_free(ids);
+                if (all) break;
+            }
+        }
         mu_tokenizer_close(t);
         mu_gguf_close(g);
     }
@@ -632,15 +698,11 @@ static void test_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_small_spm),
-        cmocka_unit_test(test_small_bpe),
-        cmocka_unit_test(test_small_gemma4),
-        cmocka_unit_test(test_nfc),
-        cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_odd_vocabularies),
-        cmocka_unit_test(test_against_plain),
-        cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_small_spm),     cmocka_unit_test(test_small_bpe),
+        cmocka_unit_test(test_small_gemma4),  cmocka_unit_test(test_whole),
+        cmocka_unit_test(test_nfc),           cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_odd_vocabularies),
+        cmocka_unit_test(test_against_plain), cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -102,7 +102,7 @@ static const char *spoil(struct mu_step *s, int k)
     case 8: s->seq[0].n_tok = 0; return "no tokens";
     case 9: s->seq[0].n_tok = 6; return "token count";
     case 10: s->seq[0].n_tok = 3; return "5 tokens announced";
-    case 11: s->seq[1].out = 4; return "output kind";
+    case 11: s->seq[1].out = MU_OUT_COUNT; return "output kind";
     case 12: s->seq[1].temperature = -0.5f; return "temperature";
     case 13: s->seq[1].temperature = NAN; return "temperature";
     case 14: s->seq[1].top_p = 0; return "top_p";

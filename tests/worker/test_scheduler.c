@@ -490,6 +490,64 @@ static void test_a_bad_sample_ends_its_request_only(void **state)
     sim_close(&m);
 }
 
+/* Texts to be embedded: the whole context is theirs; chunks ask for states; the last one ends them with their slot. */
+static void test_texts(void **state)
+{
+    (void)state;
+    struct mu_sched_options opt = {{.n_ctx = 70, .n_slot = 2, .n_page = 3, .step_tokens = 16}, 1, VOCAB, 3, 0};
+    struct mu_sched *s;
+    struct mu_step *step;
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_sched_event events[2];
+    static int32_t ids[128];
+    const struct mu_embed mean = {.pooling = MU_POOL_MEAN, .dimensions = 5},
+                          last = {.pooling = MU_POOL_LAST, .raw = true};
+    bool finished;
+    assert_int_equal(mu_sched_create(&opt, &s, &err), MU_OK);
+    assert_int_equal(mu_step_create(&opt.serving, &step, &err), MU_OK);
+    struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 71, .top_p = 1, .embed = mean};
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_ELIMIT);
+    assert_non_null(strstr(err.text, "71 tokens"));
+    q.n_prompt = 3;
+    q.emitted = ids;
+    q.n_emitted = 1;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
+    q.n_emitted = 0;
+    q.n_prompt = 70;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
+    assert_false(finished);
+    q.id = 2;
+    q.n_prompt = 3;
+    q.embed = last;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
+    int32_t none[2] = {-1, -1};
+    for (uint32_t at = 0; at < 70; at += 16) {
+        assert_true(mu_sched_next(s, step));
+        assert_int_equal(step->n_seq, 1); /* the pages are all the first one's */
+        assert_int_equal(step->seq[0].pos0, at);
+        assert_int_equal(step->seq[0].out, MU_OUT_STATE_SUM);
+        int n = mu_sched_complete(s, step->number, none, events);
+        assert_int_equal(n, at + 16 >= 70);
+    }
+    assert_true(events[0].finished && events[0].request == 1 && events[0].id == -1 && events[0].n_tok == 70);
+    assert_int_equal(events[0].error, MU_OK);
+    assert_int_equal(events[0].slot, step->seq[0].slot);
+    assert_true(events[0].embed.pooling == MU_POOL_MEAN && events[0].embed.dimensions == 5);
+    assert_true(mu_sched_next(s, step));
+    assert_int_equal(step->seq[0].out, MU_OUT_STATE);
+    none[0] = -2;
+    assert_int_equal(mu_sched_complete(s, step->number, none, events), 1);
+    assert_true(events[0].finished && events[0].error == MU_ENONFINITE && events[0].embed.raw);
+    mu_sched_destroy(s);
+    opt.serving.n_page = 2;
+    assert_int_equal(mu_sched_create(&opt, &s, &err), MU_OK);
+    q.n_prompt = 65; /* all of it is fed: three pages, there are two */
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_ELIMIT);
+    assert_non_null(strstr(err.text, "KV pages"));
+    mu_sched_destroy(s);
+    mu_free(step);
+}
+
 static void test_every_allocation_can_fail(void **state)
 {
     (void)state;
@@ -522,6 +580,7 @@ int main(void)
         cmocka_unit_test(test_decodes_do_not_starve_a_prefill),
         cmocka_unit_test(test_steps_overlap),
         cmocka_unit_test(test_a_bad_sample_ends_its_request_only),
+        cmocka_unit_test(test_texts),
         cmocka_unit_test(test_every_allocation_can_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -20,7 +20,7 @@
 #include "base/status.h"
 #include "kernels/types.h"
 
-#define MU_ARITHMETIC_VERSION 1
+#define MU_ARITHMETIC_VERSION 2
 
 enum {
     MU_ROW_GROUP = 16,    /* rows interleaved; thread boundaries are multiples of it */

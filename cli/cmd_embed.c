@@ -24,7 +24,7 @@ enum {
 enum format { JSON, F32, TEXT };
 
 struct embed_args {
-    const char *model, *file, *out, *split, *server;
+    const char *model, *file, *out, *split, *server, *quantize;
     char **text; /* the arguments after MODEL */
     int n_text, threads, ctx, chunk, batch;
     struct mu_embed want;
@@ -69,6 +69,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_TRUNCATE: a->truncate = true; return 0;
     case OPT_CHUNK: a->chunk = (int)mu_arg_long(arg, 2, 1 << 16, "--chunk", state); return 0;
     case OPT_BATCH: a->batch = (int)mu_arg_long(arg, 1, 256, "--batch", state); return 0;
+    case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case 'o': a->format = (enum format)parse_choice(arg, formats, "-o", state); return 0;
     case 'f': a->file = arg; return 0;
     case 's': a->split = arg; return 0;
@@ -245,6 +246,12 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
     struct mu_embed want = a->want;
     MU_TRY(st, mu_split_parse(a->split, &opt.split, err), done);
     MU_TRY(st, mu_cli_open(a->model, !a->ids, &o, err), done);
+    if (o.found->n_adapter) {
+        st = mu_fail(err, MU_EUNSUPPORTED, "'%s' is a model with an adapter, which embeddings are not made with",
+                     a->model);
+        goto done;
+    }
+    MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
     const struct mu_config *cfg = &o.model->cfg;
     int trained = cfg->n_ctx_train, ctx = a->ctx ? a->ctx : trained < DEFAULT_CTX ? trained : DEFAULT_CTX;
     if (ctx > trained) {
@@ -392,6 +399,7 @@ int mu_cmd_embed(int argc, char **argv)
         {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
         {"batch", OPT_BATCH, "N", 0, "texts worked on at once (32)", 0},
         {"chunk", OPT_CHUNK, "N", 0, "tokens a step (512)", 0},
+        MU_QUANTIZE_OPTION(0),
         {0},
     };
     static const struct argp argp = {

@@ -172,10 +172,10 @@ class Lora(unittest.TestCase):
     def test_in_one_process(self):
         for adapter, lora in (("first", self.a), ("loud", self.b + ":1.5")):
             ids, told, _ = self.server.generate("ROMEO:\n", 40, adapter=adapter)
-            alone = harness.run("run", harness.BARD, "ROMEO:\n", "-n", "40", "--lora", lora, "--ignore-end", "--quiet")
+            alone = harness.run("run", harness.BARD, "ROMEO:\n", "-n", "40", "--lora", lora, "--ignore-end", "--quiet", "--raw")
             self.assertEqual(alone.returncode, 0, alone.stderr)
             self.assertEqual(alone.stdout, told + "\n")
-            remote = harness.run("run", harness.BARD, "ROMEO:\n", "-n", "40", "--server", self.server.address, "--adapter", adapter,
+            remote = harness.run("run", harness.BARD, "ROMEO:\n", "-n", "40", "--raw", "--server", self.server.address, "--adapter", adapter,
                                  "--ignore-end", "--quiet")
             self.assertEqual(remote.stdout, told + "\n")
 

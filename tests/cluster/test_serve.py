@@ -251,7 +251,7 @@ class Outgrown(unittest.TestCase):
             made = harness.run("synth", "--arch", "phi3", "--type", "Q8_0", "--layers", "3", "--d-model", "192", "--d-ff", "256", "--heads", "4",
                                "--kv-heads", "2", "--d-head", "48", "--vocab", "400", "--ctx", "256", "--short-ctx", "40", "--out", model)
             self.assertEqual(made.returncode, 0, made.stderr)
-            alone = harness.run("run", model, "ROMEO:\n", "-n", "80", "--ignore-end", "--quiet")
+            alone = harness.run("run", model, "ROMEO:\n", "-n", "80", "--ignore-end", "--quiet", "--raw")
             self.assertEqual(alone.returncode, 0, alone.stderr)
             with harness.Server(model, split="1:1", env={"MUSTER_FAULT": "rank.step@1:70=abort"}) as server:
                 epoch = server.gang().epoch
@@ -265,7 +265,7 @@ class Quantized(unittest.TestCase):
     """Matrices quantised by the ranks as they load, of a GGUF file and of a Hugging Face folder, give the text of one process."""
 
     def check(self, model, kind):
-        alone = harness.run("run", model, "ROMEO:\n", "-n", "30", "--ignore-end", "--quiet", "--quantize", kind)
+        alone = harness.run("run", model, "ROMEO:\n", "-n", "30", "--ignore-end", "--quiet", "--raw", "--quantize", kind)
         self.assertEqual(alone.returncode, 0, alone.stderr)
         with harness.Server(model, split="2:1/1", args=("--quantize", kind)) as server:
             _, text, _ = server.generate("ROMEO:\n", 30)

@@ -193,7 +193,7 @@ class Folders(unittest.TestCase):
 
     def test_text(self):
         for folder, model in (("llama3-hf", "llama3.BF16.gguf"), ("mistral-hf", "mistral.f16.gguf"), ("gemma2-hf", "gemma2.f16.gguf")):
-            said = [run("run", self.file(m), "KING HENRY: what say you", "-n", "8", "--ignore-end").stdout for m in (folder, model)]
+            said = [run("run", self.file(m), "KING HENRY: what say you", "-n", "8", "--ignore-end", "--raw").stdout for m in (folder, model)]
             self.assertEqual(said[0], said[1])
             self.assertTrue(said[0].strip())
 

@@ -263,20 +263,22 @@ static void fp_init(void *ctx)
     mu_fp_env_set();
 }
 
-/* n_thread threads for the place-th of n_place ranks: on cores of their own where there are enough, else not pinned. */
-static enum mu_status pool_open(int n_thread, int place, int n_place, struct mu_pool **pool_out, struct mu_err *err)
+/* The machine as this thread may use it, so to be asked for before a pool pins the thread. Freed with mu_free. */
+static enum mu_status topo_open(struct mu_topo **topo_out, struct mu_err *err)
 {
-    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
-    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
-    enum mu_status st = mu_topo_read(topo, err);
-    if (!st) {
-        struct mu_pool_options po = {.n_threads = n_thread, .thread_init = fp_init};
-        po.pin = n_thread * n_place <= topo->n_core;
-        if (po.pin) po.cpus = topo->cpus + place * n_thread;
-        st = mu_pool_create(&po, pool_out, err);
-    }
-    mu_free(topo);
-    return st;
+    *topo_out = mu_calloc(1, sizeof **topo_out);
+    if (!*topo_out) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
+    return mu_topo_read(*topo_out, err);
+}
+
+/* n_thread threads for the place-th of n_place ranks: on cores of their own where there are enough, else not pinned. */
+static enum mu_status pool_open(const struct mu_topo *topo, int n_thread, int place, int n_place,
+                                struct mu_pool **pool_out, struct mu_err *err)
+{
+    struct mu_pool_options po = {.n_threads = n_thread, .thread_init = fp_init};
+    po.pin = n_thread * n_place <= topo->n_core;
+    if (po.pin) po.cpus = topo->cpus + place * n_thread;
+    return mu_pool_create(&po, pool_out, err);
 }
 
 enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_bench_result *result_out,
@@ -285,7 +287,9 @@ enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_benc
     enum mu_status st;
     struct mu_model *model = NULL;
     struct load l = {0};
+    struct mu_topo *topo = NULL;
     struct mu_bar bar = {.label = "loading"};
+    MU_TRY(st, topo_open(&topo, err), done);
     MU_TRY(st, mu_model_open(opt->path, &model, err), done);
     MU_TRY(st, mu_model_quantize(model, opt->quantize, err), done);
     MU_TRY(st, load_init(&l, opt, model, err), done);
@@ -298,7 +302,7 @@ enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_benc
                                  .load_ctx = &bar};
     int64_t t0 = mu_now_ns();
     MU_TRY(st, mu_solo_open(&so, &l.solo, err), done);
-    MU_TRY(st, pool_open(opt->n_thread * opt->split.n_rank, 0, 1, &l.probe, err), done);
+    MU_TRY(st, pool_open(topo, opt->n_thread * opt->split.n_rank, 0, 1, &l.probe, err), done);
     MU_TRY(st, probe_open(&l, err), done);
     l.plan = mu_solo_plan(l.solo);
     *result_out =
@@ -309,6 +313,7 @@ done:
     mu_pool_destroy(l.probe); /* before the solo's pool, which has this thread pinned already */
     mu_solo_close(l.solo);
     mu_model_close(model);
+    mu_free(topo);
     return st;
 }
 
@@ -322,13 +327,15 @@ enum mu_status mu_bench_mpi_rank(const struct mu_bench_options *opt, bool *is_le
     struct mu_shard_link *link = NULL;
     struct load l = {0};
     struct mu_comm *comm = NULL;
+    struct mu_topo *topo = NULL;
     if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for the plan");
     MU_TRY(st, mu_comm_mpi_open(&comm, err), done);
     if (comm->n_rank != opt->split.n_rank) {
         st = mu_fail(err, MU_EINVAL, "mpirun started %d ranks, the split has %d", comm->n_rank, opt->split.n_rank);
         goto done;
     }
-    MU_TRY(st, pool_open(opt->n_thread, comm->rank, opt->split.n_rank, &pool, err), done);
+    MU_TRY(st, topo_open(&topo, err), done);
+    MU_TRY(st, pool_open(topo, opt->n_thread, comm->rank, opt->split.n_rank, &pool, err), done);
     MU_TRY(st, mu_model_open(opt->path, &model, err), done);
     MU_TRY(st, mu_model_quantize(model, opt->quantize, err), done);
     MU_TRY(st, mu_plan_build(model, &opt->split, plan, err), done);
@@ -357,6 +364,7 @@ done:
     mu_pool_destroy(pool);
     mu_model_close(model);
     mu_comm_close(comm);
+    mu_free(topo);
     mu_free(plan);
     return st;
 }

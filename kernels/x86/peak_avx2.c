@@ -44,19 +44,32 @@ uint32_t mu_avx2_peak_f32(int n, double *ops_out)
     return reduce(_mm256_castps_si256(acc[0]));
 }
 
+static inline __m256i load(const uint8_t *p)
+{
+    return _mm256_load_si256((const __m256i *)(const void *)p);
+}
+
+/* Two streams with a prefetch each: one plain stream leaves a quarter of some processors' bandwidth unused. */
 uint32_t mu_avx2_peak_read(const void *buf, size_t bytes)
 {
+    enum { STREAMS = 2, STEP = 128, AHEAD = 1024 };
     const uint8_t *p = buf;
-    __m256i acc[4];
-    for (int j = 0; j < 4; j++) acc[j] = _mm256_setzero_si256();
-    size_t i = 0;
-    for (; i + 128 <= bytes; i += 128) {
+    const size_t part = bytes / STREAMS / STEP * STEP;
+    __m256i acc[STREAMS][2];
+    for (int j = 0; j < STREAMS; j++) acc[j][0] = acc[j][1] = _mm256_setzero_si256();
+    for (size_t i = 0; i < part; i += STEP) {
         MU_UNROLL
-        for (int j = 0; j < 4; j++)
-            acc[j] = _mm256_add_epi32(acc[j], _mm256_load_si256((const __m256i *)(const void *)(p + i + 32 * j)));
+        for (int j = 0; j < STREAMS; j++) {
+            const uint8_t *at = p + (size_t)j * part + i;
+            MU_UNROLL
+            for (int k = 0; k < 2; k++) {
+                _mm_prefetch((const char *)at + 64 * k + AHEAD, _MM_HINT_T0);
+                acc[j][k] = _mm256_add_epi32(acc[j][k], load(at + 64 * k));
+                acc[j][k] = _mm256_add_epi32(acc[j][k], load(at + 64 * k + 32));
+            }
+        }
     }
-    for (; i + 32 <= bytes; i += 32)
-        acc[0] = _mm256_add_epi32(acc[0], _mm256_load_si256((const __m256i *)(const void *)(p + i)));
-    for (int j = 1; j < 4; j++) acc[0] = _mm256_add_epi32(acc[0], acc[j]);
-    return reduce(acc[0]);
+    for (size_t i = STREAMS * part; i + 32 <= bytes; i += 32) acc[0][0] = _mm256_add_epi32(acc[0][0], load(p + i));
+    for (int j = 0; j < STREAMS; j++) acc[0][j] = _mm256_add_epi32(acc[j][0], acc[j][1]);
+    return reduce(_mm256_add_epi32(acc[0][0], acc[0][1]));
 }

@@ -40,17 +40,27 @@ uint32_t mu_avx512_peak_f32(int n, double *ops_out)
     return reduce(_mm512_castps_si512(acc[0]));
 }
 
+/* Two streams with a prefetch each: one plain stream leaves a quarter of some processors' bandwidth unused. */
 uint32_t mu_avx512_peak_read(const void *buf, size_t bytes)
 {
+    enum { STREAMS = 2, STEP = 128, AHEAD = 1024 };
     const uint8_t *p = buf;
-    __m512i acc[4];
-    for (int j = 0; j < 4; j++) acc[j] = _mm512_setzero_si512();
-    size_t i = 0;
-    for (; i + 256 <= bytes; i += 256) {
+    const size_t part = bytes / STREAMS / STEP * STEP;
+    __m512i acc[STREAMS][2];
+    for (int j = 0; j < STREAMS; j++) acc[j][0] = acc[j][1] = _mm512_setzero_si512();
+    for (size_t i = 0; i < part; i += STEP) {
         MU_UNROLL
-        for (int j = 0; j < 4; j++) acc[j] = _mm512_add_epi32(acc[j], _mm512_load_si512(p + i + 64 * j));
+        for (int j = 0; j < STREAMS; j++) {
+            const uint8_t *at = p + (size_t)j * part + i;
+            MU_UNROLL
+            for (int k = 0; k < 2; k++) {
+                _mm_prefetch((const char *)at + 64 * k + AHEAD, _MM_HINT_T0);
+                acc[j][k] = _mm512_add_epi32(acc[j][k], _mm512_load_si512(at + 64 * k));
+            }
+        }
     }
-    for (; i + 64 <= bytes; i += 64) acc[0] = _mm512_add_epi32(acc[0], _mm512_load_si512(p + i));
-    for (int j = 1; j < 4; j++) acc[0] = _mm512_add_epi32(acc[0], acc[j]);
-    return reduce(acc[0]);
+    for (size_t i = STREAMS * part; i + 64 <= bytes; i += 64)
+        acc[0][0] = _mm512_add_epi32(acc[0][0], _mm512_load_si512(p + i));
+    for (int j = 0; j < STREAMS; j++) acc[0][j] = _mm512_add_epi32(acc[j][0], acc[j][1]);
+    return reduce(_mm512_add_epi32(acc[0][0], acc[0][1]));
 }

@@ -8,6 +8,8 @@
 
 #ifdef __x86_64__
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "kernels/x86/layout.h"
 #endif
@@ -29,6 +31,7 @@ static const struct mu_kernels table_ref = TABLE(ref, ref);
 #ifdef __x86_64__
 static const struct mu_kernels table_avx2 = TABLE(avx2, x86);
 static const struct mu_kernels table_avx512 = TABLE(avx512, x86);
+static struct mu_kernels table_amx; /* avx512's, but for matmul; filled by detect() */
 
 static bool cpu_has_avx2(void)
 {
@@ -44,9 +47,27 @@ static bool cpu_has_avx512(void)
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
 }
+
+static bool intel;
+
+bool mu_x86_intel(void)
+{
+    return intel;
+}
+
+/* The processor has AMX's int8 products, and the kernel lets this process use them: it saves the tiles' 8 KiB a thread
+ * only for those who ask (Linux Documentation/arch/x86/xstate.rst). Threads started later inherit it. */
+static bool cpu_has_amx(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d;
+    if (!cpu_has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bit_AMX_TILE) || !(d & bit_AMX_INT8))
+        return false;
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
+}
 #endif
 
-static const struct mu_kernels *available[4]; /* NULL-terminated; filled by detect(), once */
+static const struct mu_kernels *available[5]; /* NULL-terminated; filled by detect(), once */
 static pthread_once_t detected = PTHREAD_ONCE_INIT;
 static const struct mu_kernels *chosen;
 
@@ -56,10 +77,17 @@ static void detect(void)
     available[n++] = &table_ref;
 #ifdef __x86_64__
     __builtin_cpu_init();
+    intel = __builtin_cpu_is("intel");
     if (cpu_has_avx2()) available[n++] = &table_avx2;
     if (cpu_has_avx512()) {
         mu_avx512_bf16_probe();
         available[n++] = &table_avx512;
+    }
+    if (cpu_has_amx()) {
+        table_amx = table_avx512;
+        table_amx.name = "amx";
+        table_amx.matmul = mu_amx_matmul;
+        available[n++] = &table_amx;
     }
 #endif
 }
@@ -92,7 +120,7 @@ enum mu_status mu_kernels_init(const char *name_or_null, struct mu_err *err)
         strcat(list, all[i]->name);
     }
     if (!best) {
-        bool known = strcmp(name, "avx2") == 0 || strcmp(name, "avx512") == 0;
+        bool known = strcmp(name, "avx2") == 0 || strcmp(name, "avx512") == 0 || strcmp(name, "amx") == 0;
         return mu_fail(err, MU_EUNSUPPORTED,
                        known ? "kernels '%s' (%s) need instructions that this processor lacks; here run: %s"
                              : "there are no kernels '%s' (%s); here run: %s",

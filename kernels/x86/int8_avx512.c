@@ -95,7 +95,8 @@ static void run_thin(const struct job *j, const struct family *f)
                          .q_ld = n_col,
                          .terms = {s, ta, tb},
                          .out_stride = j->stride,
-                         .first = b0 == 0};
+                         .first = b0 == 0,
+                         .near = mu_x86_intel()};
         pass_run(j, &a, f->thin, true, 0, x->n_tok, 1, (int)b0);
     }
 }

@@ -1,0 +1,322 @@
+/* C2 with AMX: the integer part of a block for 16 rows × up to 16 tokens is one tile product.
+ *
+ * A tile product of depth 32 (tdpbssd: signed bytes, exact int32 sums) is exactly one block of C2: rows of tile A are
+ * tokens, 32 activations each, rows of tile B four columns of 16 rows of the matrix, as the packed layout has them. What
+ * is left to the vector unit is what the contract asks for a block: convert, d·s, one fmaf (two with a minimum), 16
+ * rows at a time.
+ *
+ *   codes (nibbles, fifth bits …) ──panel_fill──▶ panel: signed bytes, scales as floats ──tile──▶ acc, 16 zmm ──▶ out
+ *
+ * Loops, outermost first: up to PASS_TOKENS tokens; PASS_BLOCKS blocks, so that a panel and the activations of one tile
+ * share the L1; groups of 16 rows, each decoded once into the panel; tiles of tokens. Between passes the accumulators
+ * rest in `out`, which changes no bit.
+ *
+ * Speed. On Granite Rapids the tile product and the tile's store both hold port 5, 16 cycles each, and the vector unit
+ * needs ports 0 and 5 for 3 instructions a token: 40 cycles for 16 tokens if all were dealt out evenly, 58 measured in
+ * registers and L1. VNNI needs 88 at best there. Left to AVX-512: few tokens, since a tile costs nearly the same however
+ * few rows it has, and the types with a scale per 16 columns, which would need two products and two stores a block
+ * (tried: no gain).
+ *
+ * The tile registers are configured at every call and released at its end: a thread that sleeps holds no tile state. */
+#include <immintrin.h>
+
+#include "kernels/x86/codes_avx512.h"
+#include "kernels/x86/tiles_avx512.h"
+
+enum {
+    PASS_TOKENS = 256,
+    PASS_BLOCKS = 32,
+    TILE_TOKENS = 16,
+    LANES = MU_ROW_GROUP,
+    LEAD = 3, /* blocks multiplied before the one that is added up: a load from a tile's store waits until that is in
+                 the cache */
+    RING = 4
+};
+enum { TILE_SUM, TILE_ACT, TILE_CODES }; /* tile registers; intrinsics want them as literals: 0, 1, 2 */
+
+/* How a block is added up; a constant wherever it is used. */
+enum form {
+    FORM_SCALED,  /* d */
+    FORM_RAISED,  /* d, + m */
+    FORM_LOWERED, /* d, - m */
+    N_FORM
+};
+
+static enum form form_of(uint32_t type)
+{
+    switch (type) {
+    case MU_Q4_1:
+    case MU_Q5_1: return FORM_RAISED;
+    case MU_Q4_K:
+    case MU_Q5_K: return FORM_LOWERED;
+    default: return FORM_SCALED;
+    }
+}
+
+/* One group's blocks of a pass, decoded. */
+struct panel {
+    _Alignas(64) int8_t codes[PASS_BLOCKS][8][64]; /* vector k: columns 4k … 4k+3 of 16 rows */
+    float d[PASS_BLOCKS][LANES], m[PASS_BLOCKS][LANES];
+};
+
+/* ---- decoding ---- */
+
+MU_INLINE void codes_fill(int8_t (*to)[64], uint32_t type, int offset, const uint8_t *p)
+{
+    const __m512i off = _mm512_set1_epi8((char)offset);
+    if (type == MU_Q8_0) {
+        MU_UNROLL
+        for (int k = 0; k < 8; k++) _mm512_store_si512(to[k], _mm512_sub_epi8(_mm512_loadu_si512(p + 64 * k), off));
+        return;
+    }
+    const struct nibble_key key = nibble_key(type, p);
+    MU_UNROLL
+    for (int k = 0; k < 4; k++) {
+        __m512i lo, hi;
+        nibble_codes(type, &key, p, k, &lo, &hi);
+        _mm512_store_si512(to[k], _mm512_sub_epi8(lo, off));
+        _mm512_store_si512(to[4 + k], _mm512_sub_epi8(hi, off));
+    }
+}
+
+/* n blocks from w on, of a type and offset that are constants where this is called. */
+MU_INLINE void panel_fill(struct panel *to, uint32_t type, int offset, const uint8_t *w, int n)
+{
+    const int head = mu_x86_head_bytes(type);
+    __m512 d256 = _mm512_setzero_ps(), dmin256 = d256;
+    for (int b = 0; b < n; b++, w += mu_x86_block_bytes(type)) {
+        if (head && b % 8 == 0) {
+            d256 = load_f16(w);
+            if (head == 64) dmin256 = load_f16(w + 32);
+            w += head;
+        }
+        codes_fill(to->codes[b], type, offset, w + mu_x86_scale_bytes(type));
+        __m512 d, m = dmin256;
+        switch (type) {
+        case MU_MXFP4: d = load_e8m0(w); break;
+        case MU_IQ4_XS: d = _mm512_mul_ps(d256, _mm512_cvtepi32_ps(load_s8(w))); break;
+        case MU_Q4_K:
+        case MU_Q5_K:
+            d = _mm512_mul_ps(d256, _mm512_cvtepi32_ps(load_u8(w)));
+            m = _mm512_mul_ps(dmin256, _mm512_cvtepi32_ps(load_u8(w + 16)));
+            break;
+        default:
+            d = load_f16(w);
+            if (form_of(type) == FORM_RAISED) m = load_f16(w + 32);
+        }
+        _mm512_store_ps(to->d[b], d);
+        if (form_of(type) != FORM_SCALED) _mm512_store_ps(to->m[b], m);
+    }
+}
+
+typedef void panel_fn(struct panel *to, const uint8_t *w, int n);
+#define PANEL(name, type, offset)                                       \
+    static void panel_##name(struct panel *to, const uint8_t *w, int n) \
+    {                                                                   \
+        panel_fill(to, type, offset, w, n);                             \
+    }
+PANEL(q4_0, MU_Q4_0, 8)
+PANEL(q4_1, MU_Q4_1, 0)
+PANEL(q5_0, MU_Q5_0, 16)
+PANEL(q5_1, MU_Q5_1, 0)
+PANEL(q8_0, MU_Q8_0, 128)
+PANEL(q4_k, MU_Q4_K, 0)
+PANEL(q5_k, MU_Q5_K, 0)
+PANEL(iq4_nl, MU_IQ4_NL, IQ4_OFFSET)
+PANEL(iq4_xs, MU_IQ4_XS, IQ4_OFFSET)
+PANEL(mxfp4, MU_MXFP4, MXFP4_OFFSET)
+static panel_fn *const panels[MU_TYPE_LIMIT] = {
+    [MU_Q4_0] = panel_q4_0,     [MU_Q4_1] = panel_q4_1,   [MU_Q5_0] = panel_q5_0, [MU_Q5_1] = panel_q5_1,
+    [MU_Q8_0] = panel_q8_0,     [MU_Q4_K] = panel_q4_k,   [MU_Q5_K] = panel_q5_k, [MU_IQ4_NL] = panel_iq4_nl,
+    [MU_IQ4_XS] = panel_iq4_xs, [MU_MXFP4] = panel_mxfp4,
+};
+
+/* ---- multiplying ---- */
+
+/* What the tokens of a tile bring to a pass. Words that are broadcast are copied to rows of a constant length, so that
+ * every address is the block's plus a constant: an index in an address costs these instructions a second
+ * micro-operation each. */
+struct inputs {
+    const int8_t *q; /* of the first token, at the pass's first column */
+    size_t q_ld;
+    _Alignas(64) float s[TILE_TOKENS][PASS_BLOCKS];
+    float total[TILE_TOKENS][PASS_BLOCKS]; /* fl((float)S·s), where there is a minimum */
+};
+
+struct job {
+    const struct panel *panel;
+    const struct inputs *in;
+    int n_block;
+    float *out;
+    size_t out_stride;
+    __mmask16 rows;
+    bool first;
+    const uint8_t *ahead; /* the next group's weights, to prefetch: ahead_bytes of them a block; NULL: none */
+    size_t ahead_bytes;
+};
+
+typedef int32_t products[TILE_TOKENS][LANES]; /* of one block */
+
+MU_INLINE void block_multiply(const struct job *a, int b, products *to)
+{
+    _tile_zero(0);
+    _tile_loadd(1, a->in->q + (size_t)b * MU_Q_BLOCK, a->in->q_ld);
+    _tile_loadd(2, a->panel->codes[b][0], 64);
+    _tile_dpbssd(0, 1, 2);
+    _tile_stored(0, (*to)[0], 64);
+}
+
+/* A pointer that the compiler cannot take apart again into a base and an index. */
+#define PLAIN(p) __asm__("" : "+r"(p))
+
+/* Adds block b up: the operations of the VNNI tiles in their order, for T tokens. */
+MU_INLINE void block_add(const struct job *a, enum form form, int b, products *from, __m512 *acc, int T)
+{
+    const float *s = &a->in->s[0][b], *total = &a->in->total[0][b];
+    const int32_t *product = (*from)[0];
+    PLAIN(s);
+    PLAIN(product);
+    if (form != FORM_SCALED) PLAIN(total);
+    const __m512 d = _mm512_load_ps(a->panel->d[b]), m = form == FORM_SCALED ? d : _mm512_load_ps(a->panel->m[b]);
+    MU_UNROLL
+    for (int t = 0; t < T; t++) {
+        __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(product + t * LANES));
+        acc[t] = _mm512_fmadd_ps(sum, _mm512_mul_ps(d, _mm512_set1_ps(s[t * PASS_BLOCKS])), acc[t]);
+        if (form == FORM_RAISED) acc[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(total[t * PASS_BLOCKS]), acc[t]);
+        if (form == FORM_LOWERED) acc[t] = _mm512_fnmadd_ps(m, _mm512_set1_ps(total[t * PASS_BLOCKS]), acc[t]);
+    }
+}
+
+MU_INLINE void tile_multiply(const struct job *a, enum form form, int T)
+{
+    _Alignas(64) products product[RING];
+    __m512 acc[TILE_TOKENS];
+    MU_UNROLL
+    for (int t = 0; t < T; t++)
+        acc[t] = a->first ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(a->rows, a->out + (size_t)t * a->out_stride);
+    for (int b = 0; b < LEAD && b < a->n_block; b++) block_multiply(a, b, &product[b]);
+    for (int b = 0; b < a->n_block; b++) {
+        if (b + LEAD < a->n_block) block_multiply(a, b + LEAD, &product[(b + LEAD) % RING]);
+        for (size_t i = 0; a->ahead && i < a->ahead_bytes; i += 64)
+            _mm_prefetch((const char *)(a->ahead + (size_t)b * a->ahead_bytes + i), _MM_HINT_T1);
+        block_add(a, form, b, &product[b % RING], acc, T);
+    }
+    MU_UNROLL
+    for (int t = 0; t < T; t++) _mm512_mask_storeu_ps(a->out + (size_t)t * a->out_stride, a->rows, acc[t]);
+}
+
+typedef void tile_amx_fn(const struct job *a);
+#define TILE(name, form, T)                     \
+    static void name##_##T(const struct job *a) \
+    {                                           \
+        tile_multiply(a, form, T);              \
+    }
+#define TILES(name, form)                                                                                      \
+    TILE(name, form, 1)                                                                                        \
+    TILE(name, form, 2)                                                                                        \
+    TILE(name, form, 3) TILE(name, form, 4) TILE(name, form, 5) TILE(name, form, 6) TILE(name, form, 7)        \
+        TILE(name, form, 8) TILE(name, form, 9) TILE(name, form, 10) TILE(name, form, 11) TILE(name, form, 12) \
+            TILE(name, form, 13) TILE(name, form, 14) TILE(name, form, 15) TILE(name, form, 16)
+#define TILE_LIST(name)                                                                                            \
+    {                                                                                                              \
+        NULL, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8, name##_9, name##_10, \
+            name##_11, name##_12, name##_13, name##_14, name##_15, name##_16                                       \
+    }
+TILES(scaled, FORM_SCALED)
+TILES(raised, FORM_RAISED)
+TILES(lowered, FORM_LOWERED)
+static tile_amx_fn *const tiles[N_FORM][TILE_TOKENS + 1] = {
+    [FORM_SCALED] = TILE_LIST(scaled),
+    [FORM_RAISED] = TILE_LIST(raised),
+    [FORM_LOWERED] = TILE_LIST(lowered),
+};
+
+/* ---- driving ---- */
+
+bool mu_amx_covers(uint32_t type, int n_tok)
+{
+    /* measured: fewer tokens are as fast with VNNI, or faster */
+    return n_tok >= (form_of(type) == FORM_SCALED ? 16 : 32) && panels[type];
+}
+
+/* Tile registers for n_tok tokens (Intel SDM, LDTILECFG): palette 1, bytes a row, rows. */
+static void tiles_configure(int n_tok)
+{
+    struct {
+        uint8_t palette, start, reserved[14];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } c = {.palette = 1};
+    c.rows[TILE_SUM] = c.rows[TILE_ACT] = (uint8_t)n_tok;
+    c.rows[TILE_CODES] = MU_Q_BLOCK / 4;
+    c.bytes[TILE_SUM] = c.bytes[TILE_CODES] = 64;
+    c.bytes[TILE_ACT] = MU_Q_BLOCK;
+    _tile_loadconfig(&c);
+}
+
+/* Tokens of the tile that begins with token t of n_tok. */
+static int tile_len(int n_tok, int t)
+{
+    return n_tok - t < TILE_TOKENS ? n_tok - t : TILE_TOKENS;
+}
+
+/* n blocks from b0 on of T tokens from t0 on. */
+static void inputs_fill(struct inputs *to, enum form form, const struct mu_act *x, int t0, int T, size_t b0, int n)
+{
+    const size_t n_block = (size_t)x->n_col / MU_Q_BLOCK;
+    to->q = x->q + ((size_t)t0 * n_block + b0) * MU_Q_BLOCK;
+    to->q_ld = (size_t)x->n_col;
+    for (int t = 0; t < T; t++) {
+        const float *s = x->s + (size_t)(t0 + t) * n_block + b0;
+        const int16_t *sum = x->sum + 2 * ((size_t)(t0 + t) * n_block + b0);
+        for (int b = 0; b < n; b += 16) {
+            __mmask16 mask = n - b >= 16 ? 0xffff : (__mmask16)((1u << (n - b)) - 1u);
+            __m512 scale = _mm512_maskz_loadu_ps(mask, s + b);
+            _mm512_store_ps(to->s[t] + b, scale);
+            if (form == FORM_SCALED) continue;
+            __m512i both = _mm512_madd_epi16(_mm512_maskz_loadu_epi32(mask, sum + 2 * b), _mm512_set1_epi16(1));
+            _mm512_store_ps(to->total[t] + b, _mm512_mul_ps(_mm512_cvtepi32_ps(both), scale));
+        }
+    }
+}
+
+void mu_amx_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out, size_t stride)
+{
+    struct panel panel;
+    struct inputs in[PASS_TOKENS / TILE_TOKENS];
+    const enum form form = form_of(m->type);
+    const size_t n_block = (size_t)x->n_col / MU_Q_BLOCK, group = mu_x86_group_bytes(m->type, m->n_col);
+    int configured = 0;
+    for (int t0 = 0; t0 < x->n_tok; t0 += PASS_TOKENS) {
+        int n_tok = x->n_tok - t0 < PASS_TOKENS ? x->n_tok - t0 : PASS_TOKENS;
+        for (size_t b0 = 0; b0 < n_block; b0 += PASS_BLOCKS) {
+            int n = n_block - b0 < PASS_BLOCKS ? (int)(n_block - b0) : PASS_BLOCKS;
+            for (int t = 0; t < n_tok; t += TILE_TOKENS)
+                inputs_fill(&in[t / TILE_TOKENS], form, x, t0 + t, tile_len(n_tok, t), b0, n);
+            const uint8_t *w = (const uint8_t *)m->data + (size_t)(row0 / LANES) * group +
+                               mu_x86_group_offset(m->type, b0 * MU_Q_BLOCK);
+            for (int r = row0; r < row1; r += LANES, w += group) {
+                panels[m->type](&panel, w, n);
+                __asm__ volatile("" ::: "memory"); /* what tile loads read is unknown to the compiler */
+                for (int t = 0; t < n_tok; t += TILE_TOKENS) {
+                    int T = tile_len(n_tok, t);
+                    if (T != configured) tiles_configure(T);
+                    configured = T;
+                    struct job a = {
+                        .panel = &panel,
+                        .in = &in[t / TILE_TOKENS],
+                        .n_block = n,
+                        .out = out + (size_t)(t0 + t) * stride + r,
+                        .out_stride = stride,
+                        .rows = row1 - r >= LANES ? 0xffff : (__mmask16)((1u << (row1 - r)) - 1u),
+                        .first = b0 == 0,
+                        .ahead = t == 0 && row1 - r > LANES ? w + group : NULL,
+                        .ahead_bytes = (size_t)mu_x86_block_bytes(m->type),
+                    };
+                    tiles[form][T](&a);
+                }
+            }
+        }
+    }
+    _tile_release();
+}

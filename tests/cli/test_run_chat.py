@@ -227,7 +227,7 @@ class Chat(unittest.TestCase):
     def test_set_and_show(self):
         t = self.chat()
         self.assertIn("temperature", t.say("/set parameter"))
-        self.assertIn("temperature, top_k, top_p, seed, num_predict, num_ctx, stop", t.say("/set parameter mirostat 1"))
+        self.assertIn("logit_bias, min_tokens, seed, num_predict, num_ctx, stop", t.say("/set parameter mirostat 1"))
         self.assertIn("from 0 to 100", t.say("/set parameter temperature hot"))
         self.assertIn("is now 0.5", t.say("/set parameter temperature 0.5"))
         t.say('/set parameter stop "two words" \\n')

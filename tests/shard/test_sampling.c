@@ -235,7 +235,7 @@ static void ways_make(struct way *ways, int n_vocab)
         {.p = {.temperature = 3, .top_p = 0.9f}, .mask = one_mask},
         {.p = {.temperature = 1}, .mask = none_mask},
         {.p = {.temperature = 1, .min_p = 0.5f}, .mask = none_mask},
-        {.p = {.temperature = 1, .min_p = 0.1f}},
+        {.p = {.temperature = 0.4f, .min_p = 0.6f}},
         {.p = {.temperature = 1, .typical_p = 0.5f}},
         {.p = {.temperature = 2, .top_k = 50, .typical_p = 0.6f, .top_p = 0.7f, .min_p = 0.2f}},
         {.p = {.temperature = 4, .top_p = 0.8f, .min_p = 0.3f, .repeat_penalty = 2, .frequency_penalty = 1},

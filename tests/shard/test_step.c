@@ -203,9 +203,99 @@ static void test_short_and_huge(void **state)
     mu_free(out);
 }
 
+/* Bytes changed at random: taken or refused, and nothing is read or written out of bounds (what the sanitizers see). What
+ * is taken is a step that encodes again. */
+static void test_spoiled_bytes(void **state)
+{
+    (void)state;
+    struct mu_step *in = step_new(), *out = step_new();
+    struct mu_writer w, again;
+    uint32_t x = 12345;
+    int n_taken = 0;
+    step_fill(in);
+    mu_writer_init(&w, 1 << 16);
+    mu_writer_init(&again, mu_step_max_bytes(&SERVING, N_VOCAB));
+    mu_step_encode(in, &w);
+    for (int i = 0; i < 60000; i++) {
+        uint8_t *copy = mu_malloc(w.len);
+        memcpy(copy, w.data, w.len);
+        for (int k = 0; k <= i % 3; k++) {
+            x = x * 1664525u + 1013904223u;
+            copy[(x >> 8) % w.len] ^= (uint8_t)(1u << (x >> 29));
+        }
+        struct mu_reader r = mu_reader_of(copy, w.len);
+        struct mu_err err = MU_ERR_INIT;
+        enum mu_status st = mu_step_decode(&r, &SERVING, N_VOCAB, out, &err);
+        mu_free(copy);
+        assert_true(st == MU_OK || st == MU_EPROTO);
+        if (st != MU_OK) continue;
+        n_taken++;
+        mu_writer_reset(&again);
+        mu_step_encode(out, &again);
+        assert_true(again.ok && again.len <= w.len);
+    }
+    assert_true(n_taken > 1000);
+    mu_writer_free(&again);
+    mu_writer_free(&w);
+    mu_free(in);
+    mu_free(out);
+}
+
+/* A step as large as any: it fits, and exactly. */
+static void test_largest(void **state)
+{
+    (void)state;
+    const struct {
+        struct mu_serving v;
+        int n_vocab;
+    } c[] = {{SERVING, N_VOCAB},
+             {{.n_ctx = 40, .n_slot = 9, .n_page = 18, .step_tokens = 4}, 3001},
+             {{.n_ctx = 70, .n_slot = 3, .n_page = 9, .step_tokens = 50}, 1}};
+    for (size_t k = 0; k < 3; k++) {
+        const struct mu_serving *v = &c[k].v;
+        struct mu_step *s = NULL, *out = NULL;
+        struct mu_err err = MU_ERR_INIT;
+        struct mu_writer w;
+        uint32_t n_adjust = mu_step_max_adjust(v, c[k].n_vocab);
+        assert_int_equal(mu_step_create(v, c[k].n_vocab, &s, &err), MU_OK);
+        assert_int_equal(mu_step_create(v, c[k].n_vocab, &out, &err), MU_OK);
+        s->number = 1;
+        for (uint32_t i = 0; i < (uint32_t)v->n_slot; i++) s->free_slot[s->n_free++] = i;
+        for (uint32_t i = 0; i < v->n_page; i++) s->page[s->n_page++] = (struct mu_step_page){0, i};
+        uint32_t n_seq = (uint32_t)(v->n_slot < v->step_tokens ? v->n_slot : v->step_tokens);
+        for (uint32_t i = 0; i < n_seq; i++) {
+            uint32_t n_tok = i + 1 < n_seq ? 1 : (uint32_t)v->step_tokens - s->n_tok;
+            struct mu_step_seq *q = &s->seq[s->n_seq++];
+            *q = (struct mu_step_seq){.slot = i,
+                                      .n_tok = n_tok,
+                                      .tok_off = s->n_tok,
+                                      .out = MU_OUT_SAMPLE,
+                                      .n_adjust = n_adjust,
+                                      .adjust_off = s->n_adjust};
+            s->n_tok += n_tok;
+            for (uint32_t a = 0; a < n_adjust; a++) s->adjust[s->n_adjust++].id = (int32_t)a;
+            memset(mu_step_mask(s, q), 0xff, s->mask_bytes);
+        }
+        mu_writer_init(&w, mu_step_max_bytes(v, c[k].n_vocab));
+        mu_step_encode(s, &w);
+        assert_true(w.ok);
+        assert_int_equal(w.len, mu_step_max_bytes(v, c[k].n_vocab));
+        struct mu_reader r = mu_reader_of(w.data, w.len);
+        if (mu_step_decode(&r, v, c[k].n_vocab, out, &err) != MU_OK) fail_msg("%s", err.text);
+        assert_int_equal(out->n_adjust, s->n_adjust);
+        assert_memory_equal(out->mask, s->mask, n_seq * s->mask_bytes);
+        mu_writer_free(&w);
+        mu_free(s);
+        mu_free(out);
+    }
+    assert_true(mu_step_max_bytes(&(struct mu_serving){.n_ctx = 1 << 17, .n_slot = 64, .n_page = 1, .step_tokens = 512},
+                                  1 << 17) < 120u << 20);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_short_and_huge)};
+                                       cmocka_unit_test(test_short_and_huge), cmocka_unit_test(test_spoiled_bytes),
+                                       cmocka_unit_test(test_largest)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -189,10 +189,19 @@ static bool logprobs_whole(struct mu_request *r, const Muster__Internal__V1__Req
     return n_top == r->n_top;
 }
 
+/* Room for one more: what the client has is forgotten first, so that they are as many as it lags behind. */
 static bool logprobs_reserve(struct mu_request *r)
 {
     size_t cap = r->logprob_cap ? 2 * r->logprob_cap : 64, n_top = r->n_top ? r->n_top : 1;
-    if (r->n_emitted < r->logprob_cap) return true;
+    if (r->n_emitted - r->logprob_from < r->logprob_cap) return true;
+    size_t told = r->n_sent - r->logprob_from, left = r->n_emitted - r->n_sent;
+    if (told > 0) {
+        memmove(r->logprob, r->logprob + told, left * sizeof *r->logprob);
+        memmove(r->top_id, r->top_id + told * r->n_top, left * r->n_top * sizeof *r->top_id);
+        memmove(r->top_logprob, r->top_logprob + told * r->n_top, left * r->n_top * sizeof *r->top_logprob);
+        r->logprob_from = r->n_sent;
+        return true;
+    }
     float *logprob = mu_reallocarray(r->logprob, cap, sizeof *logprob);
     if (logprob) r->logprob = logprob;
     int32_t *id = mu_reallocarray(r->top_id, cap, n_top * sizeof *id);
@@ -208,10 +217,11 @@ static bool logprobs_reserve(struct mu_request *r)
 static bool logprobs_append(struct mu_request *r, const Muster__Internal__V1__RequestTokens *t, size_t at)
 {
     if (!logprobs_reserve(r)) return false;
-    r->logprob[r->n_emitted] = t->logprob[at];
+    size_t place = r->n_emitted - r->logprob_from;
+    r->logprob[place] = t->logprob[at];
     for (size_t i = 0; i < r->n_top; i++) {
-        r->top_id[r->n_emitted * r->n_top + i] = t->top_id[at * r->n_top + i];
-        r->top_logprob[r->n_emitted * r->n_top + i] = t->top_logprob[at * r->n_top + i];
+        r->top_id[place * r->n_top + i] = t->top_id[at * r->n_top + i];
+        r->top_logprob[place * r->n_top + i] = t->top_logprob[at * r->n_top + i];
     }
     return true;
 }
@@ -252,7 +262,7 @@ static ProtobufCBinaryData piece_of(const struct mu_request *r, int32_t id)
 /* Of the n ids that are told next. NULL: out of memory. */
 static struct logprobs *logprobs_make(const struct mu_request *r, size_t n)
 {
-    size_t n_all = n * r->n_top;
+    size_t n_all = n * r->n_top, first = r->n_sent - r->logprob_from;
     struct logprobs *l = mu_malloc(sizeof *l + n * (sizeof *l->token + sizeof *l->token_at) +
                                    n_all * (sizeof *l->top + sizeof *l->top_at));
     if (!l) return NULL;
@@ -261,7 +271,7 @@ static struct logprobs *logprobs_make(const struct mu_request *r, size_t n)
     l->token_at = (Muster__V1__TokenLogprob **)(l->top + n_all);
     l->top_at = (Muster__V1__TopLogprob **)(l->token_at + n);
     for (size_t i = 0; i < n_all; i++) {
-        size_t from = r->n_sent * r->n_top + i;
+        size_t from = first * r->n_top + i;
         muster__v1__top_logprob__init(&l->top[i]);
         l->top[i].id = r->top_id[from];
         l->top[i].logprob = r->top_logprob[from];
@@ -272,7 +282,7 @@ static struct logprobs *logprobs_make(const struct mu_request *r, size_t n)
         Muster__V1__TokenLogprob *t = l->token_at[i] = &l->token[i];
         muster__v1__token_logprob__init(t);
         t->id = r->emitted[r->n_sent + i];
-        t->logprob = r->logprob[r->n_sent + i];
+        t->logprob = r->logprob[first + i];
         t->piece = piece_of(r, t->id);
         t->n_top = r->n_top;
         t->top = l->top_at + i * r->n_top;

@@ -64,11 +64,12 @@ struct mu_request {
     int32_t *emitted;         /* owned, room for max_tokens */
     size_t n_emitted, n_sent; /* n_sent: ids told to the client (return_ids, logprobs) */
     size_t max_tokens;
-    uint64_t seed;             /* the choice's */
-    float *logprob;            /* [n_emitted] where the client wants them; all three are owned */
-    int32_t *top_id;           /* [n_emitted][n_top] */
-    float *top_logprob;        /* likewise */
-    size_t n_top, logprob_cap; /* in ids */
+    uint64_t seed; /* the choice's */
+    /* Where the client wants them, those of the ids from number logprob_from on; what is told may be forgotten. Owned. */
+    float *logprob;
+    int32_t *top_id;    /* [ids][n_top] */
+    float *top_logprob; /* likewise */
+    size_t n_top, logprob_from, logprob_cap;
     enum mu_request_state state;
     int deaths;             /* gangs that died while it was running, since it last proved harmless */
     int resumed;            /* all of them */

@@ -425,6 +425,32 @@ static void test_logprobs(void **state)
     talk_end(&t);
 }
 
+/* A long answer, told now at once and now late: nothing is lost or told twice where what is told was forgotten. */
+static void test_many_logprobs(void **state)
+{
+    enum { N = 900 };
+    struct world *w = *state;
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    Muster__V1__Sampling s = MUSTER__V1__SAMPLING__INIT;
+    s.logprobs = true;
+    q.sampling = &s;
+    struct talk t = talk_start(w, &q, N, true);
+    bool done = false;
+    for (uint32_t i = 0; i < N; i++) {
+        const int32_t id = B('a') + (int32_t)(i % 26);
+        assert_int_equal(commit_scored(w, t.r, i, &id, 1, 1, 3), MU_COMMIT_OK);
+        if (i % 250 < 100 || i == N - 1) done = flush(&t);
+    }
+    assert_true(done);
+    client_wait(t.client, 5000);
+    const struct client_choice *c = &t.client->choice[0];
+    assert_int_equal(c->n_logprob, N);
+    assert_int_equal(c->n_top, 3 * N);
+    for (int i = 0; i < N; i++) assert_true(c->logprob[i] == -(float)B('a' + i % 26));
+    assert_in_range(t.r->logprob_cap, 128, 512);
+    talk_end(&t);
+}
+
 /* Two choices end at different times; usage and the end come with the later one, whoever that is. */
 static void test_two_choices(void **state)
 {
@@ -540,6 +566,7 @@ int main(void)
         cmocka_unit_test(test_slow_client),
         cmocka_unit_test(test_client_has_gone),
         cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_many_logprobs),
         cmocka_unit_test(test_two_choices),
         cmocka_unit_test(test_min_tokens),
         cmocka_unit_test(test_out_of_memory),

@@ -9,23 +9,23 @@ enum mu_status mu_sampling_check(const struct mu_sampling *p, struct mu_err *err
 {
     const struct {
         const char *name;
-        double value, min, max;
-        bool zero; /* 0 is off */
+        float value, min, max; /* floats, as the values are: 1e-4f is below 1e-4 */
+        bool zero;             /* 0 is off */
     } range[] = {
-        {"temperature", p->temperature, 1e-4, 100, true}, /* smaller ones overflow, and are greedy anyway */
+        {"temperature", p->temperature, 1e-4f, 100, true}, /* smaller ones overflow, and are greedy anyway */
         {"top_p", p->top_p, 0, 1, false},
         {"min_p", p->min_p, 0, 1, false},
         {"typical_p", p->typical_p, 0, 1, false},
-        {"repeat_penalty", p->repeat_penalty, 0.01, 100, true},
+        {"repeat_penalty", p->repeat_penalty, 0.01f, 100, true},
         {"presence_penalty", p->presence_penalty, -2, 2, false},
         {"frequency_penalty", p->frequency_penalty, -2, 2, false},
-        {"top_logprobs", p->top_logprobs, 0, MU_MAX_TOP_LOGPROBS, false},
+        {"top_logprobs", (float)p->top_logprobs, 0, MU_MAX_TOP_LOGPROBS, false},
     };
     for (size_t i = 0; i < sizeof range / sizeof *range; i++) {
-        double v = range[i].value;
+        float v = range[i].value;
         if ((range[i].zero && v == 0) || (v >= range[i].min && v <= range[i].max)) continue;
         return mu_fail(err, MU_EINVAL, "%s must be %sfrom %g to %g, not %g", range[i].name,
-                       range[i].zero ? "0 (off) or " : "", range[i].min, range[i].max, v);
+                       range[i].zero ? "0 (off) or " : "", (double)range[i].min, (double)range[i].max, (double)v);
     }
     if (p->top_logprobs > 0 && !p->logprobs)
         return mu_fail(err, MU_EINVAL, "top_logprobs is %u, but logprobs is not set", p->top_logprobs);

@@ -221,8 +221,8 @@ static void test_nonfinite(void **state)
             for (uint32_t i = 0; i < 2; i++) {
                 uint32_t n = i == 0 ? 1 + (uint32_t)n_fill : 1;
                 step->page[step->n_page++] = (struct mu_step_page){i, i};
-                step->seq[step->n_seq++] = (struct mu_step_seq){
-                    .slot = i, .n_tok = n, .tok_off = step->n_tok, .out = MU_OUT_SAMPLE};
+                step->seq[step->n_seq++] =
+                    (struct mu_step_seq){.slot = i, .n_tok = n, .tok_off = step->n_tok, .out = MU_OUT_SAMPLE};
                 for (uint32_t t = 0; t < n; t++) step->ids[step->n_tok++] = t == 0 ? ids[i] : 11;
             }
             MUST(mu_solo_step(solo, step, &result, err));

@@ -468,6 +468,7 @@ static void test_ranges(void **state)
         {{0}, NULL},
         {{.temperature = 100, .top_p = 1, .min_p = 1, .typical_p = 1, .repeat_penalty = 100, .presence_penalty = -2},
          NULL},
+        {{.temperature = 1e-4f, .repeat_penalty = 0.01f}, NULL},
         {{.temperature = 1e-5f}, "temperature must be 0 (off) or from 0.0001 to 100, not 1e-05"},
         {{.temperature = NAN}, "temperature"},
         {{.top_p = -0.1f}, "top_p must be from 0 to 1"},

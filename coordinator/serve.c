@@ -160,6 +160,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     h->serving.n_adapter = h->adapters->n;
     h->serving.lora_rank = h->adapters->max_rank;
     MU_TRY(st, choose_split(s, topo, err), done);
+    h->serving.n_thread = h->opt->threads ? h->opt->threads : topo->n_usable / h->split.n_rank;
     MU_TRY(st, plan_memory(s, topo->mem_available_bytes, err), done);
 done:
     mu_free(topo);

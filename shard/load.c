@@ -300,6 +300,8 @@ static void scratch_carve(struct mu_shard *s, char *base, size_t *at)
     s->route = carve(base, at, z->route);
     s->chosen = carve(base, at, z->chosen);
     s->chosen_weight = carve(base, at, z->chosen);
+    s->place = carve(base, at, z->chosen);
+    s->group = carve(base, at, z->group);
     s->rope = carve(base, at, z->rope);
     s->lora_u = carve(base, at, z->lora_u);
     s->act.f32 = carve(base, at, z->act_f32);
@@ -327,6 +329,15 @@ static void member_carve(const struct mu_shard *s, struct member *m, char *base,
     m->act.q = carve(base, at, n * col);
     m->act.s = carve(base, at, n * blocks * sizeof(float));
     m->act.sum = carve(base, at, n * blocks * 2 * sizeof(int16_t));
+    if (s->cfg.n_expert > 0) {
+        size_t n_group = (size_t)s->size.group_tokens, d = (size_t)s->cfg.d_model, d_blocks = d / MU_Q_BLOCK;
+        unsigned forms = s->size.group_forms;
+        m->group.f32 = carve(base, at, forms & FORM_F32 ? n_group * d * sizeof(float) : 0);
+        m->group.bf16 = carve(base, at, forms & FORM_BF16 ? n_group * d * sizeof(uint16_t) : 0);
+        m->group.q = carve(base, at, forms & FORM_Q8 ? n_group * d : 0);
+        m->group.s = carve(base, at, forms & FORM_Q8 ? n_group * d_blocks * sizeof(float) : 0);
+        m->group.sum = carve(base, at, forms & FORM_Q8 ? n_group * d_blocks * 2 * sizeof(int16_t) : 0);
+    }
     if (s->serving.n_adapter > 0) {
         m->lora_x = carve(base, at, LORA_TOKENS * col * sizeof(float));
         m->lora_y = carve(base, at, MU_UP_TILE * sizeof(float));

@@ -23,6 +23,7 @@
 enum { NARROW_TOKENS = 2 };
 enum { N_COUNTER = 4 };
 enum { MU_UP_TILE = 128 * 128 }; /* tokens × rows */
+enum { EXPERT_TOKENS = 128 };    /* of a group: as many as the tile above holds with rows of a piece */
 enum { LORA_TOKENS = 8 };        /* whose inputs a member widens at once */
 enum { LORA_SLOTS = 3 };         /* matrices of a phase: q, k and v */
 
@@ -45,14 +46,15 @@ struct act { /* prepared inputs, [n_tok][n_col]; n_col is the consumer's */
     int16_t *sum;
 };
 
-struct member {     /* a pool member's own scratch */
-    float *x;       /* [NARROW_TOKENS][d_model] */
-    struct act act; /* [NARROW_TOKENS][max_col] */
-    float *row;     /* [max_col] */
-    float *post;    /* [d_model]: what is added, while it is normed */
-    float *up;      /* [MU_UP_TILE]: a piece of the up product; used at once, so it stays in the L2 cache */
-    float *lora_x;  /* [LORA_TOKENS][max_col]: inputs of matrices, widened; NULL without adapters, as the next */
-    float *lora_y;  /* [MU_UP_TILE]: a piece of B·u */
+struct member {       /* a pool member's own scratch */
+    float *x;         /* [NARROW_TOKENS][d_model] */
+    struct act act;   /* [NARROW_TOKENS][max_col] */
+    float *row;       /* [max_col] */
+    float *post;      /* [d_model]: what is added, while it is normed */
+    float *up;        /* [MU_UP_TILE]: a piece of the up product; used at once, so it stays in the L2 cache */
+    struct act group; /* [group_tokens][d_model]: inputs of one expert's tokens, together; experts only */
+    float *lora_x;    /* [LORA_TOKENS][max_col]: inputs of matrices, widened; NULL without adapters, as the next */
+    float *lora_y;    /* [MU_UP_TILE]: a piece of B·u */
     const uint16_t **k_page, **v_page; /* [pages of n_ctx] */
 };
 
@@ -69,6 +71,12 @@ struct kv {
     size_t bytes;
     struct slot *slot;
     uint32_t *pages; /* all slots' tables */
+};
+
+/* Some of the tokens of one expert: places [begin, end) of a step. A place is one token's with one expert; places are
+ * numbered by expert, then token. */
+struct group {
+    int32_t expert, begin, end;
 };
 
 struct row {     /* a token whose logits are wanted */
@@ -149,6 +157,9 @@ struct mu_shard {
     float *route;                                        /* [step_tokens][n_expert] */
     int32_t *chosen;                                     /* [step_tokens][n_expert_used], ascending */
     float *chosen_weight;                                /* likewise */
+    int32_t *place;                                      /* [n_tok · n_expert_used] of the step: index in chosen[] */
+    struct group *group;                                 /* [n_group], experts ascending */
+    int n_group, largest_group;                          /* of this step and layer; the tokens of the largest */
     float *y_attn;                                       /* what o produces, in a parallel block: as y */
     float *lora_u;                                       /* [LORA_SLOTS][step_tokens][lora_rank] */
     struct act act;
@@ -269,6 +280,8 @@ struct job { /* one matrix of a phase */
     int lora, lora_up; /* keys of m and up in the tables of adapters, from 1; added to the product; 0: no */
 };
 void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct act *act, int n_tok);
+/* Row groups of a matrix of n_col columns that take n_tok vectors some 40 µs. */
+int mu_run_piece_groups(int n_col, int n_tok);
 /* v[n] in the forms asked for, as vector t of act. A value that is not finite poisons the vector. */
 void mu_form_vector(const struct mu_shard *s, unsigned forms, const float *v, int n, const struct act *act, int t);
 /* out = norm(v)·weight; out may be v. NaN where it is not finite. */

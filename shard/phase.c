@@ -128,6 +128,17 @@ static int pieces_wide(const struct run *r, int total, int n_block, int most)
     return fair > most ? fair : most;
 }
 
+static long long group_ns(int n_col, int n_tok)
+{
+    long long values = (long long)MU_ROW_GROUP * n_col, ns = values * 2 * n_tok / OPS_PER_NS;
+    return ns < values / VALUES_PER_NS ? values / VALUES_PER_NS : ns;
+}
+
+int mu_run_piece_groups(int n_col, int n_tok)
+{
+    return (int)(PIECE_NS / (group_ns(n_col, n_tok) + 1)) + 1;
+}
+
 void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct act *act, int n_tok)
 {
     int total = 0, n_col = 1;
@@ -139,9 +150,8 @@ void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct
     mu_lora_inner(r, job, n_job, act);
     int block = n_tok > TOKEN_BLOCK + TOKEN_BLOCK / 3 ? TOKEN_BLOCK : n_tok;
     int n_block = (n_tok + block - 1) / block;
-    long long values = (long long)MU_ROW_GROUP * n_col, ns = values * 2 * block / OPS_PER_NS;
-    if (ns < values / VALUES_PER_NS) ns = values / VALUES_PER_NS;
-    int most = (int)(PIECE_NS / (ns + 1)) + 1, least = (int)(PIECE_MIN_NS / (ns + 1)) + 1, begin, end;
+    int most = mu_run_piece_groups(n_col, block), begin, end;
+    int least = (int)(PIECE_MIN_NS / (group_ns(n_col, block) + 1)) + 1;
     int tile = MU_UP_TILE / (MU_ROW_GROUP * block); /* of row groups whose up product a member can hold */
     if (r->s->n_sent == 0) most = n_block == 1 ? total : pieces_wide(r, total, n_block, most);
     if (job->up && most > tile) most = tile;

@@ -111,12 +111,29 @@ int mu_plan_rows(const struct mu_model *model, const struct mu_plan_rank *r, enu
     case MU_T_DOWN: rows = r->model; break;
     case MU_T_GATE_EXPS_B:
     case MU_T_UP_EXPS_B:
-    case MU_T_DOWN_EXPS_B: /* whole: each rank has all experts' */
+    case MU_T_DOWN_EXPS_B: /* a part of each (mu_plan_bias_values) */
     case MU_T_ROUTER: rows = (struct mu_range){0, model->cfg.n_expert}; break;
     default: rows = (struct mu_range){0, 1}; break; /* a vector */
     }
     *row0_out = rows.begin;
     return mu_range_len(rows);
+}
+
+bool mu_plan_bias_values(const struct mu_plan_rank *rank, enum mu_tensor_id id, struct mu_range *values_out)
+{
+    switch (id) {
+    case MU_T_GATE_EXPS_B:
+    case MU_T_UP_EXPS_B: *values_out = rank->ff; return true;
+    case MU_T_DOWN_EXPS_B: *values_out = rank->model; return true;
+    default: return false;
+    }
+}
+
+/* Of a row that the rank holds, or a part of it. */
+static size_t row_bytes(const struct mu_plan_rank *r, enum mu_tensor_id id, const struct mu_gguf_tensor *t)
+{
+    struct mu_range values;
+    return mu_plan_bias_values(r, id, &values) ? (size_t)mu_range_len(values) * sizeof(float) : t->row_bytes;
 }
 
 static uint64_t rank_weight_bytes(const struct mu_model *model, const struct mu_plan *plan,
@@ -129,7 +146,8 @@ static uint64_t rank_weight_bytes(const struct mu_model *model, const struct mu_
             const struct mu_gguf_tensor *t = model->layer[l][id];
             int row0;
             if (!t) continue;
-            bytes += (uint64_t)mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0) * t->row_bytes *
+            bytes += (uint64_t)mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0) *
+                     row_bytes(r, (enum mu_tensor_id)id, t) *
                      (uint64_t)mu_config_copies(&model->cfg, (enum mu_tensor_id)id);
         }
     }
@@ -186,9 +204,10 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
         for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
             const struct mu_gguf_tensor *t = model->layer[l][id];
             int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
-            if (t)
-                weights += packed_bytes(t->type, n_row, (int)t->ne[0], t->row_bytes) *
-                           (uint64_t)mu_config_copies(&model->cfg, (enum mu_tensor_id)id);
+            if (!t) continue;
+            weights += id < MU_T_MATRIX_COUNT ? packed_bytes(t->type, n_row, (int)t->ne[0], t->row_bytes) *
+                                                    (uint64_t)mu_config_copies(&model->cfg, (enum mu_tensor_id)id)
+                                              : (uint64_t)n_row * row_bytes(r, (enum mu_tensor_id)id, t);
         }
     }
     if (r->stage == plan->n_stage - 1)

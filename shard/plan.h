@@ -62,6 +62,10 @@ void mu_share(int n_units, const double *weight, int n_part, int *begin);
  * rank). */
 int mu_plan_rows(const struct mu_model *model, const struct mu_plan_rank *rank, enum mu_tensor_id id, int *row0_out);
 
+/* The biases of experts, a row an expert: which values of each row the rank holds, those of its rows. false: not such a
+ * bias. */
+bool mu_plan_bias_values(const struct mu_plan_rank *rank, enum mu_tensor_id id, struct mu_range *values_out);
+
 /* What a gang is asked for, and the memory that a rank then takes. */
 struct mu_serving {
     int n_ctx;       /* tokens one sequence may hold */
@@ -70,6 +74,7 @@ struct mu_serving {
     int step_tokens; /* most tokens of one step */
     int n_adapter;   /* LoRA adapters that sequences may name */
     int lora_rank;   /* the largest of theirs */
+    int n_thread;    /* of a rank; 0: counted as one */
 };
 struct mu_rank_memory {
     uint64_t weights, kv, scratch;

@@ -2,7 +2,10 @@
 #include "shard/scratch.h"
 
 #include "base/alloc.h"
-#include "shard/shard.h"
+#include "shard/parts.h"
+
+/* So much of one expert's inputs stays in a core's L2 cache beside its weights. */
+enum { GROUP_BYTES = 1 << 20 };
 
 int mu_scratch_hidden(const struct mu_config *cfg)
 {
@@ -31,6 +34,21 @@ static bool product(size_t n_tok, int width, size_t size, size_t *out)
     return true;
 }
 
+/* What the experts of these layers read, and how many tokens of it a member's buffer holds. */
+static void group_sizes(const struct mu_model *model, struct mu_range layers, struct mu_scratch_sizes *z)
+{
+    size_t d = (size_t)model->cfg.d_model, bytes = 0;
+    for (int l = layers.begin; l < layers.end; l++)
+        for (int id = MU_T_GATE; id <= MU_T_UP; id++)
+            if (model->layer[l][id]) z->group_forms |= mu_form_of(model->layer[l][id]->type);
+    if (z->group_forms & FORM_F32) bytes += d * sizeof(float);
+    if (z->group_forms & FORM_BF16) bytes += d * sizeof(uint16_t);
+    if (z->group_forms & FORM_Q8) bytes += d + d / MU_Q_BLOCK * (sizeof(float) + 2 * sizeof(int16_t));
+    size_t most = bytes ? GROUP_BYTES / bytes : 0;
+    z->group_tokens = most < 1 ? 1 : most > EXPERT_TOKENS ? EXPERT_TOKENS : (int)most;
+    z->group_member = (size_t)z->group_tokens * bytes;
+}
+
 bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, int rank,
                       const struct mu_serving *serving, struct mu_scratch_sizes *sizes_out)
 {
@@ -48,8 +66,11 @@ bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, 
               product(n_tok, max_col, 2, &z.act_bf16) && product(n_tok, max_col, 1, &z.act_q) &&
               product(n_tok, max_col / 32 + 1, 4, &z.act_s) && product(n_tok, max_col / 32 + 1, 4, &z.act_sum) &&
               product(n_tok, cfg->n_rot * mu_scratch_n_rope(cfg), 4, &z.rope);
-    if (ok && cfg->n_expert > 0)
-        ok = product(n_tok, cfg->n_expert, 4, &z.route) && product(n_tok, cfg->n_expert_used, 4, &z.chosen);
+    if (ok && cfg->n_expert > 0) {
+        ok = product(n_tok, cfg->n_expert, 4, &z.route) && product(n_tok, cfg->n_expert_used, 4, &z.chosen) &&
+             product(n_tok, cfg->n_expert_used, sizeof(struct group), &z.group); /* at worst one for each place */
+        group_sizes(model, plan->stage[r->stage].layers, &z);
+    }
     if (ok) ok = product(n_tok, 3 * serving->lora_rank, 4, &z.lora_u); /* LORA_SLOTS */
     z.attn = z.q;
     if (model->arch->parallel) z.y_attn = z.y;
@@ -70,9 +91,10 @@ uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     struct mu_scratch_sizes z;
     if (!mu_scratch_sizes(model, plan, rank, serving, &z)) return UINT64_MAX;
     uint64_t n_tok = (uint64_t)serving->step_tokens, n_slot = (uint64_t)serving->n_slot;
-    uint64_t rows = n_slot < n_tok ? n_slot : n_tok;
+    uint64_t rows = n_slot < n_tok ? n_slot : n_tok, members = serving->n_thread > 0 ? (uint64_t)serving->n_thread : 1;
     uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.y_attn + z.route +
-                     2 * (uint64_t)z.chosen + z.act_f32 + z.act_bf16 + z.act_q + z.act_s + z.act_sum + z.rope +
-                     z.lora_u + z.gather + z.state + (uint64_t)MU_SHARD_TICKETS * z.send;
+                     3 * (uint64_t)z.chosen + z.group + z.act_f32 + z.act_bf16 + z.act_q + z.act_s + z.act_sum +
+                     z.rope + z.lora_u + z.gather + z.state + members * z.group_member +
+                     (uint64_t)MU_SHARD_TICKETS * z.send;
     return fixed + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
 }

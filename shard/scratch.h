@@ -15,7 +15,11 @@ struct mu_scratch_sizes {
     size_t q, kv, attn;   /* queries, keys (= values), attention's output: my heads, f32 */
     size_t ff;            /* gate: my rows, f32 */
     size_t y;             /* what o and down produce: f32, whole with one rank, else my rows */
-    size_t route, chosen; /* router's outputs; experts chosen (= their weights) */
+    size_t route, chosen; /* router's outputs; experts chosen (= their weights, their places) */
+    size_t group;         /* places' groups by expert */
+    int group_tokens;     /* whose inputs a member puts together for one expert; 0 without experts */
+    unsigned group_forms; /* set of enum form: what experts read */
+    size_t group_member;  /* bytes of those inputs, of one member: at most 1 MiB and a token's */
     size_t y_attn;        /* as y, in a parallel block */
     size_t act_f32, act_bf16, act_q, act_s, act_sum; /* inputs of matrices, whole width */
     size_t rope;                                     /* [n_rope][step_tokens][n_rot] f32 */

@@ -1,5 +1,6 @@
-/* What a rank's layers have besides matrices: norms and biases (whole on every rank; they are small), the forms that
- * matrices want their inputs in, windows, and rotation frequencies. */
+/* What a rank's layers have besides matrices: norms and biases (whole on every rank; they are small, but for those of
+ * experts, of which it holds what belongs to its rows), the forms that matrices want their inputs in, windows, and
+ * rotation frequencies. */
 #include <string.h>
 
 #include "base/alloc.h"
@@ -35,6 +36,16 @@ static const float *copy(const struct mu_gguf_tensor *t, float **at)
     return to;
 }
 
+/* A bias of experts: of each the values of my rows. */
+static const float *copy_experts(const struct mu_gguf_tensor *t, struct mu_range values, float **at)
+{
+    float *to = *at;
+    size_t n = (size_t)mu_range_len(values);
+    for (uint64_t e = 0; e < t->n_row; e++, *at += n)
+        memcpy(*at, (const float *)(const void *)mu_gguf_row(t, e) + values.begin, n * sizeof *to);
+    return to;
+}
+
 static size_t length(const struct mu_gguf_tensor *t)
 {
     return t ? (size_t)(t->ne[0] * t->n_row) : 0;
@@ -45,14 +56,23 @@ static size_t vector_values(const struct mu_shard *s)
     const struct mu_model *m = s->model;
     size_t n = length(m->out_norm) + length(m->out_norm_b) + length(m->out_b);
     for (int i = s->stage.layers.begin; i < s->stage.layers.end; i++)
-        for (int id = MU_T_MATRIX_COUNT; id < MU_T_LAYER_COUNT; id++) n += length(m->layer[i][id]);
+        for (int id = MU_T_MATRIX_COUNT; id < MU_T_LAYER_COUNT; id++) {
+            const struct mu_gguf_tensor *t = m->layer[i][id];
+            struct mu_range values;
+            bool part = t && mu_plan_bias_values(&s->me, (enum mu_tensor_id)id, &values);
+            n += part ? (size_t)t->n_row * (size_t)mu_range_len(values) : length(t);
+        }
     return n;
 }
 
 static void layer_load(const struct mu_shard *s, int index, struct layer *layer, float **at)
 {
     const struct mu_gguf_tensor *const *t = s->model->layer[index];
-    for (int id = MU_T_MATRIX_COUNT; id < MU_T_LAYER_COUNT; id++) layer->vec[id] = copy(t[id], at);
+    for (int id = MU_T_MATRIX_COUNT; id < MU_T_LAYER_COUNT; id++) {
+        struct mu_range values;
+        bool part = t[id] && mu_plan_bias_values(&s->me, (enum mu_tensor_id)id, &values);
+        layer->vec[id] = part ? copy_experts(t[id], values, at) : copy(t[id], at);
+    }
     if (!layer->vec[MU_T_ATTN_NORM]) { /* a parallel block with one norm */
         layer->vec[MU_T_ATTN_NORM] = layer->vec[MU_T_FFN_NORM];
         layer->vec[MU_T_ATTN_NORM_B] = layer->vec[MU_T_FFN_NORM_B];

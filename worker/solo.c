@@ -189,6 +189,7 @@ enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **
     s->serving = opt->serving;
     s->serving.n_adapter = opt->adapters ? opt->adapters->n : 0;
     s->serving.lora_rank = opt->adapters ? opt->adapters->max_rank : 0;
+    s->serving.n_thread = opt->n_thread;
     if (opt->n_thread < 1 || opt->serving.n_ctx < 1 || opt->serving.n_slot < 1 || opt->serving.step_tokens < 1) {
         st = mu_fail(err, MU_EINVAL, "threads %d, context %d, slots %d, tokens a step %d: each must be at least 1",
                      opt->n_thread, opt->serving.n_ctx, opt->serving.n_slot, opt->serving.step_tokens);

@@ -105,6 +105,33 @@ static void attention(const struct plain *p, int layer, int pos, float *q, float
     }
 }
 
+/* C8, from the definition: whole matrices of all experts, of whose products one expert's rows are looked at. */
+static void experts(const struct plain *p, const struct mu_mat *w, const float *x, float *out)
+{
+    const struct mu_config *c = &p->m->cfg;
+    float score[MAX], gate[MAX], up[MAX], y[MAX], hidden[MAX], weight[MAX], max = 0, sum = 0;
+    bool chosen[MAX] = {false};
+    product(p, &w[MU_T_ROUTER], NULL, x, score);
+    product(p, &w[MU_T_GATE], NULL, x, gate);
+    product(p, &w[MU_T_UP], NULL, x, up);
+    for (int k = 0; k < c->n_expert_used; k++) {
+        int best = -1;
+        for (int e = c->n_expert - 1; e >= 0; e--) /* ties to the lower index */
+            if (!chosen[e] && (best < 0 || score[e] >= score[best])) best = e;
+        chosen[best] = true;
+        if (k == 0) max = score[best];
+    }
+    for (int e = 0; e < c->n_expert; e++)
+        if (chosen[e]) sum = sum + (weight[e] = mu_expf(score[e] - max));
+    for (int i = 0; i < c->d_model; i++) out[i] = 0;
+    for (int e = 0; e < c->n_expert; e++) {
+        if (!chosen[e]) continue;
+        for (int i = 0; i < c->d_ff; i++) hidden[i] = mu_siluf(gate[e * c->d_ff + i]) * up[e * c->d_ff + i];
+        product(p, &w[MU_T_DOWN], NULL, hidden, y);
+        for (int i = 0; i < c->d_model; i++) out[i] = fmaf(weight[e] / sum, y[e * c->d_model + i], out[i]);
+    }
+}
+
 /* The token at `pos`, its logits. */
 static void token(const struct plain *p, int32_t id, int pos, float *logits)
 {
@@ -123,6 +150,11 @@ static void token(const struct plain *p, int32_t id, int pos, float *logits)
         product(p, &w[MU_T_O], ad ? &ad[MU_T_O] : NULL, o, y);
         for (int i = 0; i < c->d_model; i++) x[i] = x[i] + as_added(&w[MU_T_O], y[i]);
         norm(p, x, p->m->layer[l][MU_T_FFN_NORM], n);
+        if (c->n_expert) {
+            experts(p, w, n, y);
+            for (int i = 0; i < c->d_model; i++) x[i] = x[i] + as_added(&w[MU_T_DOWN], y[i]);
+            continue;
+        }
         product(p, &w[MU_T_GATE], ad ? &ad[MU_T_GATE] : NULL, n, gate);
         product(p, &w[MU_T_UP], ad ? &ad[MU_T_UP] : NULL, n, up);
         for (int i = 0; i < c->d_ff; i++) gate[i] = mu_siluf(gate[i]) * up[i];
@@ -142,8 +174,9 @@ static void check(const struct mu_model *m, const struct mu_adapters *adapters, 
     if (adapters) p.ad = adapters->at[0];
     p.strength = 0.75f;
     assert_string_equal(p.k->name, "ref");
-    assert_true(c->n_layer <= 8 && c->n_kv_head <= 16 && c->d_model <= MAX && c->d_ff <= MAX &&
-                c->n_head * c->d_head <= MAX);
+    assert_true(c->n_layer <= 8 && c->n_kv_head <= 16 && c->n_head * c->d_head <= MAX);
+    int n_copy = c->n_expert ? c->n_expert : 1;
+    assert_true(n_copy * c->d_model <= MAX && n_copy * c->d_ff <= MAX);
     mu_fp_env_set();
     mu_rope_freqs(c->rope_freq_base, c->n_rot, m->rope_factors, p.freq);
     p.out = pack(&p, m->output);
@@ -189,6 +222,18 @@ static void check(const struct mu_model *m, const struct mu_adapters *adapters, 
     }
 }
 
+static struct mu_model *synth(const struct mu_synth *spec)
+{
+    char path[300];
+    const char *tmp = getenv("TMPDIR");
+    struct mu_model *m = NULL;
+    snprintf(path, sizeof path, "%s/muster-contract-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
+    MUST(mu_synth_write(spec, path, NULL, NULL, err));
+    MUST(mu_model_open(path, &m, err));
+    unlink(path);
+    return m;
+}
+
 static void test_synth(void **state)
 {
     (void)state;
@@ -207,19 +252,39 @@ static void test_synth(void **state)
                                 .type = types[i],
                                 .output_type = types[i],
                                 .seed = 2};
-        char path[300];
-        const char *tmp = getenv("TMPDIR");
-        struct mu_model *m = NULL;
-        snprintf(path, sizeof path, "%s/muster-contract-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-        MUST(mu_synth_write(&spec, path, NULL, NULL, err));
-        MUST(mu_model_open(path, &m, err));
-        unlink(path);
+        struct mu_model *m = synth(&spec);
         check(m, NULL, mu_type_info(types[i])->name);
         const struct lora_recipe recipe = {
             .rank = 5, .type = i % 2 ? MU_F16 : MU_F32, .alpha = 9, .skip = 1u << MU_T_K, .out = true, .seed = i};
         struct mu_adapters *a = lora_open(m, &recipe, 1);
         check(m, a, "with an adapter");
         mu_adapters_close(a);
+        mu_model_close(m);
+    }
+}
+
+static void test_experts(void **state)
+{
+    (void)state;
+    static const uint32_t types[] = {MU_Q8_0, MU_BF16, MU_F32};
+    for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
+        struct mu_synth spec = {.arch = "llama",
+                                .n_layer = 2,
+                                .n_head = 4,
+                                .n_kv_head = 2,
+                                .d_head = 32,
+                                .d_model = 192,
+                                .d_ff = 96,
+                                .n_expert = 5,
+                                .n_expert_used = 3,
+                                .n_vocab = 300,
+                                .n_ctx = 256,
+                                .rope_freq_base = 10000,
+                                .type = types[i],
+                                .output_type = types[i],
+                                .seed = 3};
+        struct mu_model *m = synth(&spec);
+        check(m, NULL, "experts");
         mu_model_close(m);
     }
 }
@@ -237,6 +302,7 @@ static void test_fixtures(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_synth), cmocka_unit_test(test_fixtures)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_synth), cmocka_unit_test(test_experts),
+                                       cmocka_unit_test(test_fixtures)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

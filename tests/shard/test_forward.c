@@ -428,6 +428,51 @@ static void test_odd_families(void **state)
     }
 }
 
+/* Experts that get more tokens of a step than one group holds, beside experts that get one or none: the same bytes as
+ * token by token, where nothing is grouped. */
+static void test_many_per_expert(void **state)
+{
+    (void)state;
+    const struct mu_synth shapes[] = {
+        {.arch = "gpt-oss", .d_model = 288, .d_ff = 96, .n_expert = 7, .n_expert_used = 2, .type = MU_MXFP4},
+        {.arch = "llama", .d_model = 2304, .d_ff = 40, .n_expert = 3, .n_expert_used = 1, .type = MU_F32},
+        {.arch = "granitemoe", .d_model = 272, .d_ff = 168, .n_expert = 40, .n_expert_used = 8, .type = MU_BF16},
+        {.arch = "qwen3moe", .d_model = 256, .d_ff = 480, .n_expert = 5, .n_expert_used = 3, .type = MU_Q5_0},
+    };
+    static const char *const ways[] = {"1", "3:1/1:2"};
+    enum { N = 400, N_VOCAB = 300 };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
+        struct mu_synth spec = shapes[i];
+        char path[300];
+        int32_t ids[N];
+        spec.n_layer = 2;
+        spec.n_head = 2;
+        spec.n_kv_head = 1;
+        spec.d_head = 32;
+        spec.n_ctx = 512;
+        spec.n_vocab = N_VOCAB;
+        spec.rope_freq_base = 10000;
+        spec.output_type = MU_F32;
+        spec.seed = i + 1;
+        struct mu_model *m = synth_model(&spec, path, sizeof path);
+        unlink(path);
+        for (int t = 0; t < N; t++) ids[t] = t % 8 == 0 ? t % N_VOCAB : t % 3 == 0 ? 7 : 5; /* most go the same way */
+        struct how all = {.n_ctx = N, .step_tokens = N};
+        float *want = logits_chunked(m, (struct how){.n_ctx = N}, ids, N, 1);
+        for (int w = 0; w < 2; w++) {
+            for (int threads = 1; threads <= 3; threads++) {
+                all.split = ways[w];
+                all.n_thread = threads;
+                float *got = logits_all(m, all, ids, N);
+                same(got, want, N, N_VOCAB, spec.arch);
+                free(got);
+            }
+        }
+        free(want);
+        mu_model_close(m);
+    }
+}
+
 /* A model with short and long rotation factors: whatever was fed before in whatever pieces, the next id comes from the
  * logits that the whole sequence has by itself, also where it grows over the limit while others run. */
 static void test_outgrown(void **state)
@@ -646,10 +691,12 @@ static void test_no_memory(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs),       cmocka_unit_test(test_outgrown),     cmocka_unit_test(test_refused_steps),
-        cmocka_unit_test(test_odd_shapes),    cmocka_unit_test(test_odd_families), cmocka_unit_test(test_fixtures),
-        cmocka_unit_test(test_families),      cmocka_unit_test(test_kernels),      cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_single_tokens),
+        cmocka_unit_test(test_outputs),         cmocka_unit_test(test_outgrown),
+        cmocka_unit_test(test_refused_steps),   cmocka_unit_test(test_odd_shapes),
+        cmocka_unit_test(test_odd_families),    cmocka_unit_test(test_fixtures),
+        cmocka_unit_test(test_families),        cmocka_unit_test(test_kernels),
+        cmocka_unit_test(test_no_memory),       cmocka_unit_test(test_single_tokens),
+        cmocka_unit_test(test_many_per_expert),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
 /* What the files behind dispatch.c provide: for each instruction set, one function per field of struct mu_kernels,
- * named mu_<isa>_<field>; packing is one for ref and one for x86 (x86/layout.h), dequant_row one for all. kernels.h has
+ * named mu_<isa>_<field>; packing is one for ref and one for all others (packed.h), dequant_row one for all. kernels.h has
  * their contracts. Private to kernels/. */
 #ifndef MU_KERNELS_PARTS_H
 #define MU_KERNELS_PARTS_H

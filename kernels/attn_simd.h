@@ -27,10 +27,10 @@
  * as many broadcasts. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
 enum {
     ROWS = 6,
-#if defined(MU_MATH_AVX512)
-    ROWS_WIDE = 6,
-#else
+#if defined(MU_MATH_AVX2)
     ROWS_WIDE = 3,
+#else
+    ROWS_WIDE = 6,
 #endif
 };
 

@@ -10,6 +10,11 @@
 #include <cpuid.h>
 
 #include "kernels/x86/layout.h"
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+#include "kernels/packed.h"
 #endif
 
 #define TABLE(isa, layout)                                                                                           \
@@ -44,9 +49,12 @@ static bool cpu_has_avx512(void)
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vnni");
 }
+#elif defined(__aarch64__)
+static const struct mu_kernels table_neon = TABLE(neon, packed);
+static struct mu_kernels table_dotprod, table_i8mm; /* neon's, but for matmul; filled by detect() */
 #endif
 
-static const struct mu_kernels *available[4]; /* NULL-terminated; filled by detect(), once */
+static const struct mu_kernels *available[5]; /* NULL-terminated; filled by detect(), once */
 static pthread_once_t detected = PTHREAD_ONCE_INIT;
 static const struct mu_kernels *chosen;
 
@@ -60,6 +68,20 @@ static void detect(void)
     if (cpu_has_avx512()) {
         mu_avx512_bf16_probe();
         available[n++] = &table_avx512;
+    }
+#elif defined(__aarch64__)
+    available[n++] = &table_neon;
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) {
+        table_dotprod = table_neon;
+        table_dotprod.name = "dotprod";
+        table_dotprod.matmul = mu_dotprod_matmul;
+        available[n++] = &table_dotprod;
+        if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) {
+            table_i8mm = table_neon;
+            table_i8mm.name = "i8mm";
+            table_i8mm.matmul = mu_i8mm_matmul;
+            available[n++] = &table_i8mm;
+        }
     }
 #endif
 }
@@ -92,7 +114,9 @@ enum mu_status mu_kernels_init(const char *name_or_null, struct mu_err *err)
         strcat(list, all[i]->name);
     }
     if (!best) {
-        bool known = strcmp(name, "avx2") == 0 || strcmp(name, "avx512") == 0;
+        static const char *const names[] = {"avx2", "avx512", "neon", "dotprod", "i8mm"};
+        bool known = false;
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) known |= strcmp(name, names[i]) == 0;
         return mu_fail(err, MU_EUNSUPPORTED,
                        known ? "kernels '%s' (%s) need instructions that this processor lacks; here run: %s"
                              : "there are no kernels '%s' (%s); here run: %s",

@@ -2,7 +2,8 @@
  *
  * Each call runs on the calling thread, a fixed number of windows of a few milliseconds, and gives the best one, so
  * that a disturbance shows as nothing. For a whole machine run it on all threads at once and add up. The loops are
- * those of the table in use (mu_kernels()): VNNI for avx512, maddubs for avx2, plain C for ref. */
+ * those of the table in use (mu_kernels()): VNNI for avx512, maddubs for avx2, SMLAL, SDOT and SMMLA for neon, dotprod
+ * and i8mm, plain C for ref. */
 #ifndef MU_KERNELS_PEAK_H
 #define MU_KERNELS_PEAK_H
 

@@ -25,6 +25,10 @@ enum {
     SUM_VECS = SUM_LANES / VF_LANES /* vectors that hold them */
 };
 
+#if defined(MU_MATH_NEON)
+#include "kernels/arm/simd.h"
+#else
 #include "kernels/x86/simd.h"
+#endif
 
 #endif

@@ -12,6 +12,11 @@
 #include <unistd.h>
 
 #include "kernels/x86/layout.h"
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+#include "kernels/packed.h"
 #endif
 
 #define TABLE(isa, layout)                                                                                           \
@@ -29,8 +34,8 @@
 static const struct mu_kernels table_ref = TABLE(ref, ref);
 
 #ifdef __x86_64__
-static const struct mu_kernels table_avx2 = TABLE(avx2, x86);
-static const struct mu_kernels table_avx512 = TABLE(avx512, x86);
+static const struct mu_kernels table_avx2 = TABLE(avx2, packed);
+static const struct mu_kernels table_avx512 = TABLE(avx512, packed);
 static struct mu_kernels table_amx; /* avx512's, but for matmul; filled by detect() */
 
 static bool cpu_has_avx2(void)
@@ -65,6 +70,9 @@ static bool cpu_has_amx(void)
         return false;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
+#elif defined(__aarch64__)
+static const struct mu_kernels table_neon = TABLE(neon, packed);
+static struct mu_kernels table_dotprod, table_i8mm; /* neon's, but for matmul; filled by detect() */
 #endif
 
 static const struct mu_kernels *available[5]; /* NULL-terminated; filled by detect(), once */
@@ -88,6 +96,20 @@ static void detect(void)
         table_amx.name = "amx";
         table_amx.matmul = mu_amx_matmul;
         available[n++] = &table_amx;
+    }
+#elif defined(__aarch64__)
+    available[n++] = &table_neon;
+    if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) {
+        table_dotprod = table_neon;
+        table_dotprod.name = "dotprod";
+        table_dotprod.matmul = mu_dotprod_matmul;
+        available[n++] = &table_dotprod;
+        if (getauxval(AT_HWCAP2) & HWCAP2_I8MM) {
+            table_i8mm = table_neon;
+            table_i8mm.name = "i8mm";
+            table_i8mm.matmul = mu_i8mm_matmul;
+            available[n++] = &table_i8mm;
+        }
     }
 #endif
 }
@@ -120,7 +142,9 @@ enum mu_status mu_kernels_init(const char *name_or_null, struct mu_err *err)
         strcat(list, all[i]->name);
     }
     if (!best) {
-        bool known = strcmp(name, "avx2") == 0 || strcmp(name, "avx512") == 0 || strcmp(name, "amx") == 0;
+        static const char *const names[] = {"avx2", "avx512", "amx", "neon", "dotprod", "i8mm"};
+        bool known = false;
+        for (size_t i = 0; i < sizeof names / sizeof *names; i++) known |= strcmp(name, names[i]) == 0;
         return mu_fail(err, MU_EUNSUPPORTED,
                        known ? "kernels '%s' (%s) need instructions that this processor lacks; here run: %s"
                              : "there are no kernels '%s' (%s); here run: %s",

@@ -2,11 +2,11 @@
  * for bit.
  *
  * docs/arithmetic.md is the contract (C0 … C9 below refer to it), kernels/ref/ is that page in plain C, kernels/x86/
- * are the same results faster. The table is chosen once, by what the processor has, or by
- * MUSTER_KERNELS=ref|avx2|avx512|amx.
+ * and kernels/arm/ are the same results faster. The table is chosen once, by what the processor has, or by
+ * MUSTER_KERNELS=ref|avx2|avx512|amx|neon|dotprod|i8mm.
  *
- * Matrices. A matrix is packed once at load: `ref` keeps the file's rows as they are; x86 interleaves 16 rows so that
- * SIMD lanes are rows (avx2 and avx512 share that layout). A shard is a packed matrix of just its rows; rows beyond
+ * Matrices. A matrix is packed once at load: `ref` keeps the file's rows as they are; the others interleave 16 rows so
+ * that SIMD lanes are rows (packed.h). A shard is a packed matrix of just its rows; rows beyond
  * n_row in the last group of 16 are zero padding that no result shows.
  *
  * Threads. Every function is re-entrant; callers split rows (multiples of 16), tokens, heads among threads as they
@@ -70,7 +70,7 @@ struct mu_attn {
 };
 
 struct mu_kernels {
-    const char *name; /* "ref", "avx2", "avx512", "amx" (avx512 with another matmul) */
+    const char *name; /* as in MUSTER_KERNELS */
 
     /* Packed size in bytes of n_row × n_col; 0 where the type is not supported or it overflows. */
     size_t (*mat_bytes)(uint32_t type, int n_row, int n_col);

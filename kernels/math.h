@@ -1,7 +1,7 @@
 /* The elementary functions of the arithmetic contract (C7), once, for every instruction set.
  *
- * A file that includes this header with MU_MATH_AVX512 or MU_MATH_AVX2 defined gets the functions on vectors of 16 or 8
- * floats; without, on one float. All three are the same sequence of the operations below, each of which is exact or
+ * A file that includes this header with MU_MATH_AVX512, MU_MATH_AVX2 or MU_MATH_NEON defined gets the functions on
+ * vectors of 16, 8 or 4 floats; without, on one float. All of them are the same sequence of the operations below, each of which is exact or
  * rounds once as IEEE 754 says, so lane i of a vector form has the bits of the scalar form: nothing here is
  * approximated by the machine. Only the last step of exp differs in form (AVX-512 scales by a power of two in one
  * instruction), not in value. NaN in, NaN out; payloads are not defined. tests/kernels/test_math.c compares them over
@@ -179,6 +179,86 @@ static inline vi vi_xor(vi a, vi b)
 static inline vm vi_is_zero(vi a)
 {
     return _mm256_castsi256_ps(_mm256_cmpeq_epi32(a, _mm256_setzero_si256()));
+}
+#elif defined(MU_MATH_NEON)
+#include <arm_neon.h>
+enum { VF_LANES = 4 };
+typedef float32x4_t vf;
+typedef int32x4_t vi;
+typedef uint32x4_t vm;
+static inline vf vf_set(float x)
+{
+    return vdupq_n_f32(x);
+}
+static inline vf vf_add(vf a, vf b)
+{
+    return vaddq_f32(a, b);
+}
+static inline vf vf_sub(vf a, vf b)
+{
+    return vsubq_f32(a, b);
+}
+static inline vf vf_mul(vf a, vf b)
+{
+    return vmulq_f32(a, b);
+}
+static inline vf vf_div(vf a, vf b)
+{
+    return vdivq_f32(a, b);
+}
+static inline vf vf_fma(vf a, vf b, vf c)
+{
+    return vfmaq_f32(c, a, b);
+}
+static inline vm vf_lt(vf a, vf b)
+{
+    return vcltq_f32(a, b);
+}
+static inline vf vf_select(vm m, vf yes, vf no)
+{
+    return vbslq_f32(m, yes, no);
+}
+static inline vf vf_clear(vm m, vf x)
+{
+    return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(x), m));
+}
+static inline vi vf_bits(vf a)
+{
+    return vreinterpretq_s32_f32(a);
+}
+static inline vf vf_from_bits(vi a)
+{
+    return vreinterpretq_f32_s32(a);
+}
+static inline vf vf_from_int(vi a)
+{
+    return vcvtq_f32_s32(a);
+}
+static inline vi vi_set(int32_t x)
+{
+    return vdupq_n_s32(x);
+}
+static inline vi vi_add(vi a, vi b)
+{
+    return vaddq_s32(a, b);
+}
+static inline vi vi_sub(vi a, vi b)
+{
+    return vsubq_s32(a, b);
+}
+static inline vi vi_and(vi a, vi b)
+{
+    return vandq_s32(a, b);
+}
+static inline vi vi_xor(vi a, vi b)
+{
+    return veorq_s32(a, b);
+}
+#define vi_shl(a, n) vshlq_n_s32((a), (n))
+#define vi_sar(a, n) vshrq_n_s32((a), (n))
+static inline vm vi_is_zero(vi a)
+{
+    return vceqzq_s32(a);
 }
 #else
 enum { VF_LANES = 1 };

@@ -1,5 +1,5 @@
 /* What the files behind dispatch.c provide: for each instruction set, one function per field of struct mu_kernels,
- * named mu_<isa>_<field>; packing is one for ref and one for x86 (x86/layout.h), dequant_row one for all. kernels.h has
+ * named mu_<isa>_<field>; packing is one for ref and one for all others (packed.h), dequant_row one for all. kernels.h has
  * their contracts. Private to kernels/. */
 #ifndef MU_KERNELS_PARTS_H
 #define MU_KERNELS_PARTS_H
@@ -42,10 +42,20 @@ size_t mu_ref_mat_bytes(uint32_t type, int n_row, int n_col);
 bool mu_ref_mat_pack(const struct mu_mat *m, int row0, int row1, const void *raw);
 bool mu_ref_dequant_row(uint32_t type, const void *raw, int n, float *out);
 
+/* dotprod and i8mm are neon but for these. */
+#define MU_KERNELS_DECLARE_INT8(isa)                                                                       \
+    void mu_##isa##_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out, \
+                           size_t out_stride);                                                             \
+    uint32_t mu_##isa##_peak_int8(int n, double *ops_out);
+
 MU_KERNELS_DECLARE(ref)
 MU_KERNELS_DECLARE(avx2)
 MU_KERNELS_DECLARE(avx512)
+MU_KERNELS_DECLARE(neon)
+MU_KERNELS_DECLARE_INT8(dotprod)
+MU_KERNELS_DECLARE_INT8(i8mm)
 #undef MU_KERNELS_DECLARE
+#undef MU_KERNELS_DECLARE_INT8
 
 /* Every scale (or weight, for float types) of n values from raw, which may lie at any address, is finite (C0). */
 bool mu_values_finite(uint32_t type, const void *raw, size_t n);

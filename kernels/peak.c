@@ -19,6 +19,10 @@ static const struct loops all_loops[] = {
     {"avx2", mu_avx2_peak_int8, mu_avx2_peak_f32, mu_avx2_peak_read},
     {"avx512", mu_avx512_peak_int8, mu_avx512_peak_f32, mu_avx512_peak_read},
     {"amx", mu_avx512_peak_int8, mu_avx512_peak_f32, mu_avx512_peak_read}, /* the vector unit's rates: see peak.h */
+#elif defined(__aarch64__)
+    {"neon", mu_neon_peak_int8, mu_neon_peak_f32, mu_neon_peak_read},
+    {"dotprod", mu_dotprod_peak_int8, mu_neon_peak_f32, mu_neon_peak_read},
+    {"i8mm", mu_i8mm_peak_int8, mu_neon_peak_f32, mu_neon_peak_read},
 #endif
 };
 

@@ -2,9 +2,9 @@
  *
  * Each call runs on the calling thread, a fixed number of windows of a few milliseconds, and gives the best one, so
  * that a disturbance shows as nothing. For a whole machine run it on all threads at once and add up. The loops are
- * those of the table in use (mu_kernels()): VNNI for avx512 and for amx (whose tile unit multiplies some eight times faster, but what
- * C2 asks for besides a block's products is the vector unit's work: the ratio may exceed 1), maddubs for avx2, plain C for
- * ref. */
+ * those of the table in use (mu_kernels()): VNNI for avx512 and for amx (whose tile unit multiplies some eight times faster,
+ * but what C2 asks for besides a block's products is the vector unit's work: the ratio may exceed 1), maddubs for avx2, SMLAL,
+ * SDOT and SMMLA for neon, dotprod and i8mm, plain C for ref. */
 #ifndef MU_KERNELS_PEAK_H
 #define MU_KERNELS_PEAK_H
 

@@ -1,4 +1,4 @@
 /* Attention for AVX2: attn_simd.h has the code. */
 #define MU_MATH_AVX2
 #define ISA(name) mu_avx2_##name
-#include "kernels/x86/attn_simd.h"
+#include "kernels/attn_simd.h"

@@ -78,7 +78,8 @@ MU_INLINE void tile_run(const struct tile *a, int R, int T)
     }
 TILE(4, 1)
 TILE(4, 2)
-TILE(2, 3) TILE(2, 4) TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6) TILE(1, 7) TILE(1, 8) TILE(1, 9)
+TILE(2, 3)
+TILE(2, 4) TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6) TILE(1, 7) TILE(1, 8) TILE(1, 9)
     TILE(1, 10) TILE(1, 11) TILE(1, 12)
 
         static tile_fn *const one[MAX_TILE + 1] = {NULL,      tile_1_1,  tile_1_2, tile_1_3, tile_1_4,
@@ -101,7 +102,7 @@ void mu_avx512_matmul_bf16(const struct mu_mat *m, const struct mu_act *x, int r
                            size_t stride)
 {
     uint32_t copy[MAX_TILE * COPY_LD] __attribute__((aligned(64)));
-    struct tile a = {.group_bytes = mu_x86_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
+    struct tile a = {.group_bytes = mu_packed_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
     int n_tile = (x->n_tok + MAX_TILE - 1) / MAX_TILE, n_pair = (m->n_col + 1) / 2;
     for (int i = 0; i < n_tile; i++) {
         int t0 = (int)((int64_t)i * x->n_tok / n_tile), T = (int)((int64_t)(i + 1) * x->n_tok / n_tile) - t0;
@@ -156,7 +157,7 @@ static bool probe_round(int round, uint32_t *state)
         x[i] = probe_value(state, kind == 2 ? 124 : lo[kind], span[kind]);
     struct mu_mat raw = {MU_BF16, PROBE_ROWS, PROBE_COLS, w}, m = {MU_BF16, PROBE_ROWS, PROBE_COLS, packed};
     struct mu_act act = {.n_tok = PROBE_TOKENS, .n_col = PROBE_COLS, .bf16 = x};
-    mu_x86_mat_pack(&m, 0, PROBE_ROWS, w);
+    mu_packed_mat_pack(&m, 0, PROBE_ROWS, w);
     mu_ref_matmul(&raw, &act, 0, PROBE_ROWS, want, PROBE_ROWS);
     mu_avx512_matmul_bf16(&m, &act, 0, PROBE_ROWS, got, PROBE_ROWS);
     return memcmp(want, got, sizeof want) == 0;

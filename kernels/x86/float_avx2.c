@@ -100,8 +100,9 @@ MU_INLINE void tile_run(const struct tile *a, uint32_t type, int R, int T)
 #define FAMILY(name, type)                                                                                             \
     TILE(name, type, 4, 1)                                                                                             \
     TILE(name, type, 2, 2)                                                                                             \
-    TILE(name, type, 2, 3) TILE(name, type, 1, 1) TILE(name, type, 1, 2) TILE(name, type, 1, 3) TILE(name, type, 1, 4) \
-        TILE(name, type, 1, 5) TILE(name, type, 1, 6) static tile_fn *const name##_one[MAX_TILE + 1] = {               \
+    TILE(name, type, 2, 3)                                                                                             \
+    TILE(name, type, 1, 1) TILE(name, type, 1, 2) TILE(name, type, 1, 3) TILE(name, type, 1, 4) TILE(name, type, 1, 5) \
+        TILE(name, type, 1, 6) static tile_fn *const name##_one[MAX_TILE + 1] = {                                      \
             NULL, name##_1_1, name##_1_2, name##_1_3, name##_1_4, name##_1_5, name##_1_6};                             \
     static tile_fn *const name##_many[4] = {NULL, name##_4_1, name##_2_2, name##_2_3};
 
@@ -115,7 +116,7 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
 {
     tile_fn *const *one = m->type == MU_F32 ? f32_one : m->type == MU_F16 ? f16_one : bf16_one;
     tile_fn *const *many = m->type == MU_F32 ? f32_many : m->type == MU_F16 ? f16_many : bf16_many;
-    size_t group_bytes = mu_x86_group_bytes(m->type, m->n_col);
+    size_t group_bytes = mu_packed_group_bytes(m->type, m->n_col);
     struct tile a = {.group_bytes = group_bytes, .n_col = m->n_col, .out_stride = stride};
     int n_tile = (x->n_tok + MAX_TILE - 1) / MAX_TILE, R; /* as equal as can be */
     for (int i = 0; i < n_tile; i++) {

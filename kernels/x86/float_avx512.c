@@ -105,9 +105,10 @@ MU_INLINE void tile_run(const struct tile *a, uint32_t type, int R, int T)
 #define TILES(name, type)                                                                                              \
     TILE(name, type, 4, 1)                                                                                             \
     TILE(name, type, 4, 2)                                                                                             \
-    TILE(name, type, 2, 3) TILE(name, type, 1, 1) TILE(name, type, 1, 2) TILE(name, type, 1, 3) TILE(name, type, 1, 4) \
-        TILE(name, type, 1, 5) TILE(name, type, 1, 6) TILE(name, type, 1, 7) TILE(name, type, 1, 8)                    \
-            TILE(name, type, 1, 9) TILE(name, type, 1, 10) TILE(name, type, 1, 11) TILE(name, type, 1, 12)
+    TILE(name, type, 2, 3)                                                                                             \
+    TILE(name, type, 1, 1) TILE(name, type, 1, 2) TILE(name, type, 1, 3) TILE(name, type, 1, 4) TILE(name, type, 1, 5) \
+        TILE(name, type, 1, 6) TILE(name, type, 1, 7) TILE(name, type, 1, 8) TILE(name, type, 1, 9)                    \
+            TILE(name, type, 1, 10) TILE(name, type, 1, 11) TILE(name, type, 1, 12)
 #define LIST(name)                                                                         \
     {NULL,       name##_1_1, name##_1_2, name##_1_3,  name##_1_4,  name##_1_5, name##_1_6, \
      name##_1_7, name##_1_8, name##_1_9, name##_1_10, name##_1_11, name##_1_12},           \
@@ -145,7 +146,7 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
 {
     float copy[MAX_TILE * COPY_LD] __attribute__((aligned(64)));
     const struct family *f = m->type == MU_F32 ? &family_f32 : m->type == MU_F16 ? &family_f16 : &family_bf16;
-    struct tile a = {.group_bytes = mu_x86_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
+    struct tile a = {.group_bytes = mu_packed_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
     int n_tile = (x->n_tok + MAX_TILE - 1) / MAX_TILE;
     for (int i = 0; i < n_tile; i++) {
         int t0 = (int)((int64_t)i * x->n_tok / n_tile), T = (int)((int64_t)(i + 1) * x->n_tok / n_tile) - t0;
@@ -162,7 +163,7 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
                 R = T < 4 && row1 - r > (many_groups[T] - 1) * MU_ROW_GROUP ? many_groups[T] : 1;
                 int rows = row1 - r - (R - 1) * MU_ROW_GROUP;
                 a.w = (const uint8_t *)m->data + (size_t)(r / MU_ROW_GROUP) * a.group_bytes +
-                      mu_x86_group_offset(m->type, (size_t)c0);
+                      mu_packed_group_offset(m->type, (size_t)c0);
                 a.ahead = n_tile == 1 ? a.w + FAR_BYTES : i == 0 ? a.w + a.group_bytes : NULL;
                 a.rows = rows >= MU_ROW_GROUP ? 0xffff : (__mmask16)((1u << rows) - 1u);
                 a.out = out + (size_t)t0 * stride + r;

@@ -82,15 +82,15 @@ MU_INLINE void codes_fill(int8_t (*to)[64], uint32_t type, int offset, const uin
 /* n blocks from w on, of a type and offset that are constants where this is called. */
 MU_INLINE void panel_fill(struct panel *to, uint32_t type, int offset, const uint8_t *w, int n)
 {
-    const int head = mu_x86_head_bytes(type);
+    const int head = mu_packed_head_bytes(type);
     __m512 d256 = _mm512_setzero_ps(), dmin256 = d256;
-    for (int b = 0; b < n; b++, w += mu_x86_block_bytes(type)) {
+    for (int b = 0; b < n; b++, w += mu_packed_block_bytes(type)) {
         if (head && b % 8 == 0) {
             d256 = load_f16(w);
             if (head == 64) dmin256 = load_f16(w + 32);
             w += head;
         }
-        codes_fill(to->codes[b], type, offset, w + mu_x86_scale_bytes(type));
+        codes_fill(to->codes[b], type, offset, w + mu_packed_scale_bytes(type));
         __m512 d, m = dmin256;
         switch (type) {
         case MU_MXFP4: d = load_e8m0(w); break;
@@ -211,12 +211,13 @@ typedef void tile_amx_fn(const struct job *a);
     {                                           \
         tile_multiply(a, form, T);              \
     }
-#define TILES(name, form)                                                                                      \
-    TILE(name, form, 1)                                                                                        \
-    TILE(name, form, 2)                                                                                        \
-    TILE(name, form, 3) TILE(name, form, 4) TILE(name, form, 5) TILE(name, form, 6) TILE(name, form, 7)        \
-        TILE(name, form, 8) TILE(name, form, 9) TILE(name, form, 10) TILE(name, form, 11) TILE(name, form, 12) \
-            TILE(name, form, 13) TILE(name, form, 14) TILE(name, form, 15) TILE(name, form, 16)
+#define TILES(name, form)                                                                                       \
+    TILE(name, form, 1)                                                                                         \
+    TILE(name, form, 2)                                                                                         \
+    TILE(name, form, 3)                                                                                         \
+    TILE(name, form, 4) TILE(name, form, 5) TILE(name, form, 6) TILE(name, form, 7) TILE(name, form, 8)         \
+        TILE(name, form, 9) TILE(name, form, 10) TILE(name, form, 11) TILE(name, form, 12) TILE(name, form, 13) \
+            TILE(name, form, 14) TILE(name, form, 15) TILE(name, form, 16)
 #define TILE_LIST(name)                                                                                            \
     {                                                                                                              \
         NULL, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8, name##_9, name##_10, \
@@ -285,7 +286,7 @@ void mu_amx_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0
     struct panel panel;
     struct inputs in[PASS_TOKENS / TILE_TOKENS];
     const enum form form = form_of(m->type);
-    const size_t n_block = (size_t)x->n_col / MU_Q_BLOCK, group = mu_x86_group_bytes(m->type, m->n_col);
+    const size_t n_block = (size_t)x->n_col / MU_Q_BLOCK, group = mu_packed_group_bytes(m->type, m->n_col);
     int configured = 0;
     for (int t0 = 0; t0 < x->n_tok; t0 += PASS_TOKENS) {
         int n_tok = x->n_tok - t0 < PASS_TOKENS ? x->n_tok - t0 : PASS_TOKENS;
@@ -294,7 +295,7 @@ void mu_amx_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0
             for (int t = 0; t < n_tok; t += TILE_TOKENS)
                 inputs_fill(&in[t / TILE_TOKENS], form, x, t0 + t, tile_len(n_tok, t), b0, n);
             const uint8_t *w = (const uint8_t *)m->data + (size_t)(row0 / LANES) * group +
-                               mu_x86_group_offset(m->type, b0 * MU_Q_BLOCK);
+                               mu_packed_group_offset(m->type, b0 * MU_Q_BLOCK);
             for (int r = row0; r < row1; r += LANES, w += group) {
                 panels[m->type](&panel, w, n);
                 __asm__ volatile("" ::: "memory"); /* what tile loads read is unknown to the compiler */
@@ -311,7 +312,7 @@ void mu_amx_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0
                         .rows = row1 - r >= LANES ? 0xffff : (__mmask16)((1u << (row1 - r)) - 1u),
                         .first = b0 == 0,
                         .ahead = t == 0 && row1 - r > LANES ? w + group : NULL,
-                        .ahead_bytes = (size_t)mu_x86_block_bytes(m->type),
+                        .ahead_bytes = (size_t)mu_packed_block_bytes(m->type),
                     };
                     tiles[form][T](&a);
                 }

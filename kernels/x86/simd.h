@@ -1,20 +1,7 @@
-/* Loads, stores and the 16-lane sum for code that is written once for AVX2 and AVX-512 (vector_simd.h, attn_simd.h):
- * what kernels/math.h does not need. Included after MU_MATH_AVX2 or MU_MATH_AVX512 is defined. */
+/* kernels/simd.h's operations with AVX2 and AVX-512. Included by it. */
 #ifndef MU_KERNELS_X86_SIMD_H
 #define MU_KERNELS_X86_SIMD_H
 
-#include <stdbool.h>
-#include <string.h>
-
-#include "kernels/math.h"
-
-enum {
-    SUM_LANES = 16,                 /* C6 */
-    SUM_VECS = SUM_LANES / VF_LANES /* vectors that hold them */
-};
-
-/* vf_load_n and vf_store_n touch the first n lanes only, 0 ≤ n ≤ VF_LANES; the others load as +0. vf_max is a > b ? a :
- * b. */
 #if defined(MU_MATH_AVX512)
 static inline vf vf_load(const float *p)
 {
@@ -178,5 +165,20 @@ static inline float vf_reduce_max(vf x)
     __m128 m2 = _mm_max_ps(m4, _mm_movehl_ps(m4, m4));
     return _mm_cvtss_f32(_mm_max_ss(m2, _mm_shuffle_ps(m2, m2, 1)));
 }
+
+/* (a, b) pairs turned by (cos, sin) pairs: fmaddsub gives a·cos - b·sin in even lanes and a·sin + b·cos in odd ones. */
+static inline vf vf_rope_pairs(vf v, vf cs)
+{
+#if defined(MU_MATH_AVX512)
+    vf b = _mm512_mul_ps(_mm512_movehdup_ps(v), _mm512_permute_ps(cs, 0xb1));
+    return _mm512_fmaddsub_ps(_mm512_moveldup_ps(v), cs, b);
+#else
+    vf b = _mm256_mul_ps(_mm256_movehdup_ps(v), _mm256_permute_ps(cs, 0xb1));
+    return _mm256_fmaddsub_ps(_mm256_moveldup_ps(v), cs, b);
+#endif
+}
+
+/* A macro: gcc takes a function that only prefetches for one without effect and drops its calls. */
+#define simd_fetch(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
 
 #endif

@@ -1,13 +1,12 @@
 /* C3 on types that C2 has no rule for: a matrix keeps the file's rows, and each multiplication widens 16 rows × one
- * block of columns at a time to f32, then runs over all tokens. Written once for AVX2 and AVX-512 (MU_MATH_AVX2 or
- * MU_MATH_AVX512 and ISA(name) are defined by the file that includes this).
+ * block of columns at a time to f32, then runs over all tokens. Written once for every instruction set (simd.h).
  *
  * Right and small rather than fast: widening is scalar and costs a token alone far more than its multiplications; with
  * a hundred tokens it disappears. Packing f32 instead would take eight to twenty times the file's memory. Between blocks
  * the accumulators rest in `out`. */
+#include "kernels/packed.h"
 #include "kernels/parts.h"
-#include "kernels/x86/layout.h"
-#include "kernels/x86/simd.h"
+#include "kernels/simd.h"
 
 enum { WIDEN_COLS = 256, WIDEN_TILE = 4 };
 
@@ -43,7 +42,7 @@ MU_INLINE void widen_tile(const float *w, int n, const float *x, size_t x_ld, in
 void ISA(matmul_widened)(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out, size_t stride)
 {
     const struct mu_type_info *info = mu_type_info(m->type);
-    size_t group_bytes = mu_x86_group_bytes(m->type, m->n_col), row_bytes = group_bytes / MU_ROW_GROUP;
+    size_t group_bytes = mu_packed_group_bytes(m->type, m->n_col), row_bytes = group_bytes / MU_ROW_GROUP;
     size_t x_ld = (size_t)x->n_col;
     float w[WIDEN_COLS * MU_ROW_GROUP], row[WIDEN_COLS];
     for (int r = row0; r < row1; r += MU_ROW_GROUP) {

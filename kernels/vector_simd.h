@@ -1,11 +1,10 @@
-/* The vector operations (C4, C6, C7) written once for AVX2 and AVX-512; vector_avx2.c and vector_avx512.c include this
- * file with ISA(name) defined. All of them read and write memory once and are bound by it; kernels/ref/vector.c is the
+/* The vector operations (C4, C6, C7) written once for every instruction set (simd.h). All of them read and write memory once and are bound by it; kernels/ref/vector.c is the
  * definition.
  *
  * Tails are masked vectors, not scalar code. Lanes that hold no element load as +0, and adding +0 to a sum that began
  * at +0 and only grows changes nothing. */
 #include "kernels/parts.h"
-#include "kernels/x86/simd.h"
+#include "kernels/simd.h"
 
 enum { SUM_BLOCK = 1024 };
 
@@ -65,21 +64,11 @@ bool ISA(layer_norm)(const float *x, const float *w, const float *b, int n, floa
     return true;
 }
 
-/* Adjacent pairs: with A = [a, a], B = [b, b] and the table [cos, sin], fmaddsub gives a·cos - b·sin in even lanes and
- * a·sin + b·cos in odd ones, each one fmaf over a rounded product. */
 static void rope_adjacent(float *x, int n_rot, const float *cos_sin)
 {
     for (int i = 0; i < n_rot; i += VF_LANES) {
         int m = lanes_left(n_rot, i);
-        vf v = vf_load_n(x + i, m), cs = vf_load_n(cos_sin + i, m);
-#if defined(MU_MATH_AVX512)
-        vf b = _mm512_mul_ps(_mm512_movehdup_ps(v), _mm512_permute_ps(cs, 0xb1));
-        v = _mm512_fmaddsub_ps(_mm512_moveldup_ps(v), cs, b);
-#else
-        vf b = _mm256_mul_ps(_mm256_movehdup_ps(v), _mm256_permute_ps(cs, 0xb1));
-        v = _mm256_fmaddsub_ps(_mm256_moveldup_ps(v), cs, b);
-#endif
-        vf_store_n(x + i, m, v);
+        vf_store_n(x + i, m, vf_rope_pairs(vf_load_n(x + i, m), vf_load_n(cos_sin + i, m)));
     }
 }
 

@@ -1,5 +1,4 @@
-/* Attention (C5) written once for AVX2 and AVX-512; attn_avx2.c and attn_avx512.c include this file. kernels/ref/attn.c
- * is the definition.
+/* Attention (C5) written once for every instruction set (simd.h). kernels/ref/attn.c is the definition.
  *
  * Queries of one KV head (tokens × n_rep heads, "rows") go through a segment of 256 positions together, up to ROWS at a
  * time, so that a vector of K or V is loaded and widened from f16 once for all of them:
@@ -22,16 +21,16 @@
 #include <stddef.h>
 
 #include "kernels/parts.h"
-#include "kernels/x86/simd.h"
+#include "kernels/simd.h"
 
 /* Accumulators in registers. 32 hold 6 rows × 4 vectors, and 4 vectors of K or V: faster than 12 × 2, which makes twice
  * as many broadcasts. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
 enum {
     ROWS = 6,
-#if defined(MU_MATH_AVX512)
-    ROWS_WIDE = 6,
-#else
+#if defined(MU_MATH_AVX2)
     ROWS_WIDE = 3,
+#else
+    ROWS_WIDE = 6,
 #endif
 };
 
@@ -74,9 +73,6 @@ struct pass {
     _Alignas(64) float p[ROWS][P_STRIDE]; /* scores, then weights */
 };
 
-/* A macro: gcc takes a function that only prefetches for one without effect and drops its calls. */
-#define fetch(p) _mm_prefetch((const char *)(p), _MM_HINT_T1)
-
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* n_row rows × n_vec vectors of scores, from group g. */
@@ -96,7 +92,7 @@ ALWAYS_INLINE void score_tile(struct pass *s, int n_row, int n_vec, int g)
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) {
             x[v] = vf_load_f16(k[v] + (size_t)d * GROUP);
-            if (v % GROUP_VECS == 0) fetch(s->v[g + v / GROUP_VECS] + (size_t)d * GROUP);
+            if (v % GROUP_VECS == 0) simd_fetch(s->v[g + v / GROUP_VECS] + (size_t)d * GROUP);
         }
 #pragma GCC unroll 6
         for (int r = 0; r < n_row; r++) {
@@ -210,7 +206,7 @@ ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int 
                 for (int v = 0; v < n_vec; v++) {
                     x[v] = v + 1 < n_vec || n_lane == VF_LANES ? vf_load_f16(at + v * VF_LANES)
                                                                : vf_load_f16_n(at + v * VF_LANES, n_lane);
-                    if (v % GROUP_VECS == 0) fetch(ahead + v * VF_LANES);
+                    if (v % GROUP_VECS == 0) simd_fetch(ahead + v * VF_LANES);
                 }
 #pragma GCC unroll 6
                 for (int r = 0; r < n_row; r++) {

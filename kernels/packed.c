@@ -1,24 +1,24 @@
-/* From a file's rows to the layout of layout.h, once at load. Four codes move at a time, as 32-bit words; no
+/* From a file's rows to the layout of packed.h, once at load. Four codes move at a time, as 32-bit words; no
  * instruction set beyond the baseline is needed, memory is what it waits for. Threads: any, on disjoint row ranges. */
 #include <string.h>
 
 #include "kernels/blocks.h"
+#include "kernels/packed.h"
 #include "kernels/parts.h"
-#include "kernels/x86/layout.h"
 
-size_t mu_x86_group_bytes(uint32_t type, int n_col)
+size_t mu_packed_group_bytes(uint32_t type, int n_col)
 {
     const struct mu_type_info *t = mu_type_info(type);
     if (!t || t->act == MU_ACT_NONE || n_col < 0 || n_col % t->block_values != 0) return 0;
-    return mu_x86_group_offset(type, (size_t)n_col + (type == MU_BF16 ? (size_t)n_col % 2 : 0));
+    return mu_packed_group_offset(type, (size_t)n_col + (type == MU_BF16 ? (size_t)n_col % 2 : 0));
 }
 
-size_t mu_x86_mat_bytes(uint32_t type, int n_row, int n_col)
+size_t mu_packed_mat_bytes(uint32_t type, int n_row, int n_col)
 {
     size_t bytes;
     if (n_row < 0) return 0;
     size_t groups = ((size_t)n_row + MU_ROW_GROUP - 1) / MU_ROW_GROUP;
-    if (__builtin_mul_overflow(mu_x86_group_bytes(type, n_col), groups, &bytes)) return 0;
+    if (__builtin_mul_overflow(mu_packed_group_bytes(type, n_col), groups, &bytes)) return 0;
     return bytes;
 }
 
@@ -81,8 +81,8 @@ static void put_bits(uint8_t *dst, int r, const uint32_t code[8], int at, int bi
 MU_INLINE void row_32(uint32_t type, uint8_t *g, int r, const uint8_t *raw, int n)
 {
     const struct mu_type_info *info = mu_type_info(type);
-    int scales = mu_x86_scale_bytes(type);
-    for (int i = 0; i < n / 32; i++, raw += info->block_bytes, g += mu_x86_block_bytes(type)) {
+    int scales = mu_packed_scale_bytes(type);
+    for (int i = 0; i < n / 32; i++, raw += info->block_bytes, g += mu_packed_block_bytes(type)) {
         const void *p = raw;
         const struct mu_block_q5_0 *q50 = p;
         const struct mu_block_q5_1 *q51 = p;
@@ -132,8 +132,8 @@ MU_INLINE void put_scales(uint32_t type, uint8_t *g, int r, const void *p)
         break;
     default: put_u16(g + 2 * r, type == MU_Q3_K ? q3->d : type == MU_Q6_K ? q6->d : xs->d);
     }
-    g += mu_x86_head_bytes(type);
-    for (int j = 0; j < 8; j++, g += mu_x86_block_bytes(type)) switch (type) {
+    g += mu_packed_head_bytes(type);
+    for (int j = 0; j < 8; j++, g += mu_packed_block_bytes(type)) switch (type) {
         case MU_Q4_K:
         case MU_Q5_K: mu_k4_scale(q4->scales, j, g + r, g + 16 + r); break;
         case MU_IQ4_XS: g[r] = (uint8_t)mu_iq4_xs_scale(xs, j); break;
@@ -148,15 +148,15 @@ MU_INLINE void put_scales(uint32_t type, uint8_t *g, int r, const void *p)
 MU_INLINE void row_256(uint32_t type, uint8_t *g, int r, const uint8_t *raw, int n)
 {
     const struct mu_type_info *info = mu_type_info(type);
-    int scales = mu_x86_scale_bytes(type);
+    int scales = mu_packed_scale_bytes(type);
     for (int i = 0; i < n / 256; i++, raw += info->block_bytes) {
         const void *p = raw;
         const struct mu_block_q2_k *q2 = p;
         const struct mu_block_q4_k *q4 = p;
         const struct mu_block_iq4_xs *xs = p;
         put_scales(type, g, r, p);
-        g += mu_x86_head_bytes(type);
-        for (int j = 0; j < 8; j++, g += mu_x86_block_bytes(type)) {
+        g += mu_packed_head_bytes(type);
+        for (int j = 0; j < 8; j++, g += mu_packed_block_bytes(type)) {
             uint8_t *to = g + scales;
             uint32_t code[8];
             for (int k = 0; k < 8; k++) switch (type) {
@@ -198,11 +198,11 @@ static void row_pack(uint32_t type, uint8_t *group, int r, const uint8_t *raw, i
     }
 }
 
-bool mu_x86_mat_pack(const struct mu_mat *m, int row0, int row1, const void *raw)
+bool mu_packed_mat_pack(const struct mu_mat *m, int row0, int row1, const void *raw)
 {
-    size_t row_bytes, group_bytes = mu_x86_group_bytes(m->type, m->n_col);
+    size_t row_bytes, group_bytes = mu_packed_group_bytes(m->type, m->n_col);
     if (!mu_type_row_bytes(m->type, (uint64_t)m->n_col, &row_bytes)) return false;
-    bool ok = mu_type_info(m->type)->act != MU_ACT_NONE, widened = mu_x86_widened(m->type);
+    bool ok = mu_type_info(m->type)->act != MU_ACT_NONE, widened = mu_packed_widened(m->type);
     for (int r0 = row0; r0 < row1 && ok; r0 += MU_ROW_GROUP) {
         uint8_t *group = (uint8_t *)m->data + (size_t)(r0 / MU_ROW_GROUP) * group_bytes;
         int rows = row1 - r0 < MU_ROW_GROUP ? row1 - r0 : MU_ROW_GROUP;

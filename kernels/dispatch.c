@@ -32,8 +32,8 @@
 static const struct mu_kernels table_ref = TABLE(ref, ref);
 
 #ifdef __x86_64__
-static const struct mu_kernels table_avx2 = TABLE(avx2, x86);
-static const struct mu_kernels table_avx512 = TABLE(avx512, x86);
+static const struct mu_kernels table_avx2 = TABLE(avx2, packed);
+static const struct mu_kernels table_avx512 = TABLE(avx512, packed);
 
 static bool cpu_has_avx2(void)
 {

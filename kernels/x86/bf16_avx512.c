@@ -101,7 +101,7 @@ void mu_avx512_matmul_bf16(const struct mu_mat *m, const struct mu_act *x, int r
                            size_t stride)
 {
     uint32_t copy[MAX_TILE * COPY_LD] __attribute__((aligned(64)));
-    struct tile a = {.group_bytes = mu_x86_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
+    struct tile a = {.group_bytes = mu_packed_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
     int n_tile = (x->n_tok + MAX_TILE - 1) / MAX_TILE, n_pair = (m->n_col + 1) / 2;
     for (int i = 0; i < n_tile; i++) {
         int t0 = (int)((int64_t)i * x->n_tok / n_tile), T = (int)((int64_t)(i + 1) * x->n_tok / n_tile) - t0;
@@ -156,7 +156,7 @@ static bool probe_round(int round, uint32_t *state)
         x[i] = probe_value(state, kind == 2 ? 124 : lo[kind], span[kind]);
     struct mu_mat raw = {MU_BF16, PROBE_ROWS, PROBE_COLS, w}, m = {MU_BF16, PROBE_ROWS, PROBE_COLS, packed};
     struct mu_act act = {.n_tok = PROBE_TOKENS, .n_col = PROBE_COLS, .bf16 = x};
-    mu_x86_mat_pack(&m, 0, PROBE_ROWS, w);
+    mu_packed_mat_pack(&m, 0, PROBE_ROWS, w);
     mu_ref_matmul(&raw, &act, 0, PROBE_ROWS, want, PROBE_ROWS);
     mu_avx512_matmul_bf16(&m, &act, 0, PROBE_ROWS, got, PROBE_ROWS);
     return memcmp(want, got, sizeof want) == 0;

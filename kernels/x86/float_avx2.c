@@ -115,7 +115,7 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
 {
     tile_fn *const *one = m->type == MU_F32 ? f32_one : m->type == MU_F16 ? f16_one : bf16_one;
     tile_fn *const *many = m->type == MU_F32 ? f32_many : m->type == MU_F16 ? f16_many : bf16_many;
-    size_t group_bytes = mu_x86_group_bytes(m->type, m->n_col);
+    size_t group_bytes = mu_packed_group_bytes(m->type, m->n_col);
     struct tile a = {.group_bytes = group_bytes, .n_col = m->n_col, .out_stride = stride};
     int n_tile = (x->n_tok + MAX_TILE - 1) / MAX_TILE, R; /* as equal as can be */
     for (int i = 0; i < n_tile; i++) {

@@ -145,7 +145,7 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
 {
     float copy[MAX_TILE * COPY_LD] __attribute__((aligned(64)));
     const struct family *f = m->type == MU_F32 ? &family_f32 : m->type == MU_F16 ? &family_f16 : &family_bf16;
-    struct tile a = {.group_bytes = mu_x86_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
+    struct tile a = {.group_bytes = mu_packed_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
     int n_tile = (x->n_tok + MAX_TILE - 1) / MAX_TILE;
     for (int i = 0; i < n_tile; i++) {
         int t0 = (int)((int64_t)i * x->n_tok / n_tile), T = (int)((int64_t)(i + 1) * x->n_tok / n_tile) - t0;
@@ -162,7 +162,7 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
                 R = T < 4 && row1 - r > (many_groups[T] - 1) * MU_ROW_GROUP ? many_groups[T] : 1;
                 int rows = row1 - r - (R - 1) * MU_ROW_GROUP;
                 a.w = (const uint8_t *)m->data + (size_t)(r / MU_ROW_GROUP) * a.group_bytes +
-                      mu_x86_group_offset(m->type, (size_t)c0);
+                      mu_packed_group_offset(m->type, (size_t)c0);
                 a.ahead = n_tile == 1 ? a.w + FAR_BYTES : i == 0 ? a.w + a.group_bytes : NULL;
                 a.rows = rows >= MU_ROW_GROUP ? 0xffff : (__mmask16)((1u << rows) - 1u);
                 a.out = out + (size_t)t0 * stride + r;

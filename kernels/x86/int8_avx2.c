@@ -175,13 +175,13 @@ MU_INLINE void tile_scaled(const struct tile *a, uint32_t type, int T)
     __m256 acc[MAX_TILE][2], d[2], d256[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
     acc_zero(acc, T);
     const uint8_t *p = a->w;
-    for (int b = 0; b < a->n_block; b++, p += mu_x86_block_bytes(type)) {
+    for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m256i sum[MAX_TILE][2];
         if (type == MU_IQ4_XS && b % 8 == 0) {
             load_f16(p, d256);
-            p += mu_x86_head_bytes(type);
+            p += mu_packed_head_bytes(type);
         }
-        dot_nibbles(a, type, p + mu_x86_scale_bytes(type), b, sum, T);
+        dot_nibbles(a, type, p + mu_packed_scale_bytes(type), b, sum, T);
         if (type != MU_IQ4_XS && type != MU_MXFP4) load_f16(p, d);
         MU_UNROLL
         for (int i = 0; i < 2; i++) {
@@ -200,7 +200,7 @@ MU_INLINE void tile_bytes(const struct tile *a, uint32_t type, int T)
     __m256 acc[MAX_TILE][2], d[2];
     acc_zero(acc, T);
     const uint8_t *p = a->w;
-    for (int b = 0; b < a->n_block; b++, p += mu_x86_block_bytes(type)) {
+    for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m256i sum[MAX_TILE][2];
         MU_UNROLL
         for (int k = 0; k < 8; k++) {
@@ -229,20 +229,20 @@ MU_INLINE void tile_bytes(const struct tile *a, uint32_t type, int T)
 
 MU_INLINE void tile_lowered(const struct tile *a, uint32_t type, int T)
 {
-    const bool k_quant = mu_x86_head_bytes(type) != 0;
+    const bool k_quant = mu_packed_head_bytes(type) != 0;
     __m256 acc[MAX_TILE][2], d256[2], dmin256[2];
     acc_zero(acc, T);
     d256[0] = d256[1] = dmin256[0] = dmin256[1] = _mm256_setzero_ps();
     const uint8_t *p = a->w;
-    for (int b = 0; b < a->n_block; b++, p += mu_x86_block_bytes(type)) {
+    for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m256i sum[MAX_TILE][2];
         __m256 d[2], m[2];
         if (k_quant && b % 8 == 0) {
             load_f16(p, d256);
             load_f16(p + 32, dmin256);
-            p += mu_x86_head_bytes(type);
+            p += mu_packed_head_bytes(type);
         }
-        dot_nibbles(a, type, p + mu_x86_scale_bytes(type), b, sum, T);
+        dot_nibbles(a, type, p + mu_packed_scale_bytes(type), b, sum, T);
         if (!k_quant) {
             load_f16(p, d);
             load_f16(p + 32, m);
@@ -291,12 +291,12 @@ MU_INLINE void tile_halves(const struct tile *a, uint32_t type, int T)
     __m256 acc[MAX_TILE][2], d[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()}, dmin[2] = {d[0], d[0]};
     acc_zero(acc, T);
     const uint8_t *p = a->w;
-    for (int b = 0; b < a->n_block; b++, p += mu_x86_block_bytes(type)) {
+    for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m256i joint[MAX_TILE][2], low_sum[MAX_TILE][2];
         if (b % 8 == 0) {
             load_f16(p, d);
             if (type == MU_Q2_K) load_f16(p + 32, dmin);
-            p += mu_x86_head_bytes(type);
+            p += mu_packed_head_bytes(type);
         }
         MU_UNROLL
         for (int h = 0; h < 2; h++) {
@@ -305,7 +305,7 @@ MU_INLINE void tile_halves(const struct tile *a, uint32_t type, int T)
             for (int k = 0; k < 4; k++) {
                 __m256i w[2];
                 MU_UNROLL
-                for (int i = 0; i < 2; i++) w[i] = codes_of_half(type, p + mu_x86_scale_bytes(type), h, k, i);
+                for (int i = 0; i < 2; i++) w[i] = codes_of_half(type, p + mu_packed_scale_bytes(type), h, k, i);
                 MU_UNROLL
                 for (int t = 0; t < T; t++) {
                     __m256i q = bcast_q(a, t, b, 16 * h + 4 * k);
@@ -385,7 +385,7 @@ static tile_fn *const tiles[MU_TYPE_LIMIT][MAX_TILE + 1] = {
 void mu_avx2_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out, size_t stride)
 {
     tile_fn *const *fn = tiles[m->type];
-    size_t group_bytes = mu_x86_group_bytes(m->type, m->n_col), n_block = (size_t)m->n_col / MU_Q_BLOCK;
+    size_t group_bytes = mu_packed_group_bytes(m->type, m->n_col), n_block = (size_t)m->n_col / MU_Q_BLOCK;
     int n_tile = (x->n_tok + MAX_TILE - 1) / MAX_TILE; /* as equal as can be */
     for (int r = row0; r < row1; r += MU_ROW_GROUP) {
         struct tile a = {.w = (const uint8_t *)m->data + (size_t)(r / MU_ROW_GROUP) * group_bytes,

@@ -56,7 +56,7 @@ static void pass_run(const struct job *j, struct tile *a, tile_fn *const *fn, bo
 {
     struct terms terms = a->terms;
     const int8_t *q = a->q;
-    size_t q_ld = thin ? a->q_ld : WIDE_LD, offset = mu_x86_group_offset(j->m->type, (size_t)b0 * MU_Q_BLOCK);
+    size_t q_ld = thin ? a->q_ld : WIDE_LD, offset = mu_packed_group_offset(j->m->type, (size_t)b0 * MU_Q_BLOCK);
     for (int r = j->row0; r < j->row1; r += MU_ROW_GROUP) {
         int rows = j->row1 - r;
         a->w = (const uint8_t *)j->m->data + (size_t)(r / MU_ROW_GROUP) * j->group_bytes + offset;
@@ -128,7 +128,7 @@ void mu_avx512_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int r
                            size_t stride)
 {
     const struct family *f = mu_avx512_family(m->type);
-    struct job j = {m, mu_x86_group_bytes(m->type, m->n_col), x, row0, row1, out, stride};
+    struct job j = {m, mu_packed_group_bytes(m->type, m->n_col), x, row0, row1, out, stride};
     if (x->n_tok <= THIN_TOKENS)
         run_thin(&j, f);
     else

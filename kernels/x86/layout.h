@@ -4,16 +4,6 @@
 
 #include "kernels/packed.h"
 
-/* The packed matrix (packed.h), as these files call it. */
-#define mu_x86_mat_bytes    mu_packed_mat_bytes
-#define mu_x86_mat_pack     mu_packed_mat_pack
-#define mu_x86_group_bytes  mu_packed_group_bytes
-#define mu_x86_group_offset mu_packed_group_offset
-#define mu_x86_head_bytes   mu_packed_head_bytes
-#define mu_x86_scale_bytes  mu_packed_scale_bytes
-#define mu_x86_block_bytes  mu_packed_block_bytes
-#define mu_x86_widened      mu_packed_widened
-
 /* The processor's bf16 dot product, compared with C3 once before the avx512 table is offered; matmul uses it only where
  * every hard case agreed. */
 void mu_avx512_bf16_probe(void);

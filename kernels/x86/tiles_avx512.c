@@ -160,19 +160,19 @@ MU_INLINE void tile_scaled(const struct tile *a, uint32_t type, bool thin, int T
     __m512 acc[MAX_TILE], d256 = _mm512_setzero_ps();
     acc_load(a, acc, T);
     const uint8_t *p = a->w;
-    for (int b = 0; b < a->n_block; b++, p += mu_x86_block_bytes(type)) {
+    for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m512i sum[MAX_TILE];
         if (type == MU_IQ4_XS && b % 8 == 0) {
             d256 = load_f16(p);
-            p += mu_x86_head_bytes(type);
+            p += mu_packed_head_bytes(type);
         }
-        prefetch(a, T, p, mu_x86_block_bytes(type));
+        prefetch(a, T, p, mu_packed_block_bytes(type));
         __m512 d = type == MU_IQ4_XS  ? _mm512_mul_ps(d256, _mm512_cvtepi32_ps(load_s8(p)))
                    : type == MU_MXFP4 ? load_e8m0(p)
                                       : load_f16(p);
         MU_UNROLL
         for (int t = 0; t < T; t++) sum[t] = bcast_a(a, thin, t, b);
-        dot_nibbles(a, type, thin, p + mu_x86_scale_bytes(type), b, sum, T);
+        dot_nibbles(a, type, thin, p + mu_packed_scale_bytes(type), b, sum, T);
         MU_UNROLL
         for (int t = 0; t < T; t++)
             acc[t] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum[t]), _mm512_mul_ps(d, bcast_s(a, thin, t, b)), acc[t]);
@@ -185,9 +185,9 @@ MU_INLINE void tile_bytes(const struct tile *a, uint32_t type, bool thin, int T)
     __m512 acc[MAX_TILE];
     acc_load(a, acc, T);
     const uint8_t *p = a->w;
-    for (int b = 0; b < a->n_block; b++, p += mu_x86_block_bytes(type)) {
+    for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m512i sum[MAX_TILE], odd[MAX_CUT];
-        prefetch(a, T, p, mu_x86_block_bytes(type));
+        prefetch(a, T, p, mu_packed_block_bytes(type));
         __m512 d = load_f16(p);
         MU_UNROLL
         for (int t = 0; t < T; t++) {
@@ -217,24 +217,24 @@ MU_INLINE void tile_bytes(const struct tile *a, uint32_t type, bool thin, int T)
 
 MU_INLINE void tile_lowered(const struct tile *a, uint32_t type, bool thin, int T)
 {
-    const bool k_quant = mu_x86_head_bytes(type) != 0;
+    const bool k_quant = mu_packed_head_bytes(type) != 0;
     __m512 acc[MAX_TILE];
     acc_load(a, acc, T);
     const uint8_t *p = a->w;
     __m512 d256 = _mm512_setzero_ps(), dmin256 = d256;
-    for (int b = 0; b < a->n_block; b++, p += mu_x86_block_bytes(type)) {
+    for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m512i sum[MAX_TILE];
         if (k_quant && b % 8 == 0) {
             d256 = load_f16(p);
             dmin256 = load_f16(p + 32);
-            p += mu_x86_head_bytes(type);
+            p += mu_packed_head_bytes(type);
         }
-        prefetch(a, T, p, mu_x86_block_bytes(type));
+        prefetch(a, T, p, mu_packed_block_bytes(type));
         __m512 d = k_quant ? _mm512_mul_ps(d256, _mm512_cvtepi32_ps(load_u8(p))) : load_f16(p);
         __m512 m = k_quant ? _mm512_mul_ps(dmin256, _mm512_cvtepi32_ps(load_u8(p + 16))) : load_f16(p + 32);
         MU_UNROLL
         for (int t = 0; t < T; t++) sum[t] = _mm512_setzero_si512();
-        dot_nibbles(a, type, thin, p + mu_x86_scale_bytes(type), b, sum, T);
+        dot_nibbles(a, type, thin, p + mu_packed_scale_bytes(type), b, sum, T);
         MU_UNROLL
         for (int t = 0; t < T; t++) {
             __m512 total = _mm512_castsi512_ps(bcast_a(a, thin, t, b));
@@ -273,14 +273,14 @@ MU_INLINE void tile_halves(const struct tile *a, uint32_t type, bool thin, int T
     __m512 acc[MAX_TILE], d = _mm512_setzero_ps(), dmin = d, m[2] = {d, d};
     acc_load(a, acc, T);
     const uint8_t *p = a->w;
-    for (int b = 0; b < a->n_block; b++, p += mu_x86_block_bytes(type)) {
+    for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m512 joint[MAX_TILE];
         if (b % 8 == 0) {
             d = load_f16(p);
             if (type == MU_Q2_K) dmin = load_f16(p + 32);
-            p += mu_x86_head_bytes(type);
+            p += mu_packed_head_bytes(type);
         }
-        prefetch(a, T, p, mu_x86_block_bytes(type));
+        prefetch(a, T, p, mu_packed_block_bytes(type));
         MU_UNROLL
         for (int h = 0; h < 2; h++) {
             __m512i sum[MAX_TILE], scales = load_s8(p + 16 * h);
@@ -294,7 +294,7 @@ MU_INLINE void tile_halves(const struct tile *a, uint32_t type, bool thin, int T
                 sum[t] = type == MU_Q2_K ? _mm512_setzero_si512() : h ? bcast_b(a, thin, t, b) : bcast_a(a, thin, t, b);
             MU_UNROLL
             for (int k = 0; k < 4; k++) {
-                __m512i w = codes_of_half(type, p + mu_x86_scale_bytes(type), h, k);
+                __m512i w = codes_of_half(type, p + mu_packed_scale_bytes(type), h, k);
                 MU_UNROLL
                 for (int t = 0; t < T; t++)
                     sum[t] = _mm512_dpbusd_epi32(sum[t], w,

@@ -2,6 +2,7 @@
  * Both are atomics, so that a sweep over the n-th allocation also works with threads. */
 #include "base/alloc.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdatomic.h>
 #include <stdint.h>
@@ -117,19 +118,54 @@ static bool pages_len(size_t size_bytes, size_t *len_out)
     return true;
 }
 
-void *mu_pages_alloc(size_t size_bytes)
+/* Nothing mapped yet, aligned to huge pages: mmap aligns to 4 KiB only. NULL: out of memory. */
+static char *addresses_take(size_t len)
 {
-    size_t len, mapped;
-    if (must_fail() || !pages_len(size_bytes, &len) || !mu_add_size(len, HUGE_PAGE_BYTES, &mapped)) return NULL;
+    size_t mapped;
+    if (!mu_add_size(len, HUGE_PAGE_BYTES, &mapped)) return NULL;
     char *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (base == MAP_FAILED) return NULL;
-    /* mmap aligns to 4 KiB only: keep the aligned middle, give back what is before and after it. */
+    /* keep the aligned middle, give back what is before and after it */
     size_t before = (HUGE_PAGE_BYTES - (uintptr_t)base % HUGE_PAGE_BYTES) % HUGE_PAGE_BYTES;
     char *p = base + before;
     if (before) munmap(base, before);
     if (mapped - before > len) munmap(p + len, mapped - before - len);
-    madvise(p, len, MADV_HUGEPAGE); /* advice only: where it is refused, small pages do as well */
     return p;
+}
+
+void *mu_pages_alloc(size_t size_bytes)
+{
+    size_t len;
+    if (must_fail() || !pages_len(size_bytes, &len)) return NULL;
+    char *p = addresses_take(len);
+    if (p) madvise(p, len, MADV_HUGEPAGE); /* advice only: where it is refused, small pages do as well */
+    return p;
+}
+
+void *mu_pages_map(int fd, size_t size_bytes, bool writable, void *at)
+{
+    size_t len;
+    if (must_fail() || !pages_len(size_bytes, &len)) {
+        errno = ENOMEM;
+        return NULL;
+    }
+    char *p = at ? at : addresses_take(len);
+    if (!p) return NULL;
+    if (mmap(p, len, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED | MAP_FIXED, fd, 0) == MAP_FAILED) {
+        int e = errno;
+        if (!at) munmap(p, len);
+        errno = e;
+        return NULL;
+    }
+    madvise(p, len, MADV_HUGEPAGE);
+    return p;
+}
+
+bool mu_pages_reserve(void *p, size_t size_bytes)
+{
+    size_t len;
+    return pages_len(size_bytes, &len) &&
+           mmap(p, len, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) != MAP_FAILED;
 }
 
 void mu_pages_free(void *p, size_t size_bytes)

@@ -24,6 +24,12 @@ void *mu_aligned_alloc(size_t align, size_t size_bytes);
 void *mu_pages_alloc(size_t size_bytes);
 void mu_pages_free(void *p, size_t size_bytes);
 
+/* The first size_bytes of a file, for all who map it, like that; at `at` (whose mapping is replaced) or, where it is NULL,
+ * anywhere. Freed with mu_pages_free. NULL: errno says why. */
+void *mu_pages_map(int fd, size_t size_bytes, bool writable, void *at);
+/* Lets go of what is mapped at p, of this size, but keeps the addresses. */
+bool mu_pages_reserve(void *p, size_t size_bytes);
+
 /* *out = a*b (+c); false on overflow, *out untouched. */
 bool mu_mul_size(size_t a, size_t b, size_t *out);
 bool mu_add_size(size_t a, size_t b, size_t *out);

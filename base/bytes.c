@@ -118,3 +118,18 @@ void mu_write_f32(struct mu_writer *w, float v)
     memcpy(&bits, &v, sizeof bits);
     mu_write_u32(w, bits);
 }
+
+/* Eight bytes a round: FNV's multiplication, and a rotation that brings high bits down. */
+uint64_t mu_hash64(uint64_t seed, const void *data, size_t n)
+{
+    const uint8_t *p = data;
+    uint64_t h = (seed ^ 0xcbf29ce484222325u) + n;
+    for (; n > 0; p += n < 8 ? n : 8, n -= n < 8 ? n : 8) {
+        uint64_t word = 0;
+        memcpy(&word, p, n < 8 ? n : 8);
+        h = (h ^ word) * 0x9e3779b97f4a7c15u;
+        h = h << 29 | h >> 35;
+    }
+    h = (h ^ h >> 32) * 0xd6e8feb86659fd93u;
+    return h ^ h >> 32;
+}

@@ -65,4 +65,8 @@ static inline void mu_write_i64(struct mu_writer *w, int64_t v)
 }
 void mu_write_f32(struct mu_writer *w, float v);
 
+/* A 64-bit fingerprint of n bytes, going on from `seed` (0, or the fingerprint of what came before). Tells apart what
+ * differs by accident, not by intent. */
+uint64_t mu_hash64(uint64_t seed, const void *data, size_t n);
+
 #endif

@@ -18,6 +18,7 @@
 
 #include "base/alloc.h"
 #include "base/arena.h"
+#include "base/bytes.h"
 #include "model/gguf_part.h"
 #include "model/hf.h"
 
@@ -84,6 +85,11 @@ static enum mu_status part_map(struct mu_gguf_part *p, struct mu_err *err)
         } else {
             p->map = map;
             p->size = (uint64_t)sb.st_size;
+            const uint64_t file[] = {(uint64_t)sb.st_size,         (uint64_t)sb.st_mtim.tv_sec,
+                                     (uint64_t)sb.st_mtim.tv_nsec, (uint64_t)sb.st_ctim.tv_sec,
+                                     (uint64_t)sb.st_ctim.tv_nsec, (uint64_t)sb.st_ino,
+                                     (uint64_t)sb.st_dev};
+            p->identity = mu_hash64(0, file, sizeof file);
         }
     }
     close(fd);
@@ -311,6 +317,18 @@ const char *mu_gguf_path(const struct mu_gguf *g)
 int mu_gguf_version(const struct mu_gguf *g)
 {
     return (int)g->parts[0].version;
+}
+
+uint64_t mu_gguf_identity(const struct mu_gguf *g)
+{
+    uint64_t h = 0;
+    for (int i = 0; i < g->n_part; i++) {
+        const struct mu_gguf_part *p = &g->parts[i];
+        uint64_t one = p->in_memory ? mu_hash64(0, p->map, p->size) : p->identity;
+        h = mu_hash64(h, p->path, p->path ? strlen(p->path) : 0);
+        h = mu_hash64(h, &one, sizeof one);
+    }
+    return h;
 }
 
 uint64_t mu_gguf_file_bytes(const struct mu_gguf *g)

@@ -77,6 +77,9 @@ enum mu_status mu_gguf_open(const char *path, struct mu_gguf **gguf_out, struct 
 void mu_gguf_close(struct mu_gguf *g); /* NULL is fine */
 const char *mu_gguf_path(const struct mu_gguf *g);
 int mu_gguf_version(const struct mu_gguf *g);
+/* A fingerprint of the files that are mapped: where they lie, their sizes, times and inodes; of what a reader made of a
+ * folder its bytes. The same model opened again has the same one, unless a file was changed or put in another's place. */
+uint64_t mu_gguf_identity(const struct mu_gguf *g);
 uint64_t mu_gguf_file_bytes(const struct mu_gguf *g); /* all parts together */
 
 size_t mu_gguf_n_value(const struct mu_gguf *g);

@@ -19,6 +19,7 @@ struct mu_gguf_part {
     const uint8_t *map;        /* size bytes, read-only; NULL before it is mapped */
     bool in_memory;            /* map is ours, from mu_malloc */
     uint64_t size;
+    uint64_t identity; /* of the file that is mapped: its size, time of change and inode; of memory its bytes */
     uint32_t version;
     uint64_t data_start;                 /* tensor offsets count from here */
     struct mu_gguf_value *values;        /* in file order; strings arrays owned */

@@ -5,12 +5,15 @@
  * no bit of it depends on who owns it.
  *
  * Weights are one block of pages straight from the system; the member that packs a piece touches it first, so it lies
- * on the NUMA node where the rank runs. Vectors are small and copied whole (small.c). The embedding is read from the
+ * on the NUMA node where the rank runs. In a gang the block is the worker's (kept.c): a rank that is launched again finds
+ * it packed. Vectors are small and copied whole (small.c). The embedding is read from the
  * mapped file: a step touches a row a token. */
 #include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/bytes.h"
+#include "base/clock.h"
 #include "base/fault.h"
 #include "kernels/quantize_rows.h"
 #include "shard/parts.h"
@@ -36,6 +39,7 @@ struct load {
     const struct mu_shard_options *opt;
     struct load_item *item;
     int n_item, n_group;
+    bool kept;               /* the weights are in memory that outlives the process */
     struct staging *staging; /* [members] */
     uint64_t total_bytes;
     atomic_int next;
@@ -146,6 +150,11 @@ static enum mu_status pack_all(struct load *l, struct mu_err *err)
         atomic_store_explicit(&l->s->record->load_total_bytes, l->total_bytes, memory_order_relaxed);
     }
     if (mu_fault_hit("rank.load")) return mu_fail(err, MU_EIO, "the fault point rank.load was hit");
+    if (l->s->kept_full) {
+        atomic_store(&l->done_bytes, l->total_bytes);
+        load_tell(l);
+        return MU_OK;
+    }
     for (int i = 0; i < l->n_item; i++) {
         const struct load_item *it = &l->item[i];
         mu_gguf_will_read_rows(g, file_tensor(it), (uint64_t)it->row0, (uint64_t)it->mat->n_row);
@@ -185,6 +194,20 @@ static void items_of_layers(struct load *l)
     if (s->last_stage) item_add(l, &s->out, s->model->output, s->me.vocab.begin, mu_range_len(s->me.vocab));
 }
 
+/* Of everything that decides which bytes the packer writes where, but for the file's own. */
+static uint64_t layout_of(const struct load *l)
+{
+    uint64_t h = 0;
+    for (int i = 0; i < l->n_item; i++) {
+        const struct load_item *it = &l->item[i];
+        const uint64_t numbers[] = {it->tensor->type, it->tensor->source ? it->tensor->source->type : UINT64_MAX,
+                                    (uint64_t)it->row0, (uint64_t)it->mat->n_row, (uint64_t)it->mat->n_col};
+        h = mu_hash64(h, it->tensor->name.p, it->tensor->name.len);
+        h = mu_hash64(h, numbers, sizeof numbers);
+    }
+    return h;
+}
+
 static enum mu_status weights_alloc(struct load *l, struct mu_err *err)
 {
     struct mu_shard *s = l->s;
@@ -199,7 +222,8 @@ static enum mu_status weights_alloc(struct load *l, struct mu_err *err)
             return mu_fail(err, MU_ENOMEM, "the weights of rank %d are too large", l->opt->rank);
     }
     s->weights.bytes = total;
-    if (total) s->weights.p = mu_pages_alloc(total);
+    l->kept = total && l->opt->kept_fd > 0 && mu_kept_open(s, l->opt->kept_fd, layout_of(l));
+    if (total && !l->kept) s->weights.p = mu_pages_alloc(total);
     if (total && !s->weights.p)
         return mu_fail(err, MU_ENOMEM,
                        "no memory for the weights of rank %d (%zu MB): use more ranks or a smaller model", l->opt->rank,
@@ -251,6 +275,7 @@ enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *
 {
     int n_layer = mu_range_len(s->stage.layers);
     struct load l = {.s = s, .opt = opt};
+    int64_t start = mu_now_ns();
     atomic_init(&l.next, 0);
     atomic_init(&l.bad, -1);
     atomic_init(&l.done_bytes, 0);
@@ -269,6 +294,8 @@ enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *
     MU_TRY(st, weights_alloc(&l, err), fail);
     MU_TRY(st, staging_alloc(&l, err), fail);
     MU_TRY(st, pack_all(&l, err), fail);
+    if (l.kept && !s->kept_full) MU_TRY(st, mu_kept_seal(s, opt->kept_fd, layout_of(&l), err), fail);
+    if (l.kept) mu_kept_tell(s, (double)(mu_now_ns() - start) / 1e9);
     MU_TRY(st, mu_lora_load(s, opt, err), fail);
 fail:
     staging_free(&l);

@@ -2,6 +2,7 @@
  * shard/.
  *
  *   load.c      the rank's rows, packed               kv.c       pages and page tables
+ *   kept.c      … in memory that outlives the process
  *   experts.c   routing, and the chosen experts' feed-forward
  *   small.c     norms, biases, rotation frequencies
  *   phase.c     shared work inside a step: claims, matrix products, norms and input forms
@@ -133,6 +134,8 @@ struct mu_shard {
 
     /* weights */
     struct block weights;
+    bool kept_full;                             /* they were packed by an earlier launch, and are mapped read-only */
+    size_t kept_huge;                           /* else, where they are kept: huge pages among theirs */
     float *vectors;                             /* all norms and biases */
     struct layer *layer;                        /* [layers of the stage] */
     struct mu_mat *expert;                      /* [layers of the stage][3: gate, up, down][n_expert], my rows */
@@ -226,6 +229,16 @@ struct run {
 /* ---- load.c ---- */
 unsigned mu_form_of(uint32_t type);
 enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err);
+
+/* ---- kept.c ---- */
+/* Maps weights.bytes of that memory as the weights: complete (kept_full), or to be packed into and then sealed. layout is
+ * a fingerprint of the matrices in them. false: it cannot be used, a warning was given, nothing is mapped. */
+bool mu_kept_open(struct mu_shard *s, int fd, uint64_t layout);
+/* After all is packed: nobody can change the weights any more. A system that refuses to seal leaves them good for this
+ * process only. */
+enum mu_status mu_kept_seal(struct mu_shard *s, int fd, uint64_t layout, struct mu_err *err);
+/* A line of the log. */
+void mu_kept_tell(const struct mu_shard *s, double seconds);
 
 /* ---- experts.c ---- */
 /* Matrices of all experts; id is MU_T_GATE, MU_T_UP or MU_T_DOWN. layer counts from the stage's first. */

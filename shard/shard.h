@@ -57,6 +57,7 @@ struct mu_shard_options {
     struct mu_rank_record *record;                                               /* may be NULL */
     void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx); /* may be NULL; calling thread */
     void *load_ctx;
+    int kept_fd; /* memory that outlives the process (kept.c), borrowed until mu_shard_create returns; 0: none */
     const struct mu_adapters *adapters; /* may be NULL; decide serving's n_adapter and lora_rank */
 };
 

@@ -199,6 +199,7 @@ static void verdict_and_end(struct mu_worker_gang *g)
                  status != -1 && WIFEXITED(status) ? WEXITSTATUS(status) : -1,
                  g->banner_len ? g->banner : "it said nothing");
     }
+    g->forget = permanent;
     mu_worker_gang_end(g, culprit, permanent, reason);
 }
 
@@ -298,6 +299,7 @@ bool mu_worker_gang_tick(struct mu_worker_gang *g)
     if (mu_rpc_call_cancelled(g->call)) {
         if (!g->orphan_ns) g->orphan_ns = now;
         if (now >= g->orphan_ns + GRACE_MS * MU_MS) {
+            g->forget = true;
             mu_worker_gang_end(g, -1, false, "the coordinator has gone");
             return true;
         }

@@ -9,6 +9,7 @@
 #include "muster/v1/internal.pb-c.h"
 #include "transport/rpc.h"
 #include "worker/gang_file.h"
+#include "worker/kept.h"
 #include "worker/procs.h"
 #include "worker/rank.h"
 #include "worker/watch.h"
@@ -33,6 +34,8 @@ struct mu_worker_gang {
     const struct mu_worker_gang_place *place;
     Muster__Internal__V1__StartGangRequest *req; /* owned; defaults filled in */
     struct mu_rpc_call *call;                    /* a reference; the event stream */
+    struct mu_kept *kept;                        /* the ranks' weights; outlives the gang */
+    bool forget;                                 /* over, and not to be launched again */
     int n_rank;
     struct mu_worker_gang_rank_row row[MU_MAX_RANKS];
     int64_t layer_ms; /* mu_rank_layer_ms of the gang */
@@ -57,11 +60,11 @@ struct mu_worker_gang {
     int told_rank, told_signal; /* by mpirun: who died of what; -1 */
 };
 
-/* gang_start.c — takes req and a reference to call in every case. On failure the gang is over: tell it with
+/* gang_start.c — takes req and a reference to call in every case; kept is borrowed for the gang's life. On failure the gang is over: tell it with
  * mu_worker_gang_died. */
 enum mu_status mu_worker_gang_start(const struct mu_worker_gang_place *place, struct mu_rpc_call *call,
-                                    Muster__Internal__V1__StartGangRequest *req, struct mu_worker_gang **gang_out,
-                                    struct mu_err *err);
+                                    Muster__Internal__V1__StartGangRequest *req, struct mu_kept *kept,
+                                    struct mu_worker_gang **gang_out, struct mu_err *err);
 /* gang_output.c — what mpirun prints: the ranks' lines go on to our stderr, its own words are kept. */
 void mu_worker_gang_output_read(struct mu_worker_gang *g);
 /* gang.c */

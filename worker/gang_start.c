@@ -73,7 +73,7 @@ static double gib(uint64_t bytes)
 /* As many pages as were asked for, or as memory leaves: all ranks are on this machine. */
 static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const struct mu_model *model,
                                 const struct mu_plan *plan, const struct mu_adapters *adapters,
-                                const struct mu_topo *topo, struct mu_err *err)
+                                const struct mu_topo *topo, uint64_t kept_bytes, struct mu_err *err)
 {
     uint64_t fixed = 0, page_bytes = 0, pages_of_one = (r->context + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
     struct mu_serving one = mu_worker_gang_serving(r);
@@ -85,7 +85,8 @@ static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const
         fixed += m.weights + m.scratch + mu_plan_adapter_bytes(model, plan, i, adapters);
         page_bytes += mu_plan_kv_page_bytes(model, plan, i);
     }
-    uint64_t available = topo->mem_available_bytes - topo->mem_available_bytes / 16;
+    /* weights that are there already are counted among those that are wanted */
+    uint64_t available = topo->mem_available_bytes + kept_bytes - topo->mem_available_bytes / 16;
     uint64_t wanted = r->kv_pages ? r->kv_pages : pages_of_one * r->parallel;
     uint64_t least = r->kv_pages ? r->kv_pages : pages_of_one;
     uint64_t room = available > fixed && page_bytes ? (available - fixed) / page_bytes : 0;
@@ -124,9 +125,11 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     MU_TRY(st, mu_model_quantize(model, r->quantize, err), out);
     MU_TRY(st, mu_worker_gang_adapters(r, model, &adapters, err), out);
     MU_TRY(st, mu_plan_build(model, &split, plan, err), out);
+    mu_kept_prepare(g->kept, model, r->split, r->quantize, plan->n_rank);
+    r->kept_fd = g->kept->n_rank ? MU_KEPT_FD : 0;
     MU_TRY(st, mu_topo_read(topo, err), out);
     MU_TRY(st, defaults_fill(r, model, plan->n_rank, topo, err), out);
-    MU_TRY(st, pages_fit(r, model, plan, adapters, topo, err), out);
+    MU_TRY(st, pages_fit(r, model, plan, adapters, topo, mu_kept_bytes(g->kept), err), out);
     struct mu_serving serving = mu_worker_gang_serving(r);
     g->n_rank = plan->n_rank;
     g->layer_ms = mu_rank_layer_ms(model, &serving, (int)r->threads);
@@ -302,7 +305,10 @@ static enum mu_status process_spawn(struct mu_worker_gang *g, const struct args 
     posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
     posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
     posix_spawn_file_actions_adddup2(&actions, out[1], STDERR_FILENO);
-    posix_spawn_file_actions_addclosefrom_np(&actions, STDERR_FILENO + 1);
+    _Static_assert(MU_KEPT_FD == STDERR_FILENO + 1, "what is kept follows the standard streams");
+    for (int i = 0; i < g->kept->n_rank; i++)
+        posix_spawn_file_actions_adddup2(&actions, g->kept->fd[i], MU_KEPT_FD + i);
+    posix_spawn_file_actions_addclosefrom_np(&actions, MU_KEPT_FD + g->kept->n_rank);
     posix_spawnattr_setsigmask(&attr, &none);
     posix_spawnattr_setsigdefault(&attr, &all);
     /* Its own session: Ctrl-C at the terminal is for the worker, which ends it in order. */
@@ -366,8 +372,8 @@ static enum mu_status request_check(const Muster__Internal__V1__StartGangRequest
 }
 
 enum mu_status mu_worker_gang_start(const struct mu_worker_gang_place *place, struct mu_rpc_call *call,
-                                    Muster__Internal__V1__StartGangRequest *req, struct mu_worker_gang **gang_out,
-                                    struct mu_err *err)
+                                    Muster__Internal__V1__StartGangRequest *req, struct mu_kept *kept,
+                                    struct mu_worker_gang **gang_out, struct mu_err *err)
 {
     enum mu_status st;
     struct mu_worker_gang *g = mu_calloc(1, sizeof *g);
@@ -377,6 +383,7 @@ enum mu_status mu_worker_gang_start(const struct mu_worker_gang_place *place, st
         return mu_fail(err, MU_ENOMEM, "out of memory for a gang");
     }
     g->place = place;
+    g->kept = kept;
     g->req = req;
     g->call = call;
     g->mpirun.fd = g->output_fd = -1;

@@ -9,6 +9,7 @@
  * Threads: the compute thread (main) owns all of it and is the only one that calls MPI; the breath thread counts up its
  * word of the record, so that the worker can tell a stopped process from a busy one; the leader has gRPC's thread. */
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -144,6 +145,19 @@ static enum mu_status pool_open(struct rank *r, struct mu_err *err)
     return st;
 }
 
+/* The worker's memory for our weights, as mpirun has it; 0: there is none. */
+static int kept_open(const struct rank *r)
+{
+    char path[64];
+    if (!r->req->kept_fd) return 0;
+    snprintf(path, sizeof path, "/proc/%d/fd/%u", (int)getppid(), r->req->kept_fd + (unsigned)r->rank);
+    int fd = open(path, O_RDWR | O_CLOEXEC);
+    if (fd >= 0) return fd;
+    mu_warn("rank", "the weights cannot be kept for the next launch, which will pack them again: %s: %s", path,
+            strerror(errno));
+    return 0;
+}
+
 static enum mu_status model_load(struct rank *r, struct mu_err *err)
 {
     enum mu_status st;
@@ -171,8 +185,10 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
         .load_progress = load_progress,
         .load_ctx = r->record,
         .adapters = r->adapters,
+        .kept_fd = kept_open(r),
     };
     st = mu_shard_create(&opt, &r->shard, err);
+    if (opt.kept_fd > 0) close(opt.kept_fd);
 out:
     if (st != MU_OK) mu_err_wrap(err, "cannot load %s", r->req->model_path);
     return st;

@@ -18,7 +18,7 @@
 #include "base/log.h"
 #include "base/queue.h"
 
-enum { QUEUE_ITEMS = 64, MAX_GANGS = 8, MAX_NAMES = 256, TICK_MS = 100 };
+enum { QUEUE_ITEMS = 64, MAX_GANGS = 8, MAX_NAMES = 256, TICK_MS = 100, KEPT_LOOK_MS = 1000 };
 
 struct item {
     struct mu_rpc_call *call;                      /* a reference */
@@ -29,6 +29,7 @@ struct item {
 struct name { /* the newest epoch of a gang id */
     char gang[MU_GANG_NAME_MAX + 1];
     uint64_t epoch;
+    struct mu_kept kept;
 };
 
 struct mu_supervisor {
@@ -112,11 +113,27 @@ static int gang_find(const struct mu_supervisor *s, const char *gang)
     return -1;
 }
 
-static void gang_end(struct mu_supervisor *s, int i, const char *reason)
+/* The gang is over; its weights wait for the next launch. */
+static void gang_forget(struct mu_supervisor *s, int i)
 {
-    mu_worker_gang_end(s->gang[i], -1, false, reason);
+    struct mu_kept *kept = s->gang[i]->kept;
+    bool forget = s->gang[i]->forget;
     mu_worker_gang_destroy(s->gang[i]);
     s->gang[i] = NULL;
+    kept->idle_ns = mu_now_ns();
+    if (forget) mu_kept_drop(kept);
+}
+
+static void gang_end(struct mu_supervisor *s, int i, bool forget, const char *reason)
+{
+    s->gang[i]->forget = forget;
+    mu_worker_gang_end(s->gang[i], -1, false, reason);
+    gang_forget(s, i);
+}
+
+static bool kept_waits(const struct mu_kept *k)
+{
+    return k->n_rank && k->idle_ns;
 }
 
 static void start_do(struct mu_supervisor *s, struct item *it)
@@ -139,7 +156,7 @@ static void start_do(struct mu_supervisor *s, struct item *it)
     }
     name->epoch = epoch;
     int i = gang_find(s, req->gang);
-    if (i >= 0) gang_end(s, i, "a newer epoch of this gang starts");
+    if (i >= 0) gang_end(s, i, false, "a newer epoch of this gang starts");
     for (i = 0; i < MAX_GANGS && s->gang[i]; i++) {}
     if (i == MAX_GANGS) {
         mu_rpc_call_finish(it->call, MU_RPC_RESOURCE_EXHAUSTED, "this worker runs %d gangs already", (int)MAX_GANGS);
@@ -147,7 +164,9 @@ static void start_do(struct mu_supervisor *s, struct item *it)
     }
     if (mu_rpc_call_cancelled(it->call)) return; /* nobody is there any more */
     it->start = NULL;                            /* the gang's now */
-    if (mu_worker_gang_start(s->place, mu_rpc_call_retain(it->call), req, &s->gang[i], &err) != MU_OK) {
+    if (mu_worker_gang_start(s->place, mu_rpc_call_retain(it->call), req, &name->kept, &s->gang[i], &err) != MU_OK) {
+        name->kept.idle_ns = mu_now_ns();
+        if (mu_worker_gang_error_permanent(err.code)) mu_kept_drop(&name->kept);
         mu_log_err(MU_LOG_WARN, "worker", &err, "gang epoch %llu cannot start", epoch);
         mu_worker_gang_died(it->call, epoch, -1, mu_worker_gang_error_permanent(err.code), err.text);
     }
@@ -163,7 +182,7 @@ static void stop_do(struct mu_supervisor *s, struct item *it)
                            (unsigned long long)s->gang[i]->req->epoch);
         return;
     }
-    if (i >= 0) gang_end(s, i, "stopped");
+    if (i >= 0) gang_end(s, i, true, "stopped");
     mu_rpc_call_reply(it->call, &reply.base);
 }
 
@@ -182,14 +201,16 @@ static void items_do(struct mu_supervisor *s)
 static void wait_some(struct mu_supervisor *s)
 {
     struct pollfd p[1 + MAX_GANGS * MU_GANG_POLL_FDS];
-    int n = 0, busy = 0;
+    int n = 0, busy = 0, waiting = 0;
     p[n++] = (struct pollfd){.fd = mu_queue_wake_fd(s->queue), .events = POLLIN};
     for (int i = 0; i < MAX_GANGS; i++)
         if (s->gang[i]) {
             n += mu_worker_gang_poll_set(s->gang[i], p + n);
             busy = 1;
         }
-    poll(p, (nfds_t)n, busy ? TICK_MS : -1); /* without gangs only the queue can wake us, and its end does */
+    for (int i = 0; i < s->n_name; i++) waiting |= kept_waits(&s->name[i].kept);
+    /* without gangs only the queue can wake us, and its end does */
+    poll(p, (nfds_t)n, busy ? TICK_MS : waiting ? KEPT_LOOK_MS : -1);
 }
 
 static void *supervisor_main(void *arg)
@@ -199,13 +220,14 @@ static void *supervisor_main(void *arg)
         wait_some(s);
         items_do(s);
         for (int i = 0; i < MAX_GANGS; i++)
-            if (s->gang[i] && mu_worker_gang_tick(s->gang[i])) {
-                mu_worker_gang_destroy(s->gang[i]);
-                s->gang[i] = NULL;
-            }
+            if (s->gang[i] && mu_worker_gang_tick(s->gang[i])) gang_forget(s, i);
+        for (int i = 0; i < s->n_name; i++)
+            if (kept_waits(&s->name[i].kept) && mu_now_ns() - s->name[i].kept.idle_ns > MU_KEPT_IDLE_MS * MU_MS)
+                mu_kept_drop(&s->name[i].kept);
     }
     for (int i = 0; i < MAX_GANGS; i++)
-        if (s->gang[i]) gang_end(s, i, "the worker is shutting down");
+        if (s->gang[i]) gang_end(s, i, true, "the worker is shutting down");
+    for (int i = 0; i < s->n_name; i++) mu_kept_drop(&s->name[i].kept);
     return NULL;
 }
 

@@ -155,12 +155,28 @@ static void floats_keep_their_bits(void **state)
     }
 }
 
+/* Every bit counts, and so do the length and what came before. */
+static void test_hash(void **state)
+{
+    (void)state;
+    uint8_t data[21] = {0};
+    uint64_t none = mu_hash64(0, data, sizeof data);
+    assert_true(mu_hash64(0, data, sizeof data) == none);
+    for (size_t i = 0; i < 8 * sizeof data; i++) {
+        data[i / 8] ^= (uint8_t)(1u << i % 8);
+        assert_true(mu_hash64(0, data, sizeof data) != none);
+        data[i / 8] ^= (uint8_t)(1u << i % 8);
+    }
+    for (size_t n = 0; n < sizeof data; n++) assert_true(mu_hash64(0, data, n) != mu_hash64(0, data, n + 1));
+    assert_true(mu_hash64(1, data, 0) != mu_hash64(0, data, 0));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(layout_is_little_endian), cmocka_unit_test(every_prefix_is_short),
         cmocka_unit_test(every_bound_is_kept),     cmocka_unit_test(a_writer_grows),
-        cmocka_unit_test(floats_keep_their_bits),
+        cmocka_unit_test(floats_keep_their_bits),  cmocka_unit_test(test_hash),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

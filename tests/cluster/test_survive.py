@@ -1,7 +1,9 @@
 """Processes die in the middle of tokens; every stream goes on with exactly the tokens it would have had."""
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 import unittest
@@ -11,6 +13,15 @@ import harness  # noqa: E402
 from harness import grpc, pb  # noqa: E402
 
 N_STREAM, N_TOKEN = 6, 200
+
+
+def worker_pid(server):
+    """The child of the server that is a worker."""
+    for pid in server.processes():
+        with open(f"/proc/{pid}/cmdline", "rb") as f:
+            if b"\0worker\0" in f.read():
+                return pid
+    raise AssertionError("no worker process")
 
 
 class Survive(unittest.TestCase):
@@ -23,14 +34,6 @@ class Survive(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.server.__exit__(None, None, None)
-
-    def worker_pid(self):
-        """The child of the server that is a worker."""
-        for pid in self.server.processes():
-            with open(f"/proc/{pid}/cmdline", "rb") as f:
-                if b"\0worker\0" in f.read():
-                    return pid
-        self.fail("no worker process")
 
     def interrupt(self, harm):
         """Runs the streams, does harm when all are on their way, and compares."""
@@ -90,7 +93,7 @@ class Survive(unittest.TestCase):
         self.interrupt(lambda: os.kill(self.server.gang().mpirun_pid, signal.SIGKILL))
 
     def test_kill_the_worker(self):
-        self.interrupt(lambda: os.kill(self.worker_pid(), signal.SIGKILL))
+        self.interrupt(lambda: os.kill(worker_pid(self.server), signal.SIGKILL))
 
     def test_stop_a_rank(self):
         gang = self.interrupt(lambda: os.kill(self.pid_of(0), signal.SIGSTOP))
@@ -106,6 +109,77 @@ class Survive(unittest.TestCase):
         self.server.wait_ready(epoch_after=epoch)
         ids, _, _ = self.server.generate(self.jobs[1][0], N_TOKEN, seed=self.jobs[1][1])
         self.assertEqual(ids, self.expected[1])
+
+
+class Kept(unittest.TestCase):
+    """The weights that ranks packed outlive them, as long as the worker lives and they are the ones that are wanted."""
+
+    N_RANK = 2
+
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="muster-kept-")
+        self.model = os.path.join(self.folder.name, "model.gguf")
+        shutil.copyfile(harness.BARD, self.model)
+        self.server = harness.Server(model=self.model, split="1:1")
+        self.epoch = self.server.wait_ready().epoch
+        self.expected = self.server.generate("SCENE", 40, seed=7, temperature=0.8)[0]
+        self.said = 0
+        self.packed_and_found(self.N_RANK, 0)
+
+    def tearDown(self):
+        self.server.__exit__(None, None, None)
+        self.folder.cleanup()
+
+    def packed_and_found(self, packed, found):
+        """What the ranks said about their weights since last time."""
+        said = self.server.logged()[self.said:]
+        self.said += len(said)
+        self.assertEqual((said.count("of weights packed"), said.count("from an earlier launch")), (packed, found), said)
+
+    def killed(self, pid):
+        os.kill(pid, signal.SIGKILL)
+        self.epoch = self.server.wait_ready(epoch_after=self.epoch).epoch
+        self.assertEqual(self.server.generate("SCENE", 40, seed=7, temperature=0.8)[0], self.expected)
+
+    def memories(self):
+        """Inodes of the weights that any process of the server has open or mapped."""
+        found = set()
+        for pid in self.server.processes():
+            try:
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    if "muster-weights" in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                        found.add(os.stat(f"/proc/{pid}/fd/{fd}").st_ino)
+                with open(f"/proc/{pid}/maps") as f:
+                    found.update(int(line.split()[4]) for line in f if "muster-weights" in line)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+        return found
+
+    def test_ranks_die(self):
+        memories = self.memories()
+        self.assertEqual(len(memories), self.N_RANK)
+        for rank in (1, 0, 1):
+            self.killed(self.server.gang().rank[rank].pid)
+            self.packed_and_found(0, self.N_RANK)
+        self.assertEqual(self.memories(), memories)
+        self.killed(self.server.gang().mpirun_pid)
+        self.packed_and_found(0, self.N_RANK)
+
+    def test_the_worker_dies(self):
+        memories = self.memories()
+        self.killed(worker_pid(self.server))
+        self.packed_and_found(self.N_RANK, 0)
+        self.assertEqual(len(self.memories()), self.N_RANK)
+        self.assertFalse(self.memories() & memories)
+
+    def test_the_file_changes(self):
+        memories = self.memories()
+        os.utime(self.model, (1, 1))
+        self.killed(self.server.gang().rank[0].pid)
+        self.packed_and_found(self.N_RANK, 0)
+        self.assertFalse(self.memories() & memories)
+        self.killed(self.server.gang().rank[0].pid)
+        self.packed_and_found(0, self.N_RANK)
 
 
 class Poison(unittest.TestCase):

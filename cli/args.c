@@ -136,6 +136,13 @@ const char *mu_arg_quantize(const char *text, struct argp_state *state)
     return text;
 }
 
+enum mu_kv_type mu_arg_kv(const char *text, struct argp_state *state)
+{
+    int kv = *text ? mu_kv_type_by_name(text) : -1;
+    if (kv < 0) argp_error(state, "--kv may be f16 or q8_0, not '%s'", text);
+    return (enum mu_kv_type)kv;
+}
+
 enum mu_status mu_cli_open(const char *name, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err)
 {
     struct mu_opened o = {0};

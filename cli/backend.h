@@ -75,6 +75,7 @@ struct mu_local_options {
     const char *model;           /* a file, or a name that a store knows */
     const char *template_file;   /* instead of the model's own template, or NULL */
     const char *quantize;        /* a type's name, or NULL: as in the file */
+    enum mu_kv_type kv;          /* how the cache is kept */
     bool no_template;            /* the model's own one is not even looked at */
     struct mu_adapter_spec lora; /* an empty path: none but the model's own */
     int n_thread, n_ctx;         /* 0: all cores; the model's, at most 8,192 */

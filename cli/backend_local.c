@@ -21,6 +21,7 @@ struct local {
     char *template_text;
     struct mu_solo *solo;
     int n_thread;
+    enum mu_kv_type kv;
     int32_t *held; /* [n_ctx] ids in the cache */
     size_t n_held;
     char description[256], *license, *bos, *eos; /* bos, eos: as text, "" where none */
@@ -54,13 +55,14 @@ static enum mu_status gang_open(const struct local *l, int n_ctx, struct mu_solo
     if (n_ctx > trained)
         return mu_fail(err, MU_EINVAL, "a context of %d is more than the %d tokens that the model was made for", n_ctx,
                        trained);
-    struct mu_solo_options opt = {.model = l->o.model,
-                                  .adapters = l->o.adapters,
-                                  .n_thread = l->n_thread,
-                                  .pin = 1,
-                                  .serving = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = n_ctx < 512 ? n_ctx : 512},
-                                  .load_progress = mu_bar_load,
-                                  .load_ctx = &bar};
+    struct mu_solo_options opt = {
+        .model = l->o.model,
+        .adapters = l->o.adapters,
+        .n_thread = l->n_thread,
+        .pin = 1,
+        .serving = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = n_ctx < 512 ? n_ctx : 512, .kv = l->kv},
+        .load_progress = mu_bar_load,
+        .load_ctx = &bar};
     int32_t *held = mu_reallocarray(NULL, (size_t)n_ctx, sizeof *held);
     if (!held) return mu_fail(err, MU_ENOMEM, "no memory for a context of %d tokens", n_ctx);
     MU_TRY(st, mu_split_parse("1", &opt.split, err), fail);
@@ -408,6 +410,7 @@ enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_ba
     struct local *l = mu_calloc(1, sizeof *l);
     enum mu_status st;
     if (!l) return mu_fail(err, MU_ENOMEM, "no memory for '%s'", opt->model);
+    l->kv = opt->kv;
     l->n_thread = opt->n_thread ? opt->n_thread : mu_default_threads(1);
     MU_TRY(st, mu_cli_open(opt->model, true, &l->o, err), fail);
     MU_TRY(st, mu_model_quantize(l->o.model, opt->quantize, err), fail);

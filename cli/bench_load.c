@@ -233,6 +233,7 @@ static enum mu_status load_init(struct load *l, const struct mu_bench_options *o
     l->serving = (struct mu_serving){.n_ctx = pages * MU_PAGE_TOKENS,
                                      .n_slot = opt->n_stream,
                                      .n_page = (uint32_t)pages * (uint32_t)opt->n_stream,
+                                     .kv = opt->kv,
                                      .step_tokens = opt->n_stream > STEP_TOKENS ? opt->n_stream : STEP_TOKENS};
     l->pos = mu_calloc((size_t)opt->n_stream, sizeof *l->pos);
     l->n_page = mu_calloc((size_t)opt->n_stream, sizeof *l->n_page);

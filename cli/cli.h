@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "kernels/types.h"
 #include "model/adapter.h"
 #include "model/model.h"
 #include "model/store.h"
@@ -49,13 +50,19 @@ enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, st
 enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out, struct mu_err *err);
 /* The name of a type that matrices can be quantised to. */
 const char *mu_arg_quantize(const char *text, struct argp_state *state);
-enum { MU_OPT_QUANTIZE = 1000 };
+enum { MU_OPT_QUANTIZE = 1000, MU_OPT_KV };
 #define MU_QUANTIZE_OPTION(group)                                                   \
     {                                                                               \
         "quantize", MU_OPT_QUANTIZE, "TYPE", 0,                                     \
             "quantise F32, F16 and BF16 matrices at load: q8_0, q6_k, q5_k, q4_k, " \
             "q4_0, mxfp4, … (as in the file)",                                      \
             group                                                                   \
+    }
+/* The name of a format of the cache. */
+enum mu_kv_type mu_arg_kv(const char *text, struct argp_state *state);
+#define MU_KV_OPTION(group)                                                                       \
+    {                                                                                             \
+        "kv", MU_OPT_KV, "TYPE", 0, "how the cache keeps keys and values: f16, q8_0 (f16)", group \
     }
 /* How many threads pay on this machine (base/topo.h), shared among n_rank ranks; at least 1. */
 int mu_default_threads(int n_rank);
@@ -111,6 +118,7 @@ void mu_cli_close(struct mu_opened *o);
 
 struct mu_bench_options {
     const char *path, *quantize; /* quantize: NULL, as in the file */
+    enum mu_kv_type kv;
     struct mu_split split;
     int n_prompt, n_decode, n_thread, n_stream, n_repeat, n_depth;
 };

@@ -11,6 +11,7 @@
 
 struct plan_args {
     const char *model, *split, *quantize;
+    enum mu_kv_type kv;
     int ctx, parallel;
 };
 
@@ -21,6 +22,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 's': a->split = arg; return 0;
     case 'c': a->ctx = (int)mu_arg_long(arg, 2, 1 << 24, "--ctx", state); return 0;
     case 'n': a->parallel = (int)mu_arg_long(arg, 1, 1024, "--parallel", state); return 0;
+    case MU_OPT_KV: a->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
@@ -145,6 +147,7 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     struct mu_serving serving = {.n_ctx = ctx,
                                  .n_slot = a->parallel,
                                  .step_tokens = 512,
+                                 .kv = a->kv,
                                  .n_page =
                                      (uint32_t)((ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS) * (uint32_t)a->parallel};
     MU_TRY(st, this_node(&node, err), done);
@@ -179,6 +182,7 @@ int mu_cmd_plan(int argc, char **argv)
         {"ctx", 'c', "N", 0, "tokens one request may hold (the model's, at most 8192)", 0},
         {"parallel", 'n', "N", 0, "sequences at once (32)", 0},
         MU_QUANTIZE_OPTION(0),
+        MU_KV_OPTION(0),
         {0},
     };
     static const struct argp argp = {

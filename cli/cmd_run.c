@@ -78,6 +78,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_SERVER: c->server = arg; return 0;
     case OPT_LORA: mu_arg_adapter(arg, &c->local.lora, state); return 0;
     case OPT_ADAPTER: c->adapter = arg; return 0;
+    case MU_OPT_KV: c->local.kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: c->local.quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_RAW: c->raw = c->local.no_template = true; return 0;
     case OPT_SYSTEM: a->system = arg; return 0;
@@ -183,6 +184,7 @@ int mu_cmd_run(int argc, char **argv)
         {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 4},
         {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded", 4},
         MU_QUANTIZE_OPTION(4),
+        MU_KV_OPTION(4),
         {0},
     };
     static const struct argp argp = {

@@ -36,6 +36,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
     case OPT_TEMPLATE: o->template_path = arg; return 0;
     case OPT_QUIET: o->quiet = true; return 0;
+    case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: adapter_add(a, arg, state); return 0;
     case ARGP_KEY_ARG:
@@ -66,6 +67,7 @@ int mu_cmd_serve(int argc, char **argv)
         {"template", OPT_TEMPLATE, "FILE", 0, "chat template (Jinja) instead of the model's own", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
         MU_QUANTIZE_OPTION(0),
+        MU_KV_OPTION(0),
         {0},
     };
     static const struct argp argp = {

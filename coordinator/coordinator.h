@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/types.h"
 #include "model/adapter.h"
 
 struct mu_serve_options {
@@ -12,6 +13,7 @@ struct mu_serve_options {
     const char *model_name;                /* in a store: requests may ask for it by this; NULL: none */
     const char *template_path;             /* Jinja source instead of the model's own; NULL: that */
     const char *quantize;                  /* a type's name (mu_model_quantize), or NULL */
+    enum mu_kv_type kv;                    /* how the cache is kept */
     const char *split;                     /* "auto" or a split */
     const char *listen;                    /* "127.0.0.1:7400" */
     const char *worker;                    /* NULL: start one on this machine; else its address */

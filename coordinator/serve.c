@@ -69,7 +69,7 @@ static enum mu_status plan_memory(struct serve *s, uint64_t available, struct mu
     for (int r = 0; r < plan->n_rank; r++) {
         struct mu_rank_memory m;
         mu_plan_memory(h->model, plan, r, &h->serving, &m);
-        page_bytes += mu_plan_kv_page_bytes(h->model, plan, r);
+        page_bytes += mu_plan_kv_page_bytes(h->model, plan, r, h->serving.kv);
         fixed += m.weights + m.scratch + mu_plan_adapter_bytes(h->model, plan, r, h->adapters);
     }
     uint64_t usable = available - available / 16; /* the rest is for everybody else */
@@ -154,8 +154,10 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
         goto done;
     }
     if (!ctx) ctx = trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
-    h->serving = (struct mu_serving){
-        .n_ctx = ctx, .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL, .step_tokens = STEP_TOKENS};
+    h->serving = (struct mu_serving){.n_ctx = ctx,
+                                     .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL,
+                                     .step_tokens = STEP_TOKENS,
+                                     .kv = h->opt->kv};
     if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
     h->serving.n_adapter = h->adapters->n;
     h->serving.lora_rank = h->adapters->max_rank;

@@ -50,12 +50,12 @@ static void store_one(const struct mu_shard *s, const struct mu_step_seq *q, int
     const struct kv *kv = &s->kv;
     size_t stride = (size_t)kv->n_head * (size_t)kv->d_head, at = (size_t)t * stride + (size_t)j * (size_t)kv->d_head;
     uint32_t pos = q->pos0 + ((uint32_t)t - q->tok_off);
-    uint16_t *page = mu_kv_page(kv, layer, j, kv->slot[q->slot].page[pos / MU_PAGE_TOKENS]);
+    char *page = mu_kv_page(kv, layer, j, kv->slot[q->slot].page[pos / MU_PAGE_TOKENS]);
     const float *turn = turn_of(s, layer, t);
     head_norm(s, s->key + at, 1, s->layer[layer].vec[MU_T_K_NORM]);
     if (turn) s->k->rope(s->key + at, 1, kv->d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES, turn);
-    s->k->kv_store(s->key + at, s->value + at, kv->d_head, (int)(pos % MU_PAGE_TOKENS), page,
-                   page + kv->page_values / 2);
+    s->k->kv_store(kv->type, s->key + at, s->value + at, kv->d_head, (int)(pos % MU_PAGE_TOKENS), page,
+                   page + kv->page_bytes / 2);
 }
 
 static void rotate_queries(const struct mu_shard *s, struct mu_range heads, int layer, int t)
@@ -85,11 +85,13 @@ static void attend(const struct run *r, const struct mu_step_seq *q, int layer, 
     uint32_t first = window && pos0 >= window ? (pos0 - window + 1) / MU_PAGE_TOKENS : 0;
     uint32_t end = (pos0 + (uint32_t)n_tok + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
     for (uint32_t p = first; p < end; p++) {
-        r->mine->k_page[p] = mu_kv_page(kv, layer, j, slot->page[p]);
-        r->mine->v_page[p] = r->mine->k_page[p] + kv->page_values / 2;
+        const char *page = mu_kv_page(kv, layer, j, slot->page[p]);
+        r->mine->k_page[p] = page;
+        r->mine->v_page[p] = page + kv->page_bytes / 2;
     }
     const float *sinks = s->layer[layer].vec[MU_T_SINKS];
-    struct mu_attn a = {.n_tok = n_tok,
+    struct mu_attn a = {.kv = kv->type,
+                        .n_tok = n_tok,
                         .n_rep = mu_range_len(heads),
                         .d_head = kv->d_head,
                         .pos0 = (int)pos0,

@@ -55,6 +55,8 @@ static enum mu_status defaults_fill(Muster__Internal__V1__StartGangRequest *r, c
     if (!r->step_tokens) r->step_tokens = DEFAULT_STEP_TOKENS;
     if (!r->stall_timeout_ms) r->stall_timeout_ms = DEFAULT_STALL_MS;
     if (!r->load_timeout_ms) r->load_timeout_ms = DEFAULT_LOAD_MS;
+    if (mu_kv_type_by_name(r->kv) < 0)
+        return mu_fail(err, MU_EINVAL, "the cache has no format '%.40s'; f16 and q8_0 are possible", r->kv);
     MU_TRY(st, range_check("the number of threads", r->threads, 1, MAX_THREADS, err), out);
     MU_TRY(st, range_check("the context", r->context, 2, MAX_CONTEXT, err), out);
     MU_TRY(st, range_check("the number of parallel sequences", r->parallel, 1, MAX_PARALLEL, err), out);
@@ -83,7 +85,7 @@ static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const
         struct mu_rank_memory m;
         mu_plan_memory(model, plan, i, &one, &m);
         fixed += m.weights + m.scratch + mu_plan_adapter_bytes(model, plan, i, adapters);
-        page_bytes += mu_plan_kv_page_bytes(model, plan, i);
+        page_bytes += mu_plan_kv_page_bytes(model, plan, i, one.kv);
     }
     uint64_t available = topo->mem_available_bytes - topo->mem_available_bytes / 16;
     uint64_t wanted = r->kv_pages ? r->kv_pages : pages_of_one * r->parallel;

@@ -7,13 +7,37 @@
 
 enum { LANES = 16 };
 
+/* The group of 16 positions that holds pos. */
+static const void *group_of(const struct mu_attn *a, const void *const *page, int pos)
+{
+    size_t begin = (size_t)(pos % a->page_tokens / LANES);
+    return (const char *)page[pos / a->page_tokens] + begin * mu_kv_bytes(a->kv, a->d_head, LANES);
+}
+
+/* Dimension d of the key and the value at pos, as they were kept. */
+static float key(const struct mu_attn *a, int pos, int d)
+{
+    const void *group = group_of(a, a->k_page, pos);
+    if (a->kv == MU_KV_F16) return mu_f16_to_f32(((const uint16_t *)group)[(size_t)d * LANES + (size_t)(pos % LANES)]);
+    const float *scale = (const void *)((const char *)group + mu_kv_q8_key_block(d / MU_Q_BLOCK));
+    const int8_t *q = (const int8_t *)(scale + LANES) + (size_t)(d % MU_Q_BLOCK) * LANES;
+    return (float)q[pos % LANES] * scale[pos % LANES];
+}
+
+static float value(const struct mu_attn *a, int pos, int d)
+{
+    const void *group = group_of(a, a->v_page, pos);
+    size_t row = (size_t)(pos % LANES), n = (size_t)a->d_head;
+    if (a->kv == MU_KV_F16) return mu_f16_to_f32(((const uint16_t *)group)[row * n + (size_t)d]);
+    const int8_t *q = group;
+    const float *scale = (const void *)(q + LANES * n);
+    return (float)q[row * n + (size_t)d] * scale[row * (size_t)mu_kv_blocks(a->d_head) + (size_t)(d / MU_Q_BLOCK)];
+}
+
 static float key_score(const struct mu_attn *a, const float *q, int pos)
 {
-    int in_page = pos % a->page_tokens;
-    const uint16_t *k =
-        a->k_page[pos / a->page_tokens] + (size_t)(in_page / 16) * (size_t)a->d_head * 16 + (size_t)(in_page % 16);
     float s = 0.0f;
-    for (int d = 0; d < a->d_head; d++) s = fmaf(q[d], mu_f16_to_f32(k[(size_t)d * 16]), s);
+    for (int d = 0; d < a->d_head; d++) s = fmaf(q[d], key(a, pos, d), s);
     return a->softcap != 0.0f ? a->softcap * mu_tanhf(s / a->softcap) : s;
 }
 
@@ -30,8 +54,7 @@ static void segment(const struct mu_attn *a, const float *q, int begin, int end,
     for (int pos = begin; pos < end; pos++) {
         float w = mu_expf(p[pos - begin] - m);
         lane[pos % LANES] += w;
-        const uint16_t *v = a->v_page[pos / a->page_tokens] + (size_t)(pos % a->page_tokens) * (size_t)a->d_head;
-        for (int d = 0; d < a->d_head; d++) o[d] = fmaf(w, mu_f16_to_f32(v[d]), o[d]);
+        for (int d = 0; d < a->d_head; d++) o[d] = fmaf(w, value(a, pos, d), o[d]);
     }
     for (int half = LANES / 2; half >= 1; half /= 2)
         for (int i = 0; i < half; i++) lane[i] = lane[i] + lane[i + half];

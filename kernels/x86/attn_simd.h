@@ -27,10 +27,11 @@
 /* Accumulators in registers. 32 hold 6 rows × 4 vectors, and 4 vectors of K or V: faster than 12 × 2, which makes twice
  * as many broadcasts. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
 enum {
-    ROWS = 6,
 #if defined(MU_MATH_AVX512)
+    ROWS = 8,
     ROWS_WIDE = 6,
 #else
+    ROWS = 6,
     ROWS_WIDE = 3,
 #endif
 };
@@ -42,7 +43,8 @@ enum {
     Q_STRIDE = MU_MAX_D_HEAD + 16, /* no power of two: rows would share a cache set */
     P_STRIDE = MU_ATTN_SEGMENT + 16,
     BATCH_ROWS = 24, /* rows that go through the segments together, in blocks of up to ROWS */
-    BATCH_BLOCKS = BATCH_ROWS / ROWS,
+    ROWS_MANY = 6,
+    BATCH_BLOCKS = BATCH_ROWS / ROWS_MANY,
 };
 
 struct row {
@@ -68,9 +70,9 @@ struct pass {
     struct block *block;
     int lo, hi;               /* union of the rows' visible positions */
     int common_lo, common_hi; /* positions that all rows see; empty is [hi, hi) */
-    /* First key and value of each group of 16 positions that any row of the batch sees, and the keys of the segment
+    /* Keys and values of each group of 16 positions that any row of the batch sees, and the keys of the segment
      * after (of this one where there is none) to fetch early. */
-    const uint16_t *k[GROUPS], *v[GROUPS], *ahead[GROUPS];
+    const char *k[GROUPS], *v[GROUPS], *ahead[GROUPS];
     _Alignas(64) float p[ROWS][P_STRIDE]; /* scores, then weights */
 };
 
@@ -80,43 +82,59 @@ struct pass {
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* n_row rows × n_vec vectors of scores, from group g. */
-ALWAYS_INLINE void score_tile(struct pass *s, int n_row, int n_vec, int g)
+ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int n_vec, int g)
 {
+    const int d_head = s->a->d_head;
+    const size_t value = kv == MU_KV_F16 ? sizeof(uint16_t) : 1;
     vf acc[ROWS][4];
-    const uint16_t *k[4];
-#pragma GCC unroll 6
+    const char *k[4];
+#pragma GCC unroll 8
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) acc[r][v] = vf_set(0.0f);
-#pragma GCC unroll 4
-    for (int v = 0; v < n_vec; v++) k[v] = s->k[g + v / GROUP_VECS] + v % GROUP_VECS * VF_LANES;
-    const int d_head = s->a->d_head;
-    for (int d = 0; d < d_head; d++) {
-        vf x[4];
+    for (int block = 0, d = 0; d < d_head; block++) {
+        const int end = d_head - d < MU_Q_BLOCK ? d_head : d + MU_Q_BLOCK;
+        vf scale[4];
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) {
-            x[v] = vf_load_f16(k[v] + (size_t)d * GROUP);
-            if (v % GROUP_VECS == 0) fetch(s->v[g + v / GROUP_VECS] + (size_t)d * GROUP);
+            const int lane = v % GROUP_VECS * VF_LANES;
+            k[v] = s->k[g + v / GROUP_VECS];
+            if (kv == MU_KV_Q8_0) {
+                k[v] += mu_kv_q8_key_block(block);
+                scale[v] = vf_load((const float *)(const void *)k[v] + lane);
+                k[v] += GROUP * sizeof(float) - (size_t)d * GROUP;
+            }
+            k[v] += (size_t)lane * value;
         }
-#pragma GCC unroll 6
-        for (int r = 0; r < n_row; r++) {
-            vf q = vf_set(s->block->q[r][d]);
+        for (; d < end; d++) {
+            vf x[4];
 #pragma GCC unroll 4
-            for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(q, x[v], acc[r][v]);
+            for (int v = 0; v < n_vec; v++) {
+                const char *at = k[v] + (size_t)d * GROUP * value;
+                x[v] = kv == MU_KV_F16 ? vf_load_f16((const uint16_t *)(const void *)at)
+                                       : vf_mul(vf_load_i8((const int8_t *)at), scale[v]);
+                if (v % GROUP_VECS == 0) fetch(s->v[g + v / GROUP_VECS] + (size_t)d * GROUP * value);
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < n_row; r++) {
+                vf q = vf_set(s->block->q[r][d]);
+#pragma GCC unroll 4
+                for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(q, x[v], acc[r][v]);
+            }
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) vf_store(&s->p[r][g * GROUP + v * VF_LANES], acc[r][v]);
 }
 
-ALWAYS_INLINE void scores(struct pass *s, int n_row)
+ALWAYS_INLINE void scores(struct pass *s, enum mu_kv_type kv, int n_row)
 {
     const int groups = n_row <= ROWS_WIDE ? 4 / GROUP_VECS : 2 / GROUP_VECS;
     int g = s->lo / GROUP, end = (s->hi + GROUP - 1) / GROUP;
-    for (; g + groups <= end; g += groups) score_tile(s, n_row, groups * GROUP_VECS, g);
-    for (; g < end; g++) score_tile(s, n_row, GROUP_VECS, g);
+    for (; g + groups <= end; g += groups) score_tile(s, kv, n_row, groups * GROUP_VECS, g);
+    for (; g < end; g++) score_tile(s, kv, n_row, GROUP_VECS, g);
 }
 
 /* Softmax of one row's segment in place: p, and m and l of the segment. */
@@ -188,31 +206,44 @@ static void weigh(struct pass *s, int n_row)
     }
 }
 
+/* n dimensions, from d on, of the value at position `row` of the group at v. */
+ALWAYS_INLINE vf value_load(const struct pass *s, enum mu_kv_type kv, const char *v, int row, int d, int n)
+{
+    const size_t d_head = (size_t)s->a->d_head, at = (size_t)row * d_head + (size_t)d;
+    if (kv == MU_KV_F16) {
+        const uint16_t *x = (const uint16_t *)(const void *)v + at;
+        return n == VF_LANES ? vf_load_f16(x) : vf_load_f16_n(x, n);
+    }
+    const int8_t *x = (const int8_t *)v + at;
+    const float *scale = (const float *)(const void *)(v + GROUP * d_head) + row * mu_kv_blocks((int)d_head);
+    return vf_mul(n == VF_LANES ? vf_load_i8(x) : vf_load_i8_n(x, n), vf_set(scale[d / MU_Q_BLOCK]));
+}
+
 /* o of n_row rows × n_vec vectors of dimensions from d0, merged into out; the last vector has n_lane lanes. */
-ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int n_lane)
+ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int n_vec, int d0, int n_lane)
 {
     vf acc[ROWS][4];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) acc[r][v] = vf_set(0.0f);
-    const size_t d_head = (size_t)s->a->d_head;
+    const size_t value = kv == MU_KV_F16 ? sizeof(uint16_t) : 1, row_bytes = (size_t)s->a->d_head * value;
 
     for (int j = s->lo; j < s->hi;) {
         if (j >= s->common_lo && j < s->common_hi) {
             int end = (j / GROUP + 1) * GROUP;
             if (end > s->common_hi) end = s->common_hi;
-            const size_t skip = (size_t)(j % GROUP) * d_head + (size_t)d0;
-            const uint16_t *at = s->v[j / GROUP] + skip, *ahead = s->ahead[j / GROUP] + skip;
-            for (; j < end; j++, at += d_head, ahead += d_head) {
+            const char *group = s->v[j / GROUP];
+            const char *ahead = s->ahead[j / GROUP] + (size_t)(j % GROUP) * row_bytes + (size_t)d0 * value;
+            for (; j < end; j++, ahead += row_bytes) {
                 vf x[4];
 #pragma GCC unroll 4
                 for (int v = 0; v < n_vec; v++) {
-                    x[v] = v + 1 < n_vec || n_lane == VF_LANES ? vf_load_f16(at + v * VF_LANES)
-                                                               : vf_load_f16_n(at + v * VF_LANES, n_lane);
-                    if (v % GROUP_VECS == 0) fetch(ahead + v * VF_LANES);
+                    x[v] =
+                        value_load(s, kv, group, j % GROUP, d0 + v * VF_LANES, v + 1 < n_vec ? (int)VF_LANES : n_lane);
+                    if (v % GROUP_VECS == 0) fetch(ahead + (size_t)(v * VF_LANES) * value);
                 }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
                 for (int r = 0; r < n_row; r++) {
                     vf p = vf_set(s->p[r][j]);
 #pragma GCC unroll 4
@@ -221,11 +252,12 @@ ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int 
             }
             continue;
         }
-        const uint16_t *at = s->v[j / GROUP] + (size_t)(j % GROUP) * d_head + d0;
         vf x[4];
 #pragma GCC unroll 4
-        for (int v = 0; v < n_vec; v++) x[v] = vf_load_f16_n(at + v * VF_LANES, v + 1 < n_vec ? (int)VF_LANES : n_lane);
-#pragma GCC unroll 6
+        for (int v = 0; v < n_vec; v++)
+            x[v] = value_load(s, kv, s->v[j / GROUP], j % GROUP, d0 + v * VF_LANES,
+                              v + 1 < n_vec ? (int)VF_LANES : n_lane);
+#pragma GCC unroll 8
         for (int r = 0; r < n_row; r++) {
             vf p = vf_set(s->p[r][j]);
             vm sees = vm_all_if((j >= s->block->row[r].seg_lo) & (j < s->block->row[r].seg_hi));
@@ -235,7 +267,7 @@ ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int 
         j++;
     }
 
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int r = 0; r < n_row; r++) {
         const struct row *row = &s->block->row[r];
         if (row->seg_lo >= row->seg_hi) continue;
@@ -251,44 +283,55 @@ ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int 
     }
 }
 
-ALWAYS_INLINE void values(struct pass *s, int n_row)
+ALWAYS_INLINE void values(struct pass *s, enum mu_kv_type kv, int n_row)
 {
     const int n_vec = n_row <= ROWS_WIDE ? 4 : 2;
     int d = 0, d_head = s->a->d_head;
-    for (; d + n_vec * VF_LANES <= d_head; d += n_vec * VF_LANES) value_tile(s, n_row, n_vec, d, VF_LANES);
-    for (; d < d_head; d += VF_LANES) value_tile(s, n_row, 1, d, d_head - d < VF_LANES ? d_head - d : (int)VF_LANES);
+    for (; d + n_vec * VF_LANES <= d_head; d += n_vec * VF_LANES) value_tile(s, kv, n_row, n_vec, d, VF_LANES);
+    for (; d < d_head; d += VF_LANES)
+        value_tile(s, kv, n_row, 1, d, d_head - d < VF_LANES ? d_head - d : (int)VF_LANES);
 }
 
-/* The products for each number of rows, compiled apart so that the accumulators are registers. */
-#define ROW_COUNTS(X) X(1) X(2) X(3) X(4) X(5) X(6)
-#define PRODUCTS(n)                        \
-    static void scores_##n(struct pass *s) \
-    {                                      \
-        scores(s, n);                      \
-    }                                      \
-    static void values_##n(struct pass *s) \
-    {                                      \
-        values(s, n);                      \
+/* The products for each format and number of rows, compiled apart so that the accumulators are registers. */
+#if defined(MU_MATH_AVX512)
+#define ROW_COUNTS(X, kv) X(kv, 1) X(kv, 2) X(kv, 3) X(kv, 4) X(kv, 5) X(kv, 6) X(kv, 7) X(kv, 8)
+#else
+#define ROW_COUNTS(X, kv) X(kv, 1) X(kv, 2) X(kv, 3) X(kv, 4) X(kv, 5) X(kv, 6)
+#endif
+#define PRODUCTS(kv, n)                           \
+    static void scores_##kv##_##n(struct pass *s) \
+    {                                             \
+        scores(s, kv, n);                         \
+    }                                             \
+    static void values_##kv##_##n(struct pass *s) \
+    {                                             \
+        values(s, kv, n);                         \
     }
-ROW_COUNTS(PRODUCTS)
-#define ENTRY(n) {scores_##n, values_##n},
+ROW_COUNTS(PRODUCTS, MU_KV_F16)
+ROW_COUNTS(PRODUCTS, MU_KV_Q8_0)
+#define ENTRY(kv, n) {scores_##kv##_##n, values_##kv##_##n},
 static const struct {
     void (*scores)(struct pass *s);
     void (*values)(struct pass *s);
-} products[] = {{NULL, NULL}, ROW_COUNTS(ENTRY)};
+} products[MU_KV_TYPE_COUNT][ROWS + 1] = {
+    [MU_KV_F16] = {{NULL, NULL}, ROW_COUNTS(ENTRY, MU_KV_F16)},
+    [MU_KV_Q8_0] = {{NULL, NULL}, ROW_COUNTS(ENTRY, MU_KV_Q8_0)},
+};
 
 /* Page pointers of the segment at `begin`, for the positions [lo, hi) of the sequence that some row of the batch
  * sees. */
 static void enter_segment(struct pass *s, int begin, int lo, int hi)
 {
     const struct mu_attn *a = s->a;
+    const size_t group_bytes = mu_kv_bytes(a->kv, a->d_head, GROUP);
     int page = begin / a->page_tokens, pages = MU_ATTN_SEGMENT / a->page_tokens, in_page = 0;
     for (int g = 0; g < GROUPS && begin + g * GROUP < hi; g++) {
         if (begin + (g + 1) * GROUP > lo) {
-            size_t at = (size_t)in_page * (size_t)a->d_head;
-            s->k[g] = a->k_page[page] + at;
-            s->v[g] = a->v_page[page] + at;
-            s->ahead[g] = begin + MU_ATTN_SEGMENT + g * GROUP < hi ? a->k_page[page + pages] + at : s->k[g];
+            size_t at = (size_t)in_page / GROUP * group_bytes;
+            s->k[g] = (const char *)a->k_page[page] + at;
+            s->v[g] = (const char *)a->v_page[page] + at;
+            s->ahead[g] =
+                begin + MU_ATTN_SEGMENT + g * GROUP < hi ? (const char *)a->k_page[page + pages] + at : s->k[g];
         }
         in_page += GROUP;
         if (in_page == a->page_tokens) {
@@ -369,7 +412,7 @@ void ISA(attn)(const struct mu_attn *a)
     int total = a->n_tok * a->n_rep;
     for (int first = 0, n; first < total; first += n) {
         n = total - first < BATCH_ROWS ? total - first : (int)BATCH_ROWS;
-        int n_block = (n + ROWS - 1) / ROWS;
+        int n_block = n <= ROWS ? 1 : (n + ROWS_MANY - 1) / ROWS_MANY;
         for (int i = 0; i < n_block; i++) {
             int from = n * i / n_block, to = n * (i + 1) / n_block; /* alike in size */
             block_open(&block[i], a, first + from, to - from);
@@ -381,9 +424,9 @@ void ISA(attn)(const struct mu_attn *a)
             enter_segment(&s, begin, lo, hi);
             for (int i = 0; i < n_block; i++) {
                 if (!enter_block(&s, &block[i], begin)) continue;
-                products[block[i].n_row].scores(&s);
+                products[a->kv][block[i].n_row].scores(&s);
                 weigh(&s, block[i].n_row);
-                products[block[i].n_row].values(&s);
+                products[a->kv][block[i].n_row].values(&s);
             }
         }
         for (int i = 0; i < n_block; i++) block_close(&block[i], a->d_head);

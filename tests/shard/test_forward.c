@@ -96,19 +96,19 @@ static const char *const splits[] = {"1", "1:1", "2:1:1", "1/1", "3:1/1:2", "1:1
 enum { N_SPLIT = sizeof splits / sizeof *splits };
 
 /* Every way to run one model, against one rank, one thread, all at once. */
-static void check_ways(const struct mu_model *m, const char *name, size_t n)
+static void check_ways_kv(const struct mu_model *m, const char *name, size_t n, enum mu_kv_type kv)
 {
     char what[200];
     int n_vocab = m->cfg.n_vocab;
     int32_t ids[256];
     ids_fill(ids, n, n_vocab, 7);
-    float *want = logits_all(m, (struct how){0}, ids, n), *got;
+    float *want = logits_all(m, (struct how){.kv = kv}, ids, n), *got;
     for (size_t i = 0; i < n * (size_t)n_vocab; i++)
         if (!isfinite(want[i])) fail_msg("%s: position %zu is not finite", name, i / (size_t)n_vocab);
     for (int i = 0; i < N_SPLIT; i++) {
         for (int threads = 1; threads <= (i < 2 ? 3 : 2); threads++) {
             if (threads == 1 && i == 0) continue;
-            struct how how = {.split = splits[i], .n_thread = threads};
+            struct how how = {.split = splits[i], .n_thread = threads, .kv = kv};
             snprintf(what, sizeof what, "%s, split %s, %d threads", name, splits[i], threads);
             got = logits_all(m, how, ids, n);
             same(got, want, n, n_vocab, what);
@@ -117,17 +117,23 @@ static void check_ways(const struct mu_model *m, const char *name, size_t n)
         const size_t chunks[] = {7, 1};
         for (int c = 0; c < 2; c++) {
             size_t part = c == 0 || n < 24 ? n : 24; /* token by token: the first ones */
-            got = logits_chunked(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1}, ids, part, chunks[c]);
+            got = logits_chunked(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1, .kv = kv}, ids, part,
+                                 chunks[c]);
             snprintf(what, sizeof what, "%s, split %s, chunks of %zu", name, splits[i], chunks[c]);
             same(got, want, part, n_vocab, what);
             free(got);
         }
-        got = logits_in_company(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1}, ids, n);
+        got = logits_in_company(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1, .kv = kv}, ids, n);
         snprintf(what, sizeof what, "%s, split %s, in a batch of 8", name, splits[i]);
         same(got, want, n, n_vocab, what);
         free(got);
     }
     free(want);
+}
+
+static void check_ways(const struct mu_model *m, const char *name, size_t n)
+{
+    check_ways_kv(m, name, n, MU_KV_F16);
 }
 
 static void test_fixtures(void **state)
@@ -189,6 +195,43 @@ static void test_kernels(void **state)
     MUST(mu_kernels_init(best, err));
 }
 
+/* A cache in q8_0: the same for every split and instruction set, and near the one in f16. Windows, soft caps, norms of
+ * heads, heads of 8, 48 and 80 dimensions. */
+static void test_q8_cache(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"llama3.Q4_K_M", "stories260K.f32", "gemma2.f16", "gemma3.f16", "phi2.f16"};
+    const char *best = mu_kernels() ? mu_kernels()->name : NULL;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct mu_model *m = fixture_model(names[i]);
+        enum { N = 70 };
+        int32_t ids[N];
+        float *want = NULL;
+        size_t n_value = (size_t)N * (size_t)m->cfg.n_vocab;
+        check_ways_kv(m, names[i], N, MU_KV_Q8_0);
+        ids_fill(ids, N, m->cfg.n_vocab, 5);
+        for (const struct mu_kernels *const *k = mu_kernels_available(); *k; k++) {
+            MUST(mu_kernels_init((*k)->name, err));
+            float *got = logits_all(m, (struct how){.n_thread = 2, .kv = MU_KV_Q8_0}, ids, N);
+            if (want) same(got, want, N, m->cfg.n_vocab, (*k)->name);
+            free(want);
+            want = got;
+        }
+        MUST(mu_kernels_init(best, err));
+        float *f16 = logits_all(m, (struct how){0}, ids, N);
+        double error = 0, size = 0;
+        for (size_t v = 0; v < n_value; v++) {
+            error += (double)(want[v] - f16[v]) * (double)(want[v] - f16[v]);
+            size += (double)f16[v] * (double)f16[v];
+        }
+        if (!(error > 0 && sqrt(error / size) < 0.02))
+            fail_msg("%s: q8_0 differs from f16 by %g of the logits' size", names[i], sqrt(error / size));
+        free(f16);
+        free(want);
+        mu_model_close(m);
+    }
+}
+
 static struct mu_model *synth_model(const struct mu_synth *spec, char *path, size_t path_bytes)
 {
     struct mu_model *m = NULL;
@@ -238,6 +281,7 @@ static void test_odd_shapes(void **state)
         unlink(path);
         snprintf(name, sizeof name, "odd shape %zu", i);
         check_ways(m, name, spec.n_vocab > 10000 ? 20 : 40);
+        if (spec.d_head % MU_Q_BLOCK) check_ways_kv(m, name, 40, MU_KV_Q8_0);
         mu_model_close(m);
     }
 }
@@ -654,7 +698,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_outputs),       cmocka_unit_test(test_outgrown),     cmocka_unit_test(test_refused_steps),
         cmocka_unit_test(test_odd_shapes),    cmocka_unit_test(test_odd_families), cmocka_unit_test(test_fixtures),
         cmocka_unit_test(test_families),      cmocka_unit_test(test_kernels),      cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_single_tokens),
+        cmocka_unit_test(test_single_tokens), cmocka_unit_test(test_q8_cache),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -109,7 +109,7 @@ static void test_ranges(void **state)
     assert_range(plan.rank[0].vocab, 0, 0); /* not the last stage */
     assert_range(plan.rank[2].vocab, 0, 32768);
     assert_int_equal(plan.rank[1].local, 1);
-    assert_int_equal(mu_plan_kv_page_bytes(&p.model, &plan, 1), 2 * 13 * 2 * 32 * 64 * 2);
+    assert_int_equal(mu_plan_kv_page_bytes(&p.model, &plan, 1, MU_KV_F16), 2 * 13 * 2 * 32 * 64 * 2);
     /* what all ranks load of the layers is every row once; norms are whole everywhere */
     struct mu_plan one = plan_of(&p, "1"), many = plan_of(&p, "2:1:1");
     uint64_t sum = 0, norms = (uint64_t)p.norm.bytes * 33, embed = p.embed.bytes;

@@ -297,6 +297,7 @@ enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_benc
                                  .pin = 1,
                                  .load_progress = mu_bar_load,
                                  .load_ctx = &bar};
+    MU_TRY(st, mu_cli_fit(model, NULL, &so.split, MU_FIT_CTX | MU_FIT_SLOTS, &so.serving, NULL, err), done);
     int64_t t0 = mu_now_ns();
     MU_TRY(st, mu_solo_open(&so, &l.solo, err), done);
     MU_TRY(st, pool_open(opt->n_thread * opt->split.n_rank, 0, 1, &l.probe, err), done);

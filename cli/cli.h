@@ -14,6 +14,7 @@
 #include "model/model.h"
 #include "model/store.h"
 #include "model/tokenizer.h"
+#include "shard/plan_fit.h"
 #include "shard/split.h"
 
 enum { MU_EXIT_OK = 0, MU_EXIT_FAILED = 1, MU_EXIT_USAGE = 2 };
@@ -66,6 +67,12 @@ enum mu_kv_type mu_arg_kv(const char *text, struct argp_state *state);
     }
 /* How many threads pay on this machine (base/topo.h), shared among n_rank ranks; at least 1. */
 int mu_default_threads(int n_rank);
+
+/* Whether a gang in this process fits the memory there is (shard/plan_fit.h): settles serving; text (may be NULL) says
+ * what it takes. */
+enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters *adapters,
+                          const struct mu_split *split, unsigned asked, struct mu_serving *serving,
+                          char text[MU_FIT_TEXT], struct mu_err *err);
 
 /* ---- term.c: what a person sees ---- */
 

@@ -291,6 +291,7 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
                                       .n_page = (uint32_t)(all / MU_PAGE_TOKENS) + 2 * (uint32_t)n_slot,
                                       .step_tokens = step_tokens,
                                       .kv = a->kv};
+    MU_TRY(st, mu_cli_fit(o.model, o.adapters, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, &opt.serving, NULL, err), done);
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
     MU_TRY(st, mu_embedder_create(solo, o.model, &embedder, err), done);
     int64_t start = mu_now_ns();

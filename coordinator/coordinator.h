@@ -5,8 +5,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "kernels/types.h"
 #include "model/adapter.h"
+#include "shard/plan.h"
 
 struct mu_serve_options {
     const char *model_path;

@@ -67,7 +67,17 @@ struct mu_attn {
     size_t out_stride;
     const void *const *k_page;
     const void *const *v_page;
+    /* Segments apart, so that several threads share one long sequence: with part set, attn computes only what falls into
+     * segments [seg_begin, seg_end) and leaves it at mu_attn_part; out is not written. Once all are there, attn_merge
+     * makes out of them (C5's merge, ascending): the same bits as of one call. */
+    float *part; /* NULL: no */
+    int seg_begin, seg_end;
 };
+/* O[d_head], m, l of segment seg and row t·n_rep + r. */
+static inline float *mu_attn_part(const struct mu_attn *a, int seg, int row)
+{
+    return a->part + ((size_t)seg * (size_t)(a->n_tok * a->n_rep) + (size_t)row) * (size_t)(a->d_head + 2);
+}
 
 struct mu_kernels {
     const char *name; /* "ref", "avx2", "avx512" */
@@ -125,6 +135,7 @@ struct mu_kernels {
     void (*kv_store)(enum mu_kv_type kv, const float *k, const float *v, int d_head, int pos_in_page, void *k_page,
                      void *v_page);
     void (*attn)(const struct mu_attn *a);
+    void (*attn_merge)(const struct mu_attn *a);
 
     /* Values of one raw row of a tensor (embedding look-up): n a multiple of the type's block. false: unsupported
      * type. */

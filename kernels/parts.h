@@ -31,6 +31,7 @@
     void mu_##isa##_kv_store(enum mu_kv_type kv, const float *k, const float *v, int d_head, int pos_in_page, \
                              void *k_page, void *v_page);                                                     \
     void mu_##isa##_attn(const struct mu_attn *a);                                                            \
+    void mu_##isa##_attn_merge(const struct mu_attn *a);                                                      \
     int mu_##isa##_argmax(const float *x, int n, float *max_out);                                             \
     float mu_##isa##_softmax_terms(const float *x, int n, float max, float *out);                             \
     /* peak.h's loops: n rounds in registers, how many operations that was; and one reading of a buffer */    \

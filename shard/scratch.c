@@ -2,6 +2,7 @@
 #include "shard/scratch.h"
 
 #include "base/alloc.h"
+#include "kernels/kernels.h"
 #include "shard/shard.h"
 
 int mu_scratch_hidden(const struct mu_config *cfg)
@@ -51,6 +52,8 @@ bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, 
     if (ok && cfg->n_expert > 0)
         ok = product(n_tok, cfg->n_expert, 4, &z.route) && product(n_tok, cfg->n_expert_used, 4, &z.chosen);
     if (ok) ok = product(n_tok, 3 * serving->lora_rank, 4, &z.lora_u); /* LORA_SLOTS */
+    size_t n_segment = ((size_t)serving->n_ctx + MU_ATTN_SEGMENT - 1) / MU_ATTN_SEGMENT;
+    if (ok) ok = product(n_segment, mu_range_len(r->heads) * (cfg->d_head + 2), 4, &z.part);
     z.attn = z.q;
     if (model->arch->parallel) z.y_attn = z.y;
     if (ok && !alone)
@@ -73,6 +76,6 @@ uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     uint64_t rows = n_slot < n_tok ? n_slot : n_tok;
     uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.y_attn + z.route +
                      2 * (uint64_t)z.chosen + z.act_f32 + z.act_bf16 + z.act_q + z.act_s + z.act_sum + z.rope +
-                     z.lora_u + z.gather + z.state + (uint64_t)MU_SHARD_TICKETS * z.send;
+                     z.lora_u + z.gather + z.state + z.part + (uint64_t)MU_SHARD_TICKETS * z.send;
     return fixed + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
 }

@@ -151,9 +151,14 @@ static inline void softmax(struct pass *s, int r, float *m_out, float *l_out)
     for (int i = begin; i < row->seg_lo; i++) p[i] = -INFINITY;
     for (int i = row->seg_hi; i < end; i++) p[i] = -INFINITY;
 
-    vf top = vf_set(-INFINITY);
-    for (int i = begin; i < end; i += VF_LANES) top = vf_max(vf_load(p + i), top);
-    float m = vf_reduce_max(top);
+    vf top[4]; /* four chains, against the latency */
+    for (int v = 0; v < 4; v++) top[v] = vf_set(-INFINITY);
+    int at = begin;
+    for (; at + 4 * VF_LANES <= end; at += 4 * VF_LANES)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) top[v] = vf_max(vf_load(p + at + v * VF_LANES), top[v]);
+    for (; at < end; at += VF_LANES) top[0] = vf_max(vf_load(p + at), top[0]);
+    float m = vf_reduce_max(vf_max(vf_max(top[0], top[1]), vf_max(top[2], top[3])));
 
     vf lane[SUM_VECS], shift = vf_set(m);
     for (int v = 0; v < SUM_VECS; v++) lane[v] = vf_set(0.0f);
@@ -206,17 +211,15 @@ static void weigh(struct pass *s, int n_row)
     }
 }
 
-/* n dimensions, from d on, of the value at position `row` of the group at v. */
-ALWAYS_INLINE vf value_load(const struct pass *s, enum mu_kv_type kv, const char *v, int row, int d, int n)
+/* n values of one block at x, whose scale is at `scale`. */
+ALWAYS_INLINE vf value_load(enum mu_kv_type kv, const char *x, const float *scale, int n)
 {
-    const size_t d_head = (size_t)s->a->d_head, at = (size_t)row * d_head + (size_t)d;
     if (kv == MU_KV_F16) {
-        const uint16_t *x = (const uint16_t *)(const void *)v + at;
-        return n == VF_LANES ? vf_load_f16(x) : vf_load_f16_n(x, n);
+        const uint16_t *h = (const uint16_t *)(const void *)x;
+        return n == VF_LANES ? vf_load_f16(h) : vf_load_f16_n(h, n);
     }
-    const int8_t *x = (const int8_t *)v + at;
-    const float *scale = (const float *)(const void *)(v + GROUP * d_head) + row * mu_kv_blocks((int)d_head);
-    return vf_mul(n == VF_LANES ? vf_load_i8(x) : vf_load_i8_n(x, n), vf_set(scale[d / MU_Q_BLOCK]));
+    const int8_t *q = (const int8_t *)x;
+    return vf_mul(n == VF_LANES ? vf_load_i8(q) : vf_load_i8_n(q, n), vf_set(*scale));
 }
 
 /* o of n_row rows × n_vec vectors of dimensions from d0, merged into out; the last vector has n_lane lanes. */
@@ -227,22 +230,27 @@ ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) acc[r][v] = vf_set(0.0f);
-    const size_t value = kv == MU_KV_F16 ? sizeof(uint16_t) : 1, row_bytes = (size_t)s->a->d_head * value;
+    const int vec_bytes = VF_LANES * (kv == MU_KV_F16 ? 2 : 1), tile_bytes = n_vec * vec_bytes;
+    const size_t value = kv == MU_KV_F16 ? sizeof(uint16_t) : 1, d_head = (size_t)s->a->d_head;
+    const size_t row_bytes = d_head * value, blocks = (size_t)mu_kv_blocks(s->a->d_head);
 
     for (int j = s->lo; j < s->hi;) {
+        const size_t row = (size_t)(j % GROUP), skip = row * row_bytes + (size_t)d0 * value;
+        const char *at = s->v[j / GROUP] + skip;
+        const float *scale = (const float *)(const void *)(s->v[j / GROUP] + GROUP * d_head) + row * blocks +
+                             d0 / MU_Q_BLOCK; /* Q8_0 only */
         if (j >= s->common_lo && j < s->common_hi) {
             int end = (j / GROUP + 1) * GROUP;
             if (end > s->common_hi) end = s->common_hi;
-            const char *group = s->v[j / GROUP];
-            const char *ahead = s->ahead[j / GROUP] + (size_t)(j % GROUP) * row_bytes + (size_t)d0 * value;
-            for (; j < end; j++, ahead += row_bytes) {
+            const char *ahead = s->ahead[j / GROUP] + skip;
+            for (; j < end; j++, at += row_bytes, scale += blocks, ahead += row_bytes) {
                 vf x[4];
 #pragma GCC unroll 4
-                for (int v = 0; v < n_vec; v++) {
-                    x[v] =
-                        value_load(s, kv, group, j % GROUP, d0 + v * VF_LANES, v + 1 < n_vec ? (int)VF_LANES : n_lane);
-                    if (v % GROUP_VECS == 0) fetch(ahead + (size_t)(v * VF_LANES) * value);
-                }
+                for (int v = 0; v < n_vec; v++)
+                    x[v] = value_load(kv, at + v * vec_bytes, scale + v * VF_LANES / MU_Q_BLOCK,
+                                      v + 1 < n_vec ? (int)VF_LANES : n_lane);
+#pragma GCC unroll 4
+                for (int b = 0; b < tile_bytes; b += 64) fetch(ahead + b);
 #pragma GCC unroll 8
                 for (int r = 0; r < n_row; r++) {
                     vf p = vf_set(s->p[r][j]);
@@ -255,7 +263,7 @@ ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
         vf x[4];
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++)
-            x[v] = value_load(s, kv, s->v[j / GROUP], j % GROUP, d0 + v * VF_LANES,
+            x[v] = value_load(kv, at + v * vec_bytes, scale + v * VF_LANES / MU_Q_BLOCK,
                               v + 1 < n_vec ? (int)VF_LANES : n_lane);
 #pragma GCC unroll 8
         for (int r = 0; r < n_row; r++) {
@@ -388,19 +396,33 @@ static float merge_sink(struct row *row)
 }
 
 /* (O + 0.0f)·(1/L) */
-static void block_close(struct block *b, int d_head)
+static void row_close(struct row *row, int d_head)
 {
+    vf keep = vf_set(row->sink ? merge_sink(row) : 1.0f);
+    vf inv = vf_set(1.0f / row->l), zero = vf_set(0.0f);
+    for (int d = 0; d < d_head; d += VF_LANES) {
+        int n = d_head - d < VF_LANES ? d_head - d : (int)VF_LANES;
+        vf o = vf_load_n(row->out + d, n);
+        if (row->sink) o = vf_mul(o, keep);
+        vf_store_n(row->out + d, n, vf_mul(vf_add(o, zero), inv));
+    }
+}
+
+/* Segment seg of the block's rows, alone, into their parts. */
+static void block_part(struct pass *s, struct block *b, int first, int seg)
+{
+    const struct mu_attn *a = s->a;
     for (int r = 0; r < b->n_row; r++) {
-        bool sink = b->row[r].sink;
-        vf keep = vf_set(sink ? merge_sink(&b->row[r]) : 1.0f);
-        vf inv = vf_set(1.0f / b->row[r].l), zero = vf_set(0.0f);
-        for (int d = 0; d < d_head; d += VF_LANES) {
-            int n = d_head - d < VF_LANES ? d_head - d : (int)VF_LANES;
-            float *out = b->row[r].out + d;
-            vf o = vf_load_n(out, n);
-            if (sink) o = vf_mul(o, keep);
-            vf_store_n(out, n, vf_mul(vf_add(o, zero), inv));
-        }
+        b->row[r].started = b->row[r].merge = false;
+        b->row[r].out = mu_attn_part(a, seg, first + r);
+    }
+    products[a->kv][b->n_row].scores(s);
+    weigh(s, b->n_row);
+    products[a->kv][b->n_row].values(s);
+    for (int r = 0; r < b->n_row; r++) {
+        if (b->row[r].seg_lo >= b->row[r].seg_hi) continue;
+        b->row[r].out[a->d_head] = b->row[r].m;
+        b->row[r].out[a->d_head + 1] = b->row[r].l;
     }
 }
 
@@ -420,15 +442,59 @@ void ISA(attn)(const struct mu_attn *a)
         /* rows ascend in position */
         const struct block *last = &block[n_block - 1];
         int lo = block[0].row[0].lo, hi = last->row[last->n_row - 1].hi;
+        if (a->part) {
+            lo = lo > a->seg_begin * MU_ATTN_SEGMENT ? lo : a->seg_begin * MU_ATTN_SEGMENT;
+            hi = hi < a->seg_end * MU_ATTN_SEGMENT ? hi : a->seg_end * MU_ATTN_SEGMENT;
+        }
         for (int begin = lo / MU_ATTN_SEGMENT * MU_ATTN_SEGMENT; begin < hi; begin += MU_ATTN_SEGMENT) {
             enter_segment(&s, begin, lo, hi);
             for (int i = 0; i < n_block; i++) {
                 if (!enter_block(&s, &block[i], begin)) continue;
+                if (a->part) {
+                    block_part(&s, &block[i], first + n * i / n_block, begin / MU_ATTN_SEGMENT);
+                    continue;
+                }
                 products[a->kv][block[i].n_row].scores(&s);
                 weigh(&s, block[i].n_row);
                 products[a->kv][block[i].n_row].values(&s);
             }
         }
-        for (int i = 0; i < n_block; i++) block_close(&block[i], a->d_head);
+        for (int i = 0; i < n_block && !a->part; i++)
+            for (int r = 0; r < block[i].n_row; r++) row_close(&block[i].row[r], a->d_head);
+    }
+}
+
+/* The next segment's (m, l, o) joins the row. */
+static void row_merge(struct row *row, const float *part, int d_head)
+{
+    float m = part[d_head], l = part[d_head + 1];
+    if (!row->started) {
+        row->started = true;
+        row->m = m;
+        row->l = l;
+        memcpy(row->out, part, (size_t)d_head * sizeof *part);
+        return;
+    }
+    float n = row->m > m ? row->m : m, kept = mu_expf(row->m - n), taken = mu_expf(m - n), lt = l * taken;
+    row->m = n;
+    row->l = fmaf(row->l, kept, lt);
+    vf keep = vf_set(kept), take = vf_set(taken);
+    for (int d = 0; d < d_head; d += VF_LANES) {
+        int w = d_head - d < VF_LANES ? d_head - d : (int)VF_LANES;
+        vf o = vf_mul(vf_load_n(part + d, w), take);
+        vf_store_n(row->out + d, w, vf_fma(vf_load_n(row->out + d, w), keep, o));
+    }
+}
+
+void ISA(attn_merge)(const struct mu_attn *a)
+{
+    for (int i = 0; i < a->n_tok * a->n_rep; i++) {
+        int t = i / a->n_rep, r = i % a->n_rep, pos = a->pos0 + t;
+        int lo = a->window > 0 && pos >= a->window ? pos - a->window + 1 : 0;
+        struct row row = {.sink = a->sink ? a->sink + r : NULL,
+                          .out = a->out + (size_t)t * a->out_stride + (size_t)r * (size_t)a->d_head};
+        for (int seg = lo / MU_ATTN_SEGMENT; seg <= pos / MU_ATTN_SEGMENT; seg++)
+            row_merge(&row, mu_attn_part(a, seg, i), a->d_head);
+        row_close(&row, a->d_head);
     }
 }

@@ -156,6 +156,28 @@ static double exact_one(const struct attn_case *c, int t, int r, int d)
     return weighted / sum;
 }
 
+/* The same by segments, computed apart and from the last one on, then merged. */
+static float *attn_in_parts(const struct mu_kernels *k, const struct attn_case *c)
+{
+    int segments = (c->s.pos0 + c->s.n_tok + 255) / 256, rows = c->s.n_tok * c->s.n_rep;
+    size_t n_part = (size_t)segments * (size_t)rows * (size_t)(c->s.d_head + 2);
+    float *whole = test_malloc((c->n_out + 2 * GUARD) * 4), *part = test_malloc(n_part * 4);
+    memset(whole, 0xa5, (c->n_out + 2 * GUARD) * 4);
+    memset(part, 0xff, n_part * 4);
+    struct mu_attn a = c->a;
+    a.q = c->q;
+    a.out = whole + GUARD;
+    a.part = part;
+    for (int end = segments; end > 0; end -= 2) {
+        a.seg_begin = end > 2 ? end - 2 : 0;
+        a.seg_end = end;
+        k->attn(&a);
+    }
+    k->attn_merge(&a);
+    test_free(part);
+    return whole;
+}
+
 static void check_kv(struct shape s)
 {
     if (reduced && s.n_tok * s.n_rep * s.d_head > (s.kv == MU_KV_F16 ? 2000 : 300)) return;
@@ -173,6 +195,11 @@ static void check_kv(struct shape s)
                          s.page_tokens, s.window, (double)s.softcap);
             test_free(got);
         }
+        float *got = attn_in_parts(*k, &c);
+        if (memcmp(want, got, (c.n_out + 2 * GUARD) * 4) != 0)
+            fail_msg("%s, %s, segments apart: d_head %d n_rep %d n_tok %d pos0 %d window %d softcap %g", (*k)->name,
+                     mu_kv_type_name(s.kv), s.d_head, s.n_rep, s.n_tok, s.pos0, s.window, (double)s.softcap);
+        test_free(got);
     }
     for (int i = 0; i < 3; i++) {
         int t = i == 0 ? 0 : s.n_tok - 1, r = i == 1 ? 0 : s.n_rep - 1, d = i == 2 ? s.d_head - 1 : s.d_head / 2;

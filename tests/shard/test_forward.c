@@ -242,6 +242,72 @@ static struct mu_model *synth_model(const struct mu_synth *spec, char *path, siz
     return m;
 }
 
+static void rows_any(const float *row, uint32_t position, void *ctx)
+{
+    struct rows *r = ctx;
+    (void)position;
+    memcpy(r->at + (size_t)r->n++ * (size_t)r->n_vocab, row, (size_t)r->n_vocab * sizeof *row);
+}
+
+/* Decodes of long sequences, which several threads share by segments: one, then two of unlike length, under a window of the
+ * second model too. */
+static void test_long(void **state)
+{
+    (void)state;
+    enum { N = 2310, LATE = 700, LAST = 3 };
+    struct mu_synth spec = {.arch = "llama",
+                            .n_layer = 2,
+                            .n_head = 6,
+                            .n_kv_head = 2,
+                            .d_head = 40,
+                            .d_model = 64,
+                            .d_ff = 96,
+                            .n_vocab = 300,
+                            .n_ctx = 4096,
+                            .rope_freq_base = 10000,
+                            .type = MU_F16,
+                            .output_type = MU_F16,
+                            .seed = 3};
+    int32_t ids[N];
+    ids_fill(ids, N, spec.n_vocab, 11);
+    for (int window = 0; window <= 2100; window += 2100)
+        for (int kv = 0; kv < MU_KV_TYPE_COUNT; kv++) {
+            char path[300], what[100];
+            spec.window = window;
+            struct mu_model *m = synth_model(&spec, path, sizeof path);
+            unlink(path);
+            assert_int_equal(m->cfg.window, window);
+            float *want = NULL;
+            for (int i = 0; i < 4; i++) { /* one thread cuts nothing */
+                struct how how = {
+                    .split = i == 3 ? "1:1" : "1", .n_thread = i + 1, .n_ctx = 4096, .kv = (enum mu_kv_type)kv};
+                struct mu_solo *solo = solo_of(m, how);
+                float *got = malloc((size_t)2 * LAST * (size_t)spec.n_vocab * sizeof *got);
+                struct rows rows = {.at = got, .n_vocab = spec.n_vocab};
+                MUST(mu_solo_feed(solo, 0, ids, N - LAST, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+                MUST(mu_solo_feed(solo, 1, ids, LATE, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+                for (int k = 0; k < LAST; k++)
+                    MUST(mu_solo_feed(solo, 0, ids + N - LAST + k, 1, MU_OUT_LOGITS, NULL, rows_any, &rows, NULL, err));
+                int next[2] = {ids[0], ids[1]};
+                for (int k = 0; k < LAST; k++) /* greedy, both in each step */
+                    MUST(mu_solo_decode(solo, (const int[]){0, 1}, next, 2, &(struct mu_solo_sampling){.top_p = 1},
+                                        next, err));
+                for (int slot = 0; slot < 2; slot++)
+                    MUST(mu_solo_feed(solo, slot, ids + slot, 1, MU_OUT_LOGITS, NULL, rows_any, &rows, NULL, err));
+                assert_int_equal(rows.n, LAST + 2);
+                mu_solo_close(solo);
+                snprintf(what, sizeof what, "window %d, %s, %d threads", window, mu_kv_type_name(how.kv), i + 1);
+                if (want) same(got, want, LAST + 2, spec.n_vocab, what);
+                if (want)
+                    free(got);
+                else
+                    want = got;
+            }
+            free(want);
+            mu_model_close(m);
+        }
+}
+
 /* Shapes that divide badly: heads that cut blocks of 32, hidden rows that are no multiple of 256, more ranks than KV
  * heads. */
 static void test_odd_shapes(void **state)
@@ -698,7 +764,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_outputs),       cmocka_unit_test(test_outgrown),     cmocka_unit_test(test_refused_steps),
         cmocka_unit_test(test_odd_shapes),    cmocka_unit_test(test_odd_families), cmocka_unit_test(test_fixtures),
         cmocka_unit_test(test_families),      cmocka_unit_test(test_kernels),      cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_single_tokens), cmocka_unit_test(test_q8_cache),
+        cmocka_unit_test(test_single_tokens), cmocka_unit_test(test_q8_cache),     cmocka_unit_test(test_long),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -136,6 +136,38 @@ const char *mu_arg_quantize(const char *text, struct argp_state *state)
     return text;
 }
 
+enum mu_kv_type mu_arg_kv(const char *text, struct argp_state *state)
+{
+    int kv = *text ? mu_kv_type_by_name(text) : -1;
+    if (kv < 0) argp_error(state, "--kv may be f16 or q8_0, not '%s'", text);
+    return (enum mu_kv_type)kv;
+}
+
+enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters *adapters,
+                          const struct mu_split *split, unsigned asked, struct mu_serving *serving,
+                          char text[MU_FIT_TEXT], struct mu_err *err)
+{
+    enum mu_status st;
+    struct mu_fit fit;
+    struct mu_plan *plan = mu_calloc(1, sizeof *plan);
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    if (!plan || !topo) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for a plan");
+        goto done;
+    }
+    serving->n_adapter = adapters ? adapters->n : 0;
+    serving->lora_rank = adapters ? adapters->max_rank : 0;
+    MU_TRY(st, mu_plan_build(model, split, plan, err), done);
+    MU_TRY(st, mu_topo_read(topo, err), done);
+    mu_fit_measure(model, plan, adapters, serving, topo->mem_available_bytes, &fit);
+    MU_TRY(st, mu_fit_settle(&fit, model, plan, asked, serving, err), done);
+    if (text) mu_fit_describe(&fit, serving, text);
+done:
+    mu_free(plan);
+    mu_free(topo);
+    return st;
+}
+
 enum mu_status mu_cli_open(const char *name, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err)
 {
     struct mu_opened o = {0};

@@ -75,9 +75,11 @@ struct mu_local_options {
     const char *model;           /* a file, or a name that a store knows */
     const char *template_file;   /* instead of the model's own template, or NULL */
     const char *quantize;        /* a type's name, or NULL: as in the file */
+    enum mu_kv_type kv;          /* how the cache is kept */
     bool no_template;            /* the model's own one is not even looked at */
     struct mu_adapter_spec lora; /* an empty path: none but the model's own */
-    int n_thread, n_ctx;         /* 0: all cores; the model's, at most 8,192 */
+    int n_thread, n_ctx;         /* 0: all cores; the model's, at most 8,192 and what fits */
+    bool quiet;                  /* nothing on stderr about memory */
 };
 enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_backend *backend_out, struct mu_err *err);
 /* model: the name of the one that is served, or "default"; adapter: of one that it has loaded, or NULL. The strings are

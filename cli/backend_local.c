@@ -5,7 +5,9 @@
  * same as without (the arithmetic contract), so this shows in nothing but the time.
  *
  * Ctrl-C is looked at between steps, in the prompt as in the answer. */
+#include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/clock.h"
@@ -23,6 +25,8 @@ struct local {
     char *template_text;
     struct mu_solo *solo;
     int n_thread;
+    enum mu_kv_type kv;
+    bool quiet;
     int32_t *held; /* [n_ctx] ids in the cache */
     size_t n_held;
     char description[256], *license, *bos, *eos; /* bos, eos: as text, "" where none */
@@ -46,9 +50,9 @@ static void local_close(void *self)
     mu_free(l);
 }
 
-/* A gang with a context of n_ctx tokens. */
-static enum mu_status gang_open(const struct local *l, int n_ctx, struct mu_solo **solo_out, int32_t **held_out,
-                                struct mu_err *err)
+/* A gang with a context of n_ctx tokens; where that was not asked for, of as many of them as fit in memory. */
+static enum mu_status gang_open(const struct local *l, bool asked, int n_ctx, struct mu_solo **solo_out,
+                                int32_t **held_out, struct mu_err *err)
 {
     enum mu_status st;
     struct mu_bar bar = {.label = "loading"};
@@ -56,16 +60,21 @@ static enum mu_status gang_open(const struct local *l, int n_ctx, struct mu_solo
     if (n_ctx > trained)
         return mu_fail(err, MU_EINVAL, "a context of %d is more than the %d tokens that the model was made for", n_ctx,
                        trained);
-    struct mu_solo_options opt = {.model = l->o.model,
-                                  .adapters = l->o.adapters,
-                                  .n_thread = l->n_thread,
-                                  .pin = 1,
-                                  .serving = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = n_ctx < 512 ? n_ctx : 512},
-                                  .load_progress = mu_bar_load,
-                                  .load_ctx = &bar};
+    struct mu_solo_options opt = {
+        .model = l->o.model,
+        .adapters = l->o.adapters,
+        .n_thread = l->n_thread,
+        .pin = 1,
+        .serving = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = n_ctx < 512 ? n_ctx : 512, .kv = l->kv},
+        .load_progress = mu_bar_load,
+        .load_ctx = &bar};
+    char text[MU_FIT_TEXT];
     int32_t *held = mu_reallocarray(NULL, (size_t)n_ctx, sizeof *held);
     if (!held) return mu_fail(err, MU_ENOMEM, "no memory for a context of %d tokens", n_ctx);
     MU_TRY(st, mu_split_parse("1", &opt.split, err), fail);
+    MU_TRY(st, mu_cli_fit(l->o.model, l->o.adapters, &opt.split, asked ? MU_FIT_CTX : 0, &opt.serving, text, err),
+           fail);
+    if (!l->quiet && isatty(STDERR_FILENO)) fprintf(stderr, "[%s]\n", text);
     MU_TRY(st, mu_solo_open(&opt, solo_out, err), fail);
     mu_solo_adapt(*solo_out, 0, l->o.adapters ? 1 : 0, 1);
     *held_out = held;
@@ -347,13 +356,13 @@ static enum mu_status local_set_context(void *self, int n_ctx, struct mu_err *er
     l->solo = NULL;
     l->held = NULL;
     l->n_held = 0;
-    enum mu_status st = gang_open(l, n_ctx, &l->solo, &l->held, err);
+    enum mu_status st = gang_open(l, true, n_ctx, &l->solo, &l->held, err);
     if (!st) {
         l->card.n_ctx = n_ctx;
         return MU_OK;
     }
     struct mu_err again = MU_ERR_INIT;
-    if (gang_open(l, l->card.n_ctx, &l->solo, &l->held, &again))
+    if (gang_open(l, true, l->card.n_ctx, &l->solo, &l->held, &again))
         return mu_fail(err, MU_EINTERNAL, "%.200s; and the former context cannot be had back: %.200s", err->text,
                        again.text);
     return st;
@@ -451,12 +460,15 @@ enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_ba
     struct local *l = mu_calloc(1, sizeof *l);
     enum mu_status st;
     if (!l) return mu_fail(err, MU_ENOMEM, "no memory for '%s'", opt->model);
+    l->kv = opt->kv;
+    l->quiet = opt->quiet;
     l->n_thread = opt->n_thread ? opt->n_thread : mu_default_threads(1);
     MU_TRY(st, mu_cli_open(opt->model, true, &l->o, err), fail);
     MU_TRY(st, mu_model_quantize(l->o.model, opt->quantize, err), fail);
     MU_TRY(st, mu_cli_adapt(&l->o, &opt->lora, err), fail);
     MU_TRY(st, card_fill(l, opt, err), fail);
-    MU_TRY(st, gang_open(l, l->card.n_ctx, &l->solo, &l->held, err), fail);
+    MU_TRY(st, gang_open(l, opt->n_ctx || l->card.params.num_ctx, l->card.n_ctx, &l->solo, &l->held, err), fail);
+    l->card.n_ctx = mu_solo_serving(l->solo)->n_ctx;
     *backend_out = (struct mu_backend){&local_ops, l};
     return MU_OK;
 fail:

@@ -232,6 +232,7 @@ static enum mu_status load_init(struct load *l, const struct mu_bench_options *o
     l->serving = (struct mu_serving){.n_ctx = pages * MU_PAGE_TOKENS,
                                      .n_slot = opt->n_stream,
                                      .n_page = (uint32_t)pages * (uint32_t)opt->n_stream,
+                                     .kv = opt->kv,
                                      .step_tokens = opt->n_stream > STEP_TOKENS ? opt->n_stream : STEP_TOKENS};
     l->pos = mu_calloc((size_t)opt->n_stream, sizeof *l->pos);
     l->n_page = mu_calloc((size_t)opt->n_stream, sizeof *l->n_page);
@@ -299,6 +300,7 @@ enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_benc
                                  .pin = 1,
                                  .load_progress = mu_bar_load,
                                  .load_ctx = &bar};
+    MU_TRY(st, mu_cli_fit(model, NULL, &so.split, MU_FIT_CTX | MU_FIT_SLOTS, &so.serving, NULL, err), done);
     int64_t t0 = mu_now_ns();
     MU_TRY(st, mu_solo_open(&so, &l.solo, err), done);
     MU_TRY(st, pool_open(topo, opt->n_thread * opt->split.n_rank, 0, 1, &l.probe, err), done);

@@ -9,10 +9,12 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "kernels/types.h"
 #include "model/adapter.h"
 #include "model/model.h"
 #include "model/store.h"
 #include "model/tokenizer.h"
+#include "shard/plan_fit.h"
 #include "shard/split.h"
 
 enum { MU_EXIT_OK = 0, MU_EXIT_FAILED = 1, MU_EXIT_USAGE = 2 };
@@ -49,7 +51,7 @@ enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, st
 enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out, struct mu_err *err);
 /* The name of a type that matrices can be quantised to. */
 const char *mu_arg_quantize(const char *text, struct argp_state *state);
-enum { MU_OPT_QUANTIZE = 1000 };
+enum { MU_OPT_QUANTIZE = 1000, MU_OPT_KV };
 #define MU_QUANTIZE_OPTION(group)                                                   \
     {                                                                               \
         "quantize", MU_OPT_QUANTIZE, "TYPE", 0,                                     \
@@ -57,8 +59,20 @@ enum { MU_OPT_QUANTIZE = 1000 };
             "q4_0, mxfp4, … (as in the file)",                                      \
             group                                                                   \
     }
+/* The name of a format of the cache. */
+enum mu_kv_type mu_arg_kv(const char *text, struct argp_state *state);
+#define MU_KV_OPTION(group)                                                                       \
+    {                                                                                             \
+        "kv", MU_OPT_KV, "TYPE", 0, "how the cache keeps keys and values: f16, q8_0 (f16)", group \
+    }
 /* How many threads pay on this machine (base/topo.h), shared among n_rank ranks; at least 1. */
 int mu_default_threads(int n_rank);
+
+/* Whether a gang in this process fits the memory there is (shard/plan_fit.h): settles serving; text (may be NULL) says
+ * what it takes. */
+enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters *adapters,
+                          const struct mu_split *split, unsigned asked, struct mu_serving *serving,
+                          char text[MU_FIT_TEXT], struct mu_err *err);
 
 /* ---- term.c: what a person sees ---- */
 
@@ -111,6 +125,7 @@ void mu_cli_close(struct mu_opened *o);
 
 struct mu_bench_options {
     const char *path, *quantize; /* quantize: NULL, as in the file */
+    enum mu_kv_type kv;
     struct mu_split split;
     int n_prompt, n_decode, n_thread, n_stream, n_repeat, n_depth;
 };

@@ -53,6 +53,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         if (strcmp(arg, "json") && strcmp(arg, "table")) argp_error(state, "-o is json or table, not '%s'", arg);
         a->json = !strcmp(arg, "json");
         return 0;
+    case MU_OPT_KV: a->o.kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: a->o.quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
@@ -185,6 +186,8 @@ static enum mu_status run_mpi(const struct bench_args *a, struct mu_bench_result
                     depth,
                     "--split",
                     (char *)a->split,
+                    "--kv",
+                    (char *)mu_kv_type_name(a->o.kv),
                     a->o.quantize ? "--quantize" : NULL,
                     (char *)a->o.quantize,
                     NULL};
@@ -302,6 +305,7 @@ int mu_cmd_bench(int argc, char **argv)
         {"transport", OPT_TRANSPORT, "T", 0, "mpi: a process a rank; local: threads (mpi)", 0},
         {"output", 'o', "FORMAT", 0, "table or json (table)", 0},
         MU_QUANTIZE_OPTION(0),
+        MU_KV_OPTION(0),
         {0},
     };
     static const struct argp argp = {

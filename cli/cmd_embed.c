@@ -25,6 +25,7 @@ enum format { JSON, F32, TEXT };
 
 struct embed_args {
     const char *model, *file, *out, *split, *server, *quantize;
+    enum mu_kv_type kv;
     char **text; /* the arguments after MODEL */
     int n_text, threads, ctx, chunk, batch;
     struct mu_embed want;
@@ -69,6 +70,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_TRUNCATE: a->truncate = true; return 0;
     case OPT_CHUNK: a->chunk = (int)mu_arg_long(arg, 2, 1 << 16, "--chunk", state); return 0;
     case OPT_BATCH: a->batch = (int)mu_arg_long(arg, 1, 256, "--batch", state); return 0;
+    case MU_OPT_KV: a->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case 'o': a->format = (enum format)parse_choice(arg, formats, "-o", state); return 0;
     case 'f': a->file = arg; return 0;
@@ -287,7 +289,9 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
     opt.serving = (struct mu_serving){.n_ctx = ctx < 2 ? 2 : ctx,
                                       .n_slot = n_slot,
                                       .n_page = (uint32_t)(all / MU_PAGE_TOKENS) + 2 * (uint32_t)n_slot,
-                                      .step_tokens = step_tokens};
+                                      .step_tokens = step_tokens,
+                                      .kv = a->kv};
+    MU_TRY(st, mu_cli_fit(o.model, o.adapters, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, &opt.serving, NULL, err), done);
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
     MU_TRY(st, mu_embedder_create(solo, o.model, &embedder, err), done);
     int64_t start = mu_now_ns();
@@ -400,6 +404,7 @@ int mu_cmd_embed(int argc, char **argv)
         {"batch", OPT_BATCH, "N", 0, "texts worked on at once (32)", 0},
         {"chunk", OPT_CHUNK, "N", 0, "tokens a step (512)", 0},
         MU_QUANTIZE_OPTION(0),
+        MU_KV_OPTION(0),
         {0},
     };
     static const struct argp argp = {

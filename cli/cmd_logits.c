@@ -10,6 +10,7 @@
 struct logits_args {
     const char *model, *ids, *out, *split, *quantize;
     bool all;
+    enum mu_kv_type kv;
     int threads, chunk, batch;
     struct mu_adapter_spec lora;
 };
@@ -28,6 +29,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
     case 's': a->split = arg; return 0;
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
+    case MU_OPT_KV: a->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
@@ -146,7 +148,9 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
     /* Steps of logits at every position are kept small: rows × vocabulary × 4 bytes. */
     int step_tokens = a->all ? 64 : 512;
     if (a->batch > step_tokens) step_tokens = a->batch;
-    opt.serving = (struct mu_serving){.n_ctx = (int)n < 2 ? 2 : (int)n, .n_slot = a->batch, .step_tokens = step_tokens};
+    opt.serving = (struct mu_serving){
+        .n_ctx = (int)n < 2 ? 2 : (int)n, .n_slot = a->batch, .step_tokens = step_tokens, .kv = a->kv};
+    MU_TRY(st, mu_cli_fit(o.model, o.adapters, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, &opt.serving, NULL, err), done);
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
     MU_TRY(st, mu_file_writer_open(a->out, &sink.file, err), done);
     sink.n_vocab = o.model->cfg.n_vocab;
@@ -175,6 +179,7 @@ int mu_cmd_logits(int argc, char **argv)
         {"chunk", OPT_CHUNK, "N", 0, "feed N tokens a step", 0},
         {"batch", OPT_BATCH, "N", 0, "share the steps with N - 1 other sequences", 0},
         MU_QUANTIZE_OPTION(0),
+        MU_KV_OPTION(0),
         {0},
     };
     static const struct argp argp = {options,

@@ -11,6 +11,7 @@
 
 struct plan_args {
     const char *model, *split, *quantize;
+    enum mu_kv_type kv;
     int ctx, parallel;
 };
 
@@ -21,6 +22,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 's': a->split = arg; return 0;
     case 'c': a->ctx = (int)mu_arg_long(arg, 2, 1 << 24, "--ctx", state); return 0;
     case 'n': a->parallel = (int)mu_arg_long(arg, 1, 1024, "--parallel", state); return 0;
+    case MU_OPT_KV: a->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num) argp_error(state, "one MODEL only");
@@ -82,31 +84,6 @@ static void print_picture(const struct mu_plan *plan)
     puts("  v\nlogits, sampled by the leader\n");
 }
 
-/* Whether it would run here: serve takes as many KV pages as fit, for one sequence at least. */
-static void print_fit(const struct mu_model *m, const struct mu_plan *plan, const struct mu_serving *serving,
-                      const struct mu_plan_node *node)
-{
-    uint64_t fixed = 0, kv = 0;
-    for (int i = 0; i < plan->n_rank; i++) {
-        struct mu_rank_memory mem;
-        mu_plan_memory(m, plan, i, serving, &mem);
-        fixed += mem.weights + mem.scratch;
-        kv += mem.kv;
-    }
-    char need[32], room[32];
-    mu_human_bytes(fixed + kv, need, sizeof need);
-    mu_human_bytes(node->memory_bytes, room, sizeof room);
-    if (fixed + kv / (uint64_t)serving->n_slot > node->memory_bytes)
-        printf(
-            "this does not fit here: it needs %s, %s are free; use a smaller --ctx, fewer ranks or a smaller model\n",
-            need, room);
-    else if (fixed + kv > node->memory_bytes)
-        printf("this needs %s, %s are free here: fewer than %d sequences would run at once at full length\n", need,
-               room, serving->n_slot);
-    else
-        printf("this needs %s, %s are free here\n", need, room);
-}
-
 static enum mu_status this_node(struct mu_plan_node *node, struct mu_err *err)
 {
     struct mu_topo *topo = mu_calloc(1, sizeof *topo);
@@ -141,25 +118,30 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     MU_TRY(st, mu_kernels_init(NULL, err), done);
     MU_TRY(st, mu_cli_open(a->model, false, &o, err), done);
     MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
-    int ctx = a->ctx ? a->ctx : o.model->cfg.n_ctx_train < 8192 ? o.model->cfg.n_ctx_train : 8192;
-    struct mu_serving serving = {.n_ctx = ctx,
-                                 .n_slot = a->parallel,
-                                 .step_tokens = 512,
-                                 .n_page =
-                                     (uint32_t)((ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS) * (uint32_t)a->parallel};
+    int usual = o.model->cfg.n_ctx_train < 8192 ? o.model->cfg.n_ctx_train : 8192;
+    struct mu_serving serving = {
+        .n_ctx = a->ctx ? a->ctx : usual, .n_slot = a->parallel ? a->parallel : 32, .step_tokens = 512, .kv = a->kv};
     MU_TRY(st, this_node(&node, err), done);
     if (!strcmp(a->split, "auto"))
         MU_TRY(st, mu_plan_auto(o.model, &node, 1, &serving, &split, err), done);
     else
         MU_TRY(st, mu_split_parse(a->split, &split, err), done);
     MU_TRY(st, mu_plan_build(o.model, &split, plan, err), done);
-    char what[256], text[MU_SPLIT_TEXT];
+    /* Whether serve would run it here, with how many KV pages. */
+    char what[256], text[MU_SPLIT_TEXT], memory[MU_FIT_TEXT];
+    struct mu_fit fit;
+    struct mu_err why = MU_ERR_INIT;
+    unsigned asked = (a->ctx ? MU_FIT_CTX : 0u) | (a->parallel ? MU_FIT_SLOTS : 0u);
+    mu_fit_measure(o.model, plan, NULL, &serving, node.memory_bytes, &fit);
+    if (mu_fit_settle(&fit, o.model, plan, asked, &serving, &why))
+        serving.n_page = mu_fit_pages_of(serving.n_ctx) * (uint32_t)serving.n_slot;
+    mu_fit_describe(&fit, &serving, memory);
     mu_model_describe(o.model, what, sizeof what);
     mu_split_format(&split, text, sizeof text);
-    printf("%s\nsplit %s, %d tokens of context × %d sequences\n\n", what, text, ctx, a->parallel);
+    printf("%s\nsplit %s, %d tokens of context × %d sequences\n\n", what, text, serving.n_ctx, serving.n_slot);
     print_ranks(o.model, plan, &serving);
     print_picture(plan);
-    print_fit(o.model, plan, &serving, &node);
+    printf("memory: %s\n", why.code ? why.text : memory);
     int node_of[MU_MAX_RANKS] = {0};
     struct mu_prediction p;
     mu_plan_predict(o.model, plan, &node, node_of, &p);
@@ -176,9 +158,10 @@ int mu_cmd_plan(int argc, char **argv)
 {
     static const struct argp_option options[] = {
         {"split", 's', "S", 0, "the split to show (auto)", 0},
-        {"ctx", 'c', "N", 0, "tokens one request may hold (the model's, at most 8192)", 0},
+        {"ctx", 'c', "N", 0, "tokens one request may hold (the model's, at most 8192 and what fits in memory)", 0},
         {"parallel", 'n', "N", 0, "sequences at once (32)", 0},
         MU_QUANTIZE_OPTION(0),
+        MU_KV_OPTION(0),
         {0},
     };
     static const struct argp argp = {
@@ -190,7 +173,7 @@ int mu_cmd_plan(int argc, char **argv)
         0,
         0,
         0};
-    struct plan_args a = {.split = "auto", .parallel = 32};
+    struct plan_args a = {.split = "auto"};
     argp_parse(&argp, argc, argv, 0, 0, &a);
     struct mu_err err = MU_ERR_INIT;
     return plan_verb(&a, &err) ? mu_cli_fail("plan", &err) : MU_EXIT_OK;

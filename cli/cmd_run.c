@@ -92,10 +92,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case OPT_IGNORE: c->ignore_end = true; return 0;
     case OPT_SPECIAL: c->special = true; return 0;
-    case OPT_QUIET: c->quiet = true; return 0;
+    case OPT_QUIET: c->quiet = c->local.quiet = true; return 0;
     case OPT_SERVER: c->server = arg; return 0;
     case OPT_LORA: mu_arg_adapter(arg, &c->local.lora, state); return 0;
     case OPT_ADAPTER: c->adapter = arg; return 0;
+    case MU_OPT_KV: c->local.kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: c->local.quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_RAW: c->raw = c->local.no_template = true; return 0;
     case OPT_SYSTEM: a->system = arg; return 0;
@@ -201,14 +202,15 @@ int mu_cmd_run(int argc, char **argv)
         {0, 0, 0, 0, "What is shown:", 3},
         {"verbose", OPT_VERBOSE, 0, 0, "counts and rates after each answer", 3},
         {"nowordwrap", OPT_NOWRAP, 0, 0, "do not break lines between words", 3},
-        {"quiet", OPT_QUIET, 0, 0, "no speed at the end", 3},
+        {"quiet", OPT_QUIET, 0, 0, "no memory at the start, no speed at the end", 3},
         {0, 0, 0, 0, "Where it runs:", 4},
         {"threads", 't', "N", 0, "threads (all cores)", 4},
-        {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192)", 4},
+        {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192 and what fits in memory)", 4},
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 4},
         {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 4},
         {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded", 4},
         MU_QUANTIZE_OPTION(4),
+        MU_KV_OPTION(4),
         {0},
     };
     static const struct argp argp = {

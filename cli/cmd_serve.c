@@ -36,6 +36,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
     case OPT_TEMPLATE: o->template_path = arg; return 0;
     case OPT_QUIET: o->quiet = true; return 0;
+    case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: adapter_add(a, arg, state); return 0;
     case ARGP_KEY_ARG:
@@ -57,8 +58,10 @@ int mu_cmd_serve(int argc, char **argv)
         {"listen", 'l', "HOST:PORT", 0, "gRPC address (127.0.0.1:7400)", 0},
         {"worker", 'w', "ADDRESS", 0, "use a worker daemon that already runs (start one here)", 0},
         {"threads", 't', "N", 0, "threads a rank (the cores, shared out)", 0},
-        {"ctx", 'c', "N", 0, "tokens one request may hold (the model's context, at most 8192)", 0},
-        {"parallel", 'n', "N", 0, "requests worked on at once (32)", 0},
+        {"ctx", 'c', "N", 0, "tokens one request may hold (the model's context, at most 8192 and what fits in memory)",
+         0},
+        {"parallel", 'n', "N", 0, "requests worked on at once (32); with --ctx, memory for all of them at full length",
+         0},
         {"queue", 'q', "N", 0, "requests that may wait beyond those (1024)", 0},
         {"stall-ms", OPT_STALL, "MS", 0, "a rank that is silent so long is dead (3000)", 0},
         {"lora", OPT_LORA, "[NAME=]PATH[:SCALE]", 0,
@@ -66,6 +69,7 @@ int mu_cmd_serve(int argc, char **argv)
         {"template", OPT_TEMPLATE, "FILE", 0, "chat template (Jinja) instead of the model's own", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
         MU_QUANTIZE_OPTION(0),
+        MU_KV_OPTION(0),
         {0},
     };
     static const struct argp argp = {

@@ -20,6 +20,7 @@ struct show_args {
     const char *model;
     int only; /* one of OPT_…; 0: everything */
     bool json;
+    enum mu_kv_type kv;
 };
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -31,6 +32,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
             argp_error(state, "-o takes text or json, not '%s'", arg);
         a->json = !strcmp(arg, "json");
         return 0;
+    case MU_OPT_KV: a->kv = mu_arg_kv(arg, state); return 0;
     case OPT_LICENSE:
     case OPT_MODELFILE:
     case OPT_PARAMETERS:
@@ -119,7 +121,7 @@ static void read_file(struct shown *s)
 }
 
 /* One rank and one sequence, at 2k, 8k, 32k and all that the model was made for. */
-static enum mu_status read_memory(struct shown *s, struct mu_err *err)
+static enum mu_status read_memory(struct shown *s, enum mu_kv_type kv, struct mu_err *err)
 {
     static const int contexts[] = {2048, 8192, 32768};
     struct mu_plan *plan = mu_calloc(1, sizeof *plan);
@@ -134,6 +136,7 @@ static enum mu_status read_memory(struct shown *s, struct mu_err *err)
         if (ctx > trained || (s->n_memory && ctx <= s->memory[s->n_memory - 1].n_ctx)) continue;
         struct mu_serving serving = {.n_ctx = ctx,
                                      .n_slot = 1,
+                                     .kv = kv,
                                      .step_tokens = ctx < 512 ? ctx : 512,
                                      .n_page = (uint32_t)((ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS)};
         struct memory *to = &s->memory[s->n_memory++];
@@ -145,16 +148,16 @@ done:
     return st;
 }
 
-static enum mu_status gather(const char *name, struct shown *s, struct mu_err *err)
+static enum mu_status gather(const struct show_args *a, struct shown *s, struct mu_err *err)
 {
     enum mu_status st;
     s->why = (struct mu_err)MU_ERR_INIT;
-    MU_TRY(st, mu_store_find(name, &s->m, err), done);
+    MU_TRY(st, mu_store_find(a->model, &s->m, err), done);
     MU_TRY(st, mu_gguf_open(s->m->path, &s->gguf, err), done);
     read_file(s);
     MU_TRY(st, mu_kernels_init(NULL, err), done);
     if (mu_model_open(s->m->path, &s->model, &s->why) != MU_OK) return MU_OK;
-    MU_TRY(st, read_memory(s, err), done);
+    MU_TRY(st, read_memory(s, a->kv, err), done);
     s->runs = mu_tokenizer_open(s->model->gguf, &s->tok, &s->why) == MU_OK;
 done:
     return st;
@@ -363,6 +366,7 @@ int mu_cmd_show(int argc, char **argv)
         {"template", OPT_TEMPLATE, 0, 0, "the chat template that is used", 0},
         {"system", OPT_SYSTEM, 0, 0, "the system prompt only", 0},
         {"output", 'o', "FORMAT", 0, "text or json (text)", 0},
+        MU_KV_OPTION(0),
         {0},
     };
     static const struct argp argp = {options,
@@ -381,7 +385,7 @@ int mu_cmd_show(int argc, char **argv)
     argp_parse(&argp, argc, argv, 0, 0, &a);
     struct mu_err err = MU_ERR_INIT;
     struct shown *s = mu_calloc(1, sizeof *s);
-    enum mu_status st = s ? gather(a.model, s, &err) : mu_fail(&err, MU_ENOMEM, "no memory to show a model");
+    enum mu_status st = s ? gather(&a, s, &err) : mu_fail(&err, MU_ENOMEM, "no memory to show a model");
     if (!st) st = a.only ? print_only(s, a.only, &err) : a.json ? print_json(s, &err) : print_all(s, &err);
     if (s) clear(s);
     mu_free(s);

@@ -6,12 +6,14 @@
 #include <stdint.h>
 
 #include "model/adapter.h"
+#include "shard/plan.h"
 
 struct mu_serve_options {
     const char *model_path;
     const char *model_name;                /* in a store: requests may ask for it by this; NULL: none */
     const char *template_path;             /* Jinja source instead of the model's own; NULL: that */
     const char *quantize;                  /* a type's name (mu_model_quantize), or NULL */
+    enum mu_kv_type kv;                    /* how the cache is kept */
     const char *split;                     /* "auto" or a split */
     const char *listen;                    /* "127.0.0.1:7400" */
     const char *worker;                    /* NULL: start one on this machine; else its address */

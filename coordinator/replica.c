@@ -119,6 +119,7 @@ void mu_replica_start(struct mu_hub *h)
     q.model_path = path ? path : (char *)h->opt->model_path;
     q.quantize = (char *)(h->opt->quantize ? h->opt->quantize : "");
     q.split = h->split_text;
+    q.kv = (char *)mu_kv_type_name(h->serving.kv);
     q.threads = (uint32_t)h->opt->threads;
     q.context = (uint32_t)h->serving.n_ctx;
     q.parallel = (uint32_t)h->serving.n_slot;

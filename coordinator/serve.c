@@ -31,6 +31,7 @@
 #include "coordinator/local_worker.h"
 #include "coordinator/msg.h"
 #include "proto/descriptors.h"
+#include "shard/plan_fit.h"
 
 enum { MAX_METHODS = 16, DEFAULT_CONTEXT = 8192, DEFAULT_PARALLEL = 32, STEP_TOKENS = 512 };
 enum {
@@ -56,38 +57,24 @@ struct serve {
 
 /* ---- what fits ---- */
 
-/* KV pages for as many sequences at full length as memory allows, one at least. */
+/* Settles context and KV pages, and says what they take. */
 static enum mu_status plan_memory(struct serve *s, uint64_t available, struct mu_err *err)
 {
     struct mu_hub *h = &s->hub;
+    unsigned asked = (h->opt->context ? MU_FIT_CTX : 0u) | (h->opt->parallel ? MU_FIT_SLOTS : 0u);
+    int usual = h->serving.n_ctx;
+    struct mu_fit fit;
+    char text[MU_FIT_TEXT];
     struct mu_plan *plan = mu_calloc(1, sizeof *plan);
     if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
-    enum mu_status st = mu_plan_build(h->model, &h->split, plan, err);
-    if (st) goto done;
-    uint32_t per_seq = (uint32_t)((h->serving.n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS);
-    uint64_t page_bytes = 0, fixed = 0;
-    for (int r = 0; r < plan->n_rank; r++) {
-        struct mu_rank_memory m;
-        mu_plan_memory(h->model, plan, r, &h->serving, &m);
-        page_bytes += mu_plan_kv_page_bytes(h->model, plan, r);
-        fixed += m.weights + m.scratch + mu_plan_adapter_bytes(h->model, plan, r, h->adapters);
-    }
-    uint64_t usable = available - available / 16; /* the rest is for everybody else */
-    uint64_t room = usable > fixed && page_bytes ? (usable - fixed) / page_bytes : 0,
-             want = (uint64_t)per_seq * (uint64_t)h->serving.n_slot;
-    if (room < per_seq) {
-        st = mu_fail(err, MU_ENOMEM,
-                     "'%s' does not fit this machine: weights and scratch take %.2f GB, one sequence of %d tokens %.2f "
-                     "GB, and %.2f GB are free; "
-                     "use a smaller --ctx, fewer ranks, or a smaller model",
-                     h->opt->model_path, (double)fixed / 1e9, h->serving.n_ctx, (double)page_bytes * per_seq / 1e9,
-                     (double)usable / 1e9);
-        goto done;
-    }
-    h->serving.n_page = (uint32_t)(want < room ? want : room);
-    if (want > room)
-        mu_warn("serve", "KV pages for %.1f of %d sequences at full length fit in memory; more wait or are recomputed",
-                (double)room / per_seq, h->serving.n_slot);
+    enum mu_status st;
+    MU_TRY(st, mu_plan_build(h->model, &h->split, plan, err), done);
+    mu_fit_measure(h->model, plan, h->adapters, &h->serving, available, &fit);
+    MU_TRY(st, mu_fit_settle(&fit, h->model, plan, asked, &h->serving, err), done);
+    mu_fit_describe(&fit, &h->serving, text);
+    mu_info("serve", "memory: %s", text);
+    if (h->serving.n_ctx < usual)
+        mu_warn("serve", "a context of %d tokens instead of %d: more does not fit in memory", h->serving.n_ctx, usual);
 done:
     mu_free(plan);
     return st;
@@ -154,8 +141,10 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
         goto done;
     }
     if (!ctx) ctx = trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
-    h->serving = (struct mu_serving){
-        .n_ctx = ctx, .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL, .step_tokens = STEP_TOKENS};
+    h->serving = (struct mu_serving){.n_ctx = ctx,
+                                     .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL,
+                                     .step_tokens = STEP_TOKENS,
+                                     .kv = h->opt->kv};
     if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
     h->serving.n_adapter = h->adapters->n;
     h->serving.lora_rank = h->adapters->max_rank;

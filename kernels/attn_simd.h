@@ -26,10 +26,14 @@
 /* Accumulators in registers. 32 hold 6 rows × 4 vectors, and 4 vectors of K or V: faster than 12 × 2, which makes twice
  * as many broadcasts. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
 enum {
+#if defined(MU_MATH_AVX512)
+    ROWS = 8,
+    ROWS_WIDE = 6,
+#elif defined(MU_MATH_AVX2)
     ROWS = 6,
-#if defined(MU_MATH_AVX2)
     ROWS_WIDE = 3,
 #else
+    ROWS = 6,
     ROWS_WIDE = 6,
 #endif
 };
@@ -41,7 +45,8 @@ enum {
     Q_STRIDE = MU_MAX_D_HEAD + 16, /* no power of two: rows would share a cache set */
     P_STRIDE = MU_ATTN_SEGMENT + 16,
     BATCH_ROWS = 24, /* rows that go through the segments together, in blocks of up to ROWS */
-    BATCH_BLOCKS = BATCH_ROWS / ROWS,
+    ROWS_MANY = 6,
+    BATCH_BLOCKS = BATCH_ROWS / ROWS_MANY,
 };
 
 struct row {
@@ -67,52 +72,68 @@ struct pass {
     struct block *block;
     int lo, hi;               /* union of the rows' visible positions */
     int common_lo, common_hi; /* positions that all rows see; empty is [hi, hi) */
-    /* First key and value of each group of 16 positions that any row of the batch sees, and the keys of the segment
+    /* Keys and values of each group of 16 positions that any row of the batch sees, and the keys of the segment
      * after (of this one where there is none) to fetch early. */
-    const uint16_t *k[GROUPS], *v[GROUPS], *ahead[GROUPS];
+    const char *k[GROUPS], *v[GROUPS], *ahead[GROUPS];
     _Alignas(64) float p[ROWS][P_STRIDE]; /* scores, then weights */
 };
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 /* n_row rows × n_vec vectors of scores, from group g. */
-ALWAYS_INLINE void score_tile(struct pass *s, int n_row, int n_vec, int g)
+ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int n_vec, int g)
 {
+    const int d_head = s->a->d_head;
+    const size_t value = kv == MU_KV_F16 ? sizeof(uint16_t) : 1;
     vf acc[ROWS][4];
-    const uint16_t *k[4];
-#pragma GCC unroll 6
+    const char *k[4];
+#pragma GCC unroll 8
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) acc[r][v] = vf_set(0.0f);
-#pragma GCC unroll 4
-    for (int v = 0; v < n_vec; v++) k[v] = s->k[g + v / GROUP_VECS] + v % GROUP_VECS * VF_LANES;
-    const int d_head = s->a->d_head;
-    for (int d = 0; d < d_head; d++) {
-        vf x[4];
+    for (int block = 0, d = 0; d < d_head; block++) {
+        const int end = d_head - d < MU_Q_BLOCK ? d_head : d + MU_Q_BLOCK;
+        vf scale[4];
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) {
-            x[v] = vf_load_f16(k[v] + (size_t)d * GROUP);
-            if (v % GROUP_VECS == 0) simd_fetch(s->v[g + v / GROUP_VECS] + (size_t)d * GROUP);
+            const int lane = v % GROUP_VECS * VF_LANES;
+            k[v] = s->k[g + v / GROUP_VECS];
+            if (kv == MU_KV_Q8_0) {
+                k[v] += mu_kv_q8_key_block(block);
+                scale[v] = vf_load((const float *)(const void *)k[v] + lane);
+                k[v] += GROUP * sizeof(float) - (size_t)d * GROUP;
+            }
+            k[v] += (size_t)lane * value;
         }
-#pragma GCC unroll 6
-        for (int r = 0; r < n_row; r++) {
-            vf q = vf_set(s->block->q[r][d]);
+        for (; d < end; d++) {
+            vf x[4];
 #pragma GCC unroll 4
-            for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(q, x[v], acc[r][v]);
+            for (int v = 0; v < n_vec; v++) {
+                const char *at = k[v] + (size_t)d * GROUP * value;
+                x[v] = kv == MU_KV_F16 ? vf_load_f16((const uint16_t *)(const void *)at)
+                                       : vf_mul(vf_load_i8((const int8_t *)at), scale[v]);
+                if (v % GROUP_VECS == 0) simd_fetch(s->v[g + v / GROUP_VECS] + (size_t)d * GROUP * value);
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < n_row; r++) {
+                vf q = vf_set(s->block->q[r][d]);
+#pragma GCC unroll 4
+                for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(q, x[v], acc[r][v]);
+            }
         }
     }
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) vf_store(&s->p[r][g * GROUP + v * VF_LANES], acc[r][v]);
 }
 
-ALWAYS_INLINE void scores(struct pass *s, int n_row)
+ALWAYS_INLINE void scores(struct pass *s, enum mu_kv_type kv, int n_row)
 {
     const int groups = n_row <= ROWS_WIDE ? 4 / GROUP_VECS : 2 / GROUP_VECS;
     int g = s->lo / GROUP, end = (s->hi + GROUP - 1) / GROUP;
-    for (; g + groups <= end; g += groups) score_tile(s, n_row, groups * GROUP_VECS, g);
-    for (; g < end; g++) score_tile(s, n_row, GROUP_VECS, g);
+    for (; g + groups <= end; g += groups) score_tile(s, kv, n_row, groups * GROUP_VECS, g);
+    for (; g < end; g++) score_tile(s, kv, n_row, GROUP_VECS, g);
 }
 
 /* Softmax of one row's segment in place: p, and m and l of the segment. */
@@ -129,9 +150,14 @@ static inline void softmax(struct pass *s, int r, float *m_out, float *l_out)
     for (int i = begin; i < row->seg_lo; i++) p[i] = -INFINITY;
     for (int i = row->seg_hi; i < end; i++) p[i] = -INFINITY;
 
-    vf top = vf_set(-INFINITY);
-    for (int i = begin; i < end; i += VF_LANES) top = vf_max(vf_load(p + i), top);
-    float m = vf_reduce_max(top);
+    vf top[4]; /* four chains, against the latency */
+    for (int v = 0; v < 4; v++) top[v] = vf_set(-INFINITY);
+    int at = begin;
+    for (; at + 4 * VF_LANES <= end; at += 4 * VF_LANES)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; v++) top[v] = vf_max(vf_load(p + at + v * VF_LANES), top[v]);
+    for (; at < end; at += VF_LANES) top[0] = vf_max(vf_load(p + at), top[0]);
+    float m = vf_reduce_max(vf_max(vf_max(top[0], top[1]), vf_max(top[2], top[3])));
 
     vf lane[SUM_VECS], shift = vf_set(m);
     for (int v = 0; v < SUM_VECS; v++) lane[v] = vf_set(0.0f);
@@ -184,31 +210,47 @@ static void weigh(struct pass *s, int n_row)
     }
 }
 
+/* n values of one block at x, whose scale is at `scale`. */
+ALWAYS_INLINE vf value_load(enum mu_kv_type kv, const char *x, const float *scale, int n)
+{
+    if (kv == MU_KV_F16) {
+        const uint16_t *h = (const uint16_t *)(const void *)x;
+        return n == VF_LANES ? vf_load_f16(h) : vf_load_f16_n(h, n);
+    }
+    const int8_t *q = (const int8_t *)x;
+    return vf_mul(n == VF_LANES ? vf_load_i8(q) : vf_load_i8_n(q, n), vf_set(*scale));
+}
+
 /* o of n_row rows × n_vec vectors of dimensions from d0, merged into out; the last vector has n_lane lanes. */
-ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int n_lane)
+ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int n_vec, int d0, int n_lane)
 {
     vf acc[ROWS][4];
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) acc[r][v] = vf_set(0.0f);
-    const size_t d_head = (size_t)s->a->d_head;
+    const int vec_bytes = VF_LANES * (kv == MU_KV_F16 ? 2 : 1), tile_bytes = n_vec * vec_bytes;
+    const size_t value = kv == MU_KV_F16 ? sizeof(uint16_t) : 1, d_head = (size_t)s->a->d_head;
+    const size_t row_bytes = d_head * value, blocks = (size_t)mu_kv_blocks(s->a->d_head);
 
     for (int j = s->lo; j < s->hi;) {
+        const size_t row = (size_t)(j % GROUP), skip = row * row_bytes + (size_t)d0 * value;
+        const char *at = s->v[j / GROUP] + skip;
+        const float *scale = (const float *)(const void *)(s->v[j / GROUP] + GROUP * d_head) + row * blocks +
+                             d0 / MU_Q_BLOCK; /* Q8_0 only */
         if (j >= s->common_lo && j < s->common_hi) {
             int end = (j / GROUP + 1) * GROUP;
             if (end > s->common_hi) end = s->common_hi;
-            const size_t skip = (size_t)(j % GROUP) * d_head + (size_t)d0;
-            const uint16_t *at = s->v[j / GROUP] + skip, *ahead = s->ahead[j / GROUP] + skip;
-            for (; j < end; j++, at += d_head, ahead += d_head) {
+            const char *ahead = s->ahead[j / GROUP] + skip;
+            for (; j < end; j++, at += row_bytes, scale += blocks, ahead += row_bytes) {
                 vf x[4];
 #pragma GCC unroll 4
-                for (int v = 0; v < n_vec; v++) {
-                    x[v] = v + 1 < n_vec || n_lane == VF_LANES ? vf_load_f16(at + v * VF_LANES)
-                                                               : vf_load_f16_n(at + v * VF_LANES, n_lane);
-                    if (v % GROUP_VECS == 0) simd_fetch(ahead + v * VF_LANES);
-                }
-#pragma GCC unroll 6
+                for (int v = 0; v < n_vec; v++)
+                    x[v] = value_load(kv, at + v * vec_bytes, scale + v * VF_LANES / MU_Q_BLOCK,
+                                      v + 1 < n_vec ? (int)VF_LANES : n_lane);
+#pragma GCC unroll 4
+                for (int b = 0; b < tile_bytes; b += 64) simd_fetch(ahead + b);
+#pragma GCC unroll 8
                 for (int r = 0; r < n_row; r++) {
                     vf p = vf_set(s->p[r][j]);
 #pragma GCC unroll 4
@@ -217,11 +259,12 @@ ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int 
             }
             continue;
         }
-        const uint16_t *at = s->v[j / GROUP] + (size_t)(j % GROUP) * d_head + d0;
         vf x[4];
 #pragma GCC unroll 4
-        for (int v = 0; v < n_vec; v++) x[v] = vf_load_f16_n(at + v * VF_LANES, v + 1 < n_vec ? (int)VF_LANES : n_lane);
-#pragma GCC unroll 6
+        for (int v = 0; v < n_vec; v++)
+            x[v] = value_load(kv, at + v * vec_bytes, scale + v * VF_LANES / MU_Q_BLOCK,
+                              v + 1 < n_vec ? (int)VF_LANES : n_lane);
+#pragma GCC unroll 8
         for (int r = 0; r < n_row; r++) {
             vf p = vf_set(s->p[r][j]);
             vm sees = vm_all_if((j >= s->block->row[r].seg_lo) & (j < s->block->row[r].seg_hi));
@@ -231,7 +274,7 @@ ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int 
         j++;
     }
 
-#pragma GCC unroll 6
+#pragma GCC unroll 8
     for (int r = 0; r < n_row; r++) {
         const struct row *row = &s->block->row[r];
         if (row->seg_lo >= row->seg_hi) continue;
@@ -247,44 +290,55 @@ ALWAYS_INLINE void value_tile(struct pass *s, int n_row, int n_vec, int d0, int 
     }
 }
 
-ALWAYS_INLINE void values(struct pass *s, int n_row)
+ALWAYS_INLINE void values(struct pass *s, enum mu_kv_type kv, int n_row)
 {
     const int n_vec = n_row <= ROWS_WIDE ? 4 : 2;
     int d = 0, d_head = s->a->d_head;
-    for (; d + n_vec * VF_LANES <= d_head; d += n_vec * VF_LANES) value_tile(s, n_row, n_vec, d, VF_LANES);
-    for (; d < d_head; d += VF_LANES) value_tile(s, n_row, 1, d, d_head - d < VF_LANES ? d_head - d : (int)VF_LANES);
+    for (; d + n_vec * VF_LANES <= d_head; d += n_vec * VF_LANES) value_tile(s, kv, n_row, n_vec, d, VF_LANES);
+    for (; d < d_head; d += VF_LANES)
+        value_tile(s, kv, n_row, 1, d, d_head - d < VF_LANES ? d_head - d : (int)VF_LANES);
 }
 
-/* The products for each number of rows, compiled apart so that the accumulators are registers. */
-#define ROW_COUNTS(X) X(1) X(2) X(3) X(4) X(5) X(6)
-#define PRODUCTS(n)                        \
-    static void scores_##n(struct pass *s) \
-    {                                      \
-        scores(s, n);                      \
-    }                                      \
-    static void values_##n(struct pass *s) \
-    {                                      \
-        values(s, n);                      \
+/* The products for each format and number of rows, compiled apart so that the accumulators are registers. */
+#if defined(MU_MATH_AVX512)
+#define ROW_COUNTS(X, kv) X(kv, 1) X(kv, 2) X(kv, 3) X(kv, 4) X(kv, 5) X(kv, 6) X(kv, 7) X(kv, 8)
+#else
+#define ROW_COUNTS(X, kv) X(kv, 1) X(kv, 2) X(kv, 3) X(kv, 4) X(kv, 5) X(kv, 6)
+#endif
+#define PRODUCTS(kv, n)                           \
+    static void scores_##kv##_##n(struct pass *s) \
+    {                                             \
+        scores(s, kv, n);                         \
+    }                                             \
+    static void values_##kv##_##n(struct pass *s) \
+    {                                             \
+        values(s, kv, n);                         \
     }
-ROW_COUNTS(PRODUCTS)
-#define ENTRY(n) {scores_##n, values_##n},
+ROW_COUNTS(PRODUCTS, MU_KV_F16)
+ROW_COUNTS(PRODUCTS, MU_KV_Q8_0)
+#define ENTRY(kv, n) {scores_##kv##_##n, values_##kv##_##n},
 static const struct {
     void (*scores)(struct pass *s);
     void (*values)(struct pass *s);
-} products[] = {{NULL, NULL}, ROW_COUNTS(ENTRY)};
+} products[MU_KV_TYPE_COUNT][ROWS + 1] = {
+    [MU_KV_F16] = {{NULL, NULL}, ROW_COUNTS(ENTRY, MU_KV_F16)},
+    [MU_KV_Q8_0] = {{NULL, NULL}, ROW_COUNTS(ENTRY, MU_KV_Q8_0)},
+};
 
 /* Page pointers of the segment at `begin`, for the positions [lo, hi) of the sequence that some row of the batch
  * sees. */
 static void enter_segment(struct pass *s, int begin, int lo, int hi)
 {
     const struct mu_attn *a = s->a;
+    const size_t group_bytes = mu_kv_bytes(a->kv, a->d_head, GROUP);
     int page = begin / a->page_tokens, pages = MU_ATTN_SEGMENT / a->page_tokens, in_page = 0;
     for (int g = 0; g < GROUPS && begin + g * GROUP < hi; g++) {
         if (begin + (g + 1) * GROUP > lo) {
-            size_t at = (size_t)in_page * (size_t)a->d_head;
-            s->k[g] = a->k_page[page] + at;
-            s->v[g] = a->v_page[page] + at;
-            s->ahead[g] = begin + MU_ATTN_SEGMENT + g * GROUP < hi ? a->k_page[page + pages] + at : s->k[g];
+            size_t at = (size_t)in_page / GROUP * group_bytes;
+            s->k[g] = (const char *)a->k_page[page] + at;
+            s->v[g] = (const char *)a->v_page[page] + at;
+            s->ahead[g] =
+                begin + MU_ATTN_SEGMENT + g * GROUP < hi ? (const char *)a->k_page[page + pages] + at : s->k[g];
         }
         in_page += GROUP;
         if (in_page == a->page_tokens) {
@@ -341,19 +395,33 @@ static float merge_sink(struct row *row)
 }
 
 /* (O + 0.0f)·(1/L) */
-static void block_close(struct block *b, int d_head)
+static void row_close(struct row *row, int d_head)
 {
+    vf keep = vf_set(row->sink ? merge_sink(row) : 1.0f);
+    vf inv = vf_set(1.0f / row->l), zero = vf_set(0.0f);
+    for (int d = 0; d < d_head; d += VF_LANES) {
+        int n = d_head - d < VF_LANES ? d_head - d : (int)VF_LANES;
+        vf o = vf_load_n(row->out + d, n);
+        if (row->sink) o = vf_mul(o, keep);
+        vf_store_n(row->out + d, n, vf_mul(vf_add(o, zero), inv));
+    }
+}
+
+/* Segment seg of the block's rows, alone, into their parts. */
+static void block_part(struct pass *s, struct block *b, int first, int seg)
+{
+    const struct mu_attn *a = s->a;
     for (int r = 0; r < b->n_row; r++) {
-        bool sink = b->row[r].sink;
-        vf keep = vf_set(sink ? merge_sink(&b->row[r]) : 1.0f);
-        vf inv = vf_set(1.0f / b->row[r].l), zero = vf_set(0.0f);
-        for (int d = 0; d < d_head; d += VF_LANES) {
-            int n = d_head - d < VF_LANES ? d_head - d : (int)VF_LANES;
-            float *out = b->row[r].out + d;
-            vf o = vf_load_n(out, n);
-            if (sink) o = vf_mul(o, keep);
-            vf_store_n(out, n, vf_mul(vf_add(o, zero), inv));
-        }
+        b->row[r].started = b->row[r].merge = false;
+        b->row[r].out = mu_attn_part(a, seg, first + r);
+    }
+    products[a->kv][b->n_row].scores(s);
+    weigh(s, b->n_row);
+    products[a->kv][b->n_row].values(s);
+    for (int r = 0; r < b->n_row; r++) {
+        if (b->row[r].seg_lo >= b->row[r].seg_hi) continue;
+        b->row[r].out[a->d_head] = b->row[r].m;
+        b->row[r].out[a->d_head + 1] = b->row[r].l;
     }
 }
 
@@ -365,7 +433,7 @@ void ISA(attn)(const struct mu_attn *a)
     int total = a->n_tok * a->n_rep;
     for (int first = 0, n; first < total; first += n) {
         n = total - first < BATCH_ROWS ? total - first : (int)BATCH_ROWS;
-        int n_block = (n + ROWS - 1) / ROWS;
+        int n_block = n <= ROWS ? 1 : (n + ROWS_MANY - 1) / ROWS_MANY;
         for (int i = 0; i < n_block; i++) {
             int from = n * i / n_block, to = n * (i + 1) / n_block; /* alike in size */
             block_open(&block[i], a, first + from, to - from);
@@ -373,15 +441,59 @@ void ISA(attn)(const struct mu_attn *a)
         /* rows ascend in position */
         const struct block *last = &block[n_block - 1];
         int lo = block[0].row[0].lo, hi = last->row[last->n_row - 1].hi;
+        if (a->part) {
+            lo = lo > a->seg_begin * MU_ATTN_SEGMENT ? lo : a->seg_begin * MU_ATTN_SEGMENT;
+            hi = hi < a->seg_end * MU_ATTN_SEGMENT ? hi : a->seg_end * MU_ATTN_SEGMENT;
+        }
         for (int begin = lo / MU_ATTN_SEGMENT * MU_ATTN_SEGMENT; begin < hi; begin += MU_ATTN_SEGMENT) {
             enter_segment(&s, begin, lo, hi);
             for (int i = 0; i < n_block; i++) {
                 if (!enter_block(&s, &block[i], begin)) continue;
-                products[block[i].n_row].scores(&s);
+                if (a->part) {
+                    block_part(&s, &block[i], first + n * i / n_block, begin / MU_ATTN_SEGMENT);
+                    continue;
+                }
+                products[a->kv][block[i].n_row].scores(&s);
                 weigh(&s, block[i].n_row);
-                products[block[i].n_row].values(&s);
+                products[a->kv][block[i].n_row].values(&s);
             }
         }
-        for (int i = 0; i < n_block; i++) block_close(&block[i], a->d_head);
+        for (int i = 0; i < n_block && !a->part; i++)
+            for (int r = 0; r < block[i].n_row; r++) row_close(&block[i].row[r], a->d_head);
+    }
+}
+
+/* The next segment's (m, l, o) joins the row. */
+static void row_merge(struct row *row, const float *part, int d_head)
+{
+    float m = part[d_head], l = part[d_head + 1];
+    if (!row->started) {
+        row->started = true;
+        row->m = m;
+        row->l = l;
+        memcpy(row->out, part, (size_t)d_head * sizeof *part);
+        return;
+    }
+    float n = row->m > m ? row->m : m, kept = mu_expf(row->m - n), taken = mu_expf(m - n), lt = l * taken;
+    row->m = n;
+    row->l = fmaf(row->l, kept, lt);
+    vf keep = vf_set(kept), take = vf_set(taken);
+    for (int d = 0; d < d_head; d += VF_LANES) {
+        int w = d_head - d < VF_LANES ? d_head - d : (int)VF_LANES;
+        vf o = vf_mul(vf_load_n(part + d, w), take);
+        vf_store_n(row->out + d, w, vf_fma(vf_load_n(row->out + d, w), keep, o));
+    }
+}
+
+void ISA(attn_merge)(const struct mu_attn *a)
+{
+    for (int i = 0; i < a->n_tok * a->n_rep; i++) {
+        int t = i / a->n_rep, r = i % a->n_rep, pos = a->pos0 + t;
+        int lo = a->window > 0 && pos >= a->window ? pos - a->window + 1 : 0;
+        struct row row = {.sink = a->sink ? a->sink + r : NULL,
+                          .out = a->out + (size_t)t * a->out_stride + (size_t)r * (size_t)a->d_head};
+        for (int seg = lo / MU_ATTN_SEGMENT; seg <= pos / MU_ATTN_SEGMENT; seg++)
+            row_merge(&row, mu_attn_part(a, seg, i), a->d_head);
+        row_close(&row, a->d_head);
     }
 }

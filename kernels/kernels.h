@@ -51,13 +51,13 @@ struct mu_act {
  * one KV head, over that head's paged cache (C5). Strides in elements.
  *   q      [n_tok][n_rep][d_head] at q + t*q_stride + r*d_head, f32, already rotated, not yet scaled
  *   out    likewise with out_stride
- *   k_page [page] → f16 [page_tokens/16][d_head][16]: 16 positions interleaved, so that lanes are positions
- *   v_page [page] → f16 [page_tokens][d_head]
+ *   k_page, v_page [page] → mu_kv_bytes(kv, d_head, page_tokens) bytes in the layouts of types.h, aligned to 4
  * page p holds positions [p*page_tokens, (p+1)*page_tokens). Cache rows of positions pos0 … pos0+n_tok-1 are already
  * written. Position i sees j ≤ i with i - j < window (window 0 = all). Unwritten cache may hold anything: it must never
  * reach a result. Any d_head ≥ 1 up to MU_MAX_D_HEAD; page_tokens a multiple of 16 that divides 256. */
 enum { MU_MAX_D_HEAD = 512 };
 struct mu_attn {
+    enum mu_kv_type kv;
     int n_tok, n_rep, d_head, pos0, page_tokens, window;
     float scale, softcap; /* softcap 0 = none */
     const float *sink;    /* [n_rep]: a score of each head that joins the softmax and has no value; NULL = none */
@@ -65,9 +65,19 @@ struct mu_attn {
     size_t q_stride;
     float *out;
     size_t out_stride;
-    const uint16_t *const *k_page;
-    const uint16_t *const *v_page;
+    const void *const *k_page;
+    const void *const *v_page;
+    /* Segments apart, so that several threads share one long sequence: with part set, attn computes only what falls into
+     * segments [seg_begin, seg_end) and leaves it at mu_attn_part; out is not written. Once all are there, attn_merge
+     * makes out of them (C5's merge, ascending): the same bits as of one call. */
+    float *part; /* NULL: no */
+    int seg_begin, seg_end;
 };
+/* O[d_head], m, l of segment seg and row t·n_rep + r. */
+static inline float *mu_attn_part(const struct mu_attn *a, int seg, int row)
+{
+    return a->part + ((size_t)seg * (size_t)(a->n_tok * a->n_rep) + (size_t)row) * (size_t)(a->d_head + 2);
+}
 
 struct mu_kernels {
     const char *name; /* as in MUSTER_KERNELS */
@@ -120,10 +130,12 @@ struct mu_kernels {
     /* x[i] += y[i], y already bf16 off the wire. */
     void (*add_bf16)(float *x, const uint16_t *y, int n);
 
-    /* One new token's key into its page's interleaved layout (pos_in_page in [0, page_tokens)), and value. Both are
-     * rounded to f16. */
-    void (*kv_store)(const float *k, const float *v, int d_head, int pos_in_page, uint16_t *k_page, uint16_t *v_page);
+    /* One new token's key and value into their pages (pos_in_page in [0, page_tokens)), rounded to f16 or quantised by
+     * C1; a block with a value that is not finite gets a NaN for its scale. */
+    void (*kv_store)(enum mu_kv_type kv, const float *k, const float *v, int d_head, int pos_in_page, void *k_page,
+                     void *v_page);
     void (*attn)(const struct mu_attn *a);
+    void (*attn_merge)(const struct mu_attn *a);
 
     /* Values of one raw row of a tensor (embedding look-up): n a multiple of the type's block. false: unsupported
      * type. */

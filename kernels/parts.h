@@ -28,9 +28,10 @@
     void mu_##isa##_add(float *x, const float *y, int n, int round);                                          \
     void mu_##isa##_add_scaled(float *x, const float *y, float w, int n);                                     \
     void mu_##isa##_add_bf16(float *x, const uint16_t *y, int n);                                             \
-    void mu_##isa##_kv_store(const float *k, const float *v, int d_head, int pos_in_page, uint16_t *k_page,   \
-                             uint16_t *v_page);                                                               \
+    void mu_##isa##_kv_store(enum mu_kv_type kv, const float *k, const float *v, int d_head, int pos_in_page, \
+                             void *k_page, void *v_page);                                                     \
     void mu_##isa##_attn(const struct mu_attn *a);                                                            \
+    void mu_##isa##_attn_merge(const struct mu_attn *a);                                                      \
     int mu_##isa##_argmax(const float *x, int n, float *max_out);                                             \
     float mu_##isa##_softmax_terms(const float *x, int n, float max, float *out);                             \
     /* peak.h's loops: n rounds in registers, how many operations that was; and one reading of a buffer */    \
@@ -59,6 +60,26 @@ MU_KERNELS_DECLARE_INT8(i8mm)
 
 /* Every scale (or weight, for float types) of n values from raw, which may lie at any address, is finite (C0). */
 bool mu_values_finite(uint32_t type, const void *raw, size_t n);
+
+/* Where the parts of a Q8_0 cache lie (types.h). A group of 16 positions has as many bytes of keys as of values. */
+enum { MU_KV_GROUP = 16 };
+static inline int mu_kv_blocks(int d_head)
+{
+    return (d_head + MU_Q_BLOCK - 1) / MU_Q_BLOCK;
+}
+static inline size_t mu_kv_q8_group_bytes(int d_head)
+{
+    return (size_t)MU_KV_GROUP * ((size_t)d_head + sizeof(float) * (size_t)mu_kv_blocks(d_head));
+}
+/* From the start of a group of keys to that of its block b. */
+static inline size_t mu_kv_q8_key_block(int b)
+{
+    return (size_t)MU_KV_GROUP * (MU_Q_BLOCK + sizeof(float)) * (size_t)b;
+}
+
+/* kv_store of Q8_0 for any table, with its C1. */
+void mu_kv_q8_store(const float *k, const float *v, int d_head, int pos_in_page, void *k_page, void *v_page,
+                    bool (*quantize)(const float *x, int n, int8_t *q, float *s, int16_t *sum));
 
 /* One f16/bf16/scale value is finite. */
 static inline bool mu_f16_finite(uint16_t h)

@@ -66,6 +66,20 @@ int mu_type_by_name(const char *name);
 /* Bytes of a row of n values; false where n is no multiple of the block or it overflows. */
 bool mu_type_row_bytes(uint32_t type, uint64_t n_values, size_t *bytes_out);
 
+/* How keys and values are kept (C5). A page of one head is page_tokens/16 groups of 16 positions, keys and values
+ * apart; a group is
+ *           keys: lanes are positions               values: lanes are dimensions
+ *   F16     f16 [d_head][16]                         f16 [16][d_head]
+ *   Q8_0    of each block of 32 dimensions (the      int8 [16][d_head], then
+ *           last may be short): f32 scale [16],      f32 scale [16][blocks]
+ *           int8 [dimensions of the block][16] */
+enum mu_kv_type { MU_KV_F16, MU_KV_Q8_0, MU_KV_TYPE_COUNT };
+const char *mu_kv_type_name(enum mu_kv_type kv); /* "f16", "q8_0" */
+/* Type of that name, upper or lower case; "" is f16. -1 where there is none. */
+int mu_kv_type_by_name(const char *name);
+/* Bytes of the keys, which are those of the values, of n_pos positions (a multiple of 16) of one head. */
+size_t mu_kv_bytes(enum mu_kv_type kv, int d_head, int n_pos);
+
 static inline float mu_bf16_to_f32(uint16_t h)
 {
     union {

@@ -200,10 +200,15 @@ void ISA(add_bf16)(float *x, const uint16_t *y, int n)
     for (; i < n; i++) x[i] += mu_bf16_to_f32(y[i]);
 }
 
-void ISA(kv_store)(const float *k, const float *v, int d_head, int pos_in_page, uint16_t *k_page, uint16_t *v_page)
+void ISA(kv_store)(enum mu_kv_type kv, const float *k, const float *v, int d_head, int pos_in_page, void *k_page,
+                   void *v_page)
 {
-    uint16_t *kp = k_page + (size_t)(pos_in_page / 16) * (size_t)d_head * 16 + (size_t)(pos_in_page % 16);
-    uint16_t *vp = v_page + (size_t)pos_in_page * (size_t)d_head;
+    if (kv == MU_KV_Q8_0) {
+        mu_kv_q8_store(k, v, d_head, pos_in_page, k_page, v_page, ISA(quantize));
+        return;
+    }
+    uint16_t *kp = (uint16_t *)k_page + (size_t)(pos_in_page / 16) * (size_t)d_head * 16 + (size_t)(pos_in_page % 16);
+    uint16_t *vp = (uint16_t *)v_page + (size_t)pos_in_page * (size_t)d_head;
     for (int d = 0; d < d_head; d += VF_LANES) {
         int m = lanes_left(d_head, d);
         uint16_t column[VF_LANES];

@@ -1,13 +1,22 @@
 /* Rotation, cache and attention of my heads.
  *
  * An item is (sequence, block of queries, KV head). Where every sequence has one token, an item rotates, stores and
- * attends in one go, since nobody else reads what it wrote. Otherwise all keys and values are stored first. */
+ * attends in one go, since nobody else reads what it wrote. Otherwise all keys and values are stored first.
+ *
+ * A few long sequences are fewer items than would keep all threads busy to the end: a decode of one with two KV heads
+ * has two. They are cut at segments (C5), of which CUT at a time are an item; after a meeting each (sequence, KV head) is
+ * merged. What is computed is the same. */
 #include <math.h>
 #include <string.h>
 
 #include "shard/parts.h"
 
-enum { QUERY_BLOCK = 24 }; /* tokens: a multiple of the kernels' 12 queries whatever the group */
+enum {
+    QUERY_BLOCK = 24,   /* tokens: a multiple of the kernels' 12 queries whatever the group */
+    CUT = 4,            /* segments */
+    CUT_FROM = 8,       /* segments of a sequence that is worth it: two meetings are a few µs */
+    CUT_ITEMS_EACH = 8, /* with so many items a thread nobody waits for long */
+};
 
 void mu_attend_plan(struct mu_shard *s)
 {
@@ -17,6 +26,19 @@ void mu_attend_plan(struct mu_shard *s)
         n += (s->step->seq[i].n_tok + QUERY_BLOCK - 1) / QUERY_BLOCK;
     }
     s->block0[s->step->n_seq] = n;
+
+    uint32_t longest = 0, room = ((uint32_t)s->serving.n_ctx + MU_ATTN_SEGMENT - 1) / MU_ATTN_SEGMENT;
+    n = 0;
+    for (uint32_t i = 0; i < s->step->n_seq; i++) {
+        uint32_t len = s->step->seq[i].pos0 / MU_ATTN_SEGMENT + 1;
+        s->segment0[i] = n;
+        n += len;
+        if (len > longest) longest = len;
+    }
+    s->segment0[s->step->n_seq] = n;
+    int n_member = mu_pool_size(s->pool), n_item = (int)s->step->n_seq * s->kv.n_head;
+    bool few = s->decode && n_member > 1 && n_item < CUT_ITEMS_EACH * n_member;
+    s->n_cut = few && n <= room && longest >= CUT_FROM ? (int)(longest + CUT - 1) / CUT : 0;
 }
 
 /* My query heads that read my KV head j. */
@@ -50,12 +72,12 @@ static void store_one(const struct mu_shard *s, const struct mu_step_seq *q, int
     const struct kv *kv = &s->kv;
     size_t stride = (size_t)kv->n_head * (size_t)kv->d_head, at = (size_t)t * stride + (size_t)j * (size_t)kv->d_head;
     uint32_t pos = q->pos0 + ((uint32_t)t - q->tok_off);
-    uint16_t *page = mu_kv_page(kv, layer, j, kv->slot[q->slot].page[pos / MU_PAGE_TOKENS]);
+    char *page = mu_kv_page(kv, layer, j, kv->slot[q->slot].page[pos / MU_PAGE_TOKENS]);
     const float *turn = turn_of(s, layer, t);
     head_norm(s, s->key + at, 1, s->layer[layer].vec[MU_T_K_NORM]);
     if (turn) s->k->rope(s->key + at, 1, kv->d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES, turn);
-    s->k->kv_store(s->key + at, s->value + at, kv->d_head, (int)(pos % MU_PAGE_TOKENS), page,
-                   page + kv->page_values / 2);
+    s->k->kv_store(kv->type, s->key + at, s->value + at, kv->d_head, (int)(pos % MU_PAGE_TOKENS), page,
+                   page + kv->page_bytes / 2);
 }
 
 static void rotate_queries(const struct mu_shard *s, struct mu_range heads, int layer, int t)
@@ -74,37 +96,94 @@ static void rotate_queries(const struct mu_shard *s, struct mu_range heads, int 
 }
 
 /* Tokens [t, t + n_tok) of sequence q over KV head j; the result is row `to` onwards of attn. */
-static void attend(const struct run *r, const struct mu_step_seq *q, int layer, int j, int t, int n_tok, int to)
+static struct mu_attn attn_of(const struct run *r, const struct mu_step_seq *q, int layer, int j, int t, int n_tok,
+                              int to)
 {
     const struct mu_shard *s = r->s;
     const struct kv *kv = &s->kv;
-    const struct slot *slot = &kv->slot[q->slot];
     struct mu_range heads = query_heads(s, j);
     size_t d = (size_t)kv->d_head, stride = (size_t)mu_range_len(s->me.heads) * d;
-    uint32_t pos0 = q->pos0 + ((uint32_t)t - q->tok_off), window = (uint32_t)s->layer[layer].window;
-    uint32_t first = window && pos0 >= window ? (pos0 - window + 1) / MU_PAGE_TOKENS : 0;
-    uint32_t end = (pos0 + (uint32_t)n_tok + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
-    for (uint32_t p = first; p < end; p++) {
-        r->mine->k_page[p] = mu_kv_page(kv, layer, j, slot->page[p]);
-        r->mine->v_page[p] = r->mine->k_page[p] + kv->page_values / 2;
-    }
     const float *sinks = s->layer[layer].vec[MU_T_SINKS];
-    struct mu_attn a = {.n_tok = n_tok,
-                        .n_rep = mu_range_len(heads),
-                        .d_head = kv->d_head,
-                        .pos0 = (int)pos0,
-                        .page_tokens = MU_PAGE_TOKENS,
-                        .window = s->layer[layer].window,
-                        .scale = s->cfg.attn_scale,
-                        .softcap = s->cfg.attn_softcap,
-                        .sink = sinks ? sinks + s->me.heads.begin + heads.begin : NULL,
-                        .q = s->q + (size_t)t * stride + (size_t)heads.begin * d,
-                        .q_stride = stride,
-                        .out = s->attn + (size_t)to * stride + (size_t)heads.begin * d,
-                        .out_stride = stride,
-                        .k_page = r->mine->k_page,
-                        .v_page = r->mine->v_page};
+    return (struct mu_attn){.kv = kv->type,
+                            .n_tok = n_tok,
+                            .n_rep = mu_range_len(heads),
+                            .d_head = kv->d_head,
+                            .pos0 = (int)(q->pos0 + ((uint32_t)t - q->tok_off)),
+                            .page_tokens = MU_PAGE_TOKENS,
+                            .window = s->layer[layer].window,
+                            .scale = s->cfg.attn_scale,
+                            .softcap = s->cfg.attn_softcap,
+                            .sink = sinks ? sinks + s->me.heads.begin + heads.begin : NULL,
+                            .q = s->q + (size_t)t * stride + (size_t)heads.begin * d,
+                            .q_stride = stride,
+                            .out = s->attn + (size_t)to * stride + (size_t)heads.begin * d,
+                            .out_stride = stride,
+                            .k_page = r->mine->k_page,
+                            .v_page = r->mine->v_page};
+}
+
+/* My table of pages for the positions [begin, end). */
+static void pages_take(const struct run *r, const struct mu_step_seq *q, int layer, int j, uint32_t begin, uint32_t end)
+{
+    const struct kv *kv = &r->s->kv;
+    const struct slot *slot = &kv->slot[q->slot];
+    for (uint32_t p = begin / MU_PAGE_TOKENS; p * MU_PAGE_TOKENS < end; p++) {
+        const char *page = mu_kv_page(kv, layer, j, slot->page[p]);
+        r->mine->k_page[p] = page;
+        r->mine->v_page[p] = page + kv->page_bytes / 2;
+    }
+}
+
+static void attend(const struct run *r, const struct mu_step_seq *q, int layer, int j, int t, int n_tok, int to)
+{
+    struct mu_attn a = attn_of(r, q, layer, j, t, n_tok, to);
+    int first = a.window && a.pos0 >= a.window ? a.pos0 - a.window + 1 : 0;
+    pages_take(r, q, layer, j, (uint32_t)first, (uint32_t)(a.pos0 + n_tok));
+    r->s->k->attn(&a);
+}
+
+/* Sequence i, which has one token, over KV head j, with its segments apart. */
+static struct mu_attn attn_cut(const struct run *r, int layer, int i, int j)
+{
+    const struct mu_shard *s = r->s;
+    struct mu_attn a = attn_of(r, &s->step->seq[i], layer, j, i, 1, i);
+    size_t before = (size_t)s->segment0[i] * (size_t)mu_range_len(s->me.heads) +
+                    (size_t)(s->segment0[i + 1] - s->segment0[i]) * (size_t)query_heads(s, j).begin;
+    a.part = s->part + before * (size_t)(a.d_head + 2);
+    return a;
+}
+
+static void item_cut(const struct run *r, int layer, int item)
+{
+    const struct mu_shard *s = r->s;
+    int j = item % s->kv.n_head, cut = item / s->kv.n_head % s->n_cut, i = item / s->kv.n_head / s->n_cut;
+    struct mu_attn a = attn_cut(r, layer, i, j);
+    int begin = cut * CUT * MU_ATTN_SEGMENT, end = begin + CUT * MU_ATTN_SEGMENT;
+    if (a.window && a.pos0 - a.window + 1 > begin) begin = a.pos0 - a.window + 1;
+    if (end > a.pos0 + 1) end = a.pos0 + 1;
+    if (begin >= end) return;
+    a.seg_begin = cut * CUT;
+    a.seg_end = a.seg_begin + CUT;
+    pages_take(r, &s->step->seq[i], layer, j, (uint32_t)begin, (uint32_t)end);
     s->k->attn(&a);
+}
+
+static void attend_cut(struct run *r, int layer)
+{
+    const struct mu_shard *s = r->s;
+    int begin, end;
+    while (mu_run_claim(r, r->n_tok * s->n_cut * s->kv.n_head, 1, 4, &begin, &end))
+        for (int item = begin; item < end; item++) {
+            item_cut(r, layer, item);
+            mu_run_breathe(r);
+        }
+    mu_run_meet(r);
+    while (mu_run_claim(r, r->n_tok * s->kv.n_head, 1, 4, &begin, &end))
+        for (int item = begin; item < end; item++) {
+            struct mu_attn a = attn_cut(r, layer, item / s->kv.n_head, item % s->kv.n_head);
+            s->k->attn_merge(&a);
+        }
+    mu_run_meet(r);
 }
 
 static void item_decode(const struct run *r, int layer, int item)
@@ -159,9 +238,15 @@ void mu_run_attend(struct run *r, int layer, bool last)
     struct mu_shard *s = r->s;
     bool prune = last && s->prune;
     int n_item = s->decode ? r->n_tok : prune ? s->n_live : (int)s->block0[s->step->n_seq], begin, end;
-    if (!s->decode) {
+    /* a window leaves too little to cut */
+    bool cut = s->n_cut > 0 && (!s->layer[layer].window || s->layer[layer].window >= CUT_FROM * MU_ATTN_SEGMENT);
+    if (!s->decode || cut) {
         store_share(r, layer);
         mu_run_meet(r);
+    }
+    if (cut) {
+        attend_cut(r, layer);
+        return;
     }
     if (prune && r->member == 0) { /* nobody reads the residual before the next meeting */
         size_t d = (size_t)s->cfg.d_model;

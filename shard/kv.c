@@ -1,6 +1,6 @@
 /* KV pages: one pool for all slots, a page table a slot.
  *
- *   data  [layer][KV head][page][keys: 16 positions interleaved | values][…]
+ *   data  [layer][KV head][page][keys: 16 positions interleaved | values][…], in f16 or q8_0 (kernels/types.h)
  *
  * A page number means the same page in every layer and head, on every rank. The tables change only through the steps'
  * numbered changes, so all ranks hold the same; two slots may name the same page (a shared prefix). */
@@ -10,15 +10,16 @@
 enum mu_status mu_kv_create(struct mu_shard *s, struct mu_err *err)
 {
     struct kv *kv = &s->kv;
-    size_t n_layer = (size_t)mu_range_len(s->stage.layers), values, n_slot = (size_t)s->serving.n_slot, n_entry;
+    size_t n_layer = (size_t)mu_range_len(s->stage.layers), n_slot = (size_t)s->serving.n_slot, n_entry;
     kv->n_page = s->serving.n_page;
     kv->max_page = ((uint32_t)s->serving.n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
     kv->n_slot = s->serving.n_slot;
     kv->n_head = mu_range_len(s->me.kv_heads);
     kv->d_head = s->cfg.d_head;
-    kv->page_values = (size_t)2 * MU_PAGE_TOKENS * (size_t)kv->d_head;
-    if (!mu_mul_size(kv->page_values, kv->n_page, &values) || !mu_mul_size(values, (size_t)kv->n_head, &values) ||
-        !mu_mul_size(values, n_layer, &values) || !mu_mul_size(values, sizeof *kv->data, &kv->bytes) ||
+    kv->type = s->serving.kv;
+    kv->page_bytes = 2 * mu_kv_bytes(kv->type, kv->d_head, MU_PAGE_TOKENS);
+    if (!mu_mul_size(kv->page_bytes, kv->n_page, &kv->bytes) ||
+        !mu_mul_size(kv->bytes, (size_t)kv->n_head, &kv->bytes) || !mu_mul_size(kv->bytes, n_layer, &kv->bytes) ||
         !mu_mul_size(n_slot, kv->max_page, &n_entry))
         return mu_fail(err, MU_ENOMEM, "%u KV pages are too many: use fewer slots or a shorter context", kv->n_page);
     kv->slot = mu_calloc(n_slot, sizeof *kv->slot);

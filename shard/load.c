@@ -321,6 +321,7 @@ static void scratch_carve(struct mu_shard *s, char *base, size_t *at)
     s->key = carve(base, at, z->kv);
     s->value = carve(base, at, z->kv);
     s->attn = carve(base, at, z->attn);
+    s->part = carve(base, at, z->part);
     s->gate = carve(base, at, z->ff);
     s->y = carve(base, at, z->y);
     s->y_attn = carve(base, at, z->y_attn);
@@ -387,6 +388,7 @@ static enum mu_status scratch_create(struct mu_shard *s, const struct mu_shard_o
     member_carve(s, &(struct member){0}, NULL, &bytes);
     s->member_block = mu_aligned_alloc(ALIGN, bytes * (size_t)n_member);
     s->block0 = mu_calloc(n_slot + 1, sizeof *s->block0);
+    s->segment0 = mu_calloc(n_slot + 1, sizeof *s->segment0);
     s->seq_of = mu_calloc(n_tok, sizeof *s->seq_of);
     s->row = mu_calloc(n_tok, sizeof *s->row);
     s->live = mu_calloc(n_tok, sizeof *s->live);
@@ -398,7 +400,7 @@ static enum mu_status scratch_create(struct mu_shard *s, const struct mu_shard_o
     s->nearness = mu_calloc(s->last_stage ? n_vocab : 1, sizeof *s->nearness);
     s->given = mu_calloc(s->leader ? n_vocab : 1, sizeof *s->given);
     s->logprobs = mu_calloc(n_slot, sizeof *s->logprobs);
-    if (!s->scratch.p || !s->member || !s->member_block || !s->block0 || !s->seq_of || !s->row || !s->live || !s->id ||
+    if (!s->scratch.p || !s->member || !s->member_block || !s->block0 || !s->segment0 || !s->seq_of || !s->row || !s->live || !s->id ||
         !s->pick || !s->pick_all || !s->order || !s->terms || !s->nearness || !s->given || !s->logprobs)
         return mu_fail(err, MU_ENOMEM, "no memory for steps of %d tokens in %d slots (%zu MB): use fewer of them",
                        s->serving.step_tokens, s->serving.n_slot, s->scratch.bytes >> 20);
@@ -481,6 +483,7 @@ void mu_shard_destroy(struct mu_shard *s)
     mu_free(s->member);
     mu_free(s->member_block);
     mu_free(s->block0);
+    mu_free(s->segment0);
     mu_free(s->seq_of);
     mu_free(s->row);
     mu_free(s->live);

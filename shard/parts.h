@@ -56,7 +56,7 @@ struct member {       /* a pool member's own scratch */
     struct act group; /* [group_tokens][d_model]: inputs of one expert's tokens, together; experts only */
     float *lora_x;    /* [LORA_TOKENS][max_col]: inputs of matrices, widened; NULL without adapters, as the next */
     float *lora_y;    /* [MU_UP_TILE]: a piece of B·u */
-    const uint16_t **k_page, **v_page; /* [pages of n_ctx] */
+    const void **k_page, **v_page; /* [pages of n_ctx] */
 };
 
 struct slot { /* a sequence's page table */
@@ -67,8 +67,9 @@ struct slot { /* a sequence's page table */
 struct kv {
     uint32_t n_page, max_page;  /* in the pool; of one slot */
     int n_slot, n_head, d_head; /* n_head: my KV heads */
-    size_t page_values;         /* of one head: keys, then values */
-    uint16_t *data;             /* [layer][head][page][2][MU_PAGE_TOKENS][d_head] */
+    enum mu_kv_type type;
+    size_t page_bytes; /* of one head: keys, then as many of values */
+    char *data;        /* [layer][head][page][2][page_bytes / 2] */
     size_t bytes;
     struct slot *slot;
     uint32_t *pages; /* all slots' tables */
@@ -179,6 +180,9 @@ struct mu_shard {
     bool narrow, decode; /* n_tok ≤ NARROW_TOKENS; one token of each sequence */
     int32_t *seq_of;     /* [n_tok]: index of its sequence */
     uint32_t *block0;    /* [n_seq + 1]: blocks of queries before a sequence's */
+    uint32_t *segment0;  /* [n_seq + 1]: segments before a sequence's */
+    int n_cut;           /* a decode's pieces of the longest sequence; 0: sequences stay whole */
+    float *part;         /* where their results wait for each other (struct mu_attn) */
     /* Rows of logits: those that the caller gets, then those needed whole for top-k and top-p, then the rest. Where the
      * last layer has more tokens than rows, it goes on with live[] alone once their keys and values are stored. */
     struct row *row; /* [step_tokens] */
@@ -258,9 +262,9 @@ enum mu_status mu_kv_create(struct mu_shard *s, struct mu_err *err);
 void mu_kv_destroy(struct kv *kv);
 /* Applies the step's page changes and checks that every sequence has the pages it is about to write. */
 enum mu_status mu_kv_apply(struct kv *kv, const struct mu_step *step, struct mu_err *err);
-static inline uint16_t *mu_kv_page(const struct kv *kv, int layer, int head, uint32_t page)
+static inline char *mu_kv_page(const struct kv *kv, int layer, int head, uint32_t page)
 {
-    return kv->data + (((size_t)layer * (size_t)kv->n_head + (size_t)head) * kv->n_page + page) * kv->page_values;
+    return kv->data + (((size_t)layer * (size_t)kv->n_head + (size_t)head) * kv->n_page + page) * kv->page_bytes;
 }
 
 /* ---- phase.c ---- */

@@ -180,11 +180,11 @@ enum mu_status mu_plan_build(const struct mu_model *model, const struct mu_split
     return MU_OK;
 }
 
-uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank)
+uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank, enum mu_kv_type kv)
 {
     const struct mu_plan_rank *r = &plan->rank[rank];
     uint64_t heads = (uint64_t)mu_range_len(r->kv_heads) * (uint64_t)mu_range_len(plan->stage[r->stage].layers);
-    return heads * 2 /* K and V */ * MU_PAGE_TOKENS * (uint64_t)model->cfg.d_head * sizeof(uint16_t);
+    return heads * 2 /* K and V */ * mu_kv_bytes(kv, model->cfg.d_head, MU_PAGE_TOKENS);
 }
 
 /* Packed where a kernel table is chosen, else as in the file. */
@@ -215,7 +215,7 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
             packed_bytes(model->output->type, mu_range_len(r->vocab), model->cfg.d_model, model->output->row_bytes);
     if (r->stage == 0) weights += model->embed->bytes; /* read from the mapped file */
     memory_out->weights = weights;
-    memory_out->kv = mu_plan_kv_page_bytes(model, plan, rank) * serving->n_page;
+    memory_out->kv = mu_plan_kv_page_bytes(model, plan, rank, serving->kv) * serving->n_page;
     memory_out->scratch = mu_scratch_bytes(model, plan, rank, serving);
 }
 

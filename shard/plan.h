@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "kernels/types.h"
 #include "model/adapter.h"
 #include "model/model.h"
 #include "shard/split.h"
@@ -75,12 +76,13 @@ struct mu_serving {
     int n_adapter;   /* LoRA adapters that sequences may name */
     int lora_rank;   /* the largest of theirs */
     int n_thread;    /* of a rank; 0: counted as one */
+    enum mu_kv_type kv;
 };
 struct mu_rank_memory {
     uint64_t weights, kv, scratch;
 };
 enum { MU_PAGE_TOKENS = 32 };
-uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank);
+uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank, enum mu_kv_type kv);
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);
 

@@ -2,6 +2,7 @@
 #include "shard/scratch.h"
 
 #include "base/alloc.h"
+#include "kernels/kernels.h"
 #include "shard/parts.h"
 
 /* So much of one expert's inputs stays in a core's L2 cache beside its weights. */
@@ -72,6 +73,8 @@ bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, 
         group_sizes(model, plan->stage[r->stage].layers, &z);
     }
     if (ok) ok = product(n_tok, 3 * serving->lora_rank, 4, &z.lora_u); /* LORA_SLOTS */
+    size_t n_segment = ((size_t)serving->n_ctx + MU_ATTN_SEGMENT - 1) / MU_ATTN_SEGMENT;
+    if (ok) ok = product(n_segment, mu_range_len(r->heads) * (cfg->d_head + 2), 4, &z.part);
     z.attn = z.q;
     if (model->arch->parallel) z.y_attn = z.y;
     if (ok && !alone)
@@ -94,7 +97,7 @@ uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     uint64_t rows = n_slot < n_tok ? n_slot : n_tok, members = serving->n_thread > 0 ? (uint64_t)serving->n_thread : 1;
     uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.y_attn + z.route +
                      3 * (uint64_t)z.chosen + z.group + z.act_f32 + z.act_bf16 + z.act_q + z.act_s + z.act_sum +
-                     z.rope + z.lora_u + z.gather + z.state + members * z.group_member +
+                     z.rope + z.lora_u + z.gather + z.state + z.part + members * z.group_member +
                      (uint64_t)MU_SHARD_TICKETS * z.send;
     return fixed + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
 }

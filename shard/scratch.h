@@ -21,6 +21,7 @@ struct mu_scratch_sizes {
     unsigned group_forms; /* set of enum form: what experts read */
     size_t group_member;  /* bytes of those inputs, of one member: at most 1 MiB and a token's */
     size_t y_attn;        /* as y, in a parallel block */
+    size_t part;          /* segments of one sequence of full length, apart: O, m, l of my heads, f32 */
     size_t act_f32, act_bf16, act_q, act_s, act_sum; /* inputs of matrices, whole width */
     size_t rope;                                     /* [n_rope][step_tokens][n_rot] f32 */
     size_t lora_u;                                   /* [3 matrices][step_tokens][lora_rank] f32; 0 without adapters */

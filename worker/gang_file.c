@@ -153,6 +153,7 @@ struct mu_serving mu_worker_gang_serving(const Muster__Internal__V1__StartGangRe
         .step_tokens = (int)req->step_tokens,
         .n_adapter = (int)req->n_adapter,
         .n_thread = (int)req->threads,
+        .kv = (enum mu_kv_type)mu_kv_type_by_name(req->kv),
     };
 }
 

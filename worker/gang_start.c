@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "shard/plan_fit.h"
 #include "worker/gang.h"
 
 extern char **environ;
@@ -32,7 +33,6 @@ enum {
     MAX_PARALLEL = 1024,
     MAX_STEP_TOKENS = 16384,
     MAX_THREADS = 1024,
-    MAX_PAGES = 1 << 24,
     MAX_ARGS = 64,
 };
 
@@ -55,6 +55,8 @@ static enum mu_status defaults_fill(Muster__Internal__V1__StartGangRequest *r, c
     if (!r->step_tokens) r->step_tokens = DEFAULT_STEP_TOKENS;
     if (!r->stall_timeout_ms) r->stall_timeout_ms = DEFAULT_STALL_MS;
     if (!r->load_timeout_ms) r->load_timeout_ms = DEFAULT_LOAD_MS;
+    if (mu_kv_type_by_name(r->kv) < 0)
+        return mu_fail(err, MU_EINVAL, "the cache has no format '%.40s'; f16 and q8_0 are possible", r->kv);
     MU_TRY(st, range_check("the number of threads", r->threads, 1, MAX_THREADS, err), out);
     MU_TRY(st, range_check("the context", r->context, 2, MAX_CONTEXT, err), out);
     MU_TRY(st, range_check("the number of parallel sequences", r->parallel, 1, MAX_PARALLEL, err), out);
@@ -65,46 +67,19 @@ out:
     return st;
 }
 
-static double gib(uint64_t bytes)
-{
-    return (double)bytes / (1 << 30);
-}
-
 /* As many pages as were asked for, or as memory leaves: all ranks are on this machine. */
 static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const struct mu_model *model,
                                 const struct mu_plan *plan, const struct mu_adapters *adapters,
                                 const struct mu_topo *topo, uint64_t kept_bytes, struct mu_err *err)
 {
-    uint64_t fixed = 0, page_bytes = 0, pages_of_one = (r->context + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
-    struct mu_serving one = mu_worker_gang_serving(r);
-    one.n_page = 1;
-    one.lora_rank = adapters->max_rank;
-    for (int i = 0; i < plan->n_rank; i++) {
-        struct mu_rank_memory m;
-        mu_plan_memory(model, plan, i, &one, &m);
-        fixed += m.weights + m.scratch + mu_plan_adapter_bytes(model, plan, i, adapters);
-        page_bytes += mu_plan_kv_page_bytes(model, plan, i);
-    }
+    struct mu_serving v = mu_worker_gang_serving(r);
+    struct mu_fit fit;
+    v.lora_rank = adapters->max_rank;
     /* weights that are there already are counted among those that are wanted */
-    uint64_t available = topo->mem_available_bytes + kept_bytes - topo->mem_available_bytes / 16;
-    uint64_t wanted = r->kv_pages ? r->kv_pages : pages_of_one * r->parallel;
-    uint64_t least = r->kv_pages ? r->kv_pages : pages_of_one;
-    uint64_t room = available > fixed && page_bytes ? (available - fixed) / page_bytes : 0;
-    if (room < least)
-        return mu_fail(
-            err, MU_ENOMEM,
-            "%s needs %.2f GiB for weights and %.2f GiB for the cache of %llu tokens; %.2f GiB are available: "
-            "take a smaller context, a smaller model, or more machines",
-            r->model_path, gib(fixed), gib(least * page_bytes), (unsigned long long)least * MU_PAGE_TOKENS,
-            gib(available));
-    if (wanted > room) {
-        mu_warn("worker", "memory for %llu of %llu cache pages: fewer sequences will run at once",
-                (unsigned long long)room, (unsigned long long)wanted);
-        wanted = room;
-    }
-    if (wanted > MAX_PAGES) wanted = MAX_PAGES;
-    r->kv_pages = (uint32_t)wanted;
-    return MU_OK;
+    mu_fit_measure(model, plan, adapters, &v, topo->mem_available_bytes + kept_bytes, &fit);
+    enum mu_status st = mu_fit_settle(&fit, model, plan, MU_FIT_CTX, &v, err);
+    if (st == MU_OK) r->kv_pages = v.n_page;
+    return st;
 }
 
 static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *err)

@@ -45,6 +45,18 @@ static inline vf vf_load_f16_n(const uint16_t *p, int n)
     memcpy(part, p, (size_t)n * sizeof *p);
     return vf_load_f16(part);
 }
+static inline vf vf_load_i8(const int8_t *p)
+{
+    int32_t four;
+    memcpy(&four, p, sizeof four);
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four))))));
+}
+static inline vf vf_load_i8_n(const int8_t *p, int n)
+{
+    int8_t part[VF_LANES] = {0};
+    memcpy(part, p, (size_t)n);
+    return vf_load_i8(part);
+}
 static inline void f16_store_n(uint16_t *p, int n, vf x)
 {
     uint16_t part[VF_LANES];

@@ -114,13 +114,18 @@ void mu_ref_add_bf16(float *x, const uint16_t *y, int n)
     for (int i = 0; i < n; i++) x[i] += mu_bf16_to_f32(y[i]);
 }
 
-void mu_ref_kv_store(const float *k, const float *v, int d_head, int pos_in_page, uint16_t *k_page, uint16_t *v_page)
+void mu_ref_kv_store(enum mu_kv_type kv, const float *k, const float *v, int d_head, int pos_in_page, void *k_page,
+                     void *v_page)
 {
-    uint16_t *kp = k_page + (size_t)(pos_in_page / 16) * (size_t)d_head * 16 + (size_t)(pos_in_page % 16);
-    uint16_t *vp = v_page + (size_t)pos_in_page * (size_t)d_head;
+    if (kv == MU_KV_Q8_0) {
+        mu_kv_q8_store(k, v, d_head, pos_in_page, k_page, v_page, mu_ref_quantize);
+        return;
+    }
+    uint16_t *key = (uint16_t *)k_page + (size_t)(pos_in_page / MU_KV_GROUP) * (size_t)d_head * MU_KV_GROUP;
+    uint16_t *value = (uint16_t *)v_page + (size_t)pos_in_page * (size_t)d_head;
     for (int d = 0; d < d_head; d++) {
-        kp[(size_t)d * 16] = mu_f32_to_f16(k[d]);
-        vp[d] = mu_f32_to_f16(v[d]);
+        key[d * MU_KV_GROUP + pos_in_page % MU_KV_GROUP] = mu_f32_to_f16(k[d]);
+        value[d] = mu_f32_to_f16(v[d]);
     }
 }
 

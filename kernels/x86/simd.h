@@ -35,6 +35,14 @@ static inline vf vf_load_f16_n(const uint16_t *p, int n)
 {
     return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vm_first(n), p));
 }
+static inline vf vf_load_i8(const int8_t *p)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p)));
+}
+static inline vf vf_load_i8_n(const int8_t *p, int n)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(vm_first(n), p)));
+}
 static inline vi vi_load_u16(const uint16_t *p)
 {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
@@ -103,6 +111,17 @@ static inline vf vf_load_f16_n(const uint16_t *p, int n)
     uint16_t part[VF_LANES] = {0};
     memcpy(part, p, (size_t)n * sizeof *p);
     return vf_load_f16(part);
+}
+static inline vf vf_load_i8(const int8_t *p)
+{
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)p)));
+}
+static inline vf vf_load_i8_n(const int8_t *p, int n)
+{
+    if (n == VF_LANES) return vf_load_i8(p);
+    int8_t part[VF_LANES] = {0};
+    memcpy(part, p, (size_t)n);
+    return vf_load_i8(part);
 }
 static inline vi vi_load_u16(const uint16_t *p)
 {

@@ -261,6 +261,19 @@ class Outgrown(unittest.TestCase):
                 self.assertEqual(alone.stdout, text + "\n")
 
 
+class Cache(unittest.TestCase):
+    """--kv reaches every rank: the text of a split is that of one process, and not the one that f16 gives."""
+
+    def test_q8(self):
+        ask = ("run", harness.BARD, "ROMEO:\n", "-n", "300", "--ignore-end", "--quiet", "--raw", "--temperature", "1", "--seed", "1")
+        alone, f16 = harness.run(*ask, "--kv", "q8_0"), harness.run(*ask)
+        self.assertEqual(alone.returncode, 0, alone.stderr)
+        self.assertNotEqual(alone.stdout, f16.stdout)
+        with harness.Server(harness.BARD, split="2:1/1", args=("--kv", "q8_0")) as server:
+            _, text, _ = server.generate("ROMEO:\n", 300, seed=1, temperature=1.0)
+        self.assertEqual(alone.stdout, text + "\n")
+
+
 class Quantized(unittest.TestCase):
     """Matrices quantised by the ranks as they load, of a GGUF file and of a Hugging Face folder, give the text of one process."""
 

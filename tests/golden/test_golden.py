@@ -236,6 +236,39 @@ class Quantize(unittest.TestCase):
         self.assertIn("Q4_K", done.stderr)
 
 
+class Cache(unittest.TestCase):
+    """--kv q8_0: perplexity near the one of f16, logits too; the same bytes however they are computed."""
+
+    def test_perplexity(self):
+        for name in ("llama3", "gemma2", "phi2", "qwen3"):
+            with open(os.path.join(FIXTURES, "goldens", name + ".json")) as f:
+                ppl = json.load(f)["ppl"]
+            with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+                f.write(" ".join(map(str, ppl["ids"])))
+                f.flush()
+                done = run("perplexity", os.path.join(FIXTURES, "models", name + ".f16.gguf"), f.name, "--ids", "--chunk", "250", "--kv", "q8_0")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            got = float(re.search(r"perplexity ([0-9.]+)", done.stdout)[1])
+            print(f"  {name}: perplexity {got:.3f}, golden {ppl['ppl']:.3f}")
+            self.assertTrue(abs(got / ppl["ppl"] - 1) < 1e-3, f"{name}: {got}")
+
+    def test_same_bytes(self):
+        ids = [1 + 7 * i % 250 for i in range(300)]
+        base = logits(BARD, ids, "--all", "--kv", "q8_0")
+        f16 = logits(BARD, ids, "--all", "--kv", "f16")
+        self.assertEqual(f16, logits(BARD, ids, "--all"))
+        self.assertNotEqual(base, f16)
+        for args in (("--split", "2:1/1"), ("--chunk", "7"), ("--batch", "5"), ("--threads", "1")):
+            self.assertEqual(logits(BARD, ids, "--all", "--kv", "Q8_0", *args), base, args)
+        for kernels in ("ref", "avx2"):
+            self.assertEqual(logits(BARD, ids, "--all", "--kv", "q8_0", env={"MUSTER_KERNELS": kernels}), base, kernels)
+
+    def test_refused(self):
+        done = run("logits", BARD, "--ids", "1", "--out", "x", "--kv", "q4")
+        self.assertNotEqual(done.returncode, 0)
+        self.assertIn("--kv may be f16 or q8_0, not 'q4'", done.stderr)
+
+
 class SameBytes(unittest.TestCase):
     """docs/arithmetic.md: no bit depends on split, threads, instruction set, chunks or company."""
     IDS = [(i * 37 + 11) % 400 + 3 for i in range(70)]

@@ -1,4 +1,4 @@
-/* Attention (C5): ref against softmax in double; every table against ref, bit for bit, at awkward shapes; prompts at
+/* Attention (C5) over both formats of the cache: ref against softmax in double; every table against ref, bit for bit, at awkward shapes; prompts at
  * once, in chunks and one token at a time, with the same bits. Cache that no query may see holds 0xff (NaN) or has no
  * page at all.
  *
@@ -23,12 +23,13 @@ struct shape {
     int d_head, n_rep, n_tok, pos0, page_tokens, window;
     float softcap;
     const float *sink;
+    enum mu_kv_type kv; /* check() does all */
 };
 
 struct attn_case {
     struct shape s;
     struct mu_attn a;
-    uint16_t *k_page[MAX_PAGES], *v_page[MAX_PAGES];
+    void *k_page[MAX_PAGES], *v_page[MAX_PAGES];
     float *q;
     size_t n_out;
 };
@@ -48,21 +49,21 @@ static void case_open(struct attn_case *c, struct shape s)
 {
     *c = (struct attn_case){.s = s};
     int end = s.pos0 + s.n_tok, first = s.window && s.pos0 >= s.window ? s.pos0 - s.window + 1 : 0;
-    size_t page_values = (size_t)s.page_tokens * (size_t)s.d_head;
+    size_t page_bytes = mu_kv_bytes(s.kv, s.d_head, s.page_tokens);
     float *k = test_malloc((size_t)s.d_head * 4), *v = test_malloc((size_t)s.d_head * 4);
     for (int p = first / s.page_tokens; p * s.page_tokens < end; p++) {
         assert_true(p < MAX_PAGES);
-        c->k_page[p] = test_malloc(page_values * 2);
-        c->v_page[p] = test_malloc(page_values * 2);
-        memset(c->k_page[p], 0xff, page_values * 2);
-        memset(c->v_page[p], 0xff, page_values * 2);
+        c->k_page[p] = test_malloc(page_bytes);
+        c->v_page[p] = test_malloc(page_bytes);
+        memset(c->k_page[p], 0xff, page_bytes);
+        memset(c->v_page[p], 0xff, page_bytes);
     }
     for (int pos = first; pos < end; pos++) {
         for (int d = 0; d < s.d_head; d++) {
             k[d] = uniform(-2.0f, 2.0f);
             v[d] = uniform(-1.0f, 1.0f);
         }
-        ref->kv_store(k, v, s.d_head, pos % s.page_tokens, c->k_page[pos / s.page_tokens],
+        ref->kv_store(s.kv, k, v, s.d_head, pos % s.page_tokens, c->k_page[pos / s.page_tokens],
                       c->v_page[pos / s.page_tokens]);
     }
     test_free(k);
@@ -71,7 +72,8 @@ static void case_open(struct attn_case *c, struct shape s)
     c->n_out = row * (size_t)s.n_tok;
     c->q = test_malloc(c->n_out * 4);
     for (size_t i = 0; i < c->n_out; i++) c->q[i] = uniform(-2.0f, 2.0f);
-    c->a = (struct mu_attn){.n_tok = s.n_tok,
+    c->a = (struct mu_attn){.kv = s.kv,
+                            .n_tok = s.n_tok,
                             .n_rep = s.n_rep,
                             .d_head = s.d_head,
                             .pos0 = s.pos0,
@@ -83,8 +85,8 @@ static void case_open(struct attn_case *c, struct shape s)
                             .q = c->q,
                             .q_stride = row,
                             .out_stride = row,
-                            .k_page = (const uint16_t *const *)c->k_page,
-                            .v_page = (const uint16_t *const *)c->v_page};
+                            .k_page = (const void *const *)c->k_page,
+                            .v_page = (const void *const *)c->v_page};
 }
 
 static void case_close(struct attn_case *c)
@@ -119,6 +121,25 @@ static float *attn_run(const struct mu_kernels *k, const struct attn_case *c, in
     return whole;
 }
 
+/* The key (or value) that was kept, read by the layouts of kernels.h. */
+static double kept(const struct attn_case *c, bool is_key, int pos, int d)
+{
+    const struct shape *s = &c->s;
+    const unsigned char *group = is_key ? c->k_page[pos / s->page_tokens] : c->v_page[pos / s->page_tokens];
+    int row = pos % 16, blocks = (s->d_head + 31) / 32;
+    group += (size_t)(pos % s->page_tokens / 16) * mu_kv_bytes(s->kv, s->d_head, 16);
+    if (s->kv == MU_KV_F16) {
+        uint16_t h;
+        memcpy(&h, group + 2 * (size_t)(is_key ? d * 16 + row : row * s->d_head + d), 2);
+        return mu_f16_to_f32(h);
+    }
+    float scale;
+    size_t at = is_key ? (size_t)(d / 32) * 16 * 36 : 16 * (size_t)s->d_head;
+    memcpy(&scale, group + at + 4 * (size_t)(is_key ? row : row * blocks + d / 32), 4);
+    return (double)(int8_t)group[is_key ? at + 64 + (size_t)(d % 32 * 16 + row) : (size_t)(row * s->d_head + d)] *
+           scale;
+}
+
 static double exact_one(const struct attn_case *c, int t, int r, int d)
 {
     const struct shape *s = &c->s;
@@ -126,20 +147,40 @@ static double exact_one(const struct attn_case *c, int t, int r, int d)
     const float *q = c->q + (size_t)t * c->a.q_stride + (size_t)r * (size_t)s->d_head;
     double sum = s->sink ? exp((double)s->sink[r]) : 0, weighted = 0;
     for (int j = lo; j <= pos; j++) {
-        const uint16_t *k = c->k_page[j / s->page_tokens] + (size_t)(j % s->page_tokens / 16 * s->d_head * 16 + j % 16);
-        const uint16_t *v = c->v_page[j / s->page_tokens] + (size_t)(j % s->page_tokens * s->d_head);
         double score = 0;
-        for (int i = 0; i < s->d_head; i++) score += (double)(q[i] * c->a.scale) * mu_f16_to_f32(k[i * 16]);
+        for (int i = 0; i < s->d_head; i++) score += (double)(q[i] * c->a.scale) * kept(c, true, j, i);
         if (s->softcap != 0) score = s->softcap * tanh(score / s->softcap);
         sum += exp(score);
-        weighted += exp(score) * mu_f16_to_f32(v[d]);
+        weighted += exp(score) * kept(c, false, j, d);
     }
     return weighted / sum;
 }
 
-static void check(struct shape s)
+/* The same by segments, computed apart and from the last one on, then merged. */
+static float *attn_in_parts(const struct mu_kernels *k, const struct attn_case *c)
 {
-    if (reduced && s.n_tok * s.n_rep * s.d_head > 2000) return;
+    int segments = (c->s.pos0 + c->s.n_tok + 255) / 256, rows = c->s.n_tok * c->s.n_rep;
+    size_t n_part = (size_t)segments * (size_t)rows * (size_t)(c->s.d_head + 2);
+    float *whole = test_malloc((c->n_out + 2 * GUARD) * 4), *part = test_malloc(n_part * 4);
+    memset(whole, 0xa5, (c->n_out + 2 * GUARD) * 4);
+    memset(part, 0xff, n_part * 4);
+    struct mu_attn a = c->a;
+    a.q = c->q;
+    a.out = whole + GUARD;
+    a.part = part;
+    for (int end = segments; end > 0; end -= 2) {
+        a.seg_begin = end > 2 ? end - 2 : 0;
+        a.seg_end = end;
+        k->attn(&a);
+    }
+    k->attn_merge(&a);
+    test_free(part);
+    return whole;
+}
+
+static void check_kv(struct shape s)
+{
+    if (reduced && s.n_tok * s.n_rep * s.d_head > (s.kv == MU_KV_F16 ? 2000 : 300)) return;
     struct attn_case c;
     case_open(&c, s);
     float *want = attn_run(ref, &c, s.n_tok);
@@ -149,20 +190,33 @@ static void check(struct shape s)
             if (*k == ref && s.n_tok * s.n_rep > 100) break;
             float *got = attn_run(*k, &c, chunks[i]);
             if (memcmp(want, got, (c.n_out + 2 * GUARD) * 4) != 0)
-                fail_msg("%s, chunks of %d: d_head %d n_rep %d n_tok %d pos0 %d page %d window %d softcap %g",
-                         (*k)->name, chunks[i], s.d_head, s.n_rep, s.n_tok, s.pos0, s.page_tokens, s.window,
-                         (double)s.softcap);
+                fail_msg("%s, %s, chunks of %d: d_head %d n_rep %d n_tok %d pos0 %d page %d window %d softcap %g",
+                         (*k)->name, mu_kv_type_name(s.kv), chunks[i], s.d_head, s.n_rep, s.n_tok, s.pos0,
+                         s.page_tokens, s.window, (double)s.softcap);
             test_free(got);
         }
+        float *got = attn_in_parts(*k, &c);
+        if (memcmp(want, got, (c.n_out + 2 * GUARD) * 4) != 0)
+            fail_msg("%s, %s, segments apart: d_head %d n_rep %d n_tok %d pos0 %d window %d softcap %g", (*k)->name,
+                     mu_kv_type_name(s.kv), s.d_head, s.n_rep, s.n_tok, s.pos0, s.window, (double)s.softcap);
+        test_free(got);
     }
     for (int i = 0; i < 3; i++) {
         int t = i == 0 ? 0 : s.n_tok - 1, r = i == 1 ? 0 : s.n_rep - 1, d = i == 2 ? s.d_head - 1 : s.d_head / 2;
         float got = want[GUARD + (size_t)t * c.a.out_stride + (size_t)(r * s.d_head + d)];
         if (!(fabs(got - exact_one(&c, t, r, d)) <= 3e-6))
-            fail_msg("ref is off in d_head %d pos0 %d", s.d_head, s.pos0);
+            fail_msg("ref is off in %s d_head %d pos0 %d", mu_kv_type_name(s.kv), s.d_head, s.pos0);
     }
     test_free(want);
     case_close(&c);
+}
+
+static void check(struct shape s)
+{
+    for (int kv = 0; kv < MU_KV_TYPE_COUNT; kv++) {
+        s.kv = (enum mu_kv_type)kv;
+        check_kv(s);
+    }
 }
 
 static void head_sizes(void **state)
@@ -244,7 +298,7 @@ static void infinity_stays_where_it_is_seen(void **state)
     case_open(&c, (struct shape){.d_head = 40, .n_rep = 2, .n_tok = 11, .pos0 = 250, .page_tokens = 16});
     float *clean = attn_run(ref, &c, 1);
     int bad = 256; /* seen by tokens 6 … 10 */
-    for (int d = 0; d < 40; d++) c.v_page[bad / 16][bad % 16 * 40 + d] = 0x7c00;
+    for (int d = 0; d < 40; d++) ((uint16_t *)c.v_page[bad / 16])[bad % 16 * 40 + d] = 0x7c00;
     for (const struct mu_kernels *const *k = mu_kernels_available(); *k; k++) {
         float *got = attn_run(*k, &c, 11);
         for (size_t t = 0; t < 11; t++)
@@ -253,6 +307,31 @@ static void infinity_stays_where_it_is_seen(void **state)
                 bool same = memcmp(&got[at], &clean[at], 4) == 0;
                 if (t < 6 ? !same : isfinite(got[at])) fail_msg("%s: token %zu, value %zu", (*k)->name, t, i);
             }
+        test_free(got);
+    }
+    test_free(clean);
+    case_close(&c);
+}
+
+/* So does a value that C1 cannot quantise: in its block of dimensions. */
+static void nan_scale_stays_where_it_is_seen(void **state)
+{
+    (void)state;
+    struct attn_case c;
+    case_open(&c,
+              (struct shape){.d_head = 40, .n_rep = 2, .n_tok = 11, .pos0 = 250, .page_tokens = 16, .kv = MU_KV_Q8_0});
+    float *clean = attn_run(ref, &c, 1), k[40] = {0}, v[40] = {0};
+    v[35] = INFINITY; /* the second block: dimensions 32 to 39 */
+    int bad = 256;    /* seen by tokens 6 … 10 */
+    for (const struct mu_kernels *const *t = mu_kernels_available(); *t; t++) {
+        (*t)->kv_store(MU_KV_Q8_0, k, v, 40, bad % 16, c.k_page[bad / 16], c.v_page[bad / 16]);
+        float *got = attn_run(*t, &c, 11);
+        for (size_t i = 0; i < 11 * 80; i++) {
+            size_t at = GUARD + i / 80 * c.a.out_stride + i % 80;
+            bool same = memcmp(&got[at], &clean[at], 4) == 0;
+            if (i / 80 < 6 ? !same : isnan(got[at]) != (i % 40 >= 32))
+                fail_msg("%s: token %zu, value %zu", (*t)->name, i / 80, i % 80);
+        }
         test_free(got);
     }
     test_free(clean);
@@ -309,6 +388,7 @@ int main(void)
         cmocka_unit_test(sinks),
         cmocka_unit_test(prompt),
         cmocka_unit_test(infinity_stays_where_it_is_seen),
+        cmocka_unit_test(nan_scale_stays_where_it_is_seen),
         cmocka_unit_test(nan_query_shows),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

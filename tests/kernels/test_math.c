@@ -70,7 +70,7 @@ static void tanh_weights(const struct mu_kernels *k, const float x[BATCH], float
     k_page[1] = mu_f32_to_f16(key);
     v_page[0] = mu_f32_to_f16(1.0f);
     v_page[1] = 0;
-    const uint16_t *k_pages[] = {k_page}, *v_pages[] = {v_page};
+    const void *k_pages[] = {k_page}, *v_pages[] = {v_page};
     k->attn(&(struct mu_attn){.n_tok = 1,
                               .n_rep = BATCH,
                               .d_head = 1,

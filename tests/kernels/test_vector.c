@@ -375,8 +375,9 @@ static void kv_store(void **state)
     static const int d_heads[] = {1, 8, 48, 64, 80, 96, 100, 128, 256, 512};
     enum { PAGE = 64 };
     static uint16_t kp[2][PAGE * 512 + 32], vp[2][PAGE * 512 + 32];
-    for (int c = 0; c < 10; c++) {
-        int d_head = d_heads[c];
+    for (int c = 0; c < 20; c++) {
+        int d_head = d_heads[c % 10];
+        enum mu_kv_type kv = c < 10 ? MU_KV_F16 : MU_KV_Q8_0;
         FOR_TABLES(k)
         {
             memset(kp, 0xff, sizeof kp);
@@ -385,13 +386,15 @@ static void kv_store(void **state)
                 fill(x, d_head, 100.0f);
                 fill(y, d_head, 0.001f); /* subnormal in f16 */
                 x[0] = 1e6f;             /* infinity in f16 */
-                ref->kv_store(x, y, d_head, pos, kp[0], vp[0]);
-                k->kv_store(x, y, d_head, pos, kp[1], vp[1]);
+                if (pos == 13 && d_head > 40) x[40] = NAN, y[d_head - 1] = INFINITY;
+                ref->kv_store(kv, x, y, d_head, pos, kp[0], vp[0]);
+                k->kv_store(kv, x, y, d_head, pos, kp[1], vp[1]);
             }
             expect_same(kp[0], kp[1], sizeof kp[0], k->name, "kv_store keys", d_head);
             expect_same(vp[0], vp[1], sizeof vp[0], k->name, "kv_store values", d_head);
         }
-        ref->kv_store(x, y, d_head, 37, kp[0], vp[0]);
+        if (kv != MU_KV_F16) continue;
+        ref->kv_store(kv, x, y, d_head, 37, kp[0], vp[0]);
         assert_int_equal(kp[0][2 * d_head * 16 + (d_head - 1) * 16 + 5], mu_f32_to_f16(x[d_head - 1]));
         assert_int_equal(vp[0][37 * d_head + d_head - 1], mu_f32_to_f16(y[d_head - 1]));
     }

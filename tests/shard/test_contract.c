@@ -86,10 +86,10 @@ static void attention(const struct plain *p, int layer, int pos, float *q, float
     p->k->rope(q, c->n_head, c->d_head, c->n_rot, halves, turn);
     p->k->rope(k, c->n_kv_head, c->d_head, c->n_rot, halves, turn);
     for (int h = 0; h < c->n_kv_head; h++)
-        p->k->kv_store(k + h * c->d_head, v + h * c->d_head, c->d_head, pos, p->k_cache[layer][h],
+        p->k->kv_store(MU_KV_F16, k + h * c->d_head, v + h * c->d_head, c->d_head, pos, p->k_cache[layer][h],
                        p->v_cache[layer][h]);
     for (int h = 0; h < c->n_head; h++) {
-        const uint16_t *k_page = p->k_cache[layer][h / group], *v_page = p->v_cache[layer][h / group];
+        const void *k_page = p->k_cache[layer][h / group], *v_page = p->v_cache[layer][h / group];
         struct mu_attn a = {.n_tok = 1,
                             .n_rep = 1,
                             .d_head = c->d_head,

@@ -95,19 +95,19 @@ static const char *const splits[] = {"1", "1:1", "2:1:1", "1/1", "3:1/1:2", "1:1
 enum { N_SPLIT = sizeof splits / sizeof *splits };
 
 /* Every way to run one model, against one rank, one thread, all at once. */
-static void check_ways(const struct mu_model *m, const char *name, size_t n)
+static void check_ways_kv(const struct mu_model *m, const char *name, size_t n, enum mu_kv_type kv)
 {
     char what[200];
     int n_vocab = m->cfg.n_vocab;
     int32_t ids[256];
     ids_fill(ids, n, n_vocab, 7);
-    float *want = logits_all(m, (struct how){0}, ids, n), *got;
+    float *want = logits_all(m, (struct how){.kv = kv}, ids, n), *got;
     for (size_t i = 0; i < n * (size_t)n_vocab; i++)
         if (!isfinite(want[i])) fail_msg("%s: position %zu is not finite", name, i / (size_t)n_vocab);
     for (int i = 0; i < N_SPLIT; i++) {
         for (int threads = 1; threads <= (i < 2 ? 3 : 2); threads++) {
             if (threads == 1 && i == 0) continue;
-            struct how how = {.split = splits[i], .n_thread = threads};
+            struct how how = {.split = splits[i], .n_thread = threads, .kv = kv};
             snprintf(what, sizeof what, "%s, split %s, %d threads", name, splits[i], threads);
             got = logits_all(m, how, ids, n);
             same(got, want, n, n_vocab, what);
@@ -116,17 +116,23 @@ static void check_ways(const struct mu_model *m, const char *name, size_t n)
         const size_t chunks[] = {7, 1};
         for (int c = 0; c < 2; c++) {
             size_t part = c == 0 || n < 24 ? n : 24; /* token by token: the first ones */
-            got = logits_chunked(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1}, ids, part, chunks[c]);
+            got = logits_chunked(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1, .kv = kv}, ids, part,
+                                 chunks[c]);
             snprintf(what, sizeof what, "%s, split %s, chunks of %zu", name, splits[i], chunks[c]);
             same(got, want, part, n_vocab, what);
             free(got);
         }
-        got = logits_in_company(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1}, ids, n);
+        got = logits_in_company(m, (struct how){.split = splits[i], .n_thread = i < 2 ? 2 : 1, .kv = kv}, ids, n);
         snprintf(what, sizeof what, "%s, split %s, in a batch of 8", name, splits[i]);
         same(got, want, n, n_vocab, what);
         free(got);
     }
     free(want);
+}
+
+static void check_ways(const struct mu_model *m, const char *name, size_t n)
+{
+    check_ways_kv(m, name, n, MU_KV_F16);
 }
 
 static void test_fixtures(void **state)
@@ -188,6 +194,43 @@ static void test_kernels(void **state)
     MUST(mu_kernels_init(best, err));
 }
 
+/* A cache in q8_0: the same for every split and instruction set, and near the one in f16. Windows, soft caps, norms of
+ * heads, heads of 8, 48 and 80 dimensions. */
+static void test_q8_cache(void **state)
+{
+    (void)state;
+    static const char *const names[] = {"llama3.Q4_K_M", "stories260K.f32", "gemma2.f16", "gemma3.f16", "phi2.f16"};
+    const char *best = mu_kernels() ? mu_kernels()->name : NULL;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        struct mu_model *m = fixture_model(names[i]);
+        enum { N = 70 };
+        int32_t ids[N];
+        float *want = NULL;
+        size_t n_value = (size_t)N * (size_t)m->cfg.n_vocab;
+        check_ways_kv(m, names[i], N, MU_KV_Q8_0);
+        ids_fill(ids, N, m->cfg.n_vocab, 5);
+        for (const struct mu_kernels *const *k = mu_kernels_available(); *k; k++) {
+            MUST(mu_kernels_init((*k)->name, err));
+            float *got = logits_all(m, (struct how){.n_thread = 2, .kv = MU_KV_Q8_0}, ids, N);
+            if (want) same(got, want, N, m->cfg.n_vocab, (*k)->name);
+            free(want);
+            want = got;
+        }
+        MUST(mu_kernels_init(best, err));
+        float *f16 = logits_all(m, (struct how){0}, ids, N);
+        double error = 0, size = 0;
+        for (size_t v = 0; v < n_value; v++) {
+            error += (double)(want[v] - f16[v]) * (double)(want[v] - f16[v]);
+            size += (double)f16[v] * (double)f16[v];
+        }
+        if (!(error > 0 && sqrt(error / size) < 0.02))
+            fail_msg("%s: q8_0 differs from f16 by %g of the logits' size", names[i], sqrt(error / size));
+        free(f16);
+        free(want);
+        mu_model_close(m);
+    }
+}
+
 static struct mu_model *synth_model(const struct mu_synth *spec, char *path, size_t path_bytes)
 {
     struct mu_model *m = NULL;
@@ -196,6 +239,72 @@ static struct mu_model *synth_model(const struct mu_synth *spec, char *path, siz
     MUST(mu_synth_write(spec, path, NULL, NULL, err));
     MUST(mu_model_open(path, &m, err));
     return m;
+}
+
+static void rows_any(const float *row, uint32_t position, void *ctx)
+{
+    struct rows *r = ctx;
+    (void)position;
+    memcpy(r->at + (size_t)r->n++ * (size_t)r->n_vocab, row, (size_t)r->n_vocab * sizeof *row);
+}
+
+/* Decodes of long sequences, which several threads share by segments: one, then two of unlike length, under a window of the
+ * second model too. */
+static void test_long(void **state)
+{
+    (void)state;
+    enum { N = 2310, LATE = 700, LAST = 3 };
+    struct mu_synth spec = {.arch = "llama",
+                            .n_layer = 2,
+                            .n_head = 6,
+                            .n_kv_head = 2,
+                            .d_head = 40,
+                            .d_model = 64,
+                            .d_ff = 96,
+                            .n_vocab = 300,
+                            .n_ctx = 4096,
+                            .rope_freq_base = 10000,
+                            .type = MU_F16,
+                            .output_type = MU_F16,
+                            .seed = 3};
+    int32_t ids[N];
+    ids_fill(ids, N, spec.n_vocab, 11);
+    for (int window = 0; window <= 2100; window += 2100)
+        for (int kv = 0; kv < MU_KV_TYPE_COUNT; kv++) {
+            char path[300], what[100];
+            spec.window = window;
+            struct mu_model *m = synth_model(&spec, path, sizeof path);
+            unlink(path);
+            assert_int_equal(m->cfg.window, window);
+            float *want = NULL;
+            for (int i = 0; i < 4; i++) { /* one thread cuts nothing */
+                struct how how = {
+                    .split = i == 3 ? "1:1" : "1", .n_thread = i + 1, .n_ctx = 4096, .kv = (enum mu_kv_type)kv};
+                struct mu_solo *solo = solo_of(m, how);
+                float *got = malloc((size_t)2 * LAST * (size_t)spec.n_vocab * sizeof *got);
+                struct rows rows = {.at = got, .n_vocab = spec.n_vocab};
+                MUST(mu_solo_feed(solo, 0, ids, N - LAST, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+                MUST(mu_solo_feed(solo, 1, ids, LATE, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+                for (int k = 0; k < LAST; k++)
+                    MUST(mu_solo_feed(solo, 0, ids + N - LAST + k, 1, MU_OUT_LOGITS, NULL, rows_any, &rows, NULL, err));
+                int next[2] = {ids[0], ids[1]};
+                for (int k = 0; k < LAST; k++) /* greedy, both in each step */
+                    MUST(mu_solo_decode(solo, (const int[]){0, 1}, next, 2, &(struct mu_solo_sampling){.top_p = 1},
+                                        next, err));
+                for (int slot = 0; slot < 2; slot++)
+                    MUST(mu_solo_feed(solo, slot, ids + slot, 1, MU_OUT_LOGITS, NULL, rows_any, &rows, NULL, err));
+                assert_int_equal(rows.n, LAST + 2);
+                mu_solo_close(solo);
+                snprintf(what, sizeof what, "window %d, %s, %d threads", window, mu_kv_type_name(how.kv), i + 1);
+                if (want) same(got, want, LAST + 2, spec.n_vocab, what);
+                if (want)
+                    free(got);
+                else
+                    want = got;
+            }
+            free(want);
+            mu_model_close(m);
+        }
 }
 
 /* Shapes that divide badly: heads that cut blocks of 32, hidden rows that are no multiple of 256, more ranks than KV
@@ -237,6 +346,7 @@ static void test_odd_shapes(void **state)
         unlink(path);
         snprintf(name, sizeof name, "odd shape %zu", i);
         check_ways(m, name, spec.n_vocab > 10000 ? 20 : 40);
+        if (spec.d_head % MU_Q_BLOCK) check_ways_kv(m, name, 40, MU_KV_Q8_0);
         mu_model_close(m);
     }
 }
@@ -697,6 +807,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_families),        cmocka_unit_test(test_kernels),
         cmocka_unit_test(test_no_memory),       cmocka_unit_test(test_single_tokens),
         cmocka_unit_test(test_many_per_expert),
+        cmocka_unit_test(test_q8_cache),        cmocka_unit_test(test_long),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "shard/plan.h"
+#include "shard/plan_fit.h"
 
 enum { MAX_LAYER = 64 };
 
@@ -109,7 +109,7 @@ static void test_ranges(void **state)
     assert_range(plan.rank[0].vocab, 0, 0); /* not the last stage */
     assert_range(plan.rank[2].vocab, 0, 32768);
     assert_int_equal(plan.rank[1].local, 1);
-    assert_int_equal(mu_plan_kv_page_bytes(&p.model, &plan, 1), 2 * 13 * 2 * 32 * 64 * 2);
+    assert_int_equal(mu_plan_kv_page_bytes(&p.model, &plan, 1, MU_KV_F16), 2 * 13 * 2 * 32 * 64 * 2);
     /* what all ranks load of the layers is every row once; norms are whole everywhere */
     struct mu_plan one = plan_of(&p, "1"), many = plan_of(&p, "2:1:1");
     uint64_t sum = 0, norms = (uint64_t)p.norm.bytes * 33, embed = p.embed.bytes;
@@ -233,10 +233,67 @@ static void test_predict(void **state)
     assert_true(apart.decode_ms == 0); /* unknown */
 }
 
+/* What was asked for is had or refused with what would fit; what was not is chosen. */
+static void test_fit(void **state)
+{
+    (void)state;
+    static struct paper p;
+    struct mu_plan plan;
+    struct mu_split one;
+    paper_model(&p, 4, 8, 2, 64, 512, 1024, 1000);
+    assert_int_equal(mu_split_parse("1", &one, NULL), MU_OK);
+    assert_int_equal(mu_plan_build(&p.model, &one, &plan, NULL), MU_OK);
+    struct mu_fit f = {.weights = 1000, .scratch = 24, .page = 10, .free = 1 << 20, .usable = 1024 + 100 * 10 + 9};
+    struct mu_err err = MU_ERR_INIT;
+    assert_int_equal(mu_fit_room(&f), 100);
+    struct mu_serving v = {.n_ctx = 33, .n_slot = 50};
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, MU_FIT_CTX | MU_FIT_SLOTS, &v, &err), MU_OK);
+    assert_int_equal(v.n_page, 100);
+    v = (struct mu_serving){.n_ctx = 33, .n_slot = 51};
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, MU_FIT_CTX | MU_FIT_SLOTS, &v, &err), MU_ENOMEM);
+    assert_non_null(strstr(err.text, "51 × 33 tokens (f16)"));
+    assert_non_null(strstr(err.text, "would fit: --parallel 50, or --ctx 32"));
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, MU_FIT_CTX, &v, &err), MU_OK); /* they share pages */
+    assert_int_equal(v.n_page, 100);
+    v = (struct mu_serving){.n_ctx = 3201, .n_slot = 2};
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, MU_FIT_CTX, &v, &err), MU_ENOMEM);
+    assert_non_null(strstr(err.text, "1 × 3,201 tokens"));
+    assert_non_null(strstr(err.text, "--ctx 3072"));
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, MU_FIT_SLOTS, &v, &err), MU_OK); /* a shorter one */
+    assert_int_equal(v.n_ctx, 3072);
+    assert_int_equal(v.n_page, 100);
+    v = (struct mu_serving){.n_ctx = 64, .n_slot = 8, .n_page = 101}; /* so many and no fewer */
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, 0, &v, &err), MU_ENOMEM);
+    v.n_page = 7;
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, 0, &v, &err), MU_OK);
+    assert_int_equal(v.n_page, 7);
+    f.usable = 1023; /* not even the weights */
+    v = (struct mu_serving){.n_ctx = 4096, .n_slot = 1};
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, 0, &v, &err), MU_ENOMEM);
+    assert_non_null(strstr(err.text, "a smaller model"));
+
+    v = (struct mu_serving){.n_ctx = 8192, .n_slot = 4, .step_tokens = 512};
+    struct mu_rank_memory m;
+    v.n_page = 4 * mu_fit_pages_of(8192);
+    mu_fit_measure(&p.model, &plan, NULL, &v, 16000000000, &f);
+    mu_plan_memory(&p.model, &plan, 0, &v, &m);
+    assert_true(f.page * v.n_page == m.kv && f.weights == m.weights && f.scratch == m.scratch);
+    assert_true(f.usable == 15000000000);
+    char text[MU_FIT_TEXT];
+    mu_fit_describe(&f, &v, text);
+    assert_non_null(strstr(text, "for 4 × 8,192 tokens (f16)"));
+    assert_non_null(strstr(text, "of 16.0 GB free"));
+    v.kv = MU_KV_Q8_0;
+    uint64_t f16 = f.page;
+    mu_fit_measure(&p.model, &plan, NULL, &v, 16000000000, &f);
+    assert_int_equal(f.page * 64, f16 * 36);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_share),      cmocka_unit_test(test_ranges),
                                        cmocka_unit_test(test_replicated), cmocka_unit_test(test_units),
-                                       cmocka_unit_test(test_auto),       cmocka_unit_test(test_predict)};
+                                       cmocka_unit_test(test_auto),       cmocka_unit_test(test_predict),
+                                       cmocka_unit_test(test_fit)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

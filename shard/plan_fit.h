@@ -1,0 +1,38 @@
+/* Whether a gang fits the memory of the machine that all its ranks are on: one computation and one wording for serve, the
+ * worker, run and plan, before anything is loaded.
+ *
+ * What was asked for by name is had or refused. What was not is chosen so that it fits: a shorter context where not
+ * one sequence of the usual one would fit, and of the KV pages for all slots at full length as many as there is room
+ * for (sequences share them, so most never notice; the youngest wait where all grow long). */
+#ifndef MU_SHARD_PLAN_FIT_H
+#define MU_SHARD_PLAN_FIT_H
+
+#include "shard/plan.h"
+
+struct mu_fit {
+    uint64_t weights, scratch; /* of all ranks; adapters count as weights */
+    uint64_t page;             /* one KV page of all ranks */
+    uint64_t free, usable;     /* what the machine has; less what is left to everybody else */
+};
+/* serving's pages do not matter. adapters may be NULL. */
+void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, const struct mu_adapters *adapters,
+                    const struct mu_serving *serving, uint64_t free_bytes, struct mu_fit *fit_out);
+
+static inline uint32_t mu_fit_pages_of(int n_ctx)
+{
+    return ((uint32_t)n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
+}
+/* KV pages that there is room for. */
+uint64_t mu_fit_room(const struct mu_fit *fit);
+
+enum { MU_FIT_CTX = 1, MU_FIT_SLOTS = 2 }; /* what was asked for by name */
+/* Sets n_page where it is 0 (else so many are needed), and n_ctx where it was not asked for and must be smaller. MU_ENOMEM with the numbers, and with what would
+ * fit, where what was asked for does not. */
+enum mu_status mu_fit_settle(const struct mu_fit *fit, const struct mu_model *model, const struct mu_plan *plan,
+                             unsigned asked, struct mu_serving *serving, struct mu_err *err);
+
+enum { MU_FIT_TEXT = 320 };
+/* "weights 4.10 GB, KV 2.15 GB for 4 × 8,192 tokens (f16), scratch 0.20 GB, of 15.9 GB free" */
+void mu_fit_describe(const struct mu_fit *fit, const struct mu_serving *serving, char text[MU_FIT_TEXT]);
+
+#endif

@@ -296,6 +296,21 @@ static enum mu_status step_faults(const struct mu_step *step, struct mu_err *err
                : MU_OK;
 }
 
+static void record_times(struct mu_shard *s)
+{
+    const struct {
+        _Atomic uint64_t *to;
+        int64_t ns;
+    } time[] = {{&s->record->compute_ns, (int64_t)(s->times.compute_s * 1e9)},
+                {&s->record->attention_ns, s->attention_ns},
+                {&s->record->sampling_ns, s->sampling_ns},
+                {&s->record->exchange_ns, s->exchange_ns},
+                {&s->record->recv_ns, s->recv_ns},
+                {&s->record->send_ns, s->send_ns}};
+    for (size_t i = 0; i < sizeof time / sizeof *time; i++)
+        atomic_store_explicit(time[i].to, (uint64_t)time[i].ns, memory_order_relaxed);
+}
+
 enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, struct mu_step_result *result_out,
                              struct mu_err *err)
 {
@@ -327,6 +342,7 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
                                           .state = s->leader ? s->state : NULL};
     int64_t spent = mu_now_ns() - start, away = s->exchange_ns + s->recv_ns + s->send_ns - elsewhere;
     s->times.compute_s += (double)(spent - away) / 1e9;
+    if (s->record) record_times(s);
     if (s->record) mu_record_op(s->record, MU_OP_IDLE, MU_RECORD_NOBODY);
     return MU_OK;
 }

@@ -135,7 +135,8 @@ struct ranks {
     int64_t at_ns;
     struct {
         int32_t pid;
-        double cpu_s; /* below 0: there is no such process here */
+        double cpu_s;                                               /* below 0: there is no such process here */
+        double ready_s, compute_s, attention_s, sampling_s, talk_s; /* ready_s 0: not told */
     } rank[MU_MAX_RANKS];
 };
 
@@ -166,9 +167,17 @@ static enum mu_status ranks_read(struct mu_bench_client *c, struct ranks *out)
     *out = (struct ranks){.at_ns = mu_now_ns()};
     for (size_t g = 0; g < r->n_gang; g++)
         for (size_t i = 0; i < r->gang[g]->n_rank && out->n < MU_MAX_RANKS; i++, out->n++) {
-            out->n_thread += (int)r->gang[g]->rank[i]->threads;
-            out->rank[out->n].pid = r->gang[g]->rank[i]->pid;
-            out->rank[out->n].cpu_s = cpu_of(r->gang[g]->rank[i]->pid);
+            const Muster__V1__Rank *rank = r->gang[g]->rank[i];
+            const Muster__V1__RankTimes *t = rank->times;
+            out->n_thread += (int)rank->threads;
+            out->rank[out->n].pid = rank->pid;
+            out->rank[out->n].cpu_s = cpu_of(rank->pid);
+            if (!t) continue;
+            out->rank[out->n].ready_s = t->ready_s;
+            out->rank[out->n].compute_s = t->compute_s;
+            out->rank[out->n].attention_s = t->attention_s;
+            out->rank[out->n].sampling_s = t->sampling_s;
+            out->rank[out->n].talk_s = t->exchange_s + t->recv_s + t->send_s;
         }
     mu_rpc_message_free(msg);
     return MU_OK;
@@ -184,6 +193,25 @@ static double ranks_used(const struct ranks *before, const struct ranks *after)
         used += after->rank[i].cpu_s - before->rank[i].cpu_s;
     }
     return used / ((double)(after->at_ns - before->at_ns) / 1e9);
+}
+
+/* Between the two times that the server told; none where it told nothing new or the ranks are others. */
+static void ranks_spent(const struct ranks *before, const struct ranks *after, struct mu_bench_load_result *r)
+{
+    if (before->n != after->n) return;
+    for (int i = 0; i < after->n; i++) {
+        double all = after->rank[i].ready_s - before->rank[i].ready_s;
+        if (before->rank[i].pid != after->rank[i].pid || !(all > 0)) return;
+        double compute = after->rank[i].compute_s - before->rank[i].compute_s;
+        struct mu_bench_spent s = {.attention = (after->rank[i].attention_s - before->rank[i].attention_s) / all,
+                                   .sampling = (after->rank[i].sampling_s - before->rank[i].sampling_s) / all,
+                                   .talk = (after->rank[i].talk_s - before->rank[i].talk_s) / all};
+        s.matrix = compute / all - s.attention - s.sampling;
+        s.idle = 1 - compute / all - s.talk;
+        if (s.idle < 0) s.idle = 0;
+        r->rank[i] = s;
+    }
+    r->n_rank = after->n;
 }
 
 /* ---- replies, on poll threads ---- */
@@ -502,7 +530,10 @@ enum mu_status mu_bench_client_load(struct mu_bench_client *c, const struct mu_b
     if (!st) {
         result_out->machine = machine;
         result_out->rank_cpus = -1;
-        if (before.n && ranks_read(c, &after) == MU_OK) result_out->rank_cpus = ranks_used(&before, &after);
+        if (before.n && ranks_read(c, &after) == MU_OK) {
+            result_out->rank_cpus = ranks_used(&before, &after);
+            ranks_spent(&before, &after, result_out);
+        }
         result_out->rank_threads = before.n_thread;
     }
     for (int i = 0; i < l.n_request; i++) {

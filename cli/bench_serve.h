@@ -53,6 +53,11 @@ struct mu_bench_load_options {
     char *const *prompt; /* [n_prompt] texts instead; NULL: none */
     int n_prompt;
 };
+/* What a rank did meanwhile, as the server tells: shares of the time. */
+struct mu_bench_spent {
+    double matrix, attention, sampling, talk,
+        idle; /* talk: exchanges, receives and sends, waiting for others included */
+};
 /* What a load came to. Times in ms. */
 struct mu_bench_load_result {
     double rate;
@@ -66,6 +71,8 @@ struct mu_bench_load_result {
     struct mu_bench_spread lag;   /* of this generator: sent after it was due */
     double rank_cpus;             /* cores that the server's ranks kept busy; below 0: they are not on this machine */
     int rank_threads;
+    int n_rank; /* 0: the server did not tell */
+    struct mu_bench_spent rank[MU_MAX_RANKS];
     struct mu_bench_machine machine;
 };
 struct mu_bench_client;

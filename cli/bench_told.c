@@ -35,14 +35,16 @@ static void load_name(const struct mu_bench_load_result *r, char *buf, size_t bu
 
 void mu_bench_served_limit(const struct mu_bench_load_result *r, const char **name_out, char *buf, size_t buf_bytes)
 {
-    static const double LATE_MS = 5, OWN_CPUS = 0.8, QUEUED = 0.5, BUSY = 0.9, KEPT_UP = 0.9;
+    static const double LATE = 0.1, OWN_CPUS = 0.8, QUEUED = 0.5, TALK = 0.5, BUSY = 0.9, KEPT_UP = 0.9;
     double queued = r->ttft.mean > 0 ? r->queue.mean / r->ttft.mean : 0, done = per_s(r, r->n_ok);
     double reached = r->rate > 0 ? done / r->rate : 0;
+    double talk = 0;
+    for (int i = 0; i < r->n_rank; i++) talk += r->rank[i].talk / r->n_rank;
     double cores = r->rank_threads < r->machine.n_usable ? r->rank_threads : r->machine.n_usable;
-    if ((r->lag.p99 > LATE_MS && r->lag.p99 > r->ttft.median / 10) || r->machine.own_cpus > OWN_CPUS) {
+    if (r->lag.mean > LATE * r->ttft.mean || r->machine.own_cpus > OWN_CPUS) {
         *name_out = "generator";
-        snprintf(buf, buf_bytes, "generator: it sent 1%% of requests %.1f ms late or later and used %.1f cores itself",
-                 r->lag.p99, r->machine.own_cpus);
+        snprintf(buf, buf_bytes, "generator: it sent requests %.1f ms late on average and used %.1f cores itself",
+                 r->lag.mean, r->machine.own_cpus);
     } else if (queued > QUEUED) {
         *name_out = "scheduler";
         snprintf(
@@ -50,6 +52,12 @@ void mu_bench_served_limit(const struct mu_bench_load_result *r, const char **na
             "scheduler: requests wait %.0f ms for a place in a step, %.0f%% of their time to the first token; less "
             "load, more --parallel where memory allows, or more machines",
             r->queue.mean, 100 * queued);
+    } else if (talk > TALK) {
+        *name_out = "network";
+        snprintf(buf, buf_bytes,
+                 "network: ranks spend %.0f%% of the time in exchanges, moving bytes and waiting for each "
+                 "other; 'muster bench MODEL --splits ...' tells the two apart",
+                 100 * talk);
     } else if (r->rank_cpus > BUSY * cores) {
         *name_out = "machine";
         snprintf(buf, buf_bytes,
@@ -132,6 +140,40 @@ static void print_one(const struct mu_bench_served *s, const struct mu_bench_loa
     puts("queue: the server's word, until a request's first step; lag: of this generator");
 }
 
+/* Of each load with several, which would be long, the means over ranks. */
+static void print_spent(const struct mu_bench_served *s)
+{
+    enum { N_COL = 7 };
+    static const bool right[N_COL] = {false, true, true, true, true, true, true};
+    static char text[MU_MAX_RANKS + 1][N_COL][CELL];
+    static const char *cells[(MU_MAX_RANKS + 1) * N_COL] = {
+        "where the time goes", "rank", "matrices", "attention", "sampling", "talk", "idle"};
+    int n = 0;
+    for (int i = 0; i < s->n_load; i++)
+        for (int k = 0; k < (s->n_load > 1 && s->load[i].n_rank ? 1 : s->load[i].n_rank); k++, n++) {
+            const struct mu_bench_load_result *r = &s->load[i];
+            struct mu_bench_spent mean = {0};
+            char(*t)[CELL] = text[n + 1];
+            for (int m = 0; m < r->n_rank; m++) {
+                const struct mu_bench_spent *one = &r->rank[s->n_load > 1 ? m : k];
+                mean.matrix += one->matrix / r->n_rank;
+                mean.attention += one->attention / r->n_rank;
+                mean.sampling += one->sampling / r->n_rank;
+                mean.talk += one->talk / r->n_rank;
+                mean.idle += one->idle / r->n_rank;
+            }
+            if (k == 0) load_name(r, t[0], CELL);
+            snprintf(t[1], CELL, "%d", k);
+            if (s->n_load > 1) snprintf(t[1], CELL, "all");
+            const double share[] = {mean.matrix, mean.attention, mean.sampling, mean.talk, mean.idle};
+            for (int c = 0; c < 5; c++) snprintf(t[2 + c], CELL, "%.0f%%", 100 * share[c]);
+            for (int c = 0; c < N_COL; c++) cells[(n + 1) * N_COL + c] = t[c];
+        }
+    if (!n) return;
+    putchar('\n');
+    mu_table_print(cells, n + 1, N_COL, right);
+}
+
 static void print_many(const struct mu_bench_served *s)
 {
     enum { N_COL = 11 };
@@ -177,6 +219,7 @@ static void print_table(const struct mu_bench_served *s)
         print_one(s, &s->load[0]);
     else
         print_many(s);
+    print_spent(s);
     putchar('\n');
     for (int i = 0; i < s->n_load; i++) {
         char say[320], name[CELL];
@@ -197,6 +240,16 @@ static json_t *spread_json(const struct mu_bench_spread *s)
 {
     return json_pack("{s:I, s:f, s:f, s:f, s:f, s:f}", "n", (json_int_t)s->n, "mean", s->mean, "median", s->median,
                      "p99", s->p99, "min", s->min, "max", s->max);
+}
+
+static json_t *ranks_json(const struct mu_bench_load_result *r)
+{
+    json_t *all = json_array();
+    for (int i = 0; i < r->n_rank; i++)
+        json_array_append_new(all, json_pack("{s:i, s:f, s:f, s:f, s:f, s:f}", "rank", i, "matrix", r->rank[i].matrix,
+                                             "attention", r->rank[i].attention, "sampling", r->rank[i].sampling, "talk",
+                                             r->rank[i].talk, "idle", r->rank[i].idle));
+    return all;
 }
 
 static json_t *load_json(const struct mu_bench_served *s, const struct mu_bench_load_result *r)
@@ -229,6 +282,7 @@ static json_t *load_json(const struct mu_bench_served *s, const struct mu_bench_
                   {"e2e_ms", &r->e2e},   {"queue_ms", &r->queue}, {"generator_lag_ms", &r->lag}};
     for (size_t i = 0; i < sizeof spread / sizeof *spread; i++)
         json_object_set_new(to, spread[i].name, spread_json(spread[i].s));
+    json_object_set_new(to, "ranks", ranks_json(r));
     json_object_set_new(to, "machine", mu_bench_machine_json(&r->machine));
     return to;
 }

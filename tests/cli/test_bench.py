@@ -222,7 +222,14 @@ class Serving(Documents):
             self.assertEqual((load["done"], load["good"]), (10, 10))
             self.assertEqual(load["rank_threads"], 2)
             self.assertGreaterEqual(load["rank_cpus"], 0)
+            for rank in load["ranks"]:
+                self.assertAlmostEqual(sum(rank[k] for k in ("matrix", "attention", "sampling", "talk", "idle")), 1, delta=0.05)
         self.assertLessEqual(doc["loads"][0]["mean_active"], 1.001)
+        long = self.document(BARD, "--serve", "--split", "1:1", "-t", "1", "--seconds", "3", "--input", "64", "--output", "32")
+        self.assertEqual([rank["rank"] for rank in long["loads"][0]["ranks"]], [0, 1])  # told twice a second
+        for rank in long["loads"][0]["ranks"]:
+            self.assertGreater(rank["matrix"], 0)
+            self.assertGreater(rank["talk"], 0)
         self.assertEqual([p for p in harness.descendants(os.getpid()) if p not in before and harness.alive(p)], [])
 
     def test_the_same_seed_asks_the_same(self):

@@ -68,6 +68,7 @@ struct mu_bench_result {
     struct mu_bench_bound bound;
     double of_bound; /* median of the repeats' bound / time, each by its own reading of memory */
     double load_s;
+    double delayed; /* share of the threads' time that they could have run and had no core */
     int n_rank;
     struct mu_bench_times rank[MU_MAX_RANKS];
 };
@@ -81,7 +82,14 @@ struct mu_bench_bound mu_bench_bound(const struct mu_bench_work *w, const struct
 /* Of each rank, how much of its time in talks was waiting for another one to begin: wait_ns[n_rank]. */
 void mu_bench_waits(const struct mu_plan *plan, const struct mu_shard_trace *trace, int64_t *wait_ns);
 /* The rule that docs/benchmarking.md has in words. */
-enum mu_bench_limit { MU_BENCH_BANDWIDTH, MU_BENCH_ARITHMETIC, MU_BENCH_NETWORK, MU_BENCH_WAITING, MU_BENCH_OVERHEAD };
+enum mu_bench_limit {
+    MU_BENCH_BANDWIDTH,
+    MU_BENCH_ARITHMETIC,
+    MU_BENCH_NETWORK,
+    MU_BENCH_WAITING,
+    MU_BENCH_OTHERS,
+    MU_BENCH_OVERHEAD
+};
 enum mu_bench_limit mu_bench_limit_of(const struct mu_bench_result *r);
 const char *mu_bench_limit_name(enum mu_bench_limit limit);
 /* One sentence without the case's name. */

@@ -13,6 +13,8 @@
  *
  *   measured by   in one process: threads for ranks over the local transport     as an MPI job: each rank for itself
  *   shares        all ranks'                                                     ours; the leader gets the others' by message */
+#include <dirent.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -68,6 +70,7 @@ struct load {
     size_t probe_each; /* bytes of a thread */
     double *probe_rate;
     double load_s;
+    int64_t delayed_ns, delayed_before_ns; /* of the case's repeats; when the one that runs began */
 };
 
 /* ---- steps ---- */
@@ -251,9 +254,28 @@ static enum mu_status probe_arithmetic(struct load *l, struct mu_bench_limits *b
 
 /* ---- where the time went ---- */
 
+/* For how long this process's threads have waited for a core so far: the second figure of schedstat (Linux
+ * Documentation/scheduler/sched-stats.rst), in ns; 0 where the kernel does not count. */
+static int64_t delayed_now_ns(void)
+{
+    DIR *dir = opendir("/proc/self/task");
+    int64_t sum = 0;
+    for (struct dirent *e; dir && (e = readdir(dir));) {
+        char path[300];
+        long long delay;
+        snprintf(path, sizeof path, "/proc/self/task/%s/schedstat", e->d_name);
+        FILE *f = e->d_name[0] == '.' ? NULL : fopen(path, "re");
+        if (f && fscanf(f, "%*d %lld", &delay) == 1) sum += delay;
+        if (f) fclose(f);
+    }
+    if (dir) closedir(dir);
+    return sum;
+}
+
 static void times_clear(struct load *l)
 {
     struct mu_shard_times before;
+    l->delayed_before_ns = delayed_now_ns();
     for (int i = 0; i < l->n_share; i++) {
         mu_shard_take_times(l->share[i].shard, &before);
         l->share[i].trace.n = 0;
@@ -263,6 +285,7 @@ static void times_clear(struct load *l)
 
 static void times_add(struct load *l)
 {
+    l->delayed_ns += delayed_now_ns() - l->delayed_before_ns;
     for (int i = 0; i < l->n_share; i++) {
         struct mu_shard_times *sum = &l->share[i].sum, t;
         mu_shard_take_times(l->share[i].shard, &t);
@@ -279,10 +302,11 @@ static void times_add(struct load *l)
 struct rank_report { /* of a rank that is not the leader, then its spans */
     struct mu_shard_times sum;
     struct mu_bench_limits limits;
+    int64_t delayed_ns;
     uint64_t n_span;
 };
 
-/* The leader's view of all ranks: times_out[n_rank], trace[n_rank]; limits become sums. Others send theirs. */
+/* The leader's view of all ranks: times_out[n_rank], trace[n_rank]; limits and delays become sums. Others send theirs. */
 static enum mu_status reports_gather(struct load *l, struct mu_bench_limits *limits, struct mu_shard_times *times_out,
                                      struct mu_shard_trace *trace, struct mu_err *err)
 {
@@ -295,7 +319,7 @@ static enum mu_status reports_gather(struct load *l, struct mu_bench_limits *lim
         }
         return MU_OK;
     }
-    struct rank_report report = {own->sum, *limits, own->trace.n};
+    struct rank_report report = {own->sum, *limits, l->delayed_ns, own->trace.n};
     if (l->rank != l->plan->leader) {
         MU_TRY(st, mu_comm_send(l->comm, l->plan->leader, &report, sizeof report, err), done);
         st = mu_comm_send(l->comm, l->plan->leader, own->trace.span, own->trace.n * sizeof *own->trace.span, err);
@@ -313,6 +337,7 @@ static enum mu_status reports_gather(struct load *l, struct mu_bench_limits *lim
         times_out[i] = report.sum;
         limits->int8_gops += report.limits.int8_gops;
         limits->f32_gflops += report.limits.f32_gflops;
+        l->delayed_ns += report.delayed_ns;
     }
     st = MU_OK;
 done:
@@ -335,6 +360,7 @@ static void result_times(struct load *l, const struct mu_shard_times *times, con
     double n = (double)r->s.n;
     mu_bench_waits(l->plan, trace, wait_ns);
     r->n_rank = l->plan->n_rank;
+    r->delayed = (double)l->delayed_ns / 1e9 / (r->s.mean * n * l->job->n_thread * r->n_rank);
     for (int i = 0; i < r->n_rank; i++) {
         const struct mu_shard_times *t = &times[i];
         int64_t talked = trace_ns(&trace[i]);
@@ -389,6 +415,7 @@ static enum mu_status case_measure(struct load *l, struct mu_bench_result *r, st
     mu_bench_work(l->model, l->plan, l->c, mu_bench_groups(l->plan, l->c->n_stream, l->comm), &work);
     *r = (struct mu_bench_result){.load_s = l->load_s};
     case_make_room(l);
+    l->delayed_ns = 0;
     for (int i = 0; i < l->n_share; i++) l->share[i].sum = (struct mu_shard_times){0};
     MU_TRY(st, case_ready(l, err), done);
     MU_TRY(st, case_run(l, warm < l->c->n_tok ? warm : l->c->n_tok, err), done); /* pages, caches, connections */

@@ -306,21 +306,22 @@ static void measured_json(const struct mu_bench_point *p, json_t *to)
     char say[320];
     mu_bench_limit_say(r, &p->work, say, sizeof say);
     json_object_update_new(
-        to, json_pack("{s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:s, s:s, s:o}", "tokens_per_s", tokens_per_s(p),
-                      "tokens_per_s_each", tokens_per_s(p) / p->c->n_stream, "noise", mu_bench_noise(&r->s), "of_bound",
-                      r->of_bound, "load_s", r->load_s, "seconds",
-                      json_pack("{s:i, s:f, s:f, s:f, s:f}", "n", (int)r->s.n, "median", r->s.median, "mean", r->s.mean,
-                                "min", r->s.min, "max", r->s.max),
-                      "work",
-                      json_pack("{s:f, s:f, s:f, s:f}", "weight_bytes", p->work.weight_bytes, "kv_bytes",
-                                p->work.kv_bytes, "int8_ops", p->work.int8_ops, "f32_ops", p->work.f32_ops),
-                      "rates",
-                      json_pack("{s:f, s:f, s:f}", "read_gbps", r->limits.read_gbps, "int8_gops", r->limits.int8_gops,
-                                "f32_gflops", r->limits.f32_gflops),
-                      "bound",
-                      json_pack("{s:f, s:f, s:f, s:f, s:f}", "read_s", r->bound.read_s, "int8_s", r->bound.int8_s,
-                                "f32_s", r->bound.f32_s, "seconds", r->bound.s, "tokens_per_s", bound_per_s(p)),
-                      "limit", mu_bench_limit_name(mu_bench_limit_of(r)), "limit_text", say, "ranks", ranks_json(r)));
+        to,
+        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:s, s:s, s:o}", "tokens_per_s", tokens_per_s(p),
+                  "tokens_per_s_each", tokens_per_s(p) / p->c->n_stream, "noise", mu_bench_noise(&r->s), "delayed",
+                  r->delayed, "of_bound", r->of_bound, "load_s", r->load_s, "seconds",
+                  json_pack("{s:i, s:f, s:f, s:f, s:f}", "n", (int)r->s.n, "median", r->s.median, "mean", r->s.mean,
+                            "min", r->s.min, "max", r->s.max),
+                  "work",
+                  json_pack("{s:f, s:f, s:f, s:f}", "weight_bytes", p->work.weight_bytes, "kv_bytes", p->work.kv_bytes,
+                            "int8_ops", p->work.int8_ops, "f32_ops", p->work.f32_ops),
+                  "rates",
+                  json_pack("{s:f, s:f, s:f}", "read_gbps", r->limits.read_gbps, "int8_gops", r->limits.int8_gops,
+                            "f32_gflops", r->limits.f32_gflops),
+                  "bound",
+                  json_pack("{s:f, s:f, s:f, s:f, s:f}", "read_s", r->bound.read_s, "int8_s", r->bound.int8_s, "f32_s",
+                            r->bound.f32_s, "seconds", r->bound.s, "tokens_per_s", bound_per_s(p)),
+                  "limit", mu_bench_limit_name(mu_bench_limit_of(r)), "limit_text", say, "ranks", ranks_json(r)));
 }
 
 static json_t *point_json(const struct mu_bench_sweep *s, const struct mu_bench_point *p)

@@ -463,7 +463,7 @@ static void figures_free(struct figures *f)
 static enum mu_status load_sum(struct load *l, struct mu_bench_load_result *out, struct mu_err *err)
 {
     struct figures f = {0};
-    int64_t first = INT64_MAX, last = 0;
+    int64_t first = INT64_MAX, last = 0, last_sent = 0;
     *out = (struct mu_bench_load_result){.rate = l->o->rate, .concurrency = l->o->concurrency};
     if (!figures_alloc(&f, l)) {
         figures_free(&f);
@@ -473,10 +473,12 @@ static enum mu_status load_sum(struct load *l, struct mu_bench_load_result *out,
         const struct request *r = l->request[i];
         if (!r->sent_ns) continue;
         if (r->sent_ns < first) first = r->sent_ns;
+        if (r->sent_ns > last_sent) last_sent = r->sent_ns;
         if (r->last_ns > last) last = r->last_ns;
         request_count(l, r, &f, out);
     }
     out->duration_s = last > first ? (double)(last - first) / 1e9 : 0;
+    out->send_s = last_sent > first ? (double)(last_sent - first) / 1e9 : 0;
     out->ttft = mu_bench_spread_of(f.ttft, f.n_ttft);
     out->e2e = mu_bench_spread_of(f.e2e, f.n_ttft);
     out->tpot = mu_bench_spread_of(f.tpot, f.n_tpot);

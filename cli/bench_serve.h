@@ -64,7 +64,7 @@ struct mu_bench_load_result {
     int concurrency, n_sent, n_ok, n_good, n_resumed;
     int failed[MU_BENCH_KINDS]; /* by gRPC status; the last: MU_BENCH_SHORT */
     int cancelled;              /* by Ctrl-C */
-    double duration_s;          /* first sent → last end */
+    double duration_s, send_s;  /* first sent → last end; → last sent */
     double in_tokens, out_tokens, tokens_a_reply, mean_active;
     struct mu_bench_spread ttft, tpot, itl, e2e;
     struct mu_bench_spread queue; /* the server's word: until a request's first step */

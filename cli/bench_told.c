@@ -35,13 +35,13 @@ static void load_name(const struct mu_bench_load_result *r, char *buf, size_t bu
 
 void mu_bench_served_limit(const struct mu_bench_load_result *r, const char **name_out, char *buf, size_t buf_bytes)
 {
-    static const double LATE = 0.1, OWN_CPUS = 0.8, QUEUED = 0.5, TALK = 0.5, BUSY = 0.9, KEPT_UP = 0.9;
+    static const double LATE = 0.1, OWN_CPUS = 0.8, QUEUED = 0.5, TALK = 0.5, BUSY = 0.9, KEPT_UP = 0.8;
     double queued = r->ttft.mean > 0 ? r->queue.mean / r->ttft.mean : 0, done = per_s(r, r->n_ok);
-    double reached = r->rate > 0 ? done / r->rate : 0;
+    double kept_up = r->duration_s > 0 ? (r->send_s + r->e2e.min / 1e3) / r->duration_s : 0;
     double talk = 0;
     for (int i = 0; i < r->n_rank; i++) talk += r->rank[i].talk / r->n_rank;
     double cores = r->rank_threads < r->machine.n_usable ? r->rank_threads : r->machine.n_usable;
-    if (r->lag.mean > LATE * r->ttft.mean || r->machine.own_cpus > OWN_CPUS) {
+    if (r->lag.mean > LATE * r->e2e.mean || r->machine.own_cpus > OWN_CPUS) {
         *name_out = "generator";
         snprintf(buf, buf_bytes, "generator: it sent requests %.1f ms late on average and used %.1f cores itself",
                  r->lag.mean, r->machine.own_cpus);
@@ -62,17 +62,18 @@ void mu_bench_served_limit(const struct mu_bench_load_result *r, const char **na
         *name_out = "machine";
         snprintf(buf, buf_bytes,
                  "machine: the ranks keep their cores busy %.0f%% of the time, with arithmetic or waiting for memory; "
-                 "'muster bench "
-                 "MODEL --streams %.0f' says which",
+                 "'muster bench MODEL --streams %.0f' says which",
                  100 * r->rank_cpus / cores, r->mean_active < 1 ? 1 : r->mean_active);
-    } else if (reached > KEPT_UP) {
+    } else if (r->rate > 0 && kept_up > KEPT_UP) {
         *name_out = "load";
         snprintf(buf, buf_bytes, "load: the server keeps up with %g requests/s (%.2f done a second)", r->rate, done);
     } else if (r->rate > 0) {
         *name_out = "server";
-        snprintf(buf, buf_bytes,
-                 "server: it does %.2f requests/s of %g that came (or the run is short beside a request)", done,
-                 r->rate);
+        snprintf(
+            buf, buf_bytes,
+            "server: requests pile up: sending %g a second took %.1f s, answering them %.1f s (or the run is short "
+            "beside a request)",
+            r->rate, r->send_s, r->duration_s);
     } else {
         *name_out = "load";
         snprintf(buf, buf_bytes, "load: %d at once, each waiting for its own tokens%s", r->concurrency,

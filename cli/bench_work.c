@@ -230,6 +230,7 @@ static struct shares shares_of(const struct mu_bench_result *r)
     s.of[MU_BENCH_ARITHMETIC] = (r->bound.int8_s + r->bound.f32_s) / t;
     s.of[MU_BENCH_NETWORK] = mean.wire_s / r->s.mean; /* the ranks' times are means */
     s.of[MU_BENCH_WAITING] = mean.wait_s / r->s.mean;
+    s.of[MU_BENCH_OTHERS] = r->delayed;
     return s;
 }
 
@@ -244,7 +245,7 @@ enum mu_bench_limit mu_bench_limit_of(const struct mu_bench_result *r)
 
 const char *mu_bench_limit_name(enum mu_bench_limit limit)
 {
-    static const char *const names[] = {"bandwidth", "arithmetic", "network", "waiting", "overhead"};
+    static const char *const names[] = {"bandwidth", "arithmetic", "network", "waiting", "others", "overhead"};
     return names[limit];
 }
 
@@ -277,6 +278,13 @@ void mu_bench_limit_say(const struct mu_bench_result *r, const struct mu_bench_w
                  "waiting: ranks wait for each other for %.0f%% of the time, because of the schedule (fewer streams "
                  "than stages), uneven shares or a disturbed core",
                  percent);
+        return;
+    case MU_BENCH_OTHERS:
+        snprintf(
+            buf, buf_bytes,
+            "others: threads that could have run had no core for %.0f%% of the time; run it again when the machine is "
+            "idle, or with fewer --threads",
+            percent);
         return;
     case MU_BENCH_OVERHEAD: break;
     }

@@ -60,7 +60,8 @@ class Documents(unittest.TestCase):
         bound, work = p["bound"], p["work"]
         self.assertAlmostEqual(bound["read_s"] * p["rates"]["read_gbps"] * 1e9 / (work["weight_bytes"] + work["kv_bytes"]), 1, places=3)
         self.assertAlmostEqual(bound["seconds"], max(bound["read_s"], bound["int8_s"] + bound["f32_s"]), places=9)
-        self.assertIn(p["limit"], ("bandwidth", "arithmetic", "network", "waiting", "overhead"))
+        self.assertIn(p["limit"], ("bandwidth", "arithmetic", "network", "waiting", "others", "overhead"))
+        self.assertGreaterEqual(p["delayed"], 0)
         self.assertTrue(p["limit_text"].startswith(p["limit"]))
         self.assertEqual(len(p["ranks"]), p["n_rank"])
         for rank in p["ranks"]:
@@ -133,7 +134,7 @@ class Steps(Documents):
         for line in lines[head:head + 11]:
             self.assertLessEqual(len(line), 80, line)
         self.assertIn("where the time goes", done.stdout)
-        self.assertRegex(done.stdout, r"\nsplit 1, prompt 32: (bandwidth|arithmetic|waiting|overhead|network): ")
+        self.assertRegex(done.stdout, r"\nsplit 1, prompt 32: (bandwidth|arithmetic|waiting|others|overhead|network): ")
 
     def test_does_not_fit(self):
         doc = self.document(BARD, "-p", "64,1k", "--context", "0,512", *STEPS)

@@ -95,20 +95,22 @@ static void limits(void **state)
     (void)state;
     const struct {
         struct mu_bench_bound bound;
-        double wire_s, wait_s;
+        double wire_s, wait_s, delayed;
         enum mu_bench_limit limit;
     } cases[] = {
-        {{.read_s = 0.9, .int8_s = 0.1}, 0, 0, MU_BENCH_BANDWIDTH},
-        {{.read_s = 0.3, .int8_s = 0.3, .f32_s = 0.3}, 0.2, 0, MU_BENCH_ARITHMETIC},
-        {{.read_s = 0.3, .int8_s = 0.1}, 0.4, 0.2, MU_BENCH_NETWORK},
-        {{.read_s = 0.4, .int8_s = 0.1}, 0.1, 0.5, MU_BENCH_WAITING},
-        {{.read_s = 0.34, .int8_s = 0.34}, 0.1, 0.1, MU_BENCH_OVERHEAD},
-        {{.read_s = 0}, 0, 0, MU_BENCH_OVERHEAD},
+        {{.read_s = 0.9, .int8_s = 0.1}, 0, 0, 0, MU_BENCH_BANDWIDTH},
+        {{.read_s = 0.3, .int8_s = 0.3, .f32_s = 0.3}, 0.2, 0, 0, MU_BENCH_ARITHMETIC},
+        {{.read_s = 0.3, .int8_s = 0.1}, 0.4, 0.2, 0, MU_BENCH_NETWORK},
+        {{.read_s = 0.4, .int8_s = 0.1}, 0.1, 0.5, 0, MU_BENCH_WAITING},
+        {{.read_s = 0.34, .int8_s = 0.34}, 0.1, 0.1, 0, MU_BENCH_OVERHEAD},
+        {{.read_s = 0}, 0, 0, 0, MU_BENCH_OVERHEAD},
+        {{.read_s = 0.4, .int8_s = 0.1}, 0.5, 0.2, 0.6, MU_BENCH_OTHERS},
     };
     static const struct mu_bench_work w = {.weight_bytes = 1e9};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char say[320];
-        struct mu_bench_result r = {.s = {.n = 1, .median = 1, .mean = 1}, .bound = cases[i].bound, .n_rank = 2};
+        struct mu_bench_result r = {
+            .s = {.n = 1, .median = 1, .mean = 1}, .bound = cases[i].bound, .n_rank = 2, .delayed = cases[i].delayed};
         for (int k = 0; k < 2; k++)
             r.rank[k] = (struct mu_bench_times){.wire_s = cases[i].wire_s, .wait_s = cases[i].wait_s};
         if (mu_bench_limit_of(&r) != cases[i].limit)

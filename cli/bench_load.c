@@ -70,6 +70,8 @@ struct load {
     size_t probe_each; /* bytes of a thread */
     double *probe_rate;
     double load_s;
+    struct mu_bar bar;                     /* of a context that is filled */
+    uint64_t filled, fill_total;           /* its tokens; total 0: no bar */
     int64_t delayed_ns, delayed_before_ns; /* of the case's repeats; when the one that runs began */
 };
 
@@ -133,6 +135,8 @@ static enum mu_status fill(struct load *l, int n, uint32_t until, bool out, stru
             if (take == left) i++;
         }
         if (l->step->n_tok) st = run_step(l, err);
+        l->filled += l->step->n_tok;
+        mu_bar_update(&l->bar, l->filled, l->fill_total);
     }
     return st;
 }
@@ -381,9 +385,17 @@ static void result_times(struct load *l, const struct mu_shard_times *times, con
 static enum mu_status case_ready(struct load *l, struct mu_err *err)
 {
     const struct mu_bench_case *c = l->c;
-    for (int i = 0; i < c->n_stream; i++)
+    uint64_t missing = 0;
+    for (int i = 0; i < c->n_stream; i++) {
         if (l->slot[i].pos > (uint32_t)c->n_context) l->slot[i].pos = (uint32_t)c->n_context;
-    return fill(l, c->n_stream, (uint32_t)c->n_context, false, err);
+        missing += (uint32_t)c->n_context - l->slot[i].pos;
+    }
+    l->bar = (struct mu_bar){.label = "filling the context"};
+    l->filled = 0;
+    l->fill_total = missing;
+    enum mu_status st = fill(l, c->n_stream, (uint32_t)c->n_context, false, err);
+    l->fill_total = 0;
+    return st;
 }
 
 static enum mu_status case_run(struct load *l, int n_tok, struct mu_err *err)

@@ -53,6 +53,7 @@ struct load {
     int64_t start_ns;
     int n_active;
     bool cancelling;
+    struct mu_bar bar;
     pthread_mutex_t lock; /* guards what follows */
     pthread_cond_t cond;
     struct request *finished; /* not reaped yet */
@@ -343,6 +344,18 @@ static void reap(struct load *l)
     }
 }
 
+static void progress(struct load *l, int64_t now)
+{
+    const struct mu_bench_serve_options *o = l->o->opt;
+    int64_t left_ns = l->start_ns + o->duration_ns - now;
+    if (o->n_request)
+        mu_bar_update(&l->bar, (uint64_t)(l->n_request - l->n_active),
+                      (uint64_t)o->n_request + 1); /* never whole here */
+    else
+        mu_bar_update(&l->bar, (uint64_t)(left_ns > 0 ? o->duration_ns - left_ns : o->duration_ns - 1),
+                      (uint64_t)o->duration_ns);
+}
+
 /* Sleeps until then, or until fewer than `below` are active; false: Ctrl-C. */
 static bool wait_until(struct load *l, int64_t until_ns, int below)
 {
@@ -350,6 +363,7 @@ static bool wait_until(struct load *l, int64_t until_ns, int below)
         reap(l);
         int64_t now = mu_now_ns(), look = now + INTERRUPT_MS * MU_MS;
         if (mu_interrupted || l->n_active < below || now >= until_ns) return !mu_interrupted;
+        progress(l, now);
         if (look > until_ns) look = until_ns;
         struct timespec ts = {look / MU_SEC, look % MU_SEC};
         pthread_mutex_lock(&l->lock);
@@ -507,7 +521,8 @@ static enum mu_status all_failed(const struct load *l, const struct mu_bench_loa
 enum mu_status mu_bench_client_load(struct mu_bench_client *c, const struct mu_bench_load_options *o,
                                     struct mu_bench_load_result *result_out, struct mu_err *err)
 {
-    struct load l = {.o = o, .client = c, .chance = {o->seed}, .lock = PTHREAD_MUTEX_INITIALIZER};
+    struct load l = {
+        .o = o, .client = c, .bar = {.label = "serving"}, .chance = {o->seed}, .lock = PTHREAD_MUTEX_INITIALIZER};
     struct mu_bench_watch *watch = NULL;
     struct mu_bench_machine machine = {0};
     struct ranks before = {0}, after;
@@ -526,6 +541,7 @@ enum mu_status mu_bench_client_load(struct mu_bench_client *c, const struct mu_b
     st = mu_bench_watch_begin(&watch, err);
     l.start_ns = mu_now_ns();
     if (!st) st = requests_run(&l, err);
+    mu_bar_update(&l.bar, 1, 1);
     mu_bench_watch_end(watch, &machine);
     if (!st) st = load_sum(&l, result_out, err);
     if (!st) st = all_failed(&l, result_out, err);

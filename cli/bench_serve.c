@@ -100,18 +100,15 @@ static enum mu_status loads_run(struct mu_bench_served *s, struct mu_bench_clien
 {
     const struct mu_bench_serve_options *o = s->opt;
     int n = o->rate.n ? o->rate.n : o->concurrency.n;
-    struct mu_bar bar = {.label = "serving"};
     enum mu_status st = warm_up(c, load, err);
     for (int i = 0; i < n && !st && !mu_interrupted; i++) {
         load->rate = o->rate.n ? o->rate.at[i] : 0;
         load->concurrency = o->rate.n ? 0 : o->concurrency.at[i];
         load->seed =
             o->seed + (uint64_t)i * 7919; /* other prompts than the load's before: a cache shall not know them */
-        mu_bar_update(&bar, (uint64_t)i, (uint64_t)n);
         st = mu_bench_client_load(c, load, &s->load[s->n_load], err);
         if (!st) s->n_load++;
     }
-    mu_bar_update(&bar, (uint64_t)n, (uint64_t)n);
     s->interrupted = mu_interrupted;
     if (!st && !s->n_load) st = mu_fail(err, MU_ECANCELLED, "interrupted before the first request was done");
     return st;

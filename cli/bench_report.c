@@ -362,6 +362,7 @@ static void chart_put(struct mu_chart *c, const char *x, const char *series, dou
     int i = 0, k = 0;
     while (i < c->n_x && strcmp(c->x[i], x)) i++;
     while (k < c->n_series && strcmp(c->series[k].name, series)) k++;
+    c->more |= i == MU_CHART_MAX_X || k == MU_CHART_MAX_SERIES;
     if (i == MU_CHART_MAX_X || k == MU_CHART_MAX_SERIES) return;
     if (i == c->n_x) {
         snprintf(c->x[i], sizeof c->x[i], "%s", x);
@@ -417,9 +418,12 @@ static void decode_chart(const struct mu_bench_sweep *s, bool by_stream, enum mu
         split_name(s, at->i_split, split);
         if (by_stream && s->opt->context.n == 1)
             snprintf(series, sizeof series, "split %.48s", split);
+        else if (by_stream)
+            snprintf(series, sizeof series, "context %.8s%s%.12s", context, s->opt->n_split > 1 ? ", split " : "",
+                     s->opt->n_split > 1 ? split : "");
         else
-            snprintf(series, sizeof series, "%.30s%s, split %.12s", by_stream ? context : streams,
-                     by_stream ? " context" : "", split);
+            snprintf(series, sizeof series, "%.20s%s%.12s", streams, s->opt->n_split > 1 ? ", split " : "",
+                     s->opt->n_split > 1 ? split : "");
         chart_put(c, x, series, tokens_per_s(at), bound_per_s(at));
     }
 }

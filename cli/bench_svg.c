@@ -14,7 +14,17 @@
 #include <stdio.h>
 #include <string.h>
 
-enum { WIDTH = 860, HEAD_H = 66, CHART_H = 330, LEFT = 70, RIGHT = 24, TOP = 72, BOTTOM = 54, LETTER = 7 };
+enum {
+    WIDTH = 860,
+    HEAD_H = 66,
+    CHART_H = 330,
+    LEFT = 70,
+    RIGHT = 24,
+    TOP = 72,
+    BOTTOM = 54,
+    LETTER = 7,
+    LEGEND_H = 17
+};
 
 static const char *const COLOUR[MU_CHART_MAX_SERIES] = {"#0072b2", "#e69f00", "#009e73", "#cc79a7",
                                                         "#56b4e9", "#d55e00", "#8a8a00", "#7f7f7f"};
@@ -121,17 +131,28 @@ static void axes(const struct mu_chart *c, const struct frame *f, struct mu_writ
     label(w, (f->x0 + f->x1) / 2, f->y1 + 42, 12, MIDDLE, true, c->x_name);
 }
 
-static void legend(const struct mu_chart *c, double y, struct mu_writer *w)
+/* Names beside each other, in as many rows as they need, which it returns. w NULL: only that. */
+static int legend(const struct mu_chart *c, double y, struct mu_writer *w)
 {
     double x = LEFT;
-    for (int s = 0; s < c->n_series; s++) {
-        put(w, "<rect x=\"%.1f\" y=\"%.1f\" width=\"12\" height=\"12\" rx=\"2\" fill=\"%s\"/>\n", x, y - 10, COLOUR[s]);
-        label(w, x + 18, y, 12, START, false, c->series[s].name);
-        x += 34 + LETTER * (double)strlen(c->series[s].name);
+    int n_row = 1;
+    for (int s = 0; s < c->n_series + (c->limit_name[0] != 0); s++) {
+        bool limit = s == c->n_series;
+        const char *name = limit ? c->limit_name : c->series[s].name;
+        double mark = limit ? 22 : 12, width = mark + 22 + LETTER * (double)strlen(name);
+        if (x > LEFT && x + width > WIDTH - RIGHT) {
+            x = LEFT;
+            y += LEGEND_H;
+            n_row++;
+        }
+        if (w && limit) rule(w, x, y - 4, x + mark, y - 4, "#8c959f", 2, true);
+        if (w && !limit)
+            put(w, "<rect x=\"%.1f\" y=\"%.1f\" width=\"12\" height=\"12\" rx=\"2\" fill=\"%s\"/>\n", x, y - 10,
+                COLOUR[s]);
+        if (w) label(w, x + mark + 6, y, 12, START, false, name);
+        x += width;
     }
-    if (!c->limit_name[0]) return;
-    rule(w, x, y - 4, x + 22, y - 4, "#8c959f", 2, true);
-    label(w, x + 28, y, 12, START, false, c->limit_name);
+    return n_row;
 }
 
 static void bars(const struct mu_chart *c, const struct frame *f, struct mu_writer *w)
@@ -195,9 +216,11 @@ static void lines(const struct mu_chart *c, const struct frame *f, struct mu_wri
 
 static void chart(const struct mu_chart *c, double top, struct mu_writer *w)
 {
-    struct frame f = {LEFT, top + TOP, WIDTH - RIGHT, top + CHART_H - BOTTOM, 1, 1};
+    double rows = legend(c, 0, NULL) - 1;
+    struct frame f = {LEFT, top + TOP + rows * LEGEND_H, WIDTH - RIGHT, top + CHART_H - BOTTOM, 1, 1};
     mu_chart_scale(most_of(c), &f.end, &f.step);
     label(w, LEFT - 58, top + 18, 15, START, false, c->title);
+    if (c->more) label(w, WIDTH - RIGHT, top + 18, 12, END, true, "not all of them are drawn");
     legend(c, top + 40, w);
     axes(c, &f, w);
     if (c->kind == MU_CHART_BARS)

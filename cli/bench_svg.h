@@ -5,6 +5,8 @@
 #ifndef MU_CLI_BENCH_SVG_H
 #define MU_CLI_BENCH_SVG_H
 
+#include <stdbool.h>
+
 #include "base/bytes.h"
 #include "base/status.h"
 
@@ -20,6 +22,7 @@ struct mu_chart {
     enum mu_chart_kind kind;
     char title[96], x_name[48], y_name[48], limit_name[48]; /* limit_name "": the series have none */
     int n_x, n_series;
+    bool more; /* there were more series or x than it holds: said beside the title */
     char x[MU_CHART_MAX_X][24];
     struct mu_chart_series series[MU_CHART_MAX_SERIES];
 };

@@ -365,6 +365,7 @@ static void result_times(struct load *l, const struct mu_shard_times *times, con
     mu_bench_waits(l->plan, trace, wait_ns);
     r->n_rank = l->plan->n_rank;
     r->delayed = (double)l->delayed_ns / 1e9 / (r->s.mean * n * l->job->n_thread * r->n_rank);
+    if (r->delayed > 1) r->delayed = 1; /* the threads of the probe that fall asleep count too */
     for (int i = 0; i < r->n_rank; i++) {
         const struct mu_shard_times *t = &times[i];
         int64_t talked = trace_ns(&trace[i]);

@@ -116,6 +116,15 @@ static bool folder_find(const char *root, const char *controller, char folder[PA
     return n > 0 && n < PATH_MAX;
 }
 
+static void throttled_read(const char *root, const char *folder, bool v2, struct mu_cgroup *cg)
+{
+    char *stat = text_read(root, folder, "cpu.stat");
+    uint64_t us = stat ? stat_value(stat, v2 ? "throttled_usec" : "throttled_time") : 0;
+    mu_free(stat);
+    if (!v2) us /= 1000; /* nanoseconds there */
+    if (us > cg->throttled_us) cg->throttled_us = us;
+}
+
 static void cpu_limit(const char *root, const char *folder, bool v2, struct mu_cgroup *cg)
 {
     long long quota = -1, period = 0;
@@ -130,6 +139,7 @@ static void cpu_limit(const char *root, const char *folder, bool v2, struct mu_c
             period = (long long)p;
         }
     }
+    throttled_read(root, folder, v2, cg);
     if (quota <= 0 || period <= 0) return;
     double cpus = (double)quota / (double)period;
     if (cg->cpus == 0 || cpus < cg->cpus) cg->cpus = cpus;

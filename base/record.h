@@ -33,7 +33,10 @@ struct mu_rank_record { /* 128 bytes, 64-aligned */
     _Atomic int32_t op;         /* enum mu_rank_op */
     _Atomic int32_t waiting_on; /* global rank, MU_RECORD_NOBODY */
     _Atomic int32_t ready;      /* 1: loaded and connected */
-    char pad[52];
+    char pad0[4];
+    /* What its steps have taken so far (shard/shard.h); attention and sampling are parts of compute. */
+    _Atomic uint64_t compute_ns, attention_ns, sampling_ns, exchange_ns, recv_ns, send_ns;
+    char pad[16];
 };
 _Static_assert(sizeof(struct mu_rank_record) == 128, "the worker and its ranks map the same layout");
 

@@ -29,6 +29,7 @@ int mu_cmd_template(int argc, char **argv);
 int mu_cmd_perplexity(int argc, char **argv);
 int mu_cmd_synth(int argc, char **argv);
 int mu_cmd_bench(int argc, char **argv);
+int mu_cmd_served(int argc, char **argv); /* serve, for a benchmark: ends with the process that started it */
 int mu_cmd_ps(int argc, char **argv);
 int mu_cmd_plan(int argc, char **argv);
 int mu_cmd_worker(int argc, char **argv);
@@ -120,29 +121,5 @@ enum mu_status mu_cli_open(const char *name, bool want_tokenizer, struct mu_open
  * any. */
 enum mu_status mu_cli_adapt(struct mu_opened *o, const struct mu_adapter_spec *spec, struct mu_err *err);
 void mu_cli_close(struct mu_opened *o);
-
-/* ---- bench_load.c: the workload that every rank of a benchmark runs ---- */
-
-struct mu_bench_options {
-    const char *path, *quantize; /* quantize: NULL, as in the file */
-    enum mu_kv_type kv;
-    struct mu_split split;
-    int n_prompt, n_decode, n_thread, n_stream, n_repeat, n_depth;
-};
-struct mu_bench_result {       /* medians over the repeats */
-    double prompt_s, decode_s; /* seconds of n_prompt tokens; of n_decode steps of n_stream tokens */
-    double prompt_min_s, prompt_max_s, decode_min_s, decode_max_s;
-    double decode_compute_s, decode_exchange_s; /* rank 0's share of the decode time */
-    uint64_t weight_bytes;                      /* read per decode step over all ranks */
-    /* The memory's speed moves within seconds on a shared machine: all threads read right before and after each decode,
-     * and the fraction is the median of these pairs. */
-    double read_gbps, decode_of_read;
-    double load_s;
-};
-/* In this process (threads for ranks), or as one rank of an MPI job. */
-enum mu_status mu_bench_local(const struct mu_bench_options *opt, struct mu_bench_result *result_out,
-                              struct mu_err *err);
-enum mu_status mu_bench_mpi_rank(const struct mu_bench_options *opt, bool *is_leader_out,
-                                 struct mu_bench_result *result_out, struct mu_err *err);
 
 #endif

@@ -1,364 +1,320 @@
-/* muster bench: prompt and decode speed, beside what this machine's memory and arithmetic could do in the same minutes.
- *
- * One rank runs in this process. A split over several runs as an MPI job of this same program: mpirun starts `muster bench` once a rank (MUSTER_BENCH_RANK is set),
- * the leader writes its result to a pipe-like file that the parent reads. Limits are measured before and after by the parent with as many threads as all ranks
- * have together. */
-#include <errno.h>
-#include <fcntl.h>
-#include <jansson.h>
-#include <spawn.h>
-#include <stdio.h>
+/* muster bench: the command line. Steps of a model, beside what this machine's memory and arithmetic do in the same
+ * minutes (bench_sweep.c); or requests to a server (bench_serve.c). bench.h has the map. */
 #include <stdlib.h>
 #include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "base/alloc.h"
-#include "base/clock.h"
-#include "base/io.h"
-#include "base/pool.h"
-#include "base/topo.h"
-#include "cli/cli.h"
+#include "cli/bench.h"
+#include "cli/bench_serve.h"
 #include "kernels/kernels.h"
-#include "kernels/peak.h"
 
-extern char **environ;
-
-enum { MAX_REPEATS = 100, MAX_THREADS = 1024 };
+enum { MAX_TOKENS = 1 << 24, MAX_STREAMS = 1024, MAX_THREADS = 1024, MAX_REQUESTS = 1000000 };
 
 struct bench_args {
-    struct mu_bench_options o;
-    const char *split, *transport;
-    bool json;
+    struct mu_bench_sweep_options steps;
+    struct mu_bench_serve_options serve;
+    bool is_serve;
+    const char *of_steps, *of_serve; /* an option that is for one of the two only; NULL: none was given */
 };
 
-enum { OPT_TRANSPORT = 256, OPT_DEPTH };
+enum {
+    OPT_TRANSPORT = 256,
+    OPT_CONTEXT,
+    OPT_SPLITS,
+    OPT_BREAKDOWN,
+    OPT_OUT,
+    OPT_SVG,
+    OPT_SERVE,
+    OPT_SERVER,
+    OPT_RATE,
+    OPT_CONCURRENCY,
+    OPT_REQUESTS,
+    OPT_SECONDS,
+    OPT_INPUT,
+    OPT_OUTPUT,
+    OPT_PROMPTS,
+    OPT_PREFIX,
+    OPT_SEED,
+    OPT_SLO,
+    OPT_CTX,
+    OPT_PARALLEL
+};
 
-static error_t parse(int key, char *arg, struct argp_state *state)
+static void list_set(const char *arg, int min, int max, const char *what, struct mu_bench_list *to,
+                     struct argp_state *state)
 {
-    struct bench_args *a = state->input;
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_bench_list(arg, min, max, what, to, &err)) argp_error(state, "%s", err.text);
+}
+
+static void range_set(const char *arg, const char *what, struct mu_bench_range *to, struct argp_state *state)
+{
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_bench_range(arg, 1, MAX_TOKENS, what, to, &err)) argp_error(state, "%s", err.text);
+}
+
+static void split_set(const char *text, struct mu_bench_sweep_options *o, struct argp_state *state)
+{
+    struct mu_err err = MU_ERR_INIT;
+    if (o->n_split == MU_BENCH_MAX_SPLITS) argp_error(state, "more than %d splits", MU_BENCH_MAX_SPLITS);
+    if (o->n_split < MU_BENCH_MAX_SPLITS && mu_split_parse(text, &o->split[o->n_split++], &err))
+        argp_error(state, "%s", err.text);
+}
+
+static void splits_set(const char *arg, struct mu_bench_sweep_options *o, struct argp_state *state)
+{
+    char text[MU_SPLIT_TEXT];
+    o->n_split = 0;
+    for (const char *p = arg;; p++) {
+        size_t len = strcspn(p, ",");
+        if (len >= sizeof text) argp_error(state, "--splits: a split is longer than %zu characters", sizeof text - 1);
+        if (len >= sizeof text) return;
+        memcpy(text, p, len);
+        text[len] = 0;
+        split_set(text, o, state);
+        p += len;
+        if (!*p) return;
+    }
+}
+
+static error_t parse_serve(int key, char *arg, struct bench_args *a, struct argp_state *state)
+{
+    struct mu_bench_serve_options *o = &a->serve;
+    struct mu_err err = MU_ERR_INIT;
     switch (key) {
-    case 'p': a->o.n_prompt = (int)mu_arg_long(arg, 1, 1 << 20, "-p", state); return 0;
-    case 'n': a->o.n_decode = (int)mu_arg_long(arg, 1, 1 << 20, "-n", state); return 0;
-    case 't': a->o.n_thread = (int)mu_arg_long(arg, 1, MAX_THREADS, "-t", state); return 0;
-    case 'b': a->o.n_stream = (int)mu_arg_long(arg, 1, 512, "-b", state); return 0;
-    case 'r': a->o.n_repeat = (int)mu_arg_long(arg, 1, MAX_REPEATS, "-r", state); return 0;
-    case OPT_DEPTH: a->o.n_depth = (int)mu_arg_long(arg, 0, 1 << 20, "--depth", state); return 0;
-    case 's': a->split = arg; return 0;
-    case OPT_TRANSPORT:
-        if (strcmp(arg, "mpi") && strcmp(arg, "local")) argp_error(state, "--transport is mpi or local, not '%s'", arg);
-        a->transport = arg;
+    case OPT_RATE:
+        if (mu_bench_rates(arg, "--rate", &o->rate, &err)) argp_error(state, "%s", err.text);
+        a->of_serve = "--rate";
         return 0;
-    case 'o':
-        if (strcmp(arg, "json") && strcmp(arg, "table")) argp_error(state, "-o is json or table, not '%s'", arg);
-        a->json = !strcmp(arg, "json");
+    case OPT_CONCURRENCY:
+        list_set(arg, 1, 4096, "--concurrency", &o->concurrency, state);
+        a->of_serve = "--concurrency";
         return 0;
-    case MU_OPT_KV: a->o.kv = mu_arg_kv(arg, state); return 0;
-    case MU_OPT_QUANTIZE: a->o.quantize = mu_arg_quantize(arg, state); return 0;
-    case ARGP_KEY_ARG:
-        if (state->arg_num) argp_error(state, "one MODEL only");
-        a->o.path = arg;
+    case OPT_REQUESTS:
+        o->n_request = (int)mu_arg_long(arg, 1, MAX_REQUESTS, "--requests", state);
+        a->of_serve = "--requests";
         return 0;
-    case ARGP_KEY_END:
-        if (!a->o.path) argp_error(state, "MODEL is missing");
+    case OPT_SECONDS:
+        o->duration_ns = (int64_t)(mu_arg_double(arg, 0.01, 1e6, "--seconds", state) * 1e9);
+        a->of_serve = "--seconds";
+        return 0;
+    case OPT_INPUT:
+        range_set(arg, "--input", &o->input, state);
+        a->of_serve = "--input";
+        return 0;
+    case OPT_OUTPUT:
+        range_set(arg, "--output", &o->output, state);
+        a->of_serve = "--output";
+        return 0;
+    case OPT_PROMPTS: o->prompts = a->of_serve = arg; return 0;
+    case OPT_PREFIX:
+        if (mu_bench_length(arg, 0, MAX_TOKENS, "--shared-prefix", &o->n_prefix, &err))
+            argp_error(state, "%s", err.text);
+        a->of_serve = "--shared-prefix";
+        return 0;
+    case OPT_SEED: o->seed = (uint64_t)mu_arg_long(arg, 0, INT64_MAX, "--seed", state); return 0;
+    case OPT_SLO:
+        if (mu_bench_slo(arg, &o->slo, &err)) argp_error(state, "%s", err.text);
+        o->has_slo = true;
+        a->of_serve = "--slo";
+        return 0;
+    case OPT_CTX:
+        if (mu_bench_length(arg, 2, MAX_TOKENS, "--ctx", &o->n_ctx, &err)) argp_error(state, "%s", err.text);
+        a->of_serve = "--ctx";
+        return 0;
+    case OPT_PARALLEL:
+        o->n_parallel = (int)mu_arg_long(arg, 1, 1024, "--parallel", state);
+        a->of_serve = "--parallel";
         return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
 }
 
-/* ---- the limits of the machine ---- */
-
-static void probe_int8(void *arg, int member, int n)
+static void check(struct bench_args *a, struct argp_state *state)
 {
-    (void)n;
-    ((double *)arg)[member] = mu_peak_int8_gops();
+    struct mu_bench_serve_options *o = &a->serve;
+    const struct mu_bench_output *out = &a->steps.output;
+    if (!o->server && !a->steps.model) argp_error(state, "MODEL is missing");
+    if (!a->is_serve && a->of_serve)
+        argp_error(state, "%s is for serving: add --serve or --server HOST:PORT", a->of_serve);
+    if (a->is_serve && a->of_steps) argp_error(state, "%s is for steps: leave out --serve", a->of_steps);
+    if (o->rate.n && o->concurrency.n)
+        argp_error(state, "--rate sends whatever the server does, --concurrency waits for it: one of the two");
+    if (o->prompts && (o->input.max || o->n_prefix))
+        argp_error(state, "--prompts brings its own lengths: leave out --input and --shared-prefix");
+    if (o->server &&
+        (o->n_ctx || o->n_parallel || a->steps.n_thread || a->steps.quantize || a->steps.kv || a->steps.n_split > 0))
+        argp_error(
+            state,
+            "--server runs already: --ctx, --parallel, --threads, --split, --quantize and --kv are for a server of "
+            "our own (--serve)");
+    if (a->is_serve && a->steps.n_split > 1) argp_error(state, "--serve takes one --split");
+    if (out->format == MU_BENCH_TABLE && out->out) argp_error(state, "--out FILE is for -o json and -o svg");
+    if (!a->is_serve && !a->steps.prompt.n && !a->steps.n_decode)
+        argp_error(state, "neither a prompt nor a decode is left to measure");
 }
 
-/* The int8 peak of so many threads at once; the best of a few rounds raises *best. It hardly moves; the memory's speed does, and is
- * measured between the decodes (bench_load.c). */
-static enum mu_status measure_int8(int n_thread, double *best, struct mu_err *err)
+/* 0 means none of them. */
+static void list_drop_0(struct mu_bench_list *l)
 {
-    enum mu_status st;
-    struct mu_pool *pool = NULL;
-    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
-    double *gops = mu_calloc((size_t)n_thread, sizeof *gops);
-    struct mu_pool_options po = {.n_threads = n_thread};
-    if (!topo || !gops) {
-        st = mu_fail(err, MU_ENOMEM, "no memory to measure %d threads", n_thread);
-        goto done;
-    }
-    MU_TRY(st, mu_topo_read(topo, err), done);
-    po.pin = n_thread <= topo->n_core;
-    MU_TRY(st, mu_pool_create(&po, &pool, err), done);
-    for (int round = 0; round < 3; round++) {
-        double sum = 0;
-        mu_pool_run(pool, probe_int8, gops);
-        for (int i = 0; i < n_thread; i++) sum += gops[i];
-        if (sum > *best) *best = sum;
-    }
-done:
-    mu_pool_destroy(pool);
-    mu_free(gops);
-    mu_free(topo);
-    return st;
+    if (l->n == 1 && l->at[0] == 0) l->n = 0;
 }
 
-/* ---- an MPI job of ourselves ---- */
-
-/* A rank: runs, and the leader writes the result where the parent said. */
-static int rank_main(const struct bench_args *a, const char *result_path)
+static error_t parse(int key, char *arg, struct argp_state *state)
 {
-    struct mu_err err = MU_ERR_INIT;
-    bool leader = false;
-    struct mu_bench_result r;
-    struct mu_file_writer *w = NULL;
-    enum mu_status st = mu_bench_mpi_rank(&a->o, &leader, &r, &err);
-    if (!st && leader && !(st = mu_file_writer_open(result_path, &w, &err))) {
-        st = mu_file_writer_write(w, &r, sizeof r, &err);
-        enum mu_status closed = mu_file_writer_close(w, !st, st ? NULL : &err);
-        if (!st) st = closed;
+    struct bench_args *a = state->input;
+    struct mu_bench_sweep_options *o = &a->steps;
+    switch (key) {
+    case 'p':
+        list_set(arg, 0, MAX_TOKENS, "--prompt", &o->prompt, state);
+        list_drop_0(&o->prompt);
+        for (int i = 0; i < o->prompt.n; i++)
+            if (!o->prompt.at[i]) argp_error(state, "--prompt 0 stands alone: no prompts");
+        a->of_steps = "--prompt";
+        return 0;
+    case 'n':
+        o->n_decode = (int)mu_arg_long(arg, 0, 1 << 20, "--decode", state);
+        a->of_steps = "--decode";
+        return 0;
+    case 't': o->n_thread = (int)mu_arg_long(arg, 1, MAX_THREADS, "--threads", state); return 0;
+    case 'b':
+        list_set(arg, 1, MAX_STREAMS, "--streams", &o->stream, state);
+        a->of_steps = "--streams";
+        return 0;
+    case 'r':
+        o->n_repeat = (int)mu_arg_long(arg, 1, MU_BENCH_MAX_REPEATS, "--repeat", state);
+        a->of_steps = "--repeat";
+        return 0;
+    case OPT_CONTEXT:
+        list_set(arg, 0, MAX_TOKENS, "--context", &o->context, state);
+        a->of_steps = "--context";
+        return 0;
+    case 's':
+        o->n_split = 0;
+        split_set(arg, o, state);
+        a->serve.split = arg;
+        return 0;
+    case OPT_SPLITS:
+        splits_set(arg, o, state);
+        a->of_steps = "--splits";
+        return 0;
+    case OPT_TRANSPORT:
+        if (strcmp(arg, "mpi") && strcmp(arg, "local")) argp_error(state, "--transport is mpi or local, not '%s'", arg);
+        o->local = !strcmp(arg, "local");
+        a->of_steps = "--transport";
+        return 0;
+    case OPT_BREAKDOWN:
+        o->breakdown = true;
+        a->of_steps = "--breakdown";
+        return 0;
+    case 'o':
+        if (strcmp(arg, "json") && strcmp(arg, "table") && strcmp(arg, "svg"))
+            argp_error(state, "-o is table, json or svg, not '%s'", arg);
+        o->output.format = !strcmp(arg, "json") ? MU_BENCH_JSON : !strcmp(arg, "svg") ? MU_BENCH_SVG : MU_BENCH_TABLE;
+        return 0;
+    case OPT_OUT: o->output.out = arg; return 0;
+    case OPT_SVG: o->output.svg = arg; return 0;
+    case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
+    case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
+    case OPT_SERVE: a->is_serve = true; return 0;
+    case OPT_SERVER:
+        a->is_serve = true;
+        a->serve.server = arg;
+        return 0;
+    case ARGP_KEY_ARG:
+        if (state->arg_num) argp_error(state, "one MODEL only");
+        o->model = arg;
+        return 0;
+    case ARGP_KEY_END: check(a, state); return 0;
+    default: return parse_serve(key, arg, a, state);
     }
-    if (!st) return MU_EXIT_OK;
-    mu_cli_fail("bench", &err);
-    _exit(MU_EXIT_FAILED); /* mpirun ends the others */
 }
 
-static enum mu_status run_mpi(const struct bench_args *a, struct mu_bench_result *r, struct mu_err *err)
-{
-    enum mu_status st;
-    char *dir = NULL, *result = NULL, *data = NULL;
-    size_t len;
-    char self[4096], np[16], p[16], n[16], t[16], b[16], rep[16], depth[16];
-    ssize_t self_len = readlink("/proc/self/exe", self, sizeof self - 1);
-    if (self_len < 0) return mu_fail(err, MU_EIO, "cannot find this program's own path: %s", strerror(errno));
-    self[self_len] = 0;
-    MU_TRY(st, mu_run_dir_create(&dir, err), done);
-    result = mu_asprintf("%s/result", dir);
-    if (!result) {
-        st = mu_fail(err, MU_ENOMEM, "no memory");
-        goto done;
-    }
-    snprintf(np, sizeof np, "%d", a->o.split.n_rank);
-    snprintf(p, sizeof p, "%d", a->o.n_prompt);
-    snprintf(n, sizeof n, "%d", a->o.n_decode);
-    snprintf(t, sizeof t, "%d", a->o.n_thread);
-    snprintf(b, sizeof b, "%d", a->o.n_stream);
-    snprintf(rep, sizeof rep, "%d", a->o.n_repeat);
-    snprintf(depth, sizeof depth, "%d", a->o.n_depth);
-    char *argv[] = {"mpirun",
-                    "--oversubscribe",
-                    "--bind-to",
-                    "none",
-                    "--mca",
-                    "pml",
-                    "ob1",
-                    "--mca",
-                    "btl",
-                    "vader,self",
-                    "--mca",
-                    "btl_vader_eager_limit",
-                    "16384",
-                    "--mca",
-                    "mpi_yield_when_idle",
-                    "1",
-                    "--mca",
-                    "odls_base_sigkill_timeout",
-                    "0",
-                    "--mca",
-                    "btl_vader_single_copy_mechanism",
-                    "none",
-                    "-np",
-                    np,
-                    self,
-                    "bench",
-                    (char *)a->o.path,
-                    "-p",
-                    p,
-                    "-n",
-                    n,
-                    "-t",
-                    t,
-                    "-b",
-                    b,
-                    "-r",
-                    rep,
-                    "--depth",
-                    depth,
-                    "--split",
-                    (char *)a->split,
-                    "--kv",
-                    (char *)mu_kv_type_name(a->o.kv),
-                    a->o.quantize ? "--quantize" : NULL,
-                    (char *)a->o.quantize,
-                    NULL};
-    setenv("MUSTER_BENCH_RANK", result, 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
-    posix_spawn_file_actions_t fa;
-    posix_spawn_file_actions_init(&fa);
-    posix_spawn_file_actions_addopen(&fa, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    pid_t pid;
-    int rc = posix_spawnp(&pid, "mpirun", &fa, NULL, argv, environ);
-    posix_spawn_file_actions_destroy(&fa);
-    if (rc) {
-        st = mu_fail(err, MU_ENOENT, "cannot start mpirun: %s; install Open MPI (Debian: openmpi-bin)", strerror(rc));
-        goto done;
-    }
-    int status;
-    while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {}
-    if (!WIFEXITED(status) || WEXITSTATUS(status)) {
-        st = mu_fail(err, MU_EPEER, "the MPI job failed (its messages are above)");
-        goto done;
-    }
-    MU_TRY(st, mu_file_read(result, sizeof *r, &data, &len, err), done);
-    if (len != sizeof *r) {
-        st = mu_fail(err, MU_EPROTO, "the MPI job left a result of %zu bytes, expected %zu", len, sizeof *r);
-        goto done;
-    }
-    memcpy(r, data, sizeof *r);
-done:
-    mu_free(data);
-    mu_free(result);
-    if (dir) mu_run_dir_remove(dir);
-    mu_free(dir);
-    return st;
-}
-
-/* ---- telling ---- */
-
-struct figures {
-    double prompt_tps, decode_tps, decode_gbps, prompt_gops, int8_fraction;
+static const struct argp_option options[] = {
+    {0, 0, 0, 0, "Steps; LIST is 1,2,4 or 1k,4k or 1,2,...,64:", 1},
+    {"prompt", 'p', "LIST", 0, "tokens of a prompt (512; 0: no prompts)", 1},
+    {"decode", 'n', "N", 0, "decode steps (128; 0: no decoding)", 1},
+    {"streams", 'b', "LIST", 0, "sequences decoded at once (1)", 1},
+    {"context", OPT_CONTEXT, "LIST", 0, "tokens that they have before, filled once (0)", 1},
+    {"depth", OPT_CONTEXT, "LIST", OPTION_ALIAS, 0, 1},
+    {"split", 's', "S", 0, "split over ranks (1; a server's: auto)", 1},
+    {"splits", OPT_SPLITS, "S,S", 0, "several splits, one after another", 1},
+    {"transport", OPT_TRANSPORT, "T", 0, "mpi: a process a rank; local: threads (mpi)", 1},
+    {"threads", 't', "N", 0, "threads a rank (the cores, shared out)", 1},
+    {"repeat", 'r', "N", 0, "repeats; the median is told (5)", 1},
+    {"breakdown", OPT_BREAKDOWN, 0, 0, "where the time goes: of every case", 1},
+    MU_QUANTIZE_OPTION(1),
+    MU_KV_OPTION(1),
+    {0, 0, 0, 0, "Serving:", 2},
+    {"serve", OPT_SERVE, 0, 0, "start a server of MODEL and send it requests", 2},
+    {"server", OPT_SERVER, "HOST:PORT", 0, "send them to a running one; MODEL may name its model", 2},
+    {"rate", OPT_RATE, "LIST", 0, "requests a second, at random times (Poisson)", 2},
+    {"concurrency", OPT_CONCURRENCY, "LIST", 0, "so many at once, the next when one is done (8)", 2},
+    {"requests", OPT_REQUESTS, "N", 0, "of each load (64, where --seconds is not given)", 2},
+    {"seconds", OPT_SECONDS, "S", 0, "send for so long", 2},
+    {"input", OPT_INPUT, "A..B", 0, "tokens of a prompt, evenly between (64..256)", 2},
+    {"output", OPT_OUTPUT, "A..B", 0, "tokens of an answer (16..64)", 2},
+    {"prompts", OPT_PROMPTS, "FILE", 0, "a prompt a line, instead of random ones", 2},
+    {"shared-prefix", OPT_PREFIX, "N", 0, "tokens that all prompts begin with, before the input", 2},
+    {"slo", OPT_SLO, "TARGETS", 0, "ttft=500ms,itl=50ms: goodput counts requests that met them (also tpot, e2e)", 2},
+    {"seed", OPT_SEED, "N", 0, "of lengths, prompts and times (0)", 2},
+    {"ctx", OPT_CTX, "N", 0, "our server's tokens a request may hold", 2},
+    {"parallel", OPT_PARALLEL, "N", 0, "our server's requests worked on at once", 2},
+    {0, 0, 0, 0, "What comes out:", 3},
+    {"format", 'o', "FORMAT", 0, "table, json or svg (table)", 3},
+    {"out", OPT_OUT, "FILE", 0, "where json or svg goes (standard output)", 3},
+    {"svg", OPT_SVG, "FILE", 0, "a picture as well", 3},
+    {0},
 };
-
-static struct figures figures_of(const struct bench_args *a, const struct mu_model *m, const struct mu_bench_result *r,
-                                 double int8_gops)
-{
-    struct figures f = {.prompt_tps = a->o.n_prompt / r->prompt_s,
-                        .decode_tps = (double)a->o.n_decode * a->o.n_stream / r->decode_s};
-    int groups = a->o.split.n_stage < a->o.n_stream ? a->o.split.n_stage : a->o.n_stream;
-    if (a->o.split.n_rank == 1 || !strcmp(a->transport, "local")) groups = 1; /* as bench_load.c cuts the streams */
-    f.decode_gbps = (double)r->weight_bytes * a->o.n_decode * groups / r->decode_s / 1e9;
-    uint64_t params = m->n_param; /* the output matrix works for one token of the prompt only, the embedding for none */
-    params -= (uint64_t)m->cfg.n_vocab * (uint64_t)m->cfg.d_model * (m->embed == m->output ? 1 : 2);
-    f.prompt_gops = 2.0 * (double)params * a->o.n_prompt / r->prompt_s / 1e9;
-    f.int8_fraction = int8_gops > 0 ? f.prompt_gops / int8_gops : 0;
-    return f;
-}
-
-static void print_table(const struct bench_args *a, const struct mu_model *m, const struct mu_bench_result *r,
-                        double int8_gops)
-{
-    struct figures f = figures_of(a, m, r, int8_gops);
-    char what[256], c[8][32], name_p[32], name_n[48];
-    mu_model_describe(m, what, sizeof what);
-    printf("%s\nsplit %s over %s, %d threads a rank, kernels %s, loaded in %.1f s\n", what, a->split,
-           a->o.split.n_rank > 1 ? a->transport : "one process", a->o.n_thread, mu_kernels()->name, r->load_s);
-    printf("this machine: reads %.1f GB/s, int8 %.0f GOP/s with %d threads\n\n", r->read_gbps, int8_gops,
-           a->o.n_thread * a->o.split.n_rank);
-    snprintf(name_p, sizeof name_p, "prompt %d", a->o.n_prompt);
-    snprintf(name_n, sizeof name_n, "decode %d × %d", a->o.n_decode, a->o.n_stream);
-    snprintf(c[0], sizeof c[0], "%.1f", f.prompt_tps);
-    snprintf(c[1], sizeof c[1], "%.1f-%.1f", a->o.n_prompt / r->prompt_max_s, a->o.n_prompt / r->prompt_min_s);
-    snprintf(c[2], sizeof c[2], "%.0f GOP/s", f.prompt_gops);
-    snprintf(c[3], sizeof c[3], "%.0f%% of int8 peak", 100 * f.int8_fraction);
-    double n = (double)a->o.n_decode * a->o.n_stream;
-    snprintf(c[4], sizeof c[4], "%.1f", f.decode_tps);
-    snprintf(c[5], sizeof c[5], "%.1f-%.1f", n / r->decode_max_s, n / r->decode_min_s);
-    snprintf(c[6], sizeof c[6], "%.1f GB/s", f.decode_gbps);
-    snprintf(c[7], sizeof c[7], "%.0f%% of read", 100 * r->decode_of_read);
-    const char *cells[] = {"phase", "tokens/s", "range", "rate", "of the limit", name_p, c[0], c[1],
-                           c[2],    c[3],       name_n,  c[4],   c[5],           c[6],   c[7]};
-    static const bool right[] = {false, true, true, true, true};
-    mu_table_print(cells, 3, 5, right);
-}
-
-static int print_json(const struct bench_args *a, const struct mu_model *m, const struct mu_bench_result *r,
-                      double int8_gops)
-{
-    struct figures f = figures_of(a, m, r, int8_gops);
-    json_t *doc = json_pack(
-        "{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, "
-        "s:f, s:f}",
-        "version", MUSTER_VERSION, "model", a->o.path, "split", a->split, "ranks", a->o.split.n_rank,
-        "threads_per_rank", a->o.n_thread, "prompt_tokens", a->o.n_prompt, "decode_tokens", a->o.n_decode, "streams",
-        a->o.n_stream, "repeats", a->o.n_repeat, "kernels", mu_kernels()->name, "prompt_tokens_per_s", f.prompt_tps,
-        "decode_tokens_per_s", f.decode_tps, "prompt_s", r->prompt_s, "prompt_min_s", r->prompt_min_s, "decode_s",
-        r->decode_s, "decode_min_s", r->decode_min_s, "load_s", r->load_s, "decode_gbps", f.decode_gbps, "prompt_gops",
-        f.prompt_gops, "machine_read_gbps", r->read_gbps, "machine_int8_gops", int8_gops, "decode_of_read",
-        r->decode_of_read, "prompt_of_int8", f.int8_fraction);
-    int bad = !doc || json_dumpf(doc, stdout, JSON_INDENT(2) | JSON_REAL_PRECISION(6));
-    json_decref(doc);
-    putchar('\n');
-    return bad;
-}
 
 int mu_cmd_bench(int argc, char **argv)
 {
-    static const struct argp_option options[] = {
-        {"prompt", 'p', "N", 0, "tokens of the prompt (512)", 0},
-        {"decode", 'n', "N", 0, "decode steps (128)", 0},
-        {"threads", 't', "N", 0, "threads a rank (the cores, shared out)", 0},
-        {"streams", 'b', "N", 0, "sequences decoded at once (1)", 0},
-        {"depth", OPT_DEPTH, "N", 0, "tokens of context before decoding (0)", 0},
-        {"repeat", 'r', "N", 0, "repeats; the median is told (5)", 0},
-        {"split", 's', "S", 0, "split over ranks (1)", 0},
-        {"transport", OPT_TRANSPORT, "T", 0, "mpi: a process a rank; local: threads (mpi)", 0},
-        {"output", 'o', "FORMAT", 0, "table or json (table)", 0},
-        MU_QUANTIZE_OPTION(0),
-        MU_KV_OPTION(0),
-        {0},
-    };
     static const struct argp argp = {
         options,
         parse,
-        "MODEL",
-        "Measures prompt and decode speed, and both as fractions of what this machine's memory and int8 arithmetic "
-        "reach in the same minutes."
+        "[MODEL]",
+        "Measures prompt and decode speed, and both as fractions of what this machine's memory and arithmetic reach in "
+        "the "
+        "same minutes; or a server under load. Says where the time goes and what limits. Ctrl-C ends it and tells what "
+        "is "
+        "done."
         "\vExamples:\n"
         "  muster synth --type Q4_0 --out 1b.gguf && muster bench 1b.gguf -p 512 -n 128 -t 2\n"
-        "  muster bench 1b.gguf -t 1 --split 1:1\n"
-        "  muster bench 1b.gguf -b 32 -o json\n",
+        "  muster bench 1b.gguf --streams 1,2,...,64 --svg streams.svg\n"
+        "  muster bench 1b.gguf -p 0 --context 1k,4k,32k\n"
+        "  muster bench 1b.gguf -t 1 --splits 1,1:1,1/1 -o json\n"
+        "  muster bench 1b.gguf --serve --rate 1,2,4 --seconds 60 --slo ttft=500ms,itl=50ms\n"
+        "  muster bench --server 127.0.0.1:7400 --concurrency 16 --requests 200 --input 128..2048 --output 32..256\n"
+        "docs/benchmarking.md has the definitions.\n",
         0,
         0,
         0};
-    struct bench_args a = {
-        .o = {.n_prompt = 512, .n_decode = 128, .n_stream = 1, .n_repeat = 5}, .split = "1", .transport = "mpi"};
-    argp_parse(&argp, argc, argv, 0, 0, &a);
-
+    const char *folder = getenv("MUSTER_BENCH_RANK");
+    if (folder) return mu_bench_rank_main(folder);
     struct mu_err err = MU_ERR_INIT;
-    struct mu_bench_result r;
-    double int8_gops = 0;
-    struct mu_model *model = NULL;
-    struct mu_store_model *found = NULL;
-    enum mu_status st;
-    MU_TRY(st, mu_kernels_init(NULL, &err), done);
-    MU_TRY(st, mu_split_parse(a.split, &a.o.split, &err), done);
-    if (!a.o.n_thread) a.o.n_thread = mu_default_threads(a.o.split.n_rank);
-    const char *result_path = getenv("MUSTER_BENCH_RANK");
-    if (result_path) return rank_main(&a, result_path);
-
-    MU_TRY(st, mu_store_find(a.o.path, &found, &err), done);
-    a.o.path = found->path; /* ranks get it as it is */
-    MU_TRY(st, mu_model_open(a.o.path, &model, &err), done);
-    if (a.o.n_thread > MAX_THREADS / a.o.split.n_rank) {
-        st = mu_fail(&err, MU_EINVAL, "%d threads on each of %d ranks are more than %d", a.o.n_thread, a.o.split.n_rank,
-                     MAX_THREADS);
-        goto done;
+    struct bench_args *a = mu_calloc(1, sizeof *a);
+    if (!a) {
+        mu_fail(&err, MU_ENOMEM, "no memory for a benchmark");
+        return mu_cli_fail("bench", &err);
     }
-    int total = a.o.n_thread * a.o.split.n_rank;
-    MU_TRY(st, measure_int8(total, &int8_gops, &err), done);
-    if (a.o.split.n_rank > 1 && !strcmp(a.transport, "mpi"))
-        st = run_mpi(&a, &r, &err);
-    else
-        st = mu_bench_local(&a.o, &r, &err);
-    if (!st) st = measure_int8(total, &int8_gops, &err);
-    if (st) goto done;
-    if (a.json)
-        st = print_json(&a, model, &r, int8_gops) ? mu_fail(&err, MU_ENOMEM, "no memory to print the result") : MU_OK;
-    else
-        print_table(&a, model, &r, int8_gops);
-done:
-    mu_model_close(model);
-    mu_store_model_free(found);
+    a->steps.prompt = (struct mu_bench_list){1, {512}};
+    a->steps.stream = (struct mu_bench_list){1, {1}};
+    a->steps.context = (struct mu_bench_list){1, {0}};
+    a->steps.n_decode = 128;
+    a->steps.n_repeat = 5;
+    argp_parse(&argp, argc, argv, 0, 0, a);
+    if (!a->is_serve && !a->steps.n_split) {
+        a->steps.n_split = 1;
+        mu_split_parse("1", &a->steps.split[0], NULL);
+    }
+    a->serve.model = a->steps.model;
+    a->serve.n_thread = a->steps.n_thread;
+    a->serve.quantize = a->steps.quantize;
+    a->serve.kv = a->steps.kv;
+    a->serve.out = a->steps.output;
+    if (!a->serve.rate.n && !a->serve.concurrency.n) a->serve.concurrency = (struct mu_bench_list){1, {8}};
+    if (!a->serve.n_request && !a->serve.duration_ns) a->serve.n_request = 64;
+    enum mu_status st = a->is_serve ? mu_bench_serve(&a->serve, &err) : mu_bench_sweep(&a->steps, &err);
+    mu_free(a);
     return st ? mu_cli_fail("bench", &err) : MU_EXIT_OK;
 }

@@ -33,6 +33,7 @@ static const struct mu_verb {
     {"detokenize", mu_cmd_detokenize, "token ids to text, as JSON"},
     {"synth", mu_cmd_synth, "write a random model of any shape"},
     {"worker", mu_cmd_worker, "the daemon that runs ranks on this machine"},
+    {"_served", mu_cmd_served, NULL},
     {"_launch", mu_launch_main, NULL},
     {"_rank", mu_rank_main, NULL},
 };

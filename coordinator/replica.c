@@ -235,6 +235,10 @@ void mu_replica_on_event(struct mu_hub *h, const Muster__Internal__V1__GangEvent
         g->rank_ready = true;
         check_ready(h);
         break;
+    case MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_TIMES:
+        mu_rpc_message_free((ProtobufCMessage *)g->ready);
+        g->ready = (Muster__Internal__V1__GangReady *)mu_msg_copy(&ev->times->base);
+        break;
     case MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_DIED:
         mu_replica_died(h,
                         (ev->died->permanent ? MU_DEATH_PERMANENT : 0) |

@@ -75,24 +75,26 @@ static int64_t comm_begin(struct mu_shard *s, enum mu_rank_op op)
     return mu_now_ns();
 }
 
-static void comm_end(struct mu_shard *s, int64_t start, int64_t *spent_ns)
+static void comm_end(struct mu_shard *s, enum mu_rank_op op, int64_t start, int64_t *spent_ns)
 {
-    *spent_ns += mu_now_ns() - start;
+    int64_t end = mu_now_ns();
+    *spent_ns += end - start;
+    if (s->trace && s->trace->n < s->trace->max) s->trace->span[s->trace->n++] = (struct mu_shard_span){start, end, op};
     if (!s->record) return;
     mu_record_op(s->record, MU_OP_COMPUTE, MU_RECORD_NOBODY);
     mu_record_tick(s->record);
 }
 
-static void gather_now(struct mu_shard *s, void *buf, const struct parts *parts)
+void mu_gather_now(struct mu_shard *s, void *buf, const struct parts *parts)
 {
     int64_t start = comm_begin(s, MU_OP_EXCHANGE);
     s->failed = s->comm.gather(s->comm.ctx, buf, parts->off, parts->len, &s->err);
-    comm_end(s, start, &s->exchange_ns);
+    comm_end(s, MU_OP_EXCHANGE, start, &s->exchange_ns);
 }
 
 bool mu_run_gather(struct run *r, void *buf, const struct parts *parts)
 {
-    if (r->member == 0) gather_now(r->s, buf, parts);
+    if (r->member == 0) mu_gather_now(r->s, buf, parts);
     mu_run_meet(r);
     return r->s->failed == MU_OK;
 }
@@ -183,7 +185,7 @@ bool mu_run_gather_input(struct run *r, enum input input, const float *src, unsi
     if (r->narrow) {
         if (r->member == 0) {
             encode(r, wire, src, width, part, all);
-            gather_now(s, s->gather, &parts);
+            mu_gather_now(s, s->gather, &parts);
             if (s->failed == MU_OK) decode(r, input, wire, &parts, n_col, forms, all);
         }
         mu_run_meet(r);
@@ -275,7 +277,7 @@ bool mu_run_recv(struct run *r)
     if (r->member == 0) {
         int64_t start = comm_begin(s, MU_OP_RECV);
         s->failed = s->comm.recv(s->comm.ctx, s->x, n * sizeof *s->x, &s->err);
-        comm_end(s, start, &s->recv_ns);
+        comm_end(s, MU_OP_RECV, start, &s->recv_ns);
     }
     mu_run_meet(r);
     if (s->failed != MU_OK) return false;
@@ -303,7 +305,7 @@ bool mu_run_send(struct run *r)
             s->sent[s->ticket] = true;
             s->n_sent++;
         }
-        comm_end(s, start, &s->send_ns);
+        comm_end(s, MU_OP_SEND, start, &s->send_ns);
     }
     return true; /* the step ends here; member 0 has the status */
 }

@@ -73,7 +73,9 @@ static bool attention_run(struct run *r, const struct layer *layer, int index, b
                                job_biased(layer, MU_T_V, MU_T_V_B, kv0, s->value)};
     mu_run_matmul(r, jobs, 3, r->act, r->n_tok);
     mu_run_meet(r);
+    int64_t start = r->member == 0 ? mu_now_ns() : 0;
     mu_run_attend(r, index, last);
+    if (r->member == 0) s->attention_ns += mu_now_ns() - start;
     if (last && s->prune) {
         r->n_tok = s->n_live;
         if (r->lora) r->lora = &s->lora_live;
@@ -179,7 +181,9 @@ static void step_main(void *arg, int member, int n_member)
     mu_run_states(&r);
     if (s->n_row == 0) return;
     logits_run(&r);
+    int64_t start = member == 0 ? mu_now_ns() : 0, away = member == 0 ? s->exchange_ns : 0;
     mu_run_sample(&r);
+    if (member == 0) s->sampling_ns += mu_now_ns() - start - (s->exchange_ns - away);
 }
 
 /* ---- before and after ---- */
@@ -295,6 +299,21 @@ static enum mu_status step_faults(const struct mu_step *step, struct mu_err *err
                : MU_OK;
 }
 
+static void record_times(struct mu_shard *s)
+{
+    const struct {
+        _Atomic uint64_t *to;
+        int64_t ns;
+    } time[] = {{&s->record->compute_ns, (int64_t)(s->times.compute_s * 1e9)},
+                {&s->record->attention_ns, s->attention_ns},
+                {&s->record->sampling_ns, s->sampling_ns},
+                {&s->record->exchange_ns, s->exchange_ns},
+                {&s->record->recv_ns, s->recv_ns},
+                {&s->record->send_ns, s->send_ns}};
+    for (size_t i = 0; i < sizeof time / sizeof *time; i++)
+        atomic_store_explicit(time[i].to, (uint64_t)time[i].ns, memory_order_relaxed);
+}
+
 enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, struct mu_step_result *result_out,
                              struct mu_err *err)
 {
@@ -327,6 +346,7 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
                                           .state = s->leader ? s->state : NULL};
     int64_t spent = mu_now_ns() - start, away = s->exchange_ns + s->recv_ns + s->send_ns - elsewhere;
     s->times.compute_s += (double)(spent - away) / 1e9;
+    if (s->record) record_times(s);
     if (s->record) mu_record_op(s->record, MU_OP_IDLE, MU_RECORD_NOBODY);
     return MU_OK;
 }
@@ -336,7 +356,14 @@ void mu_shard_take_times(struct mu_shard *s, struct mu_shard_times *times_out)
     *times_out = (struct mu_shard_times){.compute_s = s->times.compute_s,
                                          .exchange_s = (double)s->exchange_ns / 1e9,
                                          .recv_s = (double)s->recv_ns / 1e9,
-                                         .send_s = (double)s->send_ns / 1e9};
+                                         .send_s = (double)s->send_ns / 1e9,
+                                         .attention_s = (double)s->attention_ns / 1e9,
+                                         .sampling_s = (double)s->sampling_ns / 1e9};
     s->times.compute_s = 0;
-    s->exchange_ns = s->recv_ns = s->send_ns = 0;
+    s->exchange_ns = s->recv_ns = s->send_ns = s->attention_ns = s->sampling_ns = 0;
+}
+
+void mu_shard_set_trace(struct mu_shard *s, struct mu_shard_trace *trace)
+{
+    s->trace = trace;
 }

@@ -210,7 +210,8 @@ struct mu_shard {
     } counter[N_COUNTER];
 
     struct mu_shard_times times;
-    int64_t exchange_ns, recv_ns, send_ns;
+    int64_t exchange_ns, recv_ns, send_ns, attention_ns, sampling_ns;
+    struct mu_shard_trace *trace; /* borrowed; NULL: none */
 };
 
 /* A pool member inside a step. */
@@ -332,6 +333,8 @@ bool mu_run_project_end(struct run *r);
 bool mu_run_project(struct run *r, const struct job *job, const struct act *act, bool round, const float *post);
 /* All ranks' parts of buf, by member 0; everybody meets. false: the step failed. */
 bool mu_run_gather(struct run *r, void *buf, const struct parts *parts);
+/* The same by member 0 alone; s->failed has the status. */
+void mu_gather_now(struct mu_shard *s, void *buf, const struct parts *parts);
 bool mu_run_recv(struct run *r);
 bool mu_run_send(struct run *r);
 

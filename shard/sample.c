@@ -318,7 +318,7 @@ static void join_ranks(struct mu_shard *s, const struct pick *mine)
         parts.off[i] = i * n * sizeof *mine;
         parts.len[i] = n * sizeof *mine;
     }
-    if (n_rank > 1) s->failed = s->comm.gather(s->comm.ctx, s->pick_all, parts.off, parts.len, &s->err);
+    if (n_rank > 1) mu_gather_now(s, s->pick_all, &parts);
     if (s->failed != MU_OK) return;
     for (int i = s->n_whole; i < s->n_row; i++) {
         size_t seq = (size_t)s->row[i].seq;

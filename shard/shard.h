@@ -89,10 +89,26 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
  * soon; -1: failed, the gang is lost. */
 int mu_shard_idle(struct mu_shard *s, struct mu_err *err);
 
-/* Seconds spent since the last call, by what: for `muster bench`. */
+/* Seconds spent since the last call, by what: for `muster bench`. Attention and sampling are parts of compute_s; in the
+ * other three the waiting for a rank that is not there yet is included. */
 struct mu_shard_times {
     double compute_s, exchange_s, recv_s, send_s;
+    double attention_s, sampling_s;
 };
 void mu_shard_take_times(struct mu_shard *s, struct mu_shard_times *times_out);
+
+/* Each talk with other ranks: begin and end by this machine's monotonic clock, which all its processes share. The n-th
+ * exchange of every rank of a stage is the same one, and so the n-th send and receive along a pair of ranks: beside each
+ * other the traces of all ranks tell waiting from moving bytes. */
+struct mu_shard_span {
+    int64_t begin_ns, end_ns;
+    int32_t op; /* MU_OP_EXCHANGE, MU_OP_RECV, MU_OP_SEND */
+};
+struct mu_shard_trace {
+    struct mu_shard_span *span; /* [max]; when it is full no more are noted */
+    size_t n, max;
+};
+/* Between steps. NULL, as at the start: nothing is noted. Borrowed until the next call. */
+void mu_shard_set_trace(struct mu_shard *s, struct mu_shard_trace *trace);
 
 #endif

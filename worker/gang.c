@@ -23,6 +23,7 @@
 
 enum {
     LOADING_TELL_MS = 500,
+    TIMES_TELL_MS = 500,
     LAST_WORDS_MS = 500, /* mpirun ends 50 ms after a rank; a busy machine takes longer */
     KILL_MS = 2000,
     GRACE_MS = 0, /* how long a gang outlives its stream */
@@ -61,11 +62,32 @@ static void tell_loading(struct mu_worker_gang *g)
     event_send(g->call, &e);
 }
 
-static void tell_ready(struct mu_worker_gang *g)
+static double seconds(const _Atomic uint64_t *ns)
+{
+    return (double)atomic_load_explicit(ns, memory_order_relaxed) / 1e9;
+}
+
+static void times_of(const struct mu_worker_gang *g, int rank, int64_t now, Muster__V1__RankTimes *t)
+{
+    const struct mu_rank_record *r = &g->records[rank];
+    muster__v1__rank_times__init(t);
+    t->ready_s = (double)(now - g->ready_ns) / 1e9;
+    t->compute_s = seconds(&r->compute_ns);
+    t->attention_s = seconds(&r->attention_ns);
+    t->sampling_s = seconds(&r->sampling_ns);
+    t->exchange_s = seconds(&r->exchange_ns);
+    t->recv_s = seconds(&r->recv_ns);
+    t->send_s = seconds(&r->send_ns);
+}
+
+/* That the gang is ready, or later, with times, what its ranks have done. */
+static void tell_ranks(struct mu_worker_gang *g, bool with_times)
 {
     Muster__Internal__V1__GangEvent e = MUSTER__INTERNAL__V1__GANG_EVENT__INIT;
     Muster__Internal__V1__GangReady m = MUSTER__INTERNAL__V1__GANG_READY__INIT;
     Muster__V1__Rank rows[MU_MAX_RANKS], *ptr[MU_MAX_RANKS];
+    Muster__V1__RankTimes times[MU_MAX_RANKS];
+    int64_t now = mu_now_ns();
     for (int i = 0; i < g->n_rank; i++) {
         const struct mu_worker_gang_rank_row *row = &g->row[i];
         muster__v1__rank__init(&rows[i]);
@@ -81,13 +103,21 @@ static void tell_ready(struct mu_worker_gang *g)
         rows[i].weight_bytes = row->weight_bytes;
         rows[i].kv_bytes = row->kv_bytes;
         rows[i].leader = row->leader;
+        if (with_times) {
+            times_of(g, i, now, &times[i]);
+            rows[i].times = &times[i];
+        }
         ptr[i] = &rows[i];
     }
     m.n_rank = (size_t)g->n_rank;
     m.rank = ptr;
     e.epoch = g->req->epoch;
-    e.event_case = MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_READY;
-    e.ready = &m;
+    e.event_case =
+        with_times ? MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_TIMES : MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_READY;
+    if (with_times)
+        e.times = &m;
+    else
+        e.ready = &m;
     event_send(g->call, &e);
 }
 
@@ -266,8 +296,9 @@ static bool look_loading(struct mu_worker_gang *g, int64_t now)
     int culprit;
     if (all_ready(g)) {
         g->state = MU_GANG_READY;
+        g->ready_ns = g->times_told_ns = now;
         tell_loading(g);
-        tell_ready(g);
+        tell_ranks(g, false);
         mu_info("worker", "gang '%s' epoch %llu is ready: %d ranks of %u threads, split %s", g->req->gang,
                 (unsigned long long)g->req->epoch, g->n_rank, g->req->threads, g->req->split);
         return false;
@@ -282,6 +313,16 @@ static bool look_loading(struct mu_worker_gang *g, int64_t now)
         tell_loading(g);
     }
     return false;
+}
+
+/* Where there were steps since the last time. */
+static void look_times(struct mu_worker_gang *g, int64_t now)
+{
+    uint64_t step = atomic_load_explicit(&g->records[0].step, memory_order_relaxed);
+    if (now < g->times_told_ns + TIMES_TELL_MS * MU_MS || step == g->times_told_step) return;
+    g->times_told_ns = now;
+    g->times_told_step = step;
+    tell_ranks(g, true);
 }
 
 bool mu_worker_gang_tick(struct mu_worker_gang *g)
@@ -313,5 +354,6 @@ bool mu_worker_gang_tick(struct mu_worker_gang *g)
             return true;
         }
     }
+    if (g->state == MU_GANG_READY) look_times(g, now);
     return g->state == MU_GANG_LOADING && look_loading(g, now);
 }

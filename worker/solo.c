@@ -266,6 +266,11 @@ void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out)
     mu_shard_take_times(s->rank[s->plan.leader].shard, times_out);
 }
 
+struct mu_shard *mu_solo_shard(struct mu_solo *s, int rank)
+{
+    return s->rank[rank].shard;
+}
+
 /* ---- steps ---- */
 
 enum mu_status mu_solo_step(struct mu_solo *s, const struct mu_step *step, struct mu_step_result *result_out,

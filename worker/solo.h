@@ -54,5 +54,7 @@ void mu_solo_constrain(struct mu_solo *s, int slot, const struct mu_adjusts *adj
 uint32_t mu_solo_position(const struct mu_solo *s, int slot);
 /* The leader's times (shard/shard.h). */
 void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out);
+/* A rank's share, for its times and traces; only between steps, and never to step it. */
+struct mu_shard *mu_solo_shard(struct mu_solo *s, int rank);
 
 #endif

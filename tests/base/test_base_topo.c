@@ -118,6 +118,13 @@ static void expect_limits(double cpus, uint64_t limit, uint64_t left)
     assert_true(cg.mem_left_bytes == left);
 }
 
+static void expect_throttled(uint64_t us)
+{
+    struct mu_cgroup cg;
+    mu_cgroup_read(root, &cg);
+    assert_int_equal(cg.throttled_us, us);
+}
+
 static void no_control_groups(void **state)
 {
     (void)state;
@@ -144,6 +151,9 @@ static void version_2_takes_the_least_on_the_way_up(void **state)
     put("/sys/fs/cgroup/system.slice/muster.service/cpu.max", "50000 100000\n");
     put("/sys/fs/cgroup/system.slice/memory.max", "max\n");
     expect_limits(0.5, 8000000, 4000000);
+    put("/sys/fs/cgroup/system.slice/muster.service/cpu.stat", "usage_usec 77\nnr_throttled 3\nthrottled_usec 1234\n");
+    put("/sys/fs/cgroup/system.slice/cpu.stat", "throttled_usec 99\n");
+    expect_throttled(1234);
     put("/sys/fs/cgroup/system.slice/muster.service/memory.current", "99000000\n"); /* over the limit, briefly */
     expect_limits(0.5, 8000000, 0);
 }
@@ -163,6 +173,9 @@ static void version_1(void **state)
     put("/sys/fs/cgroup/memory/1/memory.limit_in_bytes", "7000\n");
     put("/sys/fs/cgroup/memory/1/memory.stat", "inactive_file 900\ntotal_inactive_file 500\n");
     expect_limits(2.5, 7000, 6500);
+    expect_throttled(0);
+    put("/sys/fs/cgroup/cpu/box/1/cpu.stat", "nr_periods 9\nnr_throttled 3\nthrottled_time 5000000\n"); /* ns */
+    expect_throttled(5000);
 }
 
 /* A container that sees the host's group names but only its own part of the tree. */

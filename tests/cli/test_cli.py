@@ -134,14 +134,6 @@ class Good(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("stage 1", done.stdout)
 
-    def test_bench_json(self):
-        for extra in ([], ["--split", "1:1", "-t", "1"], ["--split", "1/1", "-t", "1", "-b", "2"]):
-            done = run("bench", BARD, "-p", "32", "-n", "8", "-r", "2", "-o", "json", *extra)
-            self.assertEqual(done.returncode, 0, done.stderr)
-            figures = json.loads(done.stdout)
-            self.assertGreater(figures["decode_tokens_per_s"], 0)
-            self.assertGreater(figures["machine_read_gbps"], 0)
-
     def test_synth_then_run(self):
         with tempfile.TemporaryDirectory() as tmp:
             for kind in ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_K", "Q6_K", "Q2_K", "Q3_K", "Q5_K", "IQ4_XS", "MXFP4"):

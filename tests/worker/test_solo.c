@@ -73,6 +73,44 @@ static void continuation(struct mu_solo *solo, int slot, const int32_t *prompt, 
     for (int i = 1; i < n_out; i++) MUST(mu_solo_decode(solo, &slot, &out[i - 1], 1, NULL, &out[i], err));
 }
 
+/* Every talk of a decode is noted on every rank: in order, within the step, and as many exchanges on all ranks of a
+ * stage. */
+static void check_traces(struct mu_solo *solo)
+{
+    enum { MAX = 512 };
+    static struct mu_shard_span span[MU_MAX_RANKS][MAX];
+    struct mu_shard_trace trace[MU_MAX_RANKS];
+    const struct mu_plan *plan = mu_solo_plan(solo);
+    const int slot = 0;
+    int32_t id = 1, next;
+    size_t exchanges[MU_MAX_RANKS] = {0};
+    for (int r = 0; r < plan->n_rank; r++) {
+        trace[r] = (struct mu_shard_trace){.span = span[r], .max = MAX};
+        mu_shard_set_trace(mu_solo_shard(solo, r), &trace[r]);
+    }
+    int64_t begin = mu_now_ns();
+    MUST(mu_solo_decode(solo, &slot, &id, 1, NULL, &next, err));
+    int64_t end = mu_now_ns();
+    for (int r = 0; r < plan->n_rank; r++) {
+        int64_t last = begin;
+        mu_shard_set_trace(mu_solo_shard(solo, r), NULL);
+        for (size_t i = 0; i < trace[r].n; i++) {
+            assert_true(span[r][i].begin_ns >= last && span[r][i].end_ns >= span[r][i].begin_ns);
+            last = span[r][i].end_ns;
+            exchanges[r] += span[r][i].op == MU_OP_EXCHANGE;
+        }
+        assert_true(last <= end);
+        const struct mu_plan_stage *stage = &plan->stage[plan->rank[r].stage];
+        assert_int_equal(exchanges[r], exchanges[stage->first_rank]);
+        assert_int_equal(exchanges[r] > 0, stage->n_rank > 1);
+        assert_int_equal(trace[r].n - exchanges[r],
+                         (plan->rank[r].stage > 0) + (plan->rank[r].stage < plan->n_stage - 1));
+        trace[r].n = 0;
+    }
+    MUST(mu_solo_decode(solo, &slot, &next, 1, NULL, &id, err));
+    for (int r = 0; r < plan->n_rank; r++) assert_int_equal(trace[r].n, 0); /* nobody notes any more */
+}
+
 /* Many slots decoded together give what each gives alone; slots are used again and pages return. */
 static void test_slots(void **state)
 {
@@ -108,6 +146,9 @@ static void test_slots(void **state)
         mu_solo_take_times(solo, &times);
         assert_true(times.compute_s > 0);
         assert_true(s == 0 ? times.exchange_s == 0 : times.exchange_s + times.recv_s > 0);
+        assert_true(times.attention_s > 0 && times.sampling_s > 0);
+        assert_true(times.attention_s + times.sampling_s < times.compute_s);
+        check_traces(solo);
         mu_solo_close(solo);
     }
 }

@@ -1,0 +1,181 @@
+/* An MPI job of this program: mpirun starts `muster bench` once a rank, with MUSTER_BENCH_RANK naming a folder.
+ *
+ *   folder/job       the parent's struct mu_bench_job
+ *   folder/results   the leader's results, one struct after another as cases are done; the parent reads what is new
+ *
+ * Parent and ranks are the same binary, so both are plain structs. Ctrl-C reaches mpirun too (one process group), which
+ * ends the ranks; the results that are there stay. */
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/io.h"
+#include "cli/bench.h"
+#include "kernels/kernels.h"
+
+extern char **environ;
+
+enum { POLL_MS = 50, MAX_ARGS = 64 };
+
+/* ---- a rank ---- */
+
+static enum mu_status result_append(const struct mu_bench_result *r, int i, void *ctx, struct mu_err *err)
+{
+    FILE *f = ctx;
+    if (fwrite(r, sizeof *r, 1, f) == 1 && !fflush(f)) return MU_OK;
+    return mu_fail(err, MU_EIO, "cannot write result %d: %s", i, strerror(errno));
+}
+
+static enum mu_status job_read(const char *folder, struct mu_bench_job *job, struct mu_err *err)
+{
+    char *path = mu_asprintf("%s/job", folder), *data = NULL;
+    size_t len;
+    enum mu_status st = path ? mu_file_read(path, sizeof *job, &data, &len, err) : mu_fail(err, MU_ENOMEM, "no memory");
+    if (!st && len != sizeof *job)
+        st = mu_fail(err, MU_EPROTO, "%s has %zu bytes, expected %zu", path, len, sizeof *job);
+    if (!st) memcpy(job, data, sizeof *job);
+    mu_free(data);
+    mu_free(path);
+    return st;
+}
+
+int mu_bench_rank_main(const char *folder)
+{
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_bench_job *job = mu_calloc(1, sizeof *job);
+    char *path = mu_asprintf("%s/results", folder);
+    FILE *f = path ? fopen(path, "ab") : NULL; /* of the leader's; the others write nothing */
+    enum mu_status st =
+        job && f ? job_read(folder, job, &err) : mu_fail(&err, MU_EIO, "cannot open %s/results", folder);
+    if (!st) st = mu_kernels_init(NULL, &err);
+    if (!st) st = mu_bench_rank(job, result_append, f, &err);
+    if (f) fclose(f);
+    mu_free(path);
+    mu_free(job);
+    if (!st) return MU_EXIT_OK;
+    mu_cli_fail("bench", &err);
+    _exit(MU_EXIT_FAILED); /* mpirun ends the others */
+}
+
+/* ---- the parent ---- */
+
+static enum mu_status job_write(const char *folder, const struct mu_bench_job *job, struct mu_err *err)
+{
+    char *path = mu_asprintf("%s/job", folder);
+    enum mu_status st = path ? mu_bench_write(path, (const char *)job, sizeof *job, err)
+                             : mu_fail(err, MU_ENOMEM, "no memory for a path");
+    mu_free(path);
+    return st;
+}
+
+static enum mu_status mpirun_start(const char *folder, int n_rank, pid_t *pid_out, struct mu_err *err)
+{
+    static const char *const options[] = {"--oversubscribe",
+                                          "--bind-to",
+                                          "none",
+                                          "--mca",
+                                          "pml",
+                                          "ob1",
+                                          "--mca",
+                                          "btl",
+                                          "vader,self",
+                                          "--mca",
+                                          "btl_vader_eager_limit",
+                                          "16384",
+                                          "--mca",
+                                          "mpi_yield_when_idle",
+                                          "1",
+                                          "--mca",
+                                          "odls_base_sigkill_timeout",
+                                          "0",
+                                          "--mca",
+                                          "btl_vader_single_copy_mechanism",
+                                          "none"};
+    char self[4096], np[16], *argv[MAX_ARGS];
+    int n = 0;
+    ssize_t len = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (len < 0) return mu_fail(err, MU_EIO, "cannot find this program's own path: %s", strerror(errno));
+    self[len] = 0;
+    snprintf(np, sizeof np, "%d", n_rank);
+    argv[n++] = "mpirun";
+    for (size_t i = 0; i < sizeof options / sizeof *options; i++) argv[n++] = (char *)options[i];
+    argv[n++] = "-np";
+    argv[n++] = np;
+    argv[n++] = self;
+    argv[n++] = "bench";
+    argv[n] = NULL;
+    setenv("MUSTER_BENCH_RANK", folder, 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
+    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    posix_spawn_file_actions_t fa;
+    posix_spawn_file_actions_init(&fa);
+    posix_spawn_file_actions_addopen(&fa, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    int rc = posix_spawnp(pid_out, "mpirun", &fa, NULL, argv, environ);
+    posix_spawn_file_actions_destroy(&fa);
+    unsetenv("MUSTER_BENCH_RANK");
+    if (rc)
+        return mu_fail(err, MU_ENOENT, "cannot start mpirun: %s; install Open MPI (Debian: openmpi-bin)", strerror(rc));
+    return MU_OK;
+}
+
+/* What the leader has written beyond the first *n results. */
+static enum mu_status results_read(int fd, const struct mu_bench_job *job, int *n,
+                                   void (*on_result)(const struct mu_bench_result *r, int i, void *ctx), void *ctx,
+                                   struct mu_err *err)
+{
+    struct mu_bench_result r;
+    while (*n < job->n_case) {
+        ssize_t got = pread(fd, &r, sizeof r, (off_t)*n * (off_t)sizeof r);
+        if (got < 0) return mu_fail(err, MU_EIO, "cannot read the MPI job's results: %s", strerror(errno));
+        if (got < (ssize_t)sizeof r) return MU_OK;
+        if (r.n_rank < 1 || r.n_rank > MU_MAX_RANKS)
+            return mu_fail(err, MU_EPROTO, "the MPI job left a result of %d ranks", r.n_rank);
+        on_result(&r, (*n)++, ctx);
+    }
+    return MU_OK;
+}
+
+enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank,
+                            void (*on_result)(const struct mu_bench_result *r, int i, void *ctx), void *ctx,
+                            struct mu_err *err)
+{
+    enum mu_status st;
+    char *dir = NULL, *results = NULL;
+    int fd = -1, status = 0, n = 0;
+    pid_t pid;
+    bool told = false;
+    MU_TRY(st, mu_run_dir_create(&dir, err), done);
+    MU_TRY(st, job_write(dir, job, err), done);
+    results = mu_asprintf("%s/results", dir);
+    fd = results ? open(results, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600) : -1;
+    if (fd < 0) {
+        st = mu_fail(err, MU_EIO, "cannot create %s/results: %s", dir, strerror(errno));
+        goto done;
+    }
+    MU_TRY(st, mpirun_start(dir, n_rank, &pid, err), done);
+    for (;;) {
+        pid_t ended = waitpid(pid, &status, WNOHANG);
+        if (!st) st = results_read(fd, job, &n, on_result, ctx, err);
+        if (ended == pid) break;
+        if ((mu_interrupted || st) && !told) told = !kill(pid, SIGTERM);
+        mu_sleep_ms(POLL_MS);
+    }
+    if (!st && mu_interrupted && n < job->n_case)
+        st = mu_fail(err, MU_ECANCELLED, "interrupted");
+    else if (!st && (!WIFEXITED(status) || WEXITSTATUS(status) || n < job->n_case))
+        st = mu_fail(err, MU_EPEER, "the MPI job failed (its messages are above)");
+done:
+    if (fd >= 0) close(fd);
+    mu_free(results);
+    if (dir) mu_run_dir_remove(dir);
+    mu_free(dir);
+    return st;
+}

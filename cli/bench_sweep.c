@@ -1,0 +1,293 @@
+/* Steps of a model: every case (prompt length; streams × context) under every split, each split loaded once.
+ *
+ * Cases are made in an order that fills contexts once: prompts, then contexts ascending, in each the streams ascending.
+ * What does not fit into memory or the model's context is refused, with the reason, and the rest runs. Ctrl-C ends the
+ * measuring and the cases that are done are reported. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/topo.h"
+#include "cli/bench.h"
+#include "kernels/kernels.h"
+
+/* The buffer that measures memory: as large as what a step reads, within these. */
+static const uint64_t PROBE_MAX_BYTES = 2ull << 30;
+
+struct run {
+    struct mu_bench_sweep *sweep;
+    struct mu_plan *plan;
+    struct mu_bench_job job;
+    int point_of[MU_BENCH_MAX_CASES]; /* the job's case to the sweep's point */
+    uint64_t usable_bytes;
+    struct mu_bar bar;
+    uint64_t done, total; /* of the bar: about the tokens of all cases */
+};
+
+/* ---- cases ---- */
+
+static int ascending(const void *a, const void *b)
+{
+    return *(const int *)a - *(const int *)b;
+}
+
+static struct mu_bench_list sorted(const struct mu_bench_list *l)
+{
+    struct mu_bench_list s = *l;
+    qsort(s.at, (size_t)s.n, sizeof *s.at, ascending);
+    return s;
+}
+
+static enum mu_status cases_make(struct mu_bench_sweep *s, struct mu_err *err)
+{
+    const struct mu_bench_sweep_options *o = s->opt;
+    struct mu_bench_list context = sorted(&o->context), stream = sorted(&o->stream), prompt = sorted(&o->prompt);
+    int n = prompt.n + (o->n_decode ? context.n * stream.n : 0);
+    if (n > MU_BENCH_MAX_CASES)
+        return mu_fail(err, MU_ELIMIT, "%d cases of one split, expected at most %d: sweep less at once", n,
+                       MU_BENCH_MAX_CASES);
+    for (int i = 0; i < prompt.n; i++)
+        s->cases[s->n_case++] = (struct mu_bench_case){MU_BENCH_PROMPT, prompt.at[i], 1, 0};
+    for (int c = 0; c < context.n && o->n_decode; c++)
+        for (int b = 0; b < stream.n; b++)
+            s->cases[s->n_case++] = (struct mu_bench_case){MU_BENCH_DECODE, o->n_decode, stream.at[b], context.at[c]};
+    s->n_point = s->n_case * o->n_split;
+    s->point = mu_calloc((size_t)s->n_point, sizeof *s->point);
+    if (!s->point) return mu_fail(err, MU_ENOMEM, "no memory for %d cases", s->n_point);
+    for (int i = 0; i < s->n_point; i++) {
+        s->point[i].c = &s->cases[i % s->n_case];
+        s->point[i].i_split = i / s->n_case;
+    }
+    return MU_OK;
+}
+
+/* ---- memory ---- */
+
+static int case_length(const struct mu_bench_case *c)
+{
+    return c->n_context + c->n_tok;
+}
+
+static void serving_add(struct mu_serving *v, const struct mu_bench_case *c)
+{
+    int pages = (case_length(c) + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
+    uint32_t all = (uint32_t)pages * (uint32_t)c->n_stream;
+    if (pages * MU_PAGE_TOKENS > v->n_ctx) v->n_ctx = pages * MU_PAGE_TOKENS;
+    if (c->n_stream > v->n_slot) v->n_slot = c->n_stream;
+    if (all > v->n_page) v->n_page = all;
+    v->step_tokens = v->n_slot > MU_BENCH_STEP_TOKENS ? v->n_slot : MU_BENCH_STEP_TOKENS;
+}
+
+static uint64_t need_of(const struct run *r, const struct mu_serving *v)
+{
+    uint64_t need = 0;
+    for (int i = 0; i < r->plan->n_rank; i++) {
+        struct mu_rank_memory m;
+        mu_plan_memory(r->sweep->model, r->plan, i, v, &m);
+        need += m.weights + m.kv + m.scratch;
+    }
+    return need;
+}
+
+static void refuse_memory(struct run *r, struct mu_bench_point *p)
+{
+    char need[32], room[32];
+    mu_human_bytes(p->need_bytes, need, sizeof need);
+    mu_human_bytes(r->usable_bytes, room, sizeof room);
+    p->state = MU_BENCH_REFUSED;
+    snprintf(p->why, sizeof p->why, "takes %s of memory, %s are free", need, room);
+}
+
+/* Each case alone: its work, its memory, and whether the model has such a context at all. */
+static void point_check(struct run *r, struct mu_bench_point *p)
+{
+    const struct mu_model *m = r->sweep->model;
+    struct mu_serving alone = {.kv = r->sweep->opt->kv};
+    bool is_mpi = r->plan->n_rank > 1 && !r->sweep->opt->local;
+    mu_bench_work(m, r->plan, p->c, mu_bench_groups(r->plan, p->c->n_stream, is_mpi), r->sweep->opt->kv, &p->work);
+    serving_add(&alone, p->c);
+    p->need_bytes = need_of(r, &alone);
+    if (case_length(p->c) > m->cfg.n_ctx_train) {
+        p->state = MU_BENCH_REFUSED;
+        snprintf(p->why, sizeof p->why, "needs %d tokens of context, the model has %d", case_length(p->c),
+                 m->cfg.n_ctx_train);
+    } else if (p->need_bytes > r->usable_bytes) {
+        refuse_memory(r, p);
+    }
+}
+
+/* The job of those that fit together; the largest leave first. */
+static void job_fill(struct run *r, struct mu_bench_point *point)
+{
+    struct mu_bench_sweep *s = r->sweep;
+    for (;;) {
+        int largest = -1;
+        r->job.n_case = 0;
+        r->job.serving = (struct mu_serving){.kv = s->opt->kv};
+        for (int i = 0; i < s->n_case; i++) {
+            if (point[i].state == MU_BENCH_REFUSED) continue;
+            serving_add(&r->job.serving, point[i].c);
+            r->point_of[r->job.n_case] = (int)(&point[i] - s->point);
+            r->job.cases[r->job.n_case++] = *point[i].c;
+            if (largest < 0 || point[i].need_bytes > point[largest].need_bytes) largest = i;
+        }
+        if (largest < 0 || need_of(r, &r->job.serving) <= r->usable_bytes) return;
+        refuse_memory(r, &point[largest]);
+    }
+}
+
+/* ---- one split ---- */
+
+static uint64_t case_units(const struct mu_bench_case *c, int n_repeat)
+{
+    uint64_t fill = (uint64_t)c->n_context * (uint64_t)c->n_stream;
+    return fill + (uint64_t)n_repeat * (uint64_t)c->n_tok * (c->phase == MU_BENCH_DECODE ? 8 : 1);
+}
+
+static void on_result(const struct mu_bench_result *result, int i, void *ctx)
+{
+    struct run *r = ctx;
+    struct mu_bench_point *p = &r->sweep->point[r->point_of[i]];
+    p->state = MU_BENCH_DONE;
+    p->r = *result;
+    r->done += case_units(p->c, r->job.n_repeat);
+    mu_bar_update(&r->bar, r->done, r->total);
+}
+
+static enum mu_status on_done(const struct mu_bench_result *result, int i, void *ctx, struct mu_err *err)
+{
+    (void)err;
+    on_result(result, i, ctx);
+    return MU_OK;
+}
+
+static enum mu_status job_begin(struct run *r, int i_split, const char *path, struct mu_err *err)
+{
+    const struct mu_bench_sweep_options *o = r->sweep->opt;
+    const struct mu_split *split = &o->split[i_split];
+    struct mu_bench_job *job = &r->job;
+    enum { MAX_THREADS = 1024 };
+    memset(job, 0, sizeof *job);
+    job->n_thread = o->n_thread ? o->n_thread : mu_default_threads(split->n_rank);
+    job->n_repeat = o->n_repeat;
+    r->sweep->n_thread[i_split] = job->n_thread;
+    if (job->n_thread > MAX_THREADS / split->n_rank)
+        return mu_fail(err, MU_EINVAL, "%d threads on each of %d ranks are more than %d", job->n_thread, split->n_rank,
+                       MAX_THREADS);
+    mu_split_format(split, job->split, sizeof job->split);
+    if (snprintf(job->path, sizeof job->path, "%s", path) >= (int)sizeof job->path)
+        return mu_fail(err, MU_ELIMIT, "the model's path is longer than %zu bytes", sizeof job->path - 1);
+    snprintf(job->quantize, sizeof job->quantize, "%s", o->quantize ? o->quantize : "");
+    return mu_plan_build(r->sweep->model, split, r->plan, err);
+}
+
+static enum mu_status split_prepare(struct run *r, int i_split, const char *path, struct mu_err *err)
+{
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    struct mu_bench_point *point = r->sweep->point + i_split * r->sweep->n_case;
+    const struct mu_bench_case one = {MU_BENCH_DECODE, 1, 1, 0};
+    struct mu_bench_work step;
+    enum mu_status st = topo ? mu_topo_read(topo, err) : mu_fail(err, MU_ENOMEM, "no memory for the topology");
+    if (!st) st = job_begin(r, i_split, path, err);
+    if (!st) {
+        uint64_t free_bytes =
+            topo->mem_available_bytes - topo->mem_available_bytes / 16; /* some is for everybody else */
+        mu_bench_work(r->sweep->model, r->plan, &one, 1, r->sweep->opt->kv, &step);
+        r->job.probe_bytes = (uint64_t)step.weight_bytes;
+        if (r->job.probe_bytes > PROBE_MAX_BYTES) r->job.probe_bytes = PROBE_MAX_BYTES;
+        if (r->job.probe_bytes > free_bytes / 8) r->job.probe_bytes = free_bytes / 8;
+        r->usable_bytes = free_bytes - r->job.probe_bytes;
+        for (int i = 0; i < r->sweep->n_case; i++) point_check(r, &point[i]);
+        job_fill(r, point);
+    }
+    mu_free(topo);
+    return st;
+}
+
+static enum mu_status split_run(struct run *r, int i_split, struct mu_err *err)
+{
+    int n_rank = r->sweep->opt->split[i_split].n_rank;
+    if (!r->job.n_case) return MU_OK;
+    if (n_rank > 1 && !r->sweep->opt->local) return mu_bench_mpi(&r->job, n_rank, on_result, r, err);
+    return mu_bench_local(&r->job, on_done, r, err);
+}
+
+/* ---- all of it ---- */
+
+static void warn_noise(struct mu_bench_sweep *s)
+{
+    static const double MOST_NOISE = 0.15;
+    const struct mu_bench_point *worst = NULL;
+    int n = 0;
+    for (int i = 0; i < s->n_point; i++) {
+        const struct mu_bench_point *p = &s->point[i];
+        if (p->state != MU_BENCH_DONE || mu_bench_noise(&p->r.s) <= MOST_NOISE) continue;
+        n++;
+        if (!worst || mu_bench_noise(&p->r.s) > mu_bench_noise(&worst->r.s)) worst = p;
+    }
+    if (!worst) return;
+    char name[64];
+    mu_bench_case_name(worst->c, name, sizeof name);
+    mu_bench_warn(
+        &s->warnings,
+        "noisy: repeats of %d case%s lie more than %.0f%% apart (%s: %.0f%%); the medians may be off by as much", n,
+        n == 1 ? "" : "s", 100 * MOST_NOISE, name, 100 * mu_bench_noise(&worst->r.s));
+}
+
+static enum mu_status nothing_ran(const struct mu_bench_sweep *s, struct mu_err *err)
+{
+    char name[64];
+    if (s->interrupted) return mu_fail(err, MU_ECANCELLED, "interrupted before the first case was done");
+    mu_bench_case_name(s->point[0].c, name, sizeof name);
+    return mu_fail(err, MU_ELIMIT, "%s %s", name, s->point[0].why);
+}
+
+static enum mu_status splits_run(struct mu_bench_sweep *s, const char *path, struct mu_err *err)
+{
+    struct run r = {.sweep = s, .bar = {.label = "measuring"}};
+    enum mu_status st = MU_OK;
+    int done = 0;
+    r.plan = mu_calloc(1, sizeof *r.plan);
+    if (!r.plan) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
+    for (int i = 0; i < s->n_point; i++) r.total += case_units(s->point[i].c, s->opt->n_repeat);
+    for (int i = 0; i < s->opt->n_split && !st; i++) {
+        st = split_prepare(&r, i, path, err);
+        if (!st) st = split_run(&r, i, err);
+    }
+    mu_bar_update(&r.bar, r.total, r.total);
+    s->interrupted = st == MU_ECANCELLED;
+    if (s->interrupted) st = MU_OK;
+    for (int i = 0; i < s->n_point; i++) done += s->point[i].state == MU_BENCH_DONE;
+    if (!st && !done) st = nothing_ran(s, err);
+    mu_free(r.plan);
+    return st;
+}
+
+enum mu_status mu_bench_sweep(const struct mu_bench_sweep_options *opt, struct mu_err *err)
+{
+    enum mu_status st;
+    struct mu_bench_watch *watch = NULL;
+    struct mu_opened o = {0};
+    struct mu_bench_sweep *s = mu_calloc(1, sizeof *s);
+    if (!s) return mu_fail(err, MU_ENOMEM, "no memory for a benchmark");
+    s->opt = opt;
+    MU_TRY(st, mu_kernels_init(NULL, err), done);
+    MU_TRY(st, mu_cli_open(opt->model, false, &o, err), done);
+    MU_TRY(st, mu_model_quantize(o.model, opt->quantize, err), done);
+    s->model = o.model;
+    MU_TRY(st, cases_make(s, err), done);
+    mu_signals_catch();
+    MU_TRY(st, mu_bench_watch_begin(&watch, err), done);
+    st = splits_run(s, o.found->path, err);
+    mu_bench_watch_end(watch, &s->machine);
+    if (st) goto done;
+    mu_bench_machine_warn(&s->machine, true, &s->warnings);
+    warn_noise(s);
+    st = mu_bench_sweep_report(s, err);
+done:
+    mu_free(s->point);
+    mu_free(s);
+    mu_cli_close(&o);
+    return st;
+}

@@ -1,0 +1,302 @@
+"""muster bench with the demonstration model: figures that fit together, JSON and SVG that parse, a server under load, bad options.
+
+The machine may be busy: nothing here asks for a speed.
+"""
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import xml.etree.ElementTree as ElementTree
+
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "cluster"))
+import harness  # noqa: E402
+from harness import BARD, run  # noqa: E402
+
+SVG = "{http://www.w3.org/2000/svg}"
+STEPS = ("-n", "4", "-r", "2", "-t", "1")
+
+
+class Documents(unittest.TestCase):
+    def document(self, *args, **more):
+        done = run("bench", *args, "-o", "json", **more)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        doc = json.loads(done.stdout)
+        for key in ("muster", "arithmetic", "benchmark", "interrupted", "machine", "warnings", "model"):
+            self.assertIn(key, doc)
+        self.assertEqual(doc["muster"], run("--version").stdout.split()[1])
+        self.assertFalse(doc["interrupted"])
+        for key in ("cpu", "cores", "kernels", "memory_bytes", "load_average", "others_busy", "steal", "throttled_s"):
+            self.assertIn(key, doc["machine"])
+        self.finite(doc)
+        return doc
+
+    def finite(self, value):
+        if isinstance(value, dict):
+            for v in value.values():
+                self.finite(v)
+        elif isinstance(value, list):
+            for v in value:
+                self.finite(v)
+        elif isinstance(value, float):
+            self.assertTrue(math.isfinite(value))
+
+    def point(self, p):
+        """The relations that hold for every case, however fast the machine."""
+        s = p["seconds"]
+        self.assertLessEqual(s["min"], s["median"])
+        self.assertLessEqual(s["median"], s["max"])
+        self.assertAlmostEqual(p["tokens_per_s"] * s["median"] / (p["tokens"] * p["streams"]), 1, places=3)
+        self.assertAlmostEqual(p["tokens_per_s"] / p["tokens_per_s_each"], p["streams"], places=3)
+        self.assertGreater(p["of_bound"], 0)
+        self.assertAlmostEqual(p["bound"]["tokens_per_s"] * p["of_bound"] / p["tokens_per_s"], 1, places=3)
+        self.assertGreater(p["rates"]["read_gbps"], 0)
+        self.assertGreater(p["rates"]["int8_gops"], 0)
+        self.assertGreater(p["rates"]["f32_gflops"], 0)
+        bound, work = p["bound"], p["work"]
+        self.assertAlmostEqual(bound["read_s"] * p["rates"]["read_gbps"] * 1e9 / (work["weight_bytes"] + work["kv_bytes"]), 1, places=3)
+        self.assertAlmostEqual(bound["seconds"], max(bound["read_s"], bound["int8_s"] + bound["f32_s"]), places=9)
+        self.assertIn(p["limit"], ("bandwidth", "arithmetic", "network", "waiting", "others", "overhead"))
+        self.assertTrue(0 <= p["delayed"] <= 1)
+        self.assertTrue(p["limit_text"].startswith(p["limit"]))
+        self.assertEqual(len(p["ranks"]), p["n_rank"])
+        for rank in p["ranks"]:
+            parts = [rank[k] for k in ("matrix_s", "attention_s", "sampling_s", "wire_s", "wait_s")]
+            for part in parts:
+                self.assertGreaterEqual(part, -1e-6)
+            self.assertGreater(rank["matrix_s"], 0)
+            self.assertGreater(sum(parts) / s["mean"], 0.9)
+            if p["n_rank"] == 1:  # of others the leader's clock counts, and each has its own moment to begin
+                self.assertLess(sum(parts) / s["mean"], 1.02)
+                self.assertEqual(rank["wire_s"], 0)
+
+    def svg(self, text):
+        root = ElementTree.fromstring(text)
+        self.assertEqual(root.tag, SVG + "svg")
+        width, height = float(root.get("width")), float(root.get("height"))
+        for shape in root.iter():
+            for x in ("x", "x1", "x2", "cx"):
+                if shape.get(x):
+                    self.assertTrue(-1 <= float(shape.get(x)) <= width + 1, ElementTree.tostring(shape))
+            for y in ("y", "y1", "y2", "cy"):
+                if shape.get(y):
+                    self.assertTrue(-1 <= float(shape.get(y)) <= height + 1, ElementTree.tostring(shape))
+            for side in ("width", "height"):
+                if shape.get(side):
+                    self.assertGreaterEqual(float(shape.get(side)), 0)
+        return root
+
+
+class Steps(Documents):
+    def test_one_case_of_each(self):
+        doc = self.document(BARD, "-p", "32", *STEPS)
+        self.assertEqual([p["phase"] for p in doc["points"]], ["prompt", "decode"])
+        for p in doc["points"]:
+            self.assertEqual(p["state"], "done")
+            self.point(p)
+
+    def test_sweep(self):
+        doc = self.document(BARD, "-p", "16,64", "--streams", "1,2,...,8", "--context", "0,64,256", *STEPS)
+        self.assertEqual(len(doc["points"]), 2 + 3 * 4)
+        for p in doc["points"]:
+            self.point(p)
+        decodes = {(p["context"], p["streams"]): p for p in doc["points"] if p["phase"] == "decode"}
+        self.assertEqual(sorted(decodes), [(c, s) for c in (0, 64, 256) for s in (1, 2, 4, 8)])
+        for (context, streams), p in decodes.items():  # work grows as it must
+            one = decodes[(context, 1)]
+            self.assertAlmostEqual(p["work"]["int8_ops"] / one["work"]["int8_ops"], streams, places=6)
+            self.assertAlmostEqual(p["work"]["kv_bytes"] / one["work"]["kv_bytes"], streams, places=6)
+            self.assertEqual(p["work"]["weight_bytes"], one["work"]["weight_bytes"])
+            self.assertGreaterEqual(p["memory_bytes"], one["memory_bytes"])
+        self.assertGreater(decodes[(256, 1)]["work"]["kv_bytes"], 4 * decodes[(0, 1)]["work"]["kv_bytes"])
+
+    def test_splits(self):
+        for transport in ("mpi", "local"):
+            doc = self.document(BARD, "-p", "32", "-b", "1,3", "--splits", "1,1:1,2:1/1,1/1", "--transport", transport, *STEPS)
+            self.assertEqual([p["split"] for p in doc["points"]], [s for s in ("1", "1:1", "2:1/1", "1/1") for _ in range(3)])
+            for p in doc["points"]:
+                self.point(p)
+                if p["n_rank"] > 1:
+                    self.assertGreater(sum(rank["wire_s"] for rank in p["ranks"]), 0)
+            groups = [p["work"]["weight_bytes"] for p in doc["points"] if p["phase"] == "decode" and p["streams"] == 3]
+            if transport == "mpi":
+                self.assertAlmostEqual(groups[3] / groups[0], 2, delta=0.05)  # two groups of streams, each reads all weights
+
+    def test_table_fits_a_terminal(self):
+        done = run("bench", BARD, "-p", "32", "-b", "1,2", "--context", "0,64", "--splits", "1,1:1", *STEPS)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        lines = done.stdout.splitlines()
+        head = next(i for i, line in enumerate(lines) if line.startswith("split") and "tokens/s" in line)
+        for line in lines[head:head + 11]:
+            self.assertLessEqual(len(line), 80, line)
+        self.assertIn("where the time goes", done.stdout)
+        self.assertRegex(done.stdout, r"\nsplit 1, prompt 32: (bandwidth|arithmetic|waiting|others|overhead|network): ")
+
+    def test_does_not_fit(self):
+        doc = self.document(BARD, "-p", "64,1k", "--context", "0,512", *STEPS)
+        states = [(p["phase"], p["tokens"] + p["context"], p["state"]) for p in doc["points"]]
+        self.assertEqual(states, [("prompt", 64, "done"), ("prompt", 1024, "refused"), ("decode", 4, "done"), ("decode", 516, "refused")])
+        self.assertIn("512", doc["points"][1]["why"])
+        with tempfile.TemporaryDirectory() as tmp:
+            giant = os.path.join(tmp, "giant.gguf")
+            made = run("synth", "--layers", "2", "--d-model", "256", "--d-ff", "512", "--heads", "256", "--kv-heads", "256", "--d-head", "512", "--vocab",
+                       "512", "--ctx", "8000000", "--type", "Q8_0", "--out", giant)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            doc = self.document(giant, "-p", "0", "--context", "0,4m", *STEPS)
+            self.assertEqual([p["state"] for p in doc["points"]], ["done", "refused"])
+            self.assertIn("memory", doc["points"][1]["why"])
+            self.assertGreater(doc["points"][1]["memory_bytes"], 1 << 40)
+            alone = run("bench", giant, "-p", "0", "--context", "4m", *STEPS)
+            self.assertEqual(alone.returncode, 1)
+            self.assertIn("are free", alone.stderr)
+
+    def test_pictures(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            path = os.path.join(tmp, "x.svg")
+            done = run("bench", BARD, "-p", "16,64", "-b", "1,2,4", "-o", "svg", "--out", path, *STEPS)
+            self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
+            with open(path) as f:
+                root = self.svg(f.read())
+            texts = [t.text for t in root.iter(SVG + "text")]
+            for word in ("Reading a prompt", "Decoding: all streams together", "split 1", "64", "4"):
+                self.assertIn(word, texts)
+            self.assertEqual(len(list(root.iter(SVG + "circle"))), 3)
+            done = run("bench", BARD, "-p", "16", "--context", "0,64", "--svg", path, *STEPS)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("tokens/s", done.stdout)
+            with open(path) as f:
+                self.svg(f.read())
+            self.svg(run("bench", BARD, "-p", "16", "-o", "svg", *STEPS).stdout)
+            failed = run("bench", BARD, "-p", "16", "-o", "svg", "--out", tmp + "/no/such/x.svg", *STEPS)
+            self.assertEqual(failed.returncode, 1)
+            self.assertIn("no/such", failed.stderr)
+
+    def test_ctrl_c_tells_what_is_done(self):
+        p = subprocess.Popen([harness.MUSTER, "bench", BARD, "-p", "16", "-n", "100", "-b", "1,64", "-r", "100", "-t", "1", "-o", "json"], stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True)
+        time.sleep(3)
+        p.send_signal(signal.SIGINT)
+        out, err = p.communicate(timeout=60)
+        if p.returncode:  # not even the first case was done
+            self.assertIn("interrupted", err)
+        else:
+            doc = json.loads(out)
+            self.assertEqual(doc["interrupted"], any(q["state"] == "not run" for q in doc["points"]))
+
+
+class Serving(Documents):
+    """Closed and open loops; a server of our own and a running one."""
+
+    def load(self, load, doc):
+        self.assertEqual(load["sent"], load["done"] + load["failed"] + load["cancelled"])
+        self.assertEqual(sum(load["failures"].values()), load["failed"])
+        for name in ("ttft_ms", "tpot_ms", "itl_ms", "e2e_ms", "queue_ms", "generator_lag_ms"):
+            s = load[name]
+            self.assertLessEqual(s["min"], s["median"])
+            self.assertLessEqual(s["median"], s["p99"] + 1e-9)
+            self.assertLessEqual(s["p99"], s["max"] + 1e-9)
+        self.assertGreater(load["ttft_ms"]["min"], 0)
+        self.assertGreaterEqual(load["e2e_ms"]["mean"], load["ttft_ms"]["mean"])
+        self.assertEqual(load["ttft_ms"]["n"], load["done"])
+        self.assertGreaterEqual(load["output_tokens"], load["itl_ms"]["n"] + load["done"])
+        self.assertAlmostEqual(load["output_tokens_per_s"] * load["duration_s"] / load["output_tokens"], 1, places=3)
+        asked = doc["requests"]
+        self.assertLessEqual(load["output_tokens"], load["done"] * asked["output_max"])
+        self.assertGreaterEqual(load["output_tokens"], load["done"] * asked["output_min"])
+        prefix = asked["shared_prefix"]
+        self.assertLessEqual(load["input_tokens"], load["done"] * (asked["input_max"] + prefix))
+        self.assertGreaterEqual(load["input_tokens"], load["done"] * (asked["input_min"] + prefix))
+        self.assertTrue(load["limit_text"].startswith(load["limit"]))
+
+    def test_own_server(self):
+        before = set(harness.descendants(os.getpid()))
+        doc = self.document(BARD, "--serve", "--split", "1:1", "-t", "1", "--concurrency", "1,4", "--requests", "10", "--input", "16..64", "--output", "2..9",
+                            "--shared-prefix", "40", "--slo", "ttft=1000s,itl=1000s")
+        self.assertEqual(doc["benchmark"], "serving")
+        self.assertEqual([load["concurrency"] for load in doc["loads"]], [1, 4])
+        for load in doc["loads"]:
+            self.load(load, doc)
+            self.assertEqual((load["done"], load["good"]), (10, 10))
+            self.assertEqual(load["rank_threads"], 2)
+            self.assertGreaterEqual(load["rank_cpus"], 0)
+            for rank in load["ranks"]:
+                self.assertAlmostEqual(sum(rank[k] for k in ("matrix", "attention", "sampling", "talk", "idle")), 1, delta=0.05)
+        self.assertLessEqual(doc["loads"][0]["mean_active"], 1.001)
+        long = self.document(BARD, "--serve", "--split", "1:1", "-t", "1", "--seconds", "3", "--input", "64", "--output", "32")
+        self.assertEqual([rank["rank"] for rank in long["loads"][0]["ranks"]], [0, 1])  # told twice a second
+        for rank in long["loads"][0]["ranks"]:
+            self.assertGreater(rank["matrix"], 0)
+            self.assertGreater(rank["talk"], 0)
+        self.assertEqual([p for p in harness.descendants(os.getpid()) if p not in before and harness.alive(p)], [])
+
+    def test_the_same_seed_asks_the_same(self):
+        with harness.Server(split="1", args=("-t", "1")) as server:
+            args = ("--server", server.address, "--rate", "50", "--requests", "12", "--input", "8..80", "--output", "1..12")
+            a, b, c = (self.document(*args, "--seed", seed) for seed in ("5", "5", "6"))
+            for doc in (a, b, c):
+                self.load(doc["loads"][0], doc)
+            tokens = [(doc["loads"][0]["input_tokens"], doc["loads"][0]["output_tokens"]) for doc in (a, b, c)]
+            self.assertEqual(tokens[0], tokens[1])
+            self.assertNotEqual(tokens[0], tokens[2])
+            hard = self.document(*args, "--slo", "ttft=1us")
+            self.assertEqual(hard["loads"][0]["good"], 0)
+            with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
+                f.write("ROMEO:\n\nWhat light through yonder window\nAnd so\n")
+                f.flush()
+                doc = self.document("--server", server.address, "--prompts", f.name, "--requests", "5", "--concurrency", "2", "--output", "4")
+                self.assertEqual(doc["loads"][0]["done"], 5)
+            table = run("bench", "--server", server.address, "--rate", "20,40", "--seconds", "0.5", "--input", "8", "--output", "3")
+            self.assertEqual(table.returncode, 0, table.stderr)
+            self.assertIn("ITL P99", table.stdout)
+            with tempfile.TemporaryDirectory() as tmp:
+                path = os.path.join(tmp, "x.svg")
+                for loads in (("4",), ("1,2",)):
+                    done = run("bench", "--server", server.address, "--concurrency", *loads, "--requests", "4", "--output", "3", "--svg", path)
+                    self.assertEqual(done.returncode, 0, done.stderr)
+                    with open(path) as f:
+                        self.svg(f.read())
+            failed = run("bench", "--server", server.address, "--input", "500", "--output", "100")
+            self.assertEqual(failed.returncode, 1)
+            self.assertIn("512", failed.stderr)
+
+    def test_failures_are_counted(self):
+        """A small queue: what the server refuses is a failure of its kind, and the others' times stand."""
+        with harness.Server(split="1", args=("-t", "1", "--parallel", "1", "--queue", "1")) as server:
+            doc = self.document("--server", server.address, "--concurrency", "12", "--requests", "24", "--input", "200", "--output", "60")
+            load = doc["loads"][0]
+            self.load(load, doc)
+            self.assertGreater(load["done"], 0)
+            self.assertGreater(load["failures"].get("RESOURCE_EXHAUSTED", 0), 0)
+            self.assertTrue(any("failed" in w for w in doc["warnings"]))
+
+
+class Bad(unittest.TestCase):
+    def test_options(self):
+        cases = ((["-p", "x"], "--prompt"), (["-b", "0"], "--streams"), (["--context", "4q"], "--context"), (["-b", "1,...,4"], "1,...,4"),
+                 (["--splits", "1,,2"], "split"), (["--splits", "1,a"], "split 'a'"), (["-p", "0", "-n", "0"], "neither"), (["-o", "xml"], "table, json or svg"),
+                 (["--out", "x"], "--out"), (["--rate", "4"], "--serve"), (["--slo", "ttft=5ms"], "--serve"), (["--serve", "-p", "5"], "--prompt"),
+                 (["--serve", "--rate", "1", "--concurrency", "1"], "one of the two"), (["--serve", "--slo", "ttft=5"], "--slo"),
+                 (["--serve", "--input", "9..3"], "--input"), (["--serve", "--rate", "0"], "--rate"), (["--serve", "--split", "1:x"], "split"),
+                 (["--server", "127.0.0.1:1", "-t", "2"], "--serve"), (["--serve", "--prompts", "f", "--input", "5"], "--prompts"), (["x"], "one MODEL"))
+        for args, word in cases:
+            done = run("bench", BARD, *args)
+            self.assertEqual(done.returncode, 2, args)
+            self.assertIn(word, done.stderr)
+        done = run("bench")
+        self.assertEqual(done.returncode, 2)
+        self.assertIn("MODEL", done.stderr)
+
+    def test_what_is_not_there(self):
+        for args, word in ((["/nowhere.gguf"], "/nowhere.gguf"), ([BARD, "--split", "1/1/1/1/1/1"], "layers"), (["--server", "127.0.0.1:1"], "127.0.0.1:1"),
+                           (["/nowhere.gguf", "--serve"], "server"), ([BARD, "--serve", "--prompts", "/nowhere.txt"], "/nowhere.txt")):
+            done = run("bench", *args, "-p" if "--serve" not in args and "--server" not in args else "--requests", "4")
+            self.assertEqual(done.returncode, 1, done.stdout)
+            self.assertIn(word, done.stderr)
+
+
+if __name__ == "__main__":
+    harness.main()

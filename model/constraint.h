@@ -21,7 +21,7 @@
 #include "model/tokenizer.h"
 
 enum mu_constraint_kind {
-    MU_CONSTRAINT_JSON,        /* any JSON object; no text */
+    MU_CONSTRAINT_JSON = 1,    /* any JSON object; no text */
     MU_CONSTRAINT_JSON_SCHEMA, /* the text of a JSON Schema */
     MU_CONSTRAINT_REGEX,       /* a regular expression that the whole text matches */
     MU_CONSTRAINT_GBNF,        /* a grammar in llama.cpp's notation, from its rule root */

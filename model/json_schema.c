@@ -33,7 +33,7 @@ static bool find(const json_t *at, const json_t *what, char *path, size_t size, 
     return false;
 }
 
-enum mu_status mu_js_fail(struct mu_js *s, enum mu_status st, const json_t *schema, const char *fmt, ...)
+enum mu_status mu_schema_fail(struct mu_schema *s, enum mu_status st, const json_t *schema, const char *fmt, ...)
 {
     char text[256], path[160] = "#", shown[160];
     va_list args;
@@ -46,7 +46,7 @@ enum mu_status mu_js_fail(struct mu_js *s, enum mu_status st, const json_t *sche
     return mu_gb_fail(s->b, st, "schema at '%s': %s", mu_text_show(path, strlen(path), shown, sizeof shown), text);
 }
 
-const json_t *mu_js_get(struct mu_js *s, const json_t *schema, const char *key, const char *kind)
+const json_t *mu_schema_get(struct mu_schema *s, const json_t *schema, const char *key, const char *kind)
 {
     const json_t *v = json_object_get(schema, key);
     bool ok = !v;
@@ -61,20 +61,21 @@ const json_t *mu_js_get(struct mu_js *s, const json_t *schema, const char *key, 
         }
     }
     if (ok) return v;
-    mu_js_fail(s, MU_EFORMAT, schema, "'%s' must be a %s", key, kind);
+    mu_schema_fail(s, MU_EFORMAT, schema, "'%s' must be a %s", key, kind);
     return NULL;
 }
 
-uint32_t mu_js_count(struct mu_js *s, const struct mu_js_all *all, const char *key, bool greatest, uint32_t otherwise)
+uint32_t mu_schema_count(struct mu_schema *s, const struct mu_schema_all *all, const char *key, bool greatest,
+                         uint32_t otherwise)
 {
     uint32_t count = otherwise;
     bool any = false;
     for (uint32_t i = 0; i < all->n; i++) {
-        const json_t *schema = all->p[i].schema, *v = mu_js_get(s, schema, key, "number");
+        const json_t *schema = all->p[i].schema, *v = mu_schema_get(s, schema, key, "number");
         if (!v) continue;
         double x = json_number_value(v);
         if (!(x >= 0) || x > 1e15 || x != (double)(uint64_t)x) {
-            mu_js_fail(s, MU_EFORMAT, schema, "'%s' must be a whole number from 0", key);
+            mu_schema_fail(s, MU_EFORMAT, schema, "'%s' must be a whole number from 0", key);
             return otherwise;
         }
         uint32_t n = x > MU_GR_REPEAT_MAX ? MU_GR_REPEAT_MAX + 1 : (uint32_t)x;
@@ -90,23 +91,23 @@ uint32_t mu_js_count(struct mu_js *s, const struct mu_js_all *all, const char *k
 
 /* ---- lists of schemas and their rules ---- */
 
-void mu_js_add(struct mu_js *s, struct mu_js_all *all, const json_t *schema, bool bare)
+void mu_schema_add(struct mu_schema *s, struct mu_schema_all *all, const json_t *schema, bool bare)
 {
     for (uint32_t i = 0; i < all->n; i++) {
         if (all->p[i].schema == schema && all->p[i].bare == bare) return;
     }
     if (all->n == all->cap) {
         uint32_t cap = all->cap * 2 + 4;
-        struct mu_js_part *p = mu_gb_alloc(s->b, cap, sizeof *p);
+        struct mu_schema_part *p = mu_gb_alloc(s->b, cap, sizeof *p);
         if (!p) return;
         if (all->n) memcpy(p, all->p, all->n * sizeof *p);
         all->p = p;
         all->cap = cap;
     }
-    all->p[all->n++] = (struct mu_js_part){schema, bare};
+    all->p[all->n++] = (struct mu_schema_part){schema, bare};
 }
 
-static uint32_t hash(const struct mu_js_all *all)
+static uint32_t hash(const struct mu_schema_all *all)
 {
     uint64_t h = all->n;
     for (uint32_t i = 0; i < all->n; i++)
@@ -114,7 +115,7 @@ static uint32_t hash(const struct mu_js_all *all)
     return (uint32_t)(h ^ h >> 32);
 }
 
-static bool same(const struct mu_js_all *x, const struct mu_js_all *y)
+static bool same(const struct mu_schema_all *x, const struct mu_schema_all *y)
 {
     if (x->n != y->n) return false;
     for (uint32_t i = 0; i < x->n; i++) {
@@ -123,11 +124,11 @@ static bool same(const struct mu_js_all *x, const struct mu_js_all *y)
     return true;
 }
 
-static bool more_rules(struct mu_js *s)
+static bool more_rules(struct mu_schema *s)
 {
     if (s->n_rule == s->cap_rule) {
         uint32_t cap = s->cap_rule * 2 + 32;
-        struct mu_js_rule *p = mu_reallocarray(s->rules, cap, sizeof *p);
+        struct mu_schema_rule *p = mu_reallocarray(s->rules, cap, sizeof *p);
         if (!p) goto fail;
         s->rules = p;
         s->cap_rule = cap;
@@ -150,7 +151,7 @@ fail:
     return false;
 }
 
-const struct mu_ex *mu_js_ex(struct mu_js *s, const struct mu_js_all *all)
+const struct mu_ex *mu_schema_ex(struct mu_schema *s, const struct mu_schema_all *all)
 {
     struct mu_gb *b = s->b;
     if (b->st != MU_OK) return NULL;
@@ -158,12 +159,12 @@ const struct mu_ex *mu_js_ex(struct mu_js *s, const struct mu_js_all *all)
     if (!more_rules(s)) return NULL;
     uint32_t h = hash(all) & (s->n_slot - 1);
     for (; s->slots[h]; h = (h + 1) & (s->n_slot - 1)) {
-        const struct mu_js_rule *r = &s->rules[s->slots[h] - 1];
+        const struct mu_schema_rule *r = &s->rules[s->slots[h] - 1];
         if (same(&r->all, all)) return mu_ex_rule(b, r->rule);
     }
     uint32_t rule = mu_gb_rule(b, "");
     if (rule == MU_MANY) return NULL;
-    s->rules[s->n_rule] = (struct mu_js_rule){.all = *all, .rule = rule};
+    s->rules[s->n_rule] = (struct mu_schema_rule){.all = *all, .rule = rule};
     s->slots[h] = ++s->n_rule;
     return mu_ex_rule(b, rule);
 }
@@ -172,7 +173,7 @@ const struct mu_ex *mu_js_ex(struct mu_js *s, const struct mu_js_all *all)
 
 void mu_json_schema_parse(struct mu_gb *b, const char *text, size_t len)
 {
-    struct mu_js s = {.b = b};
+    struct mu_schema s = {.b = b};
     json_error_t je;
     s.root = json_loadb(text, len, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &je);
     if (!s.root) {
@@ -188,16 +189,16 @@ void mu_json_schema_parse(struct mu_gb *b, const char *text, size_t len)
     if (!json_is_object(s.root) && !json_is_boolean(s.root))
         mu_gb_fail(b, MU_EFORMAT, "a schema must be a JSON object (or true)");
     mu_json_rules_open(b, &s.j);
-    struct mu_js_all all = {0};
-    mu_js_add(&s, &all, s.root, false);
-    const struct mu_ex *root = mu_js_ex(&s, &all);
+    struct mu_schema_all all = {0};
+    mu_schema_add(&s, &all, s.root, false);
+    const struct mu_ex *root = mu_schema_ex(&s, &all);
     b->root = mu_gb_rule(b, "root");
     if (b->st == MU_OK) mu_gb_define(b, b->root, root);
     while (b->st == MU_OK && s.n_done < s.n_rule) {
-        struct mu_js_rule r = s.rules[s.n_done++];
-        struct mu_js_shape shape;
-        mu_js_shape_of(&s, &r.all, &shape);
-        mu_gb_define(b, r.rule, mu_js_shape_ex(&s, &shape));
+        struct mu_schema_rule r = s.rules[s.n_done++];
+        struct mu_schema_shape shape;
+        mu_schema_shape_of(&s, &r.all, &shape);
+        mu_gb_define(b, r.rule, mu_schema_shape_ex(&s, &shape));
     }
     mu_free(s.rules);
     mu_free(s.slots);

@@ -8,14 +8,14 @@
 
 enum { ALTERNATIVES_MAX = 1024 };
 
-static const struct mu_ex *nothing(struct mu_js *s)
+static const struct mu_ex *nothing(struct mu_schema *s)
 {
     return mu_ex_list(s->b, MU_EX_ALT, NULL, 0);
 }
 
 /* ---- fixed values ---- */
 
-bool mu_js_number_text(const json_t *value, char *out, size_t size)
+bool mu_schema_number_text(const json_t *value, char *out, size_t size)
 {
     if (json_is_integer(value)) {
         snprintf(out, size, "%lld", (long long)json_integer_value(value));
@@ -29,7 +29,7 @@ bool mu_js_number_text(const json_t *value, char *out, size_t size)
     return false;
 }
 
-const struct mu_ex *mu_js_literal(struct mu_js *s, const json_t *value)
+const struct mu_ex *mu_schema_literal(struct mu_schema *s, const json_t *value)
 {
     struct mu_gb *b = s->b;
     struct mu_items items = {0};
@@ -43,12 +43,12 @@ const struct mu_ex *mu_js_literal(struct mu_js *s, const json_t *value)
     case JSON_FALSE: return mu_ex_text(b, "false");
     case JSON_STRING: return mu_json_text(b, json_string_value(value), json_string_length(value));
     case JSON_INTEGER:
-    case JSON_REAL: return mu_js_number_text(value, text, sizeof text) ? mu_ex_text(b, text) : nothing(s);
+    case JSON_REAL: return mu_schema_number_text(value, text, sizeof text) ? mu_ex_text(b, text) : nothing(s);
     case JSON_ARRAY:
         json_array_foreach(value, i, kid)
         {
             if (i) mu_items_add(b, &items, mu_json_comma(b, &s->j));
-            mu_items_add(b, &items, mu_js_literal(s, kid));
+            mu_items_add(b, &items, mu_schema_literal(s, kid));
         }
         return mu_json_list(b, &s->j, "[]", mu_ex_list(b, MU_EX_SEQ, items.p, items.n));
     case JSON_OBJECT:
@@ -57,59 +57,60 @@ const struct mu_ex *mu_js_literal(struct mu_js *s, const json_t *value)
             if (items.n) mu_items_add(b, &items, mu_json_comma(b, &s->j));
             mu_items_add(b, &items, mu_json_text(b, key, strlen(key)));
             mu_items_add(b, &items, mu_json_colon(b));
-            mu_items_add(b, &items, mu_js_literal(s, kid));
+            mu_items_add(b, &items, mu_schema_literal(s, kid));
         }
         return mu_json_list(b, &s->j, "{}", mu_ex_list(b, MU_EX_SEQ, items.p, items.n));
     }
     return NULL;
 }
 
-static const struct mu_ex *one_value(struct mu_js *s, const struct mu_js_shape *shape, const json_t *v)
+static const struct mu_ex *one_value(struct mu_schema *s, const struct mu_schema_shape *shape, const json_t *v)
 {
-    const struct mu_ex *ex = mu_js_literal(s, v);
-    if (json_is_string(v) && (shape->told & MU_JS_STRING))
-        return mu_ex_both(s->b, ex, mu_js_string(s, &shape->members));
-    if (json_is_number(v) && (shape->told & MU_JS_NUMBER))
-        return mu_ex_both(s->b, ex, mu_js_number(s, &shape->members, false));
-    if ((json_is_object(v) && (shape->told & MU_JS_OBJECT)) || (json_is_array(v) && (shape->told & MU_JS_ARRAY))) {
-        mu_js_fail(s, MU_EUNSUPPORTED, shape->members.p[0].schema,
-                   "an object or array in 'enum' or 'const' is not supported beside other conditions on it");
+    const struct mu_ex *ex = mu_schema_literal(s, v);
+    if (json_is_string(v) && (shape->told & MU_SCHEMA_STRING))
+        return mu_ex_both(s->b, ex, mu_schema_string(s, &shape->members));
+    if (json_is_number(v) && (shape->told & MU_SCHEMA_NUMBER))
+        return mu_ex_both(s->b, ex, mu_schema_number(s, &shape->members, false));
+    if ((json_is_object(v) && (shape->told & MU_SCHEMA_OBJECT)) ||
+        (json_is_array(v) && (shape->told & MU_SCHEMA_ARRAY))) {
+        mu_schema_fail(s, MU_EUNSUPPORTED, shape->members.p[0].schema,
+                       "an object or array in 'enum' or 'const' is not supported beside other conditions on it");
     }
     return ex;
 }
 
-static const struct mu_ex *values(struct mu_js *s, const struct mu_js_shape *shape)
+static const struct mu_ex *values(struct mu_schema *s, const struct mu_schema_shape *shape)
 {
     struct mu_items items = {0};
     size_t n = shape->one_value ? 1 : json_array_size(shape->values);
     for (size_t i = 0; i < n && s->b->st == MU_OK; i++) {
         const json_t *v = shape->one_value ? shape->one_value : json_array_get(shape->values, i);
-        if (mu_js_value_fits(shape, v)) mu_items_add(s->b, &items, one_value(s, shape, v));
+        if (mu_schema_value_fits(shape, v)) mu_items_add(s->b, &items, one_value(s, shape, v));
     }
     return mu_ex_list(s->b, MU_EX_ALT, items.p, items.n);
 }
 
 /* ---- strings ---- */
 
-const struct mu_ex *mu_js_string(struct mu_js *s, const struct mu_js_all *members)
+const struct mu_ex *mu_schema_string(struct mu_schema *s, const struct mu_schema_all *members)
 {
     struct mu_gb *b = s->b;
     const struct mu_ex *body = NULL, *quote = mu_ex_text(b, "\"");
-    uint32_t min = mu_js_count(s, members, "minLength", true, 0);
-    uint32_t max = mu_js_count(s, members, "maxLength", false, MU_MANY);
+    uint32_t min = mu_schema_count(s, members, "minLength", true, 0);
+    uint32_t max = mu_schema_count(s, members, "maxLength", false, MU_MANY);
     for (uint32_t i = 0; i < members->n && b->st == MU_OK; i++) {
         const json_t *schema = members->p[i].schema;
         for (int k = 0; k < 2; k++) {
-            const json_t *v = mu_js_get(s, schema, k ? "format" : "pattern", "string");
+            const json_t *v = mu_schema_get(s, schema, k ? "format" : "pattern", "string");
             const char *text = v ? json_string_value(v) : NULL;
             char shown[48];
             if (!text) continue;
             size_t len = json_string_length(v);
             if (k) {
-                const char *format = mu_js_format(text);
+                const char *format = mu_schema_format(text);
                 if (!format) {
-                    mu_js_fail(s, MU_EUNSUPPORTED, schema, "the format '%s' is not supported",
-                               mu_text_show(text, len, shown, sizeof shown));
+                    mu_schema_fail(s, MU_EUNSUPPORTED, schema, "the format '%s' is not supported",
+                                   mu_text_show(text, len, shown, sizeof shown));
                     return NULL;
                 }
                 text = format;
@@ -133,35 +134,35 @@ const struct mu_ex *mu_js_string(struct mu_js *s, const struct mu_js_all *member
 /* ---- arrays ---- */
 
 /* Item number i; rest: one behind all that have a place of their own. */
-static const struct mu_ex *item(struct mu_js *s, const struct mu_js_all *members, size_t i)
+static const struct mu_ex *item(struct mu_schema *s, const struct mu_schema_all *members, size_t i)
 {
-    struct mu_js_all all = {0};
+    struct mu_schema_all all = {0};
     for (uint32_t k = 0; k < members->n; k++) {
         const json_t *schema = members->p[k].schema, *v = json_array_get(json_object_get(schema, "prefixItems"), i);
         if (!v) v = json_object_get(schema, "items");
-        if (v) mu_js_add(s, &all, v, false);
+        if (v) mu_schema_add(s, &all, v, false);
     }
-    return mu_js_ex(s, &all);
+    return mu_schema_ex(s, &all);
 }
 
-const struct mu_ex *mu_js_array(struct mu_js *s, const struct mu_js_all *members)
+const struct mu_ex *mu_schema_array(struct mu_schema *s, const struct mu_schema_all *members)
 {
     struct mu_gb *b = s->b;
-    uint32_t min = mu_js_count(s, members, "minItems", true, 0),
-             max = mu_js_count(s, members, "maxItems", false, MU_MANY);
+    uint32_t min = mu_schema_count(s, members, "minItems", true, 0),
+             max = mu_schema_count(s, members, "maxItems", false, MU_MANY);
     size_t n_place = 0;
     bool items = false;
     for (uint32_t i = 0; i < members->n; i++) {
-        const json_t *schema = members->p[i].schema, *v = mu_js_get(s, schema, "prefixItems", "list");
+        const json_t *schema = members->p[i].schema, *v = mu_schema_get(s, schema, "prefixItems", "list");
         size_t n = json_array_size(v);
         n_place = n > n_place ? n : n_place;
         v = json_object_get(schema, "items");
         items |= v != NULL;
         if (json_is_array(v))
-            mu_js_fail(s, MU_EUNSUPPORTED, schema, "'items' as a list is not supported; use 'prefixItems'");
+            mu_schema_fail(s, MU_EUNSUPPORTED, schema, "'items' as a list is not supported; use 'prefixItems'");
         if (json_is_false(v) && n < max) max = (uint32_t)n;
-        v = mu_js_get(s, schema, "uniqueItems", "boolean");
-        if (json_is_true(v)) mu_js_fail(s, MU_EUNSUPPORTED, schema, "the keyword 'uniqueItems' is not supported");
+        v = mu_schema_get(s, schema, "uniqueItems", "boolean");
+        if (json_is_true(v)) mu_schema_fail(s, MU_EUNSUPPORTED, schema, "the keyword 'uniqueItems' is not supported");
     }
     if (b->st != MU_OK) return NULL;
     if (max < min) return nothing(s);
@@ -185,34 +186,34 @@ const struct mu_ex *mu_js_array(struct mu_js *s, const struct mu_js_all *members
 /* ---- all together ---- */
 
 /* Every choice of one alternative of each anyOf, with what holds anyway. */
-static const struct mu_ex *alternatives(struct mu_js *s, const struct mu_js_shape *shape)
+static const struct mu_ex *alternatives(struct mu_schema *s, const struct mu_schema_shape *shape)
 {
     struct mu_items items = {0};
     size_t at[sizeof shape->choices / sizeof *shape->choices] = {0}, n = 1;
     for (uint32_t i = 0; i < shape->n_choice; i++) {
         n *= json_array_size(shape->choices[i]);
         if (n > ALTERNATIVES_MAX) {
-            mu_js_fail(s, MU_ELIMIT, shape->members.p[0].schema, "anyOf and oneOf make more than %d alternatives",
-                       ALTERNATIVES_MAX);
+            mu_schema_fail(s, MU_ELIMIT, shape->members.p[0].schema, "anyOf and oneOf make more than %d alternatives",
+                           ALTERNATIVES_MAX);
             return NULL;
         }
     }
     for (size_t k = 0; k < n && s->b->st == MU_OK; k++) {
-        struct mu_js_all all = {0};
+        struct mu_schema_all all = {0};
         size_t left = k;
         for (uint32_t i = 0; i < shape->n_choice; i++) {
             at[i] = left % json_array_size(shape->choices[i]);
             left /= json_array_size(shape->choices[i]);
         }
-        for (uint32_t i = 0; i < shape->members.n; i++) mu_js_add(s, &all, shape->members.p[i].schema, true);
+        for (uint32_t i = 0; i < shape->members.n; i++) mu_schema_add(s, &all, shape->members.p[i].schema, true);
         for (uint32_t i = 0; i < shape->n_choice; i++)
-            mu_js_add(s, &all, json_array_get(shape->choices[i], at[i]), false);
-        mu_items_add(s->b, &items, mu_js_ex(s, &all));
+            mu_schema_add(s, &all, json_array_get(shape->choices[i], at[i]), false);
+        mu_items_add(s->b, &items, mu_schema_ex(s, &all));
     }
     return mu_ex_list(s->b, MU_EX_ALT, items.p, items.n);
 }
 
-const struct mu_ex *mu_js_shape_ex(struct mu_js *s, const struct mu_js_shape *shape)
+const struct mu_ex *mu_schema_shape_ex(struct mu_schema *s, const struct mu_schema_shape *shape)
 {
     struct mu_gb *b = s->b;
     struct mu_items items = {0};
@@ -220,13 +221,14 @@ const struct mu_ex *mu_js_shape_ex(struct mu_js *s, const struct mu_js_shape *sh
     if (shape->nothing) return nothing(s);
     if (shape->n_choice) return alternatives(s, shape);
     if (shape->values || shape->one_value) return values(s, shape);
-    if (shape->types == MU_JS_ANY && !shape->told) return mu_ex_rule(b, s->j.value);
-    if (shape->types & MU_JS_OBJECT) mu_items_add(b, &items, mu_js_object(s, &shape->members));
-    if (shape->types & MU_JS_ARRAY) mu_items_add(b, &items, mu_js_array(s, &shape->members));
-    if (shape->types & MU_JS_STRING) mu_items_add(b, &items, mu_js_string(s, &shape->members));
-    if (shape->types & MU_JS_NUMBER)
-        mu_items_add(b, &items, mu_js_number(s, &shape->members, !(shape->types & MU_JS_FRACTION)));
-    if (shape->types & MU_JS_BOOL) mu_items_add(b, &items, MU_ALT(b, mu_ex_text(b, "true"), mu_ex_text(b, "false")));
-    if (shape->types & MU_JS_NULL) mu_items_add(b, &items, mu_ex_text(b, "null"));
+    if (shape->types == MU_SCHEMA_ANY && !shape->told) return mu_ex_rule(b, s->j.value);
+    if (shape->types & MU_SCHEMA_OBJECT) mu_items_add(b, &items, mu_schema_object(s, &shape->members));
+    if (shape->types & MU_SCHEMA_ARRAY) mu_items_add(b, &items, mu_schema_array(s, &shape->members));
+    if (shape->types & MU_SCHEMA_STRING) mu_items_add(b, &items, mu_schema_string(s, &shape->members));
+    if (shape->types & MU_SCHEMA_NUMBER)
+        mu_items_add(b, &items, mu_schema_number(s, &shape->members, !(shape->types & MU_SCHEMA_FRACTION)));
+    if (shape->types & MU_SCHEMA_BOOL)
+        mu_items_add(b, &items, MU_ALT(b, mu_ex_text(b, "true"), mu_ex_text(b, "false")));
+    if (shape->types & MU_SCHEMA_NULL) mu_items_add(b, &items, mu_ex_text(b, "null"));
     return mu_ex_list(b, MU_EX_ALT, items.p, items.n);
 }

@@ -37,7 +37,7 @@ static const struct {
     {"uri", "[A-Za-z][A-Za-z0-9+.-]{0,15}:(?:[A-Za-z0-9._~:/?#@!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){1,2000}"},
 };
 
-const char *mu_js_format(const char *name)
+const char *mu_schema_format(const char *name)
 {
     for (size_t i = 0; i < sizeof FORMATS / sizeof *FORMATS; i++) {
         if (!strcmp(FORMATS[i].name, name)) return FORMATS[i].regex;

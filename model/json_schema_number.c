@@ -18,7 +18,7 @@ struct decimal {
     uint32_t n_whole, n_fraction;
 };
 
-/* Of what mu_js_number_text writes: sign, digits, point, digits, exponent. */
+/* Of what mu_schema_number_text writes: sign, digits, point, digits, exponent. */
 static bool read_decimal(const char *text, struct decimal *d)
 {
     char digits[64] = "";
@@ -131,17 +131,17 @@ static const struct mu_ex *bounded(struct mu_gb *b, const struct decimal *d, boo
     return greater ? MU_ALT(b, other, MU_SEQ(b, minus, within)) : MU_ALT(b, MU_SEQ(b, minus, other), within);
 }
 
-static const struct mu_ex *multiple(struct mu_js *s, const json_t *schema, const json_t *v, bool *integer,
+static const struct mu_ex *multiple(struct mu_schema *s, const json_t *schema, const json_t *v, bool *integer,
                                     uint32_t *places)
 {
     struct decimal d;
     char text[48];
     double x = json_number_value(v);
     if (!(x > 0)) {
-        mu_js_fail(s, MU_EFORMAT, schema, "'multipleOf' must be greater than 0");
+        mu_schema_fail(s, MU_EFORMAT, schema, "'multipleOf' must be greater than 0");
         return NULL;
     }
-    bool known = mu_js_number_text(v, text, sizeof text) && read_decimal(text, &d);
+    bool known = mu_schema_number_text(v, text, sizeof text) && read_decimal(text, &d);
     if (known && !d.n_fraction && x <= MULTIPLE_MAX) {
         *integer = true;
         return MU_SEQ(s->b, mu_ex_repeat(s->b, mu_ex_text(s->b, "-"), 0, 1), mu_ex_multiple(s->b, (uint32_t)x));
@@ -151,12 +151,13 @@ static const struct mu_ex *multiple(struct mu_js *s, const json_t *schema, const
         *places = d.n_fraction < *places ? d.n_fraction : *places;
         return NULL;
     }
-    mu_js_fail(s, MU_EUNSUPPORTED, schema,
-               "'multipleOf' is supported for whole numbers up to %d and for 0.1, 0.01, 0.001 and so on", MULTIPLE_MAX);
+    mu_schema_fail(s, MU_EUNSUPPORTED, schema,
+                   "'multipleOf' is supported for whole numbers up to %d and for 0.1, 0.01, 0.001 and so on",
+                   MULTIPLE_MAX);
     return NULL;
 }
 
-const struct mu_ex *mu_js_number(struct mu_js *s, const struct mu_js_all *members, bool integer)
+const struct mu_ex *mu_schema_number(struct mu_schema *s, const struct mu_schema_all *members, bool integer)
 {
     static const struct {
         const char *key;
@@ -173,15 +174,15 @@ const struct mu_ex *mu_js_number(struct mu_js *s, const struct mu_js_all *member
         for (size_t k = 0; k < sizeof bounds / sizeof *bounds; k++) {
             struct decimal d;
             char text[48];
-            v = mu_js_get(s, schema, bounds[k].key, "number");
+            v = mu_schema_get(s, schema, bounds[k].key, "number");
             if (!v) continue;
-            if (!mu_js_number_text(v, text, sizeof text) || !read_decimal(text, &d)) {
-                mu_js_fail(s, MU_ELIMIT, schema, "'%s' has too many digits", bounds[k].key);
+            if (!mu_schema_number_text(v, text, sizeof text) || !read_decimal(text, &d)) {
+                mu_schema_fail(s, MU_ELIMIT, schema, "'%s' has too many digits", bounds[k].key);
                 return NULL;
             }
             mu_items_add(b, &all, bounded(b, &d, bounds[k].greater, bounds[k].equal));
         }
-        v = mu_js_get(s, schema, "multipleOf", "number");
+        v = mu_schema_get(s, schema, "multipleOf", "number");
         if (v) mu_items_add(b, &all, multiple(s, schema, v, &integer, &places));
     }
     if (b->st != MU_OK) return NULL;

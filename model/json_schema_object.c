@@ -8,7 +8,7 @@
 
 struct name {
     const char *key;
-    struct mu_js_all value;
+    struct mu_schema_all value;
     bool required, never;
 };
 
@@ -19,8 +19,8 @@ struct pattern { /* of patternProperties, and whose */
 };
 
 struct object {
-    struct mu_js *s;
-    const struct mu_js_all *members;
+    struct mu_schema *s;
+    const struct mu_schema_all *members;
     struct name *names;
     struct pattern *patterns;
     uint32_t n_name, n_pattern;
@@ -29,7 +29,7 @@ struct object {
 
 /* ---- names ---- */
 
-static const struct mu_ex *pattern_ex(struct mu_js *s, const char *text)
+static const struct mu_ex *pattern_ex(struct mu_schema *s, const char *text)
 {
     const struct mu_ex *quote = mu_ex_text(s->b, "\"");
     return MU_SEQ(s->b, quote, mu_regex_parse(s->b, text, strlen(text), false, mu_json_encode), quote);
@@ -40,7 +40,7 @@ static void find_patterns(struct object *o)
     struct mu_gb *b = o->s->b;
     uint32_t n = 0;
     for (uint32_t i = 0; i < o->members->n; i++)
-        n += (uint32_t)json_object_size(mu_js_get(o->s, o->members->p[i].schema, "patternProperties", "object"));
+        n += (uint32_t)json_object_size(mu_schema_get(o->s, o->members->p[i].schema, "patternProperties", "object"));
     o->patterns = mu_gb_alloc(b, n, sizeof *o->patterns);
     for (uint32_t i = 0; i < o->members->n && o->patterns; i++) {
         const json_t *schema = o->members->p[i].schema;
@@ -86,27 +86,27 @@ static void find_value(struct object *o, struct name *name)
         const json_t *schema = o->members->p[i].schema;
         const json_t *v = json_object_get(json_object_get(schema, "properties"), name->key);
         bool said = v != NULL;
-        if (v) mu_js_add(o->s, &name->value, v, false);
+        if (v) mu_schema_add(o->s, &name->value, v, false);
         for (uint32_t k = 0; k < o->n_pattern; k++) {
             const struct pattern *p = &o->patterns[k];
             if (p->schema != schema || !matches(o, p, name->key)) continue;
-            mu_js_add(o->s, &name->value, p->value, false);
+            mu_schema_add(o->s, &name->value, p->value, false);
             said = true;
         }
         v = json_object_get(schema, "additionalProperties");
-        if (!said && v) mu_js_add(o->s, &name->value, v, false);
+        if (!said && v) mu_schema_add(o->s, &name->value, v, false);
     }
     for (uint32_t i = 0; i < name->value.n; i++) name->never |= json_is_false(name->value.p[i].schema);
 }
 
 static void find_names(struct object *o)
 {
-    struct mu_js *s = o->s;
+    struct mu_schema *s = o->s;
     size_t n = 0, i;
     for (uint32_t m = 0; m < o->members->n; m++) {
         const json_t *schema = o->members->p[m].schema;
-        n += json_object_size(mu_js_get(s, schema, "properties", "object"));
-        n += json_array_size(mu_js_get(s, schema, "required", "list"));
+        n += json_object_size(mu_schema_get(s, schema, "properties", "object"));
+        n += json_array_size(mu_schema_get(s, schema, "required", "list"));
     }
     o->names = mu_gb_alloc(s->b, n, sizeof *o->names);
     for (uint32_t m = 0; m < o->members->n && o->names; m++) {
@@ -120,7 +120,7 @@ static void find_names(struct object *o)
         json_array_foreach(json_object_get(schema, "required"), i, value)
         {
             if (!json_is_string(value)) {
-                mu_js_fail(s, MU_EFORMAT, schema, "'required' must be a list of strings");
+                mu_schema_fail(s, MU_EFORMAT, schema, "'required' must be a list of strings");
                 return;
             }
             name_of(o, json_string_value(value))->required = true;
@@ -163,32 +163,32 @@ static const struct mu_ex *other_names(struct object *o, uint32_t but)
 /* A member whose name is not named; NULL: there are none. */
 static const struct mu_ex *other_member(struct object *o)
 {
-    struct mu_js *s = o->s;
+    struct mu_schema *s = o->s;
     struct mu_items items = {0};
     for (uint32_t k = 0; k <= o->n_pattern && s->b->st == MU_OK; k++) {
         bool last = k == o->n_pattern;
-        struct mu_js_all value = {0};
+        struct mu_schema_all value = {0};
         if (last && !o->rest) break;
-        if (!last) mu_js_add(s, &value, o->patterns[k].value, false);
+        if (!last) mu_schema_add(s, &value, o->patterns[k].value, false);
         for (uint32_t m = 0; m < o->members->n; m++) {
             const json_t *schema = o->members->p[m].schema, *v = json_object_get(schema, "additionalProperties");
-            if (v && (last || o->patterns[k].schema != schema)) mu_js_add(s, &value, v, false);
+            if (v && (last || o->patterns[k].schema != schema)) mu_schema_add(s, &value, v, false);
         }
         bool never = false;
         for (uint32_t i = 0; i < value.n; i++) never |= json_is_false(value.p[i].schema);
         if (never) continue;
         mu_items_add(s->b, &items,
-                     MU_SEQ(s->b, other_names(o, last ? MU_MANY : k), mu_json_colon(s->b), mu_js_ex(s, &value)));
+                     MU_SEQ(s->b, other_names(o, last ? MU_MANY : k), mu_json_colon(s->b), mu_schema_ex(s, &value)));
     }
     return items.n ? mu_ex_list(s->b, MU_EX_ALT, items.p, items.n) : NULL;
 }
 
 static const struct mu_ex *inside(struct object *o)
 {
-    struct mu_js *s = o->s;
+    struct mu_schema *s = o->s;
     struct mu_gb *b = s->b;
-    uint32_t min = mu_js_count(s, o->members, "minProperties", true, 0);
-    uint32_t max = mu_js_count(s, o->members, "maxProperties", false, MU_MANY), n_required = 0, n_possible = 0;
+    uint32_t min = mu_schema_count(s, o->members, "minProperties", true, 0);
+    uint32_t max = mu_schema_count(s, o->members, "maxProperties", false, MU_MANY), n_required = 0, n_possible = 0;
     struct mu_items kids = {0};
     bool *required = mu_gb_alloc(b, o->n_name + 2u, sizeof *required);
     const struct mu_ex *rest = b->st == MU_OK ? other_member(o) : NULL, *comma = mu_json_comma(b, &s->j);
@@ -201,14 +201,14 @@ static const struct mu_ex *inside(struct object *o)
         n_required += x->required;
         required[kids.n] = x->required;
         mu_items_add(b, &kids,
-                     MU_SEQ(b, mu_json_text(b, x->key, strlen(x->key)), mu_json_colon(b), mu_js_ex(s, &x->value)));
+                     MU_SEQ(b, mu_json_text(b, x->key, strlen(x->key)), mu_json_colon(b), mu_schema_ex(s, &x->value)));
     }
     if (b->st != MU_OK) return NULL;
     if (max < n_required || max < min) return mu_ex_list(b, MU_EX_ALT, NULL, 0);
     bool counted = min > n_required || max < n_possible || (rest && max != MU_MANY);
     if (counted && n_required < n_possible) {
-        mu_js_fail(s, MU_EUNSUPPORTED, o->members->p[0].schema,
-                   "'minProperties' and 'maxProperties' beside properties that are not required are not supported");
+        mu_schema_fail(s, MU_EUNSUPPORTED, o->members->p[0].schema,
+                       "'minProperties' and 'maxProperties' beside properties that are not required are not supported");
         return NULL;
     }
     if (!counted) {
@@ -223,7 +223,7 @@ static const struct mu_ex *inside(struct object *o)
                   mu_ex_repeat(b, MU_SEQ(b, comma, rest), min, max));
 }
 
-const struct mu_ex *mu_js_object(struct mu_js *s, const struct mu_js_all *members)
+const struct mu_ex *mu_schema_object(struct mu_schema *s, const struct mu_schema_all *members)
 {
     struct object o = {.s = s, .members = members};
     const struct mu_ex *ex = NULL;

@@ -39,29 +39,29 @@ static const struct {
     {"discriminator", 0},
     {"strict", 0},
     /* of types */
-    {"properties", MU_JS_OBJECT},
-    {"required", MU_JS_OBJECT},
-    {"additionalProperties", MU_JS_OBJECT},
-    {"patternProperties", MU_JS_OBJECT},
-    {"minProperties", MU_JS_OBJECT},
-    {"maxProperties", MU_JS_OBJECT},
-    {"items", MU_JS_ARRAY},
-    {"prefixItems", MU_JS_ARRAY},
-    {"minItems", MU_JS_ARRAY},
-    {"maxItems", MU_JS_ARRAY},
-    {"uniqueItems", MU_JS_ARRAY},
-    {"minLength", MU_JS_STRING},
-    {"maxLength", MU_JS_STRING},
-    {"pattern", MU_JS_STRING},
-    {"format", MU_JS_STRING},
-    {"minimum", MU_JS_NUMBER},
-    {"maximum", MU_JS_NUMBER},
-    {"exclusiveMinimum", MU_JS_NUMBER},
-    {"exclusiveMaximum", MU_JS_NUMBER},
-    {"multipleOf", MU_JS_NUMBER},
+    {"properties", MU_SCHEMA_OBJECT},
+    {"required", MU_SCHEMA_OBJECT},
+    {"additionalProperties", MU_SCHEMA_OBJECT},
+    {"patternProperties", MU_SCHEMA_OBJECT},
+    {"minProperties", MU_SCHEMA_OBJECT},
+    {"maxProperties", MU_SCHEMA_OBJECT},
+    {"items", MU_SCHEMA_ARRAY},
+    {"prefixItems", MU_SCHEMA_ARRAY},
+    {"minItems", MU_SCHEMA_ARRAY},
+    {"maxItems", MU_SCHEMA_ARRAY},
+    {"uniqueItems", MU_SCHEMA_ARRAY},
+    {"minLength", MU_SCHEMA_STRING},
+    {"maxLength", MU_SCHEMA_STRING},
+    {"pattern", MU_SCHEMA_STRING},
+    {"format", MU_SCHEMA_STRING},
+    {"minimum", MU_SCHEMA_NUMBER},
+    {"maximum", MU_SCHEMA_NUMBER},
+    {"exclusiveMinimum", MU_SCHEMA_NUMBER},
+    {"exclusiveMaximum", MU_SCHEMA_NUMBER},
+    {"multipleOf", MU_SCHEMA_NUMBER},
 };
 
-static void check_keywords(struct mu_js *s, const json_t *schema)
+static void check_keywords(struct mu_schema *s, const json_t *schema)
 {
     const char *key;
     json_t *value;
@@ -72,12 +72,12 @@ static void check_keywords(struct mu_js *s, const json_t *schema)
             known = !strcmp(key, KEYWORDS[i].name);
         char shown[48];
         if (!known) {
-            mu_js_fail(s, MU_EUNSUPPORTED, schema, "the keyword '%s' is not supported",
-                       mu_text_show(key, strlen(key), shown, sizeof shown));
+            mu_schema_fail(s, MU_EUNSUPPORTED, schema, "the keyword '%s' is not supported",
+                           mu_text_show(key, strlen(key), shown, sizeof shown));
             return;
         }
         if (!strcmp(key, "$id") && schema != s->root) {
-            mu_js_fail(s, MU_EUNSUPPORTED, schema, "the keyword '$id' is supported at the root only");
+            mu_schema_fail(s, MU_EUNSUPPORTED, schema, "the keyword '$id' is supported at the root only");
             return;
         }
     }
@@ -109,13 +109,13 @@ static const char *pointer_step(const char *p, char *name, size_t size)
     return p;
 }
 
-static const json_t *follow(struct mu_js *s, const json_t *schema, const char *ref)
+static const json_t *follow(struct mu_schema *s, const json_t *schema, const char *ref)
 {
     const json_t *at = s->root;
     char name[256], shown[80];
     mu_text_show(ref, strlen(ref), shown, sizeof shown);
     if (ref[0] != '#' || (ref[1] && ref[1] != '/')) {
-        mu_js_fail(s, MU_EUNSUPPORTED, schema, "'$ref' to '%s' is not supported; only '#' and '#/…' are", shown);
+        mu_schema_fail(s, MU_EUNSUPPORTED, schema, "'$ref' to '%s' is not supported; only '#' and '#/…' are", shown);
         return NULL;
     }
     for (const char *p = ref + 1; *p == '/' && at;) {
@@ -128,7 +128,7 @@ static const json_t *follow(struct mu_js *s, const json_t *schema, const char *r
             at = json_object_get(at, name);
         }
     }
-    if (!at) mu_js_fail(s, MU_EFORMAT, schema, "'$ref' to '%s' leads nowhere", shown);
+    if (!at) mu_schema_fail(s, MU_EFORMAT, schema, "'$ref' to '%s' leads nowhere", shown);
     return at;
 }
 
@@ -136,14 +136,14 @@ static const json_t *follow(struct mu_js *s, const json_t *schema, const char *r
 
 enum { PARTS_MAX = 4096 };
 
-static void spread(struct mu_js *s, const struct mu_js_all *all, struct mu_js_shape *out)
+static void spread(struct mu_schema *s, const struct mu_schema_all *all, struct mu_schema_shape *out)
 {
-    struct mu_js_all todo = {0};
-    for (uint32_t i = 0; i < all->n; i++) mu_js_add(s, &todo, all->p[i].schema, all->p[i].bare);
+    struct mu_schema_all todo = {0};
+    for (uint32_t i = 0; i < all->n; i++) mu_schema_add(s, &todo, all->p[i].schema, all->p[i].bare);
     for (uint32_t i = 0; i < todo.n && s->b->st == MU_OK; i++) {
         const json_t *schema = todo.p[i].schema, *v;
         if (todo.n > PARTS_MAX) {
-            mu_js_fail(s, MU_ELIMIT, schema, "more than %d schemas hold for one value", PARTS_MAX);
+            mu_schema_fail(s, MU_ELIMIT, schema, "more than %d schemas hold for one value", PARTS_MAX);
             return;
         }
         if (json_is_boolean(schema)) {
@@ -155,19 +155,19 @@ static void spread(struct mu_js *s, const struct mu_js_all *all, struct mu_js_sh
                        "schema: where a schema should be there is neither an object nor true or false");
             return;
         }
-        mu_js_add(s, &out->members, schema, true);
+        mu_schema_add(s, &out->members, schema, true);
         if (todo.p[i].bare) continue;
         check_keywords(s, schema);
-        if ((v = mu_js_get(s, schema, "$ref", "string")) && (v = follow(s, schema, json_string_value(v))))
-            mu_js_add(s, &todo, v, false);
-        v = mu_js_get(s, schema, "allOf", "list");
-        for (size_t k = 0; k < json_array_size(v); k++) mu_js_add(s, &todo, json_array_get(v, k), false);
+        if ((v = mu_schema_get(s, schema, "$ref", "string")) && (v = follow(s, schema, json_string_value(v))))
+            mu_schema_add(s, &todo, v, false);
+        v = mu_schema_get(s, schema, "allOf", "list");
+        for (size_t k = 0; k < json_array_size(v); k++) mu_schema_add(s, &todo, json_array_get(v, k), false);
         for (int k = 0; k < 2; k++) {
-            v = mu_js_get(s, schema, k ? "oneOf" : "anyOf", "list");
+            v = mu_schema_get(s, schema, k ? "oneOf" : "anyOf", "list");
             if (!v) continue;
             if (out->n_choice == sizeof out->choices / sizeof *out->choices) {
-                mu_js_fail(s, MU_ELIMIT, schema, "more than %zu of anyOf and oneOf hold for one value",
-                           sizeof out->choices / sizeof *out->choices);
+                mu_schema_fail(s, MU_ELIMIT, schema, "more than %zu of anyOf and oneOf hold for one value",
+                               sizeof out->choices / sizeof *out->choices);
                 return;
             }
             out->choices[out->n_choice++] = v;
@@ -177,27 +177,28 @@ static void spread(struct mu_js *s, const struct mu_js_all *all, struct mu_js_sh
 
 /* ---- types ---- */
 
-static unsigned type_by_name(struct mu_js *s, const json_t *schema, const json_t *v)
+static unsigned type_by_name(struct mu_schema *s, const json_t *schema, const json_t *v)
 {
     static const struct {
         const char *name;
         unsigned type;
-    } types[] = {{"null", MU_JS_NULL},     {"boolean", MU_JS_BOOL},  {"object", MU_JS_OBJECT},  {"array", MU_JS_ARRAY},
-                 {"string", MU_JS_STRING}, {"number", MU_JS_NUMBER}, {"integer", MU_JS_INTEGER}};
+    } types[] = {{"null", MU_SCHEMA_NULL},      {"boolean", MU_SCHEMA_BOOL},  {"object", MU_SCHEMA_OBJECT},
+                 {"array", MU_SCHEMA_ARRAY},    {"string", MU_SCHEMA_STRING}, {"number", MU_SCHEMA_NUMBER},
+                 {"integer", MU_SCHEMA_INTEGER}};
     const char *name = json_string_value(v);
     char shown[32];
     for (size_t i = 0; name && i < sizeof types / sizeof *types; i++) {
         if (!strcmp(name, types[i].name)) return types[i].type;
     }
-    mu_js_fail(s, MU_EFORMAT, schema, "the type '%s' is not known",
-               name ? mu_text_show(name, strlen(name), shown, sizeof shown) : "(no string)");
+    mu_schema_fail(s, MU_EFORMAT, schema, "the type '%s' is not known",
+                   name ? mu_text_show(name, strlen(name), shown, sizeof shown) : "(no string)");
     return 0;
 }
 
-static void find_types(struct mu_js *s, struct mu_js_shape *out)
+static void find_types(struct mu_schema *s, struct mu_schema_shape *out)
 {
     bool explicit = false;
-    out->types = MU_JS_ANY;
+    out->types = MU_SCHEMA_ANY;
     for (uint32_t i = 0; i < out->members.n; i++) {
         const json_t *schema = out->members.p[i].schema, *v = json_object_get(schema, "type");
         out->told |= told_by(schema);
@@ -215,10 +216,10 @@ static void find_types(struct mu_js *s, struct mu_js_shape *out)
     if (!explicit && out->told) out->types = out->told;
 }
 
-static void find_values(struct mu_js *s, struct mu_js_shape *out)
+static void find_values(struct mu_schema *s, struct mu_schema_shape *out)
 {
     for (uint32_t i = 0; i < out->members.n; i++) {
-        const json_t *schema = out->members.p[i].schema, *v = mu_js_get(s, schema, "enum", "list");
+        const json_t *schema = out->members.p[i].schema, *v = mu_schema_get(s, schema, "enum", "list");
         if (v && !out->values) out->values = v;
         v = json_object_get(schema, "const");
         if (v && !out->one_value) out->one_value = v;
@@ -243,19 +244,19 @@ static bool in_list(const json_t *list, const json_t *value)
 static unsigned type_of(const json_t *v)
 {
     switch (json_typeof(v)) {
-    case JSON_NULL: return MU_JS_NULL;
+    case JSON_NULL: return MU_SCHEMA_NULL;
     case JSON_TRUE:
-    case JSON_FALSE: return MU_JS_BOOL;
-    case JSON_OBJECT: return MU_JS_OBJECT;
-    case JSON_ARRAY: return MU_JS_ARRAY;
-    case JSON_STRING: return MU_JS_STRING;
-    case JSON_INTEGER: return MU_JS_INTEGER;
-    case JSON_REAL: return trunc(json_real_value(v)) == json_real_value(v) ? MU_JS_INTEGER : MU_JS_FRACTION;
+    case JSON_FALSE: return MU_SCHEMA_BOOL;
+    case JSON_OBJECT: return MU_SCHEMA_OBJECT;
+    case JSON_ARRAY: return MU_SCHEMA_ARRAY;
+    case JSON_STRING: return MU_SCHEMA_STRING;
+    case JSON_INTEGER: return MU_SCHEMA_INTEGER;
+    case JSON_REAL: return trunc(json_real_value(v)) == json_real_value(v) ? MU_SCHEMA_INTEGER : MU_SCHEMA_FRACTION;
     }
     return 0;
 }
 
-bool mu_js_value_fits(const struct mu_js_shape *shape, const json_t *value)
+bool mu_schema_value_fits(const struct mu_schema_shape *shape, const json_t *value)
 {
     bool typed = false;
     for (uint32_t i = 0; i < shape->members.n; i++) {
@@ -268,7 +269,7 @@ bool mu_js_value_fits(const struct mu_js_shape *shape, const json_t *value)
     return !typed || (type_of(value) & shape->types);
 }
 
-void mu_js_shape_of(struct mu_js *s, const struct mu_js_all *all, struct mu_js_shape *out)
+void mu_schema_shape_of(struct mu_schema *s, const struct mu_schema_all *all, struct mu_schema_shape *out)
 {
     memset(out, 0, sizeof *out);
     spread(s, all, out);

@@ -76,10 +76,37 @@ static struct mu_embed embed_of(const Muster__Internal__V1__EngineEmbed *m)
     };
 }
 
+/* Its text is the message's. */
+static struct mu_constraint_text constraint_of(const Muster__Internal__V1__EngineSubmit *m)
+{
+    struct mu_constraint_text t = {.kind = MU_CONSTRAINT_NONE, .text = ""};
+    switch (m->constraint_case) {
+    case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_JSON_SCHEMA:
+        t.kind = MU_CONSTRAINT_JSON_SCHEMA;
+        t.text = m->json_schema;
+        break;
+    case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_REGEX:
+        t.kind = MU_CONSTRAINT_REGEX;
+        t.text = m->regex;
+        break;
+    case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_GRAMMAR:
+        t.kind = MU_CONSTRAINT_GBNF;
+        t.text = m->grammar;
+        break;
+    case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_JSON:
+        if (m->json) t.kind = MU_CONSTRAINT_JSON;
+        break;
+    default: break;
+    }
+    t.len = strlen(t.text);
+    return t;
+}
+
 static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__EngineSubmit *m)
 {
     size_t n = m->n_prompt + m->n_emitted + m->n_end_ids, bytes; /* each bounded by the message's size */
-    if (!mu_mul_size(n, sizeof(int32_t), &bytes)) return NULL;
+    struct mu_constraint_text constraint = constraint_of(m);
+    if (!mu_mul_size(n, sizeof(int32_t), &bytes) || !mu_add_size(bytes, constraint.len + 1, &bytes)) return NULL;
     struct mu_engine_command *c = mu_malloc(sizeof *c + bytes);
     if (!c) return NULL;
     const Muster__V1__Sampling *p = m->sampling;
@@ -87,7 +114,9 @@ static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__E
     if (m->n_prompt) memcpy(prompt, m->prompt, m->n_prompt * sizeof *prompt);
     if (m->n_emitted) memcpy(emitted, m->emitted, m->n_emitted * sizeof *emitted);
     if (m->n_end_ids) memcpy(end, m->end_ids, m->n_end_ids * sizeof *end);
+    constraint.text = memcpy(end + m->n_end_ids, constraint.text, constraint.len + 1);
     c->kind = MU_ENGINE_SUBMIT;
+    c->constraint = constraint;
     c->request = (struct mu_sched_request){
         .id = m->request,
         .prompt = prompt,

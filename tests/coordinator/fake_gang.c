@@ -99,8 +99,22 @@ static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *
         const Muster__Internal__V1__EngineSubmit *q = m->submit;
         pthread_mutex_lock(&f->lock);
         if (f->n_submit < MAX_SUBMITS)
-            f->submit[f->n_submit++] = (struct submitted){
-                l->epoch, q->request, q->n_prompt, q->n_emitted, q->embed ? (int)q->embed->pooling : 0, l->n_active};
+            f->submit[f->n_submit++] = (struct submitted){.epoch = l->epoch,
+                                                          .request = q->request,
+                                                          .n_prompt = q->n_prompt,
+                                                          .n_emitted = q->n_emitted,
+                                                          .embed = q->embed ? (int)q->embed->pooling : 0,
+                                                          .n_active = l->n_active};
+        struct submitted *last = &f->submit[f->n_submit - 1];
+        last->constraint = (int)q->constraint_case;
+        const char *text = "";
+        switch (q->constraint_case) {
+        case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_JSON_SCHEMA: text = q->json_schema; break;
+        case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_REGEX: text = q->regex; break;
+        case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_GRAMMAR: text = q->grammar; break;
+        default: break;
+        }
+        snprintf(last->constraint_text, sizeof last->constraint_text, "%s", text);
         pthread_mutex_unlock(&f->lock);
         for (size_t i = 0; i < q->n_prompt; i++)
             if (atomic_load(&f->poison) && q->prompt[i] == atomic_load(&f->poison)) l->poisoned = true;
@@ -142,8 +156,10 @@ static void died(struct leader *l, int culprit, const char *reason)
     e.epoch = l->epoch;
     e.event_case = MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_DIED;
     e.died = &d;
-    mu_rpc_call_send(l->call, &e.base);
-    mu_rpc_call_finish(l->call, MU_RPC_OK, "%s", "");
+    struct mu_rpc_call *call = mu_rpc_call_retain(l->call); /* once it is told, the next gang frees this leader */
+    mu_rpc_call_send(call, &e.base);
+    mu_rpc_call_finish(call, MU_RPC_OK, "%s", "");
+    mu_rpc_call_release(call);
 }
 
 /* One id for everybody, then a moment's rest. */

@@ -11,8 +11,10 @@ enum { FAKE_D_MODEL = 12, MAX_SUBMITS = 256, MAX_ACTIVE = 64 };
 struct submitted {
     uint64_t epoch, request;
     size_t n_prompt, n_emitted;
-    int embed;    /* its pooling; 0: it generates */
-    int n_active; /* of the leader when it came, without itself */
+    int embed;      /* its pooling; 0: it generates */
+    int n_active;   /* of the leader when it came, without itself */
+    int constraint; /* the case of its oneof */
+    char constraint_text[64];
 };
 
 struct fake_gang {

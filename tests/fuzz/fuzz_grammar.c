@@ -121,7 +121,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     if (!len || len > TEXT_MAX_BYTES) return 0;
     if (data[0] & LITTLE_MEMORY) mu_alloc_fail_at(1 + data[0] / 8);
     enum mu_status st =
-        mu_grammar_compile((enum mu_constraint_kind)(data[0] % 4), (const char *)data + 1, len - 1, &g, &err);
+        mu_grammar_compile((enum mu_constraint_kind)(1 + data[0] % 4), (const char *)data + 1, len - 1, &g, &err);
     mu_alloc_fail_at(0);
     if (st != MU_OK) {
         expect(!g, "nothing is set on failure");
@@ -143,7 +143,7 @@ bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
     size_t len = strlen(seeds[n].text);
     uint8_t *data = malloc(len + 1);
     if (!data) return false;
-    data[0] = (uint8_t)seeds[n].kind;
+    data[0] = (uint8_t)(seeds[n].kind - 1);
     memcpy(data + 1, seeds[n].text, len);
     *data_out = data;
     *len_out = len + 1;

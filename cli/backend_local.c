@@ -278,7 +278,8 @@ static enum mu_status generate(struct local *l, struct stream *s, const struct m
         if (stopped || a->interrupted || a->full) break;
         l->held[l->n_held] = id; /* there is room: the context is not full */
         MU_TRY(st, allow_next(l, l->held + a->n_prompt, l->n_held + 1 - (size_t)a->n_prompt, err), done);
-        MU_TRY(st, feed(l, &id, 1, sampling, &id, err), done);
+        int32_t fed = id; /* feed keeps what it was given, and that is not where the next one goes */
+        MU_TRY(st, feed(l, &fed, 1, sampling, &id, err), done);
         if (id < 0)
             return mu_fail(err, MU_ENONFINITE,
                            "the logits after token %d are not finite: the file's weights may be damaged", a->n_new);

@@ -164,7 +164,7 @@ enum mu_status mu_constraints_add(struct mu_constraints *c, uint64_t request, co
     struct request *r = mu_calloc(1, sizeof *r);
     if (!r) return mu_fail(err, MU_ENOMEM, "no memory for constraints");
     r->id = request;
-    struct language *l;
+    struct language *l = NULL;
     MU_TRY(st, vocab_open(c, err), fail);
     MU_TRY(st, language_get(c, text, &l, err), fail);
     r->language = l;

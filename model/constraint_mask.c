@@ -8,7 +8,9 @@
  *   2. Most of a walk does not ask what comes behind the rule it is in. So for a node of the automaton two things are
  *      worked out once, with nothing known about its context: the tokens that are read within the rule; and the spans
  *      of the trie that lie behind an end of the rule. A mask is then the first, and a walk over the second alone.
- *   3. Nodes that no token can tell apart share that: in a string of at most 1,000 characters, the first 900 or so, as
+ *   3. Where any plain text of so many characters can be read, as in a string, the tokens of plain text are known before
+ *      (mu_constraint_vocab.plain), and of the trie only what has other tokens is walked: a seventh.
+ *   4. Nodes that no token can tell apart share that: in a string of at most 1,000 characters, the first 900 or so, as
  *      tokens are short (grammar_refine.c, with as many rounds as the longest token has bytes).
  *
  * What is kept is only ever a memory of a walk, so a mask does not depend on what was asked before. */
@@ -23,6 +25,8 @@ enum {
     COSTLY = 256,   /* visits that make a mask worth keeping */
     KEPT_BYTES = 4 << 20,
     KEPT_MAX = 256,
+    CALL_BYTES = 64 << 20, /* what one call may take beside what is kept */
+    PLAIN_STATES = 8,
     PLACES_LOCAL = 16, /* a state of more places is walked whole */
 };
 
@@ -135,6 +139,64 @@ static bool span_add(struct spans *s, uint32_t from, uint32_t to)
     return true;
 }
 
+/* Every state that a plain character can lead to from `from`, into to[*n_to]. false: some character is not taken, or
+ * there are too many states (or a failure, which the walk will meet again). A byte of each class stands for all. */
+static bool plain_step(struct mu_masker *m, uint32_t from, uint32_t *to, uint32_t *n_to)
+{
+    static const struct {
+        uint8_t lo, hi, second_lo, second_hi, more; /* more: bytes behind the second, each 80…BF */
+    } forms[] = {{' ', '!', 0, 0, 0},         {'#', '[', 0, 0, 0},         {']', '~', 0, 0, 0},
+                 {0xC2, 0xDF, 0x80, 0xBF, 0}, {0xE0, 0xE0, 0xA0, 0xBF, 1}, {0xE1, 0xEC, 0x80, 0xBF, 1},
+                 {0xED, 0xED, 0x80, 0x9F, 1}, {0xEE, 0xEF, 0x80, 0xBF, 1}, {0xF0, 0xF0, 0x90, 0xBF, 2},
+                 {0xF1, 0xF3, 0x80, 0xBF, 2}, {0xF4, 0xF4, 0x80, 0x8F, 2}};
+    const struct mu_grammar *g = m->g;
+    for (size_t f = 0; f < sizeof forms / sizeof *forms; f++) {
+        uint32_t now[PLAIN_STATES], n = 1, next[PLAIN_STATES], n_next;
+        now[0] = from;
+        for (int at = 0, length = forms[f].second_hi ? 2 + forms[f].more : 1; at < length; at++, n = n_next) {
+            int lo = at == 0 ? forms[f].lo : at == 1 ? forms[f].second_lo : 0x80;
+            int hi = at == 0 ? forms[f].hi : at == 1 ? forms[f].second_hi : 0xBF;
+            n_next = 0;
+            for (uint32_t i = 0; i < n; i++) {
+                for (int b = lo, seen = -1; b <= hi; seen = g->byte_class[b++]) {
+                    if (g->byte_class[b] == seen) continue;
+                    uint32_t state = mu_states_next(&m->states, now[i], (uint8_t)b), k = 0;
+                    if (state == MU_STATE_DEAD || state == MU_STATE_FAIL) return false;
+                    while (k < n_next && next[k] != state) k++;
+                    if (k < n_next) continue;
+                    if (n_next == PLAIN_STATES) return false;
+                    next[n_next++] = state;
+                }
+            }
+            memcpy(now, next, n_next * sizeof *now);
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t k = 0;
+            while (k < *n_to && to[k] != now[i]) k++;
+            if (k < *n_to) continue;
+            if (*n_to == PLAIN_STATES) return false;
+            to[(*n_to)++] = now[i];
+        }
+    }
+    return true;
+}
+
+/* How many plain characters `state` takes whatever they are, at most MU_PLAIN_MAX. */
+static uint32_t plain_taken(struct mu_masker *m, uint32_t state)
+{
+    uint32_t now[PLAIN_STATES] = {state}, n = 1;
+    for (uint32_t chars = 0; chars < MU_PLAIN_MAX; chars++) {
+        uint32_t next[PLAIN_STATES], n_next = 0;
+        for (uint32_t i = 0; i < n; i++) {
+            if (!plain_step(m, now[i], next, &n_next)) return chars;
+        }
+        if (n_next == n && !memcmp(next, now, n * sizeof *now)) return MU_PLAIN_MAX; /* it goes round */
+        memcpy(now, next, n_next * sizeof *now);
+        n = n_next;
+    }
+    return MU_PLAIN_MAX;
+}
+
 static enum mu_status walk_local(struct mu_masker *m, uint32_t node, uint32_t *words, struct spans *spans,
                                  struct mu_err *err)
 {
@@ -142,9 +204,19 @@ static enum mu_status walk_local(struct mu_masker *m, uint32_t node, uint32_t *w
     struct mu_states *s = &m->states;
     uint32_t state = mu_states_local(s, node);
     if (state == MU_STATE_FAIL) return s->st;
+    uint32_t chars = plain_taken(m, state), skip = 0; /* subtrees of plain texts this long are not walked */
+    for (int k = MU_PLAIN_STEPS; k-- > 0 && !skip;) {
+        if (chars < mu_plain_chars[k]) continue;
+        skip = mu_plain_chars[k];
+        memcpy(words, m->v->plain[k], m->n_word * sizeof *words);
+    }
     begin_walk(m, state);
     for (uint32_t i = 1; i < m->v->n_node;) {
         const struct mu_trie_node *x = &nodes[i];
+        if (x->plain <= skip) {
+            i = x->end;
+            continue;
+        }
         m->n_visit++;
         uint32_t next = mu_states_next(s, m->path[x->depth - 1], x->byte);
         if (next == MU_STATE_FAIL) return s->st;
@@ -279,7 +351,7 @@ enum mu_status mu_masker_collect(struct mu_masker *m, struct mu_err *err)
     for (uint32_t i = 0; i < m->n_kept; i++) m->kept[i].state = MU_STATE_DEAD;
     /* what lives is what texts need: where that is much, wait for as much again */
     m->next_collect = m->states.bytes * 2 > m->max_bytes / 2 ? m->states.bytes * 2 : m->max_bytes / 2;
-    m->states.bytes_max = m->next_collect * 4;
+    m->states.bytes_max = m->next_collect * 4 + CALL_BYTES;
     return MU_OK;
 }
 
@@ -313,7 +385,7 @@ enum mu_status mu_masker_create(const struct mu_grammar *g, const struct mu_cons
         goto fail;
     }
     MU_TRY(st, mu_states_open(&m->states, g, err), fail);
-    m->states.bytes_max = m->next_collect * 4;
+    m->states.bytes_max = m->next_collect * 4 + CALL_BYTES;
     *m_out = m;
     return MU_OK;
 fail:

@@ -12,14 +12,20 @@ struct mu_trie_node {
     int32_t id;      /* token that ends here, -1: none */
     uint16_t depth;
     uint8_t byte;
+    uint8_t plain; /* all tokens of its subtree are plain text (below) of at most so many characters; 255: no */
 };
+/* Plain text: whole characters, none of them a control character, '"' or '\\'. What a string takes, it takes of any
+ * token of plain text that is short enough. */
+enum { MU_PLAIN_STEPS = 6, MU_PLAIN_MAX = 64 };
+static const uint8_t mu_plain_chars[MU_PLAIN_STEPS] = {2, 4, 8, 16, 32, MU_PLAIN_MAX};
 struct mu_constraint_vocab {
     const struct mu_tokenizer *tok;
     int n_vocab;
     uint32_t n_node, depth_max;
     struct mu_trie_node *nodes;
-    int32_t *same; /* [n_vocab] another id with the same bytes, -1: no more */
-    int32_t *ends; /* ids that end a text */
+    uint32_t *plain[MU_PLAIN_STEPS]; /* masks of the tokens of plain text of at most mu_plain_chars characters */
+    int32_t *same;                   /* [n_vocab] another id with the same bytes, -1: no more */
+    int32_t *ends;                   /* ids that end a text */
     uint32_t n_end;
 };
 

@@ -4,6 +4,7 @@
 
 #include "base/alloc.h"
 #include "model/constraint_part.h"
+#include "model/utf8.h"
 
 enum { NODES_MAX = 1 << 26 };
 
@@ -48,6 +49,40 @@ static enum mu_status list_tokens(struct mu_constraint_vocab *v, struct entry *l
     }
     qsort(list, n, sizeof *list, by_bytes);
     *n_out = n;
+    return MU_OK;
+}
+
+/* Characters of a text that is plain; 255: it is not, or has too many. */
+static uint8_t plain_chars(const char *p, size_t n)
+{
+    uint32_t cp, count = 0;
+    for (size_t at = 0; at < n; count++) {
+        int step = mu_utf8_next(p + at, n - at, &cp);
+        if (!step || cp < ' ' || cp == 0x7F || cp == '"' || cp == '\\' || count == MU_PLAIN_MAX) return 255;
+        at += (size_t)step;
+    }
+    return (uint8_t)count;
+}
+
+static enum mu_status find_plain(struct mu_constraint_vocab *v, struct mu_err *err)
+{
+    for (int k = 0; k < MU_PLAIN_STEPS; k++) {
+        v->plain[k] = mu_calloc(mu_constraint_mask_words(v) + 1, sizeof *v->plain[k]);
+        if (!v->plain[k]) return mu_fail(err, MU_ENOMEM, "no memory for the tokens of a constraint");
+    }
+    for (uint32_t i = v->n_node; i-- > 0;) { /* children have greater numbers than their parents */
+        struct mu_trie_node *x = &v->nodes[i];
+        for (int32_t id = x->id; id >= 0; id = v->same[id]) {
+            struct mu_str piece = mu_tokenizer_piece(v->tok, id, false);
+            uint8_t n = plain_chars(piece.p, piece.len);
+            x->plain = n > x->plain ? n : x->plain;
+            for (int k = 0; k < MU_PLAIN_STEPS; k++) {
+                if (n <= mu_plain_chars[k]) v->plain[k][id / 32] |= 1u << (id % 32);
+            }
+        }
+        struct mu_trie_node *up = &v->nodes[x->parent];
+        up->plain = x->plain > up->plain ? x->plain : up->plain;
+    }
     return MU_OK;
 }
 
@@ -103,6 +138,7 @@ enum mu_status mu_constraint_vocab_create(const struct mu_tokenizer *t, struct m
     v->n_vocab = mu_tokenizer_n_vocab(t);
     MU_TRY(st, list_tokens(v, list, &n, err), fail);
     MU_TRY(st, build(v, list, n, err), fail);
+    MU_TRY(st, find_plain(v, err), fail);
     mu_free(list);
     *v_out = v;
     return MU_OK;
@@ -115,6 +151,7 @@ fail:
 void mu_constraint_vocab_free(struct mu_constraint_vocab *v)
 {
     if (!v) return;
+    for (int k = 0; k < MU_PLAIN_STEPS; k++) mu_free(v->plain[k]);
     mu_free(v->nodes);
     mu_free(v->same);
     mu_free(v->ends);
@@ -123,7 +160,8 @@ void mu_constraint_vocab_free(struct mu_constraint_vocab *v)
 
 size_t mu_constraint_vocab_bytes(const struct mu_constraint_vocab *v)
 {
-    return sizeof *v + v->n_node * sizeof *v->nodes + (size_t)v->n_vocab * 8;
+    return sizeof *v + MU_PLAIN_STEPS * mu_constraint_mask_words(v) * 4 + v->n_node * sizeof *v->nodes +
+           (size_t)v->n_vocab * 8;
 }
 
 size_t mu_constraint_mask_words(const struct mu_constraint_vocab *v)

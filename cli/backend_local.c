@@ -13,6 +13,8 @@
 #include "cli/backend.h"
 #include "cli/cli.h"
 #include "model/chat_template.h"
+#include "shard/adjust.h"
+#include "worker/solo.h"
 
 struct local {
     struct mu_card card;
@@ -152,7 +154,7 @@ fail:
 }
 
 /* Appends ids to the sequence; *id_out: the sample after the last one. */
-static enum mu_status feed(struct local *l, const int32_t *ids, size_t n, const struct mu_solo_sampling *sampling,
+static enum mu_status feed(struct local *l, const int32_t *ids, size_t n, const struct mu_sampling *sampling,
                            int32_t *id_out, struct mu_err *err)
 {
     enum mu_status st =
@@ -167,16 +169,12 @@ static enum mu_status feed(struct local *l, const int32_t *ids, size_t n, const 
     return MU_OK;
 }
 
-/* Before an id is sampled: works out which may be, after emitted[n] of the answer.
- *
- * The seam: once a gang in this process takes masks (mu_solo_constrain), l->mask is given to it here and the refusal
- * goes; the mask of an answer without a constraint is NULL. */
+/* Before an id is sampled: which may be, after emitted[n] of the answer. */
 static enum mu_status allow_next(struct local *l, const int32_t *emitted, size_t n, struct mu_err *err)
 {
-    if (!l->constraints || !mu_constraints_allow(l->constraints, 0, emitted, n, l->mask)) return MU_OK;
-    const char *why = mu_constraints_why(l->constraints, 0);
-    if (why) return mu_fail(err, MU_EINVAL, "%s", why);
-    return mu_fail(err, MU_EUNSUPPORTED, "a model in this process takes no masks of allowed tokens yet");
+    if (l->constraints) mu_constraints_allow(l->constraints, 0, emitted, n, l->mask);
+    const char *why = l->constraints ? mu_constraints_why(l->constraints, 0) : NULL;
+    return why ? mu_fail(err, MU_EINVAL, "%s", why) : MU_OK;
 }
 
 static enum mu_status constraint_open(struct local *l, const struct mu_constraint_text *text, struct mu_err *err)
@@ -200,10 +198,20 @@ static void constraint_close(struct local *l)
     l->mask = NULL;
 }
 
+/* Why there is no id after so many of the answer. */
+static enum mu_status no_id_fail(int32_t id, int n_new, struct mu_err *err)
+{
+    if (id == MU_SAMPLE_NONE_ALLOWED)
+        return mu_fail(err, MU_EINVAL, "no token is allowed to come next: logit_bias or min_tokens leave none");
+    if (n_new)
+        return mu_fail(err, MU_ENONFINITE,
+                       "the logits after token %d are not finite: the file's weights may be damaged", n_new);
+    return mu_fail(err, MU_ENONFINITE, "the logits after the prompt are not finite: the file's weights may be damaged");
+}
+
 /* The whole prompt, less what the cache holds of it. *id_out: the first new id, -1 where Ctrl-C came before it. */
-static enum mu_status feed_prompt(struct local *l, const int32_t *ids, size_t n,
-                                  const struct mu_solo_sampling *sampling, int32_t *id_out, int *n_kept_out,
-                                  struct mu_err *err)
+static enum mu_status feed_prompt(struct local *l, const int32_t *ids, size_t n, const struct mu_sampling *sampling,
+                                  int32_t *id_out, int *n_kept_out, struct mu_err *err)
 {
     size_t keep = 0, most = l->n_held < n - 1 ? l->n_held : n - 1, step;
     while (keep < most && l->held[keep] == ids[keep]) keep++;
@@ -219,9 +227,7 @@ static enum mu_status feed_prompt(struct local *l, const int32_t *ids, size_t n,
         if (st) return st;
         st = feed(l, ids + at, last ? n - at : step, sampling, last ? id_out : NULL, err);
         if (st) return st;
-        if (last && *id_out < 0)
-            return mu_fail(err, MU_ENONFINITE,
-                           "the logits after the prompt are not finite: the file's weights may be damaged");
+        if (last && *id_out < 0) return no_id_fail(*id_out, 0, err);
     }
     return MU_OK;
 }
@@ -234,6 +240,7 @@ struct stream { /* the text of an answer as it grows */
     struct mu_streamer streamer;
     char *text;
     size_t len, cap, told; /* told: bytes that the listener has */
+    size_t stop_from;      /* text before it came with the first min_tokens: no stop string begins there */
 };
 
 /* Where the first stop string begins, or len. *hold_out: the longest tail that could still become one. */
@@ -254,17 +261,18 @@ static size_t find_stop(const struct mu_params *p, const char *text, size_t len,
 /* Tells what may be told; *stopped_out: a stop string is there. At the end nothing is held back. */
 static enum mu_status stream_tell(struct stream *s, bool end, bool *stopped_out, struct mu_err *err)
 {
-    size_t hold, stop_at = find_stop(s->ask->params, s->text, s->len, &hold);
+    size_t hold, from = s->stop_from, stop_at = from + find_stop(s->ask->params, s->text + from, s->len - from, &hold);
     *stopped_out = stop_at < s->len;
     size_t until = *stopped_out ? stop_at : end ? s->len : s->len - hold;
     if (until <= s->told) return MU_OK;
-    size_t from = s->told;
+    from = s->told;
     s->told = until;
     return s->listener->text(s->listener->ctx, s->text + from, until - from, err);
 }
 
-static enum mu_status generate(struct local *l, struct stream *s, const struct mu_solo_sampling *sampling, int32_t id,
-                               size_t limit, struct mu_answer *a, struct mu_err *err)
+static enum mu_status generate(struct local *l, struct stream *s, const struct mu_sampling *sampling,
+                               struct mu_adjusts *adjusts, int32_t id, size_t limit, struct mu_answer *a,
+                               struct mu_err *err)
 {
     enum mu_status st;
     bool stopped = false;
@@ -272,17 +280,17 @@ static enum mu_status generate(struct local *l, struct stream *s, const struct m
         a->n_new++;
         if (!s->ask->ignore_end && mu_tokenizer_is_end(l->o.tok, id)) break;
         MU_TRY(st, mu_streamer_push(&s->streamer, id, &s->text, &s->len, &s->cap), done);
+        if ((uint32_t)a->n_new < sampling->min_tokens) s->stop_from = s->len;
         MU_TRY(st, stream_tell(s, false, &stopped, err), done);
         a->interrupted = mu_interrupted;
         a->full = (size_t)a->n_new >= limit;
         if (stopped || a->interrupted || a->full) break;
         l->held[l->n_held] = id; /* there is room: the context is not full */
+        mu_adjusts_push(adjusts, l->held, l->n_held + 1);
         MU_TRY(st, allow_next(l, l->held + a->n_prompt, l->n_held + 1 - (size_t)a->n_prompt, err), done);
         int32_t fed = id; /* feed keeps what it was given, and that is not where the next one goes */
         MU_TRY(st, feed(l, &fed, 1, sampling, &id, err), done);
-        if (id < 0)
-            return mu_fail(err, MU_ENONFINITE,
-                           "the logits after token %d are not finite: the file's weights may be damaged", a->n_new);
+        if (id < 0) return no_id_fail(id, a->n_new, err);
     }
     if (stopped) return MU_OK;
     MU_TRY(st, mu_streamer_finish(&s->streamer, &s->text, &s->len, &s->cap), done);
@@ -291,14 +299,40 @@ done:
     return err->code ? st : mu_fail(err, st, "no memory for the answer");
 }
 
+/* What the parameters mean for single tokens, after the prompt. *adjusts_out may be NULL. */
+static enum mu_status adjusts_make(const struct local *l, const struct mu_ask *ask, const struct mu_sampling *sampling,
+                                   const int32_t *ids, size_t n, struct mu_adjusts **adjusts_out, struct mu_err *err)
+{
+    const struct mu_params *p = ask->params;
+    int32_t end_ids[MU_STEP_MAX_END_IDS];
+    size_t n_end = 0;
+    int n_vocab = l->o.model->cfg.n_vocab;
+    for (int id = 0; id < n_vocab && n_end < MU_STEP_MAX_END_IDS && !ask->ignore_end; id++)
+        if (mu_tokenizer_is_end(l->o.tok, id)) end_ids[n_end++] = id;
+    enum mu_status st = mu_biases_check(p->bias, (size_t)p->n_bias, n_vocab, err);
+    if (st != MU_OK) return st;
+    return mu_adjusts_create(&(struct mu_adjusts_options){.sampling = sampling,
+                                                          .bias = p->bias,
+                                                          .n_bias = (size_t)p->n_bias,
+                                                          .end_ids = end_ids,
+                                                          .n_end = n_end,
+                                                          .ids = ids,
+                                                          .n_ids = n,
+                                                          .n_prompt = n,
+                                                          .max_ids = (size_t)l->card.n_ctx,
+                                                          .n_vocab = n_vocab},
+                             adjusts_out, err);
+}
+
 static enum mu_status local_ask(void *self, const struct mu_ask *ask, const struct mu_listener *listener,
                                 struct mu_answer *answer_out, struct mu_err *err)
 {
     struct local *l = self;
-    struct mu_solo_sampling sampling = mu_params_sampling(ask->params, !ask->text);
+    struct mu_sampling sampling = mu_params_sampling(ask->params, !ask->text);
     struct stream s = {.ask = ask, .listener = listener};
     struct mu_answer a = {.start_ns = mu_now_ns()};
     int32_t *ids = NULL, id = -1;
+    struct mu_adjusts *adjusts = NULL;
     size_t n = 0;
     enum mu_status st;
     mu_streamer_init(&s.streamer, l->o.tok, ask->special);
@@ -306,6 +340,8 @@ static enum mu_status local_ask(void *self, const struct mu_ask *ask, const stru
     MU_TRY(st, prompt_ids(l, ask, listener, &ids, &n, err), done);
     a.n_prompt = (int)n;
     MU_TRY(st, constraint_open(l, ask->constraint, err), done);
+    MU_TRY(st, adjusts_make(l, ask, &sampling, ids, n, &adjusts, err), done);
+    mu_solo_constrain(l->solo, 0, adjusts, l->mask);
     MU_TRY(st, feed_prompt(l, ids, n, &sampling, &id, &a.n_kept, err), done);
     if (id < 0) {
         a.interrupted = true;
@@ -313,12 +349,14 @@ static enum mu_status local_ask(void *self, const struct mu_ask *ask, const stru
         a.first_ns = mu_now_ns();
         size_t room = (size_t)l->card.n_ctx - n;
         int64_t most = ask->params->num_predict;
-        MU_TRY(st, generate(l, &s, &sampling, id, most > 0 && (uint64_t)most < room ? (size_t)most : room, &a, err),
-               done);
+        size_t limit = most > 0 && (uint64_t)most < room ? (size_t)most : room;
+        MU_TRY(st, generate(l, &s, &sampling, adjusts, id, limit, &a, err), done);
     }
 done:
     a.end_ns = mu_now_ns();
     *answer_out = a;
+    mu_solo_constrain(l->solo, 0, NULL, NULL);
+    mu_adjusts_destroy(adjusts);
     constraint_close(l);
     mu_free(s.text);
     mu_free(ids);

@@ -159,12 +159,24 @@ static void constraint_fill(const struct mu_ask *ask, Muster__V1__GenerateReques
     }
 }
 
-static void sampling_fill(const struct mu_ask *ask, Muster__V1__Sampling *sampling)
+struct biases {
+    Muster__V1__LogitBias message[MU_PARAMS_MAX_BIASES], *at[MU_PARAMS_MAX_BIASES];
+};
+
+static void sampling_fill(const struct mu_ask *ask, Muster__V1__Sampling *sampling, struct biases *biases)
 {
-    struct mu_solo_sampling choice = mu_params_sampling(ask->params, !ask->text);
-    sampling->temperature = choice.temperature;
-    sampling->top_k = choice.top_k;
-    sampling->top_p = choice.top_p;
+    struct mu_sampling choice = mu_params_sampling(ask->params, !ask->text);
+#define FIELD(name) sampling->name = choice.name;
+    MU_SAMPLING_FIELDS(FIELD)
+#undef FIELD
+    for (int i = 0; i < ask->params->n_bias; i++) {
+        muster__v1__logit_bias__init(&biases->message[i]);
+        biases->message[i].id = ask->params->bias[i].id;
+        biases->message[i].bias = ask->params->bias[i].bias;
+        biases->at[i] = &biases->message[i];
+    }
+    sampling->n_logit_bias = (size_t)ask->params->n_bias;
+    sampling->logit_bias = biases->at;
     if (!mu_params_has_seed(ask->params)) return; /* the server draws one */
     sampling->_seed_case = MUSTER__V1__SAMPLING___SEED_SEED;
     sampling->seed = choice.seed;
@@ -193,10 +205,11 @@ static enum mu_status server_ask(void *self, const struct mu_ask *ask, const str
     Muster__V1__Sampling sampling = MUSTER__V1__SAMPLING__INIT;
     Muster__V1__GenerateRequest req = MUSTER__V1__GENERATE_REQUEST__INIT;
     Muster__V1__Chat chat = MUSTER__V1__CHAT__INIT;
+    struct biases biases;
     char *messages = NULL, *variables = NULL;
     enum mu_status st = MU_OK;
     request_fill(v, ask, &req);
-    sampling_fill(ask, &sampling);
+    sampling_fill(ask, &sampling, &biases);
     constraint_fill(ask, &req);
     req.sampling = &sampling;
     if (ask->text) {

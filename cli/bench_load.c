@@ -56,7 +56,6 @@ static void add(struct load *l, uint32_t slot, uint32_t n, bool out)
                                               .pos0 = l->pos[slot],
                                               .n_tok = n,
                                               .tok_off = s->n_tok,
-                                              .top_p = 1,
                                               .out = (uint8_t)(out ? MU_OUT_SAMPLE : MU_OUT_NONE)};
     for (uint32_t i = 0; i < n; i++)
         s->ids[s->n_tok++] = (int32_t)((l->pos[slot] + i + slot) * 7919u % (uint32_t)l->n_vocab);
@@ -237,7 +236,7 @@ static enum mu_status load_init(struct load *l, const struct mu_bench_options *o
     l->pos = mu_calloc((size_t)opt->n_stream, sizeof *l->pos);
     l->n_page = mu_calloc((size_t)opt->n_stream, sizeof *l->n_page);
     if (!l->pos || !l->n_page) return mu_fail(err, MU_ENOMEM, "no memory for %d streams", opt->n_stream);
-    return mu_step_create(&l->serving, &l->step, err);
+    return mu_step_create(&l->serving, model->cfg.n_vocab, &l->step, err);
 }
 
 static void load_free(struct load *l)

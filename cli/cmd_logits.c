@@ -74,7 +74,7 @@ static enum mu_status run_batch(struct mu_solo *solo, const struct logits_args *
         st = mu_fail(err, MU_ENOMEM, "no memory for %d sequences", a->batch);
         goto done;
     }
-    MU_TRY(st, mu_step_create(serving, &step, err), done);
+    MU_TRY(st, mu_step_create(serving, sink->n_vocab, &step, err), done);
     uint32_t chunk = (uint32_t)(a->chunk ? a->chunk : serving->step_tokens);
     if (chunk > (uint32_t)(serving->step_tokens / a->batch)) chunk = (uint32_t)(serving->step_tokens / a->batch);
     if (!chunk) chunk = 1;
@@ -91,7 +91,6 @@ static enum mu_status run_batch(struct mu_solo *solo, const struct logits_args *
                                                             .n_tok = want,
                                                             .tok_off = step->n_tok,
                                                             .far = far,
-                                                            .top_p = 1,
                                                             .adapter = b % 3 == 0 && serving->n_adapter > 0,
                                                             .adapter_scale = 1,
                                                             .out = (uint8_t)(!out     ? MU_OUT_NONE

@@ -23,6 +23,14 @@ struct run_args {
 enum {
     OPT_TOPK = 256,
     OPT_TOPP,
+    OPT_MINP,
+    OPT_TYPICAL,
+    OPT_REPEAT,
+    OPT_LASTN,
+    OPT_PRESENCE,
+    OPT_FREQUENCY,
+    OPT_BIAS,
+    OPT_MIN,
     OPT_SEED,
     OPT_STOP,
     OPT_IGNORE,
@@ -111,6 +119,16 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'T': set(a, "temperature", arg, state); return 0;
     case OPT_TOPK: set(a, "top_k", arg, state); return 0;
     case OPT_TOPP: set(a, "top_p", arg, state); return 0;
+    case OPT_MINP: set(a, "min_p", arg, state); return 0;
+    case OPT_TYPICAL: set(a, "typical_p", arg, state); return 0;
+    case OPT_REPEAT: set(a, "repeat_penalty", arg, state); return 0;
+    case OPT_LASTN: set(a, "repeat_last_n", arg, state); return 0;
+    case OPT_PRESENCE: set(a, "presence_penalty", arg, state); return 0;
+    case OPT_FREQUENCY: set(a, "frequency_penalty", arg, state); return 0;
+    case OPT_MIN: set(a, "min_tokens", arg, state); return 0;
+    case OPT_BIAS:
+        if (mu_params_add_bias(&c->params, arg, &err)) argp_error(state, "%s", err.text);
+        return 0;
     case OPT_SEED: set(a, "seed", arg, state); return 0;
     case OPT_STOP:
         if (mu_params_add_stop(&c->params, arg, &err)) argp_error(state, "%s", err.text);
@@ -207,6 +225,14 @@ int mu_cmd_run(int argc, char **argv)
         {"top-k", OPT_TOPK, "N", 0, "sample among the N likeliest (chat 40, else off)", 1},
         {"top-p", OPT_TOPP, "X", 0, "sample among the likeliest that make up X of the probability (chat 0.9, else off)",
          1},
+        {"min-p", OPT_MINP, "X", 0, "among those at least X times as likely as the likeliest (off)", 1},
+        {"typical", OPT_TYPICAL, "X", 0, "among the least surprising that make up X of the probability (off)", 1},
+        {"repeat-penalty", OPT_REPEAT, "X", 0, "hold back tokens that were there lately; 1 is off (1)", 1},
+        {"repeat-last-n", OPT_LASTN, "N", 0, "how far back that looks, -1: all (64)", 1},
+        {"presence-penalty", OPT_PRESENCE, "X", 0, "taken from logits of tokens generated before (0)", 1},
+        {"frequency-penalty", OPT_FREQUENCY, "X", 0, "and for each time that they were (0)", 1},
+        {"logit-bias", OPT_BIAS, "ID=X", 0, "add X to token ID's logit; may be repeated", 1},
+        {"min-tokens", OPT_MIN, "N", 0, "neither end tokens nor --stop end it before N new tokens (0)", 1},
         {"seed", OPT_SEED, "N", 0, "the same seed gives the same text (random)", 1},
         {"stop", OPT_STOP, "TEXT", 0, "end before TEXT; may be repeated", 1},
         {"ignore-end", OPT_IGNORE, 0, 0, "go on after the end-of-text token", 1},

@@ -63,15 +63,31 @@ static const char *bad_generate(const Muster__V1__GenerateRequest *q)
             return "the schema, expression or grammar is longer than 1 MiB";
         if (q->ignore_end) return "ignore_end cannot hold with a constraint: a text that is whole has to end";
     }
-    const Muster__V1__Sampling *s = q->sampling;
-    if (s && !(s->temperature >= 0 && s->temperature <= 100)) return "temperature must be from 0 to 100";
-    if (s && s->temperature > 0 && s->temperature < 1e-4f)
-        return "temperature must be 0 or at least 0.0001: smaller ones overflow, and are greedy anyway";
-    if (s && !(s->top_p >= 0 && s->top_p <= 1)) return "top_p must be from 0 to 1";
+    if (q->n > MU_MAX_CHOICES) return "n must be from 1 to 64";
+    if (q->sampling && q->max_tokens && q->sampling->min_tokens > q->max_tokens)
+        return "min_tokens is larger than max_tokens";
     if (!(q->adapter_scale >= -MU_MAX_LORA_SCALE && q->adapter_scale <= MU_MAX_LORA_SCALE))
         return "adapter_scale must be from -1000 to 1000";
     if (q->adapter_scale != 0 && !*q->adapter) return "adapter_scale is set, but no adapter is named";
     return NULL;
+}
+
+static bool good_sampling(struct mu_hub *h, struct mu_rpc_call *call, const Muster__V1__Sampling *m)
+{
+    struct mu_sampling p = {0};
+    struct mu_bias bias[MU_MAX_BIASES + 1];
+    struct mu_err err = MU_ERR_INIT;
+    if (!m) return true;
+#define FIELD(name) p.name = m->name;
+    MU_SAMPLING_FIELDS(FIELD)
+#undef FIELD
+    size_t n =
+        m->n_logit_bias <= MU_MAX_BIASES ? m->n_logit_bias : MU_MAX_BIASES + 1; /* one more is too many already */
+    for (size_t i = 0; i < n; i++) bias[i] = (struct mu_bias){m->logit_bias[i]->id, m->logit_bias[i]->bias};
+    if (mu_sampling_check(&p, &err) == MU_OK && mu_biases_check(bias, n, h->model->cfg.n_vocab, &err) == MU_OK)
+        return true;
+    mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", err.text);
+    return false;
 }
 
 static void text_call(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, const ProtobufCMessage *msg,
@@ -105,7 +121,7 @@ static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
     const char *bad = bad_generate(q);
     if (bad)
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
-    else if (known_adapter(ctx, call, q->adapter))
+    else if (good_sampling(ctx, call, q->sampling) && known_adapter(ctx, call, q->adapter))
         tracked_call(ctx, MU_TEXT_GENERATE, call, msg);
 }
 

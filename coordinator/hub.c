@@ -127,6 +127,7 @@ static bool submit(struct mu_hub *h, struct mu_request *r, bool alone)
     if (!mu_replica_submit(h, r)) return false;
     if (!r->started_ns) r->started_ns = mu_now_ns();
     if (r->embed && !r->embed->started_ns) r->embed->started_ns = r->started_ns;
+    if (r->choices && !r->choices->started_ns) r->choices->started_ns = r->started_ns;
     set_state(h, r, MU_REQ_RUNNING);
     r->alone = alone;
     r->leaving = false;
@@ -178,6 +179,15 @@ static struct mu_request **append(struct mu_hub *h, struct mu_request *first)
     return p;
 }
 
+static void chain_free(struct mu_request *first)
+{
+    while (first) {
+        struct mu_request *r = first;
+        first = r->next;
+        mu_request_free(r);
+    }
+}
+
 static void on_embed(struct mu_hub *h, struct mu_embed_call *e)
 {
     if (mu_rpc_call_cancelled(e->call) || !has_room(h, e->call, e->n_input)) return;
@@ -192,11 +202,7 @@ static void on_embed(struct mu_hub *h, struct mu_embed_call *e)
         last = &r->next;
     }
     if (e->over) {
-        while (first) {
-            struct mu_request *r = first;
-            first = r->next;
-            mu_request_free(r);
-        }
+        chain_free(first);
         return;
     }
     append(h, first);
@@ -206,7 +212,8 @@ static void on_embed(struct mu_hub *h, struct mu_embed_call *e)
 static void on_generate(struct mu_hub *h, struct mu_event *ev)
 {
     const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)ev->msg;
-    if (mu_rpc_call_cancelled(ev->call) || !has_room(h, ev->call, 1)) return;
+    uint32_t n = mu_choices_n(q);
+    if (mu_rpc_call_cancelled(ev->call) || !has_room(h, ev->call, n)) return;
     size_t room = (size_t)h->serving.n_ctx - ev->n_ids,
            max = q->max_tokens && q->max_tokens < room ? q->max_tokens : room;
     uint64_t seed = 0;
@@ -214,26 +221,38 @@ static void on_generate(struct mu_hub *h, struct mu_event *ev)
         seed = q->sampling->seed;
     else if (getrandom(&seed, sizeof seed, GRND_NONBLOCK) != (ssize_t)sizeof seed)
         seed = (uint64_t)mu_now_ns() * 0x9e3779b97f4a7c15u;
-    struct mu_request *r =
-        mu_request_create(ev->id, ev->call, (Muster__V1__GenerateRequest *)ev->msg, ev->ids, ev->n_ids, max, h->tok);
+    struct mu_choices *c =
+        mu_choices_create(ev->id, ev->call, (Muster__V1__GenerateRequest *)ev->msg, ev->ids, ev->n_ids, seed);
     ev->call = NULL;
     ev->msg = NULL;
     ev->ids = NULL;
-    if (!r) return;
-    r->seed = seed;
-    struct mu_request **p = append(h, r);
-    if (mu_request_flush(r)) /* the id and the seed go out at once */
-        drop(h, p);
+    if (!c) return;
+    struct mu_request *first = NULL, **last = &first;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t id = i == 0 ? ev->id : atomic_fetch_add(&h->next_request, 1) + 1;
+        struct mu_request *r = *last = mu_request_create(id, c, i, max, h->tok);
+        if (!r) {
+            mu_rpc_call_finish(c->call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for %u requests of %zu tokens", n, max);
+            chain_free(first);
+            mu_choices_release(c);
+            return;
+        }
+        last = &r->next;
+    }
+    mu_choices_release(c); /* its requests hold it */
+    struct mu_request **p = append(h, first);
+    if (mu_request_flush(first)) /* the id and the seed go out at once */
+        drop(h, p);              /* the call is over already; on_done takes back the other choices */
     else
         mu_hub_pump(h);
 }
 
-/* The request of that id, or all inputs of that call of Embed. */
+/* All choices, or inputs, of that call. */
 static void on_call_done(struct mu_hub *h, uint64_t id)
 {
     for (struct mu_request **p = &h->requests; *p;) {
         struct mu_request *r = *p;
-        if (r->id != id && !(r->embed && r->embed->id == id)) {
+        if ((r->embed ? r->embed->id : r->choices->id) != id) {
             p = &r->next;
             continue;
         }
@@ -277,10 +296,10 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
         return;
     }
     size_t before = r->n_emitted;
-    switch (mu_request_commit(r, t->first_position, t->id, t->n_id, h->tok)) {
+    switch (mu_request_commit(r, t, h->tok)) {
     case MU_COMMIT_OK: break;
     case MU_COMMIT_OLD: h->stale_messages += t->n_id > 0; break;
-    case MU_COMMIT_GAP: mu_replica_died(h, MU_DEATH_BLAME, "the leader skipped positions of a request"); return;
+    case MU_COMMIT_GAP: mu_replica_died(h, MU_DEATH_BLAME, "the leader left out a part of a request's tokens"); return;
     case MU_COMMIT_NOMEM:
         mu_request_fail(r, MU_RPC_RESOURCE_EXHAUSTED, "no memory for its text");
         if (!t->finished) mu_replica_cancel(h, r->id);

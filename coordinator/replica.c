@@ -338,12 +338,7 @@ bool mu_replica_submit(struct mu_hub *h, struct mu_request *r)
     struct mu_replica *g = &h->gang;
     if (g->state != MU_REPLICA_READY) return false;
     Muster__V1__Sampling sampling = MUSTER__V1__SAMPLING__INIT;
-    if (r->params && r->params->sampling) {
-        sampling.temperature = r->params->sampling->temperature;
-        sampling.top_k = r->params->sampling->top_k;
-        sampling.top_p = r->params->sampling->top_p;
-    }
-    if (!(sampling.top_p > 0)) sampling.top_p = 1;
+    if (r->params && r->params->sampling) sampling = *r->params->sampling; /* its biases are borrowed */
     sampling._seed_case = MUSTER__V1__SAMPLING___SEED_SEED;
     sampling.seed = r->seed;
     Muster__Internal__V1__EngineSubmit s = MUSTER__INTERNAL__V1__ENGINE_SUBMIT__INIT;

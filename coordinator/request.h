@@ -16,6 +16,10 @@
  * name
  * if a rank dies meanwhile. Deaths of mpirun or the worker accuse nobody.
  *
+ * A call of Generate that asks for n completions is n requests, its choices. They wait, run, are lost with a gang and end
+ * one by one, each with its own seed; struct mu_choices is what they share. The call ends with the last of them. One that
+ * fails ends the call, and on_done of the call then takes the others back.
+ *
  * Owner: the hub thread. */
 #ifndef MU_COORDINATOR_REQUEST_H
 #define MU_COORDINATOR_REQUEST_H
@@ -24,26 +28,48 @@
 #include <stdint.h>
 
 #include "coordinator/embed.h"
+#include "model/sampling.h"
 #include "model/tokenizer.h"
+#include "muster/v1/internal.pb-c.h"
 #include "muster/v1/muster.pb-c.h"
 #include "transport/rpc.h"
 
 enum mu_request_state { MU_REQ_WAITING, MU_REQ_RUNNING };
 enum { MU_REQ_MAX_STOPS = 16, MU_REQ_MAX_STOP_BYTES = 256, MU_REQ_PROBATION = 8, MU_REQ_SUSPECT_DEATHS = 2 };
 
+struct mu_choices {
+    uint64_t id;                         /* the call's, as on_done has it; choice 0 has it too */
+    struct mu_rpc_call *call;            /* retained */
+    Muster__V1__GenerateRequest *params; /* owned */
+    int32_t *prompt;                     /* owned */
+    size_t n_prompt, n_left, n_holder;   /* n_left: choices that have not ended; n_holder: whose memory needs this */
+    uint64_t seed;
+    bool told_first;                          /* the first reply went out */
+    int64_t arrived_ns, started_ns, first_ns; /* the first of any choice; 0: not yet */
+    size_t n_completion;                      /* tokens of the choices that have ended */
+    int resumed;                              /* most of any of them */
+};
+
 struct mu_request {
     uint64_t id;
     struct mu_request *next;             /* the hub's list, in order of arrival */
-    struct mu_rpc_call *call;            /* retained; NULL where embed is set */
-    Muster__V1__GenerateRequest *params; /* owned copy; likewise */
+    struct mu_choices *choices;          /* held; NULL where embed is set */
+    uint32_t choice;                     /* which of them */
+    struct mu_rpc_call *call;            /* the choices'; NULL where embed is set */
+    Muster__V1__GenerateRequest *params; /* likewise */
     struct mu_embed_call *embed;         /* held; NULL: it generates. Else nothing is emitted, its vector ends it */
     size_t embed_at;                     /* which of the call's inputs */
-    int32_t *prompt;                     /* owned */
+    int32_t *prompt;                     /* the choices'; owned where embed is set */
     size_t n_prompt;
     int32_t *emitted;         /* owned, room for max_tokens */
-    size_t n_emitted, n_sent; /* n_sent: ids told to the client (return_ids) */
+    size_t n_emitted, n_sent; /* n_sent: ids told to the client (return_ids, logprobs) */
     size_t max_tokens;
-    uint64_t seed;
+    uint64_t seed; /* the choice's */
+    /* Where the client wants them, those of the ids from number logprob_from on; what is told may be forgotten. Owned. */
+    float *logprob;
+    int32_t *top_id;    /* [ids][n_top] */
+    float *top_logprob; /* likewise */
+    size_t n_top, logprob_from, logprob_cap;
     enum mu_request_state state;
     int deaths;             /* gangs that died while it was running, since it last proved harmless */
     int resumed;            /* all of them */
@@ -54,27 +80,40 @@ struct mu_request {
     struct mu_streamer streamer;
     char *text; /* all text so far */
     size_t text_len, text_cap, text_sent;
-    bool told_first; /* the first reply went out */
-    bool blocked;    /* the client reads slowly; try again at the next tick */
-    int64_t arrived_ns, started_ns, first_ns;
+    size_t stop_from; /* text before it came with the first min_tokens: no stop string begins there */
+    bool blocked;     /* the client reads slowly; try again at the next tick */
+    int64_t started_ns;
 };
 
 /* Takes over call (already retained), params and prompt, also on failure of memory (NULL: all freed, the call
- * finished). */
-struct mu_request *mu_request_create(uint64_t id, struct mu_rpc_call *call, Muster__V1__GenerateRequest *params,
-                                     int32_t *prompt, size_t n_prompt, size_t max_tokens,
+ * finished). n_holder is 1, and n_left the request's n. */
+struct mu_choices *mu_choices_create(uint64_t id, struct mu_rpc_call *call, Muster__V1__GenerateRequest *params,
+                                     int32_t *prompt, size_t n_prompt, uint64_t seed);
+void mu_choices_release(struct mu_choices *c); /* NULL is fine */
+/* How many a request asks for. */
+static inline uint32_t mu_choices_n(const Muster__V1__GenerateRequest *q)
+{
+    return q->n ? q->n : 1;
+}
+/* NULL: out of memory; nothing is changed then. */
+struct mu_request *mu_request_create(uint64_t id, struct mu_choices *choices, uint32_t choice, size_t max_tokens,
                                      const struct mu_tokenizer *tok);
 /* Input `at` of a call of Embed, whose ids it takes over. NULL: out of memory. */
 struct mu_request *mu_request_create_embed(uint64_t id, struct mu_embed_call *call, size_t at);
 void mu_request_free(struct mu_request *r);
 
-enum mu_commit { MU_COMMIT_OK, MU_COMMIT_OLD /* all known already */, MU_COMMIT_GAP, MU_COMMIT_NOMEM };
-/* The commit rule. Appends the new ones of ids[n], which start at position first; decides whether the request is at
- * its end (finish != NONE). */
-enum mu_commit mu_request_commit(struct mu_request *r, size_t first, const int32_t *ids, size_t n,
+enum mu_commit {
+    MU_COMMIT_OK,
+    MU_COMMIT_OLD, /* all known already */
+    MU_COMMIT_GAP, /* positions, or log probabilities, are missing */
+    MU_COMMIT_NOMEM
+};
+/* The commit rule. Appends the new ones of a message's ids, with their log probabilities where the client wants them;
+ * decides whether the request is at its end (finish != NONE). */
+enum mu_commit mu_request_commit(struct mu_request *r, const Muster__Internal__V1__RequestTokens *t,
                                  const struct mu_tokenizer *tok);
-/* Tells the client what is new; with a finish decided also usage and the end. Returns true when the call is finished
- * and r can go. */
+/* Tells the client what is new; with a finish decided also that, and with the last choice's usage and the end. Returns
+ * true when r can go: its choice is told whole, or the call is over. */
 bool mu_request_flush(struct mu_request *r);
 /* Ends the call with an error status. */
 void mu_request_fail(struct mu_request *r, enum mu_rpc_code code, const char *fmt, ...)

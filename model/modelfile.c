@@ -13,13 +13,13 @@
 #include "base/alloc.h"
 #include "model/store_part.h"
 
-enum { MAX_LISTED = 64, MAX_MESSAGES = 4096, MAX_STOPS = 64, MAX_WORD_BYTES = 32 };
+enum { MAX_LISTED = 64, MAX_MESSAGES = 4096, MAX_STRINGS = 64, MAX_WORD_BYTES = 32 };
 
 /* ---- parameters ---- */
 
 enum param_kind { PARAM_INT, PARAM_REAL, PARAM_BOOL, PARAM_STRINGS };
 
-/* The names that Ollama's Modelfiles know (its documentation and api/types.go), with their kinds. */
+/* The names that Ollama's Modelfiles know (its documentation and api/types.go), and two of Muster's, with their kinds. */
 static const struct {
     const char *name;
     enum param_kind kind;
@@ -52,20 +52,22 @@ static const struct {
     {"mirostat_eta", PARAM_REAL},
     {"tfs_z", PARAM_REAL},
     {"draft_num_predict", PARAM_INT},
+    {"min_tokens", PARAM_INT},
+    {"logit_bias", PARAM_STRINGS},
 };
 
-static enum mu_status put_stop(json_t *params, const char *value, struct mu_err *err)
+static enum mu_status put_string(json_t *params, const char *name, const char *value, struct mu_err *err)
 {
-    json_t *list = json_object_get(params, "stop");
+    json_t *list = json_object_get(params, name);
     if (!json_is_array(list)) {
         list = json_array();
-        if (!list || json_object_set_new(params, "stop", list))
+        if (!list || json_object_set_new(params, name, list))
             return mu_fail(err, MU_ENOMEM, "no memory for a parameter");
     }
-    if (json_array_size(list) >= MAX_STOPS)
-        return mu_fail(err, MU_ELIMIT, "there are more than %d stop strings", MAX_STOPS);
-    if (!*value) return mu_fail(err, MU_EINVAL, "a stop string is empty");
-    return json_array_append_new(list, json_string(value)) ? mu_fail(err, MU_ENOMEM, "no memory for a stop string")
+    if (json_array_size(list) >= MAX_STRINGS)
+        return mu_fail(err, MU_ELIMIT, "there are more than %d values of '%s'", MAX_STRINGS, name);
+    if (!*value) return mu_fail(err, MU_EINVAL, "a value of '%s' is empty", name);
+    return json_array_append_new(list, json_string(value)) ? mu_fail(err, MU_ENOMEM, "no memory for a parameter")
                                                            : MU_OK;
 }
 
@@ -74,7 +76,7 @@ enum mu_status mu_params_put(json_t *params, const char *name, const char *value
     size_t i = 0, n = sizeof known_params / sizeof *known_params;
     while (i < n && strcasecmp(known_params[i].name, name) != 0) i++;
     if (i == n) {
-        char names[360] = "";
+        char names[400] = "";
         for (size_t k = 0, len = 0; k < n && len < sizeof names; k++)
             len += (size_t)snprintf(names + len, sizeof names - len, "%s%s", k ? ", " : "", known_params[k].name);
         return mu_fail(err, MU_EINVAL, "there is no parameter '%.40s'; there are %s", name, names);
@@ -83,7 +85,7 @@ enum mu_status mu_params_put(json_t *params, const char *name, const char *value
     json_t *v = NULL;
     errno = 0;
     switch (known_params[i].kind) {
-    case PARAM_STRINGS: return put_stop(params, value, err);
+    case PARAM_STRINGS: return put_string(params, known_params[i].name, value, err);
     case PARAM_BOOL:
         if (strcasecmp(value, "true") != 0 && strcasecmp(value, "false") != 0)
             return mu_fail(err, MU_EINVAL, "parameter '%s' takes true or false, not '%.60s'", name, value);

@@ -227,6 +227,9 @@ static enum mu_status step_check(const struct mu_shard *s, const struct mu_step 
         if (q->adapter > s->serving.n_adapter)
             return mu_fail(err, MU_EPROTO, "step %llu: sequence %u has adapter %u of %d",
                            (unsigned long long)step->number, i, q->adapter, s->serving.n_adapter);
+        if (q->adjust_off > step->n_adjust || q->n_adjust > step->n_adjust - q->adjust_off || q->mask > step->n_mask)
+            return mu_fail(err, MU_EPROTO, "step %llu: sequence %u has adjustments or a mask that are not there",
+                           (unsigned long long)step->number, i);
         tok += q->n_tok;
     }
     for (uint32_t i = 0; i < step->n_tok; i++)
@@ -318,6 +321,7 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
         mu_states_check(s);
     }
     *result_out = (struct mu_step_result){.id = s->id,
+                                          .logprobs = s->leader ? s->logprobs : NULL,
                                           .logits = s->leader ? s->whole : NULL,
                                           .n_logit_row = s->leader ? s->n_result : 0,
                                           .state = s->leader ? s->state : NULL};

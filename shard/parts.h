@@ -178,6 +178,9 @@ struct mu_shard {
     struct pick *pick_all;                            /* [ranks of the stage][n_slot] */
     uint32_t *order;                                  /* [n_vocab]: candidates of one row */
     float *terms;                                     /* [n_vocab] */
+    float *nearness;                                  /* [n_vocab]: of typical_p */
+    float *given;                                     /* [n_vocab]: a row before it is adjusted; the leader's */
+    struct mu_logprobs *logprobs;                     /* [n_slot] */
     int32_t *id;                                      /* [n_slot] */
     int ticket;                                       /* of this step's send */
     bool sent[MU_SHARD_TICKETS];
@@ -319,7 +322,7 @@ void mu_run_states(struct run *r);
 void mu_states_check(struct mu_shard *s);
 
 /* ---- sample.c ---- */
-/* Whether sampling needs the row whole. */
+/* Whether the row is needed whole. */
 bool mu_sample_whole(const struct mu_step_seq *q);
 /* Fills id and whole from the rows of logits. */
 void mu_run_sample(struct run *r);

@@ -1,22 +1,32 @@
 /* The next ids, from logits that are spread over the ranks of the last stage.
  *
- *   greedy               arg-max, ties to the lowest id
- *   temperature          arg-max over id of fl(logit / temperature) - log(-log u(seed, position, id)), position being
- *   the new id's: a sample
- *                        from softmax(logits / temperature) (Gumbel-max), keyed by what it is for, so that no sampler
- *                        has a state
- *   with top-k or top-p  the same, among fewer: candidates in order of (logit descending, id ascending); the first k of
- *   them; of those the
- *                        shortest prefix whose terms reach p of the sum of all of them (terms exp(x - max), x =
- *                        fl(logit / temperature);
- *                        the sum by rule C6 over the vocabulary, or with top-k over the k candidates in their order)
+ *   1  bias, penalties, what cannot come   the sequence's adjustments and mask (adjust.h)
+ *   2  greedy                              the largest logit, ties to the lowest id: the end of it
+ *   3  temperature                         x / temperature
+ *   4  top_k                               the first k candidates in order of (logit descending, id ascending)
+ *   5  typical_p                           of those the ones whose surprise -ln p is nearest to its mean (the entropy),
+ *                                          nearest first, until they have so much of the probability (Meister et al.,
+ *                                          Locally Typical Sampling, arXiv:2202.00666)
+ *   6  top_p                               of those in the order of 4 the shortest beginning with so much of their
+ *                                          probability (Holtzman et al., arXiv:1904.09751)
+ *   7  min_p                               of those the ones at least min_p times as likely as the first (Nguyen et
+ *                                          al., arXiv:2407.01082)
+ *   8  the draw                            arg-max over the rest of x / temperature - log(-log u(seed, position, id)),
+ *                                          position being the new id's: a sample from their softmax (Gumbel-max), keyed
+ *                                          by what it is for, so that no sampler has a state
  *
- * The first two need no row whole: every rank sends its best candidate. Blocks and ranks do not show in the result,
- * because an arg-max over (value descending, id ascending) is the same however it is joined. Every rank of the stage
- * ends up with every id. */
+ * Others: vLLM has 1 to 3 in this order, then min_p, top_k, top_p. llama.cpp has top_k, typical_p, top_p, min_p in this
+ * order, but the temperature after them, so its shares are those of the untempered softmax. Here a step that keeps
+ * nothing for want of probability keeps the likeliest.
+ *
+ * Without 4 to 7 no row is needed whole: each rank sends its best candidate. Blocks and ranks do not show in the result,
+ * because an arg-max over (value descending, id ascending) is the same however it is joined. For 4 to 7 and for log
+ * probabilities every rank gets the whole row, as the model gives it, and does the same with it. Every rank of the stage
+ * ends up with every id. docs/arithmetic.md has each operation. */
 #include <math.h>
 #include <string.h>
 
+#include "shard/adjust.h"
 #include "shard/parts.h"
 
 enum { BLOCK = 1024 };
@@ -26,13 +36,13 @@ static const float NOISE_LIMIT = 20.0f;
 
 bool mu_sample_whole(const struct mu_step_seq *q)
 {
-    return q->temperature > 0.0f && (q->top_k > 0 || q->top_p < 1.0f);
+    return q->sampling.logprobs || mu_sampling_truncates(&q->sampling);
 }
 
 static float noise(const struct mu_step_seq *q, uint32_t id)
 {
     uint64_t position = (uint64_t)q->pos0 + q->n_tok;
-    return -mu_logf(-mu_logf(mu_random_unit(q->seed, position, id)));
+    return -mu_logf(-mu_logf(mu_random_unit(q->sampling.seed, position, id)));
 }
 
 static struct pick pick_join(struct pick a, struct pick b)
@@ -43,16 +53,30 @@ static struct pick pick_join(struct pick a, struct pick b)
     return a.id < b.id ? a : b;
 }
 
-/* The best of x[n], whose first id is `first`. */
+static bool is_adjusted(const struct mu_step_seq *q)
+{
+    return q->n_adjust > 0 || q->mask > 0;
+}
+
+static void adjust(const struct mu_shard *s, const struct mu_step_seq *q, float *x, int n, int first)
+{
+    const struct mu_step *step = s->step;
+    mu_adjust_apply(&q->sampling, step->adjust + q->adjust_off, q->n_adjust,
+                    q->mask ? step->mask + (size_t)(q->mask - 1) * step->mask_bytes : NULL, x, n, first);
+}
+
+/* The best of x[n], whose first id is `first`; x is adjusted. */
 static struct pick pick_of(const struct mu_shard *s, const struct mu_step_seq *q, const float *x, int n, int first)
 {
     float max;
     int at = s->k->argmax(x, n, &max);
     if (at < 0) return (struct pick){0, PICK_NONFINITE};
-    if (q->temperature == 0.0f) return (struct pick){max, first + at};
+    if (max == MU_LOGIT_FORBIDDEN) return (struct pick){0, PICK_NONE};
+    if (q->sampling.temperature == 0.0f) return (struct pick){max, first + at};
     struct pick best = {0, PICK_NONE};
     for (int i = 0; i < n; i++) {
-        float v = x[i] / q->temperature;
+        if (x[i] == MU_LOGIT_FORBIDDEN) continue;
+        float v = x[i] / q->sampling.temperature;
         if (best.id != PICK_NONE && v + NOISE_LIMIT < best.value) continue;
         v += noise(q, (uint32_t)(first + i));
         if (best.id == PICK_NONE || v > best.value) best = (struct pick){v, first + i};
@@ -60,71 +84,204 @@ static struct pick pick_of(const struct mu_shard *s, const struct mu_step_seq *q
     return best;
 }
 
-/* ---- whole rows ---- */
-
-/* Candidates a, b: a comes before b. */
-static bool before(const float *row, uint32_t a, uint32_t b)
+/* The same of a rank's rows, as the model gives them. */
+static struct pick pick_of_rows(const struct mu_shard *s, const struct mu_step_seq *q, float *x, int n, int first)
 {
-    return row[a] != row[b] ? row[a] > row[b] : a < b;
+    float max;
+    if (is_adjusted(q)) {
+        if (s->k->argmax(x, n, &max) < 0) return (struct pick){0, PICK_NONFINITE};
+        adjust(s, q, x, n, first);
+    }
+    return pick_of(s, q, x, n, first);
 }
 
-static void sift_down(const float *row, uint32_t *heap, uint32_t n, uint32_t at)
+/* ---- whole rows: candidates ---- */
+
+/* A set of ids as a heap, the first one in its order on top. What is taken goes to the end, so that set[n - 1] is the
+ * first once taken, set[n - 2] the second: few are wanted of many. */
+struct candidates {
+    const float *key, *row; /* by key, then by logit, each descending; then by id ascending */
+    uint32_t *set, n;       /* n left */
+};
+
+static bool before(const struct candidates *c, uint32_t a, uint32_t b)
+{
+    if (c->key[a] != c->key[b]) return c->key[a] > c->key[b];
+    return c->row[a] != c->row[b] ? c->row[a] > c->row[b] : a < b;
+}
+
+static void sift_down(const struct candidates *c, uint32_t at)
 {
     for (;;) {
-        uint32_t child = 2 * at + 1, id = heap[at];
-        if (child >= n) return;
-        if (child + 1 < n && before(row, heap[child + 1], heap[child])) child++;
-        if (before(row, id, heap[child])) return;
-        heap[at] = heap[child];
-        heap[child] = id;
+        uint32_t child = 2 * at + 1, id = c->set[at];
+        if (child >= c->n) return;
+        if (child + 1 < c->n && before(c, c->set[child + 1], c->set[child])) child++;
+        if (before(c, id, c->set[child])) return;
+        c->set[at] = c->set[child];
+        c->set[child] = id;
         at = child;
     }
 }
 
-/* The first candidates in order, at the end of the returned array backwards: order[n_vocab - 1] is the first. Taken
- * from a heap one by one, since few are wanted. */
-static uint32_t take_next(const float *row, uint32_t *order, uint32_t left)
+static struct candidates candidates_of(const float *key, const float *row, uint32_t *set, uint32_t n)
 {
-    uint32_t first = order[0];
-    order[0] = order[left - 1];
-    order[left - 1] = first;
-    sift_down(row, order, left - 1, 0);
+    struct candidates c = {.key = key, .row = row, .set = set, .n = n};
+    for (uint32_t i = n / 2; i-- > 0;) sift_down(&c, i);
+    return c;
+}
+
+static uint32_t take_next(struct candidates *c)
+{
+    uint32_t first = c->set[0];
+    c->n--;
+    c->set[0] = c->set[c->n];
+    c->set[c->n] = first;
+    sift_down(c, 0);
     return first;
 }
 
-static struct pick pick_truncated(struct mu_shard *s, const struct mu_step_seq *q, const float *row)
+/* ---- whole rows: what is left out ---- */
+
+struct cut { /* a row on its way */
+    struct mu_shard *s;
+    const struct mu_sampling *p;
+    const float *row;
+    uint32_t *set, n; /* the ids that are left */
+    float max;        /* fl(largest logit / temperature) */
+    float total;      /* of the terms of what is left */
+};
+
+/* Terms exp(x / temperature - max) of the ids that are left, and their sum: over the vocabulary by rule C6, with top_k
+ * over the k of them in their order. */
+static void cut_top_k(struct cut *t)
 {
-    uint32_t n = (uint32_t)s->cfg.n_vocab, k = q->top_k > 0 && q->top_k < n ? q->top_k : n, n_taken = 0;
-    float max, total = 0.0f, reached = 0.0f;
-    if (s->k->argmax(row, (int)n, &max) < 0) return (struct pick){0, PICK_NONFINITE};
-    max = max / q->temperature;
-    for (uint32_t i = 0; i < n; i++) s->order[i] = i;
-    for (uint32_t i = n / 2; i-- > 0;) sift_down(row, s->order, n, i);
-    if (k == n) {
-        for (uint32_t i = 0; i < n; i++) s->terms[i] = row[i] / q->temperature;
-        total = s->k->softmax_terms(s->terms, (int)n, max, s->terms);
-    } else {
-        for (; n_taken < k; n_taken++) {
-            uint32_t id = take_next(row, s->order, n - n_taken);
-            s->terms[id] = mu_expf(row[id] / q->temperature - max);
-            total += s->terms[id];
-        }
+    struct mu_shard *s = t->s;
+    uint32_t n_vocab = (uint32_t)s->cfg.n_vocab, k = t->p->top_k;
+    if (k == 0 || k >= n_vocab) {
+        for (uint32_t i = 0; i < n_vocab; i++) /* far enough below for a term of 0 */
+            s->terms[i] = t->row[i] == MU_LOGIT_FORBIDDEN ? t->max - 1000.0f : t->row[i] / t->p->temperature;
+        t->total = s->k->softmax_terms(s->terms, (int)n_vocab, t->max, s->terms);
+        return;
     }
-    struct pick best = {0, PICK_NONE};
-    float goal = q->top_p * total;
+    struct candidates c = candidates_of(t->row, t->row, t->set, t->n);
+    uint32_t all = t->n;
+    if (k > all) k = all;
+    t->total = 0.0f;
     for (uint32_t i = 0; i < k; i++) {
-        if (i == n_taken) {
-            take_next(row, s->order, n - n_taken);
-            n_taken++;
-        }
-        uint32_t id = s->order[n - 1 - i];
-        float v = row[id] / q->temperature + noise(q, id);
-        best = pick_join(best, (struct pick){v, (int32_t)id});
-        reached += s->terms[id];
-        if (q->top_p < 1.0f && reached >= goal) break;
+        uint32_t id = take_next(&c);
+        s->terms[id] = mu_expf(t->row[id] / t->p->temperature - t->max);
+        t->total += s->terms[id];
+    }
+    t->set += all - k;
+    t->n = k;
+    for (uint32_t i = 0; i < k / 2; i++) { /* in their order */
+        uint32_t id = t->set[i];
+        t->set[i] = t->set[k - 1 - i];
+        t->set[k - 1 - i] = id;
+    }
+}
+
+/* ln p of an id that is left */
+static float log_share(const struct cut *t, float log_total, uint32_t id)
+{
+    return t->row[id] / t->p->temperature - t->max - log_total;
+}
+
+static void cut_typical(struct cut *t)
+{
+    if (!mu_sampling_cuts(t->p->typical_p)) return;
+    struct mu_shard *s = t->s;
+    float log_total = mu_logf(t->total), goal = t->p->typical_p * t->total, reached = 0.0f;
+    double entropy = 0.0; /* in the order of the set: ids ascending, or that of top_k */
+    for (uint32_t i = 0; i < t->n; i++) {
+        uint32_t id = t->set[i];
+        entropy -= (double)(s->terms[id] / t->total) * (double)log_share(t, log_total, id);
+    }
+    for (uint32_t i = 0; i < t->n; i++) {
+        uint32_t id = t->set[i];
+        s->nearness[id] = -fabsf(-log_share(t, log_total, id) - (float)entropy);
+    }
+    struct candidates c = candidates_of(s->nearness, t->row, t->set, t->n);
+    uint32_t all = t->n, kept = 0;
+    while (kept < all && reached < goal) {
+        reached += s->terms[take_next(&c)];
+        kept++;
+    }
+    t->set += all - kept;
+    t->n = kept;
+    t->total = reached;
+}
+
+/* The draw from what top_p and min_p leave. */
+static struct pick cut_draw(struct cut *t, const struct mu_step_seq *q)
+{
+    struct candidates c = candidates_of(t->row, t->row, t->set, t->n);
+    struct pick best = {0, PICK_NONE};
+    float goal = t->p->top_p * t->total, least = 0.0f, reached = 0.0f;
+    for (uint32_t i = 0; i < t->n; i++) {
+        uint32_t id = take_next(&c);
+        float term = t->s->terms[id];
+        if (i == 0) least = t->p->min_p * term;
+        if (term < least) break;
+        best = pick_join(best, (struct pick){t->row[id] / t->p->temperature + noise(q, id), (int32_t)id});
+        reached += term;
+        if (mu_sampling_cuts(t->p->top_p) && reached >= goal) break;
     }
     return best;
 }
+
+/* Of a whole row, adjusted. */
+static struct pick pick_truncated(struct mu_shard *s, const struct mu_step_seq *q, const float *row)
+{
+    struct cut t = {.s = s, .p = &q->sampling, .row = row, .set = s->order};
+    if (s->k->argmax(row, s->cfg.n_vocab, &t.max) < 0) return (struct pick){0, PICK_NONFINITE};
+    if (t.max == MU_LOGIT_FORBIDDEN) return (struct pick){0, PICK_NONE};
+    t.max = t.max / q->sampling.temperature;
+    for (uint32_t i = 0; i < (uint32_t)s->cfg.n_vocab; i++)
+        if (row[i] != MU_LOGIT_FORBIDDEN) t.set[t.n++] = i;
+    cut_top_k(&t);
+    cut_typical(&t);
+    return cut_draw(&t, q);
+}
+
+/* ---- whole rows: log probabilities ---- */
+
+/* ln softmax of the id that was chosen and of the likeliest, from the row as the model gives it. */
+static void logprobs_take(struct mu_shard *s, const struct mu_sampling *p, const float *row, int32_t id,
+                          struct mu_logprobs *out)
+{
+    float max;
+    int n = s->cfg.n_vocab;
+    if (s->k->argmax(row, n, &max) < 0) return;
+    float log_total = mu_logf(s->k->softmax_terms(row, n, max, s->terms));
+    uint32_t want = p->top_logprobs < (uint32_t)n ? p->top_logprobs : (uint32_t)n;
+    out->chosen = row[id] - max - log_total;
+    out->n_top = 0;
+    for (int i = 0; want && i < n; i++) {
+        if (out->n_top == want && !(row[i] > row[out->top[want - 1].id])) continue;
+        uint32_t at = out->n_top < want ? out->n_top++ : want - 1;
+        for (; at > 0 && row[i] > row[out->top[at - 1].id]; at--) out->top[at] = out->top[at - 1];
+        out->top[at].id = i;
+    }
+    for (uint32_t i = 0; i < out->n_top; i++) out->top[i].logprob = row[out->top[i].id] - max - log_total;
+}
+
+static int32_t pick_whole(struct mu_shard *s, const struct mu_step_seq *q, float *row, struct mu_logprobs *logprobs_out)
+{
+    size_t n = (size_t)s->cfg.n_vocab;
+    const float *given = row;
+    float max;
+    if (is_adjusted(q)) {
+        if (s->k->argmax(row, (int)n, &max) < 0) return PICK_NONFINITE;
+        if (q->sampling.logprobs && s->leader) given = memcpy(s->given, row, n * sizeof *row);
+        adjust(s, q, row, (int)n, 0);
+    }
+    int32_t id = mu_sampling_truncates(&q->sampling) ? pick_truncated(s, q, row).id : pick_of(s, q, row, (int)n, 0).id;
+    if (q->sampling.logprobs && s->leader && id >= 0) logprobs_take(s, &q->sampling, given, id, logprobs_out);
+    return id == PICK_NONE ? MU_SAMPLE_NONE_ALLOWED : id;
+}
+
+/* ---- all of it ---- */
 
 /* The first n_whole rows of all ranks in s->whole. */
 static bool gather_rows(struct run *r)
@@ -152,8 +309,6 @@ static bool gather_rows(struct run *r)
     return true;
 }
 
-/* ---- all of it ---- */
-
 /* Every rank's picks, joined. */
 static void join_ranks(struct mu_shard *s, const struct pick *mine)
 {
@@ -169,7 +324,7 @@ static void join_ranks(struct mu_shard *s, const struct pick *mine)
         size_t seq = (size_t)s->row[i].seq;
         struct pick best = {0, PICK_NONE};
         for (size_t rank = 0; rank < n_rank; rank++) best = pick_join(best, s->pick_all[rank * n + seq]);
-        s->id[seq] = best.id;
+        s->id[seq] = best.id == PICK_NONE ? MU_SAMPLE_NONE_ALLOWED : best.id;
     }
 }
 
@@ -182,15 +337,18 @@ void mu_run_sample(struct run *r)
     while (mu_run_claim(r, n_pick * n_block, 1, n_block, &begin, &end)) {
         for (int item = begin; item < end; item++) {
             int row = s->n_whole + item / n_block, at = item % n_block * BLOCK;
-            s->pick[item] = pick_of(s, &s->step->seq[s->row[row].seq], s->logits + (size_t)row * (size_t)width + at,
-                                    width - at < BLOCK ? width - at : BLOCK, s->me.vocab.begin + at);
+            s->pick[item] =
+                pick_of_rows(s, &s->step->seq[s->row[row].seq], s->logits + (size_t)row * (size_t)width + at,
+                             width - at < BLOCK ? width - at : BLOCK, s->me.vocab.begin + at);
         }
     }
     mu_run_meet(r);
     if (r->member > 0) return;
-    for (int i = s->n_result; i < s->n_whole; i++)
-        s->id[s->row[i].seq] =
-            pick_truncated(s, &s->step->seq[s->row[i].seq], s->whole + (size_t)i * (size_t)s->cfg.n_vocab).id;
+    for (int i = s->n_result; i < s->n_whole; i++) {
+        int seq = s->row[i].seq;
+        s->id[seq] =
+            pick_whole(s, &s->step->seq[seq], s->whole + (size_t)i * (size_t)s->cfg.n_vocab, &s->logprobs[seq]);
+    }
     struct pick *mine = s->pick_all + (size_t)s->me.local * s->step->n_seq;
     for (uint32_t i = 0; i < s->step->n_seq; i++) mine[i] = (struct pick){0, PICK_NONE};
     for (int i = 0; i < n_pick; i++)

@@ -67,10 +67,14 @@ struct mu_shard;
 enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_shard **shard_out, struct mu_err *err);
 void mu_shard_destroy(struct mu_shard *s);
 
+enum { MU_SAMPLE_NONE_ALLOWED = -3 };
 /* On every rank of the last stage `id` is filled; on the leader logits and states too. Valid until the next step. */
 struct mu_step_result {
-    const int32_t *id; /* [n_seq]: the sampled id; -1: not asked for; -2: the logits (leader: states) are not finite */
-    const float *logits; /* [n_logit_row][n_vocab] in order of sequences and tokens; leader only */
+    /* [n_seq]: the sampled id; -1: not asked for; -2: the logits (leader: states) are not finite;
+     * MU_SAMPLE_NONE_ALLOWED: adjustments and mask leave no id at all */
+    const int32_t *id;
+    const struct mu_logprobs *logprobs; /* [n_seq]: of the sampled ids, where they are asked for; leader only */
+    const float *logits;                /* [n_logit_row][n_vocab] in order of sequences and tokens; leader only */
     int n_logit_row;
     const float *state; /* [n_slot][d_model]: what MU_OUT_STATE and MU_OUT_STATE_SUM left for each slot; leader only */
 };

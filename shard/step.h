@@ -13,6 +13,7 @@
 
 #include "base/bytes.h"
 #include "base/status.h"
+#include "model/sampling.h"
 #include "shard/plan.h"
 
 enum mu_out_kind {
@@ -35,14 +36,24 @@ struct mu_step_seq {
     /* The whole sequence, not only what is fed by now, is longer than the model's n_ctx_short: 1, it turns by the long
      * factors. All positions of a slot were written with the same value, or are written again. */
     uint8_t far;
-    /* sampling of the id at position pos0 + n_tok (MU_OUT_SAMPLE) */
-    float temperature; /* 0: greedy */
-    uint32_t top_k;    /* 0: off */
-    float top_p;       /* 1: off */
-    uint64_t seed;
-    uint16_t adapter;    /* 0: none; else its place among the gang's, from 1 */
-    float adapter_scale; /* its strength is multiplied by it */
+    /* Sampling of the id at position pos0 + n_tok (MU_OUT_SAMPLE). What depends on the ids before it (repeat_last_n,
+     * min_tokens) is resolved by the leader into adjustments and does not travel. */
+    struct mu_sampling sampling;
+    uint32_t n_adjust, adjust_off; /* adjustments, at adjust[adjust_off …] */
+    uint32_t mask;                 /* ids that are allowed: 0: all; else the place of its mask, from 1 */
+    uint16_t adapter;              /* 0: none; else its place among the gang's, from 1 */
+    float adapter_scale;           /* its strength is multiplied by it */
 };
+
+enum { MU_ADJUST_SEEN = 1, MU_ADJUST_FORBID = 2 };
+struct mu_step_adjust { /* what the ids so far, and the request, mean for one id of a sequence; ids ascend */
+    int32_t id;
+    float bias;           /* added to its logit */
+    uint32_t n_generated; /* how often it was generated, as far as that is penalised */
+    uint8_t flags;        /* MU_ADJUST_SEEN: in the window of repeat_penalty; MU_ADJUST_FORBID: it cannot come */
+};
+/* Ids that a sequence's adjustments may have besides those of its context. */
+enum { MU_STEP_MAX_END_IDS = 64, MU_STEP_MORE_ADJUSTS = MU_MAX_BIASES + MU_STEP_MAX_END_IDS };
 
 struct mu_step_page { /* page becomes the next page of slot */
     uint32_t slot, page;
@@ -55,13 +66,26 @@ struct mu_step {
     struct mu_step_page *page; /* then these */
     struct mu_step_seq *seq;   /* then this runs */
     int32_t *ids;              /* [n_tok] */
+    uint32_t n_adjust, n_mask;
+    struct mu_step_adjust *adjust; /* [n_adjust], sequence after sequence */
+    uint8_t *mask;                 /* [n_mask][mask_bytes]: bit id % 8 of byte id / 8 is 1 where id is allowed */
+    size_t mask_bytes;
 };
 
+/* Most adjustments of one sequence. */
+uint32_t mu_step_max_adjust(const struct mu_serving *serving, int n_vocab);
 /* A step with room for the limits; one allocation, freed with mu_free. */
-enum mu_status mu_step_create(const struct mu_serving *serving, struct mu_step **step_out, struct mu_err *err);
+enum mu_status mu_step_create(const struct mu_serving *serving, int n_vocab, struct mu_step **step_out,
+                              struct mu_err *err);
+/* Nothing of what was in it. */
+void mu_step_clear(struct mu_step *step);
+/* The mask of a sequence of the step, which gets one if it has none: to be filled by the caller. */
+uint8_t *mu_step_mask(struct mu_step *step, struct mu_step_seq *seq);
+/* The most bytes of a step on the wire; SIZE_MAX where that does not fit. */
+size_t mu_step_max_bytes(const struct mu_serving *serving, int n_vocab);
 void mu_step_encode(const struct mu_step *step, struct mu_writer *w);
 /* Into a step made by mu_step_create with the same limits. MU_EPROTO says which field is off. n_vocab bounds the
- * ids. */
+ * ids, and is that of mu_step_create. */
 enum mu_status mu_step_decode(struct mu_reader *r, const struct mu_serving *serving, int n_vocab,
                               struct mu_step *step_out, struct mu_err *err);
 

@@ -41,7 +41,7 @@ enum mu_status mu_embedder_create(struct mu_solo *solo, const struct mu_model *m
                                         .max_waiting = (int)n_place,
                                         .n_ctx_short = model->cfg.n_ctx_short};
     MU_TRY(st, mu_sched_create(&so, &e->sched, err), fail);
-    MU_TRY(st, mu_step_create(v, &e->step, err), fail);
+    MU_TRY(st, mu_step_create(v, model->cfg.n_vocab, &e->step, err), fail);
     e->events = mu_calloc((size_t)v->n_slot, sizeof *e->events);
     e->place = mu_calloc(n_place, sizeof *e->place);
     e->values = mu_calloc(n_place, d * sizeof *e->values);
@@ -78,7 +78,7 @@ static enum mu_status submit(struct mu_embedder *e, const struct mu_embed *want,
 {
     bool finished;
     const struct mu_sched_request r = {
-        .id = e->n_before + at, .prompt = text->ids, .n_prompt = text->n, .top_p = 1.0f, .embed = *want};
+        .id = e->n_before + at, .prompt = text->ids, .n_prompt = text->n, .embed = *want};
     enum mu_status st = mu_sched_submit(e->sched, &r, &finished, err);
     return st == MU_OK ? MU_OK : mu_err_wrap(err, "text %zu", at + 1);
 }

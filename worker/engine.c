@@ -24,7 +24,7 @@ enum {
     RETRY_MS = 100,
     HEALTHY_MS = 10000, /* a stream that lived so long has earned a new REATTACH_MS */
     DOWN_MAX_BYTES = 16 << 20,
-    UP_VECTOR_BYTES = 1 << 20, /* of embeddings in one message; more go in the next one */
+    UP_VECTOR_BYTES = 1 << 20, /* of vectors and log probabilities in one message; more go in the next one */
 };
 static const char attach_path[] = "/muster.internal.v1.Engine/Attach";
 
@@ -44,6 +44,10 @@ struct out_entry { /* one request's part of the next message */
     size_t n_id, cap;
     float *vector; /* [n_vector] */
     size_t n_vector, vector_cap;
+    float *logprob;     /* [n_id] where the request wants them */
+    int32_t *top_id;    /* [n_id][n_top] */
+    float *top_logprob; /* likewise */
+    size_t n_logprob, n_top, logprob_cap, top_id_cap, top_logprob_cap;
     bool finished;
     enum mu_status error;
     char text[160];
@@ -102,19 +106,35 @@ static struct mu_constraint_text constraint_of(const Muster__Internal__V1__Engin
     return t;
 }
 
+static struct mu_sampling sampling_of(const Muster__V1__Sampling *m)
+{
+    struct mu_sampling p = {0};
+    if (!m) return p;
+#define FIELD(name) p.name = m->name;
+    MU_SAMPLING_FIELDS(FIELD)
+#undef FIELD
+    p.seed = m->seed;
+    return p;
+}
+
 static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__EngineSubmit *m)
 {
-    size_t n = m->n_prompt + m->n_emitted + m->n_end_ids, bytes; /* each bounded by the message's size */
+    const Muster__V1__Sampling *p = m->sampling;
     struct mu_constraint_text constraint = constraint_of(m);
-    if (!mu_mul_size(n, sizeof(int32_t), &bytes) || !mu_add_size(bytes, constraint.len + 1, &bytes)) return NULL;
+    size_t n_bias = p ? p->n_logit_bias : 0, n = m->n_prompt + m->n_emitted + m->n_end_ids, bytes, bias_bytes;
+    _Static_assert(_Alignof(struct mu_bias) <= _Alignof(int32_t), "biases follow ids");
+    if (!mu_mul_size(n, sizeof(int32_t), &bytes) || !mu_mul_size(n_bias, sizeof(struct mu_bias), &bias_bytes) ||
+        !mu_add_size(bytes, bias_bytes, &bytes) || !mu_add_size(bytes, constraint.len + 1, &bytes))
+        return NULL; /* each is bounded by the message's size */
     struct mu_engine_command *c = mu_malloc(sizeof *c + bytes);
     if (!c) return NULL;
-    const Muster__V1__Sampling *p = m->sampling;
     int32_t *prompt = c->ids, *emitted = prompt + m->n_prompt, *end = emitted + m->n_emitted;
+    struct mu_bias *bias = (struct mu_bias *)(end + m->n_end_ids);
     if (m->n_prompt) memcpy(prompt, m->prompt, m->n_prompt * sizeof *prompt);
     if (m->n_emitted) memcpy(emitted, m->emitted, m->n_emitted * sizeof *emitted);
     if (m->n_end_ids) memcpy(end, m->end_ids, m->n_end_ids * sizeof *end);
-    constraint.text = memcpy(end + m->n_end_ids, constraint.text, constraint.len + 1);
+    for (size_t i = 0; i < n_bias; i++) bias[i] = (struct mu_bias){p->logit_bias[i]->id, p->logit_bias[i]->bias};
+    constraint.text = memcpy(bias + n_bias, constraint.text, constraint.len + 1);
     c->kind = MU_ENGINE_SUBMIT;
     c->constraint = constraint;
     c->request = (struct mu_sched_request){
@@ -124,10 +144,9 @@ static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__E
         .emitted = emitted,
         .n_emitted = m->n_emitted,
         .max_tokens = m->max_tokens,
-        .temperature = p ? p->temperature : 0.0f,
-        .top_k = p ? p->top_k : 0,
-        .top_p = p && p->top_p != 0.0f ? p->top_p : 1.0f,
-        .seed = p ? p->seed : 0,
+        .sampling = sampling_of(p),
+        .bias = bias,
+        .n_bias = n_bias,
         .end_ids = end,
         .n_end = m->n_end_ids,
         .embed = embed_of(m->embed),
@@ -246,6 +265,9 @@ void mu_engine_close(struct mu_engine *e)
     for (size_t i = 0; i < e->out_cap; i++) {
         mu_free(e->out[i].ids);
         mu_free(e->out[i].vector);
+        mu_free(e->out[i].logprob);
+        mu_free(e->out[i].top_id);
+        mu_free(e->out[i].top_logprob);
     }
     mu_free(e->out);
     mu_free(e->msg);
@@ -326,10 +348,18 @@ int mu_engine_fd(const struct mu_engine *e)
 
 /* ---- up ---- */
 
+/* What is heavy in an entry. */
+static size_t entry_bytes(const struct out_entry *o)
+{
+    return (o->n_vector + o->n_logprob * (1 + 2 * o->n_top)) * sizeof(float);
+}
+
+/* The request's newest entry, or one more behind it where that is as large as a message may be. */
 static struct out_entry *entry_of(struct mu_engine *e, const struct mu_sched_event *ev)
 {
     for (size_t i = 0; i < e->n_out; i++)
-        if (e->out[i].request == ev->request && !e->out[i].finished) return &e->out[i];
+        if (e->out[i].request == ev->request && !e->out[i].finished && entry_bytes(&e->out[i]) < UP_VECTOR_BYTES)
+            return &e->out[i];
     if (e->n_out == e->out_cap) {
         size_t cap = e->out_cap ? 2 * e->out_cap : 64;
         struct out_entry *more = mu_reallocarray(e->out, cap, sizeof *more);
@@ -343,26 +373,53 @@ static struct out_entry *entry_of(struct mu_engine *e, const struct mu_sched_eve
     o->first_position = ev->position;
     o->n_id = 0;
     o->n_vector = 0;
+    o->n_logprob = o->n_top = 0;
     o->finished = false;
     o->error = MU_OK;
     return o;
 }
 
-enum mu_status mu_engine_put(struct mu_engine *e, const struct mu_sched_event *ev, const char *error_text,
-                             struct mu_err *err)
+/* p with room for `need` elements, or NULL: then it is as it was. */
+static void *grown(void *p, size_t *cap, size_t need, size_t size)
+{
+    if (need <= *cap) return p;
+    size_t more = need > 2 * *cap ? need + 8 : 2 * *cap;
+    p = mu_reallocarray(p, more, size);
+    if (p) *cap = more;
+    return p;
+}
+
+/* The log probabilities of the entry's next id. */
+static bool logprobs_add(struct out_entry *o, const struct mu_logprobs *l)
+{
+    size_t n = o->n_logprob + 1;
+    float *logprob = grown(o->logprob, &o->logprob_cap, n, sizeof *logprob);
+    if (!logprob) return false;
+    o->logprob = logprob;
+    o->n_top = l->n_top;
+    if (l->n_top > 0) {
+        int32_t *id = grown(o->top_id, &o->top_id_cap, n * l->n_top, sizeof *id);
+        if (id) o->top_id = id;
+        float *top = grown(o->top_logprob, &o->top_logprob_cap, n * l->n_top, sizeof *top);
+        if (top) o->top_logprob = top;
+        if (!id || !top) return false;
+    }
+    for (size_t i = 0; i < l->n_top; i++) {
+        o->top_id[o->n_logprob * l->n_top + i] = l->top[i].id;
+        o->top_logprob[o->n_logprob * l->n_top + i] = l->top[i].logprob;
+    }
+    o->logprob[o->n_logprob++] = l->chosen;
+    return true;
+}
+
+enum mu_status mu_engine_put(struct mu_engine *e, const struct mu_sched_event *ev, const struct mu_logprobs *logprobs,
+                             const char *error_text, struct mu_err *err)
 {
     struct out_entry *o = entry_of(e, ev);
-    if (o && ev->id >= 0 && o->n_id == o->cap) {
-        size_t cap = o->cap ? 2 * o->cap : 8;
-        int32_t *more = mu_reallocarray(o->ids, cap, sizeof *more);
-        if (more) {
-            o->ids = more;
-            o->cap = cap;
-        } else {
-            o = NULL;
-        }
-    }
-    if (!o) return mu_fail(err, MU_ENOMEM, "out of memory for tokens that wait for the coordinator");
+    int32_t *ids = o && ev->id >= 0 ? grown(o->ids, &o->cap, o->n_id + 1, sizeof *ids) : NULL;
+    if (ids) o->ids = ids;
+    if (!o || (ev->id >= 0 && (!ids || (logprobs && !logprobs_add(o, logprobs)))))
+        return mu_fail(err, MU_ENOMEM, "out of memory for tokens that wait for the coordinator");
     if (ev->id >= 0) o->ids[o->n_id++] = ev->id;
     o->finished = ev->finished;
     o->error = ev->error;
@@ -383,7 +440,7 @@ enum mu_status mu_engine_put_vector(struct mu_engine *e, const struct mu_sched_e
     if (!mu_embed_finish(&ev->embed, state, ev->n_tok, d_model, vector)) {
         struct mu_sched_event failed = *ev;
         failed.error = MU_ENONFINITE;
-        return mu_engine_put(e, &failed, "the vector's length is not finite", err);
+        return mu_engine_put(e, &failed, NULL, "the vector's length is not finite", err);
     }
     o->n_vector = n;
     o->finished = true;
@@ -416,11 +473,16 @@ static enum mu_status entries_send(struct mu_engine *e, size_t from, size_t *to_
         t->id = o->ids;
         t->n_vector = o->n_vector;
         t->vector = o->vector;
+        t->n_logprob = o->n_logprob;
+        t->logprob = o->logprob;
+        t->n_top_id = t->n_top_logprob = o->n_logprob * o->n_top;
+        t->top_id = o->top_id;
+        t->top_logprob = o->top_logprob;
         t->finished = o->finished;
         t->error_code = (uint32_t)o->error;
         if (o->error != MU_OK) t->error = (char *)o->text;
         e->msg_ptr[n] = t;
-        bytes += o->n_vector * sizeof *o->vector;
+        bytes += entry_bytes(o);
     }
     Muster__Internal__V1__EngineTokens tokens = MUSTER__INTERNAL__V1__ENGINE_TOKENS__INIT;
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;

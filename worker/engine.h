@@ -43,9 +43,10 @@ enum mu_status mu_engine_next(struct mu_engine *e, struct mu_engine_command **co
 bool mu_engine_waiting(struct mu_engine *e); /* a command is there; cheap */
 int mu_engine_fd(const struct mu_engine *e); /* readable then */
 
-/* Into the outbox; error_text may be NULL. Out of memory is an error: the ids would be lost. */
-enum mu_status mu_engine_put(struct mu_engine *e, const struct mu_sched_event *event, const char *error_text,
-                             struct mu_err *err);
+/* Into the outbox; logprobs (of the event's id, where it wants them) and error_text may be NULL. Out of memory is an
+ * error: the ids would be lost. */
+enum mu_status mu_engine_put(struct mu_engine *e, const struct mu_sched_event *event,
+                             const struct mu_logprobs *logprobs, const char *error_text, struct mu_err *err);
 /* The same for an embedding that is finished: what it wants of the slot's state [d_model]. A vector that is not finite
  * is sent as that error. */
 enum mu_status mu_engine_put_vector(struct mu_engine *e, const struct mu_sched_event *event, const float *state,

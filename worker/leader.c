@@ -28,6 +28,10 @@ enum {
     STATS_MS = 500,
     IDLE_POLL_MS = 1000,
     RETRY_POLL_MS = 5, /* while the outbox could not be emptied */
+    MAX_PLAN_BYTES = 1 << 30,
+    /* Larger plans are not sent ahead of the step that runs: a follower that computes reads no doorbell, and once the
+     * sockets' buffers are full the leader would wait for it while it waits for the leader's part of that step. */
+    AHEAD_PLAN_BYTES = 64 << 10,
 };
 
 struct leader {
@@ -38,27 +42,23 @@ struct leader {
     int n_step, head, n_fifo;
     struct mu_sched_event *events; /* [n_slot] */
     struct mu_writer plan;
+    bool held; /* the newest step of the FIFO, in plan, waits for those before it */
     bool draining;
     int64_t stats_ns;
     uint64_t stats_steps;
 };
 
-size_t mu_leader_plan_bytes(const struct mu_serving *v)
+enum mu_status mu_leader_plan_bytes(const struct mu_serving *v, int n_vocab, size_t *bytes_out, struct mu_err *err)
 {
-    /* shard/step.c: a head of 24 bytes, 4 a freed slot, 8 a page, 40 a sequence, 4 a token; rounded up generously. */
-    return 64 + (size_t)v->n_slot * 64 + (size_t)v->n_page * 8 + (size_t)v->step_tokens * 4;
+    *bytes_out = mu_step_max_bytes(v, n_vocab);
+    if (*bytes_out <= MAX_PLAN_BYTES) return MU_OK;
+    return mu_fail(err, MU_ELIMIT,
+                   "a step of %d sequences of %d tokens, of a vocabulary of %d, may not fit one message: use a smaller "
+                   "--parallel or --ctx",
+                   v->n_slot, v->n_ctx, n_vocab);
 }
 
 /* ---- commands ---- */
-
-/* Where steps carry no masks a constraint would be promised and not kept. Once mu_sched_options has a hook for them the
- * seam is one line in leader_init, .allow = mu_constraints_allow, .allow_ctx = l->constraints, and this goes. */
-static enum mu_status masks_needed(const struct mu_engine_command *c, struct mu_err *why)
-{
-    if (c->constraint.kind == MU_CONSTRAINT_NONE) return MU_OK;
-    return mu_fail(why, MU_EUNSUPPORTED, "request %llu: this gang's steps carry no masks of allowed tokens",
-                   (unsigned long long)c->request.id);
-}
 
 static enum mu_status command_submit(struct leader *l, const struct mu_engine_command *c, struct mu_err *err)
 {
@@ -71,11 +71,10 @@ static enum mu_status command_submit(struct leader *l, const struct mu_engine_co
     else
         e.error = mu_constraints_add(l->constraints, r->id, &c->constraint, &why);
     bool added = e.error == MU_OK;
-    if (e.error == MU_OK) e.error = masks_needed(c, &why);
     if (e.error == MU_OK) e.error = mu_sched_submit(l->sched, r, &finished, &why);
     if (e.error == MU_OK && !finished) return MU_OK;
     if (added && c->constraint.kind != MU_CONSTRAINT_NONE) mu_constraints_drop(l->constraints, r->id);
-    return mu_engine_put(l->opt->engine, &e, e.error != MU_OK ? why.text : NULL, err);
+    return mu_engine_put(l->opt->engine, &e, NULL, e.error != MU_OK ? why.text : NULL, err);
 }
 
 static enum mu_status command_do(struct leader *l, const struct mu_engine_command *c, struct mu_err *err)
@@ -86,7 +85,7 @@ static enum mu_status command_do(struct leader *l, const struct mu_engine_comman
     case MU_ENGINE_CANCEL:
         if (mu_sched_cancel(l->sched, c->request.id, &e) != MU_OK) return MU_OK;
         mu_constraints_drop(l->constraints, c->request.id);
-        return mu_engine_put(l->opt->engine, &e, NULL, err);
+        return mu_engine_put(l->opt->engine, &e, NULL, NULL, err);
     case MU_ENGINE_DRAIN: l->draining = true; return MU_OK;
     case MU_ENGINE_RESET:
         mu_sched_forget_all(l->sched);
@@ -110,12 +109,8 @@ static enum mu_status commands_drain(struct leader *l, struct mu_err *err)
 
 /* ---- steps ---- */
 
-static enum mu_status step_ring(struct leader *l, const struct mu_step *step, struct mu_err *err)
+static enum mu_status plan_ring(struct leader *l, struct mu_err *err)
 {
-    mu_writer_reset(&l->plan);
-    mu_step_encode(step, &l->plan);
-    if (!l->plan.ok)
-        return mu_fail(err, MU_ENOMEM, "step %llu: no memory for its plan", (unsigned long long)step->number);
     int64_t deadline = mu_now_ns() + BELL_SEND_MS * MU_MS;
     for (int i = 0; i < l->opt->plan->n_rank; i++) {
         if (!l->opt->bells[i]) continue;
@@ -125,16 +120,40 @@ static enum mu_status step_ring(struct leader *l, const struct mu_step *step, st
     return MU_OK;
 }
 
+/* Tells everybody, or holds the plan back until nothing else runs. */
+static enum mu_status step_ring(struct leader *l, const struct mu_step *step, struct mu_err *err)
+{
+    mu_writer_reset(&l->plan);
+    mu_step_encode(step, &l->plan);
+    if (!l->plan.ok)
+        return mu_fail(err, MU_ENOMEM, "step %llu: no memory for its plan", (unsigned long long)step->number);
+    l->held = l->plan.len > AHEAD_PLAN_BYTES && l->n_fifo > 0;
+    return l->held ? MU_OK : plan_ring(l, err);
+}
+
 static enum mu_status steps_plan(struct leader *l, struct mu_err *err)
 {
+    enum mu_status st;
+    if (l->held && l->n_fifo > 1) return MU_OK;
+    if (l->held) {
+        l->held = false;
+        if ((st = plan_ring(l, err)) != MU_OK) return st;
+    }
     if (l->draining) return MU_OK;
-    for (;;) {
+    while (!l->held) {
         struct mu_step *step = l->step[(l->head + l->n_fifo) % l->n_step];
         if (!mu_sched_next(l->sched, step)) return MU_OK;
-        enum mu_status st = step_ring(l, step, err);
-        if (st != MU_OK) return st;
+        if ((st = step_ring(l, step, err)) != MU_OK) return st;
         l->n_fifo++;
     }
+    return MU_OK;
+}
+
+static const char *error_text(enum mu_status error)
+{
+    if (error == MU_ENONFINITE) return "the model's output is not finite for this request";
+    if (error == MU_EINVAL) return "no token is allowed to come next: logit_bias, min_tokens or the format leave none";
+    return NULL;
 }
 
 /* The oldest step: our share, then what became of its sequences. */
@@ -161,8 +180,7 @@ static enum mu_status step_run(struct leader *l, struct mu_err *err)
             st =
                 mu_engine_put_vector(l->opt->engine, e, result.state + (size_t)e->slot * (size_t)d_model, d_model, err);
         else
-            st = mu_engine_put(l->opt->engine, e,
-                               e->error == MU_ENONFINITE ? "the model's output is not finite for this request" : NULL,
+            st = mu_engine_put(l->opt->engine, e, e->logprobs ? &result.logprobs[e->seq] : NULL, error_text(e->error),
                                err);
         if (e->finished) mu_constraints_drop(l->constraints, e->request);
     }
@@ -222,15 +240,19 @@ static enum mu_status leader_init(struct leader *l, const struct mu_leader_optio
                                   .n_vocab = opt->model->cfg.n_vocab,
                                   .max_waiting = MAX_WAITING,
                                   .n_ctx_short = opt->model->cfg.n_ctx_short};
+    size_t plan_bytes;
     l->opt = opt;
-    mu_writer_init(&l->plan, mu_leader_plan_bytes(&opt->serving));
     MU_TRY(st, mu_constraints_create(opt->model->gguf, opt->model->cfg.n_vocab, &l->constraints, err), out);
+    so.allow = mu_constraints_allow;
+    so.allow_ctx = l->constraints;
+    MU_TRY(st, mu_leader_plan_bytes(&opt->serving, opt->model->cfg.n_vocab, &plan_bytes, err), out);
+    mu_writer_init(&l->plan, plan_bytes);
     MU_TRY(st, mu_sched_create(&so, &l->sched, err), out);
     l->n_step = mu_sched_max_in_flight(l->sched) + 1;
     l->step = mu_calloc((size_t)l->n_step, sizeof *l->step);
     l->events = mu_calloc((size_t)opt->serving.n_slot, sizeof *l->events);
     if (!l->step || !l->events) return mu_fail(err, MU_ENOMEM, "out of memory for the leader's steps");
-    for (int i = 0; i < l->n_step; i++) MU_TRY(st, mu_step_create(&opt->serving, &l->step[i], err), out);
+    for (int i = 0; i < l->n_step; i++) MU_TRY(st, mu_step_create(&opt->serving, so.n_vocab, &l->step[i], err), out);
 out:
     return st;
 }

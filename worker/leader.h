@@ -20,7 +20,8 @@ struct mu_leader_options { /* all borrowed */
 /* Runs until the gang is lost or not wanted any more; returns why. */
 enum mu_status mu_leader_run(const struct mu_leader_options *opt, struct mu_err *err);
 
-/* The largest step plan on the wire under these limits. */
-size_t mu_leader_plan_bytes(const struct mu_serving *serving);
+/* The largest step plan on the wire under these limits; MU_ELIMIT where a doorbell's frame could not hold it. */
+enum mu_status mu_leader_plan_bytes(const struct mu_serving *serving, int n_vocab, size_t *bytes_out,
+                                    struct mu_err *err);
 
 #endif

@@ -183,9 +183,10 @@ static enum mu_status bells_open(struct rank *r, struct mu_err *err)
     enum mu_status st;
     uint16_t port = 0;
     int listen_fd = -1;
-    size_t max_frame = mu_leader_plan_bytes(&r->serving);
+    size_t max_frame;
     const uint8_t *secret = r->req->secret.data;
     mu_record_op(r->record, MU_OP_EXCHANGE, r->rank == r->plan.leader ? MU_RECORD_NOBODY : r->plan.leader);
+    MU_TRY(st, mu_leader_plan_bytes(&r->serving, r->model->cfg.n_vocab, &max_frame, err), out);
     if (r->rank == r->plan.leader) MU_TRY(st, mu_bell_listen(&listen_fd, &port, err), out);
     MU_TRY(st, mu_comm_broadcast(r->comm, r->plan.leader, &port, sizeof port, err), out);
     int64_t deadline = mu_now_ns() + BELL_SETUP_MS * MU_MS;
@@ -231,7 +232,7 @@ static enum mu_status follow(struct rank *r, struct mu_err *err)
     enum mu_status st;
     struct mu_step *step = NULL;
     struct mu_step_result result;
-    MU_TRY(st, mu_step_create(&r->serving, &step, err), out);
+    MU_TRY(st, mu_step_create(&r->serving, r->model->cfg.n_vocab, &step, err), out);
     for (;;) {
         MU_TRY(st, plan_wait(r, step, err), out);
         atomic_store_explicit(&r->record->step, step->number, memory_order_relaxed);

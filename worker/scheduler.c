@@ -15,6 +15,8 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "shard/adjust.h"
+#include "shard/shard.h"
 
 enum {
     /* A step that also decodes prefills at most 1/MIXED_SHARE of the budget: a long prompt then slows the streams that
@@ -35,9 +37,8 @@ struct seq {
     int slot;                /* -1: waiting */
     bool in_flight, samples; /* samples: the step in flight yields its next id */
     bool cancelled, silent;
-    float temperature, top_p;
-    uint32_t top_k;
-    uint64_t seed;
+    struct mu_sampling sampling;
+    struct mu_adjusts *adjusts; /* of ids[n_ids]; NULL: it needs none */
     int32_t end_ids[MU_SCHED_MAX_END_IDS];
     size_t n_end;
     /* Its cache holds what this adapter made of its tokens: pages are never shared with a sequence of another one. */
@@ -77,6 +78,7 @@ static uint32_t pages_of(uint32_t n_ids)
 static void seq_free(struct seq *q)
 {
     if (!q) return;
+    mu_adjusts_destroy(q->adjusts);
     mu_free(q->ids);
     mu_free(q->page);
     mu_free(q);
@@ -187,9 +189,10 @@ static enum mu_status request_check(const struct mu_sched *s, const struct mu_sc
             return mu_fail(err, MU_EINVAL, "request %llu: token %zu is %d; the vocabulary has ids 0 … %d", id, i, t,
                            s->opt.n_vocab - 1);
     }
-    if (!(r->temperature >= 0.0f && r->temperature <= 1e6f) || !(r->top_p > 0.0f && r->top_p <= 1.0f))
-        return mu_fail(err, MU_EINVAL, "request %llu: temperature %g and top_p %g; they must be in [0, 1e6] and (0, 1]",
-                       id, (double)r->temperature, (double)r->top_p);
+    struct mu_err why = MU_ERR_INIT;
+    if (mu_sampling_check(&r->sampling, &why) != MU_OK ||
+        mu_biases_check(r->bias, r->n_bias, s->opt.n_vocab, &why) != MU_OK)
+        return mu_fail(err, MU_EINVAL, "request %llu: %s", id, why.text);
     if (r->adapter > (uint32_t)v->n_adapter || !isfinite(r->adapter_scale))
         return mu_fail(err, MU_EINVAL, "request %llu: adapter %u at scale %g; the gang has %d", id, r->adapter,
                        (double)r->adapter_scale, v->n_adapter);
@@ -197,6 +200,22 @@ static enum mu_status request_check(const struct mu_sched *s, const struct mu_sc
     if (s->n_waiting >= s->opt.max_waiting)
         return mu_fail(err, MU_ELIMIT, "request %llu: %d requests wait already; try again later", id, s->n_waiting);
     return MU_OK;
+}
+
+static enum mu_status adjusts_make(const struct mu_sched *s, const struct mu_sched_request *r, struct seq *q,
+                                   struct mu_err *err)
+{
+    return mu_adjusts_create(&(struct mu_adjusts_options){.sampling = &q->sampling,
+                                                          .bias = r->bias,
+                                                          .n_bias = r->n_bias,
+                                                          .end_ids = q->end_ids,
+                                                          .n_end = q->n_end,
+                                                          .ids = q->ids,
+                                                          .n_ids = q->n_ids,
+                                                          .n_prompt = q->n_prompt,
+                                                          .max_ids = q->n_limit,
+                                                          .n_vocab = s->opt.n_vocab},
+                             &q->adjusts, err);
 }
 
 enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request *r, bool *finished_out,
@@ -232,10 +251,7 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
     q->n_limit = limit;
     memcpy(q->ids, r->prompt, r->n_prompt * sizeof *q->ids);
     if (r->n_emitted) memcpy(q->ids + r->n_prompt, r->emitted, r->n_emitted * sizeof *q->ids);
-    q->temperature = r->temperature;
-    q->top_p = r->top_p;
-    q->top_k = r->top_k;
-    q->seed = r->seed;
+    q->sampling = r->sampling;
     q->adapter = (uint16_t)r->adapter;
     q->adapter_scale = r->adapter_scale;
     q->n_end = r->n_end;
@@ -245,6 +261,10 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
     if (*finished_out) {
         seq_free(q);
         return MU_OK;
+    }
+    if ((st = adjusts_make(s, r, q, err)) != MU_OK) {
+        seq_free(q);
+        return st;
     }
     q->arrival = s->next_arrival++;
     waiting_insert(s, q);
@@ -354,11 +374,23 @@ static bool pages_grow(struct mu_sched *s, struct seq *q, uint32_t n, struct mu_
     return true;
 }
 
+/* What it needs beside its parameters to be sampled. */
+static void step_constrain(const struct mu_sched *s, const struct seq *q, struct mu_step *step, struct mu_step_seq *to)
+{
+    mu_adjusts_put(q->adjusts, step, to);
+    if (!s->opt.allow) return;
+    uint8_t *mask = mu_step_mask(step, to);
+    if (s->opt.allow(s->opt.allow_ctx, q->request, q->ids + q->n_prompt, q->n_ids - q->n_prompt, mask)) return;
+    to->mask = 0;
+    step->n_mask--;
+}
+
 static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct mu_step *step)
 {
     struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
     bool last = q->n_fed + n_tok == q->n_ids;
-    step->seq[step->n_seq++] = (struct mu_step_seq){
+    struct mu_step_seq *to = &step->seq[step->n_seq++];
+    *to = (struct mu_step_seq){
         .slot = (uint32_t)q->slot,
         .pos0 = q->n_fed,
         .n_tok = n_tok,
@@ -367,13 +399,11 @@ static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct m
                : last           ? MU_OUT_SAMPLE
                                 : MU_OUT_NONE,
         .far = is_far(s, q->n_ids),
-        .temperature = q->temperature,
-        .top_k = q->top_k,
-        .top_p = q->top_p,
-        .seed = q->seed,
+        .sampling = q->sampling,
         .adapter = q->adapter,
         .adapter_scale = q->adapter_scale,
     };
+    if (to->out == MU_OUT_SAMPLE) step_constrain(s, q, step, to);
     memcpy(step->ids + step->n_tok, q->ids + q->n_fed, n_tok * sizeof *step->ids);
     step->n_tok += n_tok;
     q->n_fed += n_tok;
@@ -480,7 +510,7 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
     if (s->n_flight == s->max_in_flight) return false;
     struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
     f->n_seq = 0;
-    step->n_free = step->n_page = step->n_seq = step->n_tok = 0;
+    mu_step_clear(step);
     add_decodes(s, step);
     uint32_t budget = (uint32_t)s->opt.serving.step_tokens - step->n_tok;
     if (step->n_seq) {
@@ -511,11 +541,13 @@ static bool id_take(const struct mu_sched *s, struct seq *q, int32_t id, struct 
         return true;
     }
     if (id < 0 || id >= s->opt.n_vocab) {
-        e->error = id == -2 ? MU_ENONFINITE : MU_EINTERNAL;
+        e->error = id == -2 ? MU_ENONFINITE : id == MU_SAMPLE_NONE_ALLOWED ? MU_EINVAL : MU_EINTERNAL;
         return true;
     }
     e->id = id;
+    e->logprobs = q->sampling.logprobs;
     q->ids[q->n_ids++] = id;
+    mu_adjusts_push(q->adjusts, q->ids, q->n_ids);
     return q->n_ids == q->n_limit || is_end_id(q, id);
 }
 
@@ -529,6 +561,7 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
     for (int i = 0; i < f->n_seq; i++) {
         struct seq *q = f->seq[i];
         struct mu_sched_event e = event_of(q);
+        e.seq = (uint32_t)i;
         q->in_flight = false;
         if (q->cancelled) {
             e.finished = true;

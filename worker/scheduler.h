@@ -25,11 +25,12 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "model/sampling.h"
 #include "shard/embed.h"
 #include "shard/plan.h"
 #include "shard/step.h"
 
-enum { MU_SCHED_MAX_END_IDS = 64 };
+enum { MU_SCHED_MAX_END_IDS = MU_STEP_MAX_END_IDS };
 
 struct mu_sched;
 
@@ -39,6 +40,10 @@ struct mu_sched_options {
     int n_vocab;     /* bounds every id */
     int max_waiting; /* requests that wait for a slot; more are refused */
     int n_ctx_short; /* a sequence that grows beyond it is computed again, marked `far`; 0: never */
+    /* Which ids may come next: a bit an id (struct mu_step) after emitted[n] of a request, whenever it is sampled; a pure
+     * function of these, since it is asked again after a replay. false: all of them. NULL: always all. */
+    bool (*allow)(void *ctx, uint64_t request, const int32_t *emitted, size_t n, uint8_t *mask_out);
+    void *allow_ctx;
 };
 
 struct mu_sched_request { /* everything is copied */
@@ -48,9 +53,9 @@ struct mu_sched_request { /* everything is copied */
     const int32_t *emitted; /* [n_emitted] committed earlier: replayed with the prompt */
     size_t n_emitted;
     uint32_t max_tokens; /* emitted ones included */
-    float temperature, top_p;
-    uint32_t top_k;
-    uint64_t seed;
+    struct mu_sampling sampling;
+    const struct mu_bias *bias; /* [n_bias] */
+    size_t n_bias;
     const int32_t *end_ids; /* [n_end] */
     size_t n_end;
     struct mu_embed embed; /* with a pooling nothing is sampled: the prompt is read, then its vector is there */
@@ -61,10 +66,13 @@ struct mu_sched_request { /* everything is copied */
 /* What became of a request in a step. */
 struct mu_sched_event {
     uint64_t request;
-    uint32_t position;     /* of id among the emitted ids; without an id: how many there are */
-    int32_t id;            /* -1: none */
-    bool finished;         /* the scheduler has let go of it */
-    enum mu_status error;  /* MU_OK, MU_ENONFINITE, MU_ECANCELLED, MU_EINTERNAL (an id outside the vocabulary) */
+    uint32_t position; /* of id among the emitted ids; without an id: how many there are */
+    int32_t id;        /* -1: none */
+    bool finished;     /* the scheduler has let go of it */
+    /* MU_OK, MU_ENONFINITE, MU_EINVAL (no id is allowed), MU_ECANCELLED, MU_EINTERNAL (an id outside the vocabulary) */
+    enum mu_status error;
+    bool logprobs; /* it wants those of id: of the step's sequence number `seq` */
+    uint32_t seq;
     struct mu_embed embed; /* pooling set: it is an embedding, finished; the state is that of slot, of n_tok tokens */
     uint32_t slot, n_tok;
 };

@@ -19,6 +19,7 @@
 #include "base/pool.h"
 #include "base/topo.h"
 #include "kernels/kernels.h"
+#include "shard/adjust.h"
 #include "transport/comm.h"
 #include "worker/shard_comm.h"
 
@@ -38,6 +39,8 @@ struct solo_slot {
     bool far;   /* turns by the long factors */
     uint16_t adapter;
     float adapter_scale;
+    const struct mu_adjusts *adjusts; /* may be NULL, as the next */
+    const uint8_t *mask;
 };
 
 struct mu_solo {
@@ -194,7 +197,7 @@ enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **
     if (!mu_kernels()) MU_TRY(st, mu_kernels_init(NULL, err), fail);
     MU_TRY(st, mu_plan_build(opt->model, &opt->split, &s->plan, err), fail);
     MU_TRY(st, slots_create(s, err), fail);
-    MU_TRY(st, mu_step_create(&s->serving, &s->step, err), fail);
+    MU_TRY(st, mu_step_create(&s->serving, opt->model->cfg.n_vocab, &s->step, err), fail);
     int n_rank = s->plan.n_rank;
     if (opt->pin) s->cpus = cpus_choose(n_rank * opt->n_thread);
     s->rank = mu_calloc((size_t)n_rank, sizeof *s->rank);
@@ -247,6 +250,11 @@ void mu_solo_adapt(struct mu_solo *s, int slot, int adapter, float scale)
     s->slot[slot].adapter = (uint16_t)adapter;
     s->slot[slot].adapter_scale = scale;
 }
+void mu_solo_constrain(struct mu_solo *s, int slot, const struct mu_adjusts *adjusts, const uint8_t *mask)
+{
+    s->slot[slot].adjusts = adjusts;
+    s->slot[slot].mask = mask;
+}
 uint32_t mu_solo_position(const struct mu_solo *s, int slot)
 {
     return s->slot[slot].position;
@@ -291,7 +299,7 @@ static void step_begin(struct mu_solo *s)
 {
     struct mu_step *step = s->step;
     step->number = ++s->number;
-    step->n_free = step->n_page = step->n_seq = step->n_tok = 0;
+    mu_step_clear(step);
     for (int i = 0; i < s->serving.n_slot; i++) {
         if (s->slot[i].dirty) step->free_slot[step->n_free++] = (uint32_t)i;
         s->slot[i].dirty = false;
@@ -300,7 +308,7 @@ static void step_begin(struct mu_solo *s)
 
 /* Appends n ids of a slot, and the pages that they need. */
 static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, uint32_t n, enum mu_out_kind out,
-                               const struct mu_solo_sampling *sampling, struct mu_err *err)
+                               const struct mu_sampling *sampling, struct mu_err *err)
 {
     struct mu_step *step = s->step;
     struct solo_slot *q = &s->slot[slot];
@@ -323,14 +331,12 @@ static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, 
                                 .tok_off = step->n_tok,
                                 .out = (uint8_t)out,
                                 .far = q->far,
-                                .top_p = 1.0f,
                                 .adapter = q->adapter,
                                 .adapter_scale = q->adapter_scale};
-    if (sampling) {
-        seq->temperature = sampling->temperature;
-        seq->top_k = sampling->top_k;
-        seq->top_p = sampling->top_p > 0.0f && sampling->top_p < 1.0f ? sampling->top_p : 1.0f;
-        seq->seed = sampling->seed;
+    if (sampling) seq->sampling = *sampling;
+    if (out == MU_OUT_SAMPLE) {
+        mu_adjusts_put(q->adjusts, step, seq);
+        if (q->mask) memcpy(mu_step_mask(step, seq), q->mask, step->mask_bytes);
     }
     memcpy(step->ids + step->n_tok, ids, n * sizeof *ids);
     if (s->ids) memcpy(s->ids + (size_t)slot * (size_t)s->serving.n_ctx + q->position, ids, n * sizeof *ids);
@@ -367,7 +373,7 @@ static enum mu_status slot_check(const struct mu_solo *s, int slot, struct mu_er
 }
 
 enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, size_t n, enum mu_out_kind out,
-                            const struct mu_solo_sampling *sampling,
+                            const struct mu_sampling *sampling,
                             void (*on_logits)(const float *row, uint32_t position, void *ctx), void *ctx,
                             int32_t *id_out, struct mu_err *err)
 {
@@ -399,7 +405,7 @@ enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, siz
 }
 
 enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t *ids, int n,
-                              const struct mu_solo_sampling *sampling, int32_t *next_out, struct mu_err *err)
+                              const struct mu_sampling *sampling, int32_t *next_out, struct mu_err *err)
 {
     struct mu_step_result result;
     if (n > s->serving.step_tokens || n > s->serving.n_slot)

@@ -32,18 +32,13 @@ enum mu_status mu_solo_step(struct mu_solo *s, const struct mu_step *step, struc
 /* One sequence after another, slots managed here: appends n ids to the sequence in `slot` in chunks of at most
  * step_tokens. With short and long rotation factors the length after this call decides for all of it. out applies to the last chunk (MU_OUT_ALL to all chunks). on_logits (may be NULL) gets each logits row
  * in order of position. *id_out (may be NULL): the sample. */
-struct mu_solo_sampling {
-    float temperature, top_p;
-    uint32_t top_k;
-    uint64_t seed;
-};
 enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, size_t n, enum mu_out_kind out,
-                            const struct mu_solo_sampling *sampling,
+                            const struct mu_sampling *sampling,
                             void (*on_logits)(const float *row, uint32_t position, void *ctx), void *ctx,
                             int32_t *id_out, struct mu_err *err);
 /* The next decode of many slots in one step: ids[i] is appended to slots[i]; next_out[i] is sampled. */
 enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t *ids, int n,
-                              const struct mu_solo_sampling *sampling, int32_t *next_out, struct mu_err *err);
+                              const struct mu_sampling *sampling, int32_t *next_out, struct mu_err *err);
 void mu_solo_reset(struct mu_solo *s, int slot); /* forgets the sequence; its pages are free with the next step */
 /* Forgets what follows the first n tokens of the sequence; n of its position or above changes nothing. The pages stay
  * with the slot and are written again. A sequence that turned by the model's long rotation factors and would be a short
@@ -52,6 +47,10 @@ uint32_t mu_solo_truncate(struct mu_solo *s, int slot, uint32_t n);
 /* What comes next in the slot is computed with this adapter (from 1; 0: none) at this strength: of a sequence from its
  * first id on, since the cache of one adapter is none of another's. */
 void mu_solo_adapt(struct mu_solo *s, int slot, int adapter, float scale);
+/* What is sampled from the slot's sequence has these adjustments, which must know all of its ids, and this mask (struct
+ * mu_step); both are borrowed until others are set, and may be NULL. */
+struct mu_adjusts;
+void mu_solo_constrain(struct mu_solo *s, int slot, const struct mu_adjusts *adjusts, const uint8_t *mask);
 uint32_t mu_solo_position(const struct mu_solo *s, int slot);
 /* The leader's times (shard/shard.h). */
 void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out);

@@ -58,6 +58,32 @@ class Good(unittest.TestCase):
         self.assertTrue(a.stdout.strip())
         self.assertEqual(a.stdout, b.stdout)
 
+    def test_run_parameters(self):
+        """Options, and the same as PARAMETERs of a Modelfile."""
+        def text(model, *args, env=None):
+            done = run("run", model, "ROMEO:\n", "--raw", "-n", "40", "--ignore-end", "--quiet", *args, env=env)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return done.stdout
+
+        options = {"temperature": 0.9, "seed": 4, "repeat_penalty": 1.4, "repeat_last_n": -1, "presence_penalty": 0.5, "frequency_penalty": 2,
+                   "min_p": 0.05, "typical_p": 0.9, "min_tokens": 10, "logit_bias": "927=-1000"}
+        args = [a for name, v in options.items() for a in ("--" + {"typical_p": "typical"}.get(name, name).replace("_", "-"), str(v))]
+        shaped = text(BARD, *args)
+        self.assertEqual(shaped, text(BARD, *args, "-t", "1"))
+        plain, free = text(BARD), text(BARD, "-T", "0.9", "--seed", "4")
+        for option, value in (("--repeat-penalty", "1.4"), ("--frequency-penalty", "2"), ("--presence-penalty", "2")):  # each of them matters
+            self.assertNotEqual(text(BARD, option, value), plain, option)
+        for option, value in (("--min-p", "0.5"), ("--typical", "0.3"), ("--logit-bias", "927=20")):
+            self.assertNotEqual(text(BARD, "-T", "0.9", "--seed", "4", option, value), free, option)
+        self.assertEqual(text(BARD, "--repeat-penalty", "1.4", "--repeat-last-n", "0"), plain)
+        with tempfile.TemporaryDirectory() as store:
+            env = {"MUSTER_MODELS": store}
+            modelfile = f"FROM {BARD}\n" + "".join(f"PARAMETER {name} {v}\n" for name, v in options.items())
+            made = run("create", "shaped", "-f", "-", stdin=modelfile, env=env)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            self.assertEqual(text("shaped", env=env), shaped)
+            self.assertNotEqual(text("shaped", "--repeat-penalty", "1", env=env), shaped)  # the command line wins
+
     def test_run_stop_string(self):
         whole = run("run", BARD, "ROMEO:\n", "--raw", "-n", "60", "--ignore-end").stdout
         stop = whole[25:31]
@@ -127,6 +153,19 @@ class Good(unittest.TestCase):
 
 
 class Bad(unittest.TestCase):
+    def test_parameters(self):
+        for args, words in ((("--min-p", "2"), ["min_p", "from 0 to 1"]), (("--typical", "x"), ["typical_p"]),
+                            (("--repeat-penalty", "0.001"), ["repeat_penalty", "0.01"]), (("--presence-penalty", "9"), ["from -2 to 2"]),
+                            (("--logit-bias", "5"), ["ID=X"]), (("--logit-bias", "5=1e9"), ["-1000 to 1000"]), (("--repeat-last-n", "-2"), ["repeat_last_n"]),
+                            (("--min-tokens", "-1"), ["min_tokens"])):
+            done = run("run", BARD, "O", *args)
+            self.assertEqual(done.returncode, 2, done.stderr)
+            for word in words:
+                self.assertIn(word, done.stderr)
+        done = run("run", BARD, "O", "--raw", "-n", "1", "--logit-bias", "99999=1")
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("token 99999 is not in the vocabulary", done.stderr)
+
     def fails(self, args, words, status=1, **more):
         done = run(*args, **more)
         self.assertEqual(done.returncode, status, done.stdout + done.stderr)

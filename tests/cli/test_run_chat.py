@@ -227,11 +227,18 @@ class Chat(unittest.TestCase):
     def test_set_and_show(self):
         t = self.chat()
         self.assertIn("temperature", t.say("/set parameter"))
-        self.assertIn("temperature, top_k, top_p, seed, num_predict, num_ctx, stop", t.say("/set parameter mirostat 1"))
+        self.assertIn("logit_bias, min_tokens, seed, num_predict, num_ctx, stop", t.say("/set parameter mirostat 1"))
         self.assertIn("from 0 to 100", t.say("/set parameter temperature hot"))
         self.assertIn("is now 0.5", t.say("/set parameter temperature 0.5"))
         t.say('/set parameter stop "two words" \\n')
+        self.assertIn("is now", t.say("/set parameter logit_bias 5=-3.5 6=1"))
+        self.assertIn("ID=X", t.say("/set parameter logit_bias five"))
+        self.assertIn("0.01", t.say("/set parameter repeat_penalty 0.001"))
+        t.say("/set parameter repeat_penalty 1.25")
+        t.say("/set parameter typical_p 0.9")
         shown = t.say("/show parameters")
+        for pattern in (r"logit_bias +5=-3\.5", r"logit_bias +6=1", r"repeat_penalty +1\.25", r"typical_p +0\.9"):
+            self.assertRegex(shown, pattern)
         self.assertRegex(shown, r"temperature +0\.5")
         self.assertRegex(shown, r'stop +"two words"')
         self.assertIn("no system prompt", t.say("/show system"))
@@ -400,14 +407,17 @@ class Chat(unittest.TestCase):
 
     def test_a_store_s_model(self):
         env = self.ollama("fool", system="Speak as a fool.", license="For fools.",
-                          params=json.dumps({"temperature": 0, "num_predict": 9, "num_ctx": 200, "stop": ["xyz"], "mirostat": 1}),
+                          params=json.dumps({"temperature": 0, "num_predict": 9, "num_ctx": 200, "stop": ["xyz"], "mirostat": 1,
+                                             "repeat_penalty": 1.1, "repeat_last_n": -1, "min_p": 0.05, "typical_p": 0.9, "presence_penalty": 0.5,
+                                             "frequency_penalty": 0.25}),
                           messages=json.dumps([{"role": "user", "content": "Hail!"}, {"role": "assistant", "content": "Well met."}]))
         t = Terminal(self, "fool", "-t", "2", env=env)
         self.assertIn("'mirostat' is left out", t.expect(r">>> $"))
         self.assertIn("Speak as a fool.", t.say("/show system"))
         self.assertIn("For fools.", t.say("/show license"))
         shown = t.say("/show parameters")
-        for pattern in (r"temperature +0\n", r"num_predict +9", r'stop +"xyz"'):
+        for pattern in (r"temperature +0\n", r"num_predict +9", r'stop +"xyz"', r"repeat_penalty +1\.1", r"repeat_last_n +-1", r"min_p +0\.05",
+                        r"typical_p +0\.9", r"presence_penalty +0\.5", r"frequency_penalty +0\.25"):
             self.assertRegex(shown, pattern)
         self.assertIn("200 tokens", t.say("/show info"))
         self.assertIn("MESSAGE user \"\"\"Hail!\"\"\"", t.say("/show modelfile"))

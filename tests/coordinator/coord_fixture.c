@@ -44,6 +44,21 @@ void vocabulary_close(struct vocabulary *v)
     mu_gguf_close(v->gguf);
 }
 
+static void choice_take(struct client_choice *c, const Muster__V1__GenerateReply *r)
+{
+    if (strlen(c->text) + strlen(r->text) < sizeof c->text) strcat(c->text, r->text);
+    for (size_t i = 0; i < r->n_ids && c->n_ids < CHOICE_IDS; i++) c->ids[c->n_ids++] = r->ids[i];
+    for (size_t i = 0; i < r->n_logprobs && c->n_logprob < CHOICE_IDS; i++) {
+        const Muster__V1__TokenLogprob *t = r->logprobs[i];
+        c->n_wrong += r->n_ids > 0 && (r->n_ids != r->n_logprobs || t->id != r->ids[i]);
+        c->n_top += t->n_top;
+        if (t->n_top) c->last_top = t->top[t->n_top - 1]->id;
+        for (size_t k = 0; k < t->n_top; k++) c->n_wrong += t->top[k]->piece.len != 1;
+        c->logprob[c->n_logprob++] = t->logprob;
+    }
+    if (r->finish) c->finish = r->finish;
+}
+
 static void on_message(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *ctx)
 {
     (void)s;
@@ -56,7 +71,8 @@ static void on_message(struct mu_rpc_stream *s, const ProtobufCMessage *msg, voi
         c->seed = r->seed;
     }
     c->n_reply++;
-    c->after_finish += c->n_finish > 0;
+    c->after_finish += c->n_finish >= (int)c->n_choice || (r->index < CHOICES && c->choice[r->index].finish);
+    if (r->index < CHOICES) choice_take(&c->choice[r->index], r);
     size_t n = strlen(r->text);
     if (c->n_text + n < sizeof c->text) memcpy(c->text + c->n_text, r->text, n + 1);
     c->n_text += n;
@@ -66,6 +82,7 @@ static void on_message(struct mu_rpc_stream *s, const ProtobufCMessage *msg, voi
         c->finish = r->finish;
     }
     if (r->usage) {
+        c->n_usage++;
         c->prompt_tokens = r->usage->prompt_tokens;
         c->completion_tokens = r->usage->completion_tokens;
         c->resumed = r->usage->resumed;
@@ -90,6 +107,7 @@ struct client *client_start(struct mu_rpc_channel *channel, const Muster__V1__Ge
     assert_non_null(c);
     pthread_mutex_init(&c->lock, NULL);
     atomic_store(&c->reads, reads);
+    c->n_choice = q->n ? q->n : 1;
     struct mu_rpc_stream_callbacks cb = {on_message, on_done, c};
     if (mu_rpc_stream_open(channel, "/muster.v1.Muster/Generate", &muster__v1__generate_reply__descriptor, 0,
                            deadline_ns, mu_now_ns() + 5 * MU_SEC, &cb, &c->stream, &err)) {
@@ -107,8 +125,10 @@ void client_wait(struct client *c, int ms)
 {
     WAIT_FOR(atomic_load(&c->done), ms);
     assert_int_equal(c->after_finish, 0);
-    assert_true(c->n_finish <= 1);
-    if (c->code == MU_RPC_OK) assert_int_equal(c->n_finish, 1);
+    assert_true(c->n_finish <= (int)c->n_choice);
+    if (c->code != MU_RPC_OK) return;
+    assert_int_equal(c->n_finish, c->n_choice);
+    assert_int_equal(c->n_usage, 1);
 }
 
 void client_free(struct client *c)

@@ -40,6 +40,16 @@ void vocabulary_close(struct vocabulary *v);
 
 enum { CLIENT_TEXT = 1 << 20, CLIENT_IDS = 4096 };
 
+enum { CHOICES = 4, CHOICE_IDS = 1024 };
+struct client_choice { /* what came of one of several completions */
+    int32_t ids[CHOICE_IDS];
+    float logprob[CHOICE_IDS];
+    int32_t last_top; /* the least likely one told with the newest id */
+    size_t n_ids, n_logprob, n_top, n_wrong;
+    char text[CHOICE_IDS];
+    Muster__V1__Finish finish;
+};
+
 struct client { /* fields under lock until done */
     pthread_mutex_t lock;
     struct mu_rpc_stream *stream;
@@ -48,7 +58,9 @@ struct client { /* fields under lock until done */
     int32_t ids[CLIENT_IDS];
     size_t n_ids;
     _Atomic int n_reply; /* read by the test at any time */
-    int n_finish, after_finish;
+    int n_finish, after_finish, n_usage;
+    uint32_t n_choice; /* asked for */
+    struct client_choice choice[CHOICES];
     char request_id[32];
     uint64_t seed;
     Muster__V1__Finish finish;

@@ -9,6 +9,8 @@ struct active {
     size_t n_value; /* of an embedding; 0: it generates */
     size_t n_prompt;
     int32_t first; /* of the prompt */
+    bool logprobs;
+    uint32_t n_top;
 };
 
 struct leader {
@@ -21,6 +23,7 @@ struct leader {
     struct mu_rpc_stream *stream;
     pthread_t thread;
     atomic_bool ends, lost; /* lost: the Engine stream is over */
+    atomic_bool launched;   /* on_start_gang is done with it */
     pthread_mutex_t lock;
     struct active active[MAX_ACTIVE];
     int n_active;
@@ -39,6 +42,11 @@ float fake_value(int32_t first, size_t n, size_t i)
     return (float)first + (float)n / 256.0f + (float)i * 1000.0f;
 }
 
+float fake_logprob(uint64_t seed, size_t position)
+{
+    return -(float)(fake_id(seed, position) % 7) - (float)position / 1024.0f;
+}
+
 static void up_send(struct leader *l, Muster__Internal__V1__EngineUp *up)
 {
     up->epoch = l->epoch;
@@ -51,11 +59,23 @@ static void tell(struct leader *l, const struct active *a, size_t first, bool fi
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
     Muster__Internal__V1__EngineTokens tokens = MUSTER__INTERNAL__V1__ENGINE_TOKENS__INIT;
     Muster__Internal__V1__RequestTokens t = MUSTER__INTERNAL__V1__REQUEST_TOKENS__INIT, *p = &t;
-    int32_t id = fake_id(a->seed, first);
+    int32_t id = fake_id(a->seed, first), top_id[20];
+    float logprob = fake_logprob(a->seed, first), top_logprob[20];
+    for (uint32_t k = 0; k < a->n_top; k++) {
+        top_id[k] = ID_BYTE + 'A' + (int32_t)k;
+        top_logprob[k] = -(float)k;
+    }
     t.request = a->id;
     t.first_position = (uint32_t)first;
     t.n_id = error ? 0 : 1;
     t.id = &id;
+    if (a->logprobs && !error) {
+        t.n_logprob = 1;
+        t.logprob = &logprob;
+        t.n_top_id = t.n_top_logprob = a->n_top;
+        t.top_id = top_id;
+        t.top_logprob = top_logprob;
+    }
     t.finished = finished;
     t.error_code = (uint32_t)error;
     if (error) t.error = (char *)mu_status_text(error);
@@ -104,7 +124,10 @@ static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *
                                                           .n_prompt = q->n_prompt,
                                                           .n_emitted = q->n_emitted,
                                                           .embed = q->embed ? (int)q->embed->pooling : 0,
-                                                          .n_active = l->n_active};
+                                                          .n_active = l->n_active,
+                                                          .repeat_penalty = q->sampling->repeat_penalty,
+                                                          .n_bias = q->sampling->n_logit_bias,
+                                                          .seed = q->sampling->seed};
         struct submitted *last = &f->submit[f->n_submit - 1];
         last->constraint = (int)q->constraint_case;
         const char *text = "";
@@ -127,7 +150,9 @@ static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *
                                                                   : q->embed->dimensions ? q->embed->dimensions
                                                                                          : FAKE_D_MODEL,
                                                        .n_prompt = q->n_prompt,
-                                                       .first = q->prompt[0]};
+                                                       .first = q->prompt[0],
+                                                       .logprobs = q->sampling->logprobs,
+                                                       .n_top = q->sampling->top_logprobs};
     } else if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_CANCEL) {
         for (int i = 0; i < l->n_active; i++)
             if (l->active[i].id == m->cancel->request) {
@@ -156,7 +181,7 @@ static void died(struct leader *l, int culprit, const char *reason)
     e.epoch = l->epoch;
     e.event_case = MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_DIED;
     e.died = &d;
-    struct mu_rpc_call *call = mu_rpc_call_retain(l->call); /* once it is told, the next gang frees this leader */
+    struct mu_rpc_call *call = mu_rpc_call_retain(l->call); /* once it is told the next launch may free the leader */
     mu_rpc_call_send(call, &e.base);
     mu_rpc_call_finish(call, MU_RPC_OK, "%s", "");
     mu_rpc_call_release(call);
@@ -178,6 +203,11 @@ static void *leader_main(void *arg)
                 continue;
             }
             size_t skip = atomic_exchange(&f->skip_one, 0) ? 1 : 0;
+            if (atomic_load(&f->bad_id) && fake_id(a->seed, a->n) == atomic_load(&f->bad_id)) {
+                tell(l, a, a->n, true, MU_ENONFINITE);
+                l->active[i--] = l->active[--l->n_active];
+                continue;
+            }
             bool last = a->n + 1 >= a->max;
             tell(l, a, a->n + skip, last, MU_OK);
             a->n++;
@@ -221,7 +251,10 @@ static void on_start_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg,
     f->leader = l;
     atomic_store(&f->epoch, q->epoch);
     atomic_fetch_add(&f->n_launch, 1);
-    if (atomic_load(&f->mute)) return;
+    if (atomic_load(&f->mute)) {
+        atomic_store(&l->launched, true);
+        return;
+    }
 
     struct mu_rpc_stream_callbacks cb = {on_down, on_down_done, l};
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
@@ -235,6 +268,7 @@ static void on_start_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg,
         mu_rpc_stream_open(l->channel, "/muster.internal.v1.Engine/Attach",
                            &muster__internal__v1__engine_down__descriptor, 0, MU_FOREVER, mu_now_ns() + 5 * MU_SEC, &cb,
                            &l->stream, &err)) {
+        atomic_store(&l->launched, true);
         died(l, -1, err.text);
         return;
     }
@@ -246,6 +280,7 @@ static void on_start_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg,
     e.ready = &ready;
     mu_rpc_call_send(call, &e.base);
     if (pthread_create(&l->thread, NULL, leader_main, l)) l->thread = 0;
+    atomic_store(&l->launched, true);
 }
 
 void fake_gang_return(struct fake_gang *f)
@@ -270,6 +305,7 @@ void fake_gang_start(struct fake_gang *f)
 
 void fake_gang_kill(struct fake_gang *f, int culprit, const char *reason)
 {
+    WAIT_FOR(atomic_load(&f->leader->launched), 5000);
     atomic_store(&f->leader->ends, true);
     died(f->leader, culprit, reason);
 }

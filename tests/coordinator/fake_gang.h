@@ -11,8 +11,11 @@ enum { FAKE_D_MODEL = 12, MAX_SUBMITS = 256, MAX_ACTIVE = 64 };
 struct submitted {
     uint64_t epoch, request;
     size_t n_prompt, n_emitted;
-    int embed;      /* its pooling; 0: it generates */
-    int n_active;   /* of the leader when it came, without itself */
+    int embed;    /* its pooling; 0: it generates */
+    int n_active; /* of the leader when it came, without itself */
+    float repeat_penalty;
+    size_t n_bias;
+    uint64_t seed;
     int constraint; /* the case of its oneof */
     char constraint_text[64];
 };
@@ -27,6 +30,7 @@ struct fake_gang {
     _Atomic int32_t poison; /* a prompt with this id kills rank 0; 0: none */
     _Atomic int bad_vector; /* embeddings: 1: they fail, 2: they end without a vector, 3: one value too many */
     _Atomic int skip_one;   /* the next message of tokens skips a position */
+    _Atomic int32_t bad_id; /* the request that would get this id next fails; 0: none */
     _Atomic int max_sequences;
     pthread_mutex_t lock;
     struct submitted submit[MAX_SUBMITS];
@@ -35,6 +39,7 @@ struct fake_gang {
 };
 
 int32_t fake_id(uint64_t seed, size_t position);
+float fake_logprob(uint64_t seed, size_t position); /* at most 20 of the likeliest are bytes from 'A' on */
 /* Value i of the embedding of a prompt of n ids that begins with `first`. */
 float fake_value(int32_t first, size_t n, size_t i);
 void fake_gang_start(struct fake_gang *f);

@@ -452,6 +452,155 @@ static void test_out_of_memory(void **state)
     world_stop(w);
 }
 
+/* ---- choices, log probabilities ---- */
+
+enum { CHOICE_SEED = 500 };
+
+/* n completions of one prompt, with log probabilities. */
+static struct client *ask_choices(struct world *w, uint32_t n, uint32_t n_token, uint32_t n_top)
+{
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    Muster__V1__Ids ids = MUSTER__V1__IDS__INIT;
+    Muster__V1__Sampling s = MUSTER__V1__SAMPLING__INIT;
+    Muster__V1__LogitBias bias = MUSTER__V1__LOGIT_BIAS__INIT, *biases = &bias;
+    int32_t prompt[] = {B('p'), B('q')};
+    ids.n_id = 2;
+    ids.id = prompt;
+    s._seed_case = MUSTER__V1__SAMPLING___SEED_SEED;
+    s.seed = CHOICE_SEED;
+    s.repeat_penalty = 1.5f;
+    s.logprobs = true;
+    s.top_logprobs = n_top;
+    s.n_logit_bias = 1;
+    s.logit_bias = &biases;
+    bias.id = 5;
+    bias.bias = 1;
+    q.prompt_case = MUSTER__V1__GENERATE_REQUEST__PROMPT_IDS;
+    q.ids = &ids;
+    q.sampling = &s;
+    q.max_tokens = n_token;
+    q.n = n;
+    q.return_ids = q.ignore_end = true;
+    return client_start(w->channel, &q, MU_FOREVER, true);
+}
+
+static void expect_choices(const struct client *c, size_t n_token, size_t n_top)
+{
+    for (uint32_t i = 0; i < c->n_choice; i++) {
+        const struct client_choice *k = &c->choice[i];
+        uint64_t seed = mu_sampling_choice_seed(CHOICE_SEED, i);
+        assert_int_equal(k->n_ids, n_token);
+        assert_int_equal(k->n_logprob, n_token); /* each once, whatever died */
+        assert_int_equal(k->n_top, n_token * n_top);
+        assert_int_equal(k->n_wrong, 0);
+        if (n_top) assert_int_equal(k->last_top, ID_BYTE + 'A' + (int32_t)n_top - 1);
+        assert_int_equal(k->finish, MUSTER__V1__FINISH__FINISH_LENGTH);
+        for (size_t t = 0; t < n_token; t++) {
+            assert_int_equal(k->ids[t], fake_id(seed, t));
+            assert_int_equal(k->text[t], fake_id(seed, t) - ID_BYTE);
+            assert_true(k->logprob[t] == fake_logprob(seed, t));
+        }
+    }
+}
+
+static void test_choices(void **state)
+{
+    (void)state;
+    enum { TOKENS = 300 };
+    struct world *w = world_start(0, 8);
+    struct client *c = ask_choices(w, 3, TOKENS, 2), *one = ask_choices(w, 0, TOKENS, 0);
+    for (int death = 1; death <= 3; death++) {
+        WAIT_FOR(client_ids(c) >= (size_t)(death * 120), 10000);
+        fake_gang_kill(&w->gang, -1, "the test ended it");
+        WAIT_FOR(launches(w) == 1 + death, 5000);
+    }
+    client_wait(c, 30000);
+    client_wait(one, 30000);
+    assert_int_equal(c->code, MU_RPC_OK);
+    assert_int_equal(c->seed, CHOICE_SEED);
+    expect_choices(c, TOKENS, 2);
+    expect_choices(one, TOKENS, 0); /* which is choice 0 of the other */
+    assert_int_equal(c->prompt_tokens, 2);
+    assert_int_equal(c->completion_tokens, 3 * TOKENS);
+    assert_int_equal(c->resumed, 3);
+    pthread_mutex_lock(&w->gang.lock);
+    for (int i = 0; i < w->gang.n_submit; i++) /* the parameters are the same after each death */
+        assert_true(w->gang.submit[i].repeat_penalty == 1.5f && w->gang.submit[i].n_bias == 1);
+    pthread_mutex_unlock(&w->gang.lock);
+    client_free(c);
+    client_free(one);
+    world_stop(w);
+}
+
+/* A client that goes away takes all of its choices along, those that wait as well. */
+static void test_choices_cancelled(void **state)
+{
+    (void)state;
+    struct world *w = world_start(0, 1); /* two at the leader, the third one waits */
+    struct client *c = ask_choices(w, 3, 2000, 0);
+    WAIT_FOR(client_ids(c) > 30, 10000);
+    mu_rpc_stream_cancel(c->stream);
+    client_wait(c, 5000);
+    struct client *next = ask(w, 5, B('p'), 20, 3, MU_FOREVER);
+    expect_whole(next, 3, 20); /* there is a place for it at once */
+    pthread_mutex_lock(&w->gang.lock);
+    assert_in_range(w->gang.n_submit, 3, 4); /* a token may tell the hub of it before the call's end does */
+    pthread_mutex_unlock(&w->gang.lock);
+    client_free(c);
+    client_free(next);
+    world_stop(w);
+}
+
+/* A choice that fails ends the call, which names it; the others are taken back. */
+static void test_choice_fails(void **state)
+{
+    (void)state;
+    struct world *w = world_start(0, 8);
+    atomic_store(&w->gang.bad_id, fake_id(mu_sampling_choice_seed(CHOICE_SEED, 1), 9));
+    struct client *c = ask_choices(w, 3, 2000, 0);
+    client_wait(c, 10000);
+    assert_int_not_equal(c->code, MU_RPC_OK);
+    assert_non_null(strstr(c->status, ", choice "));
+    atomic_store(&w->gang.bad_id, 0);
+    struct client *next = ask(w, 5, B('p'), 20, 3, MU_FOREVER);
+    expect_whole(next, 3, 20);
+    client_free(c);
+    client_free(next);
+    world_stop(w);
+}
+
+static void test_choices_refused(void **state)
+{
+    (void)state;
+    struct world *w = world_start(2, 1);
+    atomic_store(&w->gang.holds, true);
+    struct client *c = ask_choices(w, 65, 5, 0);
+    client_wait(c, 5000);
+    assert_int_equal(c->code, MU_RPC_INVALID_ARGUMENT);
+    assert_non_null(strstr(c->status, "n must be from 1 to 64"));
+    client_free(c);
+    c = ask_choices(w, 1, 5, 21);
+    client_wait(c, 5000);
+    assert_int_equal(c->code, MU_RPC_INVALID_ARGUMENT);
+    assert_non_null(strstr(c->status, "top_logprobs"));
+    client_free(c);
+    struct client *first[3]; /* two at the leader, one waits: two places are too few for three choices */
+    for (int i = 0; i < 3; i++) {
+        first[i] = ask(w, 5, B('p'), 5, (uint64_t)i, MU_FOREVER);
+        WAIT_FOR(first[i]->n_reply == 1, 5000);
+    }
+    c = ask_choices(w, 3, 5, 0);
+    client_wait(c, 5000);
+    assert_int_equal(c->code, MU_RPC_RESOURCE_EXHAUSTED);
+    atomic_store(&w->gang.holds, false);
+    client_free(c);
+    for (int i = 0; i < 3; i++) {
+        expect_whole(first[i], (uint64_t)i, 5);
+        client_free(first[i]);
+    }
+    world_stop(w);
+}
+
 /* ---- embeddings ---- */
 
 struct embedder { /* a call of Embed in a thread of its own */
@@ -700,6 +849,10 @@ int main(void)
         cmocka_unit_test(test_constraints),
         cmocka_unit_test(test_busy),
         cmocka_unit_test(test_deadline_in_the_queue),
+        cmocka_unit_test(test_choices),
+        cmocka_unit_test(test_choices_cancelled),
+        cmocka_unit_test(test_choice_fails),
+        cmocka_unit_test(test_choices_refused),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_embed_survives_deaths),
         cmocka_unit_test(test_embed_poison),

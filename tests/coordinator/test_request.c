@@ -68,11 +68,22 @@ static struct talk talk_start(struct world *w, Muster__V1__GenerateRequest *q, s
     struct mu_rpc_call *call = mu_queue_pop(w->calls, mu_now_ns() + 5 * MU_SEC);
     assert_non_null(call);
     int32_t *prompt = mu_calloc(3, sizeof *prompt);
-    t.r = mu_request_create(7, call, (Muster__V1__GenerateRequest *)mu_msg_copy(&q->base), prompt, 3, max_tokens,
-                            w->v.tok);
+    struct mu_choices *c =
+        mu_choices_create(7, call, (Muster__V1__GenerateRequest *)mu_msg_copy(&q->base), prompt, 3, 99);
+    assert_non_null(c);
+    t.r = mu_request_create(7, c, 0, max_tokens, w->v.tok);
     assert_non_null(t.r);
-    t.r->seed = 99;
+    mu_choices_release(c);
     return t;
+}
+
+static enum mu_commit commit(struct world *w, struct mu_request *r, size_t first, const int32_t *ids, size_t n)
+{
+    Muster__Internal__V1__RequestTokens t = MUSTER__INTERNAL__V1__REQUEST_TOKENS__INIT;
+    t.first_position = (uint32_t)first;
+    t.id = (int32_t *)ids;
+    t.n_id = n;
+    return mu_request_commit(r, &t, w->v.tok);
 }
 
 static void talk_end(struct talk *t)
@@ -95,7 +106,7 @@ static bool flush(struct talk *t)
 static bool feed(struct world *w, struct talk *t, const int32_t *ids, size_t n)
 {
     for (size_t i = 0; i < n; i++) {
-        assert_int_equal(mu_request_commit(t->r, t->r->n_emitted, ids + i, 1, w->v.tok), MU_COMMIT_OK);
+        assert_int_equal(commit(w, t->r, t->r->n_emitted, ids + i, 1), MU_COMMIT_OK);
         if (flush(t)) return true;
     }
     return false;
@@ -118,19 +129,19 @@ static void test_commit_rule(void **state)
     q.return_ids = true;
     struct talk t = talk_start(w, &q, 10, true);
     const int32_t abc[] = {B('a'), B('b'), B('c')}, bcd[] = {B('b'), B('c'), B('d')};
-    assert_int_equal(mu_request_commit(t.r, 1, abc, 1, w->v.tok), MU_COMMIT_GAP);
+    assert_int_equal(commit(w, t.r, 1, abc, 1), MU_COMMIT_GAP);
     assert_int_equal(t.r->n_emitted, 0);
-    assert_int_equal(mu_request_commit(t.r, 0, abc, 3, w->v.tok), MU_COMMIT_OK);
-    assert_int_equal(mu_request_commit(t.r, 0, abc, 3, w->v.tok), MU_COMMIT_OLD);
-    assert_int_equal(mu_request_commit(t.r, 2, abc + 2, 1, w->v.tok), MU_COMMIT_OLD);
-    assert_int_equal(mu_request_commit(t.r, 3, NULL, 0, w->v.tok), MU_COMMIT_OLD);
-    assert_int_equal(mu_request_commit(t.r, 1, bcd, 3, w->v.tok), MU_COMMIT_OK); /* one of the three is new */
+    assert_int_equal(commit(w, t.r, 0, abc, 3), MU_COMMIT_OK);
+    assert_int_equal(commit(w, t.r, 0, abc, 3), MU_COMMIT_OLD);
+    assert_int_equal(commit(w, t.r, 2, abc + 2, 1), MU_COMMIT_OLD);
+    assert_int_equal(commit(w, t.r, 3, NULL, 0), MU_COMMIT_OLD);
+    assert_int_equal(commit(w, t.r, 1, bcd, 3), MU_COMMIT_OK); /* one of the three is new */
     assert_int_equal(t.r->n_emitted, 4);
-    assert_int_equal(mu_request_commit(t.r, 5, abc, 1, w->v.tok), MU_COMMIT_GAP);
+    assert_int_equal(commit(w, t.r, 5, abc, 1), MU_COMMIT_GAP);
     assert_false(mu_request_flush(t.r));
     assert_true(feed_text(w, &t, "efghij")); /* ten */
     const int32_t more[] = {B('z')};
-    assert_int_equal(mu_request_commit(t.r, 10, more, 1, w->v.tok), MU_COMMIT_OK); /* after the end: ignored */
+    assert_int_equal(commit(w, t.r, 10, more, 1), MU_COMMIT_OK); /* after the end: ignored */
     assert_int_equal(t.r->n_emitted, 10);
     client_wait(t.client, 5000);
     assert_string_equal(t.client->text, "abcdefghij");
@@ -151,7 +162,7 @@ static void test_max_tokens_inside_a_message(void **state)
     Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
     struct talk t = talk_start(w, &q, 2, true);
     const int32_t abc[] = {B('a'), B('b'), B('c')};
-    assert_int_equal(mu_request_commit(t.r, 0, abc, 3, w->v.tok), MU_COMMIT_OK);
+    assert_int_equal(commit(w, t.r, 0, abc, 3), MU_COMMIT_OK);
     assert_true(mu_request_flush(t.r));
     client_wait(t.client, 5000);
     assert_string_equal(t.client->text, "ab");
@@ -168,7 +179,7 @@ static void test_end_ids(void **state)
         q.ignore_end = ignore;
         struct talk t = talk_start(w, &q, 4, true);
         const int32_t ids[] = {B('a'), ID_END, B('b'), B('c')};
-        assert_int_equal(mu_request_commit(t.r, 0, ids, 4, w->v.tok), MU_COMMIT_OK);
+        assert_int_equal(commit(w, t.r, 0, ids, 4), MU_COMMIT_OK);
         assert_true(mu_request_flush(t.r));
         client_wait(t.client, 5000);
         assert_string_equal(t.client->text, ignore ? "abc" : "a");
@@ -197,7 +208,7 @@ static void stops(struct world *w, const char *text, const char *want, bool stop
         if (whole) {
             int32_t ids[512];
             for (size_t i = 0; i < n; i++) ids[i] = B(text[i]);
-            assert_int_equal(mu_request_commit(t.r, 0, ids, n, w->v.tok), MU_COMMIT_OK);
+            assert_int_equal(commit(w, t.r, 0, ids, n), MU_COMMIT_OK);
             assert_true(mu_request_flush(t.r));
         } else {
             assert_true(feed_text(w, &t, text));
@@ -309,7 +320,7 @@ static void test_nul_bytes(void **state)
         ids[i] = i % 3 ? B('a') : B(0);
         strcat(want, i % 3 ? "a" : "\xef\xbf\xbd");
     }
-    assert_int_equal(mu_request_commit(t.r, 0, ids, 50, w->v.tok), MU_COMMIT_OK);
+    assert_int_equal(commit(w, t.r, 0, ids, 50), MU_COMMIT_OK);
     assert_false(mu_request_flush(t.r));
     assert_true(feed(w, &t, ids + 50, 100));
     client_wait(t.client, 5000);
@@ -330,7 +341,7 @@ static void test_slow_client(void **state)
     const int32_t id = ID_LONG;
     bool was_blocked = false, done = false;
     for (size_t i = 0; i < N && !done; i++) {
-        assert_int_equal(mu_request_commit(t.r, i, &id, 1, w->v.tok), MU_COMMIT_OK);
+        assert_int_equal(commit(w, t.r, i, &id, 1), MU_COMMIT_OK);
         done = mu_request_flush(t.r);
         was_blocked |= t.r->blocked;
     }
@@ -358,6 +369,148 @@ static void test_client_has_gone(void **state)
     talk_end(&t);
 }
 
+/* ---- log probabilities, choices ---- */
+
+static enum mu_commit commit_scored(struct world *w, struct mu_request *r, uint32_t first, const int32_t *ids, size_t n,
+                                    size_t n_logprob, size_t n_top)
+{
+    Muster__Internal__V1__RequestTokens t = MUSTER__INTERNAL__V1__REQUEST_TOKENS__INIT;
+    float logprob[8], top_logprob[300];
+    int32_t top_id[300];
+    for (size_t i = 0; i < n; i++) logprob[i] = -(float)ids[i];
+    for (size_t i = 0; i < n_top; i++) {
+        top_id[i] = B('A') + (int32_t)i;
+        top_logprob[i] = -1;
+    }
+    t.first_position = first;
+    t.n_id = n;
+    t.id = (int32_t *)ids;
+    t.n_logprob = n_logprob;
+    t.logprob = logprob;
+    t.n_top_id = t.n_top_logprob = n_top;
+    t.top_id = top_id;
+    t.top_logprob = top_logprob;
+    return mu_request_commit(r, &t, w->v.tok);
+}
+
+/* Only those of ids that are new; a message whose lists do not fit its ids is none. */
+static void test_logprobs(void **state)
+{
+    struct world *w = *state;
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    Muster__V1__Sampling s = MUSTER__V1__SAMPLING__INIT;
+    s.logprobs = true;
+    s.top_logprobs = 2;
+    q.sampling = &s;
+    struct talk t = talk_start(w, &q, 6, true);
+    const int32_t abc[] = {B('a'), B('b'), B('c')}, bcdef[] = {B('b'), B('c'), B('d'), B('e'), B('f')}, z = B('z');
+    assert_int_equal(commit_scored(w, t.r, 0, abc, 3, 2, 6), MU_COMMIT_GAP);
+    assert_int_equal(commit_scored(w, t.r, 0, abc, 3, 3, 5), MU_COMMIT_GAP);
+    assert_int_equal(commit_scored(w, t.r, 0, abc, 3, 3, 63), MU_COMMIT_GAP);
+    assert_int_equal(commit_scored(w, t.r, 0, abc, 3, 3, 6), MU_COMMIT_OK);
+    assert_false(flush(&t));
+    assert_int_equal(commit_scored(w, t.r, 1, bcdef, 5, 5, 15), MU_COMMIT_GAP); /* three each, it was two */
+    assert_int_equal(commit_scored(w, t.r, 1, bcdef, 5, 5, 10), MU_COMMIT_OK);
+    assert_int_equal(commit_scored(w, t.r, 1, bcdef, 5, 5, 10), MU_COMMIT_OLD);
+    assert_true(t.r->finish == MUSTER__V1__FINISH__FINISH_LENGTH);
+    assert_int_equal(commit_scored(w, t.r, 6, &z, 1, 1, 2), MU_COMMIT_OK); /* after the end: ignored */
+    assert_true(flush(&t));
+    client_wait(t.client, 5000);
+    const struct client_choice *c = &t.client->choice[0];
+    assert_int_equal(c->n_logprob, 6);
+    assert_int_equal(c->n_top, 12);
+    assert_int_equal(c->n_ids, 0); /* return_ids was not asked for */
+    for (int i = 0; i < 6; i++) assert_true(c->logprob[i] == -(float)B('a' + i));
+    assert_string_equal(t.client->text, "abcdef");
+    talk_end(&t);
+}
+
+/* A long answer, told now at once and now late: nothing is lost or told twice where what is told was forgotten. */
+static void test_many_logprobs(void **state)
+{
+    enum { N = 900 };
+    struct world *w = *state;
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    Muster__V1__Sampling s = MUSTER__V1__SAMPLING__INIT;
+    s.logprobs = true;
+    q.sampling = &s;
+    struct talk t = talk_start(w, &q, N, true);
+    bool done = false;
+    for (uint32_t i = 0; i < N; i++) {
+        const int32_t id = B('a') + (int32_t)(i % 26);
+        assert_int_equal(commit_scored(w, t.r, i, &id, 1, 1, 3), MU_COMMIT_OK);
+        if (i % 250 < 100 || i == N - 1) done = flush(&t);
+    }
+    assert_true(done);
+    client_wait(t.client, 5000);
+    const struct client_choice *c = &t.client->choice[0];
+    assert_int_equal(c->n_logprob, N);
+    assert_int_equal(c->n_top, 3 * N);
+    for (int i = 0; i < N; i++) assert_true(c->logprob[i] == -(float)B('a' + i % 26));
+    assert_in_range(t.r->logprob_cap, 128, 512);
+    talk_end(&t);
+}
+
+/* Two choices end at different times; usage and the end come with the later one, whoever that is. */
+static void test_two_choices(void **state)
+{
+    struct world *w = *state;
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    char *stop[] = {"!"};
+    q.n = 2;
+    q.stop = stop;
+    q.n_stop = 1;
+    for (int later = 0; later < 2; later++) {
+        struct talk t = talk_start(w, &q, 50, true);
+        struct mu_request *r[2] = {t.r, mu_request_create(8, t.r->choices, 1, 50, w->v.tok)};
+        assert_non_null(r[1]);
+        assert_true(r[0]->seed == 99 && r[1]->seed == mu_sampling_choice_seed(99, 1));
+        struct talk of[2] = {{t.client, r[0]}, {t.client, r[1]}};
+        assert_false(feed_text(w, &of[0], "zero"));
+        assert_false(feed_text(w, &of[1], "one"));
+        r[!later]->resumed = 2;
+        assert_true(feed_text(w, &of[!later], "x!"));
+        assert_false(atomic_load(&t.client->done));
+        assert_false(feed_text(w, &of[later], "y"));
+        mu_request_free(r[!later]);
+        assert_true(feed_text(w, &of[later], "z!"));
+        client_wait(t.client, 5000);
+        assert_string_equal(t.client->choice[later].text, later ? "oneyz" : "zeroyz");
+        assert_string_equal(t.client->choice[!later].text, later ? "zerox" : "onex");
+        for (int i = 0; i < 2; i++) assert_int_equal(t.client->choice[i].finish, MUSTER__V1__FINISH__FINISH_STOP);
+        assert_int_equal(t.client->prompt_tokens, 3);
+        assert_int_equal(t.client->completion_tokens, 4 + 3 + 2 + 3);
+        assert_int_equal(t.client->resumed, 2);
+        mu_request_free(r[later]);
+        client_free(t.client);
+    }
+}
+
+/* A stop string counts only where it begins behind the first min_tokens. */
+static void test_min_tokens(void **state)
+{
+    struct world *w = *state;
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    Muster__V1__Sampling s = MUSTER__V1__SAMPLING__INIT;
+    char *stop[] = {"ab"};
+    s.min_tokens = 5;
+    q.sampling = &s;
+    q.stop = stop;
+    q.n_stop = 1;
+    struct talk t = talk_start(w, &q, 50, true);
+    assert_false(feed_text(w, &t, "abab"));
+    assert_int_equal(t.r->text_sent, 4); /* nothing is held back for what cannot stop it */
+    assert_true(feed_text(w, &t, "bcab"));
+    talk_end(&t);
+    t = talk_start(w, &q, 50, true);
+    assert_false(feed_text(w, &t, "xxxa")); /* the fourth token's, still too early */
+    assert_false(feed_text(w, &t, "b"));
+    assert_true(feed_text(w, &t, "ab"));
+    client_wait(t.client, 5000);
+    assert_string_equal(t.client->text, "xxxab");
+    talk_end(&t);
+}
+
 /* ---- memory ---- */
 
 /* Every allocation fails once: the answer is right, or it says that memory is out; never a wrong text. */
@@ -378,7 +531,7 @@ static void test_out_of_memory(void **state)
         bool done = false;
         for (int i = 0; i < 60 && !done && c == MU_COMMIT_OK; i++) {
             int32_t id = B(text[i]);
-            c = mu_request_commit(t.r, (size_t)i, &id, 1, w->v.tok);
+            c = commit(w, t.r, (size_t)i, &id, 1);
             if (c == MU_COMMIT_OK) done = mu_request_flush(t.r);
         }
         mu_alloc_fail_at(0);
@@ -412,6 +565,10 @@ int main(void)
         cmocka_unit_test(test_nul_bytes),
         cmocka_unit_test(test_slow_client),
         cmocka_unit_test(test_client_has_gone),
+        cmocka_unit_test(test_logprobs),
+        cmocka_unit_test(test_many_logprobs),
+        cmocka_unit_test(test_two_choices),
+        cmocka_unit_test(test_min_tokens),
         cmocka_unit_test(test_out_of_memory),
     };
     return cmocka_run_group_tests(tests, setup, teardown);

@@ -94,7 +94,7 @@ int main(int argc, char **argv)
     int slot = 0;
     for (int i = 0; i < n_prompt; i++) ids[i] = (i * 7919) % model->cfg.n_vocab;
     for (int round = 0; round < ROUNDS; round++) {
-        struct mu_solo_sampling greedy = {.temperature = 0};
+        struct mu_sampling greedy = {.temperature = 0};
         double best = 1e9, total = 0;
         mu_solo_reset(solo, 0);
         mu_pool_run(pool, int8_main, &roof);

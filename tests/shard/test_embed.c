@@ -279,7 +279,11 @@ static void test_with_generations(void **state)
     const size_t d = (size_t)model->cfg.d_model;
     const struct mu_serving serving = {.n_ctx = 128, .n_slot = 6, .n_page = 6, .step_tokens = 4};
     struct mu_solo_options opt = {.model = model, .n_thread = 2, .serving = serving};
-    const struct mu_sched_options so = {serving, 1, model->cfg.n_vocab, N, model->cfg.n_ctx_short};
+    const struct mu_sched_options so = {.serving = serving,
+                                        .n_stage = 1,
+                                        .n_vocab = model->cfg.n_vocab,
+                                        .max_waiting = N,
+                                        .n_ctx_short = model->cfg.n_ctx_short};
     struct mu_sched_event events[6];
     struct mu_solo *solo = NULL;
     struct mu_sched *sched = NULL;
@@ -290,7 +294,7 @@ static void test_with_generations(void **state)
     MUST(mu_split_parse("1:1", &opt.split, err));
     MUST(mu_solo_open(&opt, &solo, err));
     MUST(mu_sched_create(&so, &sched, err));
-    MUST(mu_step_create(&serving, &step, err));
+    MUST(mu_step_create(&serving, model->cfg.n_vocab, &step, err));
     for (uint32_t i = 0; i < N; i++) {
         bool finished;
         n_mean += i % 4 == 1;
@@ -299,7 +303,6 @@ static void test_with_generations(void **state)
                                            .prompt = ids[i],
                                            .n_prompt = i % 2 ? N_TEXT_IDS : N_PROMPT,
                                            .max_tokens = N_NEW,
-                                           .top_p = 1,
                                            .embed = i % 2 ? (i % 4 == 1 ? MEAN : LAST) : (struct mu_embed){0}};
         MUST(mu_sched_submit(sched, &r, &finished, err));
     }

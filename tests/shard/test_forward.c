@@ -46,7 +46,7 @@ static float *logits_in_company(const struct mu_model *m, struct how how, const 
     struct mu_solo *solo = solo_of(m, how);
     const struct mu_serving *serving = mu_solo_serving(solo);
     struct mu_step *step = NULL;
-    MUST(mu_step_create(serving, &step, err));
+    MUST(mu_step_create(serving, m->cfg.n_vocab, &step, err));
     size_t n_vocab = (size_t)m->cfg.n_vocab, done[N_SEQ] = {0};
     uint32_t page = 0, pages[N_SEQ] = {0};
     int32_t other[256];
@@ -76,8 +76,7 @@ static float *logits_in_company(const struct mu_model *m, struct how how, const 
                                                             .pos0 = (uint32_t)done[slot],
                                                             .n_tok = take,
                                                             .tok_off = step->n_tok,
-                                                            .out = kind,
-                                                            .top_p = 1};
+                                                            .out = kind};
             memcpy(step->ids + step->n_tok, from + done[slot], take * sizeof *from);
             step->n_tok += take;
             done[slot] += take;
@@ -458,7 +457,7 @@ static void test_outgrown(void **state)
         enum { START = 58, END = 71 };
         int32_t ids[2][END], next[2] = {0};
         const int slots[2] = {0, 1};
-        const struct mu_solo_sampling greedy = {.temperature = 0};
+        const struct mu_sampling greedy = {.temperature = 0};
         ids_fill(ids[0], START, 400, 5);
         ids_fill(ids[1], START, 400, 6);
         MUST(mu_solo_feed(solo, 0, ids[0], 31, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
@@ -509,7 +508,7 @@ static void test_outputs(void **state)
         struct mu_solo *solo = solo_of(m, (struct how){.split = ways[i], .n_thread = 2, .step_tokens = 32});
         struct mu_step *step = NULL;
         struct mu_step_result result;
-        MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+        MUST(mu_step_create(mu_solo_serving(solo), m->cfg.n_vocab, &step, err));
         step->number = 1; /* pages alone: nothing runs */
         for (uint32_t p = 0; p < 3; p++) step->page[step->n_page++] = (struct mu_step_page){0, 2 - p};
         MUST(mu_solo_step(solo, step, &result, err));
@@ -518,8 +517,8 @@ static void test_outputs(void **state)
             step->n_page = 0;
             step->n_seq = 1;
             step->n_tok = 30;
-            step->seq[0] = (struct mu_step_seq){
-                .slot = 0, .pos0 = at, .n_tok = 30, .out = at ? MU_OUT_LOGITS : MU_OUT_NONE, .top_p = 1};
+            step->seq[0] =
+                (struct mu_step_seq){.slot = 0, .pos0 = at, .n_tok = 30, .out = at ? MU_OUT_LOGITS : MU_OUT_NONE};
             memcpy(step->ids, ids + at, 30 * sizeof *ids);
             MUST(mu_solo_step(solo, step, &result, err));
             assert_int_equal(result.id[0], -1);
@@ -563,7 +562,7 @@ static void test_single_tokens(void **state)
     struct mu_solo *solo = solo_of(m, (struct how){.n_slot = N_SEQ, .step_tokens = 16});
     struct mu_step *step = NULL;
     struct mu_step_result result;
-    MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+    MUST(mu_step_create(mu_solo_serving(solo), m->cfg.n_vocab, &step, err));
     for (uint32_t pos = 0; pos < N; pos++) {
         uint32_t silent = pos % N_SEQ, row = 0;
         step->number++;
@@ -572,12 +571,8 @@ static void test_single_tokens(void **state)
         for (uint32_t i = 0; i < N_SEQ; i++) {
             step->page[i] = (struct mu_step_page){i, i};
             step->ids[i] = ids[i][pos];
-            step->seq[i] = (struct mu_step_seq){.slot = i,
-                                                .pos0 = pos,
-                                                .n_tok = 1,
-                                                .tok_off = i,
-                                                .out = i == silent ? MU_OUT_NONE : MU_OUT_LOGITS,
-                                                .top_p = 1};
+            step->seq[i] = (struct mu_step_seq){
+                .slot = i, .pos0 = pos, .n_tok = 1, .tok_off = i, .out = i == silent ? MU_OUT_NONE : MU_OUT_LOGITS};
         }
         MUST(mu_solo_step(solo, step, &result, err));
         assert_int_equal(result.n_logit_row, N_SEQ - 1);
@@ -600,10 +595,10 @@ static void test_refused_steps(void **state)
     struct mu_step *step = NULL;
     struct mu_step_result result;
     struct mu_err why = MU_ERR_INIT;
-    MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+    MUST(mu_step_create(mu_solo_serving(solo), m->cfg.n_vocab, &step, err));
     step->number = 1;
     step->n_seq = step->n_tok = 1;
-    step->seq[0] = (struct mu_step_seq){.n_tok = 1, .out = MU_OUT_SAMPLE, .top_p = 1};
+    step->seq[0] = (struct mu_step_seq){.n_tok = 1, .out = MU_OUT_SAMPLE};
     assert_int_equal(mu_solo_step(solo, step, &result, &why), MU_EPROTO); /* no page */
     step->n_page = 1;
     step->page[0] = (struct mu_step_page){0, 1u << 20};

@@ -30,10 +30,8 @@ static void step_fill(struct mu_step *s, uint32_t k)
     s->n_page = s->n_free = 0;
     s->n_seq = 1;
     s->n_tok = k == 0 ? N_PROMPT : 1;
-    s->seq[0] = (struct mu_step_seq){.pos0 = k == 0 ? 0 : N_PROMPT + k - 1,
-                                     .n_tok = s->n_tok,
-                                     .out = k == 0 ? MU_OUT_ALL : MU_OUT_LOGITS,
-                                     .top_p = 1};
+    s->seq[0] = (struct mu_step_seq){
+        .pos0 = k == 0 ? 0 : N_PROMPT + k - 1, .n_tok = s->n_tok, .out = k == 0 ? MU_OUT_ALL : MU_OUT_LOGITS};
     for (uint32_t p = 0; k == 0 && p < SERVING.n_page; p++) s->page[s->n_page++] = (struct mu_step_page){0, p};
     for (uint32_t i = 0; i < s->n_tok; i++) s->ids[i] = (int32_t)((s->seq[0].pos0 + i) * 17 % N_VOCAB);
 }
@@ -72,7 +70,7 @@ static int run(struct mu_comm *comm, const char *path)
     opt.pool = pool;
     solo.model = model;
     mu_split_parse("1", &solo.split, &err);
-    if (mu_shard_create(&opt, &shard, &err) != MU_OK || mu_step_create(&SERVING, &step, &err) != MU_OK)
+    if (mu_shard_create(&opt, &shard, &err) != MU_OK || mu_step_create(&SERVING, N_VOCAB, &step, &err) != MU_OK)
         return die("shard", &err);
     if (comm->rank == plan.leader && mu_solo_open(&solo, &alone, &err) != MU_OK) return die("alone", &err);
     int failed = 0;

@@ -113,7 +113,7 @@ static void check_greedy(struct golden *g, const struct mu_model *m, const json_
     struct mu_solo *solo = solo_of(m, (struct how){.n_thread = 2, .n_ctx = 300});
     int32_t id = -1;
     int slot = 0;
-    const struct mu_solo_sampling sampling = {.temperature = 0};
+    const struct mu_sampling sampling = {.temperature = 0};
     MUST(mu_solo_feed(solo, 0, ids, n, MU_OUT_SAMPLE, &sampling, NULL, NULL, &id, err));
     for (size_t i = 0; i < n_next; i++) {
         if (json_number_value(json_array_get(gaps, i)) > g->tol.gap) {

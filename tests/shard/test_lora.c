@@ -159,7 +159,7 @@ static void check_mixed(const struct mu_model *m, const struct mu_adapters *a, s
     how.n_slot = N_SEQ;
     how.step_tokens = 64;
     struct mu_solo *solo = solo_with(m, a, how);
-    MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+    MUST(mu_step_create(mu_solo_serving(solo), m->cfg.n_vocab, &step, err));
     for (bool more = true; more;) {
         more = false;
         step->number++;
@@ -177,7 +177,6 @@ static void check_mixed(const struct mu_model *m, const struct mu_adapters *a, s
                                                             .n_tok = take,
                                                             .tok_off = step->n_tok,
                                                             .out = (uint8_t)((slot + step->number) % 4),
-                                                            .top_p = 1,
                                                             .adapter = (uint16_t)adapter_of[slot],
                                                             .adapter_scale = scale_of[slot]};
             memcpy(step->ids + step->n_tok, ids[slot] + done[slot], take * sizeof **ids);

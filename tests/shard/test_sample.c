@@ -53,7 +53,7 @@ static void row_patch(const char *name, uint64_t row, const void *bytes, size_t 
     mu_gguf_close(g);
 }
 
-static int32_t sample(struct mu_solo *solo, int32_t id, const struct mu_solo_sampling *how)
+static int32_t sample(struct mu_solo *solo, int32_t id, const struct mu_sampling *how)
 {
     int32_t next = -7;
     mu_solo_reset(solo, 0);
@@ -71,7 +71,7 @@ static int by_logit(const void *a, const void *b)
     return x < y ? -1 : 1;
 }
 
-static int32_t expected(const float *row, const struct mu_solo_sampling *how, uint64_t position)
+static int32_t expected(const float *row, const struct mu_sampling *how, uint64_t position)
 {
     int32_t order[N_VOCAB], best = -1;
     float best_value = 0, terms[N_VOCAB], max;
@@ -108,7 +108,7 @@ static int32_t expected(const float *row, const struct mu_solo_sampling *how, ui
 static void test_definition(void **state)
 {
     (void)state;
-    static const struct mu_solo_sampling ways[] = {
+    static const struct mu_sampling ways[] = {
         {.temperature = 0},
         {.temperature = 0, .top_k = 5, .top_p = 0.5f},
         {.temperature = 1},
@@ -131,7 +131,7 @@ static void test_definition(void **state)
             float *row = logits_all(m, (struct how){0}, &id, 1);
             for (size_t w = 0; w < sizeof ways / sizeof *ways; w++) {
                 for (uint64_t seed = 0; seed < 8; seed++) {
-                    struct mu_solo_sampling how = ways[w];
+                    struct mu_sampling how = ways[w];
                     how.seed = seed * 0x123456789abcdefu;
                     int32_t got = sample(solo, id, &how), want = expected(row, &how, 1);
                     if (got != want)
@@ -161,7 +161,7 @@ static void test_distribution(void **state)
     for (int i = 0; i < N_VOCAB; i++) max = row[i] > max ? row[i] : max;
     for (int i = 0; i < N_VOCAB; i++) total += exp((row[i] - max) / temperature);
     for (int k = 0; k < N; k++)
-        count[sample(solo, id, &(struct mu_solo_sampling){.temperature = (float)temperature, .seed = (uint64_t)k})]++;
+        count[sample(solo, id, &(struct mu_sampling){.temperature = (float)temperature, .seed = (uint64_t)k})]++;
     for (int i = 0; i < N_VOCAB; i++) {
         double p = exp((row[i] - max) / temperature) / total, sd = sqrt(N * p * (1 - p));
         if (!(fabs(count[i] - N * p) <= 5 * sd + 3))
@@ -185,9 +185,9 @@ static void test_ties(void **state)
     static const char *const splits[] = {"1", "1:1", "1/1:2:3"};
     for (int s = 0; s < 3; s++) {
         struct mu_solo *solo = solo_of(m, (struct how){.split = splits[s], .n_thread = 2});
-        assert_int_equal(sample(solo, 9, &(struct mu_solo_sampling){.temperature = 0}), 0);
-        assert_int_equal(sample(solo, 9, &(struct mu_solo_sampling){.temperature = 1, .top_k = 1}), 0);
-        int32_t id = sample(solo, 9, &(struct mu_solo_sampling){.temperature = 1, .top_k = 3, .seed = 1});
+        assert_int_equal(sample(solo, 9, &(struct mu_sampling){.temperature = 0}), 0);
+        assert_int_equal(sample(solo, 9, &(struct mu_sampling){.temperature = 1, .top_k = 1}), 0);
+        int32_t id = sample(solo, 9, &(struct mu_sampling){.temperature = 1, .top_k = 3, .seed = 1});
         assert_in_range(id, 0, 2);
         mu_solo_close(solo);
     }
@@ -210,10 +210,10 @@ static void test_nonfinite(void **state)
     for (int s = 0; s < 3; s++) {
         for (int n_fill = 0; n_fill <= 6; n_fill += 6) { /* narrow steps and wide ones */
             struct mu_solo *solo = solo_of(m, (struct how){.split = splits[s], .n_thread = 2, .n_slot = 4});
-            int32_t good = sample(solo, 8, &(struct mu_solo_sampling){.temperature = 0});
+            int32_t good = sample(solo, 8, &(struct mu_sampling){.temperature = 0});
             struct mu_step *step = NULL;
             struct mu_step_result result;
-            MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+            MUST(mu_step_create(mu_solo_serving(solo), m->cfg.n_vocab, &step, err));
             step->number = 2;
             step->n_free = 1;
             step->free_slot[0] = 0;
@@ -222,7 +222,7 @@ static void test_nonfinite(void **state)
                 uint32_t n = i == 0 ? 1 + (uint32_t)n_fill : 1;
                 step->page[step->n_page++] = (struct mu_step_page){i, i};
                 step->seq[step->n_seq++] = (struct mu_step_seq){
-                    .slot = i, .n_tok = n, .tok_off = step->n_tok, .out = MU_OUT_SAMPLE, .top_p = 1};
+                    .slot = i, .n_tok = n, .tok_off = step->n_tok, .out = MU_OUT_SAMPLE};
                 for (uint32_t t = 0; t < n; t++) step->ids[step->n_tok++] = t == 0 ? ids[i] : 11;
             }
             MUST(mu_solo_step(solo, step, &result, err));
@@ -235,9 +235,7 @@ static void test_nonfinite(void **state)
                                                 .pos0 = 1 + (uint32_t)n_fill,
                                                 .n_tok = 1,
                                                 .out = MU_OUT_SAMPLE,
-                                                .temperature = 1,
-                                                .top_k = 3,
-                                                .top_p = 1};
+                                                .sampling = {.temperature = 1, .top_k = 3}};
             step->ids[0] = 8;
             MUST(mu_solo_step(solo, step, &result, err));
             assert_int_equal(result.id[0], -2);
@@ -245,7 +243,7 @@ static void test_nonfinite(void **state)
             step->n_free = step->n_page = 1;
             step->free_slot[0] = 0;
             step->page[0] = (struct mu_step_page){2, 0};
-            step->seq[0] = (struct mu_step_seq){.slot = 2, .n_tok = 1, .out = MU_OUT_SAMPLE, .top_p = 1};
+            step->seq[0] = (struct mu_step_seq){.slot = 2, .n_tok = 1, .out = MU_OUT_SAMPLE};
             MUST(mu_solo_step(solo, step, &result, err));
             assert_int_equal(result.id[0], good);
             mu_free(step);

@@ -18,7 +18,7 @@ static struct mu_step *step_new(void)
 {
     struct mu_step *step = NULL;
     struct mu_err err = MU_ERR_INIT;
-    if (mu_step_create(&SERVING, &step, &err) != MU_OK) fail_msg("%s", err.text);
+    if (mu_step_create(&SERVING, N_VOCAB, &step, &err) != MU_OK) fail_msg("%s", err.text);
     return step;
 }
 
@@ -33,20 +33,37 @@ static void step_fill(struct mu_step *s)
     s->page[1] = (struct mu_step_page){0, 7};
     s->n_seq = 2;
     s->n_tok = 5;
-    s->seq[0] = (struct mu_step_seq){.slot = 3, .pos0 = 10, .n_tok = 4, .tok_off = 0, .out = MU_OUT_ALL, .top_p = 1};
+    s->seq[0] = (struct mu_step_seq){.slot = 3, .pos0 = 10, .n_tok = 4, .tok_off = 0, .out = MU_OUT_ALL};
     s->seq[1] = (struct mu_step_seq){.slot = 0,
                                      .pos0 = 99,
                                      .n_tok = 1,
                                      .tok_off = 4,
                                      .out = MU_OUT_SAMPLE,
                                      .far = 1,
-                                     .temperature = 0.75f,
-                                     .top_k = 40,
-                                     .top_p = 0.9f,
-                                     .seed = 0xfedcba9876543210u,
+                                     .sampling = {.temperature = 0.75f,
+                                                  .top_k = 40,
+                                                  .top_p = 0.9f,
+                                                  .min_p = 0.05f,
+                                                  .typical_p = 0.8f,
+                                                  .repeat_penalty = 1.1f,
+                                                  .presence_penalty = -0.5f,
+                                                  .frequency_penalty = 0.25f,
+                                                  .logprobs = true,
+                                                  .top_logprobs = 20,
+                                                  .seed = 0xfedcba9876543210u},
+                                     .n_adjust = 2,
+                                     .adjust_off = 1,
                                      .adapter = 3,
                                      .adapter_scale = -0.5f};
     for (int i = 0; i < 5; i++) s->ids[i] = i * 12;
+    s->seq[0].n_adjust = 1;
+    s->n_adjust = 3;
+    s->adjust[0] = (struct mu_step_adjust){49, -1000, 0, MU_ADJUST_FORBID};
+    s->adjust[1] = (struct mu_step_adjust){0, 0.5f, 7, MU_ADJUST_SEEN};
+    s->adjust[2] = (struct mu_step_adjust){4, 0, UINT32_MAX, MU_ADJUST_SEEN | MU_ADJUST_FORBID};
+    s->n_mask = 0; /* the second sequence's is the first */
+    memcpy(mu_step_mask(s, &s->seq[1]), "\x12\x34\x56\x78\x9a\xbc\x03", 7);
+    memcpy(mu_step_mask(s, &s->seq[0]), "\xff\xfe\xfd\xfc\xfb\xfa\xf9", 7);
 }
 
 static enum mu_status trip(const struct mu_step *in, struct mu_step *out, struct mu_err *err)
@@ -78,16 +95,25 @@ static void test_round_trip(void **state)
         const struct mu_step_seq *a = &in->seq[i], *b = &out->seq[i];
         assert_true(a->slot == b->slot && a->pos0 == b->pos0 && a->n_tok == b->n_tok && a->tok_off == b->tok_off &&
                     a->out == b->out && a->far == b->far);
-        assert_true(a->temperature == b->temperature && a->top_k == b->top_k && a->top_p == b->top_p &&
-                    a->seed == b->seed && a->adapter == b->adapter && a->adapter_scale == b->adapter_scale);
+#define SAME(name) assert_true(a->sampling.name == b->sampling.name);
+        MU_SAMPLING_FIELDS(SAME)
+        SAME(seed)
+        assert_true(a->adapter == b->adapter && a->adapter_scale == b->adapter_scale);
+        assert_true(b->n_adjust == a->n_adjust && b->adjust_off == a->adjust_off && b->mask == (uint32_t)i + 1);
+        assert_memory_equal(mu_step_mask(out, &out->seq[i]), mu_step_mask(in, &in->seq[i]), 7);
     }
-    in->n_free = in->n_page = in->n_seq = in->n_tok = 0; /* an empty step is a step */
+    assert_true(out->n_adjust == 3 && out->n_mask == 2);
+    for (int i = 0; i < 3; i++) {
+        const struct mu_step_adjust *a = &in->adjust[i], *b = &out->adjust[i];
+        assert_true(a->id == b->id && a->bias == b->bias && a->n_generated == b->n_generated && a->flags == b->flags);
+    }
+    mu_step_clear(in); /* an empty step is a step */
     assert_int_equal(trip(in, out, &err), MU_OK);
     mu_free(in);
     mu_free(out);
 }
 
-enum { N_BAD = 21 };
+enum { N_BAD = 34 };
 static const char *spoil(struct mu_step *s, int k)
 {
     switch (k) {
@@ -103,15 +129,28 @@ static const char *spoil(struct mu_step *s, int k)
     case 9: s->seq[0].n_tok = 6; return "token count";
     case 10: s->seq[0].n_tok = 3; return "5 tokens announced";
     case 11: s->seq[1].out = MU_OUT_COUNT; return "output kind";
-    case 12: s->seq[1].temperature = -0.5f; return "temperature";
-    case 13: s->seq[1].temperature = NAN; return "temperature";
-    case 14: s->seq[1].top_p = 0; return "top_p";
-    case 15: s->seq[1].top_p = 1.5f; return "top_p";
+    case 12: s->seq[1].sampling.temperature = -0.5f; return "temperature";
+    case 13: s->seq[1].sampling.temperature = NAN; return "temperature";
+    case 14: s->seq[1].sampling.top_p = -0.1f; return "top_p";
+    case 15: s->seq[1].sampling.top_p = 1.5f; return "top_p";
     case 16: s->ids[4] = N_VOCAB; return "token id 50";
     case 17: s->ids[0] = -1; return "token id -1";
     case 18: s->seq[1].adapter = 4; return "sequence's adapter is 4";
     case 19: s->seq[1].adapter_scale = INFINITY; return "scale of its adapter";
     case 20: s->seq[0].far = 2; return "mark of length";
+    case 21: s->seq[1].sampling.min_p = NAN; return "min_p";
+    case 22: s->seq[1].sampling.typical_p = 2; return "typical_p";
+    case 23: s->seq[1].sampling.repeat_penalty = 1e-3f; return "repeat_penalty";
+    case 24: s->seq[1].sampling.presence_penalty = INFINITY; return "presence_penalty";
+    case 25: s->seq[1].sampling.frequency_penalty = -2.5f; return "frequency_penalty";
+    case 26: s->seq[1].sampling.top_logprobs = 21; return "top_logprobs";
+    case 27: s->seq[1].n_adjust = 3; return "number of adjustments is 3, expected at most 2";
+    case 28: s->seq[0].n_adjust = 0; return "3 adjustments announced";
+    case 29: s->adjust[2].id = 0; return "an adjustment of id 0, expected one from 1 to 49";
+    case 30: s->adjust[0].id = N_VOCAB; return "an adjustment of id 50";
+    case 31: s->adjust[1].bias = NAN; return "bias";
+    case 32: s->adjust[1].flags = 4; return "flags 4";
+    case 33: s->n_mask = 1; return "with a mask is 2, expected at most 1";
     default: return NULL;
     }
 }
@@ -149,7 +188,7 @@ static void test_short_and_huge(void **state)
         assert_int_equal(mu_step_decode(&r, &SERVING, N_VOCAB, out, &err), MU_EPROTO);
         mu_free(copy);
     }
-    for (int field = 0; field < 4; field++) {
+    for (int field = 0; field < 6; field++) {
         uint8_t *copy = mu_malloc(w.len);
         memcpy(copy, w.data, w.len);
         memset(copy + 8 + 4 * field, 0xff, 4);
@@ -164,9 +203,99 @@ static void test_short_and_huge(void **state)
     mu_free(out);
 }
 
+/* Bytes changed at random: taken or refused, and nothing is read or written out of bounds (what the sanitizers see). What
+ * is taken is a step that encodes again. */
+static void test_spoiled_bytes(void **state)
+{
+    (void)state;
+    struct mu_step *in = step_new(), *out = step_new();
+    struct mu_writer w, again;
+    uint32_t x = 12345;
+    int n_taken = 0;
+    step_fill(in);
+    mu_writer_init(&w, 1 << 16);
+    mu_writer_init(&again, mu_step_max_bytes(&SERVING, N_VOCAB));
+    mu_step_encode(in, &w);
+    for (int i = 0; i < 60000; i++) {
+        uint8_t *copy = mu_malloc(w.len);
+        memcpy(copy, w.data, w.len);
+        for (int k = 0; k <= i % 3; k++) {
+            x = x * 1664525u + 1013904223u;
+            copy[(x >> 8) % w.len] ^= (uint8_t)(1u << (x >> 29));
+        }
+        struct mu_reader r = mu_reader_of(copy, w.len);
+        struct mu_err err = MU_ERR_INIT;
+        enum mu_status st = mu_step_decode(&r, &SERVING, N_VOCAB, out, &err);
+        mu_free(copy);
+        assert_true(st == MU_OK || st == MU_EPROTO);
+        if (st != MU_OK) continue;
+        n_taken++;
+        mu_writer_reset(&again);
+        mu_step_encode(out, &again);
+        assert_true(again.ok && again.len <= w.len);
+    }
+    assert_true(n_taken > 1000);
+    mu_writer_free(&again);
+    mu_writer_free(&w);
+    mu_free(in);
+    mu_free(out);
+}
+
+/* A step as large as any: it fits, and exactly. */
+static void test_largest(void **state)
+{
+    (void)state;
+    const struct {
+        struct mu_serving v;
+        int n_vocab;
+    } c[] = {{SERVING, N_VOCAB},
+             {{.n_ctx = 40, .n_slot = 9, .n_page = 18, .step_tokens = 4}, 3001},
+             {{.n_ctx = 70, .n_slot = 3, .n_page = 9, .step_tokens = 50}, 1}};
+    for (size_t k = 0; k < 3; k++) {
+        const struct mu_serving *v = &c[k].v;
+        struct mu_step *s = NULL, *out = NULL;
+        struct mu_err err = MU_ERR_INIT;
+        struct mu_writer w;
+        uint32_t n_adjust = mu_step_max_adjust(v, c[k].n_vocab);
+        assert_int_equal(mu_step_create(v, c[k].n_vocab, &s, &err), MU_OK);
+        assert_int_equal(mu_step_create(v, c[k].n_vocab, &out, &err), MU_OK);
+        s->number = 1;
+        for (uint32_t i = 0; i < (uint32_t)v->n_slot; i++) s->free_slot[s->n_free++] = i;
+        for (uint32_t i = 0; i < v->n_page; i++) s->page[s->n_page++] = (struct mu_step_page){0, i};
+        uint32_t n_seq = (uint32_t)(v->n_slot < v->step_tokens ? v->n_slot : v->step_tokens);
+        for (uint32_t i = 0; i < n_seq; i++) {
+            uint32_t n_tok = i + 1 < n_seq ? 1 : (uint32_t)v->step_tokens - s->n_tok;
+            struct mu_step_seq *q = &s->seq[s->n_seq++];
+            *q = (struct mu_step_seq){.slot = i,
+                                      .n_tok = n_tok,
+                                      .tok_off = s->n_tok,
+                                      .out = MU_OUT_SAMPLE,
+                                      .n_adjust = n_adjust,
+                                      .adjust_off = s->n_adjust};
+            s->n_tok += n_tok;
+            for (uint32_t a = 0; a < n_adjust; a++) s->adjust[s->n_adjust++].id = (int32_t)a;
+            memset(mu_step_mask(s, q), 0xff, s->mask_bytes);
+        }
+        mu_writer_init(&w, mu_step_max_bytes(v, c[k].n_vocab));
+        mu_step_encode(s, &w);
+        assert_true(w.ok);
+        assert_int_equal(w.len, mu_step_max_bytes(v, c[k].n_vocab));
+        struct mu_reader r = mu_reader_of(w.data, w.len);
+        if (mu_step_decode(&r, v, c[k].n_vocab, out, &err) != MU_OK) fail_msg("%s", err.text);
+        assert_int_equal(out->n_adjust, s->n_adjust);
+        assert_memory_equal(out->mask, s->mask, n_seq * s->mask_bytes);
+        mu_writer_free(&w);
+        mu_free(s);
+        mu_free(out);
+    }
+    assert_true(mu_step_max_bytes(&(struct mu_serving){.n_ctx = 1 << 17, .n_slot = 64, .n_page = 1, .step_tokens = 512},
+                                  1 << 17) < 120u << 20);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_round_trip), cmocka_unit_test(test_refused),
-                                       cmocka_unit_test(test_short_and_huge)};
+                                       cmocka_unit_test(test_short_and_huge), cmocka_unit_test(test_spoiled_bytes),
+                                       cmocka_unit_test(test_largest)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -269,7 +269,7 @@ void fx_expect(struct fixture *f)
     if (mu_solo_open(&opt, &solo, &err) != MU_OK) fail_msg("%s", err.text);
     for (int i = 0; i < FX_REQUESTS; i++) {
         struct fx_request *r = &f->req[i];
-        struct mu_solo_sampling s = {.temperature = r->temperature, .top_p = 1.0f, .seed = r->seed};
+        struct mu_sampling s = {.temperature = r->temperature, .top_p = 1.0f, .seed = r->seed};
         int slot = 0;
         mu_solo_reset(solo, 0);
         if (mu_solo_feed(solo, 0, r->prompt, r->n_prompt, MU_OUT_SAMPLE, &s, NULL, NULL, &r->want[0], &err) != MU_OK)

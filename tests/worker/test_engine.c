@@ -27,7 +27,7 @@ struct coordinator {
     struct mu_engine *engine;
     char address[64];
     uint8_t secret[32];
-    _Atomic int n_message, n_vector, n_id, n_wrong, pause_ms;
+    _Atomic int n_message, n_vector, n_id, n_wrong, n_logprob, pause_ms;
     _Atomic size_t largest;
     uint64_t last_vector;
     bool forms; /* submit_forms, when the leader attaches */
@@ -72,6 +72,17 @@ static void on_message(struct mu_rpc_call *call, const ProtobufCMessage *msg, vo
     if (bytes > atomic_load(&c->largest)) atomic_store(&c->largest, bytes);
     for (size_t i = 0; i < up->tokens->n_request; i++) {
         const Muster__Internal__V1__RequestTokens *t = up->tokens->request[i];
+        if (t->n_logprob) {
+            size_t n_top = t->n_top_id / t->n_id;
+            c->n_wrong += t->n_logprob != t->n_id || t->n_top_logprob != t->n_top_id ||
+                          t->first_position != (uint32_t)atomic_load(&c->n_logprob);
+            for (size_t k = 0; k < t->n_logprob; k++) c->n_wrong += t->logprob[k] != -(float)t->id[k];
+            for (size_t k = 0; k < t->n_top_id; k++)
+                c->n_wrong += t->top_id[k] != t->id[k / n_top] + (int32_t)(k % n_top) ||
+                              t->top_logprob[k] != -0.5f * (float)t->top_id[k];
+            atomic_fetch_add(&c->n_logprob, (int)t->n_logprob);
+            continue;
+        }
         if (!t->n_vector) {
             atomic_fetch_add(&c->n_id, (int)t->n_id);
             for (size_t k = 0; k < t->n_id; k++)
@@ -129,7 +140,7 @@ static void put(struct coordinator *c, uint64_t i, const float *state)
         e.n_tok = (uint32_t)i + 1;
         st = mu_engine_put_vector(c->engine, &e, state, D_MODEL, &err);
     } else {
-        st = mu_engine_put(c->engine, &e, NULL, &err);
+        st = mu_engine_put(c->engine, &e, NULL, NULL, &err);
     }
     if (st != MU_OK) fail_msg("%s", err.text);
 }
@@ -175,6 +186,29 @@ static void test_slow_reader(void **state)
     free(x);
 }
 
+/* Log probabilities of a request that the coordinator does not take for long: parts of bounded size, in order. */
+static void test_logprobs(void **state)
+{
+    (void)state;
+    enum { N = 30000, N_TOP = 20 };
+    struct coordinator c;
+    struct mu_err err = MU_ERR_INIT;
+    coordinator_start(&c, false);
+    for (int i = 0; i < N; i++) {
+        struct mu_logprobs l = {.chosen = -(float)i, .n_top = N_TOP};
+        for (int k = 0; k < N_TOP; k++) l.top[k] = (struct mu_logprob){i + k, -0.5f * (float)(i + k)};
+        const struct mu_sched_event e = {
+            .request = 7, .position = (uint32_t)i, .id = i, .finished = i == N - 1, .logprobs = true};
+        if (mu_engine_put(c.engine, &e, &l, NULL, &err)) fail_msg("%s", err.text);
+    }
+    flush_all(&c);
+    WAIT_FOR(atomic_load(&c.n_logprob) == N);
+    assert_int_equal(atomic_load(&c.n_wrong), 0);
+    assert_in_range(atomic_load(&c.n_message), 4, 10);
+    assert_in_range(atomic_load(&c.largest), 1 << 19, 2 << 20);
+    coordinator_stop(&c);
+}
+
 /* Not finite: sent as that error. Then every allocation fails once: an error and never half a vector. */
 static void test_failures(void **state)
 {
@@ -196,6 +230,16 @@ static void test_failures(void **state)
     for (long n = 1; n < 10; n++) {
         mu_alloc_fail_at(n);
         enum mu_status st = mu_engine_put_vector(c.engine, &e, x, D_MODEL, &err);
+        bool all = mu_alloc_fail_at(0) < n;
+        assert_int_equal(st, all ? MU_OK : MU_ENOMEM);
+        if (all) break;
+    }
+    for (long n = 1; n < 20; n++) { /* of log probabilities, too */
+        const struct mu_logprobs l = {.n_top = 2};
+        e.request = 100 + (uint64_t)n;
+        e.id = 5;
+        mu_alloc_fail_at(n);
+        enum mu_status st = mu_engine_put(c.engine, &e, &l, NULL, &err);
         bool all = mu_alloc_fail_at(0) < n;
         assert_int_equal(st, all ? MU_OK : MU_ENOMEM);
         if (all) break;
@@ -233,7 +277,7 @@ static void test_constraints(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_slow_reader), cmocka_unit_test(test_failures),
-                                       cmocka_unit_test(test_constraints)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_slow_reader), cmocka_unit_test(test_logprobs),
+                                       cmocka_unit_test(test_failures), cmocka_unit_test(test_constraints)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

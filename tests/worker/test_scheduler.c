@@ -83,6 +83,64 @@ static void request_make(struct sim *m, struct request *r)
     r->n_got = r->n_emitted;
 }
 
+/* What request i asks for, so that it can be looked up wherever its number is known. */
+static struct mu_sampling sampling_of(int i)
+{
+    return (struct mu_sampling){.temperature = (float)(i % 4),
+                                .repeat_penalty = i % 3 == 1 ? 1.5f : 0.0f,
+                                .repeat_last_n = (uint32_t)(i % 2 ? i % 50 : 0),
+                                .frequency_penalty = i % 3 == 2 ? 0.5f : 0.0f,
+                                .min_tokens = (uint32_t)(i % 6),
+                                .logprobs = i % 2,
+                                .seed = (uint64_t)i};
+}
+static const struct mu_bias biases[] = {{90, 1.5f}, {5, -3}};
+static size_t n_bias_of(int i)
+{
+    return i % 7 == 0 ? 2 : 0;
+}
+
+/* Bits from what the hook is asked with; none for some requests. */
+static bool allow(void *ctx, uint64_t request, const int32_t *emitted, size_t n, uint8_t *mask_out)
+{
+    (void)ctx;
+    if (request % 5 == 0) return false;
+    for (int i = 0; i < (VOCAB + 7) / 8; i++)
+        mask_out[i] = (uint8_t)(request * 7 + n + (n ? (size_t)emitted[n - 1] : 0));
+    return true;
+}
+
+/* The adjustments and the mask of a sequence that is sampled, against a count over all of its ids. */
+static void check_constraints(const struct sim *m, const struct mu_step *st, const struct mu_step_seq *q,
+                              const struct slot *s)
+{
+    const struct request *r = &m->req[s->request];
+    struct mu_sampling p = sampling_of(s->request);
+    uint32_t at = q->adjust_off, window = p.repeat_last_n ? p.repeat_last_n : MAX_CTX;
+    uint8_t mask[(VOCAB + 7) / 8];
+    for (int32_t id = 0; id < VOCAB; id++) {
+        uint32_t seen = 0, generated = 0;
+        float bias = 0;
+        for (uint32_t k = 0; k < s->n; k++) {
+            seen += s->ids[k] == id && k + window >= s->n && p.repeat_penalty > 0;
+            generated += s->ids[k] == id && k >= r->n_prompt && p.frequency_penalty > 0;
+        }
+        for (size_t k = 0; k < n_bias_of(s->request); k++)
+            if (biases[k].id == id) bias = biases[k].bias;
+        bool forbid = id == r->end_id && s->n - r->n_prompt < p.min_tokens;
+        if (!seen && !generated && bias == 0 && !forbid) continue;
+        assert_true(at < q->adjust_off + q->n_adjust);
+        const struct mu_step_adjust *a = &st->adjust[at++];
+        assert_true(a->id == id && a->bias == bias && a->n_generated == generated);
+        assert_int_equal(a->flags, (seen ? MU_ADJUST_SEEN : 0) | (forbid ? MU_ADJUST_FORBID : 0));
+    }
+    assert_int_equal(at, q->adjust_off + q->n_adjust);
+    bool masked =
+        m->opt.allow && allow(NULL, (uint64_t)s->request + 1000, s->ids + r->n_prompt, s->n - r->n_prompt, mask);
+    assert_int_equal(q->mask != 0, masked);
+    if (masked) assert_memory_equal(st->mask + (q->mask - 1) * st->mask_bytes, mask, sizeof mask);
+}
+
 static void request_submit(struct sim *m, int i)
 {
     struct request *r = &m->req[i];
@@ -93,8 +151,9 @@ static void request_submit(struct sim *m, int i)
         .emitted = r->ids + r->n_prompt,
         .n_emitted = r->n_emitted,
         .max_tokens = r->max_tokens,
-        .top_p = 1.0f,
-        .seed = (uint64_t)i,
+        .sampling = sampling_of(i),
+        .bias = biases,
+        .n_bias = n_bias_of(i),
         .end_ids = &r->end_id,
         .n_end = r->end_id >= 0,
         .adapter = (uint32_t)i % (N_ADAPTER + 1),
@@ -149,7 +208,7 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         bool again = q->pos0 == 0 && s->n > 0;
         if (again) { /* outgrown: computed again */
             assert_true(q->far && !s->far && (uint32_t)m->opt.n_ctx_short == s->n);
-            assert_int_equal(q->seed, s->request);
+            assert_int_equal(q->sampling.seed, s->request);
             s->n = 0;
             m->n_outgrown++;
         }
@@ -159,10 +218,10 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         assert_int_equal(q->tok_off, off);
         assert_true(q->n_tok > 0 && q->pos0 + q->n_tok <= (uint32_t)m->opt.serving.n_ctx);
         assert_true(q->pos0 + q->n_tok <= s->n_page * MU_PAGE_TOKENS);
-        assert_true(q->adapter == q->seed % (N_ADAPTER + 1) && q->adapter_scale == (float)q->seed);
+        assert_true(q->adapter == q->sampling.seed % (N_ADAPTER + 1) && q->adapter_scale == (float)q->sampling.seed);
         if (q->pos0 == 0 && !again) { /* the seed is the request's number */
-            check_admission_order(m, (int)q->seed);
-            s->request = (int)q->seed;
+            check_admission_order(m, (int)q->sampling.seed);
+            s->request = (int)q->sampling.seed;
         }
         memcpy(s->ids + s->n, st->ids + off, q->n_tok * sizeof(int32_t));
         s->n += q->n_tok;
@@ -170,6 +229,8 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         if (q->out == MU_OUT_SAMPLE)
             assert_int_equal(q->far, m->opt.n_ctx_short && s->n > (uint32_t)m->opt.n_ctx_short);
         sampled[i] = q->out == MU_OUT_SAMPLE ? model_next(s->ids, s->n) : -1;
+        assert_true(q->sampling.temperature == sampling_of(s->request).temperature);
+        if (q->out == MU_OUT_SAMPLE) check_constraints(m, st, q, s);
     }
     assert_int_equal(off, st->n_tok);
 }
@@ -206,6 +267,8 @@ static void event_take(struct sim *m, const struct mu_sched_event *e)
     assert_int_equal(e->id, r->ids[r->n_prompt + r->n_got]);
     r->n_got++;
     assert_int_equal(e->finished, r->n_prompt + r->n_got == r->n_total);
+    assert_int_equal(e->logprobs, (e->request - 1000) % 2);
+    assert_true(e->seq < (uint32_t)m->opt.serving.n_slot);
     r->done = e->finished;
     m->n_done += e->finished;
 }
@@ -238,14 +301,17 @@ static void sim_open(struct sim *m, int n_stage, int n_slot, uint32_t n_page, in
 {
     struct mu_err err = MU_ERR_INIT;
     memset(m, 0, sizeof *m);
-    m->opt = (struct mu_sched_options){
-        {.n_ctx = n_ctx, .n_slot = n_slot, .n_page = n_page, .step_tokens = step_tokens, .n_adapter = N_ADAPTER},
-        n_stage,
-        VOCAB,
-        MAX_REQUESTS,
-        0};
+    m->opt = (struct mu_sched_options){.serving = {.n_ctx = n_ctx,
+                                                   .n_slot = n_slot,
+                                                   .n_page = n_page,
+                                                   .step_tokens = step_tokens,
+                                                   .n_adapter = N_ADAPTER},
+                                       .n_stage = n_stage,
+                                       .n_vocab = VOCAB,
+                                       .max_waiting = MAX_REQUESTS};
     assert_int_equal(mu_sched_create(&m->opt, &m->s, &err), MU_OK);
-    for (int i = 0; i < MAX_FLIGHT; i++) assert_int_equal(mu_step_create(&m->opt.serving, &m->step[i], &err), MU_OK);
+    for (int i = 0; i < MAX_FLIGHT; i++)
+        assert_int_equal(mu_step_create(&m->opt.serving, VOCAB, &m->step[i], &err), MU_OK);
     for (int i = 0; i < MAX_PAGES; i++) m->page_owner[i] = -1;
     m->req = calloc(MAX_REQUESTS, sizeof *m->req);
     m->expect_number = 1;
@@ -273,9 +339,10 @@ static uint64_t simulate(uint64_t seed, int n_req)
     rng_state = seed;
     int n_ctx = 40 + (int)rng(300);
     sim_open(&m, 1 + (int)rng(4), 1 + (int)rng(MAX_SLOTS), 2 + rng(rng(4) ? 8 : 40), n_ctx, 2 + (int)rng(90));
-    if (seed % 2) { /* a model with two sets of rotation factors */
+    if (seed % 3) { /* a model with two sets of rotation factors, or constrained requests, or both */
         mu_sched_destroy(m.s);
-        m.opt.n_ctx_short = 1 + (int)rng((uint32_t)n_ctx);
+        if (seed % 2) m.opt.n_ctx_short = 1 + (int)rng((uint32_t)n_ctx);
+        if (seed % 3 == 1) m.opt.allow = allow;
         struct mu_err err = MU_ERR_INIT;
         assert_int_equal(mu_sched_create(&m.opt, &m.s, &err), MU_OK);
     }
@@ -364,13 +431,16 @@ static enum mu_status try_submit(struct mu_sched *s, struct mu_sched_request q, 
 static void test_what_never_fits_is_refused_by_name(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 1, .step_tokens = 16}, 1, VOCAB, 3, 0};
+    struct mu_sched_options opt = {.serving = {.n_ctx = 64, .n_slot = 2, .n_page = 1, .step_tokens = 16},
+                                   .n_stage = 1,
+                                   .n_vocab = VOCAB,
+                                   .max_waiting = 3};
     struct mu_sched *s;
     struct mu_err err = MU_ERR_INIT;
     static int32_t ids[128];
     bool finished;
     assert_int_equal(mu_sched_create(&opt, &s, &err), MU_OK);
-    struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 64, .max_tokens = 1, .top_p = 1};
+    struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 64, .max_tokens = 1};
     assert_int_equal(try_submit(s, q, &finished, &err), MU_ELIMIT);
     assert_non_null(strstr(err.text, "the prompt has 64 tokens"));
     q.n_prompt = 20;
@@ -388,12 +458,19 @@ static void test_what_never_fits_is_refused_by_name(void **state)
     q.n_prompt = 0;
     assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
     q.n_prompt = 3;
-    q.top_p = 0;
+    q.sampling.top_p = 1.5f;
     assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
-    q.top_p = 1;
-    q.temperature = -1;
+    q.sampling.top_p = 0;
+    q.sampling.temperature = -1;
     assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
-    q.temperature = 0;
+    assert_non_null(strstr(err.text, "temperature"));
+    q.sampling.temperature = 0;
+    const struct mu_bias twice[] = {{5, 1}, {VOCAB, 1}};
+    q.bias = twice;
+    q.n_bias = 2;
+    assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
+    assert_non_null(strstr(err.text, "logit_bias: token 97"));
+    q.n_bias = 0;
     q.adapter = 1;
     assert_int_equal(try_submit(s, q, &finished, &err), MU_EINVAL);
     assert_non_null(strstr(err.text, "adapter 1"));
@@ -494,7 +571,10 @@ static void test_a_bad_sample_ends_its_request_only(void **state)
 static void test_texts(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{.n_ctx = 70, .n_slot = 2, .n_page = 3, .step_tokens = 16}, 1, VOCAB, 3, 0};
+    struct mu_sched_options opt = {.serving = {.n_ctx = 70, .n_slot = 2, .n_page = 3, .step_tokens = 16},
+                                   .n_stage = 1,
+                                   .n_vocab = VOCAB,
+                                   .max_waiting = 3};
     struct mu_sched *s;
     struct mu_step *step;
     struct mu_err err = MU_ERR_INIT;
@@ -504,8 +584,8 @@ static void test_texts(void **state)
                           last = {.pooling = MU_POOL_LAST, .raw = true};
     bool finished;
     assert_int_equal(mu_sched_create(&opt, &s, &err), MU_OK);
-    assert_int_equal(mu_step_create(&opt.serving, &step, &err), MU_OK);
-    struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 71, .top_p = 1, .embed = mean};
+    assert_int_equal(mu_step_create(&opt.serving, VOCAB, &step, &err), MU_OK);
+    struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 71, .embed = mean};
     assert_int_equal(try_submit(s, q, &finished, &err), MU_ELIMIT);
     assert_non_null(strstr(err.text, "71 tokens"));
     q.n_prompt = 3;
@@ -548,12 +628,33 @@ static void test_texts(void **state)
     mu_free(step);
 }
 
+/* Where biases and masks leave nothing, the request ends with that error. */
+static void test_no_id_allowed(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 1, 2, 8, 100, 64);
+    request_plain(&m, 0, 5, 3);
+    assert_true(sim_next(&m));
+    m.sampled[m.head][0] = -3;
+    assert_int_equal(mu_sched_complete(m.s, m.step[m.head]->number, m.sampled[m.head], m.events), 1);
+    m.n = 0;
+    assert_true(m.events[0].finished && m.events[0].id == -1);
+    assert_int_equal(m.events[0].error, MU_EINVAL);
+    assert_false(sim_next(&m));
+    sim_close(&m);
+}
+
 static void test_every_allocation_can_fail(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16}, 2, VOCAB, 3, 0};
+    struct mu_sched_options opt = {.serving = {.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16},
+                                   .n_stage = 2,
+                                   .n_vocab = VOCAB,
+                                   .max_waiting = 3};
     int32_t ids[4] = {1, 2, 3, 4};
-    struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 4, .max_tokens = 3, .top_p = 1};
+    struct mu_sched_request q = {
+        .id = 1, .prompt = ids, .n_prompt = 4, .max_tokens = 3, .sampling = {.repeat_penalty = 2}};
     for (long n = 1;; n++) {
         struct mu_sched *s = NULL;
         struct mu_err err = MU_ERR_INIT;
@@ -579,6 +680,7 @@ int main(void)
         cmocka_unit_test(test_what_never_fits_is_refused_by_name),
         cmocka_unit_test(test_decodes_do_not_starve_a_prefill),
         cmocka_unit_test(test_steps_overlap),
+        cmocka_unit_test(test_no_id_allowed),
         cmocka_unit_test(test_a_bad_sample_ends_its_request_only),
         cmocka_unit_test(test_texts),
         cmocka_unit_test(test_every_allocation_can_fail),

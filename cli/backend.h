@@ -15,6 +15,7 @@
 #include "base/status.h"
 #include "cli/params.h"
 #include "model/adapter.h"
+#include "worker/constraint.h"
 
 /* What is known of the model, for /show and for defaults. Strings may be NULL. Owned by the back end, valid until its
  * next set_context or close. */
@@ -35,6 +36,7 @@ struct mu_ask {
     const json_t *messages;  /* array of {role, content, …} */
     const json_t *variables; /* object of further variables of the template, or NULL */
     const struct mu_params *params;
+    const struct mu_constraint_text *constraint; /* the form of the answer, or NULL */
     bool ignore_end; /* go on after an end token */
     bool special;    /* special tokens in `text` become their ids, and are shown in the answer */
 };

@@ -29,6 +29,8 @@ struct local {
     bool quiet;
     int32_t *held; /* [n_ctx] ids in the cache */
     size_t n_held;
+    struct mu_constraints *constraints;          /* of this answer, as request 0; NULL: it has none */
+    uint8_t *mask;                               /* what may come next, where it has */
     char description[256], *license, *bos, *eos; /* bos, eos: as text, "" where none */
 };
 
@@ -176,6 +178,35 @@ static enum mu_status feed(struct local *l, const int32_t *ids, size_t n, const 
     return MU_OK;
 }
 
+/* Before an id is sampled: which may be, after emitted[n] of the answer. */
+static enum mu_status allow_next(struct local *l, const int32_t *emitted, size_t n, struct mu_err *err)
+{
+    if (l->constraints) mu_constraints_allow(l->constraints, 0, emitted, n, l->mask);
+    const char *why = l->constraints ? mu_constraints_why(l->constraints, 0) : NULL;
+    return why ? mu_fail(err, MU_EINVAL, "%s", why) : MU_OK;
+}
+
+static enum mu_status constraint_open(struct local *l, const struct mu_constraint_text *text, struct mu_err *err)
+{
+    enum mu_status st = MU_OK;
+    if (!text) return MU_OK;
+    int n_vocab = l->o.model->cfg.n_vocab;
+    l->mask = mu_calloc(((size_t)n_vocab + 7) / 8, 1);
+    if (!l->mask) return mu_fail(err, MU_ENOMEM, "no memory for a constraint");
+    MU_TRY(st, mu_constraints_create(l->o.model->gguf, n_vocab, &l->constraints, err), done);
+    MU_TRY(st, mu_constraints_add(l->constraints, 0, text, err), done);
+done:
+    return st;
+}
+
+static void constraint_close(struct local *l)
+{
+    mu_constraints_destroy(l->constraints);
+    l->constraints = NULL;
+    mu_free(l->mask);
+    l->mask = NULL;
+}
+
 /* Why there is no id after so many of the answer. */
 static enum mu_status no_id_fail(int32_t id, int n_new, struct mu_err *err)
 {
@@ -201,7 +232,9 @@ static enum mu_status feed_prompt(struct local *l, const int32_t *ids, size_t n,
     for (size_t at = keep; at < n; at += step) {
         if (mu_interrupted) return MU_OK;
         bool last = n - at <= step;
-        enum mu_status st = feed(l, ids + at, last ? n - at : step, sampling, last ? id_out : NULL, err);
+        enum mu_status st = last ? allow_next(l, NULL, 0, err) : MU_OK;
+        if (st) return st;
+        st = feed(l, ids + at, last ? n - at : step, sampling, last ? id_out : NULL, err);
         if (st) return st;
         if (last && *id_out < 0) return no_id_fail(*id_out, 0, err);
     }
@@ -263,7 +296,9 @@ static enum mu_status generate(struct local *l, struct stream *s, const struct m
         if (stopped || a->interrupted || a->full) break;
         l->held[l->n_held] = id; /* there is room: the context is not full */
         mu_adjusts_push(adjusts, l->held, l->n_held + 1);
-        MU_TRY(st, feed(l, &id, 1, sampling, &id, err), done);
+        MU_TRY(st, allow_next(l, l->held + a->n_prompt, l->n_held + 1 - (size_t)a->n_prompt, err), done);
+        int32_t fed = id; /* feed keeps what it was given, and that is not where the next one goes */
+        MU_TRY(st, feed(l, &fed, 1, sampling, &id, err), done);
         if (id < 0) return no_id_fail(id, a->n_new, err);
     }
     if (stopped) return MU_OK;
@@ -313,8 +348,9 @@ static enum mu_status local_ask(void *self, const struct mu_ask *ask, const stru
     s.streamer.show_marks = !ask->text;
     MU_TRY(st, prompt_ids(l, ask, listener, &ids, &n, err), done);
     a.n_prompt = (int)n;
+    MU_TRY(st, constraint_open(l, ask->constraint, err), done);
     MU_TRY(st, adjusts_make(l, ask, &sampling, ids, n, &adjusts, err), done);
-    mu_solo_constrain(l->solo, 0, adjusts, NULL);
+    mu_solo_constrain(l->solo, 0, adjusts, l->mask);
     MU_TRY(st, feed_prompt(l, ids, n, &sampling, &id, &a.n_kept, err), done);
     if (id < 0) {
         a.interrupted = true;
@@ -330,6 +366,7 @@ done:
     *answer_out = a;
     mu_solo_constrain(l->solo, 0, NULL, NULL);
     mu_adjusts_destroy(adjusts);
+    constraint_close(l);
     mu_free(s.text);
     mu_free(ids);
     return st;

@@ -135,6 +135,30 @@ static void request_fill(const struct server *v, const struct mu_ask *ask, Muste
     if (v->adapter) req->adapter = (char *)v->adapter;
 }
 
+static void constraint_fill(const struct mu_ask *ask, Muster__V1__GenerateRequest *req)
+{
+    const struct mu_constraint_text *t = ask->constraint;
+    if (!t) return;
+    switch (t->kind) {
+    case MU_CONSTRAINT_JSON:
+        req->constraint_case = MUSTER__V1__GENERATE_REQUEST__CONSTRAINT_JSON;
+        req->json = true;
+        break;
+    case MU_CONSTRAINT_JSON_SCHEMA:
+        req->constraint_case = MUSTER__V1__GENERATE_REQUEST__CONSTRAINT_JSON_SCHEMA;
+        req->json_schema = (char *)t->text;
+        break;
+    case MU_CONSTRAINT_REGEX:
+        req->constraint_case = MUSTER__V1__GENERATE_REQUEST__CONSTRAINT_REGEX;
+        req->regex = (char *)t->text;
+        break;
+    case MU_CONSTRAINT_GBNF:
+        req->constraint_case = MUSTER__V1__GENERATE_REQUEST__CONSTRAINT_GRAMMAR;
+        req->grammar = (char *)t->text;
+        break;
+    }
+}
+
 struct biases {
     Muster__V1__LogitBias message[MU_PARAMS_MAX_BIASES], *at[MU_PARAMS_MAX_BIASES];
 };
@@ -186,6 +210,7 @@ static enum mu_status server_ask(void *self, const struct mu_ask *ask, const str
     enum mu_status st = MU_OK;
     request_fill(v, ask, &req);
     sampling_fill(ask, &sampling, &biases);
+    constraint_fill(ask, &req);
     req.sampling = &sampling;
     if (ask->text) {
         req.prompt_case = MUSTER__V1__GENERATE_REQUEST__PROMPT_TEXT;

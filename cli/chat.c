@@ -246,6 +246,7 @@ enum mu_status mu_talk_turn(struct mu_talk *c, const char *text, struct mu_err *
     enum mu_status st = mu_talk_params(c, &params, err);
     if (st) return st;
     struct mu_ask ask = {.params = &params, .ignore_end = c->opt.ignore_end, .special = c->opt.special};
+    if (c->opt.constraint.kind != MU_CONSTRAINT_NONE) ask.constraint = &c->opt.constraint;
     if (mu_talk_is_chat(c)) {
         st = chat_turn(c, &ask, text, err);
     } else {

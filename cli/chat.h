@@ -22,6 +22,7 @@ struct mu_talk_options { /* of the command line, and what /set changes of it */
     const char *adapter; /* of the server, or NULL */
     struct mu_params params;
     enum mu_think think;
+    struct mu_constraint_text constraint; /* of every answer */
     bool raw, ignore_end, special, quiet, verbose, wordwrap, hide_thinking;
 };
 

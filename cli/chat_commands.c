@@ -164,8 +164,23 @@ static enum mu_status set_nothink(struct mu_session *s, const struct words *w, s
 
 static enum mu_status set_format(struct mu_session *s, const struct words *w, struct mu_err *err)
 {
-    (void)s, (void)w, (void)err;
-    said("Answers in a given format are not supported yet; ask for it in words.");
+    (void)err;
+    if (w->n < 3 || strcmp(w->word[2], "json")) {
+        said("The format is 'json': /set format json. For a schema, an expression or a grammar start with "
+             "--json-schema, "
+             "--regex or --grammar.");
+        return MU_OK;
+    }
+    s->chat->opt.constraint = (struct mu_constraint_text){MU_CONSTRAINT_JSON, "", 0};
+    said("Answers are JSON objects; ask for them in words as well.");
+    return MU_OK;
+}
+
+static enum mu_status set_noformat(struct mu_session *s, const struct words *w, struct mu_err *err)
+{
+    (void)w, (void)err;
+    s->chat->opt.constraint = (struct mu_constraint_text){MU_CONSTRAINT_NONE, NULL, 0};
+    said("Answers are of any form.");
     return MU_OK;
 }
 
@@ -180,8 +195,8 @@ static const struct command set_commands[] = {
     {"nothink", "", "let it answer at once", set_nothink},
     {"verbose", "", "show counts and rates after each answer", set_verbose},
     {"quiet", "", "do not", set_quiet},
-    {"format", "json", "not supported yet", set_format},
-    {"noformat", "", "not supported yet", set_format},
+    {"format", "json", "answers are JSON objects", set_format},
+    {"noformat", "", "answers are of any form", set_noformat},
     {0}};
 
 /* ---- /show ---- */

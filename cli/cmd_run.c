@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/io.h"
 #include "cli/chat.h"
 #include "cli/cli.h"
 
@@ -16,6 +17,7 @@ enum { MAX_PROMPT_BYTES = 64 << 20 };
 struct run_args {
     struct mu_talk_options chat;
     const char *prompt, *system;
+    char *constraint; /* read from a file, or NULL */
 };
 
 enum {
@@ -43,6 +45,10 @@ enum {
     OPT_VERBOSE,
     OPT_NOWRAP,
     OPT_FORMAT,
+    OPT_JSON,
+    OPT_SCHEMA,
+    OPT_REGEX,
+    OPT_GRAMMAR,
     OPT_LORA,
     OPT_ADAPTER
 };
@@ -53,6 +59,41 @@ static void set(struct run_args *a, const char *name, const char *value, struct 
     if (mu_params_set(&a->chat.params, name, &value, 1, &err)) argp_error(state, "%s", err.text);
 }
 
+/* The form of the answer: it is compiled here, so that a mistake is told before a model is loaded. file: arg names one
+ * that holds it. */
+static void constrain(struct run_args *a, enum mu_constraint_kind kind, const char *arg, bool file,
+                      struct argp_state *state)
+{
+    struct mu_constraint_text *t = &a->chat.constraint;
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_grammar *g;
+    size_t len = strlen(arg);
+    if (t->kind != MU_CONSTRAINT_NONE)
+        argp_error(state, "an answer has one form: give one of --json, --json-schema, --regex, --grammar");
+    if (file) {
+        if (mu_file_read(arg, MU_CONSTRAINT_TEXT_MAX, &a->constraint, &len, &err)) argp_error(state, "%s", err.text);
+        if (memchr(a->constraint, '\0', len)) argp_error(state, "file '%s' holds a NUL character", arg);
+        arg = a->constraint;
+    }
+    if (mu_grammar_compile(kind, arg, len, &g, &err)) argp_error(state, "%s", err.text);
+    mu_grammar_free(g);
+    *t = (struct mu_constraint_text){(int)kind, arg, len};
+}
+
+/* JSON Schemas begin with a brace, names of files do not. */
+static void constrain_schema(struct run_args *a, const char *arg, struct argp_state *state)
+{
+    constrain(a, MU_CONSTRAINT_JSON_SCHEMA, arg, arg[strspn(arg, " \t\r\n")] != '{', state);
+}
+
+static void constrain_format(struct run_args *a, const char *arg, struct argp_state *state)
+{
+    if (!strcmp(arg, "json"))
+        constrain(a, MU_CONSTRAINT_JSON, "", false, state);
+    else
+        constrain_schema(a, arg, state);
+}
+
 static void check(const struct run_args *a, struct argp_state *state)
 {
     if (!a->chat.local.model) argp_error(state, "MODEL is missing");
@@ -61,6 +102,8 @@ static void check(const struct run_args *a, struct argp_state *state)
     if (a->chat.server && a->chat.local.lora.path[0])
         argp_error(state, "--lora loads into this process; of a server name an --adapter");
     if (a->chat.adapter && !a->chat.server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
+    if (a->chat.ignore_end && a->chat.constraint.kind != MU_CONSTRAINT_NONE)
+        argp_error(state, "--ignore-end cannot hold with a form of the answer: a text that is whole has to end");
     if (a->chat.raw && a->chat.local.template_file) argp_error(state, "--raw means no template: leave out --template");
 }
 
@@ -108,7 +151,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_HIDE: c->hide_thinking = true; return 0;
     case OPT_VERBOSE: c->verbose = true; return 0;
     case OPT_NOWRAP: c->wordwrap = false; return 0;
-    case OPT_FORMAT: argp_error(state, "--format is not supported yet: ask for JSON in the prompt"); return 0;
+    case OPT_FORMAT: constrain_format(a, arg, state); return 0;
+    case OPT_JSON: constrain(a, MU_CONSTRAINT_JSON, "", false, state); return 0;
+    case OPT_SCHEMA: constrain_schema(a, arg, state); return 0;
+    case OPT_REGEX: constrain(a, MU_CONSTRAINT_REGEX, arg, false, state); return 0;
+    case OPT_GRAMMAR: constrain(a, MU_CONSTRAINT_GBNF, arg, true, state); return 0;
     case ARGP_KEY_ARG:
         if (state->arg_num == 0)
             c->local.model = arg;
@@ -191,26 +238,31 @@ int mu_cmd_run(int argc, char **argv)
         {"stop", OPT_STOP, "TEXT", 0, "end before TEXT; may be repeated", 1},
         {"ignore-end", OPT_IGNORE, 0, 0, "go on after the end-of-text token", 1},
         {"special", OPT_SPECIAL, 0, 0, "special tokens in the prompt become their ids, and are shown", 1},
-        {"format", OPT_FORMAT, "json", 0, "not supported yet", 1},
-        {0, 0, 0, 0, "The conversation:", 2},
-        {"system", OPT_SYSTEM, "TEXT", 0, "system prompt (the model's own)", 2},
-        {"template", OPT_TEMPLATE, "FILE", 0, "a Jinja chat template instead of the model's own", 2},
-        {"raw", OPT_RAW, 0, 0, "no template: just go on with the prompt", 2},
+        {0, 0, 0, 0, "The form of the answer:", 2},
+        {"json", OPT_JSON, 0, 0, "a JSON object", 2},
+        {"json-schema", OPT_SCHEMA, "FILE|TEXT", 0, "JSON that satisfies this schema", 2},
+        {"regex", OPT_REGEX, "RE", 0, "a text that this expression matches as a whole", 2},
+        {"grammar", OPT_GRAMMAR, "FILE", 0, "a text of this GBNF grammar", 2},
+        {"format", OPT_FORMAT, "json|FILE|TEXT", 0, "as --json or --json-schema", 2},
+        {0, 0, 0, 0, "The conversation:", 3},
+        {"system", OPT_SYSTEM, "TEXT", 0, "system prompt (the model's own)", 3},
+        {"template", OPT_TEMPLATE, "FILE", 0, "a Jinja chat template instead of the model's own", 3},
+        {"raw", OPT_RAW, 0, 0, "no template: just go on with the prompt", 3},
         {"think", OPT_THINK, "true|false|low|medium|high", OPTION_ARG_OPTIONAL,
-         "whether the model may think first, where its template has a switch for it", 2},
-        {"hidethinking", OPT_HIDE, 0, 0, "show the answer only", 2},
-        {0, 0, 0, 0, "What is shown:", 3},
-        {"verbose", OPT_VERBOSE, 0, 0, "counts and rates after each answer", 3},
-        {"nowordwrap", OPT_NOWRAP, 0, 0, "do not break lines between words", 3},
-        {"quiet", OPT_QUIET, 0, 0, "no memory at the start, no speed at the end", 3},
-        {0, 0, 0, 0, "Where it runs:", 4},
-        {"threads", 't', "N", 0, "threads (all cores)", 4},
-        {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192 and what fits in memory)", 4},
-        {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 4},
-        {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 4},
-        {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded", 4},
-        MU_QUANTIZE_OPTION(4),
-        MU_KV_OPTION(4),
+         "whether the model may think first, where its template has a switch for it", 3},
+        {"hidethinking", OPT_HIDE, 0, 0, "show the answer only", 3},
+        {0, 0, 0, 0, "What is shown:", 4},
+        {"verbose", OPT_VERBOSE, 0, 0, "counts and rates after each answer", 4},
+        {"nowordwrap", OPT_NOWRAP, 0, 0, "do not break lines between words", 4},
+        {"quiet", OPT_QUIET, 0, 0, "no memory at the start, no speed at the end", 4},
+        {0, 0, 0, 0, "Where it runs:", 5},
+        {"threads", 't', "N", 0, "threads (all cores)", 5},
+        {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192 and what fits in memory)", 5},
+        {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 5},
+        {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 5},
+        {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded", 5},
+        MU_QUANTIZE_OPTION(5),
+        MU_KV_OPTION(5),
         {0},
     };
     static const struct argp argp = {
@@ -226,6 +278,7 @@ int mu_cmd_run(int argc, char **argv)
         "  muster run model.gguf 'Why is the sky blue?'\n"
         "  muster run model.gguf 'Summarise this.' < report.txt\n"
         "  muster run model.gguf 'ROMEO:' --raw --temperature 0.8 --seed 7 -n 100\n"
+        "  muster run model.gguf 'A person' --json-schema '{\"properties\": {\"name\": {\"type\": \"string\"}}}'\n"
         "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n",
         0,
         0,
@@ -243,5 +296,6 @@ int mu_cmd_run(int argc, char **argv)
     st = a.prompt || !isatty(STDIN_FILENO) ? answer(&chat, a.prompt, &err) : mu_talk_repl(&chat, &err);
 done:
     mu_talk_close(&chat);
+    mu_free(a.constraint);
     return st ? mu_cli_fail("run", &err) : MU_EXIT_OK;
 }

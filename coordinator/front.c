@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "coordinator/constraint.h"
 #include "coordinator/hub.h"
 #include "coordinator/msg.h"
 
@@ -54,6 +55,13 @@ static const char *bad_generate(const Muster__V1__GenerateRequest *q)
     for (size_t i = 0; i < q->n_stop; i++) {
         if (!*q->stop[i]) return "a stop string is empty";
         if (strlen(q->stop[i]) > MU_REQ_MAX_STOP_BYTES) return "a stop string is longer than 256 bytes";
+    }
+    enum mu_constraint_kind kind;
+    const char *constraint;
+    if (mu_request_constraint(q, &kind, &constraint)) {
+        if (strlen(constraint) > MU_CONSTRAINT_TEXT_MAX)
+            return "the schema, expression or grammar is longer than 1 MiB";
+        if (q->ignore_end) return "ignore_end cannot hold with a constraint: a text that is whole has to end";
     }
     if (q->n > MU_MAX_CHOICES) return "n must be from 1 to 64";
     if (q->sampling && q->max_tokens && q->sampling->min_tokens > q->max_tokens)

@@ -21,6 +21,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "coordinator/epoch.h"
+#include "coordinator/constraint.h"
 #include "coordinator/hub.h"
 #include "coordinator/msg.h"
 
@@ -365,6 +366,7 @@ bool mu_replica_submit(struct mu_hub *h, struct mu_request *r)
     } else {
         s.adapter = (uint32_t)mu_adapters_find(h->adapters, r->params->adapter);
         s.adapter_scale = r->params->adapter_scale != 0 ? r->params->adapter_scale : 1.0f;
+        mu_submit_constraint(r->params, &s);
     }
     Muster__Internal__V1__EngineDown down = MUSTER__INTERNAL__V1__ENGINE_DOWN__INIT;
     down.epoch = g->epoch;

@@ -4,6 +4,7 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "coordinator/constraint.h"
 #include "coordinator/hub.h"
 #include "coordinator/msg.h"
 
@@ -108,12 +109,17 @@ static enum mu_status encode_prompt(const struct mu_hub *h, const Muster__V1__Ge
     return st;
 }
 
-static void generate(struct mu_hub *h, struct mu_text_job *j)
+static void generate(struct mu_hub *h, struct mu_text_job *j, struct mu_constraint_checks **checks)
 {
     struct mu_err err = MU_ERR_INIT;
     const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)j->msg;
     int32_t *ids = NULL;
     size_t n = 0;
+    if (mu_constraint_check(checks, q, &err)) { /* whatever is wrong with it, the request is what must change */
+        mu_rpc_call_finish(j->call, err.code == MU_ENOMEM ? MU_RPC_RESOURCE_EXHAUSTED : MU_RPC_INVALID_ARGUMENT, "%s",
+                           err.text);
+        return;
+    }
     if (q->prompt_case != MUSTER__V1__GENERATE_REQUEST__PROMPT_IDS) {
         if (encode_prompt(h, q, &ids, &n, &err)) {
             mu_rpc_call_finish(j->call, mu_rpc_code_of(err.code), "%s", err.text);
@@ -268,6 +274,7 @@ static void detokenize(struct mu_hub *h, struct mu_text_job *j)
 void *mu_text_main(void *hub)
 {
     struct mu_hub *h = hub;
+    struct mu_constraint_checks *checks = NULL;
     struct mu_text_job *j;
     while ((j = mu_queue_pop(h->texts, MU_FOREVER))) {
         atomic_fetch_sub(&h->texts_bytes, j->bytes);
@@ -275,7 +282,7 @@ void *mu_text_main(void *hub)
             mu_rpc_call_finish(j->call, MU_RPC_UNAVAILABLE, "the server is stopping");
         } else if (!mu_rpc_call_cancelled(j->call)) {
             switch (j->kind) {
-            case MU_TEXT_GENERATE: generate(h, j); break;
+            case MU_TEXT_GENERATE: generate(h, j, &checks); break;
             case MU_TEXT_EMBED: embed(h, j); break;
             case MU_TEXT_TOKENIZE: tokenize(h, j); break;
             case MU_TEXT_DETOKENIZE: detokenize(h, j); break;
@@ -283,5 +290,6 @@ void *mu_text_main(void *hub)
         }
         mu_text_job_free(j);
     }
+    mu_constraint_checks_free(checks);
     return NULL;
 }

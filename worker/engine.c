@@ -80,6 +80,32 @@ static struct mu_embed embed_of(const Muster__Internal__V1__EngineEmbed *m)
     };
 }
 
+/* Its text is the message's. */
+static struct mu_constraint_text constraint_of(const Muster__Internal__V1__EngineSubmit *m)
+{
+    struct mu_constraint_text t = {.kind = MU_CONSTRAINT_NONE, .text = ""};
+    switch (m->constraint_case) {
+    case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_JSON_SCHEMA:
+        t.kind = MU_CONSTRAINT_JSON_SCHEMA;
+        t.text = m->json_schema;
+        break;
+    case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_REGEX:
+        t.kind = MU_CONSTRAINT_REGEX;
+        t.text = m->regex;
+        break;
+    case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_GRAMMAR:
+        t.kind = MU_CONSTRAINT_GBNF;
+        t.text = m->grammar;
+        break;
+    case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_JSON:
+        if (m->json) t.kind = MU_CONSTRAINT_JSON;
+        break;
+    default: break;
+    }
+    t.len = strlen(t.text);
+    return t;
+}
+
 static struct mu_sampling sampling_of(const Muster__V1__Sampling *m)
 {
     struct mu_sampling p = {0};
@@ -94,10 +120,11 @@ static struct mu_sampling sampling_of(const Muster__V1__Sampling *m)
 static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__EngineSubmit *m)
 {
     const Muster__V1__Sampling *p = m->sampling;
+    struct mu_constraint_text constraint = constraint_of(m);
     size_t n_bias = p ? p->n_logit_bias : 0, n = m->n_prompt + m->n_emitted + m->n_end_ids, bytes, bias_bytes;
     _Static_assert(_Alignof(struct mu_bias) <= _Alignof(int32_t), "biases follow ids");
     if (!mu_mul_size(n, sizeof(int32_t), &bytes) || !mu_mul_size(n_bias, sizeof(struct mu_bias), &bias_bytes) ||
-        !mu_add_size(bytes, bias_bytes, &bytes))
+        !mu_add_size(bytes, bias_bytes, &bytes) || !mu_add_size(bytes, constraint.len + 1, &bytes))
         return NULL; /* each is bounded by the message's size */
     struct mu_engine_command *c = mu_malloc(sizeof *c + bytes);
     if (!c) return NULL;
@@ -107,7 +134,9 @@ static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__E
     if (m->n_emitted) memcpy(emitted, m->emitted, m->n_emitted * sizeof *emitted);
     if (m->n_end_ids) memcpy(end, m->end_ids, m->n_end_ids * sizeof *end);
     for (size_t i = 0; i < n_bias; i++) bias[i] = (struct mu_bias){p->logit_bias[i]->id, p->logit_bias[i]->bias};
+    constraint.text = memcpy(bias + n_bias, constraint.text, constraint.len + 1);
     c->kind = MU_ENGINE_SUBMIT;
+    c->constraint = constraint;
     c->request = (struct mu_sched_request){
         .id = m->request,
         .prompt = prompt,

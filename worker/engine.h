@@ -12,6 +12,7 @@
 #ifndef MU_WORKER_ENGINE_H
 #define MU_WORKER_ENGINE_H
 
+#include "worker/constraint.h"
 #include "worker/scheduler.h"
 
 struct mu_engine;
@@ -27,7 +28,8 @@ enum mu_engine_kind { MU_ENGINE_SUBMIT, MU_ENGINE_CANCEL, MU_ENGINE_DRAIN, MU_EN
 struct mu_engine_command {
     enum mu_engine_kind kind;
     uint64_t generation;
-    struct mu_sched_request request; /* SUBMIT; CANCEL: its id only */
+    struct mu_sched_request request;      /* SUBMIT; CANCEL: its id only */
+    struct mu_constraint_text constraint; /* SUBMIT; its text is behind ids */
     int32_t ids[];
 };
 

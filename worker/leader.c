@@ -19,6 +19,7 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "worker/constraint.h"
 #include "worker/spin.h"
 
 enum {
@@ -36,6 +37,7 @@ enum {
 struct leader {
     const struct mu_leader_options *opt;
     struct mu_sched *sched;
+    struct mu_constraints *constraints;
     struct mu_step **step; /* [max_in_flight + 1]: the FIFO's and the one being formed */
     int n_step, head, n_fifo;
     struct mu_sched_event *events; /* [n_slot] */
@@ -58,16 +60,20 @@ enum mu_status mu_leader_plan_bytes(const struct mu_serving *v, int n_vocab, siz
 
 /* ---- commands ---- */
 
-static enum mu_status command_submit(struct leader *l, const struct mu_sched_request *r, struct mu_err *err)
+static enum mu_status command_submit(struct leader *l, const struct mu_engine_command *c, struct mu_err *err)
 {
+    const struct mu_sched_request *r = &c->request;
     struct mu_sched_event e = {.request = r->id, .position = (uint32_t)r->n_emitted, .id = -1, .finished = true};
     struct mu_err why = MU_ERR_INIT;
     bool finished = false;
     if (l->draining)
         e.error = mu_fail(&why, MU_EBUSY, "request %llu: the gang is about to end", (unsigned long long)r->id);
     else
-        e.error = mu_sched_submit(l->sched, r, &finished, &why);
+        e.error = mu_constraints_add(l->constraints, r->id, &c->constraint, &why);
+    bool added = e.error == MU_OK;
+    if (e.error == MU_OK) e.error = mu_sched_submit(l->sched, r, &finished, &why);
     if (e.error == MU_OK && !finished) return MU_OK;
+    if (added && c->constraint.kind != MU_CONSTRAINT_NONE) mu_constraints_drop(l->constraints, r->id);
     return mu_engine_put(l->opt->engine, &e, NULL, e.error != MU_OK ? why.text : NULL, err);
 }
 
@@ -75,13 +81,16 @@ static enum mu_status command_do(struct leader *l, const struct mu_engine_comman
 {
     struct mu_sched_event e;
     switch (c->kind) {
-    case MU_ENGINE_SUBMIT: return command_submit(l, &c->request, err);
+    case MU_ENGINE_SUBMIT: return command_submit(l, c, err);
     case MU_ENGINE_CANCEL:
-        if (mu_sched_cancel(l->sched, c->request.id, &e) == MU_OK)
-            return mu_engine_put(l->opt->engine, &e, NULL, NULL, err);
-        return MU_OK;
+        if (mu_sched_cancel(l->sched, c->request.id, &e) != MU_OK) return MU_OK;
+        mu_constraints_drop(l->constraints, c->request.id);
+        return mu_engine_put(l->opt->engine, &e, NULL, NULL, err);
     case MU_ENGINE_DRAIN: l->draining = true; return MU_OK;
-    case MU_ENGINE_RESET: mu_sched_forget_all(l->sched); return MU_OK;
+    case MU_ENGINE_RESET:
+        mu_sched_forget_all(l->sched);
+        mu_constraints_forget_all(l->constraints);
+        return MU_OK;
     }
     return MU_OK;
 }
@@ -173,6 +182,7 @@ static enum mu_status step_run(struct leader *l, struct mu_err *err)
         else
             st = mu_engine_put(l->opt->engine, e, e->logprobs ? &result.logprobs[e->seq] : NULL, error_text(e->error),
                                err);
+        if (e->finished) mu_constraints_drop(l->constraints, e->request);
     }
     return st;
 }
@@ -232,6 +242,9 @@ static enum mu_status leader_init(struct leader *l, const struct mu_leader_optio
                                   .n_ctx_short = opt->model->cfg.n_ctx_short};
     size_t plan_bytes;
     l->opt = opt;
+    MU_TRY(st, mu_constraints_create(opt->model->gguf, opt->model->cfg.n_vocab, &l->constraints, err), out);
+    so.allow = mu_constraints_allow;
+    so.allow_ctx = l->constraints;
     MU_TRY(st, mu_leader_plan_bytes(&opt->serving, opt->model->cfg.n_vocab, &plan_bytes, err), out);
     mu_writer_init(&l->plan, plan_bytes);
     MU_TRY(st, mu_sched_create(&so, &l->sched, err), out);
@@ -274,5 +287,6 @@ enum mu_status mu_leader_run(const struct mu_leader_options *opt, struct mu_err 
     mu_free(l.events);
     mu_writer_free(&l.plan);
     mu_sched_destroy(l.sched);
+    mu_constraints_destroy(l.constraints);
     return st;
 }

@@ -250,7 +250,9 @@ class Chat(unittest.TestCase):
         for line in ("FROM ", "SYSTEM", "PARAMETER temperature"):
             self.assertIn(line, modelfile)
         self.assertIn("license", t.say("/show license").lower())
-        self.assertIn("not supported", t.say("/set format json"))
+        self.assertIn("JSON objects", t.say("/set format json"))
+        self.assertIn("--json-schema", t.say("/set format xml"))
+        self.assertIn("any form", t.say("/set noformat"))
         self.assertIn("/set, /show, /load", t.say("/fly"))
         self.assertIn("parameter, system", t.say("/set wings"))
         self.assertIn("info, license", t.say("/show wings"))

@@ -119,15 +119,25 @@ static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *
         const Muster__Internal__V1__EngineSubmit *q = m->submit;
         pthread_mutex_lock(&f->lock);
         if (f->n_submit < MAX_SUBMITS)
-            f->submit[f->n_submit++] = (struct submitted){l->epoch,
-                                                          q->request,
-                                                          q->n_prompt,
-                                                          q->n_emitted,
-                                                          q->embed ? (int)q->embed->pooling : 0,
-                                                          l->n_active,
-                                                          q->sampling->repeat_penalty,
-                                                          q->sampling->n_logit_bias,
-                                                          q->sampling->seed};
+            f->submit[f->n_submit++] = (struct submitted){.epoch = l->epoch,
+                                                          .request = q->request,
+                                                          .n_prompt = q->n_prompt,
+                                                          .n_emitted = q->n_emitted,
+                                                          .embed = q->embed ? (int)q->embed->pooling : 0,
+                                                          .n_active = l->n_active,
+                                                          .repeat_penalty = q->sampling->repeat_penalty,
+                                                          .n_bias = q->sampling->n_logit_bias,
+                                                          .seed = q->sampling->seed};
+        struct submitted *last = &f->submit[f->n_submit - 1];
+        last->constraint = (int)q->constraint_case;
+        const char *text = "";
+        switch (q->constraint_case) {
+        case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_JSON_SCHEMA: text = q->json_schema; break;
+        case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_REGEX: text = q->regex; break;
+        case MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_GRAMMAR: text = q->grammar; break;
+        default: break;
+        }
+        snprintf(last->constraint_text, sizeof last->constraint_text, "%s", text);
         pthread_mutex_unlock(&f->lock);
         for (size_t i = 0; i < q->n_prompt; i++)
             if (atomic_load(&f->poison) && q->prompt[i] == atomic_load(&f->poison)) l->poisoned = true;

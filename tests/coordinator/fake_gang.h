@@ -16,6 +16,8 @@ struct submitted {
     float repeat_penalty;
     size_t n_bias;
     uint64_t seed;
+    int constraint; /* the case of its oneof */
+    char constraint_text[64];
 };
 
 struct fake_gang {

@@ -30,6 +30,7 @@ struct coordinator {
     _Atomic int n_message, n_vector, n_id, n_wrong, n_logprob, pause_ms;
     _Atomic size_t largest;
     uint64_t last_vector;
+    bool forms; /* submit_forms, when the leader attaches */
 };
 
 static float value_of(uint64_t request, size_t i)
@@ -37,11 +38,35 @@ static float value_of(uint64_t request, size_t i)
     return (float)request * 3.0f + (float)(i % 1000);
 }
 
+/* Requests of each form: what the leader gets of them is test_constraints'. */
+static void submit_forms(struct mu_rpc_call *call, uint64_t epoch)
+{
+    for (uint64_t i = 0; i < 5; i++) {
+        Muster__Internal__V1__EngineSubmit s = MUSTER__INTERNAL__V1__ENGINE_SUBMIT__INIT;
+        Muster__Internal__V1__EngineDown down = MUSTER__INTERNAL__V1__ENGINE_DOWN__INIT;
+        int32_t prompt[] = {1, 2, 3}, end[] = {7};
+        s.request = i;
+        s.prompt = prompt;
+        s.n_prompt = i % 4; /* texts lie behind ids of any number */
+        s.end_ids = end;
+        s.n_end_ids = i % 2;
+        if (i == 1) s.constraint_case = MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_JSON, s.json = true;
+        if (i == 2)
+            s.constraint_case = MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_JSON_SCHEMA, s.json_schema = "{}";
+        if (i == 3) s.constraint_case = MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_REGEX, s.regex = "a|b";
+        if (i == 4) s.constraint_case = MUSTER__INTERNAL__V1__ENGINE_SUBMIT__CONSTRAINT_GRAMMAR, s.grammar = "root ::=";
+        down.epoch = epoch;
+        down.message_case = MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_SUBMIT;
+        down.submit = &s;
+        mu_rpc_call_send(call, &down.base);
+    }
+}
+
 static void on_message(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
 {
     struct coordinator *c = ctx;
     const Muster__Internal__V1__EngineUp *up = (const Muster__Internal__V1__EngineUp *)msg;
-    (void)call;
+    if (up->message_case == MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_ATTACH && c->forms) submit_forms(call, up->epoch);
     if (up->message_case != MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS) return;
     size_t bytes = protobuf_c_message_get_packed_size(msg);
     if (bytes > atomic_load(&c->largest)) atomic_store(&c->largest, bytes);
@@ -75,10 +100,10 @@ static void on_message(struct mu_rpc_call *call, const ProtobufCMessage *msg, vo
     mu_sleep_ms(atomic_load(&c->pause_ms));
 }
 
-static void coordinator_start(struct coordinator *c)
+static void coordinator_start(struct coordinator *c, bool forms)
 {
     struct mu_err err = MU_ERR_INIT;
-    *c = (struct coordinator){0};
+    *c = (struct coordinator){.forms = forms};
     snprintf(c->address, sizeof c->address, "unix:/tmp/mu-engine-%d", (int)getpid());
     const char *addresses[] = {c->address, NULL};
     struct mu_rpc_method m = {.path = "/muster.internal.v1.Engine/Attach",
@@ -144,7 +169,7 @@ static void test_slow_reader(void **state)
     struct coordinator c;
     float *x = malloc(D_MODEL * sizeof *x);
     int n_blocked = 0;
-    coordinator_start(&c);
+    coordinator_start(&c, false);
     atomic_store(&c.pause_ms, 200);
     for (uint64_t i = 1; i <= N_REQUEST; i++) {
         for (size_t k = 0; k < D_MODEL; k++) x[k] = value_of(i, k);
@@ -168,7 +193,7 @@ static void test_logprobs(void **state)
     enum { N = 30000, N_TOP = 20 };
     struct coordinator c;
     struct mu_err err = MU_ERR_INIT;
-    coordinator_start(&c);
+    coordinator_start(&c, false);
     for (int i = 0; i < N; i++) {
         struct mu_logprobs l = {.chosen = -(float)i, .n_top = N_TOP};
         for (int k = 0; k < N_TOP; k++) l.top[k] = (struct mu_logprob){i + k, -0.5f * (float)(i + k)};
@@ -191,7 +216,7 @@ static void test_failures(void **state)
     struct coordinator c;
     struct mu_err err = MU_ERR_INIT;
     float *x = calloc(D_MODEL, sizeof *x);
-    coordinator_start(&c);
+    coordinator_start(&c, false);
     struct mu_sched_event e = {.request = 1, .id = -1, .finished = true, .n_tok = 2};
     e.embed = (struct mu_embed){.pooling = MU_POOL_MEAN, .raw = true};
     x[D_MODEL - 1] = 1e38f * 1e38f;
@@ -223,9 +248,36 @@ static void test_failures(void **state)
     free(x);
 }
 
+static void test_constraints(void **state)
+{
+    (void)state;
+    static const int kinds[] = {MU_CONSTRAINT_NONE, MU_CONSTRAINT_JSON, MU_CONSTRAINT_JSON_SCHEMA, MU_CONSTRAINT_REGEX,
+                                MU_CONSTRAINT_GBNF};
+    static const char *const texts[] = {"", "", "{}", "a|b", "root ::="};
+    struct coordinator c;
+    struct mu_err err = MU_ERR_INIT;
+    coordinator_start(&c, true);
+    for (uint64_t i = 0; i < 5; i++) {
+        struct mu_engine_command *m = NULL;
+        WAIT_FOR(mu_engine_waiting(c.engine));
+        assert_int_equal(mu_engine_next(c.engine, &m, &err), MU_OK);
+        assert_non_null(m);
+        assert_int_equal(m->kind, MU_ENGINE_SUBMIT);
+        assert_int_equal(m->request.id, i);
+        assert_int_equal(m->request.n_prompt, i % 4);
+        assert_int_equal(m->request.n_end, i % 2);
+        if (i % 2) assert_int_equal(m->request.end_ids[0], 7);
+        assert_int_equal(m->constraint.kind, kinds[i]);
+        assert_int_equal(m->constraint.len, strlen(texts[i]));
+        assert_string_equal(m->constraint.text, texts[i]);
+        mu_free(m);
+    }
+    coordinator_stop(&c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_slow_reader), cmocka_unit_test(test_logprobs),
-                                       cmocka_unit_test(test_failures)};
+                                       cmocka_unit_test(test_failures), cmocka_unit_test(test_constraints)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

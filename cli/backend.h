@@ -37,8 +37,8 @@ struct mu_ask {
     const json_t *variables; /* object of further variables of the template, or NULL */
     const struct mu_params *params;
     const struct mu_constraint_text *constraint; /* the form of the answer, or NULL */
-    bool ignore_end; /* go on after an end token */
-    bool special;    /* special tokens in `text` become their ids, and are shown in the answer */
+    bool ignore_end;                             /* go on after an end token */
+    bool special; /* special tokens in `text` become their ids, and are shown in the answer */
 };
 
 struct mu_listener { /* MU_ECANCELLED and other failures end the answer */

@@ -20,8 +20,8 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include "coordinator/epoch.h"
 #include "coordinator/constraint.h"
+#include "coordinator/epoch.h"
 #include "coordinator/hub.h"
 #include "coordinator/msg.h"
 

@@ -195,6 +195,7 @@ static void check_kv(struct shape s)
                          s.page_tokens, s.window, (double)s.softcap);
             test_free(got);
         }
+        if (*k == ref && s.n_tok * s.n_rep > 100) continue;
         float *got = attn_in_parts(*k, &c);
         if (memcmp(want, got, (c.n_out + 2 * GUARD) * 4) != 0)
             fail_msg("%s, %s, segments apart: d_head %d n_rep %d n_tok %d pos0 %d window %d softcap %g", (*k)->name,

@@ -56,8 +56,8 @@ bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
 {
     static const char *const seeds[] = {
         "FROM llama3.2\nPARAMETER temperature 0.2\nPARAMETER stop \"a b\"\nSYSTEM \"\"\"Two\nlines\"\"\"\n",
-        "# c\nfrom ./x.gguf\nTEMPLATE {{ .Prompt }}\nADAPTER a\nLICENSE \"\"\"\nMIT\"\"\"\nMESSAGE user hi\nMESSAGE "
-        "assistant \"x\"\nREQUIRES 1\n",
+        ("# c\nfrom ./x.gguf\nTEMPLATE {{ .Prompt }}\nADAPTER a\nLICENSE \"\"\"\nMIT\"\"\"\nMESSAGE user hi\nMESSAGE "
+         "assistant \"x\"\nREQUIRES 1\n"),
         "FROM a\nPARAMETER num_ctx 4096\nPARAMETER use_mmap true\nPARAMETER top_p 0.9\nPARAMETER seed -1\n",
     };
     if (n >= (int)(sizeof seeds / sizeof *seeds)) return false;

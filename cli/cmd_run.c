@@ -181,7 +181,7 @@ int mu_cmd_run(int argc, char **argv)
         {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192)", 4},
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 4},
         {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 4},
-        {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded", 4},
+        {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded; none: with none", 4},
         MU_QUANTIZE_OPTION(4),
         {0},
     };

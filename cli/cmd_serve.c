@@ -1,4 +1,6 @@
 /* muster serve: the coordinator, with a worker of its own on this machine. */
+#include <string.h>
+
 #include "base/alloc.h"
 #include "cli/cli.h"
 #include "coordinator/coordinator.h"
@@ -10,6 +12,21 @@ struct serve_args {
     struct mu_adapter_spec *adapter;
     int n_adapter;
 };
+
+/* The model's own adapter becomes the first. */
+static enum mu_status own_adapter_add(struct serve_args *a, const struct mu_store_model *m, struct mu_err *err)
+{
+    struct mu_adapter_spec own, *more;
+    enum mu_status st = mu_cli_own_adapter(m, &own, err);
+    if (st != MU_OK || !own.path[0]) return st;
+    more = mu_reallocarray(a->adapter, (size_t)a->n_adapter + 1, sizeof *more);
+    if (!more) return mu_fail(err, MU_ENOMEM, "no memory for %d adapters", a->n_adapter + 1);
+    memmove(more + 1, more, (size_t)a->n_adapter++ * sizeof *more);
+    more[0] = own;
+    a->adapter = more;
+    a->o.own_adapter = true;
+    return MU_OK;
+}
 
 static void adapter_add(struct serve_args *a, const char *text, struct argp_state *state)
 {
@@ -86,12 +103,7 @@ int mu_cmd_serve(int argc, char **argv)
     struct mu_err err = MU_ERR_INIT;
     struct mu_store_model *found = NULL;
     int status;
-    if (mu_store_find(a.o.model_path, &found, &err)) {
-        status = mu_cli_fail("serve", &err);
-    } else if (found->n_adapter) {
-        mu_fail(&err, MU_EUNSUPPORTED,
-                "'%s' is a model with an adapter: serve %s with --lora %s, and let requests name the adapter",
-                a.o.model_path, found->path, found->adapter_path[0]);
+    if (mu_store_find(a.o.model_path, &found, &err) || own_adapter_add(&a, found, &err)) {
         status = mu_cli_fail("serve", &err);
     } else {
         a.o.model_path = found->path;

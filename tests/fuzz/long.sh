@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
 # Fuzzing guided by coverage: libFuzzer with ASan and UBSan, an hour for each target.
 #
-#   tests/fuzz/long.sh [-s SECONDS] [-j TARGETS_AT_A_TIME] [-o FOLDER] [NAME…]
+#   tests/fuzz/long.sh [-s SECONDS] [-j TARGETS_AT_A_TIME] [-t SECONDS_AN_INPUT] [-o FOLDER] [NAME…]
 #
 # NAME is gguf, hf, … (default: all). Builds build-fuzz/ with clang, then runs each target for SECONDS (3600), -j (2) of
 # them at a time, at the lowest priority. FOLDER (build-fuzz/long) keeps NAME/ (the corpus: a later run goes on with it), NAME.log, and
 # what was found: NAME-crash-…, NAME-timeout-…, NAME-oom-…, which the plain program replays: build-fuzz/tests/fuzz/fuzz_NAME -n 0 FILE.
-# An allocation of more than 512 MB, 20 seconds for one input and 2 GB altogether are findings too.
+# An allocation of more than 512 MB, 20 seconds for one input (-t, by the clock: more where the machine is busy) and 2 GB
+# altogether are findings too.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
-seconds=3600 jobs=2 out=build-fuzz/long
-while getopts s:j:o: opt; do
+seconds=3600 jobs=2 timeout=20 out=build-fuzz/long
+while getopts s:j:t:o: opt; do
     case $opt in
     s) seconds=$OPTARG ;;
     j) jobs=$OPTARG ;;
+    t) timeout=$OPTARG ;;
     o) out=$OPTARG ;;
     *) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
     esac
@@ -28,7 +30,7 @@ fuzz() {
     local name=$1 dict=tests/fuzz/dict/fuzz_$1 TIMEFORMAT='%U %S' cpu
     mkdir -p "$out/$name"
     build-fuzz/tests/fuzz/fuzz_"$name" -w "$out/$name"
-    local args=("$out/$name" -artifact_prefix="$out/$name-" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=2048
+    local args=("$out/$name" -artifact_prefix="$out/$name-" -max_total_time="$seconds" -timeout="$timeout" -rss_limit_mb=2048
         -malloc_limit_mb=512 -max_len=65536 -print_final_stats=1)
     [[ -e $dict ]] && args+=(-dict="$dict")
     [[ -d tests/fuzz/corpus/fuzz_$name ]] && args+=("tests/fuzz/corpus/fuzz_$name")

@@ -283,6 +283,7 @@ enum mu_status mu_gguf_open(const char *path, struct mu_gguf **gguf_out, struct 
         MU_TRY(st, join_tensors(g, err), fail);
         MU_TRY(st, check_overlap(g, err), fail);
         MU_TRY(st, mu_gguf_index_names(g, err), fail);
+        MU_TRY(st, mu_gguf_ollama(g, err), fail);
     }
     *gguf_out = g;
     return MU_OK;

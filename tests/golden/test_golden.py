@@ -12,6 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "cluster"))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "model"))
 import harness  # noqa: E402
 import make_hf  # noqa: E402
+import make_ollama  # noqa: E402
 from harness import BARD, FIXTURES, run  # noqa: E402
 
 # name → (d, KL, log-probability, perplexity) bounds of the fixtures' README: weights as they are; or with 8-bit activations.
@@ -132,6 +133,113 @@ for _name, _bounds in MODELS.items():
 
 for _name in ("llama3", "mistral", "gemma2"):
     setattr(Golden, f"test_{_name}_hf", (lambda n: lambda self: self.check(n, FLOAT, n + "-hf"))(_name))
+
+
+class Ollama(unittest.TestCase):
+    """A file in the form of Ollama's converters gives the bytes of the file in the common form."""
+    IDS = [(i * 37 + 11) % 400 + 3 for i in range(100)]
+
+    def setUp(self):
+        self.tmp = tempfile.TemporaryDirectory()
+        self.base, self.made = (os.path.join(self.tmp.name, n) for n in ("base.gguf", "made.gguf"))
+
+    def tearDown(self):
+        self.tmp.cleanup()
+
+    def same(self, how=None, pre=None):
+        make_ollama.make(self.base, self.made, how)
+        base = logits(self.base, self.IDS, "--all")
+        for split in ("1", "2:1/1"):
+            self.assertEqual(logits(self.made, self.IDS, "--all", "--split", split), base, f"{how} {split}")
+        if pre:
+            f = make_ollama.File(self.base)
+            f.keys["tokenizer.ggml.pre"] = make_ollama.STRING, make_ollama.string(pre)
+            f.write(self.base)
+        said = [run("tokenize", m, "Don't say 12345 WORDS, HelloWorld\n\n!").stdout for m in (self.base, self.made)]
+        self.assertEqual(said[0], said[1])
+        self.assertTrue(said[0])
+
+    def synth(self, *args):
+        made = run("synth", *args, "--type", "F16", "--output-type", "F16", "--d-model", "64", "--d-ff", "64", "--vocab", "500", "--ctx", "256", "--heads",
+                   "4", "--kv-heads", "2", "--layers", "2", "--out", self.base)
+        self.assertEqual(made.returncode, 0, made.stderr)
+
+    def gemma3(self, n_layer=None):
+        f = make_ollama.File(os.path.join(FIXTURES, "models", "gemma3.f16.gguf"))
+        if n_layer:
+            make_ollama.layers(f, "gemma3", n_layer)
+        return f
+
+    def test_gemma3_vision(self):
+        self.gemma3(34).write(self.base)
+        self.same("vision")
+
+    def test_gemma3_text(self):
+        f = self.gemma3()
+        f.drop("gemma3.rope.scaling.type", "gemma3.rope.scaling.factor")
+        f.write(self.base)
+        self.same("text")
+
+    def test_mistral3(self):
+        self.synth("--arch", "mistral3", "--yarn", "16", "--short-ctx", "32")
+        f = make_ollama.File(self.base)
+        for key, value in (("yarn_beta_fast", 20), ("yarn_beta_slow", 2), ("yarn_log_multiplier", 1)):
+            f.keys["mistral3.rope.scaling." + key] = make_ollama.f32(value)
+        f.write(self.base)
+        self.same("old", "tekken")
+
+    def test_mistral3_new(self):
+        self.synth("--arch", "mistral3", "--yarn", "16", "--short-ctx", "32")
+        self.same("new", "tekken")
+
+    def test_mistral3_plain(self):
+        self.synth("--arch", "mistral3")
+        f = make_ollama.File(self.base)
+        f.drop("mistral3.attention.temperature_scale", "mistral3.rope.scaling.original_context_length")
+        f.write(self.base)
+        self.same("plain", "tekken")
+
+    def test_gptoss(self):
+        self.synth("--arch", "gpt-oss", "--experts", "4", "--experts-used", "2", "--yarn", "4", "--window", "8")
+        self.same(None, "gpt-4o")
+
+    def test_refused(self):
+        """What a file of that form leaves open."""
+        def refusal(change, source, how=None):
+            f = source() if callable(source) else make_ollama.File(source)
+            change(f)
+            make_ollama.make(f, self.made, how)
+            done = run("run", self.made, "a", "--raw")
+            self.assertEqual(done.returncode, 1)
+            return done.stderr
+
+        def of(key, value):
+            return lambda f: f.keys.__setitem__(key, value)
+
+        long = refusal(of("gemma3.context_length", make_ollama.u32(131072)), self.gemma3, "vision")
+        self.assertIn("of 6 layers this build does not know how positions are scaled", long)
+        self.synth("--arch", "mistral3", "--yarn", "16", "--short-ctx", "32")
+        early = refusal(lambda f: f.drop("mistral3.rope.scaling.type"), self.base, "old")
+        self.assertIn("expected key 'mistral3.rope.scaling.type'", early)
+        mscale = refusal(lambda f: f.keys.update({"mistral3.rope.scaling.mscale_all_dim": make_ollama.f32(1)}), self.base, "new")
+        self.assertIn("'mistral3.rope.scaling.mscale' of 1", mscale)
+        rotated = refusal(of("mistral3.rope.dimension_count", make_ollama.u32(8)), self.base, "new")
+        self.assertIn("expected the size of a head, 16, found 8", rotated)
+        self.synth("--arch", "gpt-oss", "--experts", "4", "--experts-used", "2", "--yarn", "4", "--window", "8")
+        fused = refusal(lambda f: f.tensors.append(("blk.0.attn_qkv.weight", [64, 128], 0, bytes(4 * 64 * 128))), self.base)
+        self.assertIn("attn_qkv", fused)
+
+    def test_pictures(self):
+        """A conversation with a picture is refused; the same without it is not."""
+        self.gemma3(34).write(self.base)
+        make_ollama.make(self.base, self.made, "vision")
+        chat = os.path.join(self.tmp.name, "chat.json")
+        for content, want in ((["text"], ""), (["text", "image_url"], "message 1 has 'image_url': this build gives models text only")):
+            with open(chat, "w") as f:
+                json.dump([{"role": "user", "content": [{"type": t, "text": "What is it?"} for t in content]}], f)
+            done = run("template", self.made, "-m", chat)
+            self.assertEqual(done.returncode, 1 if want else 0)
+            self.assertIn(want, done.stderr)
 
 
 class Folders(unittest.TestCase):

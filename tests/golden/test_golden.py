@@ -290,6 +290,53 @@ class Folders(unittest.TestCase):
                 for split in ("1", "2:1/1"):
                     self.assertEqual(logits(folder, self.IDS[:70], "--all", "--split", split), base, f"{args} {split}")
 
+    def test_experts_in_one_tensor(self):
+        """Families that keep all experts in one tensor, and gpt-oss's MXFP4, whose blocks and scales lie apart."""
+        with tempfile.TemporaryDirectory() as tmp:
+            out, folder = os.path.join(tmp, "base.gguf"), os.path.join(tmp, "hf")
+            for i, args in enumerate((("granitemoe", "--experts", "5"), ("granitemoe", "--experts", "3", "--untied"),
+                                      ("gpt-oss", "--experts", "6", "--experts-used", "3", "--yarn", "4", "--short-ctx", "40", "--window", "9"),
+                                      ("gpt-oss", "--experts", "4", "--yarn", "8", "--window", "20", "--untied"))):
+                made = run("synth", "--arch", args[0], "--type", "F16", "--output-type", "F16", "--d-model", "288", "--d-ff", "416", "--vocab", "500", "--ctx",
+                           "256", "--heads", "6", "--kv-heads", "3", "--layers", "3", *args[1:], "--out", out)
+                self.assertEqual(made.returncode, 0, made.stderr)
+                if args[0] == "gpt-oss":
+                    f = make_ollama.File(out)
+                    f.mxfp4_experts(i)
+                    f.write(out)
+                base = logits(out, self.IDS[:70], "--all")
+                for k, how in enumerate(({}, {"shards": 3, "v5": True, "odd": True}, {"dtype": "F32"})):
+                    make_hf.make(out, folder + f"{i}{k}", **how)
+                    for split in ("1", "2:1/1"):
+                        self.assertEqual(logits(folder + f"{i}{k}", self.IDS[:70], "--all", "--split", split), base, f"{args} {how} {split}")
+                self.assertEqual(logits(folder + f"{i}0", self.IDS[:9], "--quantize", "q8_0"), logits(out, self.IDS[:9], "--quantize", "q8_0"), args)
+
+    def test_gpt_oss_refused(self):
+        blocks, scales = (f"model.layers.1.mlp.experts.down_proj_{x}" for x in ("blocks", "scales"))
+        with tempfile.TemporaryDirectory() as tmp:
+            out = os.path.join(tmp, "base.gguf")
+            made = run("synth", "--arch", "gpt-oss", "--type", "F16", "--output-type", "F16", "--d-model", "64", "--d-ff", "64", "--vocab", "500", "--ctx", "256",
+                       "--heads", "4", "--kv-heads", "2", "--layers", "2", "--experts", "4", "--yarn", "4", "--window", "8", "--out", out)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            f = make_ollama.File(out)
+            f.mxfp4_experts(1)
+            f.write(out)
+            changes = ((lambda c, t: t.pop(scales), "expected a tensor of scales beside it"),
+                       (lambda c, t: t.update({scales: ([4, 64, 1], make_hf.U8, bytes(256))}), "expected a tensor of scales beside it"),
+                       (lambda c, t: t.update({blocks: ([4, 64, 2, 16], make_hf.F16, bytes(16384))}), "expected dtype U8"),
+                       (lambda c, t: t.update({blocks: ([4, 64, 4, 8], make_hf.U8, bytes(8192))}), "expected another shape"),
+                       (lambda c, t: c.update(swiglu_limit=6.0), '"swiglu_limit": only 7'),
+                       (lambda c, t: c["rope_scaling"].pop("truncate"), "rope type 'yarn' with \"truncate\""),
+                       (lambda c, t: c.update(quantization_config={"quant_method": "fp8"}), "quant_method: fp8"))
+            for i, (change, want) in enumerate(changes):
+                config, tensors = make_hf.convert(*make_hf.read_gguf(out), False)
+                change(config, tensors)
+                folder = os.path.join(tmp, str(i))
+                make_hf.write(config, tensors, folder)
+                done = run("run", folder, "a", "--raw")
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(want, done.stderr)
+
     def test_fixtures(self):
         for folder, model in (("llama3-hf", "llama3.BF16.gguf"), ("mistral-hf", "mistral.f16.gguf")):
             base = logits(self.file(model), self.IDS, "--all")

@@ -5,6 +5,7 @@
 how: for gemma3 "vision" (4B and larger, one file with the vision part) or "text" (1B, the first converter); for mistral3 "old" or
 "new" names of YaRN's keys, or "plain" (Mistral Small, without scaling).
 """
+import random
 import struct
 import sys
 
@@ -87,6 +88,14 @@ class File:
         else:
             more = raw[-SIZES[item]:] * n
         self.keys[key] = (kind, struct.pack("<IQ", item, count + n) + raw[12:] + more)
+
+    def mxfp4_experts(self, seed):
+        """Any MXFP4 weights of the experts' matrices, small enough to compute with."""
+        rng = random.Random(seed)
+        for i, (name, ne, _, _) in enumerate(self.tensors):
+            if name.endswith("_exps.weight"):
+                n = ne[0] * ne[1] * ne[2] // 32
+                self.tensors[i] = name, ne, 39, b"".join(bytes([rng.randrange(117, 122)]) + rng.randbytes(16) for _ in range(n))
 
     def add_vision(self, arch):
         self.keys[f"{arch}.vision.block_count"] = u32(1)

@@ -6,6 +6,7 @@
  *              the rotary base and the linear factor 8 of 4B, 12B and 27B filled in; a soft cap of logits that the first
  *              converter always wrote and no Gemma 3 has taken out; tokens beyond the embedding's rows cut off
  *   mistral3   v.* and mm.* hidden; YaRN's keys and the attention temperature called as usual; its pre-tokenizer
+ *   llama      the pre-tokenizer of Llama 3, which the first files of it (not only Ollama's) lack
  *   gptoss     architecture, keys and four tensors called as gpt-oss's; its pre-tokenizer
  *
  * What an own file leaves open is refused by name: a guess would run another model. Text only: a picture in a conversation is
@@ -35,6 +36,7 @@ TEXT(YARN, "yarn");
 TEXT(TEKKEN, "tekken");
 TEXT(GPT4O, "gpt-4o");
 TEXT(GPT_OSS, "gpt-oss");
+TEXT(LLAMA3, "llama-bpe");
 
 /* ---- keys: by_key is not valid until index_again ---- */
 
@@ -176,6 +178,24 @@ static enum mu_status gemma3(struct mu_gguf *g, struct mu_err *err)
     return index_again(g, err);
 }
 
+/* Whether the file leaves it to the reader. */
+static bool no_pre(struct mu_gguf *g)
+{
+    const struct mu_gguf_value *pre = value(g, "tokenizer.ggml.pre");
+    return !pre || text_is(pre, "") || text_is(pre, "default");
+}
+
+static enum mu_status llama(struct mu_gguf *g, struct mu_err *err)
+{
+    enum { START = 128006, END = 128009 }; /* ids of Llama 3 and of no other vocabulary */
+    const struct mu_gguf_value *tokens = value(g, "tokenizer.ggml.tokens");
+    if (!no_pre(g) || !tokens || !tokens->strings || tokens->n <= END) return MU_OK;
+    if (!mu_str_is(tokens->strings[START], "<|start_header_id|>") || !mu_str_is(tokens->strings[END], "<|eot_id|>"))
+        return MU_OK;
+    put(g, "tokenizer.ggml.pre", MU_GGUF_STRING, &LLAMA3);
+    return index_again(g, err);
+}
+
 static enum mu_status mistral3(struct mu_gguf *g, struct mu_err *err)
 {
     const struct mu_gguf_value *type = value(g, "mistral3.rope.scaling.type"),
@@ -206,8 +226,7 @@ static enum mu_status mistral3(struct mu_gguf *g, struct mu_err *err)
     call(g, "mistral3.rope.scaling.beta_slow", "mistral3.rope.scaling.yarn_beta_slow");
     call(g, "mistral3.rope.scaling.mscale_all_dim", "mistral3.rope.scaling.yarn_log_multiplier");
     call(g, "mistral3.rope.scaling_beta", "mistral3.attention.temperature_scale");
-    const struct mu_gguf_value *pre = value(g, "tokenizer.ggml.pre");
-    if (!pre || text_is(pre, "") || text_is(pre, "default")) put(g, "tokenizer.ggml.pre", MU_GGUF_STRING, &TEKKEN);
+    if (no_pre(g)) put(g, "tokenizer.ggml.pre", MU_GGUF_STRING, &TEKKEN);
     hide_vision(g);
     return index_again(g, err);
 }
@@ -258,7 +277,7 @@ enum mu_status mu_gguf_ollama(struct mu_gguf *g, struct mu_err *err)
     static const struct {
         const char *arch;
         enum mu_status (*view)(struct mu_gguf *g, struct mu_err *err);
-    } families[] = {{"gemma3", gemma3}, {"mistral3", mistral3}, {"gptoss", gptoss}};
+    } families[] = {{"gemma3", gemma3}, {"mistral3", mistral3}, {"gptoss", gptoss}, {"llama", llama}};
     struct mu_gguf_part *p = &g->parts[0];
     const struct mu_gguf_value *arch = mu_gguf_find(g, "general.architecture");
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) {

@@ -203,6 +203,21 @@ class Ollama(unittest.TestCase):
         self.synth("--arch", "gpt-oss", "--experts", "4", "--experts-used", "2", "--yarn", "4", "--window", "8")
         self.same(None, "gpt-4o")
 
+    def test_llama3_without_pre_tokenizer(self):
+        source = os.path.join(FIXTURES, "tokenizers", "llama-bpe.gguf")
+        text = "Don't say 12345 WORDS, HelloWorld\n\n!"
+        want = run("tokenize", source, text).stdout
+        for pre in (None, "default"):
+            f = make_ollama.File(source)
+            f.drop("tokenizer.ggml.pre")
+            if pre:
+                f.keys["tokenizer.ggml.pre"] = make_ollama.STRING, make_ollama.string(pre)
+            f.write(self.made)
+            self.assertEqual(run("tokenize", self.made, text).stdout, want)
+        f.keys["tokenizer.ggml.tokens"] = f.keys["tokenizer.ggml.tokens"][0], f.keys["tokenizer.ggml.tokens"][1].replace(b"<|eot_id|>", b"<|eot_xx|>")
+        f.write(self.made)
+        self.assertNotEqual(run("tokenize", self.made, text).stdout, want, "the text shows no difference between the two")
+
     def test_refused(self):
         """What a file of that form leaves open."""
         def refusal(change, source, how=None):

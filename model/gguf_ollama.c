@@ -4,7 +4,8 @@
  *
  *   gemma3     v.* and mm.* (vision) hidden; rope.global.freq_base, rope.local.freq_base called as usual; the norms' epsilon,
  *              the rotary base and the linear factor 8 of 4B, 12B and 27B filled in; a soft cap of logits that the first
- *              converter always wrote and no Gemma 3 has taken out; tokens beyond the embedding's rows cut off
+ *              converter always wrote and no Gemma 3 has taken out; tokens beyond the embedding's rows cut off; a chat
+ *              template where there is none, since Ollama's own is not read (it has only models that were trained to chat)
  *   mistral3   v.* and mm.* hidden; YaRN's keys and the attention temperature called as usual; its pre-tokenizer
  *   llama      the pre-tokenizer of Llama 3, which the first files of it (not only Ollama's) lack
  *   gptoss     architecture, keys and four tensors called as gpt-oss's; its pre-tokenizer
@@ -37,6 +38,20 @@ TEXT(TEKKEN, "tekken");
 TEXT(GPT4O, "gpt-4o");
 TEXT(GPT_OSS, "gpt-oss");
 TEXT(LLAMA3, "llama-bpe");
+
+/* What the released Gemma 3 make of a conversation of text: turns in turn, what the system says before the first. */
+TEXT(GEMMA3_TEMPLATE,
+     "{{ bos_token }}{% set turns = messages %}{% set before = '' %}"
+     "{% if messages[0].role == 'system' %}{% set turns = messages[1:] %}{% set said = messages[0].content %}"
+     "{% set before = (said if said is string else said[0].text) + '\\n\\n' %}{% endif %}"
+     "{% for turn in turns %}{% if (turn.role == 'user') != (loop.index0 % 2 == 0) %}"
+     "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+     "{{ '<start_of_turn>' + ('model' if turn.role == 'assistant' else turn.role) + '\\n' }}"
+     "{% if loop.first %}{{ before }}{% endif %}"
+     "{% if turn.content is string %}{{ turn.content | trim }}{% elif turn.content is iterable %}"
+     "{% for part in turn.content %}{% if part.type == 'text' %}{{ part.text | trim }}{% endif %}{% endfor %}"
+     "{% else %}{{ raise_exception('Invalid content type') }}{% endif %}{{ '<end_of_turn>\\n' }}{% endfor %}"
+     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}");
 
 /* ---- keys: by_key is not valid until index_again ---- */
 
@@ -173,6 +188,7 @@ static enum mu_status gemma3(struct mu_gguf *g, struct mu_err *err)
     call(g, "gemma3.rope.local.freq_base", "gemma3.rope.freq_base_swa");
     fill_in(g, "gemma3.rope.freq_base", MU_GGUF_F32, &GEMMA3_BASE);
     fill_in(g, "gemma3.attention.layer_norm_rms_epsilon", MU_GGUF_F32, &RMS_EPSILON);
+    fill_in(g, "tokenizer.chat_template", MU_GGUF_STRING, &GEMMA3_TEMPLATE);
     hide_vision(g);
     cut_tokens(g);
     return index_again(g, err);

@@ -203,6 +203,22 @@ class Ollama(unittest.TestCase):
         self.synth("--arch", "gpt-oss", "--experts", "4", "--experts-used", "2", "--yarn", "4", "--window", "8")
         self.same(None, "gpt-4o")
 
+    def test_gemma3_chat_template(self):
+        """What is filled in makes of each conversation what the released template makes of it, or raises the same."""
+        self.gemma3(34).write(self.base)
+        make_ollama.make(self.base, self.made, "vision")
+        released, chat = os.path.join(FIXTURES, "templates", "google-gemma-3-it.jinja"), os.path.join(self.tmp.name, "chat.json")
+        with open(os.path.join(FIXTURES, "templates", "conversations.json")) as f:
+            conversations = json.load(f)
+        for name, conversation in conversations.items():
+            with open(chat, "w") as f:
+                json.dump(conversation, f)
+            done = [run("template", m, "-m", chat, "--bos", "<bos>") for m in (released, self.made)]
+            self.assertEqual(done[1].stdout, done[0].stdout, name)
+            self.assertEqual(done[1].returncode, done[0].returncode, name)
+            if done[0].returncode:
+                self.assertEqual(done[1].stderr.split(": ")[-1], done[0].stderr.split(": ")[-1], name)
+
     def test_llama3_without_pre_tokenizer(self):
         source = os.path.join(FIXTURES, "tokenizers", "llama-bpe.gguf")
         text = "Don't say 12345 WORDS, HelloWorld\n\n!"

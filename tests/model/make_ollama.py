@@ -133,7 +133,7 @@ def layers(f, arch, n):
 def make_gemma3(f, how):
     a = "gemma3."
     if how == "vision":
-        f.drop(a + "attention.layer_norm_rms_epsilon", a + "rope.freq_base", a + "rope.freq_base_swa", a + "rope.scaling.type", a + "rope.scaling.factor")
+        f.drop("tokenizer.chat_template", a + "attention.layer_norm_rms_epsilon", a + "rope.freq_base", a + "rope.freq_base_swa", a + "rope.scaling.type", a + "rope.scaling.factor")
         f.keys[a + "mm.tokens_per_image"] = u32(256)
         f.add_vision("gemma3")
         for key in ("tokens", "scores", "token_type"):

@@ -34,7 +34,10 @@ double mu_arg_double(const char *text, double min, double max, const char *what,
 void mu_arg_adapter(const char *text, struct mu_adapter_spec *spec_out, struct argp_state *state)
 {
     struct mu_err err = MU_ERR_INIT;
-    if (mu_adapter_spec_parse(text, spec_out, &err)) argp_error(state, "--lora: %s", err.text);
+    if (strcmp(text, "none") == 0)
+        *spec_out = (struct mu_adapter_spec){.name = "none"};
+    else if (mu_adapter_spec_parse(text, spec_out, &err))
+        argp_error(state, "--lora: %s", err.text);
 }
 
 enum { MAX_IDS_FILE = 64 << 20 };
@@ -166,7 +169,7 @@ enum mu_status mu_cli_own_adapter(const struct mu_store_model *m, struct mu_adap
 enum mu_status mu_cli_adapt(struct mu_opened *o, const struct mu_adapter_spec *spec, struct mu_err *err)
 {
     struct mu_adapter_spec own;
-    if (!spec->path[0]) {
+    if (!spec->name[0]) {
         enum mu_status st = mu_cli_own_adapter(o->found, &own, err);
         if (st != MU_OK) return st;
         spec = &own;

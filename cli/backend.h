@@ -76,7 +76,7 @@ struct mu_local_options {
     const char *template_file;   /* instead of the model's own template, or NULL */
     const char *quantize;        /* a type's name, or NULL: as in the file */
     bool no_template;            /* the model's own one is not even looked at */
-    struct mu_adapter_spec lora; /* an empty path: none but the model's own */
+    struct mu_adapter_spec lora; /* nothing named: none but the model's own */
     int n_thread, n_ctx;         /* 0: all cores; the model's, at most 8,192 */
 };
 enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_backend *backend_out, struct mu_err *err);

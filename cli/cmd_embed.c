@@ -25,7 +25,7 @@ enum format { JSON, F32, TEXT };
 
 struct embed_args {
     const char *model, *file, *out, *split, *server, *quantize, *adapter;
-    struct mu_adapter_spec lora; /* an empty path: none but the model's own */
+    struct mu_adapter_spec lora; /* nothing named: none but the model's own */
     char **text;                 /* the arguments after MODEL */
     int n_text, threads, ctx, chunk, batch;
     struct mu_embed want;
@@ -90,7 +90,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (!a->model) argp_error(state, "MODEL is missing");
-        if (a->server && a->lora.path[0])
+        if (a->server && a->lora.name[0])
             argp_error(state, "--lora loads into this process; of a server name an --adapter");
         if (a->adapter && !a->server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
         if (a->file && a->n_text) argp_error(state, "give texts or -f FILE, not both");
@@ -402,7 +402,8 @@ int mu_cmd_embed(int argc, char **argv)
         {"out", OPT_OUT, "FILE", 0, "write to FILE, which appears when it is complete", 0},
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 0},
         {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192)", 0},
-        {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 0},
+        {"lora", OPT_LORA, "PATH[:SCALE]", 0,
+         "with a LoRA adapter: a GGUF file or a PEFT folder; none: without the model's own", 0},
         {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded; none: with none", 0},
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"split", 's', "S", 0, "split over ranks in this process (1)", 0},

@@ -34,7 +34,10 @@ double mu_arg_double(const char *text, double min, double max, const char *what,
 void mu_arg_adapter(const char *text, struct mu_adapter_spec *spec_out, struct argp_state *state)
 {
     struct mu_err err = MU_ERR_INIT;
-    if (mu_adapter_spec_parse(text, spec_out, &err)) argp_error(state, "--lora: %s", err.text);
+    if (strcmp(text, "none") == 0)
+        *spec_out = (struct mu_adapter_spec){.name = "none"};
+    else if (mu_adapter_spec_parse(text, spec_out, &err))
+        argp_error(state, "--lora: %s", err.text);
 }
 
 enum { MAX_IDS_FILE = 64 << 20 };
@@ -182,16 +185,25 @@ fail:
     return st;
 }
 
+enum mu_status mu_cli_own_adapter(const struct mu_store_model *m, struct mu_adapter_spec *spec_out, struct mu_err *err)
+{
+    *spec_out = (struct mu_adapter_spec){.name = "own", .scale = 1};
+    if (m->n_adapter == 0) return MU_OK;
+    if (m->n_adapter > 1)
+        return mu_fail(err, MU_EUNSUPPORTED, "'%s' has %d adapters at once; one at a time is supported", m->entry.name,
+                       m->n_adapter);
+    if (snprintf(spec_out->path, sizeof spec_out->path, "%s", m->adapter_path[0]) >= (int)sizeof spec_out->path)
+        return mu_fail(err, MU_ELIMIT, "the path of the adapter of '%s' is longer than %zu bytes", m->entry.name,
+                       sizeof spec_out->path - 1);
+    return MU_OK;
+}
+
 enum mu_status mu_cli_adapt(struct mu_opened *o, const struct mu_adapter_spec *spec, struct mu_err *err)
 {
-    struct mu_adapter_spec own = {.name = "own", .scale = 1};
-    if (!spec->path[0] && o->found->n_adapter) {
-        if (o->found->n_adapter > 1)
-            return mu_fail(err, MU_EUNSUPPORTED, "'%s' has %d adapters at once; one at a time is supported",
-                           o->found->entry.name, o->found->n_adapter);
-        if (snprintf(own.path, sizeof own.path, "%s", o->found->adapter_path[0]) >= (int)sizeof own.path)
-            return mu_fail(err, MU_ELIMIT, "the path of the adapter of '%s' is longer than %zu bytes",
-                           o->found->entry.name, sizeof own.path - 1);
+    struct mu_adapter_spec own;
+    if (!spec->name[0]) {
+        enum mu_status st = mu_cli_own_adapter(o->found, &own, err);
+        if (st != MU_OK) return st;
         spec = &own;
     }
     return spec->path[0] ? mu_adapters_open(o->model, spec, 1, &o->adapters, err) : MU_OK;

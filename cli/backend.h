@@ -79,7 +79,7 @@ struct mu_local_options {
     const char *quantize;        /* a type's name, or NULL: as in the file */
     enum mu_kv_type kv;          /* how the cache is kept */
     bool no_template;            /* the model's own one is not even looked at */
-    struct mu_adapter_spec lora; /* an empty path: none but the model's own */
+    struct mu_adapter_spec lora; /* nothing named: none but the model's own */
     int n_thread, n_ctx;         /* 0: all cores; the model's, at most 8,192 and what fits */
     bool quiet;                  /* nothing on stderr about memory */
 };

@@ -286,7 +286,7 @@ enum mu_status mu_talk_switch(struct mu_talk *c, const char *model, struct mu_er
     backend_close(c); /* two models may not fit beside each other */
     c->opt.local.model = name;
     c->opt.local.template_file = NULL; /* it was meant for the former one, and so was the adapter */
-    c->opt.local.lora.path[0] = 0;
+    c->opt.local.lora = (struct mu_adapter_spec){0};
     c->opt.local.n_ctx = 0;
     enum mu_status st = backend_open(c, err);
     if (!st) st = mu_talk_clear(c, err);

@@ -17,6 +17,7 @@
 #include "base/io.h"
 #include "cli/chat.h"
 #include "cli/cli.h"
+#include "model/hf_json.h"
 
 enum { MAX_CHAT_BYTES = 256 << 20, VERSION = 1 };
 
@@ -141,7 +142,9 @@ static enum mu_status check_messages(const json_t *messages, const char *path, s
 static enum mu_status parse(const char *path, const char *text, size_t len, struct loaded *l, struct mu_err *err)
 {
     json_error_t where;
-    l->file = json_loadb(text, len, 0, &where);
+    bool no_memory;
+    l->file = mu_json_load(text, len, 0, &where, &no_memory);
+    if (no_memory) return mu_fail(err, MU_ENOMEM, "%s: no memory to read it", path);
     if (!l->file) return mu_fail(err, MU_EFORMAT, "%s, line %d: %s", path, where.line, where.text);
     if (json_integer_value(json_object_get(l->file, "muster_chat")) != VERSION)
         return mu_fail(err, MU_EFORMAT, "%s is no chat saved by this version: 'muster_chat' is not %d", path, VERSION);

@@ -44,7 +44,7 @@ int mu_cmd_create(int argc, char **argv);
 
 long mu_arg_long(const char *text, long min, long max, const char *what, struct argp_state *state);
 double mu_arg_double(const char *text, double min, double max, const char *what, struct argp_state *state);
-/* "[NAME=]PATH[:SCALE]" of a LoRA adapter. */
+/* "[NAME=]PATH[:SCALE]" of a LoRA adapter; "none": not even the model's own, an empty path called so. */
 void mu_arg_adapter(const char *text, struct mu_adapter_spec *spec_out, struct argp_state *state);
 /* "1,2,3" or "@FILE" (numbers with commas or white space between). *ids_out is freed with mu_free. */
 enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, struct mu_err *err);
@@ -117,8 +117,10 @@ struct mu_opened {
 };
 /* name: of a model in a store, or a path. */
 enum mu_status mu_cli_open(const char *name, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err);
-/* Opens one adapter beside the model, number 1; where its path is empty, the one that the store says the model has, if
+/* Opens one adapter beside the model, number 1; where nothing is named, the one that the store says the model has, if
  * any. */
+/* The adapter that the store says the model has, called "own"; an empty path: none. */
+enum mu_status mu_cli_own_adapter(const struct mu_store_model *m, struct mu_adapter_spec *spec_out, struct mu_err *err);
 enum mu_status mu_cli_adapt(struct mu_opened *o, const struct mu_adapter_spec *spec, struct mu_err *err);
 void mu_cli_close(struct mu_opened *o);
 

@@ -24,7 +24,8 @@ enum {
 enum format { JSON, F32, TEXT };
 
 struct embed_args {
-    const char *model, *file, *out, *split, *server, *quantize;
+    const char *model, *file, *out, *split, *server, *quantize, *adapter;
+    struct mu_adapter_spec lora; /* nothing named: none but the model's own */
     enum mu_kv_type kv;
     char **text; /* the arguments after MODEL */
     int n_text, threads, ctx, chunk, batch;
@@ -43,7 +44,9 @@ enum {
     OPT_SPECIAL,
     OPT_TRUNCATE,
     OPT_CHUNK,
-    OPT_BATCH
+    OPT_BATCH,
+    OPT_LORA,
+    OPT_ADAPTER
 };
 
 static int parse_choice(const char *arg, const char *const *names, const char *what, struct argp_state *state)
@@ -71,6 +74,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_CHUNK: a->chunk = (int)mu_arg_long(arg, 2, 1 << 16, "--chunk", state); return 0;
     case OPT_BATCH: a->batch = (int)mu_arg_long(arg, 1, 256, "--batch", state); return 0;
     case MU_OPT_KV: a->kv = mu_arg_kv(arg, state); return 0;
+    case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
+    case OPT_ADAPTER: a->adapter = arg; return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case 'o': a->format = (enum format)parse_choice(arg, formats, "-o", state); return 0;
     case 'f': a->file = arg; return 0;
@@ -87,6 +92,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (!a->model) argp_error(state, "MODEL is missing");
+        if (a->server && a->lora.name[0])
+            argp_error(state, "--lora loads into this process; of a server name an --adapter");
+        if (a->adapter && !a->server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
         if (a->file && a->n_text) argp_error(state, "give texts or -f FILE, not both");
         if (!a->file && !a->n_text && isatty(STDIN_FILENO)) argp_error(state, "TEXT is missing; -f FILE reads texts");
         if (a->format == F32 && !a->out && isatty(STDOUT_FILENO))
@@ -248,12 +256,8 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
     struct mu_embed want = a->want;
     MU_TRY(st, mu_split_parse(a->split, &opt.split, err), done);
     MU_TRY(st, mu_cli_open(a->model, !a->ids, &o, err), done);
-    if (o.found->n_adapter) {
-        st = mu_fail(err, MU_EUNSUPPORTED, "'%s' is a model with an adapter, which embeddings are not made with",
-                     a->model);
-        goto done;
-    }
     MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
+    MU_TRY(st, mu_cli_adapt(&o, &a->lora, err), done);
     const struct mu_config *cfg = &o.model->cfg;
     int trained = cfg->n_ctx_train, ctx = a->ctx ? a->ctx : trained < DEFAULT_CTX ? trained : DEFAULT_CTX;
     if (ctx > trained) {
@@ -285,6 +289,7 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
            all = longest * (size_t)n_slot;
     if (all > page_tokens) all = page_tokens;
     opt.model = o.model;
+    opt.adapters = o.adapters;
     opt.n_thread = a->threads ? a->threads : mu_default_threads(opt.split.n_rank);
     opt.serving = (struct mu_serving){.n_ctx = ctx < 2 ? 2 : ctx,
                                       .n_slot = n_slot,
@@ -294,6 +299,7 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
     MU_TRY(st, mu_cli_fit(o.model, o.adapters, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, &opt.serving, NULL, err), done);
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
     MU_TRY(st, mu_embedder_create(solo, o.model, &embedder, err), done);
+    mu_embedder_adapt(embedder, o.adapters ? 1 : 0, 1);
     int64_t start = mu_now_ns();
     MU_TRY(st, mu_embedder_run(embedder, &want, in->ids, in->n, put_vector, sink, err), done);
     if (isatty(STDERR_FILENO))
@@ -339,6 +345,7 @@ static enum mu_status call_once(struct mu_rpc_channel *c, const struct embed_arg
     q.raw = a->want.raw;
     q.truncate = a->truncate;
     q.parse_special = a->special;
+    if (a->adapter) q.adapter = (char *)a->adapter;
     enum mu_status st = mu_rpc_unary(c, "/muster.v1.Muster/Embed", &q.base, &muster__v1__embed_reply__descriptor,
                                      mu_now_ns() + CALL_S * MU_SEC, &msg, err);
     if (st != MU_OK) return at ? mu_err_wrap(err, "%s%s %zu and on", in->name, in->item, at + 1) : st;
@@ -399,6 +406,9 @@ int mu_cmd_embed(int argc, char **argv)
         {"out", OPT_OUT, "FILE", 0, "write to FILE, which appears when it is complete", 0},
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 0},
         {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192)", 0},
+        {"lora", OPT_LORA, "PATH[:SCALE]", 0,
+         "with a LoRA adapter: a GGUF file or a PEFT folder; none: without the model's own", 0},
+        {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded; none: with none", 0},
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
         {"batch", OPT_BATCH, "N", 0, "texts worked on at once (32)", 0},

@@ -99,7 +99,7 @@ static void check(const struct run_args *a, struct argp_state *state)
     if (!a->chat.local.model) argp_error(state, "MODEL is missing");
     if (a->chat.server && a->chat.local.template_file)
         argp_error(state, "--template is for a model in this process; with --server the server's own one is used");
-    if (a->chat.server && a->chat.local.lora.path[0])
+    if (a->chat.server && a->chat.local.lora.name[0])
         argp_error(state, "--lora loads into this process; of a server name an --adapter");
     if (a->chat.adapter && !a->chat.server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
     if (a->chat.ignore_end && a->chat.constraint.kind != MU_CONSTRAINT_NONE)
@@ -259,8 +259,9 @@ int mu_cmd_run(int argc, char **argv)
         {"threads", 't', "N", 0, "threads (all cores)", 5},
         {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192 and what fits in memory)", 5},
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 5},
-        {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 5},
-        {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded", 5},
+        {"lora", OPT_LORA, "PATH[:SCALE]", 0,
+         "with a LoRA adapter: a GGUF file or a PEFT folder; none: without the model's own", 5},
+        {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded; none: with none", 5},
         MU_QUANTIZE_OPTION(5),
         MU_KV_OPTION(5),
         {0},

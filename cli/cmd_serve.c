@@ -1,4 +1,6 @@
 /* muster serve: the coordinator, with a worker of its own on this machine. */
+#include <string.h>
+
 #include "base/alloc.h"
 #include "cli/cli.h"
 #include "coordinator/coordinator.h"
@@ -9,7 +11,23 @@ struct serve_args {
     struct mu_serve_options o;
     struct mu_adapter_spec *adapter;
     int n_adapter;
+    bool bare; /* without the model's own */
 };
+
+/* The model's own adapter becomes the first. */
+static enum mu_status own_adapter_add(struct serve_args *a, const struct mu_store_model *m, struct mu_err *err)
+{
+    struct mu_adapter_spec own, *more;
+    enum mu_status st = mu_cli_own_adapter(m, &own, err);
+    if (st != MU_OK || !own.path[0] || a->bare) return st;
+    more = mu_reallocarray(a->adapter, (size_t)a->n_adapter + 1, sizeof *more);
+    if (!more) return mu_fail(err, MU_ENOMEM, "no memory for %d adapters", a->n_adapter + 1);
+    memmove(more + 1, more, (size_t)a->n_adapter++ * sizeof *more);
+    more[0] = own;
+    a->adapter = more;
+    a->o.own_adapter = true;
+    return MU_OK;
+}
 
 static void adapter_add(struct serve_args *a, const char *text, struct argp_state *state)
 {
@@ -18,7 +36,10 @@ static void adapter_add(struct serve_args *a, const char *text, struct argp_stat
     if (!more) return;
     a->adapter = more;
     mu_arg_adapter(text, &more[a->n_adapter], state);
-    a->n_adapter++;
+    if (more[a->n_adapter].path[0])
+        a->n_adapter++;
+    else
+        a->bare = true;
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -65,7 +86,9 @@ int mu_cmd_serve(int argc, char **argv)
         {"queue", 'q', "N", 0, "requests that may wait beyond those (1024)", 0},
         {"stall-ms", OPT_STALL, "MS", 0, "a rank that is silent so long is dead (3000)", 0},
         {"lora", OPT_LORA, "[NAME=]PATH[:SCALE]", 0,
-         "load a LoRA adapter, a GGUF file or a PEFT folder, that requests may name; may be repeated", 0},
+         "load a LoRA adapter, a GGUF file or a PEFT folder, that requests may name; may be repeated; none: leave out "
+         "the model's own",
+         0},
         {"template", OPT_TEMPLATE, "FILE", 0, "chat template (Jinja) instead of the model's own", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
         MU_QUANTIZE_OPTION(0),
@@ -90,12 +113,7 @@ int mu_cmd_serve(int argc, char **argv)
     struct mu_err err = MU_ERR_INIT;
     struct mu_store_model *found = NULL;
     int status;
-    if (mu_store_find(a.o.model_path, &found, &err)) {
-        status = mu_cli_fail("serve", &err);
-    } else if (found->n_adapter) {
-        mu_fail(&err, MU_EUNSUPPORTED,
-                "'%s' is a model with an adapter: serve %s with --lora %s, and let requests name the adapter",
-                a.o.model_path, found->path, found->adapter_path[0]);
+    if (mu_store_find(a.o.model_path, &found, &err) || own_adapter_add(&a, found, &err)) {
         status = mu_cli_fail("serve", &err);
     } else {
         a.o.model_path = found->path;

@@ -7,6 +7,7 @@
 #include "base/io.h"
 #include "cli/cli.h"
 #include "model/chat_template.h"
+#include "model/hf_json.h"
 
 enum { MAX_JSON = 64 << 20, MAX_VARS = 64, OPT_NO_PROMPT = 256, OPT_CONTINUE, OPT_BOS, OPT_EOS };
 
@@ -54,9 +55,11 @@ static enum mu_status load_json(const char *path, json_t **out, struct mu_err *e
     enum mu_status st =
         standard ? mu_read_stdin(MAX_JSON, &text, &len, err) : mu_file_read(path, MAX_JSON, &text, &len, err);
     if (st) return st;
-    *out = json_loadb(text, len, JSON_ALLOW_NUL, &at);
+    bool no_memory;
+    *out = mu_json_load(text, len, JSON_ALLOW_NUL, &at, &no_memory);
     mu_free(text);
     if (*out) return MU_OK;
+    if (no_memory) return mu_fail(err, MU_ENOMEM, "no memory for %s", name);
     return mu_fail(err, MU_EFORMAT, "%s, line %d, column %d: %s", name, at.line, at.column, at.text);
 }
 

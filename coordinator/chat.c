@@ -6,6 +6,7 @@
 #include "base/alloc.h"
 #include "base/log.h"
 #include "coordinator/hub.h"
+#include "model/hf_json.h"
 #include "model/utf8.h"
 
 /* The template's text where a reply can carry it; a NUL ends it, and no template that parses needs one. */
@@ -56,10 +57,11 @@ void mu_chat_close(struct mu_chat *c)
 static enum mu_status load(const char *text, const char *what, json_t **out, struct mu_err *err)
 {
     json_error_t at;
+    bool no_memory;
     if (!*text) return MU_OK;
-    *out = json_loads(text, JSON_ALLOW_NUL, &at);
+    *out = mu_json_load(text, strlen(text), JSON_ALLOW_NUL, &at, &no_memory);
     if (*out) return MU_OK;
-    if (json_error_code(&at) == json_error_out_of_memory) return mu_fail(err, MU_ENOMEM, "no memory for %s", what);
+    if (no_memory) return mu_fail(err, MU_ENOMEM, "no memory for %s", what);
     return mu_fail(err, MU_EINVAL, "%s is no JSON: line %d, column %d: %s", what, at.line, at.column, at.text);
 }
 

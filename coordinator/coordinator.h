@@ -25,6 +25,7 @@ struct mu_serve_options {
     bool quiet;                            /* no banner on stdout */
     const struct mu_adapter_spec *adapter; /* [n_adapter] loaded beside the model */
     int n_adapter;
+    bool own_adapter; /* the first of them is the model's own: requests that name none get it */
 };
 /* Runs until SIGINT/SIGTERM; returns the exit status. On stdout, once ready: "muster: serving NAME on ADDRESS, split
  * 2:1/1, pid N" (the port that was really

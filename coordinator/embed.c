@@ -63,6 +63,8 @@ struct mu_embed_call *mu_embed_call_create(uint64_t id, struct mu_rpc_call *call
                                                                    : cfg->pooling;
     e->dimensions = q->dimensions;
     e->raw = q->raw;
+    snprintf(e->adapter, sizeof e->adapter, "%s", q->adapter);
+    e->adapter_scale = q->adapter_scale;
     e->n_value = n_value_of(q, cfg);
     e->n_input = e->n_left = q->n_input;
     e->n_holder = 1;

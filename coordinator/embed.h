@@ -10,7 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "model/model.h"
+#include "model/adapter.h"
 #include "muster/v1/muster.pb-c.h"
 #include "transport/rpc.h"
 
@@ -30,7 +30,9 @@ struct mu_embed_call {
     enum mu_pooling pooling;
     uint32_t dimensions; /* as asked for; 0: all */
     bool raw;
-    size_t n_value; /* of each vector */
+    char adapter[MU_ADAPTER_NAME]; /* as asked for; the front door knows it */
+    float adapter_scale;           /* 0: 1 */
+    size_t n_value;                /* of each vector */
     size_t n_left, n_holder;
     bool over;
     unsigned resumed;                         /* most of any input */

@@ -28,12 +28,20 @@ static bool known_model(struct mu_hub *h, struct mu_rpc_call *call, const char *
     return false;
 }
 
-static bool known_adapter(struct mu_hub *h, struct mu_rpc_call *call, const char *name)
+/* False where the call was answered already. */
+static bool known_adapter(struct mu_hub *h, struct mu_rpc_call *call, const char *name, float scale)
 {
     char names[320];
-    if (!*name || mu_adapters_find(h->adapters, name)) return true;
-    mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "adapter '%.100s' is not loaded here; loaded: %s", name,
-                       mu_adapters_names(h->adapters, names, sizeof names));
+    int number = mu_adapters_find(h->adapters, name);
+    if (number < 0)
+        mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "adapter '%.100s' is not loaded here; loaded: %s", name,
+                           mu_adapters_names(h->adapters, names, sizeof names));
+    else if (!(scale >= -MU_MAX_LORA_SCALE && scale <= MU_MAX_LORA_SCALE))
+        mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "adapter_scale must be from -1000 to 1000");
+    else if (number == 0 && scale != 0)
+        mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "adapter_scale is set, but no adapter is named");
+    else
+        return true;
     return false;
 }
 
@@ -66,9 +74,6 @@ static const char *bad_generate(const Muster__V1__GenerateRequest *q)
     if (q->n > MU_MAX_CHOICES) return "n must be from 1 to 64";
     if (q->sampling && q->max_tokens && q->sampling->min_tokens > q->max_tokens)
         return "min_tokens is larger than max_tokens";
-    if (!(q->adapter_scale >= -MU_MAX_LORA_SCALE && q->adapter_scale <= MU_MAX_LORA_SCALE))
-        return "adapter_scale must be from -1000 to 1000";
-    if (q->adapter_scale != 0 && !*q->adapter) return "adapter_scale is set, but no adapter is named";
     return NULL;
 }
 
@@ -121,7 +126,7 @@ static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
     const char *bad = bad_generate(q);
     if (bad)
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
-    else if (good_sampling(ctx, call, q->sampling) && known_adapter(ctx, call, q->adapter))
+    else if (good_sampling(ctx, call, q->sampling) && known_adapter(ctx, call, q->adapter, q->adapter_scale))
         tracked_call(ctx, MU_TEXT_GENERATE, call, msg);
 }
 
@@ -133,7 +138,7 @@ static void on_embed(struct mu_rpc_call *call, const ProtobufCMessage *msg, void
     if (!known_model(h, call, q->model)) return;
     if (mu_embed_refuse(q, &h->model->cfg, MAX_TEXT_BYTES, MAX_IDS, bad, sizeof bad))
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
-    else
+    else if (known_adapter(h, call, q->adapter, q->adapter_scale))
         tracked_call(h, MU_TEXT_EMBED, call, msg);
 }
 

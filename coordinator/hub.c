@@ -411,6 +411,7 @@ static void on_model_status(struct mu_hub *h, struct mu_rpc_call *call)
         reply.n_adapter++;
     }
     reply.adapter = adapter_at;
+    if (h->adapters && h->adapters->by_default) reply.default_adapter = adapter[h->adapters->by_default - 1].name;
     if (h->chat.source) reply.chat_template = (char *)h->chat.source;
     reply.embedding_length = (uint32_t)h->model->cfg.d_model;
     reply.pooling =

@@ -364,10 +364,11 @@ bool mu_replica_submit(struct mu_hub *h, struct mu_request *r)
         embed.raw = r->embed->raw;
         s.embed = &embed;
     } else {
-        s.adapter = (uint32_t)mu_adapters_find(h->adapters, r->params->adapter);
-        s.adapter_scale = r->params->adapter_scale != 0 ? r->params->adapter_scale : 1.0f;
         mu_submit_constraint(r->params, &s);
     }
+    float scale = r->embed ? r->embed->adapter_scale : r->params->adapter_scale;
+    s.adapter = (uint32_t)mu_adapters_find(h->adapters, r->embed ? r->embed->adapter : r->params->adapter);
+    s.adapter_scale = scale != 0 ? scale : 1.0f;
     Muster__Internal__V1__EngineDown down = MUSTER__INTERNAL__V1__ENGINE_DOWN__INIT;
     down.epoch = g->epoch;
     down.message_case = MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_SUBMIT;

@@ -97,7 +97,23 @@ static enum mu_status choose_split(struct serve *s, const struct mu_topo *topo, 
     return st;
 }
 
-/* Paths become absolute: the worker has a working directory of its own. */
+/* The worker has a working directory of its own. Links stay as they are: messages call a folder as its user does. */
+static enum mu_status path_make_absolute(struct mu_adapter_spec *spec, struct mu_err *err)
+{
+    char *cwd = *spec->path == '/' ? NULL : getcwd(NULL, 0), path[sizeof spec->path];
+    enum mu_status st = MU_OK;
+    if (*spec->path != '/' && !cwd)
+        st = mu_fail(err, MU_EIO, "adapter '%.300s': the working directory cannot be read: %s", spec->path,
+                     strerror(errno));
+    else if (cwd && snprintf(path, sizeof path, "%s/%s", cwd, spec->path) >= (int)sizeof path)
+        st = mu_fail(err, MU_EINVAL, "the path of adapter '%s' is too long: '%.150s/%.150s…'", spec->name, cwd,
+                     spec->path);
+    else if (cwd)
+        memcpy(spec->path, path, strlen(path) + 1);
+    free(cwd);
+    return st;
+}
+
 static enum mu_status open_adapters(struct mu_hub *h, struct mu_err *err)
 {
     int n = h->opt->n_adapter;
@@ -106,16 +122,10 @@ static enum mu_status open_adapters(struct mu_hub *h, struct mu_err *err)
     enum mu_status st = MU_OK;
     for (int i = 0; i < n && st == MU_OK; i++) {
         spec[i] = h->opt->adapter[i];
-        char *path = realpath(spec[i].path, NULL);
-        if (!path)
-            st = mu_fail(err, MU_ENOENT, "adapter '%.300s' cannot be opened: %s", spec[i].path, strerror(errno));
-        else if (strlen(path) >= sizeof spec[i].path)
-            st = mu_fail(err, MU_EINVAL, "the path of adapter '%s' is too long: '%.300s…'", spec[i].name, path);
-        else
-            memcpy(spec[i].path, path, strlen(path) + 1);
-        free(path);
+        st = path_make_absolute(&spec[i], err);
     }
     if (st == MU_OK) st = mu_adapters_open(h->model, spec, n, &h->adapters, err);
+    if (st == MU_OK) h->adapters->by_default = h->opt->own_adapter ? 1 : 0;
     mu_free(spec);
     return st;
 }

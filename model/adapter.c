@@ -93,6 +93,10 @@ enum mu_status mu_adapter_spec_parse(const char *text, struct mu_adapter_spec *s
                        "adapter '%.100s': its file's name is none that a request can say; give it one, as in "
                        "mine=%.100s",
                        text, spec.path);
+    if (strcmp(spec.name, "none") == 0)
+        return mu_fail(err, MU_EINVAL,
+                       "adapter '%.100s': requests say 'none' for no adapter; give it another name, as in mine=%.100s",
+                       text, spec.path);
     *spec_out = spec;
     return MU_OK;
 }
@@ -247,7 +251,7 @@ enum mu_status mu_adapters_open(const struct mu_model *model, const struct mu_ad
             st = mu_fail(err, MU_EINVAL, "adapter %d: its name or scale is none", i);
             goto fail;
         }
-        if (mu_adapters_find(a, spec[i].name)) {
+        if (mu_adapters_find(a, spec[i].name) > 0) {
             st = mu_fail(err, MU_EINVAL, "two adapters are called '%s': give one another name, as in other=%.200s",
                          spec[i].name, spec[i].path);
             goto fail;
@@ -272,9 +276,11 @@ void mu_adapters_close(struct mu_adapters *a)
 
 int mu_adapters_find(const struct mu_adapters *a, const char *name)
 {
+    if (!*name) return a ? a->by_default : 0;
+    if (strcmp(name, "none") == 0) return 0;
     for (int i = 0; a && i < a->n; i++)
         if (strcmp(a->at[i]->spec.name, name) == 0) return i + 1;
-    return 0;
+    return -1;
 }
 
 const char *mu_adapters_names(const struct mu_adapters *a, char *buf, size_t buf_bytes)

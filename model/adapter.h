@@ -24,7 +24,7 @@ enum {
 
 /* What a user says of an adapter: [NAME=]PATH[:SCALE]. */
 struct mu_adapter_spec {
-    char name[MU_ADAPTER_NAME]; /* letters, digits, '.', '_' and '-'; how requests call it */
+    char name[MU_ADAPTER_NAME]; /* letters, digits, '.', '_' and '-'; how requests call it; never "none" */
     char path[MU_ADAPTER_PATH];
     float scale; /* every use of it is multiplied by it; 1 where nothing is said */
 };
@@ -54,6 +54,7 @@ struct mu_adapter {
 /* All that were loaded beside a model; a sequence's adapter is an index into it, plus one. */
 struct mu_adapters {
     int n, max_rank;
+    int by_default; /* the adapter (from 1) of sequences for which none is named; 0: the bare model */
     struct mu_adapter *at[MU_MAX_ADAPTER];
 };
 
@@ -62,7 +63,8 @@ struct mu_adapters {
 enum mu_status mu_adapters_open(const struct mu_model *model, const struct mu_adapter_spec *spec, int n,
                                 struct mu_adapters **adapters_out, struct mu_err *err);
 void mu_adapters_close(struct mu_adapters *a); /* NULL is fine */
-/* The adapter of that name, plus one; 0: none. a may be NULL. */
+/* What a request's words stand for, from 1: "" is the default, "none" the bare model, 0. -1: no adapter has that name. a may
+ * be NULL. */
 int mu_adapters_find(const struct mu_adapters *a, const char *name);
 /* "a, b, c" for messages; "none". */
 const char *mu_adapters_names(const struct mu_adapters *a, char *buf, size_t buf_bytes);

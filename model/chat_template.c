@@ -5,6 +5,7 @@
 
 #include "base/alloc.h"
 #include "model/jinja.h"
+#include "model/utf8.h"
 
 enum { MAX_JSON_DEPTH = 200 };
 
@@ -204,12 +205,41 @@ static int64_t steps_for(size_t n_message)
     return MU_TEMPLATE_MAX_STEPS + (int64_t)(n_message < more ? n_message : more) * MU_TEMPLATE_STEPS_PER_MESSAGE;
 }
 
+/* A template puts a mark where a picture or a sound is, and a model that sees nothing there would make it up. */
+static const char *media_of(const json_t *item)
+{
+    static const char *const keys[] = {"image", "image_url", "audio", "video"};
+    const char *type = json_string_value(json_object_get(item, "type"));
+    if (type && (strstr(type, "image") || strstr(type, "audio") || strstr(type, "video"))) return type;
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+        if (json_object_get(item, keys[i])) return keys[i];
+    return NULL;
+}
+
+static enum mu_status refuse_media(const json_t *messages, struct mu_err *err)
+{
+    size_t i, k;
+    json_t *message, *item;
+    char shown[64];
+    json_array_foreach(messages, i, message)
+    {
+        const char *found = json_array_size(json_object_get(message, "images")) ? "images" : NULL;
+        json_array_foreach(json_object_get(message, "content"), k, item) if (!found) found = media_of(item);
+        if (found)
+            return mu_fail(err, MU_EINVAL, "message %zu has '%s': this build gives models text only", i + 1,
+                           mu_text_show(found, strlen(found), shown, sizeof shown));
+    }
+    return MU_OK;
+}
+
 enum mu_status mu_chat_template_render(const struct mu_chat_template *t, const struct mu_chat_input *in,
                                        char **text_out, size_t *len_out, struct mu_err *err)
 {
     if (!json_is_array(in->messages)) return mu_fail(err, MU_EINVAL, "messages must be an array of {role, content}");
     if (in->variables && !json_is_object(in->variables))
         return mu_fail(err, MU_EINVAL, "the variables of a chat template must be an object");
+    enum mu_status st = refuse_media(in->messages, err);
+    if (st) return st;
     struct mu_ji *j = mu_calloc(1, sizeof *j);
     if (!j) return mu_fail(err, MU_ENOMEM, "no memory to render the chat template");
     j->arena = mu_arena_create(MU_JI_MAX_MEMORY);
@@ -219,7 +249,6 @@ enum mu_status mu_chat_template_render(const struct mu_chat_template *t, const s
     j->locale = t->locale;
     j->now_s = in->now_s;
     j->err = err;
-    enum mu_status st = MU_OK;
     if (!j->arena)
         st = mu_fail(err, MU_ENOMEM, "no memory to render the chat template");
     else if (!run(j, t, in))

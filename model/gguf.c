@@ -289,6 +289,7 @@ enum mu_status mu_gguf_open(const char *path, struct mu_gguf **gguf_out, struct 
         MU_TRY(st, join_tensors(g, err), fail);
         MU_TRY(st, check_overlap(g, err), fail);
         MU_TRY(st, mu_gguf_index_names(g, err), fail);
+        MU_TRY(st, mu_gguf_ollama(g, err), fail);
     }
     *gguf_out = g;
     return MU_OK;
@@ -400,12 +401,53 @@ static uint64_t row_span(const struct mu_gguf_tensor *t, uint64_t r, uint64_t n)
 
 bool mu_gguf_rows_scattered(const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n)
 {
-    return n > 0 && row_span(t, row0, n) < n;
+    return n > 0 && (t->apart || row_span(t, row0, n) < n);
+}
+
+/* ---- blocks and scales apart ---- */
+
+enum { MX_VALUES = 32, MX_BYTES = 16 };
+
+/* Which row of the file row r is. */
+static uint64_t row_there(const struct mu_gguf_apart *a, uint64_t r)
+{
+    return r / a->n_here * a->n_there + a->first + r % a->n_here * a->step;
+}
+
+/* In the type's own order value i is in the low half of byte i, and value i + 16 in the high one. */
+static void row_join(const struct mu_gguf_tensor *t, uint64_t r, uint8_t *to)
+{
+    size_t n_block = (size_t)t->ne[0] / MX_VALUES, at = (size_t)row_there(t->apart, r) * n_block;
+    const uint8_t *from = t->apart->blocks + at * MX_BYTES, *scale = t->apart->scales + at;
+    for (size_t b = 0; b < n_block; b++, from += MX_BYTES) {
+        *to++ = scale[b];
+        for (int i = 0; i < MX_BYTES / 2; i++) {
+            uint8_t low = from[i], high = from[i + MX_BYTES / 2];
+            *to++ = (uint8_t)((low & 0x0f) | high << 4);
+            *to++ = (uint8_t)(low >> 4 | (high & 0xf0));
+        }
+    }
+}
+
+/* Every other row of an expert is as good as all of them. */
+static void will_read_apart(const struct mu_gguf *g, const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n)
+{
+    size_t n_block = (size_t)t->ne[0] / MX_VALUES;
+    for (uint64_t r = row0, end; r < row0 + n; r = end) {
+        end = (r / t->apart->n_here + 1) * t->apart->n_here;
+        if (end > row0 + n) end = row0 + n;
+        size_t from = (size_t)row_there(t->apart, r) * n_block,
+               to = ((size_t)row_there(t->apart, end - 1) + 1) * n_block;
+        mu_gguf_will_read(g, t->apart->blocks + from * MX_BYTES, (to - from) * MX_BYTES);
+        mu_gguf_will_read(g, t->apart->scales + from, to - from);
+    }
 }
 
 const uint8_t *mu_gguf_rows(const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n, uint8_t *buf)
 {
     if (!mu_gguf_rows_scattered(t, row0, n)) return mu_gguf_row(t, row0);
+    for (uint64_t i = 0; t->apart && i < n; i++) row_join(t, row0 + i, buf + i * t->row_bytes);
+    if (t->apart) return buf;
     for (uint64_t i = 0; i < n; i++) memcpy(buf + i * t->row_bytes, mu_gguf_row(t, row0 + i), t->row_bytes);
     return buf;
 }
@@ -414,6 +456,10 @@ const uint8_t *mu_gguf_rows(const struct mu_gguf_tensor *t, uint64_t row0, uint6
 void mu_gguf_will_read_rows(const struct mu_gguf *g, const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n)
 {
     const uint8_t *low = NULL, *high = NULL;
+    if (t->apart) {
+        will_read_apart(g, t, row0, n);
+        return;
+    }
     for (uint64_t r = row0, span; r < row0 + n; r += span) {
         span = row_span(t, r, row0 + n - r);
         const uint8_t *from = mu_gguf_row(t, r), *to = from + span * t->row_bytes;

@@ -54,6 +54,14 @@ struct mu_gguf_value {
 
 enum { MU_GGUF_MAX_DIMS = 4 };
 
+/* MXFP4 rows whose blocks and scales lie apart, as Hugging Face's folders have them: value 2i of a block in the low half of its
+ * byte i, value 2i + 1 in the high one. */
+struct mu_gguf_apart {
+    const uint8_t *blocks, *scales; /* of the first row of all */
+    uint64_t n_there, n_here;       /* rows of an expert in the file and in this tensor */
+    uint64_t first, step;           /* row r of an expert is row first + r · step there */
+};
+
 struct mu_gguf_tensor {
     struct mu_str name;
     uint32_t type; /* enum mu_type */
@@ -68,6 +76,7 @@ struct mu_gguf_tensor {
      * (run_skip + r) / run_rows. NULL: they do. Vectors always do. */
     const uint8_t *const *runs;
     uint64_t run_rows, run_skip;
+    const struct mu_gguf_apart *apart;   /* not NULL: rows are put together, and only mu_gguf_rows has them */
     const struct mu_gguf_tensor *source; /* its rows are quantised from these when they are loaded; NULL: from none */
 };
 
@@ -119,7 +128,7 @@ static inline bool mu_str_is(struct mu_str s, const char *text)
 {
     return s.len == strlen(text) && (s.len == 0 || memcmp(s.p, text, s.len) == 0);
 }
-/* Row r of a tensor, as it lies in the file. */
+/* Row r of a tensor, as it lies in the file; of one without `apart`. */
 static inline const uint8_t *mu_gguf_row(const struct mu_gguf_tensor *t, uint64_t r)
 {
     if (!t->runs) return t->data + r * t->row_bytes;

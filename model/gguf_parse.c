@@ -225,18 +225,18 @@ static int compare_keys(const void *a, const void *b)
                           (*(const struct mu_gguf_value *const *)b)->key);
 }
 
-static enum mu_status index_values(const struct cursor *c)
+enum mu_status mu_gguf_part_index(struct mu_gguf_part *p, struct mu_err *err)
 {
-    struct mu_gguf_part *p = c->part;
+    mu_free(p->by_key);
     p->by_key = mu_calloc(p->n_value ? p->n_value : 1, sizeof *p->by_key);
-    if (!p->by_key) return mu_fail(c->err, MU_ENOMEM, "file '%s': no memory for %zu keys", p->shown, p->n_value);
+    if (!p->by_key) return mu_fail(err, MU_ENOMEM, "file '%s': no memory for %zu keys", p->shown, p->n_value);
     for (size_t i = 0; i < p->n_value; i++) p->by_key[i] = &p->values[i];
     qsort(p->by_key, p->n_value, sizeof *p->by_key, compare_keys);
     for (size_t i = 1; i < p->n_value; i++) {
         const struct mu_gguf_value *a = p->by_key[i - 1], *b = p->by_key[i];
         char shown[MU_GGUF_NAME_SHOWN];
         if (mu_str_compare(a->key, b->key) == 0)
-            return MU_PART_FAIL(p, c->err, MU_EFORMAT, a->offset > b->offset ? a->offset : b->offset,
+            return MU_PART_FAIL(p, err, MU_EFORMAT, a->offset > b->offset ? a->offset : b->offset,
                                 "expected every key once, found '%s' twice", mu_str_show(a->key, shown, sizeof shown));
     }
     return MU_OK;
@@ -403,7 +403,7 @@ enum mu_status mu_gguf_part_parse(struct mu_gguf_part *p, struct mu_err *err)
         MU_TRY(st, grow(&c, &p->values, sizeof *p->values, p->n_value, &p->cap_value), fail);
         MU_TRY(st, read_value(&c, &p->values[p->n_value++]), fail);
     }
-    MU_TRY(st, index_values(&c), fail);
+    MU_TRY(st, mu_gguf_part_index(p, err), fail);
     MU_TRY(st, read_alignment(&c, &align), fail);
     for (uint64_t i = 0; i < n_tensor; i++) {
         MU_TRY(st, grow(&c, &p->tensors, sizeof *p->tensors, p->n_tensor, &p->cap_tensor), fail);

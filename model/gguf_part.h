@@ -1,7 +1,7 @@
 /* Inside the GGUF reader: one mapped file. A model is one part, or several split ones.
  *
  * gguf.c maps parts and joins them, gguf_parse.c reads the header, metadata and tensor table of one, gguf_sniff.c
- * says what a file is that is no GGUF, gguf_get.c looks values up. safetensors.c and hf.c make parts of a Hugging Face
+ * says what a file is that is no GGUF, gguf_get.c looks values up, gguf_ollama.c knows that program's names. safetensors.c and hf.c make parts of a Hugging Face
  * folder: part 0 is a GGUF file written to memory, the others are the mapped .safetensors files. Nothing else includes
  * this header. */
 #ifndef MU_MODEL_GGUF_PART_H
@@ -51,6 +51,10 @@ const struct mu_gguf_value *mu_gguf_part_find(const struct mu_gguf_part *p, stru
 /* As mu_gguf_get_u64, of a value (NULL: absent). */
 enum mu_status mu_gguf_part_u64(const struct mu_gguf_part *p, const struct mu_gguf_value *v, uint64_t min, uint64_t max,
                                 uint64_t fallback, uint64_t *out, struct mu_err *err);
+/* Puts the values in order of their keys, anew after a change: MU_EFORMAT for twins. */
+enum mu_status mu_gguf_part_index(struct mu_gguf_part *p, struct mu_err *err);
+/* A file of Ollama's converters becomes one of the common form (gguf_ollama.c); others stay as they are. */
+enum mu_status mu_gguf_ollama(struct mu_gguf *g, struct mu_err *err);
 /* Maps the whole file at `path`. As above on failure. */
 enum mu_status mu_gguf_part_map(const char *path, struct mu_gguf_part *p, struct mu_err *err);
 void mu_gguf_part_clear(struct mu_gguf_part *p);

@@ -11,7 +11,9 @@
  *                         is row j · d_head/2 + i there. Rows, not another kind of rotation: the sum over a head's
  *                         dimensions then runs in the same order, and the logits are the GGUF's bit for bit
  *   Falcon's q, k and v   folders have a group's queries, key and value together, GGUF all queries, keys, values
- *   experts               folders have a tensor an expert, GGUF a stack of them
+ *   experts               folders have a tensor an expert, or gate and up of all experts in one; GGUF a stack of each
+ *
+ * MXFP4 has its blocks in one tensor and their scales in another; rows are put together on their way (gguf.h, apart).
  *
  * Every tensor of the folder finds its place in the family's table or is known to mean nothing; else the model is
  * refused. */
@@ -210,6 +212,17 @@ static long place_of(const struct hf *h, const char *name)
     return -1;
 }
 
+/* A tensor that two rows of the table speak of was found for the first of them. */
+static void place_twice(struct hf *h)
+{
+    const struct mu_hf_name *row = h->c.family->layer;
+    for (int layer = 0; layer < h->c.n_layer; layer++) {
+        size_t at = (size_t)h->n_end + (size_t)layer * (size_t)h->n_layer_place;
+        for (int i = 0; i < h->n_row; at += (size_t)copies(h, &row[i]), i++)
+            if (i > 0 && strcmp(row[i].hf, row[i - 1].hf) == 0) h->place[at] = h->place[at - 1];
+    }
+}
+
 static enum mu_status place_tensors(struct hf *h)
 {
     const struct mu_hf_family *f = h->c.family;
@@ -238,6 +251,7 @@ static enum mu_status place_tensors(struct hf *h)
         if (h->place[at]) return tensor_fail(h, t, MU_EFORMAT, "it is there under two names");
         h->place[at] = t;
     }
+    place_twice(h);
     return MU_OK;
 }
 
@@ -262,11 +276,26 @@ static bool is_matrix(const struct mu_hf_name *n, const struct mu_st_tensor *t)
     switch (n->kind) {
     case MU_HF_VECTOR:
     case MU_HF_NORM:
+    case MU_HF_SCALES:
+    case MU_HF_BIAS_EVEN:
+    case MU_HF_BIAS_ODD:
     case MU_HF_ROUTER: return false;
     case MU_HF_Q:
     case MU_HF_K: return t->n_dim == 2; /* a bias otherwise */
     default: return true;
     }
+}
+
+/* Written into part 0. */
+static bool is_small(const struct mu_hf_name *n, const struct mu_st_tensor *t)
+{
+    return !is_matrix(n, t) && n->kind != MU_HF_SCALES;
+}
+
+static bool is_half(enum mu_hf_kind kind)
+{
+    return kind == MU_HF_STACK_LOW || kind == MU_HF_STACK_HIGH || kind == MU_HF_BLOCKS_EVEN ||
+           kind == MU_HF_BLOCKS_ODD || kind == MU_HF_BIAS_EVEN || kind == MU_HF_BIAS_ODD;
 }
 
 static enum mu_status missing(const struct hf *h, const struct item *it, int expert)
@@ -291,6 +320,38 @@ static enum mu_status unknown_type(const struct hf *h, const struct mu_st_tensor
     return tensor_fail(h, t, MU_EUNSUPPORTED, what);
 }
 
+/* The scales of MXFP4 blocks, by their name; NULL: not there. */
+static const struct mu_st_tensor *scales_of(const struct hf *h, const struct mu_st_tensor *blocks)
+{
+    char name[NAME_BYTES];
+    size_t n = blocks->name.len - strlen("blocks");
+    memcpy(name, blocks->name.p, n);
+    memcpy(name + n, "scales", sizeof "scales");
+    return find(h, name);
+}
+
+/* Tensors of all experts: dimensions that can be counted with. What the model's sizes want of them is its own to check. */
+static enum mu_status check_stack(const struct hf *h, const struct item *it, bool *stack_out)
+{
+    const struct mu_st_tensor *t = it->at[0], *scales;
+    enum mu_hf_kind kind = it->name->kind;
+    bool blocks = kind >= MU_HF_BLOCKS && kind <= MU_HF_BLOCKS_ODD, bytes = blocks || kind == MU_HF_SCALES;
+    *stack_out = kind >= MU_HF_STACK;
+    if (!*stack_out) return MU_OK;
+    if (bytes && strcmp(t->dtype, "U8") != 0) return tensor_fail(h, t, MU_EFORMAT, "expected dtype U8");
+    if (!bytes && t->type == MU_ST_NO_TYPE) return unknown_type(h, t);
+    int n_dim = blocks ? 4 : kind == MU_HF_BIAS_EVEN || kind == MU_HF_BIAS_ODD ? 2 : 3;
+    if (t->n_dim != n_dim || t->bytes == 0 || t->dim[0] != (uint64_t)h->c.n_expert || (blocks && t->dim[3] != 16) ||
+        (is_half(kind) && t->dim[1] % 2 != 0))
+        return tensor_fail(h, t, MU_EFORMAT, "expected another shape of a tensor of all experts");
+    if (!blocks) return MU_OK;
+    scales = scales_of(h, t);
+    if (!scales || strcmp(scales->dtype, "U8") != 0 || scales->n_dim != 3 ||
+        memcmp(scales->dim, t->dim, 3 * sizeof *t->dim) != 0)
+        return tensor_fail(h, t, MU_EFORMAT, "expected a tensor of scales beside it, one for each block");
+    return MU_OK;
+}
+
 /* Everything that must be there, of types that this build reads, with shapes that this file can count with. */
 static enum mu_status check_items(const struct hf *h)
 {
@@ -301,6 +362,10 @@ static enum mu_status check_items(const struct hf *h)
             bool output = strcmp(it.name->gguf, "output.weight") == 0;
             if (!t && it.name->optional && !(output && !h->c.tied)) continue;
             if (!t) return missing(h, &it, e);
+            bool stack;
+            enum mu_status st = check_stack(h, &it, &stack);
+            if (st != MU_OK) return st;
+            if (stack) continue;
             if (t->type == MU_ST_NO_TYPE) return unknown_type(h, t);
             bool matrix = is_matrix(it.name, t) || it.name->kind == MU_HF_ROUTER;
             if (t->n_dim != (matrix ? 2 : 1) || t->bytes == 0)
@@ -381,14 +446,15 @@ static enum mu_status write_small(const struct hf *h, const struct item *it, str
 {
     const struct mu_st_tensor *t = it->at[0];
     const struct mu_gguf_part *part = &h->g->parts[t->part];
-    uint64_t n = t->dim[0] * (t->n_dim == 2 ? t->dim[1] : 1);
+    bool half = is_half(it->name->kind);
+    uint64_t n = t->dim[0] * (t->n_dim == 2 ? t->dim[1] : 1) / (half ? 2 : 1), odd = it->name->kind == MU_HF_BIAS_ODD;
     float chunk[1024], one = it->name->kind == MU_HF_NORM && (h->c.family->flags & MU_HF_PLUS_ONE) ? 1.0f : 0.0f;
     bool turn = pairs(h, it->name);
     enum mu_status st = turn ? check_heads(h, it) : MU_OK;
     for (uint64_t i = 0; i < n && st == MU_OK;) {
         size_t len = 0;
         for (; len < sizeof chunk / sizeof *chunk && i < n; len++, i++) {
-            float v = load_value(part, t, turn ? halves_row(i, (uint64_t)h->c.d_head) : i);
+            float v = load_value(part, t, turn ? halves_row(i, (uint64_t)h->c.d_head) : half ? 2 * i + odd : i);
             chunk[len] = one != 0.0f ? v + one : v; /* adding 0 would lose the sign of -0 */
         }
         st = mu_gguf_put_data(w, chunk, len * sizeof *chunk, h->err);
@@ -408,15 +474,15 @@ static enum mu_status write_part(const struct hf *h, int n_vocab, struct mu_gguf
     if (st != MU_OK && st != MU_ENOENT) goto fail;
     if (st == MU_ENOENT) mu_info("model", "%s", h->err->text); /* ids go without one */
     for (int i = 0; item_at(h, i, &it); i++) {
-        if (!it.at[0] || is_matrix(it.name, it.at[0])) continue;
+        if (!it.at[0] || !is_small(it.name, it.at[0])) continue;
         const struct mu_st_tensor *t = it.at[0];
-        const uint64_t ne[2] = {t->dim[t->n_dim - 1], t->dim[0]};
+        const uint64_t ne[2] = {t->dim[t->n_dim - 1] / (is_half(it.name->kind) ? 2 : 1), t->dim[0]};
         mu_gguf_put_tensor(w, gguf_name(&it, name), MU_F32, t->n_dim, ne);
     }
     for (int i = 0; i < 2 && factors->set[i]; i++)
         MU_TRY(st, mu_gguf_put_data(w, factors->set[i], (size_t)factors->n * sizeof(float), h->err), fail);
     for (int i = 0; item_at(h, i, &it); i++)
-        if (it.at[0] && !is_matrix(it.name, it.at[0])) MU_TRY(st, write_small(h, &it, w), fail);
+        if (it.at[0] && is_small(it.name, it.at[0])) MU_TRY(st, write_small(h, &it, w), fail);
 fail:
     return st;
 }
@@ -496,6 +562,48 @@ fail:
     return st;
 }
 
+/* All experts of one tensor, or every half of them. */
+static enum mu_status stack_rows(const struct hf *h, const struct item *it, struct mu_gguf_tensor *t)
+{
+    const struct mu_st_tensor *from = it->at[0];
+    enum mu_hf_kind kind = it->name->kind;
+    uint64_t n_expert = from->dim[0], n_there = from->dim[1], n_here = is_half(kind) ? n_there / 2 : n_there;
+    const uint8_t **runs;
+    enum mu_status st = MU_OK;
+    t->n_dim = n_expert > 1 ? 3 : 2; /* one expert's is an ordinary matrix */
+    t->ne[1] = n_here;
+    t->ne[2] = n_expert;
+    t->n_row = n_expert * n_here;
+    if (kind >= MU_HF_BLOCKS) {
+        struct mu_gguf_apart *a = mu_arena_calloc(h->g->arena, 1, sizeof *a);
+        const struct mu_st_tensor *scales = scales_of(h, from);
+        if (!a) return mu_fail(h->err, MU_ENOMEM, "no memory for the places of tensor '%s'", it->name->hf);
+        *a = (struct mu_gguf_apart){.blocks = t->data,
+                                    .scales = h->g->parts[scales->part].map + scales->offset,
+                                    .n_there = n_there,
+                                    .n_here = n_here,
+                                    .first = kind == MU_HF_BLOCKS_ODD,
+                                    .step = is_half(kind) ? 2 : 1};
+        t->apart = a;
+        t->type = MU_MXFP4;
+        t->ne[0] = from->dim[2] * 32;
+        t->row_bytes = (size_t)from->dim[2] * 17;
+    } else {
+        t->ne[0] = from->dim[2];
+        t->row_bytes = (size_t)(from->bytes / (n_expert * n_there));
+    }
+    t->bytes = t->row_bytes * (size_t)t->n_row;
+    if (!is_half(kind) || t->apart) return MU_OK;
+    MU_TRY(st, runs_alloc(h, it, n_expert, &runs), fail);
+    for (uint64_t e = 0; e < n_expert; e++)
+        runs[e] = t->data + (e * n_there + (kind == MU_HF_STACK_HIGH ? n_here : 0)) * t->row_bytes;
+    t->data = runs[0];
+    t->run_rows = n_here;
+    t->runs = runs;
+fail:
+    return st;
+}
+
 static enum mu_status add_matrix(const struct hf *h, const struct item *it, struct mu_gguf_tensor *t)
 {
     const struct mu_st_tensor *from = it->at[0];
@@ -512,6 +620,7 @@ static enum mu_status add_matrix(const struct hf *h, const struct item *it, stru
                                  .data = h->g->parts[from->part].map + from->offset,
                                  .offset = from->offset,
                                  .part = from->part};
+    if (it->name->kind >= MU_HF_STACK) return stack_rows(h, it, t);
     t->row_bytes = t->bytes / (size_t)t->n_row;
     return order_rows(h, it, t);
 }

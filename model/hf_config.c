@@ -110,6 +110,7 @@ static enum mu_status refuse_quantized(const struct mu_hf_config *c, struct mu_e
     if (!json_is_object(q)) return MU_OK;
     const char *method = json_string_value(json_object_get(q, "quant_method"));
     char shown[32];
+    if (method && strcmp(method, "mxfp4") == 0 && strcmp(c->family->model_type, "gpt_oss") == 0) return MU_OK;
     if (!method) method = "a method without a name";
     return config_fail(c, MU_EUNSUPPORTED, err,
                        "its weights are quantised (quant_method: %s), which is not supported; get the model's "
@@ -162,7 +163,8 @@ enum mu_status mu_hf_config_read(const char *folder, struct mu_hf_config *c, str
     MU_TRY(st, get_int(c, "num_hidden_layers", "n_layer", MU_MAX_LAYER, REQUIRED, &c->n_layer, err), fail);
     MU_TRY(st, get_int(c, "hidden_size", NULL, MU_MAX_D_MODEL, REQUIRED, &c->d_model, err), fail);
     MU_TRY(st, read_heads(c, err), fail);
-    bool local = strcmp(c->family->model_type, "mixtral") == 0;
+    bool local = strcmp(c->family->model_type, "mixtral") == 0 || strcmp(c->family->arch, "granitemoe") == 0 ||
+                 strcmp(c->family->arch, "gpt-oss") == 0;
     if (local || strcmp(c->family->arch, "qwen3moe") == 0)
         MU_TRY(
             st,
@@ -261,6 +263,11 @@ static enum mu_status refuse_extras(const struct put *p)
             return config_fail(p->c, MU_EUNSUPPORTED, p->err, "key \"%s\": only %s is supported by this build",
                                flags[i].key, flags[i].fine ? "true" : "false");
     }
+    double limit;
+    enum mu_status st = get_number(p->c, value(p->c, "swiglu_limit"), "swiglu_limit", 7, &limit, p->err);
+    if (st != MU_OK) return st;
+    if (limit != 7)
+        return config_fail(p->c, MU_EUNSUPPORTED, p->err, "key \"swiglu_limit\": only 7 is supported by this build");
     const json_t *step = value(p->c, "decoder_sparse_step"), *dense = value(p->c, "mlp_only_layers");
     if (p->c->n_expert > 0 && ((step && json_number_value(step) != 1) || json_array_size(dense) > 0))
         return config_fail(p->c, MU_EUNSUPPORTED, p->err,
@@ -283,6 +290,8 @@ static enum mu_status check_activation(const struct put *p)
         {"mistral3", "hidden_act", {"silu", "swish", NULL}},
         {"smollm3", "hidden_act", {"silu", "swish", NULL}},
         {"granite", "hidden_act", {"silu", "swish", NULL}},
+        {"granitemoe", "hidden_act", {"silu", "swish", NULL}},
+        {"gpt-oss", "hidden_act", {"silu", "swish", NULL}},
         {"gemma", "hidden_activation", {"gelu_pytorch_tanh", "gelu", NULL}},
         {"gemma2", "hidden_activation", {"gelu_pytorch_tanh", NULL, NULL}},
         {"gemma3", "hidden_activation", {"gelu_pytorch_tanh", NULL, NULL}},
@@ -339,7 +348,8 @@ static enum mu_status put_window(const struct put *p)
     bool gemma = strcmp(arch, "gemma2") == 0 || strcmp(arch, "gemma3") == 0, qwen = strncmp(arch, "qwen", 4) == 0;
     bool plain = strcmp(arch, "phi3") == 0 || strcmp(arch, "mistral3") == 0 ||
                  strcmp(c->family->model_type, "mistral") == 0 || c->n_expert > 0;
-    int usual = strcmp(arch, "gemma2") == 0 ? 2 : 6, period = gemma ? usual : 0, window, from = 0;
+    bool oss = strcmp(arch, "gpt-oss") == 0, in_turn = gemma || oss;
+    int usual = oss || strcmp(arch, "gemma2") == 0 ? 2 : 6, period = in_turn ? usual : 0, window, from = 0;
     enum mu_status st;
     if (qwen ? !is_true(c, "use_sliding_window") : !gemma && !plain) period = 1;
     if (strcmp(arch, "gemma3") == 0) {
@@ -358,7 +368,7 @@ static enum mu_status put_window(const struct put *p)
     MU_TRY(st, get_int(c, "sliding_window", NULL, MU_MAX_CTX, 0, &window, p->err), fail);
     if (period == 1) window = 0;
     if (window > 0 || gemma) put_u32(p, "attention.sliding_window", window);
-    if (window > 0 && period != (gemma ? usual : 0)) put_u32(p, "attention.sliding_window_pattern", period);
+    if (window > 0 && period != (in_turn ? usual : 0)) put_u32(p, "attention.sliding_window_pattern", period);
 fail:
     return st;
 }
@@ -466,8 +476,10 @@ static enum mu_status put_yarn(const struct put *p)
 {
     double factor, original, attn, fast, slow, most, one, all;
     enum mu_status st;
-    if (json_is_false(json_object_get(p->rope, "truncate")))
-        return config_fail(p->c, MU_EUNSUPPORTED, p->err, "rope type 'yarn' without \"truncate\" is not supported");
+    bool exact = json_is_false(json_object_get(p->rope, "truncate")), oss = strcmp(p->c->family->arch, "gpt-oss") == 0;
+    if (exact != oss) /* the bounds that the architecture has by itself */
+        return config_fail(p->c, MU_EUNSUPPORTED, p->err, "rope type 'yarn' %s \"truncate\" is not supported for it",
+                           exact ? "without" : "with");
     MU_TRY(st,
            get_number(p->c, value(p->c, "max_position_embeddings"), "max_position_embeddings", REQUIRED, &most, p->err),
            fail);
@@ -684,7 +696,7 @@ enum mu_status mu_hf_config_put(const struct mu_hf_config *c, int n_vocab, struc
     MU_TRY(st, put_scales(&p), fail);
     MU_TRY(st, put_window(&p), fail);
     if (strcmp(c->family->arch, "smollm3") == 0) MU_TRY(st, check_still_layers(&p), fail);
-    if (strcmp(c->family->arch, "granite") == 0) MU_TRY(st, put_multipliers(&p), fail);
+    if (strncmp(c->family->arch, "granite", 7) == 0) MU_TRY(st, put_multipliers(&p), fail);
     MU_TRY(st, put_rope(&p), fail);
 fail:
     return st;

@@ -31,7 +31,17 @@ enum mu_hf_kind {
     MU_HF_K,      /* likewise, of key heads */
     MU_HF_ROUTER, /* an F32 matrix */
     MU_HF_EXPERT, /* one of a stack: '*' in the name is the expert's number */
-    MU_HF_QKV     /* Falcon's: q, k and v rows; by groups of heads in newer ones */
+    MU_HF_QKV,    /* Falcon's: q, k and v rows; by groups of heads in newer ones */
+    /* All experts in one tensor. What is two of GGUF's stands in two rows of the table, one after the other. */
+    MU_HF_STACK,       /* [expert][row][column] */
+    MU_HF_STACK_LOW,   /* the first half of each expert's rows, */
+    MU_HF_STACK_HIGH,  /* the second */
+    MU_HF_BLOCKS,      /* MXFP4 [expert][row][block][16]; its scales lie in the tensor called …_scales */
+    MU_HF_BLOCKS_EVEN, /* each expert's rows 0, 2, 4 …, */
+    MU_HF_BLOCKS_ODD,  /* 1, 3, 5 … */
+    MU_HF_SCALES,      /* of those */
+    MU_HF_BIAS_EVEN,   /* F32 of [expert][value]: values 0, 2, 4 … of each, */
+    MU_HF_BIAS_ODD     /* 1, 3, 5 … */
 };
 
 struct mu_hf_name {

@@ -1,4 +1,4 @@
-/* JSON out of a Hugging Face folder: read, with limits, into jansson's trees. */
+/* JSON read into jansson's trees, and whether it failed for want of memory; files of Hugging Face folders, with limits. */
 #ifndef MU_MODEL_HF_JSON_H
 #define MU_MODEL_HF_JSON_H
 
@@ -6,6 +6,12 @@
 #include <stdbool.h>
 
 #include "base/status.h"
+
+/* As json_loadb, which calls it an invalid token where there was no memory for one: *no_memory_out says so. */
+json_t *mu_json_load(const char *text, size_t len, size_t flags, json_error_t *e, bool *no_memory_out);
+/* For tests: the n-th allocation from now on, counted from 1, that this thread's jansson makes fails; 0: none. Returns how
+ * many were to come before the one that was set to fail; 0: it did. */
+long mu_json_fail_at(long n);
 
 /* One JSON value of len bytes; `shown` names where it is from. Names twice in an object are refused where `unique`,
  * else the last counts. The tree is freed with json_decref. MU_EFORMAT with line and column. */

@@ -91,6 +91,36 @@ static const struct mu_hf_name qwen3moe_layer[] = {
     {"mlp.experts.*.down_proj.weight", "ffn_down_exps.weight", MU_HF_EXPERT, false},
     END,
 };
+/* Gate and up fused, gate first. */
+static const struct mu_hf_name granitemoe_layer[] = {
+    TWO_NORMS,
+    ATTENTION,
+    OUTPUT,
+    {"block_sparse_moe.router.layer.weight", "ffn_gate_inp.weight", MU_HF_ROUTER, false},
+    {"block_sparse_moe.input_linear.weight", "ffn_gate_exps.weight", MU_HF_STACK_LOW, false},
+    {"block_sparse_moe.input_linear.weight", "ffn_up_exps.weight", MU_HF_STACK_HIGH, false},
+    {"block_sparse_moe.output_linear.weight", "ffn_down_exps.weight", MU_HF_STACK, false},
+    END,
+};
+/* Gate and up fused, row by row in turn. */
+static const struct mu_hf_name gpt_oss_layer[] = {
+    {"input_layernorm.weight", "attn_norm.weight", MU_HF_NORM, false},
+    {"post_attention_layernorm.weight", "post_attention_norm.weight", MU_HF_NORM, false},
+    ATTENTION,
+    OUTPUT,
+    {"self_attn.sinks", "attn_sinks.weight", MU_HF_VECTOR, false},
+    {"mlp.router.weight", "ffn_gate_inp.weight", MU_HF_ROUTER, false},
+    {"mlp.router.bias", "ffn_gate_inp.bias", MU_HF_VECTOR, false},
+    {"mlp.experts.gate_up_proj_blocks", "ffn_gate_exps.weight", MU_HF_BLOCKS_EVEN, false},
+    {"mlp.experts.gate_up_proj_blocks", "ffn_up_exps.weight", MU_HF_BLOCKS_ODD, false},
+    {"mlp.experts.gate_up_proj_scales", "", MU_HF_SCALES, false},
+    {"mlp.experts.gate_up_proj_bias", "ffn_gate_exps.bias", MU_HF_BIAS_EVEN, false},
+    {"mlp.experts.gate_up_proj_bias", "ffn_up_exps.bias", MU_HF_BIAS_ODD, false},
+    {"mlp.experts.down_proj_blocks", "ffn_down_exps.weight", MU_HF_BLOCKS, false},
+    {"mlp.experts.down_proj_scales", "", MU_HF_SCALES, false},
+    {"mlp.experts.down_proj_bias", "ffn_down_exps.bias", MU_HF_ROUTER, false},
+    END,
+};
 static const struct mu_hf_name phi2_layer[] = {
     {"input_layernorm.weight", "attn_norm.weight", MU_HF_NORM, false},
     {"input_layernorm.bias", "attn_norm.bias", MU_HF_VECTOR, false},
@@ -172,6 +202,16 @@ static const struct mu_hf_default granite_defaults[] = {{"embedding_multiplier",
                                                         {"attention_multiplier", 1},
                                                         {"logits_scaling", 1},
                                                         {NULL, 0}};
+static const struct mu_hf_default granitemoe_defaults[] = {{"embedding_multiplier", 1},
+                                                           {"residual_multiplier", 1},
+                                                           {"attention_multiplier", 1},
+                                                           {"logits_scaling", 1},
+                                                           {"num_local_experts", 8},
+                                                           {"num_experts_per_tok", 2},
+                                                           {NULL, 0}};
+static const struct mu_hf_default gpt_oss_defaults[] = {
+    {"head_dim", 64},           {"rms_norm_eps", 1e-5},     {"rope_theta", 150000}, {"sliding_window", 128},
+    {"num_local_experts", 128}, {"num_experts_per_tok", 4}, {"swiglu_limit", 7},    {NULL, 0}};
 static const struct mu_hf_default qwen3_defaults[] = {{"head_dim", 128}, {NULL, 0}};
 static const struct mu_hf_default phi2_defaults[] = {
     {"layer_norm_eps", 1e-5}, {"partial_rotary_factor", 0.5}, {NULL, 0}};
@@ -185,6 +225,8 @@ static const struct mu_hf_family families[] = {
     {"ministral3", "mistral3", "model.layers.", common_ends, dense_layer, MU_HF_PAIRS, no_defaults},
     {"smollm3", "smollm3", "model.layers.", common_ends, dense_layer, MU_HF_PAIRS | MU_HF_TIED, smollm3_defaults},
     {"granite", "granite", "model.layers.", common_ends, dense_layer, MU_HF_PAIRS, granite_defaults},
+    {"granitemoe", "granitemoe", "model.layers.", common_ends, granitemoe_layer, MU_HF_PAIRS, granitemoe_defaults},
+    {"gpt_oss", "gpt-oss", "model.layers.", common_ends, gpt_oss_layer, 0, gpt_oss_defaults},
     {"mixtral", "llama", "model.layers.", common_ends, mixtral_layer, MU_HF_PAIRS, mixtral_defaults},
     {"qwen2", "qwen2", "model.layers.", common_ends, dense_layer, 0, no_defaults},
     {"qwen3", "qwen3", "model.layers.", common_ends, dense_layer, 0, qwen3_defaults},
@@ -218,6 +260,6 @@ const struct mu_hf_family *mu_hf_family_of(const char *arch, bool experts)
 
 const char *mu_hf_family_names(void)
 {
-    return "llama, mistral, ministral3, mixtral, smollm3, granite, qwen2, qwen3, qwen3_moe, phi, phi3, gemma, gemma2, "
-           "gemma3, falcon";
+    return "llama, mistral, ministral3, mixtral, smollm3, granite, granitemoe, qwen2, qwen3, qwen3_moe, gpt_oss, phi, "
+           "phi3, gemma, gemma2, gemma3, falcon";
 }

@@ -10,6 +10,7 @@
 
 #include "base/alloc.h"
 #include "base/io.h"
+#include "model/hf_json.h"
 #include "model/hf_part.h"
 #include "model/pretokenizer.h"
 
@@ -32,13 +33,14 @@ static enum mu_status read_small(const struct mu_hf *h, const char *name, json_t
     char *text;
     size_t len;
     json_error_t je;
+    bool no_memory;
     enum mu_status st = read_file(h, name, SMALL_MAX, &text, &len, err);
     if (st != MU_OK || !text) return st;
     /* tokenizer_config.json's model_max_length is 10^30 where there is none. */
-    *out = json_loadb(text, len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &je);
+    *out = mu_json_load(text, len, JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &je, &no_memory);
     mu_free(text);
     if (*out) return MU_OK;
-    if (json_error_code(&je) == json_error_out_of_memory) return mu_hf_nomem(h, err);
+    if (no_memory) return mu_hf_nomem(h, err);
     char shown[160];
     return mu_fail(err, MU_EFORMAT, "file '%s/%s', line %d: %s; the file is damaged or no JSON", h->shown, name,
                    je.line, mu_str_show((struct mu_str){je.text, strlen(je.text)}, shown, sizeof shown));

@@ -7,6 +7,7 @@
 
 #include "base/alloc.h"
 #include "base/log.h"
+#include "model/hf_json.h"
 #include "model/hf_part.h"
 #include "model/utf8.h"
 
@@ -164,9 +165,10 @@ static enum mu_status read_part(struct mu_hf *h, struct mu_json *j, struct mu_st
         json_error_t je;
         if (!mu_str_is(key, names[i])) continue;
         json_decref(*parts[i]);
-        *parts[i] = json_loadb(span.p, span.len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &je);
+        bool no_memory;
+        *parts[i] = mu_json_load(span.p, span.len, JSON_DECODE_ANY | JSON_ALLOW_NUL, &je, &no_memory);
         if (*parts[i]) continue;
-        if (json_error_code(&je) == json_error_out_of_memory) return mu_hf_nomem(h, err);
+        if (no_memory) return mu_hf_nomem(h, err);
         char shown[160];
         return MU_HF_BAD(h, "tokenizer.json", err, "offset %zu: %s", (size_t)(span.p - h->text) + (size_t)je.position,
                          mu_str_show((struct mu_str){je.text, strlen(je.text)}, shown, sizeof shown));

@@ -54,7 +54,7 @@ void mu_ji_put_cp(struct mu_ji *j, uint32_t cp)
 
 struct mu_jv mu_ji_take(struct mu_ji *j, size_t mark)
 {
-    struct mu_jv v = mu_jv_str(j, j->out + mark, j->out_len - mark);
+    struct mu_jv v = mu_jv_str(j, j->out ? j->out + mark : "", j->out_len - mark);
     j->out_len = mark;
     return v;
 }

@@ -359,12 +359,18 @@ static void add(struct text *t, const char *fmt, ...)
     t->failed = !whole;
 }
 
+/* As the reader takes it back: the rest of the line; in quotes where its ends would be taken off; in three of them where there
+ * are several lines. What begins with quotes, or has several lines and three quotes or one at its end, may have no form. */
 static void add_value(struct text *t, const char *before, const char *value)
 {
-    if (strpbrk(value, "\n\"") || !*value || blank(*value) || blank(value[strlen(value) - 1]))
-        add(t, "%s \"\"\"%s\"\"\"\n", before, value);
-    else
+    size_t n = strlen(value);
+    bool line = n && !strchr(value, '\n'), taken = n > 1 && *value == '"' && value[n - 1] == '"';
+    if (line && !taken && !blank(*value) && !blank(value[n - 1]) && strncmp(value, "\"\"\"", 3) != 0)
         add(t, "%s %s\n", before, value);
+    else if (line && strncmp(value, "\"\"", 2) != 0)
+        add(t, "%s \"%s\"\n", before, value);
+    else
+        add(t, "%s \"\"\"%s\"\"\"\n", before, value);
 }
 
 static void add_param(struct text *t, const char *before, const char *name, const json_t *v)
@@ -422,7 +428,7 @@ char *mu_modelfile_format(const struct mu_store_model *m)
         "# Modelfile of %s, by \"muster show --modelfile\".\n# To make a model of your own from it, replace FROM "
         "by the model's name.\n",
         m->entry.name);
-    add(&t, "FROM %s\n", m->path);
+    add_value(&t, "FROM", m->path);
     for (int k = 0; k < m->n_adapter; k++) add_value(&t, "ADAPTER", m->adapter_path[k]);
     if (m->template) add_value(&t, "TEMPLATE", m->template);
     if (m->system) add_value(&t, "SYSTEM", m->system);

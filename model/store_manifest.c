@@ -15,6 +15,7 @@
 
 #include "base/alloc.h"
 #include "base/io.h"
+#include "model/hf_json.h"
 #include "model/store_part.h"
 
 enum { MAX_LAYERS = 4096, MAX_TEXTS = 64 };
@@ -29,12 +30,6 @@ bool mu_digest_parse(const char *text, char hex_out[MU_DIGEST_TEXT])
     }
     hex_out[64] = 0;
     return true;
-}
-
-/* jansson says so, or (before it has read anything) says nothing; where its lexer has none it calls the text malformed. */
-static bool no_memory(const json_error_t *e)
-{
-    return e->line < 0 || json_error_code(e) == json_error_out_of_memory;
 }
 
 bool mu_sha256_hex(const void *data, size_t len, char hex_out[MU_DIGEST_TEXT])
@@ -89,10 +84,11 @@ enum mu_status mu_manifest_parse(const char *text, size_t len, const char *where
     struct mu_manifest m = {0};
     json_error_t e;
     enum mu_status st = MU_OK;
-    m.doc = json_loadb(text, len, JSON_REJECT_DUPLICATES, &e);
+    bool no_memory;
+    m.doc = mu_json_load(text, len, JSON_REJECT_DUPLICATES, &e, &no_memory);
     if (!m.doc)
-        return no_memory(&e) ? mu_fail(err, MU_ENOMEM, "%s: no memory to read it", where)
-                             : mu_fail(err, MU_EFORMAT, "%s: line %d, column %d: no JSON", where, e.line, e.column);
+        return no_memory ? mu_fail(err, MU_ENOMEM, "%s: no memory to read it", where)
+                         : mu_fail(err, MU_EFORMAT, "%s: line %d, column %d: no JSON", where, e.line, e.column);
     json_t *layers = json_object_get(m.doc, "layers"), *config = json_object_get(m.doc, "config"), *item;
     size_t i, n = json_array_size(layers);
     if (!json_is_array(layers) || n == 0 || n > MAX_LAYERS) {
@@ -216,9 +212,10 @@ static enum mu_status read_json(const char *root, const struct mu_layer *l, bool
     json_error_t e;
     enum mu_status st = read_layer(root, l, &text, &len, err);
     if (st != MU_OK) return st;
-    json_t *doc = json_loadb(text, len, 0, &e);
+    bool no_memory;
+    json_t *doc = mu_json_load(text, len, 0, &e, &no_memory);
     mu_free(text);
-    if (!doc && no_memory(&e)) return mu_fail(err, MU_ENOMEM, "no memory for the %s of a model", l->kind);
+    if (no_memory) return mu_fail(err, MU_ENOMEM, "no memory for the %s of a model", l->kind);
     if (!doc || (array ? !json_is_array(doc) : !json_is_object(doc))) {
         json_decref(doc);
         return mu_fail(err, MU_EFORMAT, "blob sha256-%s in %s: expected the %s of a model as a JSON %s", l->digest,

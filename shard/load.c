@@ -400,8 +400,9 @@ static enum mu_status scratch_create(struct mu_shard *s, const struct mu_shard_o
     s->nearness = mu_calloc(s->last_stage ? n_vocab : 1, sizeof *s->nearness);
     s->given = mu_calloc(s->leader ? n_vocab : 1, sizeof *s->given);
     s->logprobs = mu_calloc(n_slot, sizeof *s->logprobs);
-    if (!s->scratch.p || !s->member || !s->member_block || !s->block0 || !s->segment0 || !s->seq_of || !s->row || !s->live || !s->id ||
-        !s->pick || !s->pick_all || !s->order || !s->terms || !s->nearness || !s->given || !s->logprobs)
+    if (!s->scratch.p || !s->member || !s->member_block || !s->block0 || !s->segment0 || !s->seq_of || !s->row ||
+        !s->live || !s->id || !s->pick || !s->pick_all || !s->order || !s->terms || !s->nearness || !s->given ||
+        !s->logprobs)
         return mu_fail(err, MU_ENOMEM, "no memory for steps of %d tokens in %d slots (%zu MB): use fewer of them",
                        s->serving.step_tokens, s->serving.n_slot, s->scratch.bytes >> 20);
     bytes = 0;

@@ -21,6 +21,8 @@ struct mu_embedder {
     struct place *place;           /* [n_place] */
     float *values;
     size_t n_place;
+    uint32_t adapter;
+    float adapter_scale;
     uint64_t n_before; /* texts of earlier runs: requests are numbered over all of them */
 };
 
@@ -68,6 +70,12 @@ void mu_embedder_destroy(struct mu_embedder *e)
     mu_free(e);
 }
 
+void mu_embedder_adapt(struct mu_embedder *e, int adapter, float scale)
+{
+    e->adapter = (uint32_t)adapter;
+    e->adapter_scale = scale;
+}
+
 static struct place *place_of(struct mu_embedder *e, size_t at)
 {
     return &e->place[at % e->n_place];
@@ -77,8 +85,12 @@ static enum mu_status submit(struct mu_embedder *e, const struct mu_embed *want,
                              size_t at, struct mu_err *err)
 {
     bool finished;
-    const struct mu_sched_request r = {
-        .id = e->n_before + at, .prompt = text->ids, .n_prompt = text->n, .embed = *want};
+    const struct mu_sched_request r = {.id = e->n_before + at,
+                                       .prompt = text->ids,
+                                       .n_prompt = text->n,
+                                       .embed = *want,
+                                       .adapter = e->adapter,
+                                       .adapter_scale = e->adapter_scale};
     enum mu_status st = mu_sched_submit(e->sched, &r, &finished, err);
     return st == MU_OK ? MU_OK : mu_err_wrap(err, "text %zu", at + 1);
 }

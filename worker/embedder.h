@@ -15,6 +15,9 @@ enum mu_status mu_embedder_create(struct mu_solo *solo, const struct mu_model *m
                                   struct mu_err *err);
 void mu_embedder_destroy(struct mu_embedder *e); /* NULL is fine */
 
+/* The runs that follow are computed with this adapter of the solo's (from 1; 0: none) at this strength. */
+void mu_embedder_adapt(struct mu_embedder *e, int adapter, float scale);
+
 struct mu_embed_text {
     const int32_t *ids; /* [n], 1 to the context */
     size_t n;

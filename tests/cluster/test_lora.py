@@ -180,9 +180,11 @@ class Lora(unittest.TestCase):
             self.assertEqual(remote.stdout, told + "\n")
 
     def test_status(self):
-        adapters = self.server.unary("ModelStatus", pb.ModelStatusRequest(), pb.ModelStatusReply).adapter
+        status = self.server.unary("ModelStatus", pb.ModelStatusRequest(), pb.ModelStatusReply)
+        adapters = status.adapter
+        self.assertEqual(status.default_adapter, "")
         self.assertEqual([(a.name, a.path, a.scale, a.rank) for a in adapters],
-                         [("first", os.path.realpath(self.a), 1.0, 4), ("same", os.path.realpath(self.peft), 1.0, 4), ("loud", os.path.realpath(self.b), 1.5, 20)])
+                         [("first", self.a, 1.0, 4), ("same", self.peft, 1.0, 4), ("loud", self.b, 1.5, 20)])
 
     def test_refused(self):
         def refusal(**more):
@@ -205,10 +207,99 @@ class Lora(unittest.TestCase):
         self.assertEqual(twice.returncode, 1)
         self.assertIn("two adapters are called 'first'", twice.stderr)
         missing = harness.run("serve", harness.BARD, "--lora", "/nowhere/at-all.gguf", "--listen", "127.0.0.1:0")
-        self.assertIn("adapter '/nowhere/at-all.gguf' cannot be opened", missing.stderr)
+        self.assertIn("cannot open file '/nowhere/at-all.gguf'", missing.stderr)
         usage = harness.run("serve", harness.BARD, "--lora", "a=" + self.a + ":loud")
         self.assertEqual(usage.returncode, 2)
         self.assertIn("expected a scale", usage.stderr)
+        reserved = harness.run("serve", harness.BARD, "--lora", "none=" + self.a)
+        self.assertEqual(reserved.returncode, 2)
+        self.assertIn("give it another name", reserved.stderr)
+
+
+class OwnAdapter(unittest.TestCase):
+    """A store's model with an ADAPTER of its own: what requests get that name none."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="muster-lora-")
+        d, q, kv, ff = D_MODEL, D_MODEL, D_KV, D_FF
+        os.mkdir(os.path.join(cls.folder.name, "real"))
+        cls.a, cls.b = (os.path.join(cls.folder.name, n) for n in ("first.gguf", "real/second.gguf"))
+        write_adapter(cls.a, 1, (0, 1, 2), {"attn_q": (d, q), "attn_v": (d, kv), "ffn_down": (ff, d)})
+        write_adapter(cls.b, 2, (1,), {"ffn_gate": (d, ff), "ffn_up": (d, ff)})
+        cls.link = os.path.join(cls.folder.name, "link")
+        os.symlink("real", cls.link)
+        modelfile = os.path.join(cls.folder.name, "Modelfile")
+        with open(modelfile, "w") as f:
+            f.write(f"FROM {harness.BARD}\nADAPTER {cls.a}\n")
+        cls.env = {"MUSTER_MODELS": os.path.join(cls.folder.name, "store")}
+        made = harness.run("create", "adapted", "-f", modelfile, env=cls.env)
+        if made.returncode:
+            raise AssertionError(made.stderr)
+        cls.server = harness.Server(model="adapted", args=["--lora", os.path.join(cls.link, "second.gguf")], env=cls.env)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.server.__exit__(None, None, None)
+        cls.folder.cleanup()
+
+    def generated(self, **more):
+        return self.server.generate("ROMEO:\n", 40, **more)[1] + "\n"
+
+    def run_alone(self, *args):
+        alone = harness.run("run", *args, "ROMEO:\n", "-n", "40", "--ignore-end", "--quiet", "--raw", env=self.env)
+        self.assertEqual(alone.returncode, 0, alone.stderr)
+        return alone.stdout
+
+    def test_generate(self):
+        adapted, bare = self.run_alone(harness.BARD, "--lora", self.a), self.run_alone(harness.BARD)
+        self.assertNotEqual(adapted, bare)
+        self.assertEqual(self.generated(), adapted)
+        self.assertEqual(self.run_alone("adapted"), adapted)
+        self.assertEqual(self.run_alone("adapted", "--lora", "none"), bare)
+        self.assertEqual(self.generated(adapter="own"), adapted)
+        self.assertEqual(self.generated(adapter="none"), bare)
+        self.assertEqual(self.generated(adapter_scale=-0.5), self.run_alone(harness.BARD, "--lora", self.a + ":-0.5"))
+        self.assertEqual(self.generated(adapter="second"), self.run_alone(harness.BARD, "--lora", self.b))
+
+    def test_embed(self):
+        texts = ["ROMEO:\n", "To be, or not"]
+
+        def alone(*args):
+            done = harness.run("embed", *args, "--", *texts, env=self.env)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            return done.stdout
+
+        bare, adapted = alone(harness.BARD), alone(harness.BARD, "--lora", self.a)
+        self.assertNotEqual(bare, adapted)
+        self.assertEqual(alone("adapted"), adapted)
+        self.assertEqual(alone("adapted", "--lora", "none"), bare)
+        served = ("default", "--server", self.server.address)
+        self.assertEqual(alone(*served), adapted)
+        self.assertEqual(alone(*served, "--adapter", "none"), bare)
+        self.assertEqual(alone(*served, "--adapter", "second"), alone(harness.BARD, "--lora", self.b))
+        request = pb.EmbedRequest(adapter_scale=-0.5)
+        request.input.add().text = texts[0]
+        value = list(self.server.unary("Embed", request, pb.EmbedReply).embedding[0].value)
+        weaker = json.loads(alone(harness.BARD, "--lora", self.a + ":-0.5").splitlines()[0])
+        self.assertEqual(value, list(struct.unpack(f"{D_MODEL}f", struct.pack(f"{D_MODEL}f", *weaker))))
+        for more in ({"adapter": "third"}, {"adapter": "none", "adapter_scale": 2}):
+            request = pb.EmbedRequest(**more)
+            request.input.add().text = "x"
+            with self.assertRaises(grpc.RpcError) as caught:
+                self.server.unary("Embed", request, pb.EmbedReply)
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+            self.assertIn("adapter", caught.exception.details())
+
+    def test_status(self):
+        status = self.server.unary("ModelStatus", pb.ModelStatusRequest(), pb.ModelStatusReply)
+        self.assertEqual(status.default_adapter, "own")
+        self.assertEqual([(a.name, a.path) for a in status.adapter], [("own", self.a), ("second", os.path.join(self.link, "second.gguf"))])
+
+    def test_scale_of_none(self):
+        with self.assertRaises(grpc.RpcError) as caught:
+            self.server.generate("x", 1, adapter="none", adapter_scale=2)
+        self.assertIn("adapter_scale is set", caught.exception.details())
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 
 #include "base/alloc.h"
 #include "base/io.h"
+#include "model/gguf_write.h"
 #include "model/model.h"
 #include "model/synth.h"
 
@@ -122,7 +123,43 @@ static bool read_seed(const char *path, uint8_t **data_out, size_t *len_out)
     return *data_out;
 }
 
-/* Tiny models, of other types and sizes; one of the family with the most kinds of tensors and keys. */
+/* Keys and tensors that Ollama's files have and others have not: what the reader changes. */
+static bool write_ollama(const char *path, int which, struct mu_err *err)
+{
+    static const char *const arch[] = {"gemma3", "mistral3", "gptoss"};
+    static const struct mu_str tokens[] = {{"a", 1}, {"b", 1}, {"c", 1}};
+    static const float scores[] = {0, 1, 2};
+    static const char *const numbers[] = {
+        "rope.global.freq_base",  "rope.local.freq_base", "rope.scaling.mscale_all_dim", "rope.scaling.mscale",
+        "rope.scaling.beta_fast", "rope.scaling_beta",    "final_logit_softcapping",     "rope.scaling.factor"};
+    static const char *const tensors[] = {"token_embd.weight", "v.a", "mm.b", "blk.0.attn_sinks",
+                                          "blk.0.attn_out.bias"};
+    static const uint64_t ne[] = {4, 2};
+    static const char data[32];
+    char key[96];
+    struct mu_gguf_writer *w;
+    if (mu_gguf_writer_open(path, &w, err) != MU_OK) return false;
+    mu_gguf_put_str(w, "general.architecture", arch[which], strlen(arch[which]));
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers - (which == 0); i++) {
+        snprintf(key, sizeof key, "%s.%s", arch[which], numbers[i]);
+        mu_gguf_put_f32(w, key, 1);
+    }
+    snprintf(key, sizeof key, "%s.block_count", arch[which]);
+    mu_gguf_put_u32(w, key, 34);
+    if (which) {
+        snprintf(key, sizeof key, "%s.rope.scaling.type", arch[which]);
+        mu_gguf_put_str(w, key, "yarn", 4);
+    }
+    mu_gguf_put_strs(w, "tokenizer.ggml.tokens", tokens, 3);
+    mu_gguf_put_f32s(w, "tokenizer.ggml.scores", scores, 3);
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) mu_gguf_put_tensor(w, tensors[i], MU_F32, 2, ne);
+    enum mu_status st = MU_OK;
+    for (size_t i = 0; i < sizeof tensors / sizeof *tensors && st == MU_OK; i++)
+        st = mu_gguf_put_data(w, data, sizeof data, err);
+    return mu_gguf_writer_close(w, st == MU_OK, err) == MU_OK && st == MU_OK;
+}
+
+/* Tiny models, of other types and sizes; one of the family with the most kinds of tensors and keys; Ollama's files. */
 bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
 {
     struct mu_synth s = {.n_layer = 1,
@@ -139,13 +176,14 @@ bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
                          .tied = 1};
     char *dir, path[4096];
     struct mu_err err = MU_ERR_INIT;
-    if (n > 2) return false;
+    if (n > 5) return false;
     if (n == 1) s.n_layer = 2, s.d_head = 4, s.type = MU_F32, s.output_type = MU_F16, s.tied = 0;
     if (n == 2)
         s.arch = "gpt-oss", s.n_expert = 3, s.n_expert_used = 2, s.window = 8, s.yarn_factor = 4, s.type = MU_MXFP4;
     if (mu_run_dir_create(&dir, &err) != MU_OK) return false;
     snprintf(path, sizeof path, "%s/seed.gguf", dir);
-    bool ok = mu_synth_write(&s, path, NULL, NULL, &err) == MU_OK && read_seed(path, data_out, len_out);
+    bool ok = n > 2 ? write_ollama(path, n - 3, &err) : mu_synth_write(&s, path, NULL, NULL, &err) == MU_OK;
+    ok = ok && read_seed(path, data_out, len_out);
     if (!ok) fprintf(stderr, "seed %d: %s\n", n, err.text);
     mu_run_dir_remove(dir);
     mu_free(dir);

@@ -65,10 +65,13 @@ static void remove_file(struct file *f)
 static void read_rows(const struct mu_gguf_tensor *t)
 {
     if (t->source) t = t->source;
+    uint8_t *buf = malloc(t->row_bytes + 1);
+    expect(buf != NULL, "there is memory");
     for (uint64_t r = 0; r < t->n_row; r++) {
-        const uint8_t *row = mu_gguf_row(t, r);
+        const uint8_t *row = mu_gguf_rows(t, r, 1, buf);
         if (t->row_bytes) sink += row[0] + row[t->row_bytes - 1];
     }
+    free(buf);
 }
 
 static void read_model(const struct mu_model *m)
@@ -145,6 +148,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 struct seed {
     const char *config, *index;
     const char *tensors; /* "NAME ROWS COLUMNS;…" of F16 (rows 0: a vector) */
+    const char *stacks;  /* "NAME DTYPE SHAPE BYTES;…", or NULL */
 };
 
 #define SIZES                                                                                        \
@@ -162,14 +166,15 @@ static const struct seed seeds[] = {
      "\"tie_word_embeddings\":true,\"rope_scaling\":{\"rope_type\":\"llama3\",\"factor\":8,\"low_freq_factor\":1,"
      "\"high_freq_factor\":4,\"original_max_position_embeddings\":64}}",
      "",
-     ENDS ATTENTION LAYER "mlp.gate_proj.weight 8 8;" LAYER "mlp.up_proj.weight 8 8;" LAYER
-                          "mlp.down_proj.weight 8 8;"},
+     ENDS ATTENTION LAYER "mlp.gate_proj.weight 8 8;" LAYER "mlp.up_proj.weight 8 8;" LAYER "mlp.down_proj.weight 8 8;",
+     NULL},
     {"{\"model_type\":\"mixtral\"," SIZES "\"num_local_experts\":2,\"num_experts_per_tok\":1}",
      "{\"weight_map\":{\"model.norm.weight\":\"model.safetensors\"}}",
      ENDS "lm_head.weight 4 8;" ATTENTION LAYER "block_sparse_moe.gate.weight 2 8;" LAYER
           "block_sparse_moe.experts.0.w1.weight 8 8;" LAYER "block_sparse_moe.experts.1.w1.weight 8 8;" LAYER
           "block_sparse_moe.experts.0.w2.weight 8 8;" LAYER "block_sparse_moe.experts.1.w2.weight 8 8;" LAYER
-          "block_sparse_moe.experts.0.w3.weight 8 8;" LAYER "block_sparse_moe.experts.1.w3.weight 8 8;"},
+          "block_sparse_moe.experts.0.w3.weight 8 8;" LAYER "block_sparse_moe.experts.1.w3.weight 8 8;",
+     NULL},
     {"{\"model_type\":\"falcon\",\"hidden_size\":8,\"num_hidden_layers\":1,\"num_attention_heads\":4,\"num_kv_heads\":"
      "2,"
      "\"new_decoder_architecture\":true}",
@@ -178,30 +183,51 @@ static const struct seed seeds[] = {
      "transformer.h.0.ln_attn.weight 0 8;transformer.h.0.ln_attn.bias 0 8;transformer.h.0.ln_mlp.weight 0 8;"
      "transformer.h.0.ln_mlp.bias 0 8;transformer.h.0.self_attention.query_key_value.weight 16 8;"
      "transformer.h.0.self_attention.dense.weight 8 8;transformer.h.0.mlp.dense_h_to_4h.weight 32 8;"
-     "transformer.h.0.mlp.dense_4h_to_h.weight 8 32;"},
+     "transformer.h.0.mlp.dense_4h_to_h.weight 8 32;",
+     NULL},
     {"{\"model_type\":\"phi3\"," SIZES "\"tie_word_embeddings\":true,\"original_max_position_embeddings\":16,"
      "\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1,1.5],\"long_factor\":[2,3.5]}}",
      "",
      ENDS LAYER "input_layernorm.weight 0 8;" LAYER "post_attention_layernorm.weight 0 8;" LAYER
                 "self_attn.qkv_proj.weight 16 8;" LAYER "self_attn.o_proj.weight 8 8;" LAYER
-                "mlp.gate_up_proj.weight 16 8;" LAYER "mlp.down_proj.weight 8 8;"},
+                "mlp.gate_up_proj.weight 16 8;" LAYER "mlp.down_proj.weight 8 8;",
+     NULL},
     {"{\"model_type\":\"ministral3\"," SIZES "\"tie_word_embeddings\":true,\"rope_parameters\":{\"rope_type\":\"yarn\","
      "\"factor\":4,\"mscale\":1,\"mscale_all_dim\":1,\"llama_4_scaling_beta\":0.1}}",
      "",
-     ENDS ATTENTION LAYER "mlp.gate_proj.weight 8 8;" LAYER "mlp.up_proj.weight 8 8;" LAYER
-                          "mlp.down_proj.weight 8 8;"},
+     ENDS ATTENTION LAYER "mlp.gate_proj.weight 8 8;" LAYER "mlp.up_proj.weight 8 8;" LAYER "mlp.down_proj.weight 8 8;",
+     NULL},
     {"{\"model_type\":\"gemma3\",\"text_config\":{\"model_type\":\"gemma3_text\"," SIZES
      "\"head_dim\":4,\"layer_types\":[\"sliding_attention\"],\"rope_parameters\":{\"full_attention\":{\"rope_type\":"
      "\"linear\",\"factor\":8,\"rope_theta\":1e6},\"sliding_attention\":{\"rope_theta\":1e4}}}}",
      "",
      "language_model.model.embed_tokens.weight 4 8;language_model.model.norm.weight 0 8;vision_tower.x 2 2;"
-     "language_model.model.layers.0.input_layernorm.weight 0 8;"},
+     "language_model.model.layers.0.input_layernorm.weight 0 8;",
+     NULL},
+    {"{\"model_type\":\"granitemoe\"," SIZES
+     "\"tie_word_embeddings\":true,\"num_local_experts\":2,\"num_experts_per_tok\":1}",
+     "", ENDS ATTENTION LAYER "block_sparse_moe.router.layer.weight 2 8;",
+     LAYER "block_sparse_moe.input_linear.weight F16 2,16,8 512;" LAYER
+           "block_sparse_moe.output_linear.weight F16 2,8,8 256;"},
+    {"{\"model_type\":\"gpt_oss\",\"hidden_size\":32,\"num_hidden_layers\":1,\"num_attention_heads\":2,\"head_dim\":4,"
+     "\"num_key_value_heads\":1,\"intermediate_size\":32,\"max_position_embeddings\":64,\"tie_word_embeddings\":true,"
+     "\"num_local_experts\":2,\"num_experts_per_tok\":1,\"quantization_config\":{\"quant_method\":\"mxfp4\"}}",
+     "",
+     "model.embed_tokens.weight 4 32;model.norm.weight 0 32;" LAYER "input_layernorm.weight 0 32;" LAYER
+     "post_attention_layernorm.weight 0 32;" LAYER "self_attn.q_proj.weight 8 32;" LAYER
+     "self_attn.k_proj.weight 4 32;" LAYER "self_attn.v_proj.weight 4 32;" LAYER "self_attn.o_proj.weight 32 8;" LAYER
+     "self_attn.q_proj.bias 0 8;" LAYER "self_attn.k_proj.bias 0 4;" LAYER "self_attn.v_proj.bias 0 4;" LAYER
+     "self_attn.o_proj.bias 0 32;" LAYER "self_attn.sinks 0 2;" LAYER "mlp.router.weight 2 32;" LAYER
+     "mlp.router.bias 0 2;" LAYER "mlp.experts.gate_up_proj_bias 2 64;" LAYER "mlp.experts.down_proj_bias 2 32;",
+     LAYER "mlp.experts.gate_up_proj_blocks U8 2,64,1,16 2048;" LAYER
+           "mlp.experts.gate_up_proj_scales U8 2,64,1 128;" LAYER
+           "mlp.experts.down_proj_blocks U8 2,32,1,16 1024;" LAYER "mlp.experts.down_proj_scales U8 2,32,1 64;"},
 };
 
-static size_t put_tensors(const char *list, char *out, size_t cap)
+static size_t put_tensors(const char *list, const char *stacks, char *out, size_t cap)
 {
-    char name[96];
-    size_t len = 1, at = 0;
+    char name[96], dtype[8], shape[32];
+    size_t len = 1, at = 0, size;
     int n_row, n_col, used;
     out[0] = '{';
     for (; sscanf(list, "%95[^ ] %d %d;%n", name, &n_row, &n_col, &used) == 3; list += used) {
@@ -212,6 +238,12 @@ static size_t put_tensors(const char *list, char *out, size_t cap)
                                 "%s\"%s\":{\"dtype\":\"F16\",\"shape\":[%s%d],\"data_offsets\":[%zu,%zu]}",
                                 len > 1 ? "," : "", name, rows, n_col, at, at + bytes);
         at += bytes;
+    }
+    for (; stacks && sscanf(stacks, "%95[^ ] %7s %31s %zu;%n", name, dtype, shape, &size, &used) == 4; stacks += used) {
+        len += (size_t)snprintf(out + len, cap - len,
+                                ",\"%s\":{\"dtype\":\"%s\",\"shape\":[%s],\"data_offsets\":[%zu,%zu]}", name, dtype,
+                                shape, at, at + size);
+        at += size;
     }
     out[len++] = '}';
     out[len++] = 0;
@@ -226,7 +258,7 @@ bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
     char *out = malloc(2 * CAP);
     if (!out) return false;
     size_t len = (size_t)snprintf(out, CAP, "%s%c%s%c", seeds[n].config, 0, seeds[n].index, 0);
-    *len_out = len + put_tensors(seeds[n].tensors, out + len, CAP);
+    *len_out = len + put_tensors(seeds[n].tensors, seeds[n].stacks, out + len, CAP);
     *data_out = (uint8_t *)out;
     return true;
 }

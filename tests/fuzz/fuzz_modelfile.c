@@ -15,6 +15,43 @@ static void expect(bool ok, const char *what)
     abort();
 }
 
+/* Whether a Modelfile can say it: text of several lines must not hold three quotes or end with one. */
+static bool has_form(const char *value)
+{
+    if (!value) return true;
+    if (!strchr(value, '\n') && strncmp(value, "\"\"", 2) != 0) return true;
+    return !strstr(value, "\"\"\"") && *value && value[strlen(value) - 1] != '"';
+}
+
+static bool all_have_form(const struct mu_modelfile *f)
+{
+    bool all = has_form(f->from) && has_form(f->template) && has_form(f->system);
+    size_t i;
+    json_t *item;
+    for (int k = 0; k < f->n_adapter; k++) all = all && has_form(f->adapter[k]);
+    for (int k = 0; k < f->n_license; k++) all = all && has_form(f->license[k]);
+    json_array_foreach(f->messages, i, item) all = all && has_form(json_string_value(json_object_get(item, "content")));
+    json_array_foreach(json_object_get(f->params, "stop"), i, item) all = all && has_form(json_string_value(item));
+    return all;
+}
+
+static bool same(const char *a, const char *b)
+{
+    return !a || !b ? a == b : strcmp(a, b) == 0;
+}
+
+static void check_same(const struct mu_modelfile *f, const struct mu_modelfile *g)
+{
+    expect(same(f->from, g->from) && same(f->template, g->template) && same(f->system, g->system), "texts come back");
+    expect(g->n_license == f->n_license && g->n_adapter == f->n_adapter, "as many licences and adapters come back");
+    for (int i = 0; i < f->n_adapter; i++) expect(same(f->adapter[i], g->adapter[i]), "adapters come back");
+    for (int i = 0; i < f->n_license; i++) expect(same(f->license[i], g->license[i]), "licences come back");
+    expect(!json_array_size(f->messages) || json_equal(f->messages, g->messages), "messages come back");
+    expect(!json_object_get(f->params, "stop") ||
+               json_equal(json_object_get(f->params, "stop"), json_object_get(g->params, "stop")),
+           "stop strings come back");
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
 {
     struct mu_modelfile *f = NULL, *g = NULL;
@@ -42,10 +79,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
                                .n_license = f->n_license};
     char *text = mu_modelfile_format(&m);
     expect(text != NULL, "it can be written");
-    if (!strstr(text, "\"\"\"\"") && mu_modelfile_parse(text, strlen(text), "again", &g, &err) == MU_OK)
-        expect(g->n_license == f->n_license && g->n_adapter == f->n_adapter &&
-                   json_array_size(g->messages) == json_array_size(f->messages),
-               "what was written says the same");
+    if (all_have_form(f)) {
+        expect(mu_modelfile_parse(text, strlen(text), "again", &g, &err) == MU_OK, "what was written can be read");
+        check_same(f, g);
+    }
     mu_free(text);
     mu_modelfile_free(f);
     mu_modelfile_free(g);
@@ -56,8 +93,8 @@ bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
 {
     static const char *const seeds[] = {
         "FROM llama3.2\nPARAMETER temperature 0.2\nPARAMETER stop \"a b\"\nSYSTEM \"\"\"Two\nlines\"\"\"\n",
-        "# c\nfrom ./x.gguf\nTEMPLATE {{ .Prompt }}\nADAPTER a\nLICENSE \"\"\"\nMIT\"\"\"\nMESSAGE user hi\nMESSAGE "
-        "assistant \"x\"\nREQUIRES 1\n",
+        ("# c\nfrom ./x.gguf\nTEMPLATE {{ .Prompt }}\nADAPTER a\nLICENSE \"\"\"\nMIT\"\"\"\nMESSAGE user hi\nMESSAGE "
+         "assistant \"x\"\nREQUIRES 1\n"),
         "FROM a\nPARAMETER num_ctx 4096\nPARAMETER use_mmap true\nPARAMETER top_p 0.9\nPARAMETER seed -1\n",
     };
     if (n >= (int)(sizeof seeds / sizeof *seeds)) return false;

@@ -138,8 +138,8 @@ bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
         "\x03\x07<|channel|>analysis<|message|>hm<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>",
         "\x2a\x09[THINK]\xe6\x97\xa5\xe6\x9c\xac[/THINK] \xf0\x9f\x99\x82 e\xcc\x81\t\x1b[2J\x07",
         "\x03\x0b<|channel>thought x<channel|>  y",
-        "\x3e\x0d"
-        "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa bb"};
+        ("\x3e\x0d"
+         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa bb")};
     if (n >= (int)(sizeof seeds / sizeof *seeds)) return false;
     *len_out = strlen(seeds[n]);
     *data_out = malloc(*len_out);

@@ -125,16 +125,16 @@ static void put_vocabulary(struct mu_gguf_writer *w, bool spm)
     static const char *const spm_texts[] = {"\xE2\x96\x81",
                                             "a",
                                             "b",
-                                            "\xE2\x96\x81"
-                                            "a",
+                                            ("\xE2\x96\x81"
+                                             "a"),
                                             "ab",
                                             "aba",
                                             "abab",
                                             "\xE4\xB8\xAD",
                                             "\xE2\x96\x81\xE2\x96\x81"};
     static const char *const bpe_texts[] = {"ab",
-                                            "\xC4\xA0"
-                                            "a",
+                                            ("\xC4\xA0"
+                                             "a"),
                                             "abab",
                                             "\xC4\xA0\xC4\xA0",
                                             "12",

@@ -12,6 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "cluster"))
 sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "model"))
 import harness  # noqa: E402
 import make_hf  # noqa: E402
+import make_ollama  # noqa: E402
 from harness import BARD, FIXTURES, run  # noqa: E402
 
 # name → (d, KL, log-probability, perplexity) bounds of the fixtures' README: weights as they are; or with 8-bit activations.
@@ -134,6 +135,144 @@ for _name in ("llama3", "mistral", "gemma2"):
     setattr(Golden, f"test_{_name}_hf", (lambda n: lambda self: self.check(n, FLOAT, n + "-hf"))(_name))
 
 
+class Ollama(unittest.TestCase):
+    """A file in the form of Ollama's converters gives the bytes of the file in the common form."""
+    IDS = [(i * 37 + 11) % 400 + 3 for i in range(100)]
+
+    def setUp(self):
+        self.tmp = tempfile.TemporaryDirectory()
+        self.base, self.made = (os.path.join(self.tmp.name, n) for n in ("base.gguf", "made.gguf"))
+
+    def tearDown(self):
+        self.tmp.cleanup()
+
+    def same(self, how=None, pre=None):
+        make_ollama.make(self.base, self.made, how)
+        base = logits(self.base, self.IDS, "--all")
+        for split in ("1", "2:1/1"):
+            self.assertEqual(logits(self.made, self.IDS, "--all", "--split", split), base, f"{how} {split}")
+        if pre:
+            f = make_ollama.File(self.base)
+            f.keys["tokenizer.ggml.pre"] = make_ollama.STRING, make_ollama.string(pre)
+            f.write(self.base)
+        said = [run("tokenize", m, "Don't say 12345 WORDS, HelloWorld\n\n!").stdout for m in (self.base, self.made)]
+        self.assertEqual(said[0], said[1])
+        self.assertTrue(said[0])
+
+    def synth(self, *args):
+        made = run("synth", *args, "--type", "F16", "--output-type", "F16", "--d-model", "64", "--d-ff", "64", "--vocab", "500", "--ctx", "256", "--heads",
+                   "4", "--kv-heads", "2", "--layers", "2", "--out", self.base)
+        self.assertEqual(made.returncode, 0, made.stderr)
+
+    def gemma3(self, n_layer=None):
+        f = make_ollama.File(os.path.join(FIXTURES, "models", "gemma3.f16.gguf"))
+        if n_layer:
+            make_ollama.layers(f, "gemma3", n_layer)
+        return f
+
+    def test_gemma3_vision(self):
+        self.gemma3(34).write(self.base)
+        self.same("vision")
+
+    def test_gemma3_text(self):
+        f = self.gemma3()
+        f.drop("gemma3.rope.scaling.type", "gemma3.rope.scaling.factor")
+        f.write(self.base)
+        self.same("text")
+
+    def test_mistral3(self):
+        self.synth("--arch", "mistral3", "--yarn", "16", "--short-ctx", "32")
+        f = make_ollama.File(self.base)
+        for key, value in (("yarn_beta_fast", 20), ("yarn_beta_slow", 2), ("yarn_log_multiplier", 1)):
+            f.keys["mistral3.rope.scaling." + key] = make_ollama.f32(value)
+        f.write(self.base)
+        self.same("old", "tekken")
+
+    def test_mistral3_new(self):
+        self.synth("--arch", "mistral3", "--yarn", "16", "--short-ctx", "32")
+        self.same("new", "tekken")
+
+    def test_mistral3_plain(self):
+        self.synth("--arch", "mistral3")
+        f = make_ollama.File(self.base)
+        f.drop("mistral3.attention.temperature_scale", "mistral3.rope.scaling.original_context_length")
+        f.write(self.base)
+        self.same("plain", "tekken")
+
+    def test_gptoss(self):
+        self.synth("--arch", "gpt-oss", "--experts", "4", "--experts-used", "2", "--yarn", "4", "--window", "8")
+        self.same(None, "gpt-4o")
+
+    def test_gemma3_chat_template(self):
+        """What is filled in makes of each conversation what the released template makes of it, or raises the same."""
+        self.gemma3(34).write(self.base)
+        make_ollama.make(self.base, self.made, "vision")
+        released, chat = os.path.join(FIXTURES, "templates", "google-gemma-3-it.jinja"), os.path.join(self.tmp.name, "chat.json")
+        with open(os.path.join(FIXTURES, "templates", "conversations.json")) as f:
+            conversations = json.load(f)
+        for name, conversation in conversations.items():
+            with open(chat, "w") as f:
+                json.dump(conversation, f)
+            done = [run("template", m, "-m", chat, "--bos", "<bos>") for m in (released, self.made)]
+            self.assertEqual(done[1].stdout, done[0].stdout, name)
+            self.assertEqual(done[1].returncode, done[0].returncode, name)
+            if done[0].returncode:
+                self.assertEqual(done[1].stderr.split(": ")[-1], done[0].stderr.split(": ")[-1], name)
+
+    def test_llama3_without_pre_tokenizer(self):
+        source = os.path.join(FIXTURES, "tokenizers", "llama-bpe.gguf")
+        text = "Don't say 12345 WORDS, HelloWorld\n\n!"
+        want = run("tokenize", source, text).stdout
+        for pre in (None, "default"):
+            f = make_ollama.File(source)
+            f.drop("tokenizer.ggml.pre")
+            if pre:
+                f.keys["tokenizer.ggml.pre"] = make_ollama.STRING, make_ollama.string(pre)
+            f.write(self.made)
+            self.assertEqual(run("tokenize", self.made, text).stdout, want)
+        f.keys["tokenizer.ggml.tokens"] = f.keys["tokenizer.ggml.tokens"][0], f.keys["tokenizer.ggml.tokens"][1].replace(b"<|eot_id|>", b"<|eot_xx|>")
+        f.write(self.made)
+        self.assertNotEqual(run("tokenize", self.made, text).stdout, want, "the text shows no difference between the two")
+
+    def test_refused(self):
+        """What a file of that form leaves open."""
+        def refusal(change, source, how=None):
+            f = source() if callable(source) else make_ollama.File(source)
+            change(f)
+            make_ollama.make(f, self.made, how)
+            done = run("run", self.made, "a", "--raw")
+            self.assertEqual(done.returncode, 1)
+            return done.stderr
+
+        def of(key, value):
+            return lambda f: f.keys.__setitem__(key, value)
+
+        long = refusal(of("gemma3.context_length", make_ollama.u32(131072)), self.gemma3, "vision")
+        self.assertIn("of 6 layers this build does not know how positions are scaled", long)
+        self.synth("--arch", "mistral3", "--yarn", "16", "--short-ctx", "32")
+        early = refusal(lambda f: f.drop("mistral3.rope.scaling.type"), self.base, "old")
+        self.assertIn("expected key 'mistral3.rope.scaling.type'", early)
+        mscale = refusal(lambda f: f.keys.update({"mistral3.rope.scaling.mscale_all_dim": make_ollama.f32(1)}), self.base, "new")
+        self.assertIn("'mistral3.rope.scaling.mscale' of 1", mscale)
+        rotated = refusal(of("mistral3.rope.dimension_count", make_ollama.u32(8)), self.base, "new")
+        self.assertIn("expected the size of a head, 16, found 8", rotated)
+        self.synth("--arch", "gpt-oss", "--experts", "4", "--experts-used", "2", "--yarn", "4", "--window", "8")
+        fused = refusal(lambda f: f.tensors.append(("blk.0.attn_qkv.weight", [64, 128], 0, bytes(4 * 64 * 128))), self.base)
+        self.assertIn("attn_qkv", fused)
+
+    def test_pictures(self):
+        """A conversation with a picture is refused; the same without it is not."""
+        self.gemma3(34).write(self.base)
+        make_ollama.make(self.base, self.made, "vision")
+        chat = os.path.join(self.tmp.name, "chat.json")
+        for content, want in ((["text"], ""), (["text", "image_url"], "message 1 has 'image_url': this build gives models text only")):
+            with open(chat, "w") as f:
+                json.dump([{"role": "user", "content": [{"type": t, "text": "What is it?"} for t in content]}], f)
+            done = run("template", self.made, "-m", chat)
+            self.assertEqual(done.returncode, 1 if want else 0)
+            self.assertIn(want, done.stderr)
+
+
 class Folders(unittest.TestCase):
     """A Hugging Face folder gives the bytes of the GGUF file with its weights, for every family, however it is written and split."""
     IDS = [(i * 37 + 11) % 400 + 3 for i in range(150)]  # beyond every window, and longrope's first context
@@ -181,6 +320,53 @@ class Folders(unittest.TestCase):
                 base = logits(out, self.IDS[:70], "--all")
                 for split in ("1", "2:1/1"):
                     self.assertEqual(logits(folder, self.IDS[:70], "--all", "--split", split), base, f"{args} {split}")
+
+    def test_experts_in_one_tensor(self):
+        """Families that keep all experts in one tensor, and gpt-oss's MXFP4, whose blocks and scales lie apart."""
+        with tempfile.TemporaryDirectory() as tmp:
+            out, folder = os.path.join(tmp, "base.gguf"), os.path.join(tmp, "hf")
+            for i, args in enumerate((("granitemoe", "--experts", "5"), ("granitemoe", "--experts", "3", "--untied"),
+                                      ("gpt-oss", "--experts", "6", "--experts-used", "3", "--yarn", "4", "--short-ctx", "40", "--window", "9"),
+                                      ("gpt-oss", "--experts", "4", "--yarn", "8", "--window", "20", "--untied"))):
+                made = run("synth", "--arch", args[0], "--type", "F16", "--output-type", "F16", "--d-model", "288", "--d-ff", "416", "--vocab", "500", "--ctx",
+                           "256", "--heads", "6", "--kv-heads", "3", "--layers", "3", *args[1:], "--out", out)
+                self.assertEqual(made.returncode, 0, made.stderr)
+                if args[0] == "gpt-oss":
+                    f = make_ollama.File(out)
+                    f.mxfp4_experts(i)
+                    f.write(out)
+                base = logits(out, self.IDS[:70], "--all")
+                for k, how in enumerate(({}, {"shards": 3, "v5": True, "odd": True}, {"dtype": "F32"})):
+                    make_hf.make(out, folder + f"{i}{k}", **how)
+                    for split in ("1", "2:1/1"):
+                        self.assertEqual(logits(folder + f"{i}{k}", self.IDS[:70], "--all", "--split", split), base, f"{args} {how} {split}")
+                self.assertEqual(logits(folder + f"{i}0", self.IDS[:9], "--quantize", "q8_0"), logits(out, self.IDS[:9], "--quantize", "q8_0"), args)
+
+    def test_gpt_oss_refused(self):
+        blocks, scales = (f"model.layers.1.mlp.experts.down_proj_{x}" for x in ("blocks", "scales"))
+        with tempfile.TemporaryDirectory() as tmp:
+            out = os.path.join(tmp, "base.gguf")
+            made = run("synth", "--arch", "gpt-oss", "--type", "F16", "--output-type", "F16", "--d-model", "64", "--d-ff", "64", "--vocab", "500", "--ctx", "256",
+                       "--heads", "4", "--kv-heads", "2", "--layers", "2", "--experts", "4", "--yarn", "4", "--window", "8", "--out", out)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            f = make_ollama.File(out)
+            f.mxfp4_experts(1)
+            f.write(out)
+            changes = ((lambda c, t: t.pop(scales), "expected a tensor of scales beside it"),
+                       (lambda c, t: t.update({scales: ([4, 64, 1], make_hf.U8, bytes(256))}), "expected a tensor of scales beside it"),
+                       (lambda c, t: t.update({blocks: ([4, 64, 2, 16], make_hf.F16, bytes(16384))}), "expected dtype U8"),
+                       (lambda c, t: t.update({blocks: ([4, 64, 4, 8], make_hf.U8, bytes(8192))}), "expected another shape"),
+                       (lambda c, t: c.update(swiglu_limit=6.0), '"swiglu_limit": only 7'),
+                       (lambda c, t: c["rope_scaling"].pop("truncate"), "rope type 'yarn' with \"truncate\""),
+                       (lambda c, t: c.update(quantization_config={"quant_method": "fp8"}), "quant_method: fp8"))
+            for i, (change, want) in enumerate(changes):
+                config, tensors = make_hf.convert(*make_hf.read_gguf(out), False)
+                change(config, tensors)
+                folder = os.path.join(tmp, str(i))
+                make_hf.write(config, tensors, folder)
+                done = run("run", folder, "a", "--raw")
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(want, done.stderr)
 
     def test_fixtures(self):
         for folder, model in (("llama3-hf", "llama3.BF16.gguf"), ("mistral-hf", "mistral.f16.gguf")):

@@ -12,9 +12,9 @@ import os
 import struct
 import sys
 
-F32, F16, BF16 = 0, 1, 30
-SIZE = {F32: 4, F16: 2, BF16: 2}
-NAME = {F32: "F32", F16: "F16", BF16: "BF16"}
+F32, F16, BF16, MXFP4, U8 = 0, 1, 30, 39, -1
+SIZE = {F32: 4, F16: 2, BF16: 2, MXFP4: 17 / 32}
+NAME = {F32: "F32", F16: "F16", BF16: "BF16", U8: "U8"}
 
 
 def read_gguf(path):
@@ -59,7 +59,7 @@ def read_gguf(path):
         n = SIZE[kind]
         for d in ne:
             n *= d
-        tensors[name] = (ne[::-1], kind, b[start + offset:start + offset + n])
+        tensors[name] = (ne[::-1], kind, b[start + offset:start + offset + int(n)])
     return keys, tensors
 
 
@@ -88,6 +88,44 @@ def by_group(tensor, n_head, n_kv):
     return tensor[0], tensor[1], b"".join(out)
 
 
+def stacked(parts, in_turn):
+    """Tensors of all experts as one: each expert's rows after another's, or row by row in turn."""
+    cut = [[rows((t[0][1:], t[1], e)) for e in rows(t)] for t in parts]
+    out = []
+    for expert in zip(*cut):
+        out += [r for group in zip(*expert) for r in group] if in_turn else [r for part in expert for r in part]
+    shape = list(parts[0][0])
+    shape[1] = sum(t[0][1] for t in parts)
+    return shape, parts[0][1], b"".join(out)
+
+
+def apart(tensor):
+    """MXFP4 as blocks and scales; value 2i of a block in the low half of byte i."""
+    shape, _, data = tensor
+    blocks, scales = bytearray(), bytearray()
+    for at in range(0, len(data), 17):
+        scales.append(data[at])
+        q = data[at + 1:at + 17]
+        v = [x & 15 for x in q] + [x >> 4 for x in q]
+        blocks += bytes(v[2 * i] | v[2 * i + 1] << 4 for i in range(16))
+    n = shape[2] // 32
+    return ([shape[0], shape[1], n, 16], U8, bytes(blocks)), ([shape[0], shape[1], n], U8, bytes(scales))
+
+
+def fuse_experts(arch, tensors):
+    """The experts' tensors of a layer as the families have them that keep all in one: {name: tensor}."""
+    g, u, d = (tensors[f"ffn_{x}_exps.weight"] for x in ("gate", "up", "down"))
+    if arch == "granitemoe":
+        return {"block_sparse_moe.input_linear.weight": stacked((g, u), False), "block_sparse_moe.output_linear.weight": d}
+    out = {"mlp.experts.down_proj_bias": tensors["ffn_down_exps.bias"]}
+    biases = [[struct.unpack(f"<{t[0][1]}f", r) for r in rows(t)] for t in (tensors["ffn_gate_exps.bias"], tensors["ffn_up_exps.bias"])]
+    values = [v for a, b in zip(*biases) for pair in zip(a, b) for v in pair]
+    out["mlp.experts.gate_up_proj_bias"] = [d[0][0], 2 * g[0][1]], F32, struct.pack(f"<{len(values)}f", *values)
+    for name, t in (("gate_up", stacked((g, u), True)), ("down", d)):
+        out[f"mlp.experts.{name}_proj_blocks"], out[f"mlp.experts.{name}_proj_scales"] = apart(t)
+    return out
+
+
 def less_one(tensor):
     a = array.array("f")
     a.frombytes(tensor[2])
@@ -107,6 +145,9 @@ MIXTRAL = DENSE | {"ffn_gate_inp.weight": "block_sparse_moe.gate.weight", "ffn_g
                    "ffn_up_exps.weight": "block_sparse_moe.experts.*.w3.weight", "ffn_down_exps.weight": "block_sparse_moe.experts.*.w2.weight"}
 QWEN3MOE = DENSE | {"ffn_gate_inp.weight": "mlp.gate.weight", "ffn_gate_exps.weight": "mlp.experts.*.gate_proj.weight",
                     "ffn_up_exps.weight": "mlp.experts.*.up_proj.weight", "ffn_down_exps.weight": "mlp.experts.*.down_proj.weight"}
+GRANITEMOE = DENSE | {"ffn_gate_inp.weight": "block_sparse_moe.router.layer.weight"}
+GPT_OSS = DENSE | {"post_attention_norm.weight": "post_attention_layernorm.weight", "attn_output.bias": "self_attn.o_proj.bias",
+                   "attn_sinks.weight": "self_attn.sinks", "ffn_gate_inp.weight": "mlp.router.weight", "ffn_gate_inp.bias": "mlp.router.bias"}
 PHI2 = DENSE | {"attn_norm.bias": "input_layernorm.bias", "attn_output.weight": "self_attn.dense.weight", "attn_output.bias": "self_attn.dense.bias",
                 "ffn_up.weight": "mlp.fc1.weight", "ffn_up.bias": "mlp.fc1.bias", "ffn_down.weight": "mlp.fc2.weight", "ffn_down.bias": "mlp.fc2.bias"}
 PHI3 = DENSE | {"ffn_up.weight": "mlp.gate_up_proj.weight"}
@@ -132,7 +173,8 @@ def convert(keys, tensors, v5):
     n_kv = k.get("attention.head_count_kv", n_head)
     d_head = k.get("attention.key_length", d_model // n_head)
     window, moe = k.get("attention.sliding_window"), k.get("expert_count", 0)
-    kind = {"llama": "mixtral" if moe else "mistral" if window else "llama", "qwen3moe": "qwen3_moe", "phi2": "phi", "gemma3": "gemma3_text", "mistral3": "ministral3"}.get(arch, arch)
+    kind = {"llama": "mixtral" if moe else "mistral" if window else "llama", "qwen3moe": "qwen3_moe", "phi2": "phi", "gemma3": "gemma3_text", "mistral3": "ministral3",
+            "gpt-oss": "gpt_oss"}.get(arch, arch)
     c = {"model_type": kind, "hidden_size": d_model, "num_hidden_layers": n_layer, "num_attention_heads": n_head, "vocab_size": tensors["token_embd.weight"][0][0],
          "max_position_embeddings": k["context_length"], "tie_word_embeddings": "output.weight" not in tensors, "torch_dtype": "float16"}
     rope = {}
@@ -177,8 +219,12 @@ def convert(keys, tensors, v5):
         c["original_max_position_embeddings"] = k["rope.scaling.original_context_length"]
     if arch == "llama" and moe:
         names = MIXTRAL
-    if arch == "qwen3moe":
-        names = QWEN3MOE
+    if arch in ("qwen3moe", "granitemoe", "gpt-oss"):
+        names = {"qwen3moe": QWEN3MOE, "granitemoe": GRANITEMOE, "gpt-oss": GPT_OSS}[arch]
+    if arch == "gpt-oss":
+        c |= {"quantization_config": {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}, "swiglu_limit": 7.0, "hidden_act": "silu"}
+        if v5:
+            c["layer_types"] = ["full_attention" if (i + 1) % 2 == 0 else "sliding_attention" for i in range(n_layer)]
     if "rope_factors_long.weight" in tensors:
         rope = {"rope_type" if v5 else "type": "longrope", "short_factor": floats(tensors["rope_factors_short.weight"]),
                 "long_factor": floats(tensors["rope_factors_long.weight"])}
@@ -189,6 +235,8 @@ def convert(keys, tensors, v5):
         rope = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 128}
     elif k.get("rope.scaling.type") == "yarn":
         rope = {"rope_type": "yarn", "factor": k["rope.scaling.factor"], "original_max_position_embeddings": k["rope.scaling.original_context_length"]}
+        if arch == "gpt-oss":
+            rope |= {"truncate": False, "beta_fast": 32.0, "beta_slow": 1.0}
         if "rope.scaling.yarn_log_multiplier" in k:
             rope |= {"mscale": 1.0, "mscale_all_dim": k["rope.scaling.yarn_log_multiplier"]}
         if "attention.temperature_scale" in k:
@@ -205,7 +253,7 @@ def convert(keys, tensors, v5):
         c |= {"rope_theta": theta, "rope_scaling": rope or None}
         if arch == "gemma3":
             c["rope_local_base_freq"] = k.get("rope.freq_base_swa", 10000.0)
-    if arch == "granite":
+    if arch.startswith("granite"):
         c |= {"embedding_multiplier": k["embedding_scale"], "residual_multiplier": k["residual_scale"], "attention_multiplier": k["attention.scale"],
               "logits_scaling": k["logit_scale"]}
     if arch == "smollm3":
@@ -213,6 +261,11 @@ def convert(keys, tensors, v5):
     names = names | layer
 
     out = {}
+    if arch in ("granitemoe", "gpt-oss"):
+        for n in range(n_layer):
+            experts = {name.split(".", 2)[2]: t for name, t in tensors.items() if name.startswith(f"blk.{n}.")}
+            out |= {f"{prefix}{n}.{name}": t for name, t in fuse_experts(arch, experts).items()}
+        tensors = {name: t for name, t in tensors.items() if "_exps." not in name}
     for name, t in tensors.items():
         if name.startswith("rope_f"):
             continue
@@ -222,7 +275,7 @@ def convert(keys, tensors, v5):
             out[ends[name]] = t
             continue
         _, n, rest = name.split(".", 2)
-        if arch in ("llama", "mistral3", "smollm3", "granite") and rest in ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias"):
+        if arch in ("llama", "mistral3", "smollm3", "granite", "granitemoe") and rest in ("attn_q.weight", "attn_k.weight", "attn_q.bias", "attn_k.bias"):
             t = halves(t, n_head if "_q" in rest else n_kv)
         if arch == "falcon" and rest == "attn_qkv.weight" and n_kv > 1:
             t = by_group(t, n_head, n_kv)
@@ -274,6 +327,10 @@ def make(model, folder, shards=1, v5=False, dtype=None, odd=False, outer=None):
         config, out = multimodal(config, out, outer, v5)
     if dtype == "F32":
         out = {name: widen(t) for name, t in out.items()}
+    write(config, out, folder, shards, odd)
+
+
+def write(config, out, folder, shards=1, odd=False):
     os.makedirs(folder, exist_ok=True)
     with open(os.path.join(folder, "config.json"), "w") as f:
         json.dump(config, f, indent=2)

@@ -262,8 +262,14 @@ static void test_sets(void **state)
     for (int i = 0; i < 2; i++) snprintf(spec[i].path, sizeof spec[i].path, "%s", gguf_make(&s));
     assert_int_equal(mu_adapters_open(m, spec, 2, &a, &err), MU_OK);
     assert_int_equal(mu_adapters_find(a, "two"), 2);
-    assert_int_equal(mu_adapters_find(a, "three"), 0);
-    assert_int_equal(mu_adapters_find(NULL, "one"), 0);
+    assert_int_equal(mu_adapters_find(a, "three"), -1);
+    assert_int_equal(mu_adapters_find(a, "none"), 0);
+    assert_int_equal(mu_adapters_find(a, ""), 0);
+    a->by_default = 2;
+    assert_int_equal(mu_adapters_find(a, ""), 2);
+    assert_int_equal(mu_adapters_find(a, "none"), 0);
+    assert_int_equal(mu_adapters_find(NULL, "one"), -1);
+    assert_int_equal(mu_adapters_find(NULL, ""), 0);
     assert_string_equal(mu_adapters_names(a, names, sizeof names), "one, two");
     assert_int_equal(strlen(mu_adapters_names(a, names, 6)), 5);
     mu_adapters_close(a);

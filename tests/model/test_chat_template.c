@@ -421,6 +421,43 @@ static void test_every_allocation_may_fail(void **state)
     mu_chat_template_free(t);
 }
 
+/* What is no text is refused by its name, whatever the template would make of it. */
+static void test_media(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *message, *found; /* NULL: it is fine */
+    } cases[] = {
+        {"{\"role\": \"user\", \"content\": \"an image\"}", NULL},
+        {"{\"role\": \"user\", \"content\": [{\"type\": \"text\", \"text\": \"image_url\"}]}", NULL},
+        {"{\"role\": \"user\", \"content\": \"a\", \"images\": []}", NULL},
+        {"{\"role\": \"user\", \"content\": \"a\", \"images\": [\"iVBO\"]}", "'images'"},
+        {"{\"role\": \"user\", \"content\": [{\"type\": \"text\"}, {\"type\": \"image\"}]}", "'image'"},
+        {"{\"role\": \"user\", \"content\": [{\"type\": \"image_url\", \"image_url\": {\"url\": \"x\"}}]}",
+         "'image_url'"},
+        {"{\"role\": \"user\", \"content\": [{\"image_url\": \"x\"}]}", "'image_url'"},
+        {"{\"role\": \"tool\", \"content\": [{\"type\": \"input_audio\"}]}", "'input_audio'"},
+        {"{\"role\": \"user\", \"content\": [{\"type\": \"video\"}]}", "'video'"},
+    };
+    struct mu_chat_template *t = parse("x");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct mu_err err = MU_ERR_INIT;
+        char *text = NULL;
+        size_t len;
+        json_t *messages =
+            json_pack("[{s:s, s:s}, o]", "role", "user", "content", "hello", json_loads(cases[i].message, 0, NULL));
+        assert_non_null(messages);
+        const struct mu_chat_input in = {.messages = messages};
+        enum mu_status st = mu_chat_template_render(t, &in, &text, &len, &err);
+        assert_int_equal(st, cases[i].found ? MU_EINVAL : MU_OK);
+        if (cases[i].found && (!strstr(err.text, cases[i].found) || !strstr(err.text, "message 2 ")))
+            fail_msg("case %zu: %s", i, err.text);
+        mu_free(text);
+        json_decref(messages);
+    }
+    mu_chat_template_free(t);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -429,6 +466,7 @@ int main(void)
         cmocka_unit_test(test_errors_of_syntax),
         cmocka_unit_test(test_errors_of_rendering),
         cmocka_unit_test(test_input_is_checked),
+        cmocka_unit_test(test_media),
         cmocka_unit_test(test_limits_of_parsing),
         cmocka_unit_test(test_limits_of_rendering),
         cmocka_unit_test(test_appending_is_linear),

@@ -7,6 +7,7 @@
 
 #include "kernels/quantize_rows.h"
 #include "model/arch.h"
+#include "model/hf_json.h"
 
 /* A Llama of one layer: 16 values wide, two heads of 8 over one key head, 32 in the feed-forward, 24 tokens. */
 enum { D = 16, D_HEAD = 8, FF = 32, VOCAB = 24 };
@@ -426,12 +427,37 @@ static void test_memory_of_fixture(void **state)
     }
 }
 
+/* Whatever allocation of jansson's fails, it is memory that is short, and not the text that is wrong. */
+static void test_json_memory(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "{\"a\": [1, -2.5e3, true, null, \"\\u00e9 and a longer text than jansson's first buffer\"],"
+        " \"an even longer name than that buffer has room for\": {\"b\": 12345678901}}";
+    long n = 0;
+    for (bool failed = true; failed; n++) {
+        struct mu_err err = MU_ERR_INIT;
+        json_t *root = NULL;
+        mu_json_fail_at(n + 1);
+        enum mu_status st = mu_json_parse(text, sizeof text - 1, "text", true, &root, &err);
+        failed = mu_json_fail_at(0) == 0;
+        if (st != MU_ENOMEM && (st != MU_OK || failed)) fail_msg("allocation %ld: %s", n + 1, err.text);
+        json_decref(root);
+        assert_true(n < 1000);
+    }
+    assert_true(n > 20);
+    struct mu_err err = MU_ERR_INIT;
+    json_t *root = NULL;
+    assert_int_equal(mu_json_parse("{\"a\": x}", 8, "text", true, &root, &err), MU_EFORMAT);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),    cmocka_unit_test(test_bias),    cmocka_unit_test(test_files),
-        cmocka_unit_test(test_refused),  cmocka_unit_test(test_configs), cmocka_unit_test(test_other_weights),
-        cmocka_unit_test(test_quantize), cmocka_unit_test(test_memory),  cmocka_unit_test(test_memory_of_fixture),
+        cmocka_unit_test(test_llama),       cmocka_unit_test(test_bias),    cmocka_unit_test(test_files),
+        cmocka_unit_test(test_refused),     cmocka_unit_test(test_configs), cmocka_unit_test(test_other_weights),
+        cmocka_unit_test(test_quantize),    cmocka_unit_test(test_memory),  cmocka_unit_test(test_memory_of_fixture),
+        cmocka_unit_test(test_json_memory),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);
 }

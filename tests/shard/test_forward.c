@@ -649,6 +649,55 @@ static void test_outgrown(void **state)
     mu_model_close(m);
 }
 
+/* Such a model's sequence that is cut back: above the limit it goes on; at or below it the long factors' cache is of no use,
+ * so that nothing of it may stay, and what is fed again turns by the short ones. */
+static void test_cut_back(void **state)
+{
+    (void)state;
+    const struct mu_synth spec = {.arch = "phi3",
+                                  .n_layer = 2,
+                                  .n_head = 6,
+                                  .n_kv_head = 2,
+                                  .d_head = 48,
+                                  .d_model = 288,
+                                  .d_ff = 352,
+                                  .n_rot = 36,
+                                  .n_ctx = 256,
+                                  .n_ctx_short = 64,
+                                  .n_vocab = 400,
+                                  .rope_freq_base = 10000,
+                                  .type = MU_Q8_0,
+                                  .output_type = MU_Q8_0,
+                                  .seed = 4};
+    static const struct {
+        size_t keep, end; /* cut to keep, then fed until end */
+        uint32_t position;
+    } cases[] = {{79, 90, 79}, {65, 70, 65}, {64, 64, 0}, {63, 64, 0}, {64, 66, 0}, {1, 50, 0}, {0, 80, 0}};
+    char path[300];
+    struct mu_model *m = synth_model(&spec, path, sizeof path);
+    size_t n_vocab = (size_t)m->cfg.n_vocab;
+    int32_t ids[90];
+    unlink(path);
+    ids_fill(ids, 90, 400, 5);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct mu_solo *solo = solo_of(m, (struct how){.split = i % 2 ? "2:1/1" : "1", .step_tokens = 24});
+        size_t end = cases[i].end, from = cases[i].position * n_vocab, n_new = end - cases[i].position;
+        struct rows rows = {
+            .at = malloc(end * n_vocab * sizeof(float)), .n_vocab = m->cfg.n_vocab, .n = cases[i].position};
+        MUST(mu_solo_feed(solo, 0, ids, 80, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+        assert_int_equal(mu_solo_truncate(solo, 0, (uint32_t)cases[i].keep), cases[i].position);
+        assert_int_equal(mu_solo_position(solo, 0), cases[i].position);
+        MUST(mu_solo_feed(solo, 0, ids + cases[i].position, n_new, MU_OUT_ALL, NULL, rows_take, &rows, NULL, err));
+        float *want = logits_all(m, (struct how){0}, ids, end);
+        if (memcmp(rows.at + from, want + from, n_new * n_vocab * sizeof *want) != 0)
+            fail_msg("cut to %zu, then fed until %zu: other logits", cases[i].keep, end);
+        free(want);
+        free(rows.at);
+        mu_solo_close(solo);
+    }
+    mu_model_close(m);
+}
+
 /* Exactly the rows that were asked for, the same as when all are. */
 static void test_outputs(void **state)
 {
@@ -802,11 +851,11 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_outputs),         cmocka_unit_test(test_outgrown),
-        cmocka_unit_test(test_refused_steps),   cmocka_unit_test(test_odd_shapes),
-        cmocka_unit_test(test_odd_families),    cmocka_unit_test(test_fixtures),
-        cmocka_unit_test(test_families),        cmocka_unit_test(test_kernels),
-        cmocka_unit_test(test_no_memory),       cmocka_unit_test(test_single_tokens),
-        cmocka_unit_test(test_many_per_expert),
+        cmocka_unit_test(test_cut_back),        cmocka_unit_test(test_refused_steps),
+        cmocka_unit_test(test_odd_shapes),      cmocka_unit_test(test_odd_families),
+        cmocka_unit_test(test_fixtures),        cmocka_unit_test(test_families),
+        cmocka_unit_test(test_kernels),         cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_single_tokens),   cmocka_unit_test(test_many_per_expert),
         cmocka_unit_test(test_q8_cache),        cmocka_unit_test(test_long),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);

@@ -3,6 +3,7 @@
 #include "base/alloc.h"
 #include "base/io.h"
 #include "model/synth.h"
+#include "worker/embedder.h"
 
 #include "lora_util.h"
 
@@ -318,6 +319,117 @@ static void test_ways(void **state)
     }
 }
 
+/* ---- beside texts that are embedded ---- */
+
+enum { N_TEXT = 5 };
+static const struct {
+    enum mu_out_kind out; /* of each chunk, but MU_OUT_STATE and MU_OUT_LOGITS: of the last */
+    int adapter;
+    float scale;
+} kinds[N_TEXT] = {{MU_OUT_LOGITS, 1, 1},
+                   {MU_OUT_STATE_SUM, 2, 1},
+                   {MU_OUT_STATE, 0, 0},
+                   {MU_OUT_STATE_SUM, 1, 0.75f},
+                   {MU_OUT_STATE, 3, 1}};
+
+static enum mu_status vector_take(void *ctx, size_t at, const float *value, int n, struct mu_err *err)
+{
+    (void)at;
+    (void)err;
+    memcpy(ctx, value, (size_t)n * sizeof *value);
+    return MU_OK;
+}
+
+/* What a text has alone: its vector, or the logits of its last token. */
+static float *alone(const struct mu_model *m, const struct mu_adapters *a, int i, const int32_t *ids, size_t n)
+{
+    size_t d = (size_t)m->cfg.d_model, n_vocab = (size_t)m->cfg.n_vocab;
+    float *want = calloc(d > n_vocab ? d : n_vocab, sizeof *want);
+    if (kinds[i].out == MU_OUT_LOGITS) {
+        float *all = logits_of(m, a, (struct how){0}, kinds[i].adapter, kinds[i].scale, ids, n, n);
+        memcpy(want, all + (n - 1) * n_vocab, n_vocab * sizeof *all);
+        free(all);
+        return want;
+    }
+    const struct mu_embed how = {.pooling = kinds[i].out == MU_OUT_STATE ? MU_POOL_LAST : MU_POOL_MEAN, .raw = true};
+    const struct mu_embed_text text = {ids, n};
+    struct mu_embedder *e = NULL;
+    struct mu_solo *solo = solo_with(m, a, (struct how){0});
+    MUST(mu_embedder_create(solo, m, &e, err));
+    mu_embedder_adapt(e, kinds[i].adapter, kinds[i].scale);
+    MUST(mu_embedder_run(e, &how, &text, 1, vector_take, want, err));
+    mu_embedder_destroy(e);
+    mu_solo_close(solo);
+    return want;
+}
+
+/* Sequences with adapters, some of which are embedded and some of which generate, in the same steps: the last layer goes on with
+ * the tokens alone whose states or logits are wanted, and each of them has its own adapter there too. */
+static void test_states(void **state)
+{
+    (void)state;
+    char path[300];
+    struct mu_synth spec = small;
+    spec.type = MU_Q4_0;
+    struct mu_model *m = lora_synth(&spec, path, sizeof path);
+    unlink(path);
+    struct mu_adapters *a = lora_open(m, recipes, N_RECIPE);
+    size_t d = (size_t)m->cfg.d_model;
+    int32_t ids[N_TEXT][N_POS];
+    float *want[N_TEXT], vector[512];
+    for (int i = 0; i < N_TEXT; i++) {
+        ids_fill(ids[i], N_POS, m->cfg.n_vocab, (uint32_t)i);
+        want[i] = alone(m, a, i, ids[i], N_POS);
+    }
+    for (int k = 0; k < N_SPLIT; k++) {
+        struct mu_solo *solo = solo_with(m, a, (struct how){.split = splits[k], .n_slot = N_TEXT, .step_tokens = 64});
+        struct mu_step *step = NULL;
+        struct mu_step_result result;
+        uint32_t done = 0;
+        MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+        for (uint32_t slot = 0; slot < N_TEXT; slot++) step->page[step->n_page++] = (struct mu_step_page){slot, slot};
+        for (uint32_t take = 11; done < N_POS; done += take) {
+            if (take > N_POS - done) take = N_POS - done;
+            bool last = done + take == N_POS;
+            step->number++;
+            step->n_seq = step->n_tok = 0;
+            for (uint32_t slot = 0; slot < N_TEXT; slot++) {
+                enum mu_out_kind out = kinds[slot].out;
+                step->seq[step->n_seq++] =
+                    (struct mu_step_seq){.slot = slot,
+                                         .pos0 = done,
+                                         .n_tok = take,
+                                         .tok_off = step->n_tok,
+                                         .out = (uint8_t)(last || out == MU_OUT_STATE_SUM ? out : MU_OUT_NONE),
+                                         .top_p = 1,
+                                         .adapter = (uint16_t)kinds[slot].adapter,
+                                         .adapter_scale = kinds[slot].scale};
+                memcpy(step->ids + step->n_tok, ids[slot] + done, take * sizeof **ids);
+                step->n_tok += take;
+            }
+            MUST(mu_solo_step(solo, step, &result, err));
+            step->n_page = 0;
+        }
+        for (int i = 0; i < N_TEXT; i++) {
+            char what[80];
+            snprintf(what, sizeof what, "split %s, sequence %d", splits[k], i);
+            if (kinds[i].out == MU_OUT_LOGITS) {
+                same(result.logits, want[i], (size_t)m->cfg.n_vocab, what);
+                continue;
+            }
+            const struct mu_embed how = {.pooling = kinds[i].out == MU_OUT_STATE ? MU_POOL_LAST : MU_POOL_MEAN,
+                                         .raw = true};
+            assert_true(mu_embed_finish(&how, result.state + (size_t)i * d, N_POS, (int)d, vector));
+            same(vector, want[i], d, what);
+        }
+        mu_free(step);
+        mu_solo_close(solo);
+    }
+    for (int i = 0; i < N_TEXT; i++) free(want[i]);
+    mu_adapters_close(a);
+    mu_model_close(m);
+}
+
 /* ---- the same adapter as a PEFT folder ---- */
 
 static void test_folders(void **state)
@@ -457,9 +569,9 @@ static void test_no_memory(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_merged),          cmocka_unit_test(test_ways),
-        cmocka_unit_test(test_folders),         cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_unknown_adapter), cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_merged),    cmocka_unit_test(test_ways),       cmocka_unit_test(test_states),
+        cmocka_unit_test(test_folders),   cmocka_unit_test(test_not_finite), cmocka_unit_test(test_unknown_adapter),
+        cmocka_unit_test(test_no_memory),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -105,6 +105,7 @@ static void reply(struct mu_embed_call *e)
         all[i] = &one[i];
         usage.prompt_tokens += (uint32_t)in->n_ids;
     }
+    usage.cached_tokens = e->cached;
     usage.resumed = e->resumed;
     usage.queue_ms = (double)(e->started_ns - e->arrived_ns) / 1e6;
     usage.first_token_ms = (double)(e->first_ns - e->arrived_ns) / 1e6;
@@ -120,7 +121,8 @@ static void reply(struct mu_embed_call *e)
     mu_free(all);
 }
 
-bool mu_embed_call_take(struct mu_embed_call *e, size_t at, const float *value, size_t n_value, unsigned resumed)
+bool mu_embed_call_take(struct mu_embed_call *e, size_t at, const float *value, size_t n_value, unsigned resumed,
+                        uint32_t cached)
 {
     struct mu_embed_input *in = &e->input[at];
     if (e->over || in->value) return true;
@@ -136,6 +138,7 @@ bool mu_embed_call_take(struct mu_embed_call *e, size_t at, const float *value, 
     memcpy(in->value, value, n_value * sizeof *value);
     if (!e->first_ns) e->first_ns = mu_now_ns();
     if (resumed > e->resumed) e->resumed = resumed;
+    e->cached += cached < in->n_ids ? cached : (uint32_t)in->n_ids;
     if (--e->n_left == 0) reply(e);
     return true;
 }

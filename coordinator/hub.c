@@ -262,7 +262,7 @@ static void on_vector(struct mu_hub *h, struct mu_request **p, const Muster__Int
         mu_request_fail(r, mu_rpc_code_of((enum mu_status)t->error_code), "%s", t->error);
     else if (!t->n_vector)
         mu_request_fail(r, MU_RPC_INTERNAL, "the leader ended it without a vector");
-    else if (mu_embed_call_take(r->embed, r->embed_at, t->vector, t->n_vector, (unsigned)r->resumed))
+    else if (mu_embed_call_take(r->embed, r->embed_at, t->vector, t->n_vector, (unsigned)r->resumed, t->cached_tokens))
         h->gang.failures = 0;
     drop(h, p);
 }
@@ -277,6 +277,7 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
         return;
     }
     size_t before = r->n_emitted;
+    if (!before) r->n_cached = t->cached_tokens < r->n_prompt ? t->cached_tokens : (uint32_t)r->n_prompt;
     switch (mu_request_commit(r, t->first_position, t->id, t->n_id, h->tok)) {
     case MU_COMMIT_OK: break;
     case MU_COMMIT_OLD: h->stale_messages += t->n_id > 0; break;

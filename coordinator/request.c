@@ -185,6 +185,7 @@ bool mu_request_flush(struct mu_request *r)
         int64_t now = mu_now_ns();
         usage.prompt_tokens = (uint32_t)r->n_prompt;
         usage.completion_tokens = (uint32_t)r->n_emitted;
+        usage.cached_tokens = r->n_cached;
         usage.resumed = (uint32_t)r->resumed;
         usage.queue_ms = (double)(r->started_ns - r->arrived_ns) / 1e6;
         usage.first_token_ms = (double)(r->first_ns - r->arrived_ns) / 1e6;

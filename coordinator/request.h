@@ -44,6 +44,7 @@ struct mu_request {
     size_t n_emitted, n_sent; /* n_sent: ids told to the client (return_ids) */
     size_t max_tokens;
     uint64_t seed;
+    uint32_t n_cached; /* prompt tokens that the gang had cached when it gave the first id */
     enum mu_request_state state;
     int deaths;             /* gangs that died while it was running, since it last proved harmless */
     int resumed;            /* all of them */

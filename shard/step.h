@@ -44,7 +44,8 @@ struct mu_step_seq {
     float adapter_scale; /* its strength is multiplied by it */
 };
 
-struct mu_step_page { /* page becomes the next page of slot */
+struct
+    mu_step_page { /* page becomes the next page of slot; slots that begin alike share pages, which none writes again */
     uint32_t slot, page;
 };
 

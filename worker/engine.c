@@ -44,6 +44,7 @@ struct out_entry { /* one request's part of the next message */
     size_t n_id, cap;
     float *vector; /* [n_vector] */
     size_t n_vector, vector_cap;
+    uint32_t n_cached;
     bool finished;
     enum mu_status error;
     char text[160];
@@ -314,6 +315,7 @@ static struct out_entry *entry_of(struct mu_engine *e, const struct mu_sched_eve
     o->first_position = ev->position;
     o->n_id = 0;
     o->n_vector = 0;
+    o->n_cached = ev->n_cached;
     o->finished = false;
     o->error = MU_OK;
     return o;
@@ -387,6 +389,7 @@ static enum mu_status entries_send(struct mu_engine *e, size_t from, size_t *to_
         t->id = o->ids;
         t->n_vector = o->n_vector;
         t->vector = o->vector;
+        t->cached_tokens = o->n_cached;
         t->finished = o->finished;
         t->error_code = (uint32_t)o->error;
         if (o->error != MU_OK) t->error = (char *)o->text;

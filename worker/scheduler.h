@@ -9,6 +9,10 @@
  * ids known and ids fed to the ranks; one missing is a decode, more are a prefill, and the last chunk of either
  * samples.
  *
+ * Pages are shared (kv_pool.h): a newcomer begins after the longest run of whole pages, from its first token on, that
+ * somebody has computed already or is about to have computed; it waits for one that is being computed. So a sequence that
+ * was preempted finds again what nobody else has needed meanwhile.
+ *
  * A request with a pooling (shard/embed.h) ends with its prompt's last chunk; nothing is sampled. Preempted, it begins
  * again at position 0 and so does its sum.
  *
@@ -39,6 +43,7 @@ struct mu_sched_options {
     int n_vocab;     /* bounds every id */
     int max_waiting; /* requests that wait for a slot; more are refused */
     int n_ctx_short; /* a sequence that grows beyond it is computed again, marked `far`; 0: never */
+    bool no_prefix_cache;
 };
 
 struct mu_sched_request { /* everything is copied */
@@ -67,6 +72,7 @@ struct mu_sched_event {
     enum mu_status error;  /* MU_OK, MU_ENONFINITE, MU_ECANCELLED, MU_EINTERNAL (an id outside the vocabulary) */
     struct mu_embed embed; /* pooling set: it is an embedding, finished; the state is that of slot, of n_tok tokens */
     uint32_t slot, n_tok;
+    uint32_t n_cached; /* of its prompt's tokens, those that were in the cache when it began */
 };
 
 enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sched **sched_out, struct mu_err *err);
@@ -94,8 +100,10 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step_out);
 int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, struct mu_sched_event *events_out);
 
 struct mu_sched_counts {
-    uint32_t active, waiting, free_pages, free_slots;
+    uint32_t active, waiting, free_slots;
+    uint32_t free_pages, cached_pages; /* free: those that nobody holds, the cached ones among them */
     uint64_t steps, preemptions;
+    uint64_t cached_tokens; /* that sequences found instead of computing them, also when they were let in again */
 };
 void mu_sched_count(const struct mu_sched *s, struct mu_sched_counts *counts_out);
 

@@ -279,7 +279,11 @@ static void test_with_generations(void **state)
     const size_t d = (size_t)model->cfg.d_model;
     const struct mu_serving serving = {.n_ctx = 128, .n_slot = 6, .n_page = 6, .step_tokens = 4};
     struct mu_solo_options opt = {.model = model, .n_thread = 2, .serving = serving};
-    const struct mu_sched_options so = {serving, 1, model->cfg.n_vocab, N, model->cfg.n_ctx_short};
+    const struct mu_sched_options so = {.serving = serving,
+                                        .n_stage = 1,
+                                        .n_vocab = model->cfg.n_vocab,
+                                        .max_waiting = N,
+                                        .n_ctx_short = model->cfg.n_ctx_short};
     struct mu_sched_event events[6];
     struct mu_solo *solo = NULL;
     struct mu_sched *sched = NULL;

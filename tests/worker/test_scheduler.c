@@ -1,6 +1,6 @@
-/* The scheduler against a simulated gang: ranks that believe nothing (positions must follow on, pages must be there and
- * nobody else's), and a "model" whose next id is a hash of all ids so far, so that any mistake in preemption,
- * resumption or ordering changes what comes out. */
+/* The scheduler against a simulated gang: ranks that believe nothing (positions must follow on, pages must be there, and
+ * written by one sequence alone), and a "model" whose next id is a hash of all ids that it reads in the sequence's
+ * pages, so that any mistake in sharing, preemption, resumption or ordering changes what comes out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "base/alloc.h"
-#include "worker/scheduler.h"
+#include "worker/sched_parts.h"
 
 enum { VOCAB = 97, MAX_REQUESTS = 1200, MAX_CTX = 400, MAX_SLOTS = 12, MAX_PAGES = 64, MAX_FLIGHT = 8, N_ADAPTER = 3 };
 
@@ -38,14 +38,23 @@ struct request {
     uint32_t max_tokens;
     int32_t end_id; /* -1: none */
     uint32_t n_got; /* emitted ids known */
+    uint32_t n_cached;
     bool submitted, done, cancelled, cancel_asked;
 };
 
 struct slot { /* what a rank holds */
-    int32_t ids[MAX_CTX];
     uint32_t n, page[MAX_PAGES], n_page;
     int request; /* whose ids they are; meaningful while n > 0 */
-    uint8_t far; /* how they were computed, all of them */
+};
+
+struct cell { /* of a page */
+    int32_t id;
+    uint32_t pos;
+    uint8_t far; /* how it was computed */
+    uint16_t adapter;
+    float scale;
+    uint64_t step;
+    uint32_t slot; /* that wrote it */
 };
 
 struct sim {
@@ -55,10 +64,10 @@ struct sim {
     int32_t sampled[MAX_FLIGHT][MAX_SLOTS];
     int head, n;
     struct slot slot[MAX_SLOTS];
-    int page_owner[MAX_PAGES]; /* slot, -1 */
+    struct cell cell[MAX_PAGES][MU_PAGE_TOKENS];
     struct request *req;
     int n_req, n_done;
-    uint64_t expect_number, n_outgrown;
+    uint64_t expect_number, n_tok, n_outgrown, n_shared; /* n_shared: times that a sequence began after page 0 */
     struct mu_sched_event events[MAX_SLOTS];
 };
 
@@ -67,13 +76,16 @@ static void request_make(struct sim *m, struct request *r)
     uint32_t ctx = (uint32_t)m->opt.serving.n_ctx, pages = m->opt.serving.n_page;
     uint32_t cap = ctx < pages * MU_PAGE_TOKENS ? ctx : pages * MU_PAGE_TOKENS;
     memset(r, 0, sizeof *r);
-    r->n_prompt = 1 + rng(rng(4) ? cap / 4 + 1 : cap - 1);
+    r->n_prompt = 1 + rng(rng(2) ? cap / 4 + 1 : cap - 1);
     if (r->n_prompt >= cap) r->n_prompt = cap - 1;
     r->max_tokens = 1 + rng(rng(2) ? 20 : cap);
     if (r->n_prompt + r->max_tokens > cap && r->max_tokens > 1 && cap < ctx) r->max_tokens = cap - r->n_prompt;
     if (r->max_tokens < 1) r->max_tokens = 1;
     r->end_id = rng(4) == 0 ? (int32_t)rng(VOCAB) : -1;
-    for (uint32_t i = 0; i < r->n_prompt; i++) r->ids[i] = (int32_t)rng(VOCAB);
+    /* Most begin like others, some all the way: chats, system prompts, several choices of one prompt. */
+    uint32_t family = rng(6), same = family == 0 ? 0 : rng(3) ? r->n_prompt : rng(r->n_prompt);
+    for (uint32_t i = 0; i < r->n_prompt; i++)
+        r->ids[i] = i < same ? family == 1 ? 5 : (int32_t)((i * i + 7 * family + i / 5) % VOCAB) : (int32_t)rng(VOCAB);
     r->n_total = r->n_prompt;
     while (r->n_total < ctx && r->n_total - r->n_prompt < r->max_tokens) {
         r->ids[r->n_total] = model_next(r->ids, r->n_total);
@@ -81,6 +93,16 @@ static void request_make(struct sim *m, struct request *r)
     }
     if (rng(3) == 0) r->n_emitted = rng(r->n_total - r->n_prompt); /* resumed: never all of it */
     r->n_got = r->n_emitted;
+}
+
+static uint16_t adapter_of(int i)
+{
+    return i % 3 ? 0 : (uint16_t)((uint32_t)i % (N_ADAPTER + 1));
+}
+
+static float scale_of(int i)
+{
+    return i % 2 ? 1.0f : 0.5f;
 }
 
 static void request_submit(struct sim *m, int i)
@@ -97,8 +119,8 @@ static void request_submit(struct sim *m, int i)
         .seed = (uint64_t)i,
         .end_ids = &r->end_id,
         .n_end = r->end_id >= 0,
-        .adapter = (uint32_t)i % (N_ADAPTER + 1),
-        .adapter_scale = (float)i,
+        .adapter = adapter_of(i),
+        .adapter_scale = scale_of(i),
     };
     bool finished;
     struct mu_err err = MU_ERR_INIT;
@@ -110,7 +132,18 @@ static void request_submit(struct sim *m, int i)
 static bool in_a_slot(const struct sim *m, int request)
 {
     for (int i = 0; i < m->opt.serving.n_slot; i++)
-        if (m->slot[i].n && m->slot[i].request == request) return true;
+        if (m->s->active[i] && m->s->active[i]->request == (uint64_t)request + 1000) return true;
+    return false;
+}
+
+/* Whether somebody who runs begins like it, so that it may wait for what that one computes. */
+static bool may_wait(const struct sim *m, int request)
+{
+    for (int i = 0; i < m->opt.serving.n_slot; i++) {
+        const struct seq *a = m->s->active[i];
+        if (a && a->n_ids >= MU_PAGE_TOKENS && !memcmp(a->ids, m->req[request].ids, MU_PAGE_TOKENS * sizeof *a->ids))
+            return true;
+    }
     return false;
 }
 
@@ -118,8 +151,35 @@ static bool in_a_slot(const struct sim *m, int request)
 static void check_admission_order(const struct sim *m, int request)
 {
     for (int i = 0; i < request; i++)
-        if (m->req[i].submitted && !m->req[i].done && !m->req[i].cancel_asked && !in_a_slot(m, i))
+        if (m->req[i].submitted && !m->req[i].done && !m->req[i].cancel_asked && !in_a_slot(m, i) && !may_wait(m, i))
             fail_msg("request %d was let in before %d", request, i);
+}
+
+/* What the pages of a slot hold, up to its length, as a later step may read it. */
+static void slot_read(const struct sim *m, const struct mu_step *st, const struct mu_step_seq *q, int32_t *ids)
+{
+    const struct slot *s = &m->slot[q->slot];
+    for (uint32_t pos = 0; pos < s->n; pos++) {
+        const struct cell *c = &m->cell[s->page[pos / MU_PAGE_TOKENS]][pos % MU_PAGE_TOKENS];
+        assert_int_equal(c->pos, pos);
+        assert_int_equal(c->far, q->far);
+        assert_int_equal(c->adapter, q->adapter);
+        if (q->adapter) assert_true(c->scale == q->adapter_scale);
+        assert_true(c->step < st->number || c->slot == q->slot); /* of this step only its own */
+        ids[pos] = c->id;
+    }
+}
+
+static void slot_write(struct sim *m, const struct mu_step *st, const struct mu_step_seq *q, int32_t id)
+{
+    struct slot *s = &m->slot[q->slot];
+    uint32_t page = s->page[s->n / MU_PAGE_TOKENS], n_holder = 0;
+    for (int i = 0; i < m->opt.serving.n_slot; i++)
+        for (uint32_t p = 0; p < m->slot[i].n_page; p++) n_holder += m->slot[i].page[p] == page;
+    assert_int_equal(n_holder, 1); /* nobody else reads there */
+    m->cell[page][s->n % MU_PAGE_TOKENS] =
+        (struct cell){id, s->n, q->far, q->adapter, q->adapter_scale, st->number, q->slot};
+    s->n++;
 }
 
 /* A rank's part: applies the step as strictly as a rank would, and computes the ids. */
@@ -127,17 +187,16 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
 {
     assert_true(st->number == m->expect_number++);
     assert_true(st->n_seq > 0 && st->n_tok <= (uint32_t)m->opt.serving.step_tokens);
+    assert_true(st->n_page <= m->opt.serving.n_page);
     for (uint32_t i = 0; i < st->n_free; i++) {
         struct slot *s = &m->slot[st->free_slot[i]];
         assert_true(s->n_page > 0);
-        for (uint32_t p = 0; p < s->n_page; p++) m->page_owner[s->page[p]] = -1;
+        m->n_outgrown += m->opt.n_ctx_short && s->n == (uint32_t)m->opt.n_ctx_short;
         s->n = s->n_page = 0;
     }
     for (uint32_t i = 0; i < st->n_page; i++) {
         assert_true(st->page[i].page < m->opt.serving.n_page);
-        assert_int_equal(m->page_owner[st->page[i].page], -1);
         struct slot *s = &m->slot[st->page[i].slot];
-        m->page_owner[st->page[i].page] = (int)st->page[i].slot;
         s->page[s->n_page++] = st->page[i].page;
     }
     uint32_t off = 0, seen = 0;
@@ -146,38 +205,49 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         struct slot *s = &m->slot[q->slot];
         assert_true(q->slot < (uint32_t)m->opt.serving.n_slot && !(seen & 1u << q->slot));
         seen |= 1u << q->slot;
-        bool again = q->pos0 == 0 && s->n > 0;
-        if (again) { /* outgrown: computed again */
-            assert_true(q->far && !s->far && (uint32_t)m->opt.n_ctx_short == s->n);
-            assert_int_equal(q->seed, s->request);
-            s->n = 0;
-            m->n_outgrown++;
+        if (s->n == 0) { /* the seed is the request's number */
+            s->request = (int)q->seed;
+            if (!q->far) check_admission_order(m, s->request); /* else it may have had its slot all the time */
+            m->n_shared += q->pos0 > 0;
+            assert_true(q->pos0 % MU_PAGE_TOKENS == 0);
+            s->n = q->pos0;
         }
+        assert_int_equal(s->request, q->seed);
         assert_int_equal(q->pos0, s->n);
-        if (s->n == 0) s->far = q->far;
-        assert_int_equal(q->far, s->far);
         assert_int_equal(q->tok_off, off);
         assert_true(q->n_tok > 0 && q->pos0 + q->n_tok <= (uint32_t)m->opt.serving.n_ctx);
         assert_true(q->pos0 + q->n_tok <= s->n_page * MU_PAGE_TOKENS);
-        assert_true(q->adapter == q->seed % (N_ADAPTER + 1) && q->adapter_scale == (float)q->seed);
-        if (q->pos0 == 0 && !again) { /* the seed is the request's number */
-            check_admission_order(m, (int)q->seed);
-            s->request = (int)q->seed;
-        }
-        memcpy(s->ids + s->n, st->ids + off, q->n_tok * sizeof(int32_t));
-        s->n += q->n_tok;
+        assert_true(q->adapter == adapter_of((int)q->seed) && q->adapter_scale == scale_of((int)q->seed));
+        for (uint32_t t = 0; t < q->n_tok; t++) slot_write(m, st, q, st->ids[off + t]);
         off += q->n_tok;
         if (q->out == MU_OUT_SAMPLE)
             assert_int_equal(q->far, m->opt.n_ctx_short && s->n > (uint32_t)m->opt.n_ctx_short);
-        sampled[i] = q->out == MU_OUT_SAMPLE ? model_next(s->ids, s->n) : -1;
+    }
+    for (uint32_t i = 0; i < st->n_seq; i++) {
+        int32_t ids[MAX_CTX];
+        slot_read(m, st, &st->seq[i], ids);
+        sampled[i] = st->seq[i].out == MU_OUT_SAMPLE ? model_next(ids, m->slot[st->seq[i].slot].n) : -1;
     }
     assert_int_equal(off, st->n_tok);
+    m->n_tok += off;
+}
+
+/* Every page has as many holders as there are tables that name it. */
+static void check_pages(const struct sim *m)
+{
+    uint32_t n_holder[MAX_PAGES] = {0};
+    for (int i = 0; i < m->opt.serving.n_slot; i++)
+        for (uint32_t p = 0; m->s->active[i] && p < m->s->active[i]->n_page; p++) n_holder[m->s->active[i]->page[p]]++;
+    for (uint32_t p = 0; p < m->opt.serving.n_page; p++)
+        assert_int_equal(mu_kv_pool_holders(m->s->pool, p), n_holder[p]);
+    assert_true(mu_kv_pool_sound(m->s->pool));
 }
 
 static bool sim_next(struct sim *m)
 {
     struct mu_step *st = m->step[(m->head + m->n) % MAX_FLIGHT];
     if (!mu_sched_next(m->s, st)) return false;
+    check_pages(m);
     for (int k = 0; k < m->n; k++) { /* a sequence is in at most one step in flight */
         const struct mu_step *other = m->step[(m->head + k) % MAX_FLIGHT];
         for (uint32_t a = 0; a < other->n_seq; a++)
@@ -205,6 +275,7 @@ static void event_take(struct sim *m, const struct mu_sched_event *e)
     assert_true(r->n_prompt + r->n_got < r->n_total);
     assert_int_equal(e->id, r->ids[r->n_prompt + r->n_got]);
     r->n_got++;
+    r->n_cached = e->n_cached;
     assert_int_equal(e->finished, r->n_prompt + r->n_got == r->n_total);
     r->done = e->finished;
     m->n_done += e->finished;
@@ -214,6 +285,7 @@ static void sim_complete(struct sim *m)
 {
     int n = mu_sched_complete(m->s, m->step[m->head]->number, m->sampled[m->head], m->events);
     assert_true(n >= 0);
+    check_pages(m);
     m->head = (m->head + 1) % MAX_FLIGHT;
     m->n--;
     for (int i = 0; i < n; i++) event_take(m, &m->events[i]);
@@ -238,15 +310,16 @@ static void sim_open(struct sim *m, int n_stage, int n_slot, uint32_t n_page, in
 {
     struct mu_err err = MU_ERR_INIT;
     memset(m, 0, sizeof *m);
-    m->opt = (struct mu_sched_options){
-        {.n_ctx = n_ctx, .n_slot = n_slot, .n_page = n_page, .step_tokens = step_tokens, .n_adapter = N_ADAPTER},
-        n_stage,
-        VOCAB,
-        MAX_REQUESTS,
-        0};
+    m->opt = (struct mu_sched_options){.serving = {.n_ctx = n_ctx,
+                                                   .n_slot = n_slot,
+                                                   .n_page = n_page,
+                                                   .step_tokens = step_tokens,
+                                                   .n_adapter = N_ADAPTER},
+                                       .n_stage = n_stage,
+                                       .n_vocab = VOCAB,
+                                       .max_waiting = MAX_REQUESTS};
     assert_int_equal(mu_sched_create(&m->opt, &m->s, &err), MU_OK);
     for (int i = 0; i < MAX_FLIGHT; i++) assert_int_equal(mu_step_create(&m->opt.serving, &m->step[i], &err), MU_OK);
-    for (int i = 0; i < MAX_PAGES; i++) m->page_owner[i] = -1;
     m->req = calloc(MAX_REQUESTS, sizeof *m->req);
     m->expect_number = 1;
 }
@@ -264,7 +337,7 @@ static void sim_close(struct sim *m)
     free(m->req);
 }
 
-static uint64_t n_outgrown;
+static uint64_t n_outgrown, n_shared, n_cached_tokens;
 
 static uint64_t simulate(uint64_t seed, int n_req)
 {
@@ -272,10 +345,11 @@ static uint64_t simulate(uint64_t seed, int n_req)
     struct mu_sched_counts c;
     rng_state = seed;
     int n_ctx = 40 + (int)rng(300);
-    sim_open(&m, 1 + (int)rng(4), 1 + (int)rng(MAX_SLOTS), 2 + rng(rng(4) ? 8 : 40), n_ctx, 2 + (int)rng(90));
-    if (seed % 2) { /* a model with two sets of rotation factors */
+    sim_open(&m, 1 + (int)rng(4), 1 + (int)rng(MAX_SLOTS), 2 + rng(rng(2) ? 8 : 60), n_ctx, 2 + (int)rng(90));
+    if (seed % 2 || seed % 5 == 0) { /* a model with two sets of rotation factors; without sharing */
         mu_sched_destroy(m.s);
-        m.opt.n_ctx_short = 1 + (int)rng((uint32_t)n_ctx);
+        if (seed % 2) m.opt.n_ctx_short = 1 + (int)rng((uint32_t)n_ctx);
+        m.opt.no_prefix_cache = seed % 5 == 0;
         struct mu_err err = MU_ERR_INIT;
         assert_int_equal(mu_sched_create(&m.opt, &m.s, &err), MU_OK);
     }
@@ -298,6 +372,9 @@ static uint64_t simulate(uint64_t seed, int n_req)
     for (int i = 0; i < n_req; i++)
         if (!m.req[i].cancelled) assert_int_equal(m.req[i].n_prompt + m.req[i].n_got, m.req[i].n_total);
     n_outgrown += m.n_outgrown;
+    n_shared += m.n_shared;
+    n_cached_tokens += c.cached_tokens;
+    if (m.opt.no_prefix_cache) assert_int_equal(m.n_shared + c.cached_tokens + c.cached_pages, 0);
     sim_close(&m);
     return c.preemptions;
 }
@@ -306,25 +383,33 @@ static void test_a_thousand_random_requests(void **state)
 {
     (void)state;
     uint64_t preemptions = 0;
-    for (uint64_t seed = 1; seed <= 100; seed++) preemptions += simulate(seed, 100);
+    for (uint64_t seed = 1; seed <= 200; seed++) preemptions += simulate(seed, 100);
     preemptions += simulate(77, 1000);
     print_message("%llu preemptions\n", (unsigned long long)preemptions);
     assert_true(preemptions > 100); /* else the pools were not tiny */
     print_message("%llu sequences outgrew the short context\n", (unsigned long long)n_outgrown);
     assert_true(n_outgrown > 100);
+    print_message("%llu sequences began with %llu tokens of others\n", (unsigned long long)n_shared,
+                  (unsigned long long)n_cached_tokens);
+    assert_true(n_shared > 500 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
 }
 
-/* A request that is known in every detail: n_prompt ids, then max_tokens. */
-static void request_plain(struct sim *m, int i, uint32_t n_prompt, uint32_t max_tokens)
+/* A request that is known in every detail: n_prompt ids that begin as salt says, then max_tokens. */
+static void request_salted(struct sim *m, int i, uint32_t salt, uint32_t n_prompt, uint32_t max_tokens)
 {
     struct request *r = &m->req[i];
     memset(r, 0, sizeof *r);
     r->end_id = -1;
     r->n_prompt = r->n_total = n_prompt;
     r->max_tokens = max_tokens;
-    for (uint32_t k = 0; k < n_prompt; k++) r->ids[k] = (int32_t)((k * 31 + (uint32_t)i) % VOCAB);
+    for (uint32_t k = 0; k < n_prompt; k++) r->ids[k] = (int32_t)((k * 31 + salt) % VOCAB);
     for (; r->n_total < n_prompt + max_tokens; r->n_total++) r->ids[r->n_total] = model_next(r->ids, r->n_total);
     request_submit(m, i);
+}
+
+static void request_plain(struct sim *m, int i, uint32_t n_prompt, uint32_t max_tokens)
+{
+    request_salted(m, i, (uint32_t)i, n_prompt, max_tokens);
 }
 
 /* New short requests never stop coming; one that needs every page must still get through. */
@@ -364,7 +449,10 @@ static enum mu_status try_submit(struct mu_sched *s, struct mu_sched_request q, 
 static void test_what_never_fits_is_refused_by_name(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 1, .step_tokens = 16}, 1, VOCAB, 3, 0};
+    struct mu_sched_options opt = {.serving = {.n_ctx = 64, .n_slot = 2, .n_page = 1, .step_tokens = 16},
+                                   .n_stage = 1,
+                                   .n_vocab = VOCAB,
+                                   .max_waiting = 3};
     struct mu_sched *s;
     struct mu_err err = MU_ERR_INIT;
     static int32_t ids[128];
@@ -470,6 +558,68 @@ static void test_steps_overlap(void **state)
     sim_close(&m);
 }
 
+static void run_dry(struct sim *m)
+{
+    while (sim_next(m) || m->n)
+        if (m->n) sim_complete(m);
+}
+
+/* Eight choices of one prompt that come at once, with the same adapter and without: it is computed once for each kind,
+ * but for the last page. A prompt of whole cached pages computes its last one, which samples. */
+static void test_choices_share_their_prompt(void **state)
+{
+    (void)state;
+    struct sim m;
+    for (int n_stage = 1; n_stage <= 2; n_stage++) {
+        sim_open(&m, n_stage, 8, 40, 200, 64);
+        for (int i = 0; i < 8; i++) request_salted(&m, i, 0, 100, 2);
+        run_dry(&m);
+        assert_int_equal(m.n_done, 8);
+        int n_kind = 0;
+        for (int i = 0; i < 8; i++) n_kind += i == 0 || adapter_of(i);
+        assert_int_equal(m.n_tok, n_kind * 100 + (8 - n_kind) * (100 - 96) + 8);
+        m.n_tok = 0;
+        request_salted(&m, 10, 0, 96, 1); /* its adapter is request 1's: none */
+        run_dry(&m);
+        assert_int_equal(m.n_tok, 32);
+        assert_int_equal(m.req[10].n_cached, 64);
+        sim_close(&m);
+    }
+}
+
+/* A conversation goes on: its turns find what was computed of the ones before, answers too. */
+static void test_turns_find_the_ones_before(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 1, 2, 12, 360, 64);
+    request_salted(&m, 1, 3, 70, 100);
+    run_dry(&m);
+    struct request *r = &m.req[2];
+    *r = m.req[1];
+    r->n_prompt = 180; /* what was said, and ten ids more */
+    for (uint32_t k = 170; k < 180; k++) r->ids[k] = 7;
+    r->n_got = 0;
+    r->done = false;
+    r->max_tokens = 3;
+    for (r->n_total = 180; r->n_total < 183; r->n_total++) r->ids[r->n_total] = model_next(r->ids, r->n_total);
+    m.n_tok = 0;
+    request_submit(&m, 2);
+    run_dry(&m);
+    assert_int_equal(r->n_cached, 160); /* of 169 that were fed, whole pages */
+    assert_int_equal(m.n_tok, 180 - 160 + 2);
+    request_plain(&m, 4, 340, 10); /* needs eleven of the twelve pages: what was cached is forgotten */
+    run_dry(&m);
+    m.n_tok = 0;
+    r->n_got = 0;
+    r->done = false;
+    request_submit(&m, 2);
+    run_dry(&m);
+    assert_int_equal(r->n_cached, 32); /* but for its first page, which is forgotten last */
+    assert_int_equal(m.n_done, 4);
+    sim_close(&m);
+}
+
 static void test_a_bad_sample_ends_its_request_only(void **state)
 {
     (void)state;
@@ -494,7 +644,10 @@ static void test_a_bad_sample_ends_its_request_only(void **state)
 static void test_texts(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{.n_ctx = 70, .n_slot = 2, .n_page = 3, .step_tokens = 16}, 1, VOCAB, 3, 0};
+    struct mu_sched_options opt = {.serving = {.n_ctx = 70, .n_slot = 2, .n_page = 3, .step_tokens = 16},
+                                   .n_stage = 1,
+                                   .n_vocab = VOCAB,
+                                   .max_waiting = 3};
     struct mu_sched *s;
     struct mu_step *step;
     struct mu_err err = MU_ERR_INIT;
@@ -521,12 +674,13 @@ static void test_texts(void **state)
     q.embed = last;
     assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
     int32_t none[2] = {-1, -1};
+    int n;
     for (uint32_t at = 0; at < 70; at += 16) {
         assert_true(mu_sched_next(s, step));
         assert_int_equal(step->n_seq, 1); /* the pages are all the first one's */
         assert_int_equal(step->seq[0].pos0, at);
         assert_int_equal(step->seq[0].out, MU_OUT_STATE_SUM);
-        int n = mu_sched_complete(s, step->number, none, events);
+        n = mu_sched_complete(s, step->number, none, events);
         assert_int_equal(n, at + 16 >= 70);
     }
     assert_true(events[0].finished && events[0].request == 1 && events[0].id == -1 && events[0].n_tok == 70);
@@ -538,6 +692,20 @@ static void test_texts(void **state)
     none[0] = -2;
     assert_int_equal(mu_sched_complete(s, step->number, none, events), 1);
     assert_true(events[0].finished && events[0].error == MU_ENONFINITE && events[0].embed.raw);
+    /* What is cached of a text spares the last token's state some work; a mean is a sum over all tokens. */
+    for (int i = 0; i < 2; i++) {
+        q.id = 3 + (uint64_t)i;
+        q.n_prompt = 70;
+        q.embed = i ? mean : last;
+        assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
+        for (uint32_t at = i ? 0 : 64; at < 70; at += 16) {
+            assert_true(mu_sched_next(s, step));
+            assert_int_equal(step->seq[0].pos0, at);
+            n = mu_sched_complete(s, step->number, (int32_t[]){-1}, events);
+        }
+        assert_int_equal(n, 1);
+        assert_int_equal(events[0].n_cached, i ? 0 : 64);
+    }
     mu_sched_destroy(s);
     opt.serving.n_page = 2;
     assert_int_equal(mu_sched_create(&opt, &s, &err), MU_OK);
@@ -551,7 +719,10 @@ static void test_texts(void **state)
 static void test_every_allocation_can_fail(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {{.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16}, 2, VOCAB, 3, 0};
+    struct mu_sched_options opt = {.serving = {.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16},
+                                   .n_stage = 2,
+                                   .n_vocab = VOCAB,
+                                   .max_waiting = 3};
     int32_t ids[4] = {1, 2, 3, 4};
     struct mu_sched_request q = {.id = 1, .prompt = ids, .n_prompt = 4, .max_tokens = 3, .top_p = 1};
     for (long n = 1;; n++) {
@@ -579,6 +750,8 @@ int main(void)
         cmocka_unit_test(test_what_never_fits_is_refused_by_name),
         cmocka_unit_test(test_decodes_do_not_starve_a_prefill),
         cmocka_unit_test(test_steps_overlap),
+        cmocka_unit_test(test_choices_share_their_prompt),
+        cmocka_unit_test(test_turns_find_the_ones_before),
         cmocka_unit_test(test_a_bad_sample_ends_its_request_only),
         cmocka_unit_test(test_texts),
         cmocka_unit_test(test_every_allocation_can_fail),

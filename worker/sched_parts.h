@@ -1,0 +1,73 @@
+/* The scheduler's insides, shared by its own files:
+ *
+ *   scheduler.c   requests come and go, what became of a step
+ *   sched_step.c  the next step: who runs, with how much, into which pages */
+#ifndef MU_WORKER_SCHED_PARTS_H
+#define MU_WORKER_SCHED_PARTS_H
+
+#include "worker/kv_pool.h"
+#include "worker/scheduler.h"
+
+struct seq {
+    struct seq *next; /* waiting list */
+    uint64_t request;
+    uint64_t arrival;   /* age: lower is older */
+    uint64_t last_step; /* it took part in; decodes are dealt out by it */
+    int32_t *ids;       /* [n_limit]: prompt and emitted */
+    uint32_t n_prompt, n_ids, n_limit;
+    uint32_t n_fed; /* ids that the ranks have got, the step in flight included */
+    uint32_t *page; /* [pages_of(n_limit)] */
+    uint32_t n_page;
+    uint32_t n_known;        /* the first so many of them are published or hold what a published one holds; … */
+    uint64_t identity;       /* … the last of these: kv_pool.h */
+    uint32_t n_cached;       /* prompt tokens that were not computed when it was let in first */
+    bool counted;            /* n_cached is known */
+    int slot;                /* -1: waiting */
+    bool in_flight, samples; /* samples: the step in flight yields its next id */
+    bool cancelled, silent;
+    float temperature, top_p;
+    uint32_t top_k;
+    uint64_t seed;
+    int32_t end_ids[MU_SCHED_MAX_END_IDS];
+    size_t n_end;
+    uint16_t adapter;
+    float adapter_scale;
+    struct mu_embed embed;
+};
+
+struct flight { /* a step in flight */
+    uint64_t number;
+    int n_seq;
+    struct seq **seq; /* [n_slot] */
+};
+
+struct mu_sched {
+    struct mu_sched_options opt;
+    struct seq *waiting; /* sorted by arrival */
+    struct seq **active; /* [n_slot]; NULL: the slot is free */
+    struct seq **order;  /* [n_slot] scratch */
+    struct mu_kv_pool *pool;
+    bool *slot_dirty;      /* [n_slot]: the ranks' tables still have pages there; told with the next step */
+    struct flight *flight; /* [max_in_flight], a ring */
+    int max_in_flight, flight_head, n_flight;
+    int n_active, n_waiting;
+    uint64_t next_number, next_arrival, n_preempted, n_cached_tokens;
+};
+
+static inline uint32_t mu_sched_pages_of(uint32_t n_ids)
+{
+    return (n_ids + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
+}
+
+/* Sequences longer than the model's short context turn by other factors, at all their positions. */
+static inline bool mu_sched_is_far(const struct mu_sched *s, uint32_t n_ids)
+{
+    return s->opt.n_ctx_short > 0 && n_ids > (uint32_t)s->opt.n_ctx_short;
+}
+
+void mu_sched_wait(struct mu_sched *s, struct seq *q); /* into the waiting list */
+/* Lets go of the pages of an active sequence that is not in flight; it begins again, in its slot. */
+void mu_sched_slot_empty(struct mu_sched *s, struct seq *q);
+void mu_sched_slot_release(struct mu_sched *s, struct seq *q); /* and of its slot */
+
+#endif

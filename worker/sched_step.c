@@ -1,0 +1,288 @@
+/* The next step. See scheduler.h for the rules. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "worker/sched_parts.h"
+
+enum {
+    /* A step that also decodes prefills at most 1/MIXED_SHARE of the budget: a long prompt then slows the streams that
+     * run by little, and chunks of this size still use the matrix kernels well. */
+    MIXED_SHARE = 4,
+};
+
+static bool is_decode(const struct seq *q)
+{
+    return q->n_ids - q->n_fed == 1;
+}
+
+static struct mu_kv_kind kind_of(const struct mu_sched *s, const struct seq *q)
+{
+    return (struct mu_kv_kind){.adapter = q->adapter,
+                               .far = mu_sched_is_far(s, q->n_ids),
+                               .adapter_scale = q->adapter ? q->adapter_scale : 0.0f};
+}
+
+/* Gives the slot of the youngest sequence that is younger than `than` and idle back; false: there is none. */
+static bool preempt(struct mu_sched *s, const struct seq *than)
+{
+    struct seq *youngest = NULL;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        struct seq *q = s->active[i];
+        if (q && !q->in_flight && q->arrival > than->arrival && (!youngest || q->arrival > youngest->arrival))
+            youngest = q;
+    }
+    if (!youngest) return false;
+    mu_sched_slot_release(s, youngest);
+    mu_sched_wait(s, youngest);
+    s->n_preempted++;
+    return true;
+}
+
+/* How many cached pages stand for the sequence's first tokens, into q->page; *idle_out: those of them that nobody holds.
+ * Its last token is computed whatever is cached, since it samples; a mean is a sum over all tokens, so of those none is
+ * left out. */
+static uint32_t prefix_find(const struct mu_sched *s, struct seq *q, uint32_t *idle_out)
+{
+    const struct mu_kv_kind kind = kind_of(s, q);
+    uint32_t n = 0,
+             most = s->opt.no_prefix_cache || q->embed.pooling == MU_POOL_MEAN ? 0 : (q->n_ids - 1) / MU_PAGE_TOKENS;
+    uint64_t parent = 0;
+    *idle_out = 0;
+    for (; n < most; n++) {
+        uint32_t page = mu_kv_pool_find(s->pool, &kind, parent, q->ids + (size_t)n * MU_PAGE_TOKENS);
+        if (page == MU_KV_NOTHING) break;
+        parent = mu_kv_pool_identity(s->pool, page);
+        *idle_out += mu_kv_pool_holders(s->pool, page) == 0;
+        q->page[n] = page;
+    }
+    return n;
+}
+
+static void page_tell(struct seq *q, uint32_t page, struct mu_step *step)
+{
+    q->page[q->n_page++] = page;
+    step->page[step->n_page++] = (struct mu_step_page){.slot = (uint32_t)q->slot, .page = page};
+}
+
+/* The first n of q->page are prefix_find's: it begins after them. */
+static void prefix_use(struct mu_sched *s, struct seq *q, uint32_t n, struct mu_step *step)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        mu_kv_pool_retain(s->pool, q->page[i]);
+        page_tell(q, q->page[i], step);
+    }
+    q->n_known = n;
+    q->identity = n ? mu_kv_pool_identity(s->pool, q->page[n - 1]) : 0;
+    q->n_fed = n * MU_PAGE_TOKENS;
+    s->n_cached_tokens += q->n_fed;
+    if (!q->counted) q->n_cached = q->n_fed < q->n_prompt ? q->n_fed : q->n_prompt;
+    q->counted = true;
+}
+
+/* Pages for all its ids, or none; false: there are none, and nobody younger to take them from. */
+static bool pages_grow(struct mu_sched *s, struct seq *q, struct mu_step *step)
+{
+    uint32_t need = mu_sched_pages_of(q->n_ids), n_prefix = q->n_page, idle = 0;
+    if (step->n_page + need - q->n_page > s->opt.serving.n_page) return false; /* a step has so many entries */
+    for (;;) {
+        if (q->n_page == 0) n_prefix = prefix_find(s, q, &idle); /* it begins again, in its slot */
+        if (need + idle <= n_prefix + mu_kv_pool_available(s->pool)) break;
+        if (!preempt(s, q)) return false;
+    }
+    if (q->n_page == 0) prefix_use(s, q, n_prefix, step);
+    while (q->n_page < need) page_tell(q, mu_kv_pool_take(s->pool), step);
+    return true;
+}
+
+static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct mu_step *step)
+{
+    struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
+    bool last = q->n_fed + n_tok == q->n_ids;
+    step->seq[step->n_seq++] = (struct mu_step_seq){
+        .slot = (uint32_t)q->slot,
+        .pos0 = q->n_fed,
+        .n_tok = n_tok,
+        .tok_off = step->n_tok,
+        .out = q->embed.pooling ? mu_embed_out(q->embed.pooling, last)
+               : last           ? MU_OUT_SAMPLE
+                                : MU_OUT_NONE,
+        .far = mu_sched_is_far(s, q->n_ids),
+        .temperature = q->temperature,
+        .top_k = q->top_k,
+        .top_p = q->top_p,
+        .seed = q->seed,
+        .adapter = q->adapter,
+        .adapter_scale = q->adapter_scale,
+    };
+    memcpy(step->ids + step->n_tok, q->ids + q->n_fed, n_tok * sizeof *step->ids);
+    step->n_tok += n_tok;
+    q->n_fed += n_tok;
+    q->in_flight = true;
+    q->samples = last;
+    q->last_step = s->next_number;
+    f->seq[f->n_seq++] = q;
+}
+
+static int by_last_step(const void *a, const void *b)
+{
+    const struct seq *x = *(struct seq *const *)a, *y = *(struct seq *const *)b;
+    if (x->last_step != y->last_step) return x->last_step < y->last_step ? -1 : 1;
+    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
+}
+
+static int by_arrival(const void *a, const void *b)
+{
+    const struct seq *x = *(struct seq *const *)a, *y = *(struct seq *const *)b;
+    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
+}
+
+/* Idle sequences that want a decode (or a prefill) into s->order; returns how many. */
+static int idle_collect(struct mu_sched *s, bool decode, int (*compare)(const void *, const void *))
+{
+    int n = 0;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        struct seq *q = s->active[i];
+        if (q && !q->in_flight && is_decode(q) == decode) s->order[n++] = q;
+    }
+    if (n > 1) qsort(s->order, (size_t)n, sizeof(struct seq *), compare);
+    return n;
+}
+
+static void add_decodes(struct mu_sched *s, struct mu_step *step)
+{
+    int n_decoding = 0, n_prefill = s->n_waiting;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        const struct seq *q = s->active[i];
+        if (!q) continue;
+        if (q->in_flight ? q->samples : is_decode(q))
+            n_decoding++;
+        else
+            n_prefill++;
+    }
+    int quota = (n_decoding + s->opt.n_stage - 1) / s->opt.n_stage, budget = s->opt.serving.step_tokens;
+    if (n_prefill && budget > 1) budget -= (budget + MIXED_SHARE - 1) / MIXED_SHARE; /* prefills move too */
+    if (quota > budget) quota = budget;
+    int n = idle_collect(s, true, by_last_step);
+    for (int i = 0; i < n && quota > 0; i++) {
+        struct seq *q = s->order[i];
+        if (q->slot < 0) continue; /* preempted for one before it */
+        if (!pages_grow(s, q, step)) continue;
+        step_add(s, q, 1, step);
+        quota--;
+    }
+}
+
+static void add_prefills(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
+{
+    int n = idle_collect(s, false, by_arrival);
+    for (int i = 0; i < n && *budget; i++) {
+        struct seq *q = s->order[i];
+        if (q->slot < 0) continue;
+        /* pages were taken at admission, but where it has grown and is computed again */
+        if (!pages_grow(s, q, step)) continue;
+        uint32_t n_tok = q->n_ids - q->n_fed < *budget ? q->n_ids - q->n_fed : *budget;
+        step_add(s, q, n_tok, step);
+        *budget -= n_tok;
+    }
+}
+
+static int free_slot_find(const struct mu_sched *s)
+{
+    for (int i = 0; i < s->opt.serving.n_slot; i++)
+        if (!s->active[i]) return i;
+    return -1;
+}
+
+/* Whether a sequence that runs is about to compute the page that follows q's prefix: better to wait for it than to do
+ * the same work beside it. */
+static bool is_coming(const struct mu_sched *s, const struct seq *q, uint32_t n_prefix)
+{
+    const struct mu_kv_kind kind = kind_of(s, q);
+    uint64_t parent = n_prefix ? mu_kv_pool_identity(s->pool, q->page[n_prefix - 1]) : 0;
+    uint32_t end = (n_prefix + 1) * MU_PAGE_TOKENS;
+    if (s->opt.no_prefix_cache || q->embed.pooling == MU_POOL_MEAN || q->n_ids <= end) return false;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        const struct seq *a = s->active[i];
+        if (!a || a->cancelled || a->n_known != n_prefix || a->identity != parent || a->n_ids < end) continue;
+        const struct mu_kv_kind theirs = kind_of(s, a);
+        if (mu_kv_kind_is(&theirs, &kind) &&
+            !memcmp(a->ids + end - MU_PAGE_TOKENS, q->ids + end - MU_PAGE_TOKENS, MU_PAGE_TOKENS * sizeof *q->ids))
+            return true;
+    }
+    return false;
+}
+
+enum admission { ADMITTED, NOT_YET, NO_ROOM };
+
+static enum admission admit(struct mu_sched *s, struct seq **at, struct mu_step *step, uint32_t *budget)
+{
+    struct seq *q = *at;
+    int slot = free_slot_find(s);
+    uint32_t idle, n_prefix = prefix_find(s, q, &idle), need = mu_sched_pages_of(q->n_ids);
+    if (is_coming(s, q, n_prefix)) return NOT_YET;
+    /* A page of growth for each that runs already: else the newcomer is preempted as soon as it has been computed. */
+    if (slot < 0 || step->n_page + need > s->opt.serving.n_page ||
+        need - n_prefix + idle + (uint32_t)s->n_active > mu_kv_pool_available(s->pool))
+        return NO_ROOM;
+    *at = q->next;
+    s->n_waiting--;
+    q->next = NULL;
+    q->slot = slot;
+    s->active[slot] = q;
+    s->n_active++;
+    prefix_use(s, q, n_prefix, step);
+    while (q->n_page < need) page_tell(q, mu_kv_pool_take(s->pool), step);
+    uint32_t left = q->n_ids - q->n_fed, n_tok = left < *budget ? left : *budget;
+    step_add(s, q, n_tok, step);
+    *budget -= n_tok;
+    return ADMITTED;
+}
+
+/* In order of arrival, past those alone whose prefix another one is computing. */
+static void add_admissions(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
+{
+    for (struct seq **at = &s->waiting; *at && *budget;) {
+        enum admission a = admit(s, at, step, budget);
+        if (a == NO_ROOM) return;
+        if (a == NOT_YET) at = &(*at)->next;
+    }
+}
+
+/* Pages that this step fills may be found from the next one on. Nothing of it has run yet, and need not have: every rank
+ * runs the steps in order and has written its layers of a page before a later step reads them there. Within one step
+ * that is not so (a decode stores and attends item by item), which is why they are published when it is whole. */
+static void pages_publish(struct mu_sched *s, const struct flight *f)
+{
+    for (int i = 0; i < f->n_seq && !s->opt.no_prefix_cache; i++) {
+        struct seq *q = f->seq[i];
+        const struct mu_kv_kind kind = kind_of(s, q);
+        for (; (q->n_known + 1) * MU_PAGE_TOKENS <= q->n_fed; q->n_known++)
+            q->identity = mu_kv_pool_publish(s->pool, q->page[q->n_known], &kind, q->identity,
+                                             q->ids + (size_t)q->n_known * MU_PAGE_TOKENS);
+    }
+}
+
+bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
+{
+    if (s->n_flight == s->max_in_flight) return false;
+    struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
+    f->n_seq = 0;
+    step->n_free = step->n_page = step->n_seq = step->n_tok = 0;
+    add_decodes(s, step);
+    uint32_t budget = (uint32_t)s->opt.serving.step_tokens - step->n_tok;
+    if (step->n_seq) {
+        uint32_t share = ((uint32_t)s->opt.serving.step_tokens + MIXED_SHARE - 1) / MIXED_SHARE;
+        if (budget > share) budget = share;
+    }
+    add_prefills(s, step, &budget);
+    add_admissions(s, step, &budget);
+    if (!step->n_seq) return false;
+    pages_publish(s, f);
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        if (s->slot_dirty[i]) step->free_slot[step->n_free++] = (uint32_t)i;
+        s->slot_dirty[i] = false;
+    }
+    step->number = f->number = s->next_number++;
+    s->n_flight++;
+    return true;
+}

@@ -142,8 +142,10 @@ static void died(struct leader *l, int culprit, const char *reason)
     e.epoch = l->epoch;
     e.event_case = MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_DIED;
     e.died = &d;
-    mu_rpc_call_send(l->call, &e.base);
-    mu_rpc_call_finish(l->call, MU_RPC_OK, "%s", "");
+    struct mu_rpc_call *call = mu_rpc_call_retain(l->call); /* the hub may start the next gang at once, which frees l */
+    mu_rpc_call_send(call, &e.base);
+    mu_rpc_call_finish(call, MU_RPC_OK, "%s", "");
+    mu_rpc_call_release(call);
 }
 
 /* One id for everybody, then a moment's rest. */

@@ -36,7 +36,8 @@ enum {
     OPT_NOWRAP,
     OPT_FORMAT,
     OPT_LORA,
-    OPT_ADAPTER
+    OPT_ADAPTER,
+    OPT_PRIORITY
 };
 
 static void set(struct run_args *a, const char *name, const char *value, struct argp_state *state)
@@ -53,6 +54,7 @@ static void check(const struct run_args *a, struct argp_state *state)
     if (a->chat.server && a->chat.local.lora.path[0])
         argp_error(state, "--lora loads into this process; of a server name an --adapter");
     if (a->chat.adapter && !a->chat.server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
+    if (a->chat.priority && !a->chat.server) argp_error(state, "--priority is among the requests of a --server");
     if (a->chat.raw && a->chat.local.template_file) argp_error(state, "--raw means no template: leave out --template");
 }
 
@@ -78,6 +80,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_SERVER: c->server = arg; return 0;
     case OPT_LORA: mu_arg_adapter(arg, &c->local.lora, state); return 0;
     case OPT_ADAPTER: c->adapter = arg; return 0;
+    case OPT_PRIORITY: c->priority = mu_arg_priority(arg, state); return 0;
     case MU_OPT_QUANTIZE: c->local.quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_RAW: c->raw = c->local.no_template = true; return 0;
     case OPT_SYSTEM: a->system = arg; return 0;
@@ -182,6 +185,7 @@ int mu_cmd_run(int argc, char **argv)
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 4},
         {"lora", OPT_LORA, "PATH[:SCALE]", 0, "with a LoRA adapter: a GGUF file or a PEFT folder", 4},
         {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded", 4},
+        {"priority", OPT_PRIORITY, "interactive|normal|batch", 0, "at a busy server (normal)", 4},
         MU_QUANTIZE_OPTION(4),
         {0},
     };
@@ -198,7 +202,8 @@ int mu_cmd_run(int argc, char **argv)
         "  muster run model.gguf 'Why is the sky blue?'\n"
         "  muster run model.gguf 'Summarise this.' < report.txt\n"
         "  muster run model.gguf 'ROMEO:' --raw --temperature 0.8 --seed 7 -n 100\n"
-        "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n",
+        "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n"
+        "  muster run default 'Summarise this.' --server 127.0.0.1:7400 --priority batch < report.txt\n",
         0,
         0,
         0};

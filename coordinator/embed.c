@@ -6,6 +6,7 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "coordinator/request.h"
 
 static size_t n_value_of(const Muster__V1__EmbedRequest *q, const struct mu_config *cfg)
 {
@@ -39,6 +40,8 @@ bool mu_embed_refuse(const Muster__V1__EmbedRequest *q, const struct mu_config *
     } else if ((int)q->pooling < MUSTER__V1__POOLING__POOLING_MODEL ||
                (int)q->pooling > MUSTER__V1__POOLING__POOLING_LAST) {
         snprintf(text_out, text_bytes, "pooling %d is not known: 0 is the model's, 1 mean, 2 last", (int)q->pooling);
+    } else if (mu_request_refuse_share(q->priority, q->key)) {
+        snprintf(text_out, text_bytes, "%s", mu_request_refuse_share(q->priority, q->key));
     } else {
         for (size_t i = 0; i < q->n_input; i++) {
             const char *bad = refuse_input(q->input[i], max_text_bytes, max_ids);
@@ -63,6 +66,8 @@ struct mu_embed_call *mu_embed_call_create(uint64_t id, struct mu_rpc_call *call
                                                                    : cfg->pooling;
     e->dimensions = q->dimensions;
     e->raw = q->raw;
+    e->priority = mu_request_priority(q->priority);
+    e->key = mu_fair_key(q->key);
     e->n_value = n_value_of(q, cfg);
     e->n_input = e->n_left = q->n_input;
     e->n_holder = 1;

@@ -10,6 +10,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/fair.h"
 #include "model/model.h"
 #include "muster/v1/muster.pb-c.h"
 #include "transport/rpc.h"
@@ -30,6 +31,8 @@ struct mu_embed_call {
     enum mu_pooling pooling;
     uint32_t dimensions; /* as asked for; 0: all */
     bool raw;
+    enum mu_priority priority;
+    uint64_t key;
     size_t n_value; /* of each vector */
     size_t n_left, n_holder;
     bool over;

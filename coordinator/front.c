@@ -63,7 +63,7 @@ static const char *bad_generate(const Muster__V1__GenerateRequest *q)
     if (!(q->adapter_scale >= -MU_MAX_LORA_SCALE && q->adapter_scale <= MU_MAX_LORA_SCALE))
         return "adapter_scale must be from -1000 to 1000";
     if (q->adapter_scale != 0 && !*q->adapter) return "adapter_scale is set, but no adapter is named";
-    return NULL;
+    return mu_request_refuse_share(q->priority, q->key);
 }
 
 static void text_call(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, const ProtobufCMessage *msg,

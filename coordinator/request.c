@@ -8,6 +8,20 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 
+const char *mu_request_refuse_share(Muster__V1__Priority priority, const char *key)
+{
+    if ((int)priority < MUSTER__V1__PRIORITY__PRIORITY_NORMAL || (int)priority > MUSTER__V1__PRIORITY__PRIORITY_BATCH)
+        return "the priority is not known: 0 is normal, 1 interactive, 2 batch";
+    return strlen(key) > MU_REQ_MAX_KEY_BYTES ? "the key is longer than 256 bytes" : NULL;
+}
+
+enum mu_priority mu_request_priority(Muster__V1__Priority p)
+{
+    return p == MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE ? MU_PRIORITY_INTERACTIVE
+           : p == MUSTER__V1__PRIORITY__PRIORITY_BATCH     ? MU_PRIORITY_BATCH
+                                                           : MU_PRIORITY_NORMAL;
+}
+
 struct mu_request *mu_request_create(uint64_t id, struct mu_rpc_call *call, Muster__V1__GenerateRequest *params,
                                      int32_t *prompt, size_t n_prompt, size_t max_tokens,
                                      const struct mu_tokenizer *tok)
@@ -30,6 +44,9 @@ struct mu_request *mu_request_create(uint64_t id, struct mu_rpc_call *call, Must
     r->n_prompt = n_prompt;
     r->emitted = emitted;
     r->max_tokens = max_tokens;
+    r->priority = mu_request_priority(params->priority);
+    r->key = mu_fair_key(params->key);
+    r->flow = -1;
     r->arrived_ns = mu_now_ns();
     mu_streamer_init(&r->streamer, tok, params->parse_special);
     r->streamer.show_marks = params->show_marks;
@@ -47,6 +64,9 @@ struct mu_request *mu_request_create_embed(uint64_t id, struct mu_embed_call *ca
     r->prompt = call->input[at].ids;
     r->n_prompt = call->input[at].n_ids;
     call->input[at].ids = NULL;
+    r->priority = call->priority;
+    r->key = call->key;
+    r->flow = -1;
     r->arrived_ns = call->arrived_ns;
     return r;
 }

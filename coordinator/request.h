@@ -23,13 +23,20 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/fair.h"
 #include "coordinator/embed.h"
 #include "model/tokenizer.h"
 #include "muster/v1/muster.pb-c.h"
 #include "transport/rpc.h"
 
 enum mu_request_state { MU_REQ_WAITING, MU_REQ_RUNNING };
-enum { MU_REQ_MAX_STOPS = 16, MU_REQ_MAX_STOP_BYTES = 256, MU_REQ_PROBATION = 8, MU_REQ_SUSPECT_DEATHS = 2 };
+enum {
+    MU_REQ_MAX_STOPS = 16,
+    MU_REQ_MAX_STOP_BYTES = 256,
+    MU_REQ_MAX_KEY_BYTES = 256,
+    MU_REQ_PROBATION = 8,
+    MU_REQ_SUSPECT_DEATHS = 2
+};
 
 struct mu_request {
     uint64_t id;
@@ -46,6 +53,9 @@ struct mu_request {
     uint64_t seed;
     uint32_t n_cached; /* prompt tokens that the gang had cached when it gave the first id */
     enum mu_request_state state;
+    enum mu_priority priority;
+    uint64_t key;           /* its number */
+    int flow;               /* in the hub's shares; -1: not there yet */
     int deaths;             /* gangs that died while it was running, since it last proved harmless */
     int resumed;            /* all of them */
     bool alone;             /* running as a suspect */
@@ -80,6 +90,9 @@ bool mu_request_flush(struct mu_request *r);
 /* Ends the call with an error status. */
 void mu_request_fail(struct mu_request *r, enum mu_rpc_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+/* What is wrong with a priority and a key as they came; NULL: nothing. */
+const char *mu_request_refuse_share(Muster__V1__Priority priority, const char *key);
+enum mu_priority mu_request_priority(Muster__V1__Priority priority);
 static inline bool mu_request_suspect(const struct mu_request *r)
 {
     return r->deaths >= MU_REQ_SUSPECT_DEATHS;

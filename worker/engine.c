@@ -77,6 +77,13 @@ static struct mu_embed embed_of(const Muster__Internal__V1__EngineEmbed *m)
     };
 }
 
+static enum mu_priority priority_of(Muster__V1__Priority p)
+{
+    return p == MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE ? MU_PRIORITY_INTERACTIVE
+           : p == MUSTER__V1__PRIORITY__PRIORITY_BATCH     ? MU_PRIORITY_BATCH
+                                                           : MU_PRIORITY_NORMAL;
+}
+
 static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__EngineSubmit *m)
 {
     size_t n = m->n_prompt + m->n_emitted + m->n_end_ids, bytes; /* each bounded by the message's size */
@@ -105,6 +112,8 @@ static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__E
         .embed = embed_of(m->embed),
         .adapter = m->adapter,
         .adapter_scale = m->adapter_scale,
+        .priority = priority_of(m->priority),
+        .key = m->key,
     };
     return c;
 }

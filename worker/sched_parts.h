@@ -13,7 +13,11 @@ struct seq {
     uint64_t request;
     uint64_t arrival;   /* age: lower is older */
     uint64_t last_step; /* it took part in; decodes are dealt out by it */
-    int32_t *ids;       /* [n_limit]: prompt and emitted */
+    uint64_t passed;    /* the step for which it was not let in, since its prefix is being computed */
+    enum mu_priority priority;
+    int flow;        /* in mu_sched.fair */
+    uint32_t spared; /* until it has so many ids it gives its pages back like an urgent one */
+    int32_t *ids;    /* [n_limit]: prompt and emitted */
     uint32_t n_prompt, n_ids, n_limit;
     uint32_t n_fed; /* ids that the ranks have got, the step in flight included */
     uint32_t *page; /* [pages_of(n_limit)] */
@@ -47,6 +51,7 @@ struct mu_sched {
     struct seq **active; /* [n_slot]; NULL: the slot is free */
     struct seq **order;  /* [n_slot] scratch */
     struct mu_kv_pool *pool;
+    struct mu_fair fair;
     bool *slot_dirty;      /* [n_slot]: the ranks' tables still have pages there; told with the next step */
     struct flight *flight; /* [max_in_flight], a ring */
     int max_in_flight, flight_head, n_flight;
@@ -66,6 +71,7 @@ static inline bool mu_sched_is_far(const struct mu_sched *s, uint32_t n_ids)
 }
 
 void mu_sched_wait(struct mu_sched *s, struct seq *q); /* into the waiting list */
+void mu_sched_unwait(struct mu_sched *s, struct seq *q);
 /* Lets go of the pages of an active sequence that is not in flight; it begins again, in its slot. */
 void mu_sched_slot_empty(struct mu_sched *s, struct seq *q);
 void mu_sched_slot_release(struct mu_sched *s, struct seq *q); /* and of its slot */

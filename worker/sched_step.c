@@ -8,6 +8,7 @@ enum {
     /* A step that also decodes prefills at most 1/MIXED_SHARE of the budget: a long prompt then slows the streams that
      * run by little, and chunks of this size still use the matrix kernels well. */
     MIXED_SHARE = 4,
+    GRACE = 32, /* scheduler.h */
 };
 
 static bool is_decode(const struct seq *q)
@@ -22,19 +23,58 @@ static struct mu_kv_kind kind_of(const struct mu_sched *s, const struct seq *q)
                                .adapter_scale = q->adapter ? q->adapter_scale : 0.0f};
 }
 
-/* Gives the slot of the youngest sequence that is younger than `than` and idle back; false: there is none. */
-static bool preempt(struct mu_sched *s, const struct seq *than)
+/* How early it gives its pages back: the larger the earlier; of the same the younger. */
+static enum mu_priority giving(const struct seq *q)
 {
-    struct seq *youngest = NULL;
-    for (int i = 0; i < s->opt.serving.n_slot; i++) {
-        struct seq *q = s->active[i];
-        if (q && !q->in_flight && q->arrival > than->arrival && (!youngest || q->arrival > youngest->arrival))
-            youngest = q;
-    }
-    if (!youngest) return false;
-    mu_sched_slot_release(s, youngest);
-    mu_sched_wait(s, youngest);
+    return q->n_ids < q->spared ? MU_PRIORITY_INTERACTIVE : q->priority;
+}
+
+static bool gives_before(const struct seq *a, const struct seq *b)
+{
+    return giving(a) != giving(b) ? giving(a) > giving(b) : a->arrival > b->arrival;
+}
+
+static void preempt(struct mu_sched *s, struct seq *q)
+{
+    q->spared = q->n_ids + GRACE;
+    mu_sched_slot_release(s, q);
+    mu_sched_wait(s, q);
     s->n_preempted++;
+}
+
+/* Preempts the idle sequence that gives first, where it gives before q does; false: there is none. */
+static bool take_from_others(struct mu_sched *s, const struct seq *q)
+{
+    struct seq *first = NULL;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        struct seq *v = s->active[i];
+        if (v && !v->in_flight && gives_before(v, q) && (!first || gives_before(v, first))) first = v;
+    }
+    if (first) preempt(s, first);
+    return first != NULL;
+}
+
+/* Whether v gives way to q, which waits: of a lower priority that is not behind with its share. */
+static bool gives_way(const struct mu_sched *s, const struct seq *v, const struct seq *q)
+{
+    return v && !v->in_flight && giving(v) > q->priority &&
+           mu_fair_compare_priorities(&s->fair, q->priority, v->priority) < 0;
+}
+
+/* The same for a newcomer that lacks a slot or n_page pages, where it would be enough. */
+static bool take_for_newcomer(struct mu_sched *s, const struct seq *q, uint32_t n_page)
+{
+    struct seq *first = NULL;
+    uint32_t n = 0;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        struct seq *v = s->active[i];
+        if (!gives_way(s, v, q)) continue;
+        n++; /* the page of growth that is kept for it */
+        for (uint32_t p = 0; p < v->n_page; p++) n += mu_kv_pool_holders(s->pool, v->page[p]) == 1;
+        if (!first || gives_before(v, first)) first = v;
+    }
+    if (!first || n < n_page) return false;
+    preempt(s, first);
     return true;
 }
 
@@ -87,7 +127,7 @@ static bool pages_grow(struct mu_sched *s, struct seq *q, struct mu_step *step)
     for (;;) {
         if (q->n_page == 0) n_prefix = prefix_find(s, q, &idle); /* it begins again, in its slot */
         if (need + idle <= n_prefix + mu_kv_pool_available(s->pool)) break;
-        if (!preempt(s, q)) return false;
+        if (!take_from_others(s, q)) return false;
     }
     if (q->n_page == 0) prefix_use(s, q, n_prefix, step);
     while (q->n_page < need) page_tell(q, mu_kv_pool_take(s->pool), step);
@@ -120,31 +160,39 @@ static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct m
     q->in_flight = true;
     q->samples = last;
     q->last_step = s->next_number;
+    mu_fair_charge(&s->fair, q->flow, n_tok);
     f->seq[f->n_seq++] = q;
 }
 
-static int by_last_step(const void *a, const void *b)
+static int by_arrival(const struct seq *x, const struct seq *y)
 {
-    const struct seq *x = *(struct seq *const *)a, *y = *(struct seq *const *)b;
-    if (x->last_step != y->last_step) return x->last_step < y->last_step ? -1 : 1;
     return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
 }
 
-static int by_arrival(const void *a, const void *b)
+static int by_last_step(const void *a, const void *b, void *sched)
 {
     const struct seq *x = *(struct seq *const *)a, *y = *(struct seq *const *)b;
-    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
+    (void)sched;
+    if (x->last_step != y->last_step) return x->last_step < y->last_step ? -1 : 1;
+    return by_arrival(x, y);
+}
+
+static int by_turn(const void *a, const void *b, void *sched)
+{
+    const struct seq *x = *(struct seq *const *)a, *y = *(struct seq *const *)b;
+    int turn = mu_fair_compare(&((const struct mu_sched *)sched)->fair, x->flow, y->flow);
+    return turn ? turn : by_arrival(x, y);
 }
 
 /* Idle sequences that want a decode (or a prefill) into s->order; returns how many. */
-static int idle_collect(struct mu_sched *s, bool decode, int (*compare)(const void *, const void *))
+static int idle_collect(struct mu_sched *s, bool decode, int (*compare)(const void *, const void *, void *))
 {
     int n = 0;
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         struct seq *q = s->active[i];
         if (q && !q->in_flight && is_decode(q) == decode) s->order[n++] = q;
     }
-    if (n > 1) qsort(s->order, (size_t)n, sizeof(struct seq *), compare);
+    if (n > 1) qsort_r(s->order, (size_t)n, sizeof(struct seq *), compare, s);
     return n;
 }
 
@@ -174,7 +222,7 @@ static void add_decodes(struct mu_sched *s, struct mu_step *step)
 
 static void add_prefills(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
 {
-    int n = idle_collect(s, false, by_arrival);
+    int n = idle_collect(s, false, by_turn);
     for (int i = 0; i < n && *budget; i++) {
         struct seq *q = s->order[i];
         if (q->slot < 0) continue;
@@ -203,7 +251,9 @@ static bool is_coming(const struct mu_sched *s, const struct seq *q, uint32_t n_
     if (s->opt.no_prefix_cache || q->embed.pooling == MU_POOL_MEAN || q->n_ids <= end) return false;
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         const struct seq *a = s->active[i];
-        if (!a || a->cancelled || a->n_known != n_prefix || a->identity != parent || a->n_ids < end) continue;
+        if (!a || a->cancelled || a->priority > q->priority || a->n_known != n_prefix || a->identity != parent ||
+            a->n_ids < end)
+            continue;
         const struct mu_kv_kind theirs = kind_of(s, a);
         if (mu_kv_kind_is(&theirs, &kind) &&
             !memcmp(a->ids + end - MU_PAGE_TOKENS, q->ids + end - MU_PAGE_TOKENS, MU_PAGE_TOKENS * sizeof *q->ids))
@@ -214,23 +264,48 @@ static bool is_coming(const struct mu_sched *s, const struct seq *q, uint32_t n_
 
 enum admission { ADMITTED, NOT_YET, NO_ROOM };
 
-static enum admission admit(struct mu_sched *s, struct seq **at, struct mu_step *step, uint32_t *budget)
+struct place {               /* for a newcomer */
+    int slot;                /* -1: there is none */
+    uint32_t n_prefix, lack; /* pages found in the cache; pages that are wanting */
+};
+
+static struct place place_find(const struct mu_sched *s, struct seq *q)
 {
-    struct seq *q = *at;
-    int slot = free_slot_find(s);
-    uint32_t idle, n_prefix = prefix_find(s, q, &idle), need = mu_sched_pages_of(q->n_ids);
-    if (is_coming(s, q, n_prefix)) return NOT_YET;
+    uint32_t idle, n_prefix = prefix_find(s, q, &idle);
     /* A page of growth for each that runs already: else the newcomer is preempted as soon as it has been computed. */
-    if (slot < 0 || step->n_page + need > s->opt.serving.n_page ||
-        need - n_prefix + idle + (uint32_t)s->n_active > mu_kv_pool_available(s->pool))
-        return NO_ROOM;
-    *at = q->next;
-    s->n_waiting--;
-    q->next = NULL;
-    q->slot = slot;
-    s->active[slot] = q;
+    uint32_t want = mu_sched_pages_of(q->n_ids) - n_prefix + idle + (uint32_t)s->n_active;
+    uint32_t have = mu_kv_pool_available(s->pool);
+    return (struct place){free_slot_find(s), n_prefix, want > have ? want - have : 0};
+}
+
+/* Whose turn it is, of those that this step has not passed over; NULL: nobody's. */
+static struct seq *turn_find(const struct mu_sched *s)
+{
+    struct seq *first = NULL;
+    for (struct seq *q = s->waiting; q; q = q->next) /* in order of arrival */
+        if (q->passed != s->next_number && (!first || mu_fair_compare(&s->fair, q->flow, first->flow) < 0)) first = q;
+    return first;
+}
+
+/* Whose turn it is gets a slot and pages from those that give way to it, before they are in this step. */
+static void make_way(struct mu_sched *s)
+{
+    struct seq *q = turn_find(s);
+    for (struct place p; q && (p = place_find(s, q), p.slot < 0 || p.lack);)
+        if (is_coming(s, q, p.n_prefix) || !take_for_newcomer(s, q, p.lack)) return;
+}
+
+static enum admission admit(struct mu_sched *s, struct seq *q, struct mu_step *step, uint32_t *budget)
+{
+    uint32_t need = mu_sched_pages_of(q->n_ids);
+    struct place p = place_find(s, q);
+    if (is_coming(s, q, p.n_prefix)) return NOT_YET;
+    if (p.slot < 0 || p.lack || step->n_page + need > s->opt.serving.n_page) return NO_ROOM; /* entries of a step */
+    mu_sched_unwait(s, q);
+    q->slot = p.slot;
+    s->active[p.slot] = q;
     s->n_active++;
-    prefix_use(s, q, n_prefix, step);
+    prefix_use(s, q, p.n_prefix, step);
     while (q->n_page < need) page_tell(q, mu_kv_pool_take(s->pool), step);
     uint32_t left = q->n_ids - q->n_fed, n_tok = left < *budget ? left : *budget;
     step_add(s, q, n_tok, step);
@@ -238,13 +313,13 @@ static enum admission admit(struct mu_sched *s, struct seq **at, struct mu_step 
     return ADMITTED;
 }
 
-/* In order of arrival, past those alone whose prefix another one is computing. */
 static void add_admissions(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
 {
-    for (struct seq **at = &s->waiting; *at && *budget;) {
-        enum admission a = admit(s, at, step, budget);
+    struct seq *q;
+    while (*budget && (q = turn_find(s))) {
+        enum admission a = admit(s, q, step, budget);
         if (a == NO_ROOM) return;
-        if (a == NOT_YET) at = &(*at)->next;
+        if (a == NOT_YET) q->passed = s->next_number;
     }
 }
 
@@ -268,6 +343,7 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
     struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
     f->n_seq = 0;
     step->n_free = step->n_page = step->n_seq = step->n_tok = 0;
+    make_way(s);
     add_decodes(s, step);
     uint32_t budget = (uint32_t)s->opt.serving.step_tokens - step->n_tok;
     if (step->n_seq) {

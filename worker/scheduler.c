@@ -4,11 +4,13 @@
  *   every page is held by as many active sequences as have it in their tables, and by none where it is free or cached;
  *   every slot is free or has exactly one active sequence;
  *   a sequence in flight is never preempted or released: the ranks still use its pages;
- *   waiting is sorted by arrival, so that a preempted sequence gets back in before all younger ones.
+ *   waiting is sorted by arrival, so that a preempted sequence gets back in before all younger ones of its key.
  *
- * Why this makes progress: the oldest sequence can take pages from every younger one that is not in flight, every step
- * in flight completes, and a request that needs more pages than exist was refused. Cached pages never stand in the way:
- * whoever needs a page gets one of them as if it were free. */
+ * Why this makes progress: the oldest of the most urgent sequences can take pages from every other one that is not in
+ * flight, every step in flight completes, and a request that needs more pages than exist was refused. Cached pages never
+ * stand in the way: whoever needs a page gets one of them as if it were free. Why all of them do: a priority and a key
+ * that get nothing fall behind until it is their turn (base/fair.h), nobody is let in before them then, and what has been
+ * let in and had to go is spared afterwards. */
 #include "worker/scheduler.h"
 
 #include <math.h>
@@ -75,6 +77,7 @@ void mu_sched_destroy(struct mu_sched *s)
     mu_free(s->order);
     mu_free(s->slot_dirty);
     mu_kv_pool_destroy(s->pool);
+    mu_fair_free(&s->fair);
     mu_free(s->flight);
     mu_free(s);
 }
@@ -95,6 +98,15 @@ void mu_sched_wait(struct mu_sched *s, struct seq *q)
     q->next = *at;
     *at = q;
     s->n_waiting++;
+}
+
+void mu_sched_unwait(struct mu_sched *s, struct seq *q)
+{
+    struct seq **at = &s->waiting;
+    while (*at != q) at = &(*at)->next;
+    *at = q->next;
+    q->next = NULL;
+    s->n_waiting--;
 }
 
 static struct seq *find(const struct mu_sched *s, uint64_t request)
@@ -140,6 +152,8 @@ static enum mu_status request_check(const struct mu_sched *s, const struct mu_sc
     if (r->adapter > (uint32_t)v->n_adapter || !isfinite(r->adapter_scale))
         return mu_fail(err, MU_EINVAL, "request %llu: adapter %u at scale %g; the gang has %d", id, r->adapter,
                        (double)r->adapter_scale, v->n_adapter);
+    if ((unsigned)r->priority >= MU_PRIORITY_COUNT)
+        return mu_fail(err, MU_EINVAL, "request %llu: priority %d is not known", id, (int)r->priority);
     if (find(s, r->id)) return mu_fail(err, MU_EINVAL, "request %llu is running already", id);
     if (s->n_waiting >= s->opt.max_waiting)
         return mu_fail(err, MU_ELIMIT, "request %llu: %d requests wait already; try again later", id, s->n_waiting);
@@ -193,6 +207,12 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
         seq_free(q);
         return MU_OK;
     }
+    q->priority = r->priority;
+    q->flow = mu_fair_enter(&s->fair, r->priority, r->key);
+    if (q->flow < 0) {
+        seq_free(q);
+        return mu_fail(err, MU_ENOMEM, "request %llu: out of memory for its key", (unsigned long long)r->id);
+    }
     q->arrival = s->next_arrival++;
     mu_sched_wait(s, q);
     return MU_OK;
@@ -220,11 +240,9 @@ static void seq_end(struct mu_sched *s, struct seq *q)
     if (q->slot >= 0) {
         mu_sched_slot_release(s, q);
     } else {
-        struct seq **at = &s->waiting;
-        while (*at != q) at = &(*at)->next;
-        *at = q->next;
-        s->n_waiting--;
+        mu_sched_unwait(s, q);
     }
+    mu_fair_leave(&s->fair, q->flow);
     seq_free(q);
 }
 

@@ -16,9 +16,14 @@
  * A request with a pooling (shard/embed.h) ends with its prompt's last chunk; nothing is sampled. Preempted, it begins
  * again at position 0 and so does its sum.
  *
- * Rules   decodes first, dealt out so that every pipeline stage has a step; then prefill chunks under the token budget;
- *         then admission, strictly in order of arrival (nobody starves). When pages run out the youngest sequence that
- *         is not in flight gives its own back. A request that could never fit is refused at submission.
+ * Rules   decodes first, dealt out so that every pipeline stage has a step; then prefill chunks under the token budget,
+ *         then admission, both by whose turn it is (base/fair.h: priorities by weight, keys of a priority alike, counted in
+ *         tokens that were computed) and of one key in order of arrival. Whoever's turn it is and for whom there is no
+ *         room is waited for, so nobody starves. A slot or pages for it are taken from sequences of a lower priority that
+ *         has had its share. When pages run out for a sequence that runs, the lowest priority gives its own back first,
+ *         of one priority the youngest, never one in flight. Who had to is spared as if it were urgent until it has got
+ *         GRACE tokens further: it moves, however urgent the others are. A request that could never fit is refused at
+ *         submission.
  * Pure    no clock, no I/O, no threads: the same calls give the same steps.
  * Memory  everything a step touches is sized at creation and submission; next and complete allocate nothing. */
 #ifndef MU_WORKER_SCHEDULER_H
@@ -28,6 +33,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/fair.h"
 #include "base/status.h"
 #include "shard/embed.h"
 #include "shard/plan.h"
@@ -61,6 +67,8 @@ struct mu_sched_request { /* everything is copied */
     struct mu_embed embed; /* with a pooling nothing is sampled: the prompt is read, then its vector is there */
     uint32_t adapter;      /* as in struct mu_step_seq */
     float adapter_scale;
+    enum mu_priority priority;
+    uint64_t key; /* among whose holders its priority's share is shared */
 };
 
 /* What became of a request in a step. */

@@ -39,6 +39,9 @@ struct request {
     int32_t end_id; /* -1: none */
     uint32_t n_got; /* emitted ids known */
     uint32_t n_cached;
+    enum mu_priority priority;
+    uint64_t key;
+    uint64_t n_computed; /* tokens */
     bool submitted, done, cancelled, cancel_asked;
 };
 
@@ -121,6 +124,8 @@ static void request_submit(struct sim *m, int i)
         .n_end = r->end_id >= 0,
         .adapter = adapter_of(i),
         .adapter_scale = scale_of(i),
+        .priority = r->priority,
+        .key = r->key,
     };
     bool finished;
     struct mu_err err = MU_ERR_INIT;
@@ -147,11 +152,12 @@ static bool may_wait(const struct sim *m, int request)
     return false;
 }
 
-/* Requests are let in strictly by age, those that were preempted as well. */
+/* Requests of a key are let in strictly by age, those that were preempted as well. */
 static void check_admission_order(const struct sim *m, int request)
 {
     for (int i = 0; i < request; i++)
-        if (m->req[i].submitted && !m->req[i].done && !m->req[i].cancel_asked && !in_a_slot(m, i) && !may_wait(m, i))
+        if (m->req[i].priority == m->req[request].priority && m->req[i].key == m->req[request].key &&
+            m->req[i].submitted && !m->req[i].done && !m->req[i].cancel_asked && !in_a_slot(m, i) && !may_wait(m, i))
             fail_msg("request %d was let in before %d", request, i);
 }
 
@@ -220,6 +226,7 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         assert_true(q->adapter == adapter_of((int)q->seed) && q->adapter_scale == scale_of((int)q->seed));
         for (uint32_t t = 0; t < q->n_tok; t++) slot_write(m, st, q, st->ids[off + t]);
         off += q->n_tok;
+        m->req[s->request].n_computed += q->n_tok;
         if (q->out == MU_OUT_SAMPLE)
             assert_int_equal(q->far, m->opt.n_ctx_short && s->n > (uint32_t)m->opt.n_ctx_short);
     }
@@ -359,6 +366,8 @@ static uint64_t simulate(uint64_t seed, int n_req)
         if (turn > 2000000) fail_msg("seed %llu: %d of %d requests ended", (unsigned long long)seed, m.n_done, n_req);
         if (submitted < n_req && rng(3) == 0) {
             request_make(&m, &m.req[submitted]);
+            if (seed % 4) m.req[submitted].priority = (enum mu_priority)rng(MU_PRIORITY_COUNT);
+            if (seed % 4) m.req[submitted].key = rng(4);
             request_submit(&m, submitted++);
         }
         if (submitted && rng(40) == 0) sim_cancel(&m, (int)rng((uint32_t)submitted));
@@ -395,10 +404,13 @@ static void test_a_thousand_random_requests(void **state)
 }
 
 /* A request that is known in every detail: n_prompt ids that begin as salt says, then max_tokens. */
-static void request_salted(struct sim *m, int i, uint32_t salt, uint32_t n_prompt, uint32_t max_tokens)
+static void request_of(struct sim *m, int i, enum mu_priority priority, uint64_t key, uint32_t salt, uint32_t n_prompt,
+                       uint32_t max_tokens)
 {
     struct request *r = &m->req[i];
     memset(r, 0, sizeof *r);
+    r->priority = priority;
+    r->key = key;
     r->end_id = -1;
     r->n_prompt = r->n_total = n_prompt;
     r->max_tokens = max_tokens;
@@ -407,9 +419,30 @@ static void request_salted(struct sim *m, int i, uint32_t salt, uint32_t n_promp
     request_submit(m, i);
 }
 
+static void request_salted(struct sim *m, int i, uint32_t salt, uint32_t n_prompt, uint32_t max_tokens)
+{
+    request_of(m, i, MU_PRIORITY_INTERACTIVE, 0, salt, n_prompt, max_tokens);
+}
+
 static void request_plain(struct sim *m, int i, uint32_t n_prompt, uint32_t max_tokens)
 {
     request_salted(m, i, (uint32_t)i, n_prompt, max_tokens);
+}
+
+static void run_dry(struct sim *m)
+{
+    while (sim_next(m) || m->n)
+        if (m->n) sim_complete(m);
+}
+
+static void forget(struct sim *m)
+{
+    mu_sched_forget_all(m->s);
+    while (m->n) {
+        assert_int_equal(mu_sched_complete(m->s, m->step[m->head]->number, m->sampled[m->head], m->events), 0);
+        m->head = (m->head + 1) % MAX_FLIGHT;
+        m->n--;
+    }
 }
 
 /* New short requests never stop coming; one that needs every page must still get through. */
@@ -433,11 +466,107 @@ static void test_nobody_starves(void **state)
     }
     assert_true(m.req[big].done);
     assert_true(last < 60); /* it did not have to wait for hundreds that came later */
-    mu_sched_forget_all(m.s);
-    while (m.n)
-        assert_int_equal((mu_sched_complete(m.s, m.step[m.head]->number, m.sampled[m.head], m.events)), 0),
-            m.head = (m.head + 1) % MAX_FLIGHT, m.n--;
+    forget(&m);
     sim_close(&m);
+}
+
+enum { N_FLOW = 6 };
+
+/* Everybody always has more to do: what each priority and key gets computed is its share, though their requests differ in
+ * length and in number. */
+static void shares(int n_stage, int n_slot, uint32_t n_page)
+{
+    static const struct {
+        enum mu_priority priority;
+        uint64_t key;
+        uint32_t n_prompt, max_tokens;
+        int n_waiting; /* at any time */
+    } flow[N_FLOW] = {{MU_PRIORITY_INTERACTIVE, 1, 20, 10, 10}, {MU_PRIORITY_INTERACTIVE, 2, 90, 30, 12},
+                      {MU_PRIORITY_NORMAL, 1, 60, 20, 10},      {MU_PRIORITY_NORMAL, 2, 10, 40, 10},
+                      {MU_PRIORITY_BATCH, 1, 40, 30, 20},       {MU_PRIORITY_BATCH, 3, 40, 30, 8}};
+    struct sim m;
+    uint64_t got[N_FLOW] = {0}, all = 0;
+    sim_open(&m, n_stage, n_slot, n_page, 200, 32);
+    int last = 0, n_there[N_FLOW] = {0}, of[MAX_REQUESTS];
+    while (last < MAX_REQUESTS - 80) {
+        for (int i = 0; i < N_FLOW; i++)
+            for (; n_there[i] < flow[i].n_waiting; n_there[i]++) {
+                of[last] = i;
+                request_of(&m, last, flow[i].priority, flow[i].key, (uint32_t)last * 7, flow[i].n_prompt,
+                           flow[i].max_tokens);
+                last++;
+            }
+        while (sim_next(&m)) {}
+        sim_complete(&m);
+        memset(n_there, 0, sizeof n_there);
+        for (int i = 0; i < last; i++) n_there[of[i]] += !m.req[i].done;
+    }
+    for (int i = 0; i < last; i++) got[of[i]] += m.req[i].n_computed;
+    for (int i = 0; i < N_FLOW; i++) all += got[i];
+    for (int i = 0; i < N_FLOW; i++) {
+        double want = (double[]){16, 4, 1}[flow[i].priority] / 42, share = (double)got[i] / (double)all;
+        print_message("%d stages, %d slots, %u pages: priority %d key %d has %.3f of the tokens, due %.3f\n", n_stage,
+                      n_slot, n_page, (int)flow[i].priority, (int)flow[i].key, share, want);
+        if (!(share > 0.75 * want && share < 1.25 * want + 0.01)) fail_msg("out of bounds");
+    }
+    forget(&m);
+    sim_close(&m);
+}
+
+static void test_shares(void **state)
+{
+    (void)state;
+    shares(1, 8, 60);
+    shares(2, 6, 60);
+    shares(1, 6, 12);
+}
+
+/* Slots and pages are full of batch: what is urgent is in the very next step all the same; those that made room go on. */
+static void test_an_urgent_one_does_not_wait(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 1, 4, 12, 200, 64);
+    for (int i = 0; i < 6; i++) request_of(&m, i, MU_PRIORITY_BATCH, 0, (uint32_t)i, 40, 50);
+    for (int i = 0; i < 6; i++) {
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    request_of(&m, 6, MU_PRIORITY_NORMAL, 0, 6, 40, 3);
+    request_of(&m, 7, MU_PRIORITY_INTERACTIVE, 0, 7, 12, 3);
+    assert_true(sim_next(&m));
+    const struct mu_step *st = m.step[m.head];
+    bool seen = false;
+    for (uint32_t i = 0; i < st->n_seq; i++) seen |= st->seq[i].seed == 7;
+    assert_true(seen);
+    assert_true(m.s->n_preempted > 0);
+    run_dry(&m);
+    assert_int_equal(m.n_done, 8);
+    sim_close(&m);
+}
+
+/* Urgent requests never stop coming and need all there is; one batch request gets through in bounded time. */
+static void test_batch_does_not_starve(void **state)
+{
+    (void)state;
+    struct sim m;
+    for (uint32_t n_page = 6; n_page <= 24; n_page += 18) {
+        sim_open(&m, 2, 4, n_page, 192, 32);
+        int last = 1;
+        request_of(&m, 0, MU_PRIORITY_BATCH, 0, 0, 100, 60);
+        while (last < MAX_REQUESTS && !m.req[0].done) {
+            struct mu_sched_counts c;
+            for (mu_sched_count(m.s, &c); last < MAX_REQUESTS && c.waiting < 8; mu_sched_count(m.s, &c), last++)
+                request_of(&m, last, MU_PRIORITY_INTERACTIVE, (uint64_t)last % 3, (uint32_t)last, 40, 10);
+            while (sim_next(&m)) {}
+            sim_complete(&m);
+        }
+        print_message("%u pages: done after %d urgent ones of 50 tokens, its due is %d\n", n_page, last, 160 * 16 / 50);
+        assert_true(m.req[0].done);
+        assert_true(last < 3 * 160 * 16 / 50);
+        forget(&m);
+        sim_close(&m);
+    }
 }
 
 static enum mu_status try_submit(struct mu_sched *s, struct mu_sched_request q, bool *finished, struct mu_err *err)
@@ -556,12 +685,6 @@ static void test_steps_overlap(void **state)
     while (m.n || sim_next(&m)) sim_complete(&m);
     assert_int_equal(m.n_done, 9);
     sim_close(&m);
-}
-
-static void run_dry(struct sim *m)
-{
-    while (sim_next(m) || m->n)
-        if (m->n) sim_complete(m);
 }
 
 /* Eight choices of one prompt that come at once, with the same adapter and without: it is computed once for each kind,
@@ -747,6 +870,9 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_thousand_random_requests),
         cmocka_unit_test(test_nobody_starves),
+        cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_an_urgent_one_does_not_wait),
+        cmocka_unit_test(test_batch_does_not_starve),
         cmocka_unit_test(test_what_never_fits_is_refused_by_name),
         cmocka_unit_test(test_decodes_do_not_starve_a_prefill),
         cmocka_unit_test(test_steps_overlap),

@@ -2,7 +2,8 @@
  *
  * Steps are numbered from 1 at the start of an epoch, with no gaps; each carries only what changed: slots freed, pages
  * appended to slots, the tokens to run. Every rank applies them in order, so all hold the same page tables. A slot is
- * a sequence's place in the gang; a sequence is in at most one step in flight.
+ * a sequence's place in the gang; a sequence is in several steps in flight only with chunks
+ * of its prompt, which sample nothing but for the last.
  *
  * On the wire (the doorbell connection, little-endian, base/bytes.h), see step.c. Decoding checks everything against
  * the serving limits. */

@@ -22,12 +22,13 @@ struct seq {
     uint32_t n_fed; /* ids that the ranks have got, the step in flight included */
     uint32_t *page; /* [pages_of(n_limit)] */
     uint32_t n_page;
-    uint32_t n_known;        /* the first so many of them are published or hold what a published one holds; … */
-    uint64_t identity;       /* … the last of these: kv_pool.h */
-    uint32_t n_cached;       /* prompt tokens that were not computed when it was let in first */
-    bool counted;            /* n_cached is known */
-    int slot;                /* -1: waiting */
-    bool in_flight, samples; /* samples: the step in flight yields its next id */
+    uint32_t n_known;  /* the first so many of them are published or hold what a published one holds; … */
+    uint64_t identity; /* … the last of these: kv_pool.h */
+    uint32_t n_cached; /* prompt tokens that were not computed when it was let in first */
+    bool counted;      /* n_cached is known */
+    int slot;          /* -1: waiting */
+    int n_flight;      /* steps in flight that it takes part in */
+    bool samples;      /* the last one of them yields its next id */
     bool cancelled, silent;
     float temperature, top_p;
     uint32_t top_k;
@@ -41,8 +42,16 @@ struct seq {
 
 struct flight { /* a step in flight */
     uint64_t number;
-    int n_seq;
+    uint32_t n_prefill; /* its tokens that are no decodes */
+    int n_seq, n_decode;
     struct seq **seq; /* [n_slot] */
+    bool *samples;    /* [n_slot] */
+};
+
+/* What steps cost, as far as is known: mu_sched_took. Microseconds; 0: not known. */
+struct cost {
+    double gap_us;   /* between two tokens of a stream, where nothing but decodes runs */
+    double token_us; /* what each prefill token adds to a step */
 };
 
 struct mu_sched {
@@ -56,6 +65,7 @@ struct mu_sched {
     struct flight *flight; /* [max_in_flight], a ring */
     int max_in_flight, flight_head, n_flight;
     int n_active, n_waiting;
+    struct cost cost;
     uint64_t next_number, next_arrival, n_preempted, n_cached_tokens;
 };
 

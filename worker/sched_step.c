@@ -1,19 +1,26 @@
-/* The next step. See scheduler.h for the rules. */
+/* The next step. See scheduler.h for the rules.
+ *
+ * In flight are as many steps as there are stages, and one more that waits at the first stage, since the leader plans
+ * only between its own shares of steps. Decodes are dealt out over the stages; a step whose prefill is much longer than
+ * the next one's would leave stages idle, which is why every step's chunk is cut by the same rule and chunks of one prompt
+ * follow each other without waiting (tests/worker/test_pipeline.c has the figures). */
 #include <stdlib.h>
 #include <string.h>
 
 #include "worker/sched_parts.h"
 
 enum {
-    /* A step that also decodes prefills at most 1/MIXED_SHARE of the budget: a long prompt then slows the streams that
-     * run by little, and chunks of this size still use the matrix kernels well. */
-    MIXED_SHARE = 4,
-    GRACE = 32, /* scheduler.h */
+    MIXED_SHARE =
+        4, /* a step that also decodes prefills at most 1/MIXED_SHARE of the budget, while costs are not known */
+    LEAST_CHUNK = 8, /* tokens, however slow they are: prompts must move */
+    GRACE = 32,      /* scheduler.h */
 };
+/* Streams see a gap of at most so many usual ones between two tokens when prompts come: below 3, with room for noise. */
+static const double MIXED = 2.5;
 
 static bool is_decode(const struct seq *q)
 {
-    return q->n_ids - q->n_fed == 1;
+    return q->n_ids - q->n_fed == 1 && !q->n_flight;
 }
 
 static struct mu_kv_kind kind_of(const struct mu_sched *s, const struct seq *q)
@@ -48,7 +55,7 @@ static bool take_from_others(struct mu_sched *s, const struct seq *q)
     struct seq *first = NULL;
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         struct seq *v = s->active[i];
-        if (v && !v->in_flight && gives_before(v, q) && (!first || gives_before(v, first))) first = v;
+        if (v && !v->n_flight && gives_before(v, q) && (!first || gives_before(v, first))) first = v;
     }
     if (first) preempt(s, first);
     return first != NULL;
@@ -57,7 +64,7 @@ static bool take_from_others(struct mu_sched *s, const struct seq *q)
 /* Whether v gives way to q, which waits: of a lower priority that is not behind with its share. */
 static bool gives_way(const struct mu_sched *s, const struct seq *v, const struct seq *q)
 {
-    return v && !v->in_flight && giving(v) > q->priority &&
+    return v && !v->n_flight && giving(v) > q->priority &&
            mu_fair_compare_priorities(&s->fair, q->priority, v->priority) < 0;
 }
 
@@ -157,10 +164,11 @@ static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct m
     memcpy(step->ids + step->n_tok, q->ids + q->n_fed, n_tok * sizeof *step->ids);
     step->n_tok += n_tok;
     q->n_fed += n_tok;
-    q->in_flight = true;
+    q->n_flight++;
     q->samples = last;
     q->last_step = s->next_number;
     mu_fair_charge(&s->fair, q->flow, n_tok);
+    f->samples[f->n_seq] = last;
     f->seq[f->n_seq++] = q;
 }
 
@@ -184,40 +192,73 @@ static int by_turn(const void *a, const void *b, void *sched)
     return turn ? turn : by_arrival(x, y);
 }
 
-/* Idle sequences that want a decode (or a prefill) into s->order; returns how many. */
+/* More of the prompt, beside chunks that are in flight as well. */
+static bool is_prefill(const struct mu_sched *s, const struct seq *q)
+{
+    return q->n_fed < q->n_ids && !is_decode(q) && q->n_flight < s->opt.n_stage && !q->cancelled;
+}
+
+/* Sequences that want a decode (or a prefill) into s->order; returns how many. */
 static int idle_collect(struct mu_sched *s, bool decode, int (*compare)(const void *, const void *, void *))
 {
     int n = 0;
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         struct seq *q = s->active[i];
-        if (q && !q->in_flight && is_decode(q) == decode) s->order[n++] = q;
+        if (q && (decode ? is_decode(q) : is_prefill(s, q))) s->order[n++] = q;
     }
     if (n > 1) qsort_r(s->order, (size_t)n, sizeof(struct seq *), compare, s);
     return n;
 }
 
-static void add_decodes(struct mu_sched *s, struct mu_step *step)
+static uint32_t mixed_share(const struct mu_sched *s)
+{
+    return ((uint32_t)s->opt.serving.step_tokens + MIXED_SHARE - 1) / MIXED_SHARE;
+}
+
+/* A fair part of the decodes for each stage; returns how many sequences are decoding, those in flight as well. */
+static int add_decodes(struct mu_sched *s, struct flight *f, struct mu_step *step)
 {
     int n_decoding = 0, n_prefill = s->n_waiting;
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         const struct seq *q = s->active[i];
         if (!q) continue;
-        if (q->in_flight ? q->samples : is_decode(q))
+        if (q->n_flight ? q->samples : is_decode(q))
             n_decoding++;
         else
             n_prefill++;
     }
+    int n = idle_collect(s, true, by_last_step), n_free_stage = s->opt.n_stage;
+    for (int i = 0; i < s->n_flight; i++)
+        n_free_stage -= s->flight[(s->flight_head + i) % s->max_in_flight].n_decode > 0;
+    /* One at least is left for each other stage that has no decodes yet. */
     int quota = (n_decoding + s->opt.n_stage - 1) / s->opt.n_stage, budget = s->opt.serving.step_tokens;
-    if (n_prefill && budget > 1) budget -= (budget + MIXED_SHARE - 1) / MIXED_SHARE; /* prefills move too */
+    if (quota > n - (n_free_stage - 1)) quota = n - (n_free_stage - 1) > 1 ? n - (n_free_stage - 1) : 1;
+    if (n_prefill && budget > 1) budget -= (int)mixed_share(s); /* prefills move too */
     if (quota > budget) quota = budget;
-    int n = idle_collect(s, true, by_last_step);
-    for (int i = 0; i < n && quota > 0; i++) {
+    for (int i = 0; i < n && f->n_decode < quota; i++) {
         struct seq *q = s->order[i];
         if (q->slot < 0) continue; /* preempted for one before it */
         if (!pages_grow(s, q, step)) continue;
         step_add(s, q, 1, step);
-        quota--;
+        f->n_decode++;
     }
+    return n_decoding;
+}
+
+/* How many tokens the step may prefill. Streams wait for it: so many that their gaps are MIXED times as long as with
+ * decodes alone, as far as that is known. And where every stage has a step already, one more without decodes would only stand between
+ * a stream and its next token. */
+static uint32_t prefill_budget(const struct mu_sched *s, const struct flight *f, const struct mu_step *step,
+                               int n_decoding)
+{
+    uint32_t budget = (uint32_t)s->opt.serving.step_tokens - step->n_tok, share = mixed_share(s);
+    if (!n_decoding) return budget;
+    if (!f->n_decode && s->n_flight >= s->opt.n_stage) return 0;
+    if (s->cost.gap_us > 0 && s->cost.token_us > 0) { /* as many steps as stages lie between two tokens */
+        double n = (MIXED - 1) * s->cost.gap_us / (s->cost.token_us * s->opt.n_stage);
+        share = n < LEAST_CHUNK ? LEAST_CHUNK : n < budget ? (uint32_t)n : budget;
+    }
+    return share < budget ? share : budget;
 }
 
 static void add_prefills(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
@@ -341,15 +382,11 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
 {
     if (s->n_flight == s->max_in_flight) return false;
     struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
-    f->n_seq = 0;
+    f->n_seq = f->n_decode = 0;
     step->n_free = step->n_page = step->n_seq = step->n_tok = 0;
     make_way(s);
-    add_decodes(s, step);
-    uint32_t budget = (uint32_t)s->opt.serving.step_tokens - step->n_tok;
-    if (step->n_seq) {
-        uint32_t share = ((uint32_t)s->opt.serving.step_tokens + MIXED_SHARE - 1) / MIXED_SHARE;
-        if (budget > share) budget = share;
-    }
+    int n_decoding = add_decodes(s, f, step);
+    uint32_t budget = prefill_budget(s, f, step, n_decoding);
     add_prefills(s, step, &budget);
     add_admissions(s, step, &budget);
     if (!step->n_seq) return false;
@@ -358,6 +395,7 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
         if (s->slot_dirty[i]) step->free_slot[step->n_free++] = (uint32_t)i;
         s->slot_dirty[i] = false;
     }
+    f->n_prefill = step->n_tok - (uint32_t)f->n_decode;
     step->number = f->number = s->next_number++;
     s->n_flight++;
     return true;

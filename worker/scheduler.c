@@ -48,7 +48,8 @@ enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sch
     s->flight = mu_calloc((size_t)s->max_in_flight, sizeof *s->flight);
     bool whole = s->active && s->order && s->slot_dirty && s->flight;
     for (int i = 0; whole && i < s->max_in_flight; i++)
-        whole = (s->flight[i].seq = mu_calloc(n_slot, sizeof(struct seq *))) != NULL;
+        whole = (s->flight[i].seq = mu_calloc(n_slot, sizeof(struct seq *))) != NULL &&
+                (s->flight[i].samples = mu_calloc(n_slot, sizeof(bool))) != NULL;
     if (!whole) {
         mu_sched_destroy(s);
         return mu_fail(err, MU_ENOMEM, "out of memory for a scheduler of %d sequences and %u pages", v->n_slot,
@@ -72,7 +73,10 @@ void mu_sched_destroy(struct mu_sched *s)
         seq_free(q);
     }
     for (int i = 0; s->active && i < s->opt.serving.n_slot; i++) seq_free(s->active[i]);
-    for (int i = 0; s->flight && i < s->max_in_flight; i++) mu_free(s->flight[i].seq);
+    for (int i = 0; s->flight && i < s->max_in_flight; i++) {
+        mu_free(s->flight[i].seq);
+        mu_free(s->flight[i].samples);
+    }
     mu_free(s->active);
     mu_free(s->order);
     mu_free(s->slot_dirty);
@@ -256,7 +260,7 @@ enum mu_status mu_sched_cancel(struct mu_sched *s, uint64_t request, struct mu_s
 {
     struct seq *q = find(s, request);
     if (!q) return MU_ENOENT;
-    if (q->in_flight) {
+    if (q->n_flight) {
         q->cancelled = true;
         return MU_EAGAIN;
     }
@@ -272,7 +276,7 @@ void mu_sched_forget_all(struct mu_sched *s)
     while (s->waiting) seq_end(s, s->waiting);
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         struct seq *q = s->active[i];
-        if (q && q->in_flight)
+        if (q && q->n_flight)
             q->cancelled = q->silent = true;
         else if (q)
             seq_end(s, q);
@@ -310,11 +314,11 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
     for (int i = 0; i < f->n_seq; i++) {
         struct seq *q = f->seq[i];
         struct mu_sched_event e = event_of(q);
-        q->in_flight = false;
+        q->n_flight--;
         if (q->cancelled) {
-            e.finished = true;
+            e.finished = q->n_flight == 0;
             e.error = MU_ECANCELLED;
-        } else if (q->samples) {
+        } else if (f->samples[i]) {
             e.finished = id_take(s, q, id[i], &e);
             /* It turns otherwise from now on, and others may share its pages: into new ones. */
             if (mu_sched_is_far(s, q->n_ids) && !mu_sched_is_far(s, q->n_ids - 1)) mu_sched_slot_empty(s, q);
@@ -323,6 +327,34 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
         if (e.finished) seq_end(s, q);
     }
     return n_event;
+}
+
+/* A mean that forgets slowly; the first value is believed. */
+static void average(double *mean, double value)
+{
+    *mean = *mean > 0 ? *mean + (value - *mean) / 8 : value;
+}
+
+/* With k steps of decodes on their way a stream's next token comes k completions after its last one, whether that fills
+ * the stages or one step goes through all of them alone. With prefill beside them the stages are full: then a completion
+ * takes an n_stage-th of the gap, and what the prefill adds. */
+void mu_sched_took(struct mu_sched *s, uint32_t us)
+{
+    const struct flight *f = &s->flight[s->flight_head];
+    struct cost *c = &s->cost;
+    int n_decode = 0;
+    uint32_t n_prefill = 0;
+    if (!s->n_flight || !us) return;
+    for (int i = 0; i < s->n_flight; i++) {
+        const struct flight *g = &s->flight[(s->flight_head + i) % s->max_in_flight];
+        n_decode += g->n_decode > 0;
+        n_prefill += g->n_prefill;
+    }
+    double alone_us = c->gap_us / s->opt.n_stage;
+    if (!n_prefill)
+        average(&c->gap_us, (double)us * n_decode);
+    else if (f->n_prefill)
+        average(&c->token_us, us > alone_us ? (us - alone_us) / f->n_prefill : 1e-3);
 }
 
 int mu_sched_max_in_flight(const struct mu_sched *s)

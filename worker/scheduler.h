@@ -5,9 +5,10 @@
  *                         ▲                                │
  *                         └── preempt: pages ran out ──────┘   everything is computed again from ids: same tokens
  *
- * An active sequence is either in exactly one step in flight or in none. What it needs next follows from two numbers:
- * ids known and ids fed to the ranks; one missing is a decode, more are a prefill, and the last chunk of either
- * samples.
+ * What an active sequence needs next follows from two numbers: ids known and ids fed to the ranks; one missing is a
+ * decode, more are a prefill, and the last chunk of either samples. A decode waits for the id before it. Chunks of a
+ * prefill do not wait for each other: the ranks run steps in order, so as many as there are stages may be in flight and
+ * keep all of them busy.
  *
  * Pages are shared (kv_pool.h): a newcomer begins after the longest run of whole pages, from its first token on, that
  * somebody has computed already or is about to have computed; it waits for one that is being computed. So a sequence that
@@ -103,6 +104,11 @@ int mu_sched_in_flight(const struct mu_sched *s);
  * meaningful. */
 bool mu_sched_next(struct mu_sched *s, struct mu_step *step_out);
 
+/* How long the oldest step in flight took, from when it was planned, or the one before it was done if that was later; just
+ * before mu_sched_complete is told of it. An input like any other, never asked for: steps that decode, too, prefill so
+ * much that a stream's tokens are at most two and a half times as far apart as without. Not told, a quarter of the
+ * budget. */
+void mu_sched_took(struct mu_sched *s, uint32_t us);
 /* The oldest step in flight is done; id is mu_step_result's. events_out has room for n_slot; returns how many.
  * MU_EINTERNAL (an error of the caller) as -1: that step is not the oldest in flight. */
 int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, struct mu_sched_event *events_out);

@@ -3,7 +3,7 @@
 #include "cli/cli.h"
 #include "coordinator/coordinator.h"
 
-enum { OPT_STALL = 256, OPT_QUIET, OPT_LORA, OPT_TEMPLATE, OPT_NO_PREFIX };
+enum { OPT_STALL = 256, OPT_QUIET, OPT_LORA, OPT_TEMPLATE, OPT_NO_PREFIX, OPT_NO_SPECULATION };
 
 struct serve_args {
     struct mu_serve_options o;
@@ -36,6 +36,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
     case OPT_TEMPLATE: o->template_path = arg; return 0;
     case OPT_NO_PREFIX: o->no_prefix_cache = true; return 0;
+    case OPT_NO_SPECULATION: o->no_speculation = true; return 0;
     case OPT_QUIET: o->quiet = true; return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: adapter_add(a, arg, state); return 0;
@@ -67,6 +68,7 @@ int mu_cmd_serve(int argc, char **argv)
         {"template", OPT_TEMPLATE, "FILE", 0, "chat template (Jinja) instead of the model's own", 0},
         {"no-prefix-cache", OPT_NO_PREFIX, 0, 0, "compute every prompt whole, also where another one began the same",
          0},
+        {"no-speculation", OPT_NO_SPECULATION, 0, 0, "never guess next tokens from what was said before", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
         MU_QUANTIZE_OPTION(0),
         {0},

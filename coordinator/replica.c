@@ -125,6 +125,7 @@ void mu_replica_start(struct mu_hub *h)
     q.kv_pages = h->serving.n_page;
     q.step_tokens = (uint32_t)h->serving.step_tokens;
     q.no_prefix_cache = h->opt->no_prefix_cache;
+    q.no_speculation = h->opt->no_speculation;
     q.engine_address = h->engine_address;
     q.secret = (ProtobufCBinaryData){sizeof g->secret, g->secret};
     q.load_timeout_ms = LOAD_TIMEOUT_MS;

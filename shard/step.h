@@ -1,9 +1,10 @@
 /* A step: what the leader tells every rank to do next, and the only input of the forward pass.
  *
  * Steps are numbered from 1 at the start of an epoch, with no gaps; each carries only what changed: slots freed, pages
- * appended to slots, the tokens to run. Every rank applies them in order, so all hold the same page tables. A slot is
- * a sequence's place in the gang; a sequence is in several steps in flight only with chunks
- * of its prompt, which sample nothing but for the last.
+ * appended to slots, the tokens to run. Every rank applies them in order, so all hold the same page tables. A slot is a
+ * sequence's place in the gang. A sequence is in several steps in flight only with chunks of its prompt. In one step it
+ * stands once, or several times in a row, each going on where the one before it ended: a decode, and guesses at what
+ * follows it.
  *
  * On the wire (the doorbell connection, little-endian, base/bytes.h), see step.c. Decoding checks everything against
  * the serving limits. */

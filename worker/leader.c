@@ -208,7 +208,8 @@ static enum mu_status leader_init(struct leader *l, const struct mu_leader_optio
                                   .n_vocab = opt->model->cfg.n_vocab,
                                   .max_waiting = MAX_WAITING,
                                   .n_ctx_short = opt->model->cfg.n_ctx_short,
-                                  .no_prefix_cache = opt->no_prefix_cache};
+                                  .no_prefix_cache = opt->no_prefix_cache,
+                                  .no_speculation = opt->no_speculation};
     l->opt = opt;
     mu_writer_init(&l->plan, mu_leader_plan_bytes(&opt->serving));
     MU_TRY(st, mu_sched_create(&so, &l->sched, err), out);

@@ -259,6 +259,7 @@ static enum mu_status lead(struct rank *r, struct mu_err *err)
         .plan = &r->plan,
         .serving = r->serving,
         .no_prefix_cache = r->req->no_prefix_cache,
+        .no_speculation = r->req->no_speculation,
         .shard = r->shard,
         .bells = r->bells,
         .record = r->record,

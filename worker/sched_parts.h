@@ -1,12 +1,15 @@
 /* The scheduler's insides, shared by its own files:
  *
  *   scheduler.c   requests come and go, what became of a step
- *   sched_step.c  the next step: who runs, with how much, into which pages */
+ *   sched_step.c  the next step: who runs, with how much, into which pages
+ *   sched_draft.c guesses at next ids, and where they pay */
 #ifndef MU_WORKER_SCHED_PARTS_H
 #define MU_WORKER_SCHED_PARTS_H
 
 #include "worker/kv_pool.h"
 #include "worker/scheduler.h"
+
+enum { MAX_DRAFT = 7 };
 
 struct seq {
     struct seq *next; /* waiting list */
@@ -33,6 +36,9 @@ struct seq {
     float temperature, top_p;
     uint32_t top_k;
     uint64_t seed;
+    int32_t draft[MAX_DRAFT]; /* in flight */
+    uint32_t n_try, quiet;    /* most drafts at once; none before it has so many ids */
+    double hits;              /* of drafts, those that were right, of late */
     int32_t end_ids[MU_SCHED_MAX_END_IDS];
     size_t n_end;
     uint16_t adapter;
@@ -42,16 +48,18 @@ struct seq {
 
 struct flight { /* a step in flight */
     uint64_t number;
-    uint32_t n_prefill; /* its tokens that are no decodes */
+    uint32_t n_prefill, n_drafted; /* its tokens that are no decodes */
     int n_seq, n_decode;
     struct seq **seq; /* [n_slot] */
     bool *samples;    /* [n_slot] */
+    uint8_t *n_draft; /* [n_slot]: each one more sequence of the step, behind its own */
 };
 
 /* What steps cost, as far as is known: mu_sched_took. Microseconds; 0: not known. */
 struct cost {
     double gap_us;   /* between two tokens of a stream, where nothing but decodes runs */
     double token_us; /* what each prefill token adds to a step */
+    double draft_us; /* what each draft adds to the gap */
 };
 
 struct mu_sched {
@@ -66,7 +74,7 @@ struct mu_sched {
     int max_in_flight, flight_head, n_flight;
     int n_active, n_waiting;
     struct cost cost;
-    uint64_t next_number, next_arrival, n_preempted, n_cached_tokens;
+    uint64_t next_number, next_arrival, n_preempted, n_cached_tokens, n_drafted, n_taken;
 };
 
 static inline uint32_t mu_sched_pages_of(uint32_t n_ids)
@@ -85,5 +93,9 @@ void mu_sched_unwait(struct mu_sched *s, struct seq *q);
 /* Lets go of the pages of an active sequence that is not in flight; it begins again, in its slot. */
 void mu_sched_slot_empty(struct mu_sched *s, struct seq *q);
 void mu_sched_slot_release(struct mu_sched *s, struct seq *q); /* and of its slot */
+
+/* Into q->draft, at most `most`; how many. n_stream: sequences that are decoding. */
+uint32_t mu_sched_draft(const struct mu_sched *s, struct seq *q, uint32_t n_stream, uint32_t most);
+void mu_sched_draft_learn(struct mu_sched *s, struct seq *q, uint32_t n_draft, uint32_t n_taken);
 
 #endif

@@ -130,6 +130,7 @@ static void prefix_use(struct mu_sched *s, struct seq *q, uint32_t n, struct mu_
 static bool pages_grow(struct mu_sched *s, struct seq *q, struct mu_step *step)
 {
     uint32_t need = mu_sched_pages_of(q->n_ids), n_prefix = q->n_page, idle = 0;
+    if (q->n_page >= need) return true;                                        /* drafts may have taken one more */
     if (step->n_page + need - q->n_page > s->opt.serving.n_page) return false; /* a step has so many entries */
     for (;;) {
         if (q->n_page == 0) n_prefix = prefix_find(s, q, &idle); /* it begins again, in its slot */
@@ -141,18 +142,15 @@ static bool pages_grow(struct mu_sched *s, struct seq *q, struct mu_step *step)
     return true;
 }
 
-static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct mu_step *step)
+static void entry_add(const struct mu_sched *s, const struct seq *q, uint32_t pos, const int32_t *ids, uint32_t n_tok,
+                      enum mu_out_kind out, struct mu_step *step)
 {
-    struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
-    bool last = q->n_fed + n_tok == q->n_ids;
     step->seq[step->n_seq++] = (struct mu_step_seq){
         .slot = (uint32_t)q->slot,
-        .pos0 = q->n_fed,
+        .pos0 = pos,
         .n_tok = n_tok,
         .tok_off = step->n_tok,
-        .out = q->embed.pooling ? mu_embed_out(q->embed.pooling, last)
-               : last           ? MU_OUT_SAMPLE
-                                : MU_OUT_NONE,
+        .out = (uint8_t)out,
         .far = mu_sched_is_far(s, q->n_ids),
         .temperature = q->temperature,
         .top_k = q->top_k,
@@ -161,15 +159,40 @@ static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct m
         .adapter = q->adapter,
         .adapter_scale = q->adapter_scale,
     };
-    memcpy(step->ids + step->n_tok, q->ids + q->n_fed, n_tok * sizeof *step->ids);
+    memcpy(step->ids + step->n_tok, ids, n_tok * sizeof *ids);
     step->n_tok += n_tok;
+}
+
+static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct mu_step *step)
+{
+    struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
+    bool last = q->n_fed + n_tok == q->n_ids;
+    enum mu_out_kind out = last ? MU_OUT_SAMPLE : MU_OUT_NONE;
+    if (q->embed.pooling) out = mu_embed_out(q->embed.pooling, last);
+    entry_add(s, q, q->n_fed, q->ids + q->n_fed, n_tok, out, step);
     q->n_fed += n_tok;
     q->n_flight++;
     q->samples = last;
     q->last_step = s->next_number;
     mu_fair_charge(&s->fair, q->flow, n_tok);
     f->samples[f->n_seq] = last;
+    f->n_draft[f->n_seq] = 0;
     f->seq[f->n_seq++] = q;
+}
+
+/* Guesses behind a decode, at most `most`, into pages that nobody misses; returns how many. */
+static uint32_t add_drafts(struct mu_sched *s, struct flight *f, struct seq *q, uint32_t n_stream, uint32_t most,
+                           struct mu_step *step)
+{
+    uint32_t spare = mu_kv_pool_available(s->pool), n_active = (uint32_t)s->n_active;
+    uint32_t room = q->n_page * MU_PAGE_TOKENS - q->n_ids; /* MAX_DRAFT ids need one page more at most */
+    if (spare <= n_active && most > room) most = room;
+    uint32_t n = mu_sched_draft(s, q, n_stream, most);
+    if (mu_sched_pages_of(q->n_ids + n) > q->n_page) page_tell(q, mu_kv_pool_take(s->pool), step);
+    for (uint32_t i = 0; i < n; i++) entry_add(s, q, q->n_ids + i, &q->draft[i], 1, MU_OUT_SAMPLE, step);
+    f->n_draft[f->n_seq - 1] = (uint8_t)n;
+    f->n_drafted += n;
+    return n;
 }
 
 static int by_arrival(const struct seq *x, const struct seq *y)
@@ -235,12 +258,17 @@ static int add_decodes(struct mu_sched *s, struct flight *f, struct mu_step *ste
     if (quota > n - (n_free_stage - 1)) quota = n - (n_free_stage - 1) > 1 ? n - (n_free_stage - 1) : 1;
     if (n_prefill && budget > 1) budget -= (int)mixed_share(s); /* prefills move too */
     if (quota > budget) quota = budget;
+    /* Drafts get what no sequence needs. */
+    uint32_t n_slot = (uint32_t)s->opt.serving.n_slot, spare = n_slot - (uint32_t)s->n_active;
+    if (spare > (uint32_t)(budget - quota)) spare = (uint32_t)(budget - quota);
+    if (n_prefill) spare = 0;
     for (int i = 0; i < n && f->n_decode < quota; i++) {
         struct seq *q = s->order[i];
         if (q->slot < 0) continue; /* preempted for one before it */
         if (!pages_grow(s, q, step)) continue;
         step_add(s, q, 1, step);
         f->n_decode++;
+        if (spare) spare -= add_drafts(s, f, q, (uint32_t)n_decoding, spare < MAX_DRAFT ? spare : MAX_DRAFT, step);
     }
     return n_decoding;
 }
@@ -383,6 +411,7 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
     if (s->n_flight == s->max_in_flight) return false;
     struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
     f->n_seq = f->n_decode = 0;
+    f->n_drafted = 0;
     step->n_free = step->n_page = step->n_seq = step->n_tok = 0;
     make_way(s);
     int n_decoding = add_decodes(s, f, step);
@@ -395,7 +424,7 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
         if (s->slot_dirty[i]) step->free_slot[step->n_free++] = (uint32_t)i;
         s->slot_dirty[i] = false;
     }
-    f->n_prefill = step->n_tok - (uint32_t)f->n_decode;
+    f->n_prefill = step->n_tok - (uint32_t)f->n_decode - f->n_drafted;
     step->number = f->number = s->next_number++;
     s->n_flight++;
     return true;

@@ -49,7 +49,8 @@ enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sch
     bool whole = s->active && s->order && s->slot_dirty && s->flight;
     for (int i = 0; whole && i < s->max_in_flight; i++)
         whole = (s->flight[i].seq = mu_calloc(n_slot, sizeof(struct seq *))) != NULL &&
-                (s->flight[i].samples = mu_calloc(n_slot, sizeof(bool))) != NULL;
+                (s->flight[i].samples = mu_calloc(n_slot, sizeof(bool))) != NULL &&
+                (s->flight[i].n_draft = mu_calloc(n_slot, sizeof(uint8_t))) != NULL;
     if (!whole) {
         mu_sched_destroy(s);
         return mu_fail(err, MU_ENOMEM, "out of memory for a scheduler of %d sequences and %u pages", v->n_slot,
@@ -76,6 +77,7 @@ void mu_sched_destroy(struct mu_sched *s)
     for (int i = 0; s->flight && i < s->max_in_flight; i++) {
         mu_free(s->flight[i].seq);
         mu_free(s->flight[i].samples);
+        mu_free(s->flight[i].n_draft);
     }
     mu_free(s->active);
     mu_free(s->order);
@@ -304,6 +306,26 @@ static bool id_take(const struct mu_sched *s, struct seq *q, int32_t id, struct 
     return q->n_ids == q->n_limit || is_end_id(q, id);
 }
 
+/* The ids that a step sampled for q: its own, and those after drafts as long as these were right. Returns how many events
+ * there are; *over_out: the last one ends it. */
+static int ids_take(struct mu_sched *s, struct seq *q, const int32_t *id, uint32_t n_draft,
+                    struct mu_sched_event *events_out, bool *over_out)
+{
+    uint32_t k = 0;
+    for (;; k++) {
+        struct mu_sched_event *e = &events_out[k];
+        *e = event_of(q);
+        *over_out = e->finished = id_take(s, q, id[k], e);
+        if (e->finished || k == n_draft || id[k] != q->draft[k]) break;
+        q->n_fed++; /* the draft */
+        mu_fair_charge(&s->fair, q->flow, 1);
+    }
+    mu_sched_draft_learn(s, q, n_draft, k);
+    /* It turns otherwise from now on, and others may share its pages: into new ones. */
+    if (mu_sched_is_far(s, q->n_ids) && !mu_sched_is_far(s, q->n_ids - 1)) mu_sched_slot_empty(s, q);
+    return (int)k + 1;
+}
+
 int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, struct mu_sched_event *events_out)
 {
     struct flight *f = &s->flight[s->flight_head];
@@ -311,27 +333,30 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
     s->flight_head = (s->flight_head + 1) % s->max_in_flight;
     s->n_flight--;
     int n_event = 0;
-    for (int i = 0; i < f->n_seq; i++) {
+    for (int i = 0; i < f->n_seq; id += 1 + f->n_draft[i], i++) {
         struct seq *q = f->seq[i];
-        struct mu_sched_event e = event_of(q);
+        bool over = false;
+        int n = 0;
         q->n_flight--;
         if (q->cancelled) {
-            e.finished = q->n_flight == 0;
-            e.error = MU_ECANCELLED;
+            over = q->n_flight == 0;
+            events_out[n_event] = event_of(q);
+            events_out[n_event].finished = true;
+            events_out[n_event].error = MU_ECANCELLED;
+            n = over;
         } else if (f->samples[i]) {
-            e.finished = id_take(s, q, id[i], &e);
-            /* It turns otherwise from now on, and others may share its pages: into new ones. */
-            if (mu_sched_is_far(s, q->n_ids) && !mu_sched_is_far(s, q->n_ids - 1)) mu_sched_slot_empty(s, q);
+            n = ids_take(s, q, id, f->n_draft[i], events_out + n_event, &over);
         }
-        if (!q->silent && (e.finished || e.id >= 0)) events_out[n_event++] = e;
-        if (e.finished) seq_end(s, q);
+        if (!q->silent) n_event += n;
+        if (over) seq_end(s, q);
     }
     return n_event;
 }
 
-/* A mean that forgets slowly; the first value is believed. */
+/* A mean that forgets slowly. The first value is believed, one far above the others (a process was stopped) only a bit. */
 static void average(double *mean, double value)
 {
+    if (*mean > 0 && value > 4 * *mean) value = 4 * *mean;
     *mean = *mean > 0 ? *mean + (value - *mean) / 8 : value;
 }
 
@@ -343,18 +368,21 @@ void mu_sched_took(struct mu_sched *s, uint32_t us)
     const struct flight *f = &s->flight[s->flight_head];
     struct cost *c = &s->cost;
     int n_decode = 0;
-    uint32_t n_prefill = 0;
+    uint32_t n_prefill = 0, n_drafted = 0;
     if (!s->n_flight || !us) return;
     for (int i = 0; i < s->n_flight; i++) {
         const struct flight *g = &s->flight[(s->flight_head + i) % s->max_in_flight];
         n_decode += g->n_decode > 0;
         n_prefill += g->n_prefill;
+        n_drafted += g->n_drafted;
     }
-    double alone_us = c->gap_us / s->opt.n_stage;
-    if (!n_prefill)
-        average(&c->gap_us, (double)us * n_decode);
+    double alone_us = c->gap_us / s->opt.n_stage, gap_us = (double)us * n_decode;
+    if (!n_prefill && !n_drafted)
+        average(&c->gap_us, gap_us);
     else if (f->n_prefill)
-        average(&c->token_us, us > alone_us ? (us - alone_us) / f->n_prefill : 1e-3);
+        average(&c->token_us, fmax((us - alone_us) / f->n_prefill, 1e-3));
+    else if (!n_prefill)
+        average(&c->draft_us, fmax((gap_us - c->gap_us) / n_drafted, c->gap_us / 64)); /* nothing is free */
 }
 
 int mu_sched_max_in_flight(const struct mu_sched *s)
@@ -377,5 +405,7 @@ void mu_sched_count(const struct mu_sched *s, struct mu_sched_counts *c)
         .steps = s->next_number - 1,
         .preemptions = s->n_preempted,
         .cached_tokens = s->n_cached_tokens,
+        .drafted = s->n_drafted,
+        .drafts_taken = s->n_taken,
     };
 }

@@ -10,6 +10,9 @@
  * prefill do not wait for each other: the ranks run steps in order, so as many as there are stages may be in flight and
  * keep all of them busy.
  *
+ * Speculation (sched_draft.c): a decode may be followed by guesses at the ids after it. Each is a sequence of one token of
+ * the step, of the same slot; what they sample is taken as long as the guesses were right.
+ *
  * Pages are shared (kv_pool.h): a newcomer begins after the longest run of whole pages, from its first token on, that
  * somebody has computed already or is about to have computed; it waits for one that is being computed. So a sequence that
  * was preempted finds again what nobody else has needed meanwhile.
@@ -50,7 +53,7 @@ struct mu_sched_options {
     int n_vocab;     /* bounds every id */
     int max_waiting; /* requests that wait for a slot; more are refused */
     int n_ctx_short; /* a sequence that grows beyond it is computed again, marked `far`; 0: never */
-    bool no_prefix_cache;
+    bool no_prefix_cache, no_speculation;
 };
 
 struct mu_sched_request { /* everything is copied */
@@ -109,7 +112,8 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step_out);
  * much that a stream's tokens are at most two and a half times as far apart as without. Not told, a quarter of the
  * budget. */
 void mu_sched_took(struct mu_sched *s, uint32_t us);
-/* The oldest step in flight is done; id is mu_step_result's. events_out has room for n_slot; returns how many.
+/* The oldest step in flight is done; id is mu_step_result's. events_out has room for n_slot, in order of their positions
+ * where a request has several; returns how many.
  * MU_EINTERNAL (an error of the caller) as -1: that step is not the oldest in flight. */
 int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, struct mu_sched_event *events_out);
 
@@ -117,6 +121,7 @@ struct mu_sched_counts {
     uint32_t active, waiting, free_slots;
     uint32_t free_pages, cached_pages; /* free: those that nobody holds, the cached ones among them */
     uint64_t steps, preemptions;
+    uint64_t drafted, drafts_taken;
     uint64_t cached_tokens; /* that sequences found instead of computing them, also when they were let in again */
 };
 void mu_sched_count(const struct mu_sched *s, struct mu_sched_counts *counts_out);

@@ -81,6 +81,11 @@ static void test_round_trip(void **state)
         assert_true(a->temperature == b->temperature && a->top_k == b->top_k && a->top_p == b->top_p &&
                     a->seed == b->seed && a->adapter == b->adapter && a->adapter_scale == b->adapter_scale);
     }
+    in->seq[1].slot = in->seq[0].slot; /* the same slot again, where it ended, and where it did not */
+    in->seq[1].pos0 = in->seq[0].pos0 + in->seq[0].n_tok;
+    if (trip(in, out, &err) != MU_OK) fail_msg("%s", err.text);
+    in->seq[1].pos0++;
+    assert_int_equal(trip(in, out, &err), MU_EPROTO);
     in->n_free = in->n_page = in->n_seq = in->n_tok = 0; /* an empty step is a step */
     assert_int_equal(trip(in, out, &err), MU_OK);
     mu_free(in);

@@ -44,6 +44,8 @@ struct world {
     size_t n_gap;
     int n_stream, n_prompt, n_answered;
     uint32_t noise;
+    bool speculates;
+    int wander; /* ids: 0 always the same one, 1 they come again, 2 they do not */
 };
 
 static void submit(struct world *w, uint64_t id, size_t n_prompt, uint32_t max_tokens)
@@ -64,7 +66,8 @@ static bool plan(struct world *w, const struct costs *c)
     struct mu_step *st = w->step[at];
     if (!mu_sched_next(w->s, st)) return false;
     uint32_t n_decode = 0;
-    for (uint32_t i = 0; i < st->n_seq; i++) n_decode += st->seq[i].n_tok == 1;
+    for (uint32_t i = 0; i < st->n_seq; i++)
+        n_decode += st->seq[i].n_tok == 1 && (i == 0 || st->seq[i - 1].slot != st->seq[i].slot);
     double ms = c->fixed + c->prefill * (st->n_tok - n_decode) + c->decode * n_decode, ready = w->now;
     w->noise = w->noise * 1664525u + 1013904223u;
     if (c == &noisy) ms *= 0.85 + 0.3 * (double)(w->noise >> 8) / (1 << 24);
@@ -79,12 +82,20 @@ static bool plan(struct world *w, const struct costs *c)
     return true;
 }
 
+/* Ids that come again and again, or never in the same order. */
+static int32_t id_at(const struct world *w, uint32_t slot, uint32_t pos)
+{
+    uint32_t x = (w->wander == 1 ? pos % 50 : pos + slot * N_CTX) * 2654435761u;
+    return (int32_t)((x ^ x >> 15) * 2246822519u % 1000u);
+}
+
 static void complete(struct world *w)
 {
     const struct mu_step *st = w->step[w->head];
     struct mu_sched_event events[N_SLOT];
     int32_t id[N_SLOT];
-    for (uint32_t i = 0; i < st->n_seq; i++) id[i] = st->seq[i].out == MU_OUT_SAMPLE ? N_ID : -1;
+    for (uint32_t i = 0; i < st->n_seq; i++)
+        id[i] = st->seq[i].out != MU_OUT_SAMPLE ? -1 : w->wander ? id_at(w, st->seq[i].slot, st->seq[i].pos0) : N_ID;
     double began = w->planned[w->head] > w->done ? w->planned[w->head] : w->done;
     w->now = w->done = w->end[w->head];
     mu_sched_took(w->s, (uint32_t)((w->now - began) * 1000));
@@ -115,18 +126,20 @@ static int ascending(const void *a, const void *b)
 struct outcome {
     double median, p99, worst, least_busy;
     int n_prompt, n_answered;
+    double per_s; /* tokens of all streams */
 };
 
 /* Streams that never end; prompts that arrive every so many milliseconds (0: none), answered with a few tokens. */
-static struct outcome run(const struct costs *c, int n_stage, int n_stream, double every_ms, double total_ms)
+static struct outcome run_as(struct world w, const struct costs *c, double every_ms, double total_ms)
 {
-    struct world w = {.n_stage = n_stage, .n_stream = n_stream, .noise = 1};
+    int n_stage = w.n_stage, n_stream = w.n_stream;
     struct mu_err err = MU_ERR_INIT;
     const struct mu_sched_options opt = {
         .serving = {.n_ctx = N_CTX, .n_slot = N_SLOT, .n_page = N_SLOT * N_CTX / MU_PAGE_TOKENS, .step_tokens = 512},
         .n_stage = n_stage,
         .n_vocab = 1000,
-        .max_waiting = 4096};
+        .max_waiting = 4096,
+        .no_speculation = !w.speculates};
     assert_int_equal(mu_sched_create(&opt, &w.s, &err), MU_OK);
     for (int i = 0; i < MAX_FLIGHT; i++) assert_int_equal(mu_step_create(&opt.serving, &w.step[i], &err), MU_OK);
     w.gap = calloc(MAX_GAP, sizeof *w.gap);
@@ -141,6 +154,7 @@ static struct outcome run(const struct costs *c, int n_stage, int n_stream, doub
     for (int k = 0; k < n_stage; k++)
         if (w.busy[k] / w.free_at[n_stage - 1] < o.least_busy) o.least_busy = w.busy[k] / w.free_at[n_stage - 1];
     qsort(w.gap, w.n_gap, sizeof *w.gap, ascending);
+    o.per_s = (double)w.n_gap * 1000 / w.now;
     o.median = w.gap[w.n_gap / 2];
     o.p99 = w.gap[w.n_gap * 99 / 100];
     o.worst = w.gap[w.n_gap - 1];
@@ -153,6 +167,11 @@ static struct outcome run(const struct costs *c, int n_stage, int n_stream, doub
     mu_sched_destroy(w.s);
     free(w.gap);
     return o;
+}
+
+static struct outcome run(const struct costs *c, int n_stage, int n_stream, double every_ms, double total_ms)
+{
+    return run_as((struct world){.n_stage = n_stage, .n_stream = n_stream, .noise = 1}, c, every_ms, total_ms);
 }
 
 /* As many streams as stages, or more: no stage waits, with prompts or without. */
@@ -186,9 +205,31 @@ static void test_streams_keep_their_pace(void **state)
             }
 }
 
+/* Texts that repeat themselves go faster with drafts, others no slower; where drafts cost more than they give there are
+ * none. */
+static void test_speculation_pays_or_stops(void **state)
+{
+    (void)state;
+    const struct costs *costs[] = {&cpu, &gpu, &noisy}, dear = {"dear", 35, 40, 0.5};
+    for (int n_stage = 1; n_stage <= 2; n_stage++)
+        for (int n_stream = 1; n_stream <= 4; n_stream *= 2)
+            for (int c = 0; c < 4; c++)
+                for (int repeats = 0; repeats < 2; repeats++) {
+                    struct world w = {.n_stage = n_stage, .n_stream = n_stream, .noise = 1, .wander = repeats ? 1 : 2};
+                    const struct costs *k = c < 3 ? costs[c] : &dear;
+                    double without = run_as(w, k, 0, 60000).per_s, with;
+                    w.speculates = true;
+                    with = run_as(w, k, 0, 60000).per_s;
+                    print_message("%s: %.2f times as fast\n", repeats ? "repeats" : "does not", with / without);
+                    assert_true(with > 0.97 * without);
+                    if (repeats && c < 2 && n_stream <= 2) assert_true(with > 1.5 * without);
+                }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_stages_are_busy),
-                                       cmocka_unit_test(test_streams_keep_their_pace)};
+                                       cmocka_unit_test(test_streams_keep_their_pace),
+                                       cmocka_unit_test(test_speculation_pays_or_stops)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

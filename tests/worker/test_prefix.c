@@ -1,4 +1,4 @@
-/* Shared pages change no bit: real ranks, run by the scheduler with the prefix cache and without, give the same logits at
+/* Shared pages and drafts change no bit: real ranks, run by the scheduler with them and without, give the same logits at
  * every position, whole and split, also where so few pages are left that sequences are preempted and pages forgotten. */
 #include <setjmp.h>
 #include <stdarg.h>
@@ -22,7 +22,7 @@
         if ((expr) != MU_OK) fail_msg("%s: %s", #expr, err_.text); \
     } while (0)
 
-enum { N_VOCAB = 300, N_REQUEST = 10, N_NEW = 40, PREFIX = 70, N_SLOT = 4 };
+enum { N_VOCAB = 300, N_REQUEST = 10, N_NEW = 40, PREFIX = 70, N_SLOT = 14 };
 
 static struct mu_model *model;
 
@@ -65,6 +65,7 @@ struct run {
     float (*logits)[N_NEW][N_VOCAB]; /* [N_REQUEST] */
     uint32_t n_got[N_REQUEST];
     uint32_t n_tok;
+    int32_t n_choice; /* the first so many ids alone are sampled: few repeat themselves soon */
     struct mu_sched_counts counts;
 };
 
@@ -72,16 +73,17 @@ static void submit(struct run *r, int i)
 {
     int32_t prompt[PREFIX + N_REQUEST];
     bool finished;
-    struct mu_sched_request q = {.id = (uint64_t)i, .prompt = prompt, .max_tokens = N_NEW, .top_p = 1.0f};
+    struct mu_sched_request q = {
+        .id = (uint64_t)i, .prompt = prompt, .max_tokens = N_NEW, .top_p = 1.0f, .seed = (uint64_t)i};
     for (int t = 0; t < PREFIX + i; t++) prompt[t] = t < PREFIX ? (t * 7) % N_VOCAB : (t * 11 + i) % N_VOCAB;
     q.n_prompt = (size_t)PREFIX + (size_t)(i % 4 ? i : 0); /* some have no more than what all have */
     MUST(mu_sched_submit(r->sched, &q, &finished, err));
 }
 
-static int32_t likeliest(const float *row)
+static int32_t likeliest(const float *row, int32_t n)
 {
     int32_t best = 0;
-    for (int32_t i = 1; i < N_VOCAB; i++)
+    for (int32_t i = 1; i < n; i++)
         if (row[i] > row[best]) best = i;
     return best;
 }
@@ -99,34 +101,34 @@ static bool step_once(struct run *r)
         if (out[i] == MU_OUT_SAMPLE) r->step->seq[i].out = MU_OUT_LOGITS;
     }
     MUST(mu_solo_step(r->solo, r->step, &result, err));
-    const float *row = result.logits;
-    int32_t sampled[N_SLOT];
-    int n_sampled = 0;
+    const float *row = result.logits,
+                *row_of[N_REQUEST] = {0}; /* the first one of a request, whose number is its seed */
     for (uint32_t i = 0; i < r->step->n_seq; i++) {
-        id[i] = out[i] == MU_OUT_SAMPLE ? likeliest(row) : -1;
+        id[i] = out[i] == MU_OUT_SAMPLE ? likeliest(row, r->n_choice) : -1;
         if (id[i] < 0) continue;
-        sampled[n_sampled++] = id[i];
+        if (!row_of[r->step->seq[i].seed]) row_of[r->step->seq[i].seed] = row;
         row += N_VOCAB;
     }
+    mu_sched_took(r->sched, 1000 + r->step->n_tok); /* drafts are cheap */
     int n = mu_sched_complete(r->sched, r->step->number, id, events);
-    assert_int_equal(n, n_sampled);
-    row = result.logits;
-    for (int i = 0; i < n; i++, row += N_VOCAB) {
+    for (int i = 0; i < n; i++) {
         const struct mu_sched_event *e = &events[i];
         assert_int_equal(e->error, MU_OK);
-        assert_int_equal(e->id, sampled[i]);
+        assert_int_equal(e->id, likeliest(row_of[e->request], r->n_choice));
         assert_int_equal(e->position, r->n_got[e->request]);
-        memcpy(r->logits[e->request][r->n_got[e->request]++], row, N_VOCAB * sizeof(float));
+        memcpy(r->logits[e->request][r->n_got[e->request]++], row_of[e->request], N_VOCAB * sizeof(float));
+        row_of[e->request] += N_VOCAB; /* behind a draft */
     }
     r->n_tok += r->step->n_tok;
     return true;
 }
 
 /* Requests come one after another, some together, and end. */
-static void run_all(struct run *r, const char *split, uint32_t n_page, bool no_prefix_cache)
+static void run_all(struct run *r, const char *split, uint32_t n_page, int32_t n_choice, bool plain)
 {
-    struct mu_solo_options so = {.model = model, .n_thread = 1};
+    struct mu_solo_options so = {.model = model, .n_thread = 2};
     memset(r, 0, sizeof *r);
+    r->n_choice = n_choice;
     so.serving = (struct mu_serving){.n_ctx = 160, .n_slot = N_SLOT, .n_page = n_page, .step_tokens = 48};
     MUST(mu_split_parse(split, &so.split, err));
     MUST(mu_solo_open(&so, &r->solo, err));
@@ -134,7 +136,8 @@ static void run_all(struct run *r, const char *split, uint32_t n_page, bool no_p
                                          .n_stage = mu_solo_plan(r->solo)->n_stage,
                                          .n_vocab = N_VOCAB,
                                          .max_waiting = N_REQUEST,
-                                         .no_prefix_cache = no_prefix_cache};
+                                         .no_prefix_cache = plain,
+                                         .no_speculation = plain};
     MUST(mu_sched_create(&opt, &r->sched, err));
     MUST(mu_step_create(&opt.serving, &r->step, err));
     r->logits = calloc(N_REQUEST, sizeof *r->logits);
@@ -157,11 +160,11 @@ static void test_the_same_logits(void **state)
     static const char *const splits[] = {"1", "2:1/1"};
     static const uint32_t pages[] = {24, 5}; /* for everybody; for hardly more than one */
     struct run want, got;
-    run_all(&want, "1", 24, true);
+    run_all(&want, "1", 24, N_VOCAB, true);
     assert_int_equal(want.counts.cached_tokens, 0);
     for (int s = 0; s < 2; s++)
         for (int p = 0; p < 2; p++) {
-            run_all(&got, splits[s], pages[p], false);
+            run_all(&got, splits[s], pages[p], N_VOCAB, false);
             assert_memory_equal(got.logits, want.logits, N_REQUEST * sizeof *want.logits);
             print_message("split %s, %u pages: %u tokens computed instead of %u, %llu preemptions\n", splits[s],
                           pages[p], got.n_tok, want.n_tok, (unsigned long long)got.counts.preemptions);
@@ -172,8 +175,28 @@ static void test_the_same_logits(void **state)
     free(want.logits);
 }
 
+static void test_drafts(void **state)
+{
+    (void)state;
+    static const char *const splits[] = {"1", "2:1/1"};
+    struct run want, got;
+    for (int32_t n_choice = 2; n_choice <= 4; n_choice++) {
+        run_all(&want, "1", 70, n_choice, true);
+        assert_int_equal(want.counts.drafted, 0);
+        for (int s = 0; s < 2; s++) {
+            run_all(&got, splits[s], 70, n_choice, false);
+            assert_memory_equal(got.logits, want.logits, N_REQUEST * sizeof *want.logits);
+            print_message("split %s, %d ids: %llu of %llu drafts were right\n", splits[s], (int)n_choice,
+                          (unsigned long long)got.counts.drafts_taken, (unsigned long long)got.counts.drafted);
+            assert_true(got.counts.drafts_taken > 40 && got.counts.drafted > got.counts.drafts_taken);
+            free(got.logits);
+        }
+        free(want.logits);
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_the_same_logits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_the_same_logits), cmocka_unit_test(test_drafts)};
     return cmocka_run_group_tests(tests, group_begin, group_end);
 }

@@ -28,6 +28,7 @@ static uint32_t rng(uint32_t n) /* [0, n) */
 static int32_t model_next(const int32_t *ids, size_t n)
 {
     uint64_t h = 1469598103934665603u;
+    if (ids[0] % 3 == 0 && n > 12 && n % 11) return ids[n - 5]; /* some repeat themselves, for a while */
     for (size_t i = 0; i < n; i++) h = (h ^ (uint64_t)(ids[i] + 1)) * 1099511628211u;
     return (int32_t)((h >> 20) % VOCAB);
 }
@@ -47,7 +48,8 @@ struct request {
 
 struct slot { /* what a rank holds */
     uint32_t n, page[MAX_PAGES], n_page;
-    int request; /* whose ids they are; meaningful while n > 0 */
+    uint32_t n_sure; /* without drafts */
+    int request;     /* whose ids they are; meaningful while n > 0 */
 };
 
 struct cell { /* of a page */
@@ -70,7 +72,7 @@ struct sim {
     struct cell cell[MAX_PAGES][MU_PAGE_TOKENS];
     struct request *req;
     int n_req, n_done;
-    uint64_t expect_number, n_tok, n_overlap, n_outgrown,
+    uint64_t expect_number, n_tok, n_overlap, n_draft, n_outgrown,
         n_shared; /* n_shared: times that a sequence began after page 0 */
     struct mu_sched_event events[MAX_SLOTS];
 };
@@ -166,7 +168,7 @@ static void check_admission_order(const struct sim *m, int request)
 static void slot_read(const struct sim *m, const struct mu_step *st, const struct mu_step_seq *q, int32_t *ids)
 {
     const struct slot *s = &m->slot[q->slot];
-    for (uint32_t pos = 0; pos < s->n; pos++) {
+    for (uint32_t pos = 0; pos < q->pos0 + q->n_tok; pos++) {
         const struct cell *c = &m->cell[s->page[pos / MU_PAGE_TOKENS]][pos % MU_PAGE_TOKENS];
         assert_int_equal(c->pos, pos);
         assert_int_equal(c->far, q->far);
@@ -199,7 +201,7 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         struct slot *s = &m->slot[st->free_slot[i]];
         assert_true(s->n_page > 0);
         m->n_outgrown += m->opt.n_ctx_short && s->n == (uint32_t)m->opt.n_ctx_short;
-        s->n = s->n_page = 0;
+        s->n = s->n_sure = s->n_page = 0;
     }
     for (uint32_t i = 0; i < st->n_page; i++) {
         assert_true(st->page[i].page < m->opt.serving.n_page);
@@ -210,8 +212,15 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
     for (uint32_t i = 0; i < st->n_seq; i++) {
         const struct mu_step_seq *q = &st->seq[i];
         struct slot *s = &m->slot[q->slot];
-        assert_true(q->slot < (uint32_t)m->opt.serving.n_slot && !(seen & 1u << q->slot));
+        bool draft = i > 0 && st->seq[i - 1].slot == q->slot;
+        assert_true(q->slot < (uint32_t)m->opt.serving.n_slot && (draft || !(seen & 1u << q->slot)));
         seen |= 1u << q->slot;
+        if (draft) assert_true(q->n_tok == 1 && q->out == MU_OUT_SAMPLE && st->seq[i - 1].n_tok == 1);
+        if (!draft && q->pos0 < s->n) { /* drafts were wrong */
+            assert_true(q->pos0 >= s->n_sure);
+            s->n = q->pos0;
+        }
+        m->n_draft += draft;
         if (s->n == 0) { /* the seed is the request's number */
             s->request = (int)q->seed;
             if (!q->far) check_admission_order(m, s->request); /* else it may have had its slot all the time */
@@ -227,14 +236,15 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         assert_true(q->adapter == adapter_of((int)q->seed) && q->adapter_scale == scale_of((int)q->seed));
         for (uint32_t t = 0; t < q->n_tok; t++) slot_write(m, st, q, st->ids[off + t]);
         off += q->n_tok;
+        if (!draft) s->n_sure = s->n;
         m->req[s->request].n_computed += q->n_tok;
-        if (q->out == MU_OUT_SAMPLE)
+        if (q->out == MU_OUT_SAMPLE) /* also where a draft may make it longer */
             assert_int_equal(q->far, m->opt.n_ctx_short && s->n > (uint32_t)m->opt.n_ctx_short);
     }
     for (uint32_t i = 0; i < st->n_seq; i++) {
         int32_t ids[MAX_CTX];
         slot_read(m, st, &st->seq[i], ids);
-        sampled[i] = st->seq[i].out == MU_OUT_SAMPLE ? model_next(ids, m->slot[st->seq[i].slot].n) : -1;
+        sampled[i] = st->seq[i].out == MU_OUT_SAMPLE ? model_next(ids, st->seq[i].pos0 + st->seq[i].n_tok) : -1;
     }
     assert_int_equal(off, st->n_tok);
     m->n_tok += off;
@@ -349,7 +359,7 @@ static void sim_close(struct sim *m)
     free(m->req);
 }
 
-static uint64_t n_outgrown, n_shared, n_overlap, n_cached_tokens;
+static uint64_t n_outgrown, n_shared, n_overlap, n_drafted, n_taken, n_cached_tokens;
 
 static uint64_t simulate(uint64_t seed, int n_req)
 {
@@ -378,7 +388,7 @@ static uint64_t simulate(uint64_t seed, int n_req)
         if (submitted && rng(40) == 0) sim_cancel(&m, (int)rng((uint32_t)submitted));
         if (rng(2)) sim_next(&m);
         if (m.n && rng(2)) {
-            if (seed % 3 == 0) mu_sched_took(m.s, rng(1000000)); /* whatever a clock may say */
+            if (seed % 3) mu_sched_took(m.s, 1 + rng(seed % 3 == 1 ? 1000000 : 20)); /* whatever a clock may say */
             sim_complete(&m);
         }
         if (submitted == n_req && !m.n && !sim_next(&m) && m.n_done < n_req)
@@ -391,6 +401,9 @@ static uint64_t simulate(uint64_t seed, int n_req)
     n_outgrown += m.n_outgrown;
     n_shared += m.n_shared;
     n_overlap += m.n_overlap;
+    n_drafted += m.n_draft;
+    n_taken += c.drafts_taken;
+    assert_int_equal(c.drafted <= m.n_draft && (!m.opt.no_speculation || !m.n_draft), true);
     n_cached_tokens += c.cached_tokens;
     if (m.opt.no_prefix_cache) assert_int_equal(m.n_shared + c.cached_tokens + c.cached_pages, 0);
     sim_close(&m);
@@ -411,6 +424,8 @@ static void test_a_thousand_random_requests(void **state)
                   (unsigned long long)n_cached_tokens);
     print_message("%llu chunks followed one that was in flight\n", (unsigned long long)n_overlap);
     assert_true(n_overlap > 500);
+    print_message("%llu drafts, %llu of them right\n", (unsigned long long)n_drafted, (unsigned long long)n_taken);
+    assert_true(n_taken > 300 && n_drafted > n_taken + 100);
     assert_true(n_shared > 500 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
 }
 

@@ -93,8 +93,8 @@ static void world_stop(struct world *w)
     free(w);
 }
 
-static struct client *ask(struct world *w, size_t n_prompt, int32_t prompt_id, uint32_t n, uint64_t seed,
-                          int64_t deadline_ns)
+static struct client *ask_as(struct world *w, Muster__V1__Priority priority, const char *key, size_t n_prompt,
+                             int32_t prompt_id, uint32_t n, uint64_t seed, int64_t deadline_ns)
 {
     Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
     Muster__V1__Ids ids = MUSTER__V1__IDS__INIT;
@@ -110,7 +110,15 @@ static struct client *ask(struct world *w, size_t n_prompt, int32_t prompt_id, u
     q.sampling = &s;
     q.max_tokens = n;
     q.return_ids = q.ignore_end = true;
+    q.priority = priority;
+    q.key = (char *)key;
     return client_start(w->channel, &q, deadline_ns, true);
+}
+
+static struct client *ask(struct world *w, size_t n_prompt, int32_t prompt_id, uint32_t n, uint64_t seed,
+                          int64_t deadline_ns)
+{
+    return ask_as(w, MUSTER__V1__PRIORITY__PRIORITY_NORMAL, "", n_prompt, prompt_id, n, seed, deadline_ns);
 }
 
 static void expect_whole(struct client *c, uint64_t seed, size_t n)
@@ -374,7 +382,7 @@ static void test_busy(void **state)
     }
     client_wait(c[4], 5000);
     assert_int_equal(c[4]->code, MU_RPC_RESOURCE_EXHAUSTED);
-    assert_non_null(strstr(c[4]->status, "2 requests are waiting and 2 running"));
+    assert_non_null(strstr(c[4]->status, "2 requests are waiting and 2 running; try again later, in about "));
     /* A place is free again when one that waits gives up. */
     mu_rpc_stream_cancel(c[3]->stream);
     client_wait(c[3], 5000);
@@ -391,6 +399,85 @@ static void test_busy(void **state)
     client_free(late);
     for (int i = 0; i < 5; i++) {
         if (i < 3) expect_whole(c[i], (uint64_t)i, 5);
+        client_free(c[i]);
+    }
+    world_stop(w);
+}
+
+/* When a request with so many prompt tokens came to the gang; -1: not yet. */
+static int submit_place(struct world *w, size_t n_prompt)
+{
+    int place = -1;
+    pthread_mutex_lock(&w->gang.lock);
+    for (int i = 0; i < w->gang.n_submit && place < 0; i++)
+        if (w->gang.submit[i].n_prompt == n_prompt) place = i;
+    pthread_mutex_unlock(&w->gang.lock);
+    return place;
+}
+
+/* What is urgent goes to a gang that is full of batch; a key with two requests does not wait for one with six. */
+static void test_turns(void **state)
+{
+    (void)state;
+    const Muster__V1__Priority batch = MUSTER__V1__PRIORITY__PRIORITY_BATCH;
+    struct world *w = world_start(40, 2); /* three at the leader */
+    struct client *c[9];
+    int n = 0;
+    atomic_store(&w->gang.holds, true);
+    WAIT_FOR(launches(w) == 1, 5000);
+    for (size_t i = 0; i < 6; i++, n++) {
+        c[n] = ask_as(w, batch, "a", 10 + i, B('p'), 5, (uint64_t)n, MU_FOREVER);
+        WAIT_FOR(c[n]->n_reply == 1, 5000);
+    }
+    for (size_t i = 0; i < 2; i++, n++) {
+        c[n] = ask_as(w, batch, "b", 20 + i, B('p'), 5, (uint64_t)n, MU_FOREVER);
+        WAIT_FOR(c[n]->n_reply == 1, 5000);
+    }
+    WAIT_FOR(submits(w) == 3, 5000);
+    c[n] = ask_as(w, MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE, "b", 30, B('p'), 5, (uint64_t)n, MU_FOREVER);
+    WAIT_FOR(submit_place(w, 30) == 3, 5000);
+    n++;
+    atomic_store(&w->gang.holds, false);
+    for (int i = 0; i < n; i++) {
+        expect_whole(c[i], (uint64_t)i, 5);
+        client_free(c[i]);
+    }
+    assert_true(submit_place(w, 20) < submit_place(w, 15));
+    for (size_t i = 0; i < 5; i++) assert_true(submit_place(w, 10 + i) < submit_place(w, 11 + i));
+    world_stop(w);
+}
+
+/* Batch fills three quarters of the queue; for what is urgent there are places more. */
+static void test_places_by_priority(void **state)
+{
+    (void)state;
+    struct world *w = world_start(4, 1);
+    struct client *c[10];
+    int n = 0;
+    atomic_store(&w->gang.mute, true); /* no gang: all wait */
+    fake_gang_vanish(&w->gang);
+    static const struct {
+        Muster__V1__Priority priority;
+        int n_taken;
+    } row[] = {{MUSTER__V1__PRIORITY__PRIORITY_BATCH, 3},
+               {MUSTER__V1__PRIORITY__PRIORITY_NORMAL, 1},
+               {MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE, 1}};
+    for (int k = 0; k < 3; k++) {
+        for (int i = 0; i <= row[k].n_taken; i++, n++) {
+            c[n] = ask_as(w, row[k].priority, "", 5, B('p'), 5, 1, MU_FOREVER);
+            WAIT_FOR(c[n]->n_reply == 1 || atomic_load(&c[n]->done), 5000);
+            assert_int_equal(atomic_load(&c[n]->done), i == row[k].n_taken);
+        }
+        assert_int_equal(c[n - 1]->code, MU_RPC_RESOURCE_EXHAUSTED);
+    }
+    struct client *odd = ask_as(w, (Muster__V1__Priority)3, "", 5, B('p'), 5, 1, MU_FOREVER);
+    client_wait(odd, 5000);
+    assert_int_equal(odd->code, MU_RPC_INVALID_ARGUMENT);
+    assert_non_null(strstr(odd->status, "priority is not known"));
+    client_free(odd);
+    for (int i = 0; i < n; i++) mu_rpc_stream_cancel(c[i]->stream);
+    for (int i = 0; i < n; i++) {
+        WAIT_FOR(atomic_load(&c[i]->done), 5000);
         client_free(c[i]);
     }
     world_stop(w);
@@ -848,6 +935,8 @@ int main(void)
         cmocka_unit_test(test_gap_ends_the_epoch),
         cmocka_unit_test(test_constraints),
         cmocka_unit_test(test_busy),
+        cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_places_by_priority),
         cmocka_unit_test(test_deadline_in_the_queue),
         cmocka_unit_test(test_choices),
         cmocka_unit_test(test_choices_cancelled),

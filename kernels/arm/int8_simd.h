@@ -450,11 +450,13 @@ MU_INLINE void tile_run(const struct tile *a, uint32_t type, int T)
         NULL, name##_1, name##_2, name##_4, name##_4, name##_6, name##_6, name##_8, name##_8 \
     }
 #else
+/* clang-format off */
 #define TILES(name, type)                                                                               \
     TILE(name, type, 1)                                                                                 \
     TILE(name, type, 2)                                                                                 \
     TILE(name, type, 3) TILE(name, type, 4) TILE(name, type, 5) TILE(name, type, 6) TILE(name, type, 7) \
         TILE(name, type, 8)
+/* clang-format on */
 #define LIST(name)                                                                           \
     {                                                                                        \
         NULL, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8 \

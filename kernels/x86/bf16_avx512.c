@@ -76,15 +76,13 @@ MU_INLINE void tile_run(const struct tile *a, int R, int T)
     {                                                \
         tile_run(a, R, T);                           \
     }
-TILE(4, 1)
-TILE(4, 2)
-TILE(2, 3)
-TILE(2, 4) TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6) TILE(1, 7) TILE(1, 8) TILE(1, 9)
-    TILE(1, 10) TILE(1, 11) TILE(1, 12)
-
-        static tile_fn *const one[MAX_TILE + 1] = {NULL,      tile_1_1,  tile_1_2, tile_1_3, tile_1_4,
-                                                   tile_1_5,  tile_1_6,  tile_1_7, tile_1_8, tile_1_9,
-                                                   tile_1_10, tile_1_11, tile_1_12};
+/* clang-format off */
+TILE(4, 1) TILE(4, 2) TILE(2, 3) TILE(2, 4)
+TILE(1, 1) TILE(1, 2) TILE(1, 3) TILE(1, 4) TILE(1, 5) TILE(1, 6)
+TILE(1, 7) TILE(1, 8) TILE(1, 9) TILE(1, 10) TILE(1, 11) TILE(1, 12)
+static tile_fn *const one[MAX_TILE + 1] = {NULL,     tile_1_1, tile_1_2, tile_1_3,  tile_1_4,  tile_1_5, tile_1_6,
+                                           tile_1_7, tile_1_8, tile_1_9, tile_1_10, tile_1_11, tile_1_12};
+/* clang-format on */
 static tile_fn *const many[5] = {NULL, tile_4_1, tile_4_2, tile_2_3, tile_2_4};
 static const int many_groups[5] = {1, 4, 4, 2, 2};
 

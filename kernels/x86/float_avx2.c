@@ -97,14 +97,15 @@ MU_INLINE void tile_run(const struct tile *a, uint32_t type, int R, int T)
     {                                                  \
         tile_run(a, type, R, T);                       \
     }
-#define FAMILY(name, type)                                                                                             \
-    TILE(name, type, 4, 1)                                                                                             \
-    TILE(name, type, 2, 2)                                                                                             \
-    TILE(name, type, 2, 3)                                                                                             \
-    TILE(name, type, 1, 1) TILE(name, type, 1, 2) TILE(name, type, 1, 3) TILE(name, type, 1, 4) TILE(name, type, 1, 5) \
-        TILE(name, type, 1, 6) static tile_fn *const name##_one[MAX_TILE + 1] = {                                      \
-            NULL, name##_1_1, name##_1_2, name##_1_3, name##_1_4, name##_1_5, name##_1_6};                             \
+/* clang-format off */
+#define FAMILY(name, type)                                                                                    \
+    TILE(name, type, 4, 1) TILE(name, type, 2, 2) TILE(name, type, 2, 3)                                      \
+    TILE(name, type, 1, 1) TILE(name, type, 1, 2) TILE(name, type, 1, 3)                                      \
+    TILE(name, type, 1, 4) TILE(name, type, 1, 5) TILE(name, type, 1, 6)                                      \
+    static tile_fn *const name##_one[MAX_TILE + 1] = {                                                        \
+        NULL, name##_1_1, name##_1_2, name##_1_3, name##_1_4, name##_1_5, name##_1_6};                        \
     static tile_fn *const name##_many[4] = {NULL, name##_4_1, name##_2_2, name##_2_3};
+/* clang-format on */
 
 FAMILY(f32, MU_F32)
 FAMILY(f16, MU_F16)

@@ -102,6 +102,7 @@ MU_INLINE void tile_run(const struct tile *a, uint32_t type, int R, int T)
     {                                                  \
         tile_run(a, type, R, T);                       \
     }
+/* clang-format off */
 #define TILES(name, type)                                                                                              \
     TILE(name, type, 4, 1)                                                                                             \
     TILE(name, type, 4, 2)                                                                                             \
@@ -109,6 +110,7 @@ MU_INLINE void tile_run(const struct tile *a, uint32_t type, int R, int T)
     TILE(name, type, 1, 1) TILE(name, type, 1, 2) TILE(name, type, 1, 3) TILE(name, type, 1, 4) TILE(name, type, 1, 5) \
         TILE(name, type, 1, 6) TILE(name, type, 1, 7) TILE(name, type, 1, 8) TILE(name, type, 1, 9)                    \
             TILE(name, type, 1, 10) TILE(name, type, 1, 11) TILE(name, type, 1, 12)
+/* clang-format on */
 #define LIST(name)                                                                         \
     {NULL,       name##_1_1, name##_1_2, name##_1_3,  name##_1_4,  name##_1_5, name##_1_6, \
      name##_1_7, name##_1_8, name##_1_9, name##_1_10, name##_1_11, name##_1_12},           \

@@ -211,6 +211,7 @@ typedef void tile_amx_fn(const struct job *a);
     {                                           \
         tile_multiply(a, form, T);              \
     }
+/* clang-format off */
 #define TILES(name, form)                                                                                       \
     TILE(name, form, 1)                                                                                         \
     TILE(name, form, 2)                                                                                         \
@@ -218,6 +219,7 @@ typedef void tile_amx_fn(const struct job *a);
     TILE(name, form, 4) TILE(name, form, 5) TILE(name, form, 6) TILE(name, form, 7) TILE(name, form, 8)         \
         TILE(name, form, 9) TILE(name, form, 10) TILE(name, form, 11) TILE(name, form, 12) TILE(name, form, 13) \
             TILE(name, form, 14) TILE(name, form, 15) TILE(name, form, 16)
+/* clang-format on */
 #define TILE_LIST(name)                                                                                            \
     {                                                                                                              \
         NULL, name##_1, name##_2, name##_3, name##_4, name##_5, name##_6, name##_7, name##_8, name##_9, name##_10, \

@@ -289,8 +289,7 @@ static void test_long(void **state)
                     MUST(mu_solo_feed(solo, 0, ids + N - LAST + k, 1, MU_OUT_LOGITS, NULL, rows_any, &rows, NULL, err));
                 int next[2] = {ids[0], ids[1]};
                 for (int k = 0; k < LAST; k++) /* greedy, both in each step */
-                    MUST(mu_solo_decode(solo, (const int[]){0, 1}, next, 2, &(struct mu_solo_sampling){.top_p = 1},
-                                        next, err));
+                    MUST(mu_solo_decode(solo, (const int[]){0, 1}, next, 2, &(struct mu_sampling){0}, next, err));
                 for (int slot = 0; slot < 2; slot++)
                     MUST(mu_solo_feed(solo, slot, ids + slot, 1, MU_OUT_LOGITS, NULL, rows_any, &rows, NULL, err));
                 assert_int_equal(rows.n, LAST + 2);
@@ -850,13 +849,13 @@ static void test_no_memory(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs),         cmocka_unit_test(test_outgrown),
-        cmocka_unit_test(test_cut_back),        cmocka_unit_test(test_refused_steps),
-        cmocka_unit_test(test_odd_shapes),      cmocka_unit_test(test_odd_families),
-        cmocka_unit_test(test_fixtures),        cmocka_unit_test(test_families),
-        cmocka_unit_test(test_kernels),         cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_single_tokens),   cmocka_unit_test(test_many_per_expert),
-        cmocka_unit_test(test_q8_cache),        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_outputs),       cmocka_unit_test(test_outgrown),
+        cmocka_unit_test(test_cut_back),      cmocka_unit_test(test_refused_steps),
+        cmocka_unit_test(test_odd_shapes),    cmocka_unit_test(test_odd_families),
+        cmocka_unit_test(test_fixtures),      cmocka_unit_test(test_families),
+        cmocka_unit_test(test_kernels),       cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_single_tokens), cmocka_unit_test(test_many_per_expert),
+        cmocka_unit_test(test_q8_cache),      cmocka_unit_test(test_long),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

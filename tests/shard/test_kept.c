@@ -44,13 +44,13 @@ static void logits_of(struct mu_shard *s, float *out)
 {
     struct mu_step *step = NULL;
     struct mu_step_result result;
-    MUST(mu_step_create(&s->serving, &step, err));
+    MUST(mu_step_create(&s->serving, s->cfg.n_vocab, &step, err));
     step->number = 1;
     step->n_page = 1;
     step->page[0] = (struct mu_step_page){0, 0};
     step->n_seq = 1;
     step->n_tok = N_TOK;
-    step->seq[0] = (struct mu_step_seq){.n_tok = N_TOK, .out = MU_OUT_LOGITS, .top_p = 1};
+    step->seq[0] = (struct mu_step_seq){.n_tok = N_TOK, .out = MU_OUT_LOGITS};
     for (int i = 0; i < N_TOK; i++) step->ids[i] = 3 * i + 1;
     MUST(mu_shard_step(s, step, &result, err));
     memcpy(out, result.logits, N_VOCAB * sizeof *out);

@@ -386,7 +386,7 @@ static void test_states(void **state)
         struct mu_step *step = NULL;
         struct mu_step_result result;
         uint32_t done = 0;
-        MUST(mu_step_create(mu_solo_serving(solo), &step, err));
+        MUST(mu_step_create(mu_solo_serving(solo), m->cfg.n_vocab, &step, err));
         for (uint32_t slot = 0; slot < N_TEXT; slot++) step->page[step->n_page++] = (struct mu_step_page){slot, slot};
         for (uint32_t take = 11; done < N_POS; done += take) {
             if (take > N_POS - done) take = N_POS - done;
@@ -401,7 +401,6 @@ static void test_states(void **state)
                                          .n_tok = take,
                                          .tok_off = step->n_tok,
                                          .out = (uint8_t)(last || out == MU_OUT_STATE_SUM ? out : MU_OUT_NONE),
-                                         .top_p = 1,
                                          .adapter = (uint16_t)kinds[slot].adapter,
                                          .adapter_scale = kinds[slot].scale};
                 memcpy(step->ids + step->n_tok, ids[slot] + done, take * sizeof **ids);

@@ -686,6 +686,7 @@ static void test_choices_refused(void **state)
     for (int i = 0; i < 3; i++) {
         first[i] = ask(w, 5, B('p'), 5, (uint64_t)i, MU_FOREVER);
         WAIT_FOR(first[i]->n_reply == 1, 5000);
+        if (i < 2) WAIT_FOR(submits(w) == i + 1, 5000);
     }
     c = ask_choices(w, 3, 5, 0);
     client_wait(c, 5000);

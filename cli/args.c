@@ -11,6 +11,7 @@
 #include "base/io.h"
 #include "base/topo.h"
 #include "cli/cli.h"
+#include "muster/v1/muster.pb-c.h"
 
 long mu_arg_long(const char *text, long min, long max, const char *what, struct argp_state *state)
 {
@@ -38,6 +39,14 @@ void mu_arg_adapter(const char *text, struct mu_adapter_spec *spec_out, struct a
         *spec_out = (struct mu_adapter_spec){.name = "none"};
     else if (mu_adapter_spec_parse(text, spec_out, &err))
         argp_error(state, "--lora: %s", err.text);
+}
+
+int mu_arg_priority(const char *text, struct argp_state *state)
+{
+    if (!strcmp(text, "interactive")) return MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE;
+    if (!strcmp(text, "batch")) return MUSTER__V1__PRIORITY__PRIORITY_BATCH;
+    if (strcmp(text, "normal")) argp_error(state, "--priority must be interactive, normal or batch, not '%s'", text);
+    return MUSTER__V1__PRIORITY__PRIORITY_NORMAL;
 }
 
 enum { MAX_IDS_FILE = 64 << 20 };

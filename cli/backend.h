@@ -86,7 +86,7 @@ struct mu_local_options {
 enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_backend *backend_out, struct mu_err *err);
 /* model: the name of the one that is served, or "default"; adapter: of one that it has loaded, or NULL. The strings are
  * borrowed. */
-enum mu_status mu_backend_server(const char *address, const char *model, const char *adapter,
+enum mu_status mu_backend_server(const char *address, const char *model, const char *adapter, int priority,
                                  struct mu_backend *backend_out, struct mu_err *err);
 
 #endif

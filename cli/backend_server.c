@@ -17,6 +17,7 @@ struct server {
     struct mu_card card;
     struct mu_rpc_channel *channel;
     const char *address, *adapter;
+    int priority;                      /* Muster__V1__Priority */
     ProtobufCMessage *status;          /* the server's word on its model, which the card borrows from */
     struct mu_chat_template *template; /* the server's; NULL: it has none */
 };
@@ -47,6 +48,7 @@ static void on_reply(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void 
     if (reply->usage) {
         c->answer.n_prompt = (int)reply->usage->prompt_tokens;
         c->answer.n_new = (int)reply->usage->completion_tokens;
+        c->answer.n_kept = (int)reply->usage->cached_tokens;
         c->answer.resumed = (int)reply->usage->resumed;
     }
     if (reply->finish == MUSTER__V1__FINISH__FINISH_LENGTH) c->answer.full = true;
@@ -133,6 +135,7 @@ static void request_fill(const struct server *v, const struct mu_ask *ask, Muste
     req->ignore_end = ask->ignore_end;
     req->parse_special = ask->special;
     if (v->adapter) req->adapter = (char *)v->adapter;
+    req->priority = (Muster__V1__Priority)v->priority;
 }
 
 static void constraint_fill(const struct mu_ask *ask, Muster__V1__GenerateRequest *req)
@@ -282,7 +285,7 @@ static enum mu_status card_fill(struct server *v, struct mu_err *err)
     return MU_OK;
 }
 
-enum mu_status mu_backend_server(const char *address, const char *model, const char *adapter,
+enum mu_status mu_backend_server(const char *address, const char *model, const char *adapter, int priority,
                                  struct mu_backend *backend_out, struct mu_err *err)
 {
     struct server *v = mu_calloc(1, sizeof *v);
@@ -290,6 +293,7 @@ enum mu_status mu_backend_server(const char *address, const char *model, const c
     if (!v) return mu_fail(err, MU_ENOMEM, "no memory for a connection to %s", address);
     v->address = address;
     v->adapter = adapter;
+    v->priority = priority;
     v->card.name = model;
     mu_rpc_init();
     MU_TRY(st, mu_rpc_channel_open(address, &v->channel, err), fail);

@@ -261,8 +261,9 @@ enum mu_status mu_talk_turn(struct mu_talk *c, const char *text, struct mu_err *
 
 static enum mu_status backend_open(struct mu_talk *c, struct mu_err *err)
 {
-    return c->opt.server ? mu_backend_server(c->opt.server, c->opt.local.model, c->opt.adapter, &c->backend, err)
-                         : mu_backend_local(&c->opt.local, &c->backend, err);
+    return c->opt.server
+               ? mu_backend_server(c->opt.server, c->opt.local.model, c->opt.adapter, c->opt.priority, &c->backend, err)
+               : mu_backend_local(&c->opt.local, &c->backend, err);
 }
 
 static void backend_close(struct mu_talk *c)

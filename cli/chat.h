@@ -20,6 +20,7 @@ struct mu_talk_options { /* of the command line, and what /set changes of it */
     struct mu_local_options local;
     const char *server;  /* HOST:PORT, or NULL */
     const char *adapter; /* of the server, or NULL */
+    int priority;        /* at the server: Muster__V1__Priority */
     struct mu_params params;
     enum mu_think think;
     struct mu_constraint_text constraint; /* of every answer */

@@ -44,6 +44,8 @@ int mu_cmd_create(int argc, char **argv);
 
 long mu_arg_long(const char *text, long min, long max, const char *what, struct argp_state *state);
 double mu_arg_double(const char *text, double min, double max, const char *what, struct argp_state *state);
+/* interactive, normal or batch: Muster__V1__Priority. */
+int mu_arg_priority(const char *text, struct argp_state *state);
 /* "[NAME=]PATH[:SCALE]" of a LoRA adapter; "none": not even the model's own, an empty path called so. */
 void mu_arg_adapter(const char *text, struct mu_adapter_spec *spec_out, struct argp_state *state);
 /* "1,2,3" or "@FILE" (numbers with commas or white space between). *ids_out is freed with mu_free. */

@@ -50,7 +50,8 @@ enum {
     OPT_REGEX,
     OPT_GRAMMAR,
     OPT_LORA,
-    OPT_ADAPTER
+    OPT_ADAPTER,
+    OPT_PRIORITY
 };
 
 static void set(struct run_args *a, const char *name, const char *value, struct argp_state *state)
@@ -104,6 +105,7 @@ static void check(const struct run_args *a, struct argp_state *state)
     if (a->chat.adapter && !a->chat.server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
     if (a->chat.ignore_end && a->chat.constraint.kind != MU_CONSTRAINT_NONE)
         argp_error(state, "--ignore-end cannot hold with a form of the answer: a text that is whole has to end");
+    if (a->chat.priority && !a->chat.server) argp_error(state, "--priority is among the requests of a --server");
     if (a->chat.raw && a->chat.local.template_file) argp_error(state, "--raw means no template: leave out --template");
 }
 
@@ -140,6 +142,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_LORA: mu_arg_adapter(arg, &c->local.lora, state); return 0;
     case OPT_ADAPTER: c->adapter = arg; return 0;
     case MU_OPT_KV: c->local.kv = mu_arg_kv(arg, state); return 0;
+    case OPT_PRIORITY: c->priority = mu_arg_priority(arg, state); return 0;
     case MU_OPT_QUANTIZE: c->local.quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_RAW: c->raw = c->local.no_template = true; return 0;
     case OPT_SYSTEM: a->system = arg; return 0;
@@ -262,6 +265,7 @@ int mu_cmd_run(int argc, char **argv)
         {"lora", OPT_LORA, "PATH[:SCALE]", 0,
          "with a LoRA adapter: a GGUF file or a PEFT folder; none: without the model's own", 5},
         {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded; none: with none", 5},
+        {"priority", OPT_PRIORITY, "interactive|normal|batch", 0, "at a busy server (normal)", 5},
         MU_QUANTIZE_OPTION(5),
         MU_KV_OPTION(5),
         {0},
@@ -280,7 +284,8 @@ int mu_cmd_run(int argc, char **argv)
         "  muster run model.gguf 'Summarise this.' < report.txt\n"
         "  muster run model.gguf 'ROMEO:' --raw --temperature 0.8 --seed 7 -n 100\n"
         "  muster run model.gguf 'A person' --json-schema '{\"properties\": {\"name\": {\"type\": \"string\"}}}'\n"
-        "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n",
+        "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n"
+        "  muster run default 'Summarise this.' --server 127.0.0.1:7400 --priority batch < report.txt\n",
         0,
         0,
         0};

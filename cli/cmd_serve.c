@@ -5,7 +5,7 @@
 #include "cli/cli.h"
 #include "coordinator/coordinator.h"
 
-enum { OPT_STALL = 256, OPT_QUIET, OPT_LORA, OPT_TEMPLATE };
+enum { OPT_STALL = 256, OPT_QUIET, OPT_LORA, OPT_TEMPLATE, OPT_NO_PREFIX, OPT_NO_SPECULATION };
 
 struct serve_args {
     struct mu_serve_options o;
@@ -56,6 +56,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'q': o->max_waiting = (int)mu_arg_long(arg, 1, 1 << 20, "--queue", state); return 0;
     case OPT_STALL: o->stall_timeout_ms = (int)mu_arg_long(arg, 200, 600000, "--stall-ms", state); return 0;
     case OPT_TEMPLATE: o->template_path = arg; return 0;
+    case OPT_NO_PREFIX: o->no_prefix_cache = true; return 0;
+    case OPT_NO_SPECULATION: o->no_speculation = true; return 0;
     case OPT_QUIET: o->quiet = true; return 0;
     case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
@@ -90,6 +92,9 @@ int mu_cmd_serve(int argc, char **argv)
          "the model's own",
          0},
         {"template", OPT_TEMPLATE, "FILE", 0, "chat template (Jinja) instead of the model's own", 0},
+        {"no-prefix-cache", OPT_NO_PREFIX, 0, 0, "compute every prompt whole, also where another one began the same",
+         0},
+        {"no-speculation", OPT_NO_SPECULATION, 0, 0, "never guess next tokens from what was said before", 0},
         {"quiet", OPT_QUIET, 0, 0, "no banner", 0},
         MU_QUANTIZE_OPTION(0),
         MU_KV_OPTION(0),

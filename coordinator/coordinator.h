@@ -22,6 +22,8 @@ struct mu_serve_options {
     int parallel;                          /* sequences active at once; 0: 32 */
     int max_waiting;                       /* requests waiting beyond those; 0: 1,024 */
     int stall_timeout_ms;                  /* 0: 3,000 */
+    bool no_prefix_cache;                  /* every prompt is computed whole */
+    bool no_speculation;                   /* every id in a step of its own */
     bool quiet;                            /* no banner on stdout */
     const struct mu_adapter_spec *adapter; /* [n_adapter] loaded beside the model */
     int n_adapter;

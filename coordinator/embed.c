@@ -6,6 +6,7 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "coordinator/request.h"
 
 static size_t n_value_of(const Muster__V1__EmbedRequest *q, const struct mu_config *cfg)
 {
@@ -39,6 +40,8 @@ bool mu_embed_refuse(const Muster__V1__EmbedRequest *q, const struct mu_config *
     } else if ((int)q->pooling < MUSTER__V1__POOLING__POOLING_MODEL ||
                (int)q->pooling > MUSTER__V1__POOLING__POOLING_LAST) {
         snprintf(text_out, text_bytes, "pooling %d is not known: 0 is the model's, 1 mean, 2 last", (int)q->pooling);
+    } else if (mu_request_refuse_share(q->priority, q->key)) {
+        snprintf(text_out, text_bytes, "%s", mu_request_refuse_share(q->priority, q->key));
     } else {
         for (size_t i = 0; i < q->n_input; i++) {
             const char *bad = refuse_input(q->input[i], max_text_bytes, max_ids);
@@ -65,6 +68,8 @@ struct mu_embed_call *mu_embed_call_create(uint64_t id, struct mu_rpc_call *call
     e->raw = q->raw;
     snprintf(e->adapter, sizeof e->adapter, "%s", q->adapter);
     e->adapter_scale = q->adapter_scale;
+    e->priority = mu_request_priority(q->priority);
+    e->key = mu_fair_key(q->key);
     e->n_value = n_value_of(q, cfg);
     e->n_input = e->n_left = q->n_input;
     e->n_holder = 1;
@@ -107,6 +112,7 @@ static void reply(struct mu_embed_call *e)
         all[i] = &one[i];
         usage.prompt_tokens += (uint32_t)in->n_ids;
     }
+    usage.cached_tokens = e->cached;
     usage.resumed = e->resumed;
     usage.queue_ms = (double)(e->started_ns - e->arrived_ns) / 1e6;
     usage.first_token_ms = (double)(e->first_ns - e->arrived_ns) / 1e6;
@@ -122,7 +128,8 @@ static void reply(struct mu_embed_call *e)
     mu_free(all);
 }
 
-bool mu_embed_call_take(struct mu_embed_call *e, size_t at, const float *value, size_t n_value, unsigned resumed)
+bool mu_embed_call_take(struct mu_embed_call *e, size_t at, const float *value, size_t n_value, unsigned resumed,
+                        uint32_t cached)
 {
     struct mu_embed_input *in = &e->input[at];
     if (e->over || in->value) return true;
@@ -138,6 +145,7 @@ bool mu_embed_call_take(struct mu_embed_call *e, size_t at, const float *value, 
     memcpy(in->value, value, n_value * sizeof *value);
     if (!e->first_ns) e->first_ns = mu_now_ns();
     if (resumed > e->resumed) e->resumed = resumed;
+    e->cached += cached < in->n_ids ? cached : (uint32_t)in->n_ids;
     if (--e->n_left == 0) reply(e);
     return true;
 }

@@ -10,7 +10,9 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/fair.h"
 #include "model/adapter.h"
+#include "model/model.h"
 #include "muster/v1/muster.pb-c.h"
 #include "transport/rpc.h"
 
@@ -32,10 +34,13 @@ struct mu_embed_call {
     bool raw;
     char adapter[MU_ADAPTER_NAME]; /* as asked for; the front door knows it */
     float adapter_scale;           /* 0: 1 */
-    size_t n_value;                /* of each vector */
+    enum mu_priority priority;
+    uint64_t key;
+    size_t n_value; /* of each vector */
     size_t n_left, n_holder;
     bool over;
     unsigned resumed;                         /* most of any input */
+    uint32_t cached;                          /* tokens of all inputs */
     int64_t arrived_ns, started_ns, first_ns; /* 0: not yet */
     size_t n_input;
     struct mu_embed_input input[];
@@ -47,7 +52,8 @@ struct mu_embed_call *mu_embed_call_create(uint64_t id, struct mu_rpc_call *call
 void mu_embed_call_release(struct mu_embed_call *e); /* NULL is fine */
 /* Input `at` has its vector; with the last one the call is answered. false: it is not of the length expected, or no
  * memory; the call is over. */
-bool mu_embed_call_take(struct mu_embed_call *e, size_t at, const float *value, size_t n_value, unsigned resumed);
+bool mu_embed_call_take(struct mu_embed_call *e, size_t at, const float *value, size_t n_value, unsigned resumed,
+                        uint32_t cached);
 void mu_embed_call_fail(struct mu_embed_call *e, size_t at, enum mu_rpc_code code, const char *text);
 /* What is wrong with a request, in text_out; false: nothing. */
 bool mu_embed_refuse(const Muster__V1__EmbedRequest *q, const struct mu_config *cfg, size_t max_text_bytes,

@@ -74,7 +74,7 @@ static const char *bad_generate(const Muster__V1__GenerateRequest *q)
     if (q->n > MU_MAX_CHOICES) return "n must be from 1 to 64";
     if (q->sampling && q->max_tokens && q->sampling->min_tokens > q->max_tokens)
         return "min_tokens is larger than max_tokens";
-    return NULL;
+    return mu_request_refuse_share(q->priority, q->key);
 }
 
 static bool good_sampling(struct mu_hub *h, struct mu_rpc_call *call, const Muster__V1__Sampling *m)

@@ -1,9 +1,11 @@
 /* The hub's loop and the requests' life. See hub.h and request.h.
  *
- * Who runs: after a death those whose replay is shortest first, then by arrival; at most as many as the gang takes at
- * once and a few to keep its queue warm. A suspect (two gangs died while it ran) runs alone until it proved harmless;
- * where another suspect waits it is then taken back from the leader, so that one after the other is alone for a few
- * tokens only, and then all of them go on together. */
+ * Who runs: after a death those whose replay is shortest first, then by whose turn it is (base/fair.h) and of one key by
+ * arrival; at most as many as the gang takes at once and a few to keep its queue warm. Of those that the gang has, lower
+ * priorities do not count: it makes room for what is more urgent (worker/scheduler.h), and so it must know of it; and of
+ * each priority it always has a few, or the lower ones would never get their turn there. A suspect (two gangs died while
+ * it ran) runs alone until it proved harmless; where another suspect waits it is then taken back from the leader, so that
+ * one after the other is alone for a few tokens only, and then all of them go on together. */
 #include "coordinator/hub.h"
 
 #include <stdio.h>
@@ -14,6 +16,8 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/log.h"
+
+enum { FIRST_RETRY_S = 5, MAX_RETRY_S = 3600 };
 
 enum mu_status mu_hub_post(struct mu_hub *h, const struct mu_event *ev)
 {
@@ -60,6 +64,7 @@ static void count(struct mu_hub *h, const struct mu_request *r, int by)
 {
     size_t *n = r->state == MU_REQ_RUNNING ? &h->n_running : &h->n_waiting;
     *n += (size_t)by;
+    if (r->state == MU_REQ_RUNNING) h->n_running_of[r->priority] += (size_t)by;
 }
 
 static void set_state(struct mu_hub *h, struct mu_request *r, enum mu_request_state state)
@@ -69,11 +74,21 @@ static void set_state(struct mu_hub *h, struct mu_request *r, enum mu_request_st
     count(h, r, 1);
 }
 
+/* A running request has ended: how fast they follow each other, while there are always some. */
+static void pace_take(struct mu_hub *h)
+{
+    int64_t now = mu_now_ns(), gap = now - h->ended_ns;
+    if (h->ended_ns) h->pace_ns = h->pace_ns ? (7 * h->pace_ns + gap) / 8 : gap;
+    h->ended_ns = h->n_running + h->n_waiting > 1 ? now : 0; /* an idle time is no pace */
+}
+
 static void drop(struct mu_hub *h, struct mu_request **p)
 {
     struct mu_request *r = *p;
+    if (r->state == MU_REQ_RUNNING) pace_take(h);
     *p = r->next;
     count(h, r, -1);
+    if (r->flow >= 0) mu_fair_leave(&h->fair, r->flow);
     mu_request_free(r);
 }
 
@@ -110,22 +125,44 @@ void mu_hub_requests_lost(struct mu_hub *h, bool blame, const char *reason)
     }
 }
 
-static struct mu_request *shortest(struct mu_hub *h, bool suspects, bool resumed)
+static bool waits(const struct mu_request *r, bool suspect, bool resumed)
+{
+    return r->state == MU_REQ_WAITING && !r->finish && mu_request_suspect(r) == suspect && (r->resumed > 0) == resumed;
+}
+
+/* Of those that a death has sent back. */
+static struct mu_request *shortest(struct mu_hub *h, bool suspects)
 {
     struct mu_request *best = NULL;
-    for (struct mu_request *r = h->requests; r; r = r->next) {
-        if (r->state != MU_REQ_WAITING || r->finish || mu_request_suspect(r) != suspects || (r->resumed > 0) != resumed)
-            continue;
-        if (!resumed) return r; /* new ones go in order of arrival */
-        if (!best || r->n_prompt + r->n_emitted < best->n_prompt + best->n_emitted) best = r;
+    for (struct mu_request *r = h->requests; r; r = r->next)
+        if (waits(r, suspects, true) && (!best || r->n_prompt + r->n_emitted < best->n_prompt + best->n_emitted))
+            best = r;
+    return best;
+}
+
+/* Of the new ones: whose turn it is. */
+static struct mu_request *next_new(struct mu_hub *h, size_t most)
+{
+    bool may[MU_PRIORITY_COUNT];
+    size_t n = 0, few = h->gang.max_sequences / 8 + 1;
+    for (int p = 0; p < MU_PRIORITY_COUNT; p++) {
+        n += h->n_running_of[p]; /* of this priority and those above */
+        may[p] = n < most || h->n_running_of[p] < few;
     }
+    struct mu_request *best = NULL;
+    for (struct mu_request *r = h->requests; r; r = r->next) /* in order of arrival */
+        if (waits(r, false, false) && may[r->priority] && (!best || mu_fair_compare(&h->fair, r->flow, best->flow) < 0))
+            best = r;
     return best;
 }
 
 static bool submit(struct mu_hub *h, struct mu_request *r, bool alone)
 {
     if (!mu_replica_submit(h, r)) return false;
-    if (!r->started_ns) r->started_ns = mu_now_ns();
+    if (!r->started_ns) {
+        r->started_ns = mu_now_ns();
+        mu_fair_charge(&h->fair, r->flow, r->n_prompt);
+    }
     if (r->embed && !r->embed->started_ns) r->embed->started_ns = r->started_ns;
     if (r->choices && !r->choices->started_ns) r->choices->started_ns = r->started_ns;
     set_state(h, r, MU_REQ_RUNNING);
@@ -139,33 +176,47 @@ void mu_hub_pump(struct mu_hub *h)
 {
     size_t most = h->gang.max_sequences + h->gang.max_sequences / 4 + 1;
     h->pump_again = false;
-    if (h->gang.state != MU_REPLICA_READY || h->n_running >= most || !h->n_waiting) return;
+    if (h->gang.state != MU_REPLICA_READY || !h->n_waiting) return;
     for (struct mu_request *r = h->requests; r; r = r->next)
         if (r->state == MU_REQ_RUNNING && r->alone) return; /* a suspect is on probation */
-    struct mu_request *r = shortest(h, true, true);
+    struct mu_request *r = shortest(h, true);
     if (r) {
         if (h->n_running) return; /* it waits until the gang is empty; nobody is sent in front of it */
         mu_info("hub", "request r%llu runs alone: %d gangs died while it ran", (unsigned long long)r->id, r->deaths);
         submit(h, r, true);
         return;
     }
-    while (h->n_running < most) {
-        r = shortest(h, false, true);
-        if (!r) r = shortest(h, false, false);
-        if (!r || !submit(h, r, false)) return;
-    }
+    do {
+        r = h->n_running < most ? shortest(h, false) : NULL;
+        if (!r) r = next_new(h, most);
+    } while (r && submit(h, r, false));
 }
 
 /* ---- events ---- */
 
+/* How many requests may wait: batch fills three quarters, so that others need not be sent away for it; for interactive
+ * ones there are always a few places more. */
+static size_t most_waiting(const struct mu_hub *h, enum mu_priority priority)
+{
+    size_t n = h->opt->max_waiting ? (size_t)h->opt->max_waiting : MU_HUB_WAITING;
+    return priority == MU_PRIORITY_BATCH ? n - n / 4 : priority == MU_PRIORITY_INTERACTIVE ? n + n / 8 + 1 : n;
+}
+
+/* Seconds until an eighth of those that wait will have gone, at the pace of the last ones that ended. */
+static unsigned long long retry_s(const struct mu_hub *h)
+{
+    uint64_t n = h->n_waiting / 8 + 1, s = n * (uint64_t)h->pace_ns / MU_SEC + 1;
+    return !h->pace_ns ? FIRST_RETRY_S : s < MAX_RETRY_S ? s : MAX_RETRY_S;
+}
+
 /* Whether n more requests may wait; else the call is told. Where nobody waits any call may come, so that many inputs
  * are not refused for ever. */
-static bool has_room(struct mu_hub *h, struct mu_rpc_call *call, size_t n)
+static bool has_room(struct mu_hub *h, struct mu_rpc_call *call, size_t n, enum mu_priority priority)
 {
-    size_t max_waiting = h->opt->max_waiting ? (size_t)h->opt->max_waiting : 1024;
-    if (h->n_waiting + n <= max_waiting || (n > 1 && !h->n_waiting)) return true;
+    if (h->n_waiting + n <= most_waiting(h, priority) || (n > 1 && !h->n_waiting)) return true;
     mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED,
-                       "busy: %zu requests are waiting and %zu running; try again later", h->n_waiting, h->n_running);
+                       "busy: %zu requests are waiting and %zu running; try again later, in about %llu s", h->n_waiting,
+                       h->n_running, retry_s(h));
     return false;
 }
 
@@ -179,30 +230,41 @@ static struct mu_request **append(struct mu_hub *h, struct mu_request *first)
     return p;
 }
 
-static void chain_free(struct mu_request *first)
+/* Of requests that are not in the list, out of the shares. */
+static void chain_free(struct mu_hub *h, struct mu_request *first)
 {
     while (first) {
         struct mu_request *r = first;
         first = r->next;
+        if (r->flow >= 0) mu_fair_leave(&h->fair, r->flow);
         mu_request_free(r);
     }
 }
 
+/* Into the shares. */
+static bool enter(struct mu_hub *h, struct mu_request *r)
+{
+    r->flow = mu_fair_enter(&h->fair, r->priority, r->key);
+    return r->flow >= 0;
+}
+
 static void on_embed(struct mu_hub *h, struct mu_embed_call *e)
 {
-    if (mu_rpc_call_cancelled(e->call) || !has_room(h, e->call, e->n_input)) return;
+    if (mu_rpc_call_cancelled(e->call) || !has_room(h, e->call, e->n_input, e->priority)) return;
     struct mu_request *first = NULL, **last = &first;
     for (size_t i = 0; i < e->n_input; i++) {
         struct mu_request *r = mu_request_create_embed(atomic_fetch_add(&h->next_request, 1) + 1, e, i);
-        if (!r) {
+        if (r) {
+            *last = r;
+            last = &r->next;
+        }
+        if (!r || !enter(h, r)) {
             mu_embed_call_fail(e, i, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");
             break;
         }
-        *last = r;
-        last = &r->next;
     }
     if (e->over) {
-        chain_free(first);
+        chain_free(h, first);
         return;
     }
     append(h, first);
@@ -213,7 +275,7 @@ static void on_generate(struct mu_hub *h, struct mu_event *ev)
 {
     const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)ev->msg;
     uint32_t n = mu_choices_n(q);
-    if (mu_rpc_call_cancelled(ev->call) || !has_room(h, ev->call, n)) return;
+    if (mu_rpc_call_cancelled(ev->call) || !has_room(h, ev->call, n, mu_request_priority(q->priority))) return;
     size_t room = (size_t)h->serving.n_ctx - ev->n_ids,
            max = q->max_tokens && q->max_tokens < room ? q->max_tokens : room;
     uint64_t seed = 0;
@@ -231,9 +293,9 @@ static void on_generate(struct mu_hub *h, struct mu_event *ev)
     for (uint32_t i = 0; i < n; i++) {
         uint64_t id = i == 0 ? ev->id : atomic_fetch_add(&h->next_request, 1) + 1;
         struct mu_request *r = *last = mu_request_create(id, c, i, max, h->tok);
-        if (!r) {
+        if (!r || !enter(h, r)) {
             mu_rpc_call_finish(c->call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for %u requests of %zu tokens", n, max);
-            chain_free(first);
+            chain_free(h, first);
             mu_choices_release(c);
             return;
         }
@@ -270,7 +332,7 @@ static void clear_suspicion(struct mu_hub *h, struct mu_request *r)
     if (!r->alone) return;
     r->alone = false;
     /* The next suspect wants to be alone too; the leader answers the cancel, and then this one waits again. */
-    if (!r->finish && shortest(h, true, true)) r->leaving = mu_replica_cancel(h, r->id);
+    if (!r->finish && shortest(h, true)) r->leaving = mu_replica_cancel(h, r->id);
 }
 
 /* The end of an input of Embed: its vector, or why there is none. */
@@ -281,7 +343,7 @@ static void on_vector(struct mu_hub *h, struct mu_request **p, const Muster__Int
         mu_request_fail(r, mu_rpc_code_of((enum mu_status)t->error_code), "%s", t->error);
     else if (!t->n_vector)
         mu_request_fail(r, MU_RPC_INTERNAL, "the leader ended it without a vector");
-    else if (mu_embed_call_take(r->embed, r->embed_at, t->vector, t->n_vector, (unsigned)r->resumed))
+    else if (mu_embed_call_take(r->embed, r->embed_at, t->vector, t->n_vector, (unsigned)r->resumed, t->cached_tokens))
         h->gang.failures = 0;
     drop(h, p);
 }
@@ -296,6 +358,8 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
         return;
     }
     size_t before = r->n_emitted;
+    if (!before && r->choices && r->choice == 0)
+        r->choices->n_cached = t->cached_tokens < r->n_prompt ? t->cached_tokens : (uint32_t)r->n_prompt;
     switch (mu_request_commit(r, t, h->tok)) {
     case MU_COMMIT_OK: break;
     case MU_COMMIT_OLD: h->stale_messages += t->n_id > 0; break;
@@ -309,6 +373,7 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
     if (r->n_emitted > before) {
         h->gang.failures = 0;
         h->tokens_generated += r->n_emitted - before;
+        mu_fair_charge(&h->fair, r->flow, r->n_emitted - before);
     }
     if (!t->finished) clear_suspicion(h, r);
     if (!r->finish && r->leaving && t->finished) { /* back from the leader */
@@ -507,6 +572,7 @@ void *mu_hub_main(void *hub)
     mu_replica_stop(h);
     mu_hub_fail_all(h, MU_RPC_UNAVAILABLE, "the server is stopping");
     refuse_rest(h);
+    mu_fair_free(&h->fair);
     mu_hub_tell_outcome(h, 3);
     return NULL;
 }

@@ -126,6 +126,8 @@ void mu_replica_start(struct mu_hub *h)
     q.parallel = (uint32_t)h->serving.n_slot;
     q.kv_pages = h->serving.n_page;
     q.step_tokens = (uint32_t)h->serving.step_tokens;
+    q.no_prefix_cache = h->opt->no_prefix_cache;
+    q.no_speculation = h->opt->no_speculation;
     q.engine_address = h->engine_address;
     q.secret = (ProtobufCBinaryData){sizeof g->secret, g->secret};
     q.load_timeout_ms = LOAD_TIMEOUT_MS;
@@ -354,6 +356,10 @@ bool mu_replica_submit(struct mu_hub *h, struct mu_request *r)
     s.n_emitted = r->n_emitted;
     s.max_tokens = (uint32_t)r->max_tokens;
     s.sampling = &sampling;
+    s.priority = r->priority == MU_PRIORITY_INTERACTIVE ? MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE
+                 : r->priority == MU_PRIORITY_BATCH     ? MUSTER__V1__PRIORITY__PRIORITY_BATCH
+                                                        : MUSTER__V1__PRIORITY__PRIORITY_NORMAL;
+    s.key = r->key;
     s.end_ids = h->end_ids;
     s.n_end_ids = r->embed || r->params->ignore_end ? 0 : h->n_end_ids;
     Muster__Internal__V1__EngineEmbed embed = MUSTER__INTERNAL__V1__ENGINE_EMBED__INIT;

@@ -8,6 +8,20 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 
+const char *mu_request_refuse_share(Muster__V1__Priority priority, const char *key)
+{
+    if ((int)priority < MUSTER__V1__PRIORITY__PRIORITY_NORMAL || (int)priority > MUSTER__V1__PRIORITY__PRIORITY_BATCH)
+        return "the priority is not known: 0 is normal, 1 interactive, 2 batch";
+    return strlen(key) > MU_REQ_MAX_KEY_BYTES ? "the key is longer than 256 bytes" : NULL;
+}
+
+enum mu_priority mu_request_priority(Muster__V1__Priority p)
+{
+    return p == MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE ? MU_PRIORITY_INTERACTIVE
+           : p == MUSTER__V1__PRIORITY__PRIORITY_BATCH     ? MU_PRIORITY_BATCH
+                                                           : MU_PRIORITY_NORMAL;
+}
+
 struct mu_choices *mu_choices_create(uint64_t id, struct mu_rpc_call *call, Muster__V1__GenerateRequest *params,
                                      int32_t *prompt, size_t n_prompt, uint64_t seed)
 {
@@ -60,6 +74,9 @@ struct mu_request *mu_request_create(uint64_t id, struct mu_choices *choices, ui
     r->n_prompt = choices->n_prompt;
     r->emitted = emitted;
     r->max_tokens = max_tokens;
+    r->priority = mu_request_priority(r->params->priority);
+    r->key = mu_fair_key(r->params->key);
+    r->flow = -1;
     r->seed = mu_sampling_choice_seed(choices->seed, choice);
     mu_streamer_init(&r->streamer, tok, r->params->parse_special);
     r->streamer.show_marks = r->params->show_marks;
@@ -77,6 +94,9 @@ struct mu_request *mu_request_create_embed(uint64_t id, struct mu_embed_call *ca
     r->prompt = call->input[at].ids;
     r->n_prompt = call->input[at].n_ids;
     call->input[at].ids = NULL;
+    r->priority = call->priority;
+    r->key = call->key;
+    r->flow = -1;
     return r;
 }
 
@@ -296,6 +316,7 @@ static Muster__V1__Usage usage_of(const struct mu_request *r)
     const struct mu_choices *c = r->choices;
     Muster__V1__Usage u = MUSTER__V1__USAGE__INIT;
     u.prompt_tokens = (uint32_t)c->n_prompt;
+    u.cached_tokens = c->n_cached;
     u.completion_tokens = (uint32_t)(c->n_completion + r->n_emitted);
     u.resumed = (uint32_t)(c->resumed > r->resumed ? c->resumed : r->resumed);
     u.queue_ms = (double)(c->started_ns - c->arrived_ns) / 1e6;

@@ -27,6 +27,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "base/fair.h"
 #include "coordinator/embed.h"
 #include "model/sampling.h"
 #include "model/tokenizer.h"
@@ -35,7 +36,13 @@
 #include "transport/rpc.h"
 
 enum mu_request_state { MU_REQ_WAITING, MU_REQ_RUNNING };
-enum { MU_REQ_MAX_STOPS = 16, MU_REQ_MAX_STOP_BYTES = 256, MU_REQ_PROBATION = 8, MU_REQ_SUSPECT_DEATHS = 2 };
+enum {
+    MU_REQ_MAX_STOPS = 16,
+    MU_REQ_MAX_STOP_BYTES = 256,
+    MU_REQ_MAX_KEY_BYTES = 256,
+    MU_REQ_PROBATION = 8,
+    MU_REQ_SUSPECT_DEATHS = 2
+};
 
 struct mu_choices {
     uint64_t id;                         /* the call's, as on_done has it; choice 0 has it too */
@@ -47,7 +54,10 @@ struct mu_choices {
     bool told_first;                          /* the first reply went out */
     int64_t arrived_ns, started_ns, first_ns; /* the first of any choice; 0: not yet */
     size_t n_completion;                      /* tokens of the choices that have ended */
-    int resumed;                              /* most of any of them */
+    /* Prompt tokens that the gang had cached when it gave choice 0 its first id. Not another's: the choices after it find
+     * what it has computed, which nobody has been spared. */
+    uint32_t n_cached;
+    int resumed; /* most of any of them */
 };
 
 struct mu_request {
@@ -71,6 +81,9 @@ struct mu_request {
     float *top_logprob; /* likewise */
     size_t n_top, logprob_from, logprob_cap;
     enum mu_request_state state;
+    enum mu_priority priority;
+    uint64_t key;           /* its number */
+    int flow;               /* in the hub's shares; -1: not there yet */
     int deaths;             /* gangs that died while it was running, since it last proved harmless */
     int resumed;            /* all of them */
     bool alone;             /* running as a suspect */
@@ -118,6 +131,9 @@ bool mu_request_flush(struct mu_request *r);
 /* Ends the call with an error status. */
 void mu_request_fail(struct mu_request *r, enum mu_rpc_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
+/* What is wrong with a priority and a key as they came; NULL: nothing. */
+const char *mu_request_refuse_share(Muster__V1__Priority priority, const char *key);
+enum mu_priority mu_request_priority(Muster__V1__Priority priority);
 static inline bool mu_request_suspect(const struct mu_request *r)
 {
     return r->deaths >= MU_REQ_SUSPECT_DEATHS;

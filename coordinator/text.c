@@ -40,7 +40,7 @@ void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *
         mu_rpc_call_finish(call, MU_RPC_UNAVAILABLE, "the server is stopping");
     else
         mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED,
-                           "busy: %zu texts of %zu bytes are waiting to be tokenized; try again later",
+                           "busy: %zu texts of %zu bytes are waiting to be tokenized; try again later, in about 1 s",
                            mu_queue_len(h->texts), atomic_load(&h->texts_bytes));
     if (j)
         mu_text_job_free(j);
@@ -154,7 +154,8 @@ static void generate(struct mu_hub *h, struct mu_text_job *j, struct mu_constrai
         if (st == MU_ECANCELLED)
             mu_rpc_call_finish(j->call, MU_RPC_UNAVAILABLE, "the server is stopping");
         else
-            mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "the server is too busy; try again later");
+            mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED,
+                               "the server is too busy; try again later, in about 1 s");
     }
     mu_free(ids);
 }
@@ -210,7 +211,7 @@ static void embed(struct mu_hub *h, struct mu_text_job *j)
     if (st == MU_ECANCELLED)
         mu_rpc_call_finish(j->call, MU_RPC_UNAVAILABLE, "the server is stopping");
     else
-        mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "the server is too busy; try again later");
+        mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "the server is too busy; try again later, in about 1 s");
 refused:
     mu_embed_call_release(ev.embed);
 }

@@ -251,6 +251,8 @@ static void step_prepare(struct mu_shard *s, const struct mu_step *step)
     s->n_tok = (int)step->n_tok;
     s->narrow = s->n_tok <= NARROW_TOKENS;
     s->decode = step->n_seq == step->n_tok;
+    for (uint32_t i = 1; i < step->n_seq; i++) /* then keys are read that another item writes */
+        if (step->seq[i].slot == step->seq[i - 1].slot) s->decode = false;
     s->failed = MU_OK;
     for (uint32_t i = 0; i < step->n_seq; i++) {
         for (uint32_t t = 0; t < step->seq[i].n_tok; t++) s->seq_of[step->seq[i].tok_off + t] = (int32_t)i;

@@ -198,7 +198,10 @@ static enum mu_status seq_decode(struct mu_reader *r, const struct mu_serving *s
     uint32_t n_ctx = (uint32_t)serving->n_ctx;
     if (q.slot >= (uint32_t)serving->n_slot)
         return field_fail(err, step, "a sequence's slot", q.slot, (uint64_t)serving->n_slot - 1);
-    for (uint32_t i = 0; i < at; i++)
+    /* Once, or several times in a row, each going on where the one before it ended. */
+    bool goes_on =
+        at > 0 && step->seq[at - 1].slot == q.slot && q.pos0 == step->seq[at - 1].pos0 + step->seq[at - 1].n_tok;
+    for (uint32_t i = 0; i < at && !goes_on; i++)
         if (step->seq[i].slot == q.slot)
             return mu_fail(err, MU_EPROTO, "step %llu: slot %u is listed twice", (unsigned long long)step->number,
                            q.slot);

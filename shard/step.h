@@ -1,8 +1,10 @@
 /* A step: what the leader tells every rank to do next, and the only input of the forward pass.
  *
  * Steps are numbered from 1 at the start of an epoch, with no gaps; each carries only what changed: slots freed, pages
- * appended to slots, the tokens to run. Every rank applies them in order, so all hold the same page tables. A slot is
- * a sequence's place in the gang; a sequence is in at most one step in flight.
+ * appended to slots, the tokens to run. Every rank applies them in order, so all hold the same page tables. A slot is a
+ * sequence's place in the gang. A sequence is in several steps in flight only with chunks of its prompt. In one step it
+ * stands once, or several times in a row, each going on where the one before it ended: a decode, and guesses at what
+ * follows it.
  *
  * On the wire (the doorbell connection, little-endian, base/bytes.h), see step.c. Decoding checks everything against
  * the serving limits. */
@@ -55,7 +57,8 @@ struct mu_step_adjust { /* what the ids so far, and the request, mean for one id
 /* Ids that a sequence's adjustments may have besides those of its context. */
 enum { MU_STEP_MAX_END_IDS = 64, MU_STEP_MORE_ADJUSTS = MU_MAX_BIASES + MU_STEP_MAX_END_IDS };
 
-struct mu_step_page { /* page becomes the next page of slot */
+struct
+    mu_step_page { /* page becomes the next page of slot. Slots that begin alike share pages; none writes them again */
     uint32_t slot, page;
 };
 

@@ -48,6 +48,7 @@ struct out_entry { /* one request's part of the next message */
     int32_t *top_id;    /* [n_id][n_top] */
     float *top_logprob; /* likewise */
     size_t n_logprob, n_top, logprob_cap, top_id_cap, top_logprob_cap;
+    uint32_t n_cached;
     bool finished;
     enum mu_status error;
     char text[160];
@@ -117,6 +118,13 @@ static struct mu_sampling sampling_of(const Muster__V1__Sampling *m)
     return p;
 }
 
+static enum mu_priority priority_of(Muster__V1__Priority p)
+{
+    return p == MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE ? MU_PRIORITY_INTERACTIVE
+           : p == MUSTER__V1__PRIORITY__PRIORITY_BATCH     ? MU_PRIORITY_BATCH
+                                                           : MU_PRIORITY_NORMAL;
+}
+
 static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__EngineSubmit *m)
 {
     const Muster__V1__Sampling *p = m->sampling;
@@ -152,6 +160,8 @@ static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__E
         .embed = embed_of(m->embed),
         .adapter = m->adapter,
         .adapter_scale = m->adapter_scale,
+        .priority = priority_of(m->priority),
+        .key = m->key,
     };
     return c;
 }
@@ -374,6 +384,7 @@ static struct out_entry *entry_of(struct mu_engine *e, const struct mu_sched_eve
     o->n_id = 0;
     o->n_vector = 0;
     o->n_logprob = o->n_top = 0;
+    o->n_cached = ev->n_cached;
     o->finished = false;
     o->error = MU_OK;
     return o;
@@ -478,6 +489,7 @@ static enum mu_status entries_send(struct mu_engine *e, size_t from, size_t *to_
         t->n_top_id = t->n_top_logprob = o->n_logprob * o->n_top;
         t->top_id = o->top_id;
         t->top_logprob = o->top_logprob;
+        t->cached_tokens = o->n_cached;
         t->finished = o->finished;
         t->error_code = (uint32_t)o->error;
         if (o->error != MU_OK) t->error = (char *)o->text;

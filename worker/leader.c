@@ -39,6 +39,8 @@ struct leader {
     struct mu_sched *sched;
     struct mu_constraints *constraints;
     struct mu_step **step; /* [max_in_flight + 1]: the FIFO's and the one being formed */
+    int64_t *planned_ns;   /* [n_step] */
+    int64_t done_ns;       /* of the step before */
     int n_step, head, n_fifo;
     struct mu_sched_event *events; /* [n_slot] */
     struct mu_writer plan;
@@ -144,6 +146,7 @@ static enum mu_status steps_plan(struct leader *l, struct mu_err *err)
         struct mu_step *step = l->step[(l->head + l->n_fifo) % l->n_step];
         if (!mu_sched_next(l->sched, step)) return MU_OK;
         if ((st = step_ring(l, step, err)) != MU_OK) return st;
+        l->planned_ns[(l->head + l->n_fifo) % l->n_step] = mu_now_ns();
         l->n_fifo++;
     }
     return MU_OK;
@@ -168,6 +171,10 @@ static enum mu_status step_run(struct leader *l, struct mu_err *err)
     mu_record_op(record, MU_OP_PLAN, MU_RECORD_NOBODY);
     mu_record_tick(record);
     if (st != MU_OK) return st;
+    int64_t now = mu_now_ns(), began = l->planned_ns[l->head] > l->done_ns ? l->planned_ns[l->head] : l->done_ns;
+    int64_t us = (now - began) / 1000;
+    l->done_ns = now;
+    mu_sched_took(l->sched, us < UINT32_MAX ? (uint32_t)us : UINT32_MAX);
     int n = mu_sched_complete(l->sched, step->number, result.id, l->events);
     if (n < 0)
         return mu_fail(err, MU_EINTERNAL, "step %llu is not the oldest in flight", (unsigned long long)step->number);
@@ -239,7 +246,9 @@ static enum mu_status leader_init(struct leader *l, const struct mu_leader_optio
                                   .n_stage = opt->plan->n_stage,
                                   .n_vocab = opt->model->cfg.n_vocab,
                                   .max_waiting = MAX_WAITING,
-                                  .n_ctx_short = opt->model->cfg.n_ctx_short};
+                                  .n_ctx_short = opt->model->cfg.n_ctx_short,
+                                  .no_prefix_cache = opt->no_prefix_cache,
+                                  .no_speculation = opt->no_speculation};
     size_t plan_bytes;
     l->opt = opt;
     MU_TRY(st, mu_constraints_create(opt->model->gguf, opt->model->cfg.n_vocab, &l->constraints, err), out);
@@ -250,8 +259,10 @@ static enum mu_status leader_init(struct leader *l, const struct mu_leader_optio
     MU_TRY(st, mu_sched_create(&so, &l->sched, err), out);
     l->n_step = mu_sched_max_in_flight(l->sched) + 1;
     l->step = mu_calloc((size_t)l->n_step, sizeof *l->step);
+    l->planned_ns = mu_calloc((size_t)l->n_step, sizeof *l->planned_ns);
     l->events = mu_calloc((size_t)opt->serving.n_slot, sizeof *l->events);
-    if (!l->step || !l->events) return mu_fail(err, MU_ENOMEM, "out of memory for the leader's steps");
+    if (!l->step || !l->planned_ns || !l->events)
+        return mu_fail(err, MU_ENOMEM, "out of memory for the leader's steps");
     for (int i = 0; i < l->n_step; i++) MU_TRY(st, mu_step_create(&opt->serving, so.n_vocab, &l->step[i], err), out);
 out:
     return st;
@@ -284,6 +295,7 @@ enum mu_status mu_leader_run(const struct mu_leader_options *opt, struct mu_err 
     if (st == MU_OK) st = leader_loop(&l, err);
     for (int i = 0; l.step && i < l.n_step; i++) mu_free(l.step[i]);
     mu_free(l.step);
+    mu_free(l.planned_ns);
     mu_free(l.events);
     mu_writer_free(&l.plan);
     mu_sched_destroy(l.sched);

@@ -11,6 +11,7 @@ struct mu_leader_options { /* all borrowed */
     const struct mu_model *model;
     const struct mu_plan *plan;
     struct mu_serving serving;
+    bool no_prefix_cache, no_speculation;
     struct mu_shard *shard;
     struct mu_bell *const *bells; /* [n_rank], NULL at our own place */
     struct mu_engine *engine;

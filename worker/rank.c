@@ -275,6 +275,8 @@ static enum mu_status lead(struct rank *r, struct mu_err *err)
         .model = r->model,
         .plan = &r->plan,
         .serving = r->serving,
+        .no_prefix_cache = r->req->no_prefix_cache,
+        .no_speculation = r->req->no_speculation,
         .shard = r->shard,
         .bells = r->bells,
         .record = r->record,

@@ -1,77 +1,25 @@
-/* The scheduler. Owns the sequences, the slots and the page pool; see scheduler.h for the rules.
+/* Requests come and go, and what became of a step; see scheduler.h for the rules, sched_step.c for the next step.
  *
  * Invariants (the simulation in tests/worker/test_scheduler.c checks them after every call):
- *   every page is in the free list or in exactly one active sequence;
+ *   every page is held by as many active sequences as have it in their tables, and by none where it is free or cached;
  *   every slot is free or has exactly one active sequence;
  *   a sequence in flight is never preempted or released: the ranks still use its pages;
- *   waiting is sorted by arrival, so that a preempted sequence gets back in before all younger ones.
+ *   waiting is sorted by arrival, so that a preempted sequence gets back in before all younger ones of its key.
  *
- * Why this makes progress: the oldest sequence can take pages from every younger one that is not in flight, every step
- * in flight completes, and a request that needs more pages than exist was refused. */
+ * Why this makes progress: the oldest of the most urgent sequences can take pages from every other one that is not in
+ * flight, every step in flight completes, and a request that needs more pages than exist was refused. Cached pages never
+ * stand in the way: whoever needs a page gets one of them as if it were free. Why all of them do: a priority and a key
+ * that get nothing fall behind until it is their turn (base/fair.h), nobody is let in before them then, and what has been
+ * let in and had to go is spared afterwards. */
 #include "worker/scheduler.h"
 
 #include <math.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "shard/adjust.h"
 #include "shard/shard.h"
-
-enum {
-    /* A step that also decodes prefills at most 1/MIXED_SHARE of the budget: a long prompt then slows the streams that
-     * run by little, and chunks of this size still use the matrix kernels well. */
-    MIXED_SHARE = 4,
-};
-
-struct seq {
-    struct seq *next; /* waiting list */
-    uint64_t request;
-    uint64_t arrival;   /* age: lower is older */
-    uint64_t last_step; /* it took part in; decodes are dealt out by it */
-    int32_t *ids;       /* [n_limit]: prompt and emitted */
-    uint32_t n_prompt, n_ids, n_limit;
-    uint32_t n_fed; /* ids that the ranks have got, the step in flight included */
-    uint32_t *page; /* [pages_of(n_limit)] */
-    uint32_t n_page;
-    int slot;                /* -1: waiting */
-    bool in_flight, samples; /* samples: the step in flight yields its next id */
-    bool cancelled, silent;
-    struct mu_sampling sampling;
-    struct mu_adjusts *adjusts; /* of ids[n_ids]; NULL: it needs none */
-    int32_t end_ids[MU_SCHED_MAX_END_IDS];
-    size_t n_end;
-    /* Its cache holds what this adapter made of its tokens: pages are never shared with a sequence of another one. */
-    uint16_t adapter;
-    float adapter_scale;
-    struct mu_embed embed;
-};
-
-struct flight { /* a step in flight */
-    uint64_t number;
-    int n_seq;
-    struct seq **seq; /* [n_slot] */
-};
-
-struct mu_sched {
-    struct mu_sched_options opt;
-    struct seq *waiting; /* sorted by arrival */
-    struct seq **active; /* [n_slot]; NULL: the slot is free */
-    struct seq **order;  /* [n_slot] scratch */
-    uint32_t *free_page; /* stack */
-    uint32_t n_free_page;
-    uint32_t *slot_to_free; /* [n_slot]: the ranks still hold these; told with the next step */
-    uint32_t n_slot_to_free;
-    struct flight *flight; /* [max_in_flight], a ring */
-    int max_in_flight, flight_head, n_flight;
-    int n_active, n_waiting;
-    uint64_t next_number, next_arrival, n_preempted;
-};
-
-static uint32_t pages_of(uint32_t n_ids)
-{
-    return (n_ids + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
-}
+#include "worker/sched_parts.h"
 
 /* ---- life ---- */
 
@@ -99,19 +47,23 @@ enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sch
     s->next_number = 1;
     s->active = mu_calloc(n_slot, sizeof(struct seq *));
     s->order = mu_calloc(n_slot, sizeof(struct seq *));
-    s->free_page = mu_calloc(v->n_page, sizeof *s->free_page);
-    s->slot_to_free = mu_calloc(n_slot, sizeof *s->slot_to_free);
+    s->slot_dirty = mu_calloc(n_slot, sizeof *s->slot_dirty);
     s->flight = mu_calloc((size_t)s->max_in_flight, sizeof *s->flight);
-    bool whole = s->active && s->order && s->free_page && s->slot_to_free && s->flight;
+    bool whole = s->active && s->order && s->slot_dirty && s->flight;
     for (int i = 0; whole && i < s->max_in_flight; i++)
-        whole = (s->flight[i].seq = mu_calloc(n_slot, sizeof(struct seq *))) != NULL;
+        whole = (s->flight[i].seq = mu_calloc(n_slot, sizeof(struct seq *))) != NULL &&
+                (s->flight[i].samples = mu_calloc(n_slot, sizeof(bool))) != NULL &&
+                (s->flight[i].n_draft = mu_calloc(n_slot, sizeof(uint8_t))) != NULL;
     if (!whole) {
         mu_sched_destroy(s);
         return mu_fail(err, MU_ENOMEM, "out of memory for a scheduler of %d sequences and %u pages", v->n_slot,
                        v->n_page);
     }
-    for (uint32_t i = 0; i < v->n_page; i++) s->free_page[i] = v->n_page - 1 - i;
-    s->n_free_page = v->n_page;
+    enum mu_status st = mu_kv_pool_create(v->n_page, &s->pool, err);
+    if (st != MU_OK) {
+        mu_sched_destroy(s);
+        return st;
+    }
     *sched_out = s;
     return MU_OK;
 }
@@ -125,11 +77,16 @@ void mu_sched_destroy(struct mu_sched *s)
         seq_free(q);
     }
     for (int i = 0; s->active && i < s->opt.serving.n_slot; i++) seq_free(s->active[i]);
-    for (int i = 0; s->flight && i < s->max_in_flight; i++) mu_free(s->flight[i].seq);
+    for (int i = 0; s->flight && i < s->max_in_flight; i++) {
+        mu_free(s->flight[i].seq);
+        mu_free(s->flight[i].samples);
+        mu_free(s->flight[i].n_draft);
+    }
     mu_free(s->active);
     mu_free(s->order);
-    mu_free(s->free_page);
-    mu_free(s->slot_to_free);
+    mu_free(s->slot_dirty);
+    mu_kv_pool_destroy(s->pool);
+    mu_fair_free(&s->fair);
     mu_free(s->flight);
     mu_free(s);
 }
@@ -143,13 +100,22 @@ static bool is_end_id(const struct seq *q, int32_t id)
     return false;
 }
 
-static void waiting_insert(struct mu_sched *s, struct seq *q)
+void mu_sched_wait(struct mu_sched *s, struct seq *q)
 {
     struct seq **at = &s->waiting;
     while (*at && (*at)->arrival < q->arrival) at = &(*at)->next;
     q->next = *at;
     *at = q;
     s->n_waiting++;
+}
+
+void mu_sched_unwait(struct mu_sched *s, struct seq *q)
+{
+    struct seq **at = &s->waiting;
+    while (*at != q) at = &(*at)->next;
+    *at = q->next;
+    q->next = NULL;
+    s->n_waiting--;
 }
 
 static struct seq *find(const struct mu_sched *s, uint64_t request)
@@ -196,6 +162,8 @@ static enum mu_status request_check(const struct mu_sched *s, const struct mu_sc
     if (r->adapter > (uint32_t)v->n_adapter || !isfinite(r->adapter_scale))
         return mu_fail(err, MU_EINVAL, "request %llu: adapter %u at scale %g; the gang has %d", id, r->adapter,
                        (double)r->adapter_scale, v->n_adapter);
+    if ((unsigned)r->priority >= MU_PRIORITY_COUNT)
+        return mu_fail(err, MU_EINVAL, "request %llu: priority %d is not known", id, (int)r->priority);
     if (find(s, r->id)) return mu_fail(err, MU_EINVAL, "request %llu is running already", id);
     if (s->n_waiting >= s->opt.max_waiting)
         return mu_fail(err, MU_ELIMIT, "request %llu: %d requests wait already; try again later", id, s->n_waiting);
@@ -228,17 +196,17 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
     uint32_t limit = (uint32_t)r->n_prompt + (embeds ? 0 : r->max_tokens < room ? r->max_tokens : room);
     uint32_t n_ids = (uint32_t)(r->n_prompt + r->n_emitted);
     /* The last id that is sampled is never fed: nothing follows it. */
-    if ((embeds || limit > n_ids) && pages_of(embeds ? limit : limit - 1) > s->opt.serving.n_page)
+    if ((embeds || limit > n_ids) && mu_sched_pages_of(embeds ? limit : limit - 1) > s->opt.serving.n_page)
         return mu_fail(
             err, MU_ELIMIT,
             "request %llu: %u tokens need %u KV pages of %d tokens and the gang has %u; ask for fewer tokens",
-            (unsigned long long)r->id, limit, pages_of(embeds ? limit : limit - 1), (int)MU_PAGE_TOKENS,
+            (unsigned long long)r->id, limit, mu_sched_pages_of(embeds ? limit : limit - 1), (int)MU_PAGE_TOKENS,
             s->opt.serving.n_page);
     struct seq *q = mu_calloc(1, sizeof *q);
     if (q) {
         uint32_t cap = limit > n_ids ? limit : n_ids;
         q->ids = mu_calloc(cap, sizeof *q->ids);
-        q->page = mu_calloc(pages_of(cap), sizeof *q->page);
+        q->page = mu_calloc(mu_sched_pages_of(cap), sizeof *q->page);
     }
     if (!q || !q->ids || !q->page) {
         seq_free(q);
@@ -262,22 +230,33 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
         seq_free(q);
         return MU_OK;
     }
+    q->priority = r->priority;
     if ((st = adjusts_make(s, r, q, err)) != MU_OK) {
         seq_free(q);
         return st;
     }
+    q->flow = mu_fair_enter(&s->fair, r->priority, r->key);
+    if (q->flow < 0) {
+        seq_free(q);
+        return mu_fail(err, MU_ENOMEM, "request %llu: out of memory for its key", (unsigned long long)r->id);
+    }
     q->arrival = s->next_arrival++;
-    waiting_insert(s, q);
+    mu_sched_wait(s, q);
     return MU_OK;
 }
 
-/* Takes the slot and pages of an active sequence that is not in flight. */
-static void slot_release(struct mu_sched *s, struct seq *q)
+/* The last page first: what nobody needs any more is forgotten from its end (kv_pool.h). */
+void mu_sched_slot_empty(struct mu_sched *s, struct seq *q)
 {
-    for (uint32_t i = q->n_page; i > 0; i--) s->free_page[s->n_free_page++] = q->page[i - 1];
-    q->n_page = 0;
-    q->n_fed = 0;
-    s->slot_to_free[s->n_slot_to_free++] = (uint32_t)q->slot;
+    if (q->n_page) s->slot_dirty[q->slot] = true;
+    while (q->n_page) mu_kv_pool_release(s->pool, q->page[--q->n_page]);
+    q->n_fed = q->n_known = 0;
+    q->identity = 0;
+}
+
+void mu_sched_slot_release(struct mu_sched *s, struct seq *q)
+{
+    mu_sched_slot_empty(s, q);
     s->active[q->slot] = NULL;
     s->n_active--;
     q->slot = -1;
@@ -286,26 +265,25 @@ static void slot_release(struct mu_sched *s, struct seq *q)
 static void seq_end(struct mu_sched *s, struct seq *q)
 {
     if (q->slot >= 0) {
-        slot_release(s, q);
+        mu_sched_slot_release(s, q);
     } else {
-        struct seq **at = &s->waiting;
-        while (*at != q) at = &(*at)->next;
-        *at = q->next;
-        s->n_waiting--;
+        mu_sched_unwait(s, q);
     }
+    mu_fair_leave(&s->fair, q->flow);
     seq_free(q);
 }
 
 static struct mu_sched_event event_of(const struct seq *q)
 {
-    return (struct mu_sched_event){.request = q->request, .position = q->n_ids - q->n_prompt, .id = -1, .error = MU_OK};
+    return (struct mu_sched_event){
+        .request = q->request, .position = q->n_ids - q->n_prompt, .id = -1, .error = MU_OK, .n_cached = q->n_cached};
 }
 
 enum mu_status mu_sched_cancel(struct mu_sched *s, uint64_t request, struct mu_sched_event *event_out)
 {
     struct seq *q = find(s, request);
     if (!q) return MU_ENOENT;
-    if (q->in_flight) {
+    if (q->n_flight) {
         q->cancelled = true;
         return MU_EAGAIN;
     }
@@ -321,211 +299,11 @@ void mu_sched_forget_all(struct mu_sched *s)
     while (s->waiting) seq_end(s, s->waiting);
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         struct seq *q = s->active[i];
-        if (q && q->in_flight)
+        if (q && q->n_flight)
             q->cancelled = q->silent = true;
         else if (q)
             seq_end(s, q);
     }
-}
-
-/* ---- the next step ---- */
-
-static bool is_decode(const struct seq *q)
-{
-    return q->n_ids - q->n_fed == 1;
-}
-
-/* Gives the slot of the youngest sequence that is younger than `than` and idle back; false: there is none. */
-static bool preempt(struct mu_sched *s, const struct seq *than)
-{
-    struct seq *youngest = NULL;
-    for (int i = 0; i < s->opt.serving.n_slot; i++) {
-        struct seq *q = s->active[i];
-        if (q && !q->in_flight && q->arrival > than->arrival && (!youngest || q->arrival > youngest->arrival))
-            youngest = q;
-    }
-    if (!youngest) return false;
-    slot_release(s, youngest);
-    waiting_insert(s, youngest);
-    s->n_preempted++;
-    return true;
-}
-
-/* Sequences longer than the model's short context turn by other factors, at all their positions. */
-static bool is_far(const struct mu_sched *s, uint32_t n_ids)
-{
-    return s->opt.n_ctx_short > 0 && n_ids > (uint32_t)s->opt.n_ctx_short;
-}
-
-static void page_append(struct mu_sched *s, struct seq *q, struct mu_step *step)
-{
-    uint32_t page = s->free_page[--s->n_free_page];
-    q->page[q->n_page++] = page;
-    step->page[step->n_page++] = (struct mu_step_page){.slot = (uint32_t)q->slot, .page = page};
-}
-
-/* Pages for n ids; false: there are none, and nobody younger to take them from. */
-static bool pages_grow(struct mu_sched *s, struct seq *q, uint32_t n, struct mu_step *step)
-{
-    while (pages_of(n) > q->n_page) {
-        if (!s->n_free_page && !preempt(s, q)) return false;
-        page_append(s, q, step);
-    }
-    return true;
-}
-
-/* What it needs beside its parameters to be sampled. */
-static void step_constrain(const struct mu_sched *s, const struct seq *q, struct mu_step *step, struct mu_step_seq *to)
-{
-    mu_adjusts_put(q->adjusts, step, to);
-    if (!s->opt.allow) return;
-    uint8_t *mask = mu_step_mask(step, to);
-    if (s->opt.allow(s->opt.allow_ctx, q->request, q->ids + q->n_prompt, q->n_ids - q->n_prompt, mask)) return;
-    to->mask = 0;
-    step->n_mask--;
-}
-
-static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct mu_step *step)
-{
-    struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
-    bool last = q->n_fed + n_tok == q->n_ids;
-    struct mu_step_seq *to = &step->seq[step->n_seq++];
-    *to = (struct mu_step_seq){
-        .slot = (uint32_t)q->slot,
-        .pos0 = q->n_fed,
-        .n_tok = n_tok,
-        .tok_off = step->n_tok,
-        .out = q->embed.pooling ? mu_embed_out(q->embed.pooling, last)
-               : last           ? MU_OUT_SAMPLE
-                                : MU_OUT_NONE,
-        .far = is_far(s, q->n_ids),
-        .sampling = q->sampling,
-        .adapter = q->adapter,
-        .adapter_scale = q->adapter_scale,
-    };
-    if (to->out == MU_OUT_SAMPLE) step_constrain(s, q, step, to);
-    memcpy(step->ids + step->n_tok, q->ids + q->n_fed, n_tok * sizeof *step->ids);
-    step->n_tok += n_tok;
-    q->n_fed += n_tok;
-    q->in_flight = true;
-    q->samples = last;
-    q->last_step = s->next_number;
-    f->seq[f->n_seq++] = q;
-}
-
-static int by_last_step(const void *a, const void *b)
-{
-    const struct seq *x = *(struct seq *const *)a, *y = *(struct seq *const *)b;
-    if (x->last_step != y->last_step) return x->last_step < y->last_step ? -1 : 1;
-    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
-}
-
-static int by_arrival(const void *a, const void *b)
-{
-    const struct seq *x = *(struct seq *const *)a, *y = *(struct seq *const *)b;
-    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
-}
-
-/* Idle sequences that want a decode (or a prefill) into s->order; returns how many. */
-static int idle_collect(struct mu_sched *s, bool decode, int (*compare)(const void *, const void *))
-{
-    int n = 0;
-    for (int i = 0; i < s->opt.serving.n_slot; i++) {
-        struct seq *q = s->active[i];
-        if (q && !q->in_flight && is_decode(q) == decode) s->order[n++] = q;
-    }
-    if (n > 1) qsort(s->order, (size_t)n, sizeof(struct seq *), compare);
-    return n;
-}
-
-static void add_decodes(struct mu_sched *s, struct mu_step *step)
-{
-    int n_decoding = 0, n_prefill = s->n_waiting;
-    for (int i = 0; i < s->opt.serving.n_slot; i++) {
-        const struct seq *q = s->active[i];
-        if (!q) continue;
-        if (q->in_flight ? q->samples : is_decode(q))
-            n_decoding++;
-        else
-            n_prefill++;
-    }
-    int quota = (n_decoding + s->opt.n_stage - 1) / s->opt.n_stage, budget = s->opt.serving.step_tokens;
-    if (n_prefill && budget > 1) budget -= (budget + MIXED_SHARE - 1) / MIXED_SHARE; /* prefills move too */
-    if (quota > budget) quota = budget;
-    int n = idle_collect(s, true, by_last_step);
-    for (int i = 0; i < n && quota > 0; i++) {
-        struct seq *q = s->order[i];
-        if (q->slot < 0) continue; /* preempted for one before it */
-        if (!pages_grow(s, q, q->n_fed + 1, step)) continue;
-        step_add(s, q, 1, step);
-        quota--;
-    }
-}
-
-static void add_prefills(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
-{
-    int n = idle_collect(s, false, by_arrival);
-    for (int i = 0; i < n && *budget; i++) {
-        struct seq *q = s->order[i];
-        if (q->slot < 0) continue;
-        uint32_t n_tok = q->n_ids - q->n_fed < *budget ? q->n_ids - q->n_fed : *budget;
-        /* pages were taken at admission, but for one more where it has grown and is computed again */
-        if (!pages_grow(s, q, q->n_fed + n_tok, step)) continue;
-        step_add(s, q, n_tok, step);
-        *budget -= n_tok;
-    }
-}
-
-static int free_slot_find(const struct mu_sched *s)
-{
-    for (int i = 0; i < s->opt.serving.n_slot; i++)
-        if (!s->active[i]) return i;
-    return -1;
-}
-
-static void add_admissions(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
-{
-    while (s->waiting && *budget) {
-        struct seq *q = s->waiting;
-        int slot = free_slot_find(s);
-        /* A page of growth for each that runs already: else the newcomer is preempted as soon as it has been
-         * computed. */
-        uint32_t need = pages_of(q->n_ids);
-        if (slot < 0 || need + (uint32_t)s->n_active > s->n_free_page) return;
-        s->waiting = q->next;
-        s->n_waiting--;
-        q->next = NULL;
-        q->slot = slot;
-        s->active[slot] = q;
-        s->n_active++;
-        for (uint32_t i = 0; i < need; i++) page_append(s, q, step);
-        uint32_t n_tok = q->n_ids < *budget ? q->n_ids : *budget;
-        step_add(s, q, n_tok, step);
-        *budget -= n_tok;
-    }
-}
-
-bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
-{
-    if (s->n_flight == s->max_in_flight) return false;
-    struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
-    f->n_seq = 0;
-    mu_step_clear(step);
-    add_decodes(s, step);
-    uint32_t budget = (uint32_t)s->opt.serving.step_tokens - step->n_tok;
-    if (step->n_seq) {
-        uint32_t share = ((uint32_t)s->opt.serving.step_tokens + MIXED_SHARE - 1) / MIXED_SHARE;
-        if (budget > share) budget = share;
-    }
-    add_prefills(s, step, &budget);
-    add_admissions(s, step, &budget);
-    if (!step->n_seq) return false;
-    step->n_free = s->n_slot_to_free;
-    memcpy(step->free_slot, s->slot_to_free, s->n_slot_to_free * sizeof *step->free_slot);
-    s->n_slot_to_free = 0;
-    step->number = f->number = s->next_number++;
-    s->n_flight++;
-    return true;
 }
 
 /* ---- a step is done ---- */
@@ -551,6 +329,27 @@ static bool id_take(const struct mu_sched *s, struct seq *q, int32_t id, struct 
     return q->n_ids == q->n_limit || is_end_id(q, id);
 }
 
+/* The ids that a step sampled for q, from its sequence number `at` on: its own, and those after drafts as long as these
+ * were right. Returns how many events there are; *over_out: the last one ends it. */
+static int ids_take(struct mu_sched *s, struct seq *q, const int32_t *id, uint32_t at, uint32_t n_draft,
+                    struct mu_sched_event *events_out, bool *over_out)
+{
+    uint32_t k = 0;
+    for (;; k++) {
+        struct mu_sched_event *e = &events_out[k];
+        *e = event_of(q);
+        e->seq = at + k;
+        *over_out = e->finished = id_take(s, q, id[at + k], e);
+        if (e->finished || k == n_draft || id[at + k] != q->draft[k]) break;
+        q->n_fed++; /* the draft */
+        mu_fair_charge(&s->fair, q->flow, 1);
+    }
+    mu_sched_draft_learn(s, q, n_draft, k);
+    /* It turns otherwise from now on, and others may share its pages: into new ones. */
+    if (mu_sched_is_far(s, q->n_ids) && !mu_sched_is_far(s, q->n_ids - 1)) mu_sched_slot_empty(s, q);
+    return (int)k + 1;
+}
+
 int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, struct mu_sched_event *events_out)
 {
     struct flight *f = &s->flight[s->flight_head];
@@ -558,22 +357,57 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
     s->flight_head = (s->flight_head + 1) % s->max_in_flight;
     s->n_flight--;
     int n_event = 0;
-    for (int i = 0; i < f->n_seq; i++) {
+    uint32_t at = 0;
+    for (int i = 0; i < f->n_seq; at += 1u + f->n_draft[i], i++) {
         struct seq *q = f->seq[i];
-        struct mu_sched_event e = event_of(q);
-        e.seq = (uint32_t)i;
-        q->in_flight = false;
+        bool over = false;
+        int n = 0;
+        q->n_flight--;
         if (q->cancelled) {
-            e.finished = true;
-            e.error = MU_ECANCELLED;
-        } else if (q->samples) {
-            e.finished = id_take(s, q, id[i], &e);
-            if (is_far(s, q->n_ids) && !is_far(s, q->n_ids - 1)) q->n_fed = 0; /* into the pages that it has */
+            over = q->n_flight == 0;
+            events_out[n_event] = event_of(q);
+            events_out[n_event].finished = true;
+            events_out[n_event].error = MU_ECANCELLED;
+            n = over;
+        } else if (f->samples[i]) {
+            n = ids_take(s, q, id, at, f->n_draft[i], events_out + n_event, &over);
         }
-        if (!q->silent && (e.finished || e.id >= 0)) events_out[n_event++] = e;
-        if (e.finished) seq_end(s, q);
+        if (!q->silent) n_event += n;
+        if (over) seq_end(s, q);
     }
     return n_event;
+}
+
+/* A mean that forgets slowly. The first value is believed, one far above the others (a process was stopped) only a bit. */
+static void average(double *mean, double value)
+{
+    if (*mean > 0 && value > 4 * *mean) value = 4 * *mean;
+    *mean = *mean > 0 ? *mean + (value - *mean) / 8 : value;
+}
+
+/* With k steps of decodes on their way a stream's next token comes k completions after its last one, whether that fills
+ * the stages or one step goes through all of them alone. With prefill beside them the stages are full: then a completion
+ * takes an n_stage-th of the gap, and what the prefill adds. */
+void mu_sched_took(struct mu_sched *s, uint32_t us)
+{
+    const struct flight *f = &s->flight[s->flight_head];
+    struct cost *c = &s->cost;
+    int n_decode = 0;
+    uint32_t n_prefill = 0, n_drafted = 0;
+    if (!s->n_flight || !us) return;
+    for (int i = 0; i < s->n_flight; i++) {
+        const struct flight *g = &s->flight[(s->flight_head + i) % s->max_in_flight];
+        n_decode += g->n_decode > 0;
+        n_prefill += g->n_prefill;
+        n_drafted += g->n_drafted;
+    }
+    double alone_us = c->gap_us / s->opt.n_stage, gap_us = (double)us * n_decode;
+    if (!n_prefill && !n_drafted)
+        average(&c->gap_us, gap_us);
+    else if (f->n_prefill)
+        average(&c->token_us, fmax((us - alone_us) / f->n_prefill, 1e-3));
+    else if (!n_prefill)
+        average(&c->draft_us, fmax((gap_us - c->gap_us) / n_drafted, c->gap_us / 64)); /* nothing is free */
 }
 
 int mu_sched_max_in_flight(const struct mu_sched *s)
@@ -590,9 +424,13 @@ void mu_sched_count(const struct mu_sched *s, struct mu_sched_counts *c)
     *c = (struct mu_sched_counts){
         .active = (uint32_t)s->n_active,
         .waiting = (uint32_t)s->n_waiting,
-        .free_pages = s->n_free_page,
+        .free_pages = mu_kv_pool_available(s->pool),
+        .cached_pages = mu_kv_pool_cached(s->pool),
         .free_slots = (uint32_t)(s->opt.serving.n_slot - s->n_active),
         .steps = s->next_number - 1,
         .preemptions = s->n_preempted,
+        .cached_tokens = s->n_cached_tokens,
+        .drafted = s->n_drafted,
+        .drafts_taken = s->n_taken,
     };
 }

@@ -5,16 +5,29 @@
  *                         ▲                                │
  *                         └── preempt: pages ran out ──────┘   everything is computed again from ids: same tokens
  *
- * An active sequence is either in exactly one step in flight or in none. What it needs next follows from two numbers:
- * ids known and ids fed to the ranks; one missing is a decode, more are a prefill, and the last chunk of either
- * samples.
+ * What an active sequence needs next follows from two numbers: ids known and ids fed to the ranks; one missing is a
+ * decode, more are a prefill, and the last chunk of either samples. A decode waits for the id before it. Chunks of a
+ * prefill do not wait for each other: the ranks run steps in order, so as many as there are stages may be in flight and
+ * keep all of them busy.
+ *
+ * Speculation (sched_draft.c): a decode may be followed by guesses at the ids after it. Each is a sequence of one token of
+ * the step, of the same slot; what they sample is taken as long as the guesses were right.
+ *
+ * Pages are shared (kv_pool.h): a newcomer begins after the longest run of whole pages, from its first token on, that
+ * somebody has computed already or is about to have computed; it waits for one that is being computed. So a sequence that
+ * was preempted finds again what nobody else has needed meanwhile.
  *
  * A request with a pooling (shard/embed.h) ends with its prompt's last chunk; nothing is sampled. Preempted, it begins
  * again at position 0 and so does its sum.
  *
- * Rules   decodes first, dealt out so that every pipeline stage has a step; then prefill chunks under the token budget;
- *         then admission, strictly in order of arrival (nobody starves). When pages run out the youngest sequence that
- *         is not in flight gives its own back. A request that could never fit is refused at submission.
+ * Rules   decodes first, dealt out so that every pipeline stage has a step; then prefill chunks under the token budget,
+ *         then admission, both by whose turn it is (base/fair.h: priorities by weight, keys of a priority alike, counted in
+ *         tokens that were computed) and of one key in order of arrival. Whoever's turn it is and for whom there is no
+ *         room is waited for, so nobody starves. A slot or pages for it are taken from sequences of a lower priority that
+ *         has had its share. When pages run out for a sequence that runs, the lowest priority gives its own back first,
+ *         of one priority the youngest, never one in flight. Who had to is spared as if it were urgent until it has got
+ *         GRACE tokens further: it moves, however urgent the others are. A request that could never fit is refused at
+ *         submission.
  * Pure    no clock, no I/O, no threads: the same calls give the same steps.
  * Memory  everything a step touches is sized at creation and submission; next and complete allocate nothing. */
 #ifndef MU_WORKER_SCHEDULER_H
@@ -24,6 +37,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/fair.h"
 #include "base/status.h"
 #include "model/sampling.h"
 #include "shard/embed.h"
@@ -44,6 +58,7 @@ struct mu_sched_options {
      * function of these, since it is asked again after a replay. false: all of them. NULL: always all. */
     bool (*allow)(void *ctx, uint64_t request, const int32_t *emitted, size_t n, uint8_t *mask_out);
     void *allow_ctx;
+    bool no_prefix_cache, no_speculation;
 };
 
 struct mu_sched_request { /* everything is copied */
@@ -61,6 +76,8 @@ struct mu_sched_request { /* everything is copied */
     struct mu_embed embed; /* with a pooling nothing is sampled: the prompt is read, then its vector is there */
     uint32_t adapter;      /* as in struct mu_step_seq */
     float adapter_scale;
+    enum mu_priority priority;
+    uint64_t key; /* among whose holders its priority's share is shared */
 };
 
 /* What became of a request in a step. */
@@ -75,6 +92,7 @@ struct mu_sched_event {
     uint32_t seq;
     struct mu_embed embed; /* pooling set: it is an embedding, finished; the state is that of slot, of n_tok tokens */
     uint32_t slot, n_tok;
+    uint32_t n_cached; /* of its prompt's tokens, those that were in the cache when it began */
 };
 
 enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sched **sched_out, struct mu_err *err);
@@ -97,13 +115,22 @@ int mu_sched_in_flight(const struct mu_sched *s);
  * meaningful. */
 bool mu_sched_next(struct mu_sched *s, struct mu_step *step_out);
 
-/* The oldest step in flight is done; id is mu_step_result's. events_out has room for n_slot; returns how many.
+/* How long the oldest step in flight took, from when it was planned, or the one before it was done if that was later; just
+ * before mu_sched_complete is told of it. An input like any other, never asked for: steps that decode, too, prefill so
+ * much that a stream's tokens are at most two and a half times as far apart as without. Not told, a quarter of the
+ * budget. */
+void mu_sched_took(struct mu_sched *s, uint32_t us);
+/* The oldest step in flight is done; id is mu_step_result's. events_out has room for n_slot, in order of their positions
+ * where a request has several; returns how many.
  * MU_EINTERNAL (an error of the caller) as -1: that step is not the oldest in flight. */
 int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, struct mu_sched_event *events_out);
 
 struct mu_sched_counts {
-    uint32_t active, waiting, free_pages, free_slots;
+    uint32_t active, waiting, free_slots;
+    uint32_t free_pages, cached_pages; /* free: those that nobody holds, the cached ones among them */
     uint64_t steps, preemptions;
+    uint64_t drafted, drafts_taken;
+    uint64_t cached_tokens; /* that sequences found instead of computing them, also when they were let in again */
 };
 void mu_sched_count(const struct mu_sched *s, struct mu_sched_counts *counts_out);
 

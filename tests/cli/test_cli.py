@@ -170,6 +170,8 @@ class Bad(unittest.TestCase):
         self.fails(["fly"], ["no verb 'fly'"], status=2)
         self.fails([], ["Usage"], status=2)
         self.fails(["run"], ["MODEL"], status=2)
+        self.fails(["run", "default", "a", "--server", "127.0.0.1:1", "--priority", "now"], ["--priority must be interactive, normal or batch"], status=2)
+        self.fails(["run", BARD, "a", "--priority", "batch"], ["--priority is among the requests of a --server"], status=2)
         self.fails(["bench", BARD, "-p", "x"], ["whole number"], status=2)
         self.fails(["run", BARD, "a", "--temperature", "hot"], ["number"], status=2)
 

@@ -149,9 +149,10 @@ class Serve(unittest.TestCase):
 
     def test_run_from_the_server(self):
         _, text, _ = self.server.generate("ROMEO:\n", 30)
-        done = harness.run("run", "default", "ROMEO:\n", "--raw", "-n", "30", "--ignore-end", "--server", self.server.address)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(done.stdout, text + "\n")
+        for more in ([], ["--priority", "batch"], ["--priority", "interactive"]):
+            done = harness.run("run", "default", "ROMEO:\n", "--raw", "-n", "30", "--ignore-end", "--server", self.server.address, *more)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(done.stdout, text + "\n")
 
     def test_health(self):
         hp = harness.health_pb

@@ -84,6 +84,7 @@ static void on_message(struct mu_rpc_stream *s, const ProtobufCMessage *msg, voi
     if (r->usage) {
         c->n_usage++;
         c->prompt_tokens = r->usage->prompt_tokens;
+        c->cached_tokens = r->usage->cached_tokens;
         c->completion_tokens = r->usage->completion_tokens;
         c->resumed = r->usage->resumed;
     }

@@ -64,7 +64,7 @@ struct client { /* fields under lock until done */
     char request_id[32];
     uint64_t seed;
     Muster__V1__Finish finish;
-    uint32_t prompt_tokens, completion_tokens, resumed;
+    uint32_t prompt_tokens, completion_tokens, cached_tokens, resumed;
     atomic_bool reads; /* false: it does not take the next message */
     atomic_bool done;
     enum mu_rpc_code code;

@@ -76,6 +76,7 @@ static void tell(struct leader *l, const struct active *a, size_t first, bool fi
         t.top_id = top_id;
         t.top_logprob = top_logprob;
     }
+    t.cached_tokens = fake_cached(a->seed);
     t.finished = finished;
     t.error_code = (uint32_t)error;
     if (error) t.error = (char *)mu_status_text(error);

@@ -40,6 +40,11 @@ struct fake_gang {
 
 int32_t fake_id(uint64_t seed, size_t position);
 float fake_logprob(uint64_t seed, size_t position); /* at most 20 of the likeliest are bytes from 'A' on */
+/* Tokens of the prompt that were in its cache, of which there are two at least. */
+static inline uint32_t fake_cached(uint64_t seed)
+{
+    return 1 + (uint32_t)(seed % 2);
+}
 /* Value i of the embedding of a prompt of n ids that begins with `first`. */
 float fake_value(int32_t first, size_t n, size_t i);
 void fake_gang_start(struct fake_gang *f);

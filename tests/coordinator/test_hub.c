@@ -77,6 +77,7 @@ static void world_stop(struct world *w)
     pthread_join(w->hub_thread, NULL);
     assert_null(h->requests);
     assert_int_equal(h->n_waiting + h->n_running, 0);
+    for (int i = 0; i < MU_PRIORITY_COUNT; i++) assert_int_equal(h->fair.n_user[i], 0);
     mu_queue_close(h->texts);
     pthread_join(w->text_thread, NULL);
     assert_int_equal(atomic_load(&h->texts_bytes), 0);
@@ -93,8 +94,8 @@ static void world_stop(struct world *w)
     free(w);
 }
 
-static struct client *ask(struct world *w, size_t n_prompt, int32_t prompt_id, uint32_t n, uint64_t seed,
-                          int64_t deadline_ns)
+static struct client *ask_as(struct world *w, Muster__V1__Priority priority, const char *key, size_t n_prompt,
+                             int32_t prompt_id, uint32_t n, uint64_t seed, int64_t deadline_ns)
 {
     Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
     Muster__V1__Ids ids = MUSTER__V1__IDS__INIT;
@@ -110,7 +111,15 @@ static struct client *ask(struct world *w, size_t n_prompt, int32_t prompt_id, u
     q.sampling = &s;
     q.max_tokens = n;
     q.return_ids = q.ignore_end = true;
+    q.priority = priority;
+    q.key = (char *)key;
     return client_start(w->channel, &q, deadline_ns, true);
+}
+
+static struct client *ask(struct world *w, size_t n_prompt, int32_t prompt_id, uint32_t n, uint64_t seed,
+                          int64_t deadline_ns)
+{
+    return ask_as(w, MUSTER__V1__PRIORITY__PRIORITY_NORMAL, "", n_prompt, prompt_id, n, seed, deadline_ns);
 }
 
 static void expect_whole(struct client *c, uint64_t seed, size_t n)
@@ -374,7 +383,7 @@ static void test_busy(void **state)
     }
     client_wait(c[4], 5000);
     assert_int_equal(c[4]->code, MU_RPC_RESOURCE_EXHAUSTED);
-    assert_non_null(strstr(c[4]->status, "2 requests are waiting and 2 running"));
+    assert_non_null(strstr(c[4]->status, "2 requests are waiting and 2 running; try again later, in about "));
     /* A place is free again when one that waits gives up. */
     mu_rpc_stream_cancel(c[3]->stream);
     client_wait(c[3], 5000);
@@ -391,6 +400,85 @@ static void test_busy(void **state)
     client_free(late);
     for (int i = 0; i < 5; i++) {
         if (i < 3) expect_whole(c[i], (uint64_t)i, 5);
+        client_free(c[i]);
+    }
+    world_stop(w);
+}
+
+/* When a request with so many prompt tokens came to the gang; -1: not yet. */
+static int submit_place(struct world *w, size_t n_prompt)
+{
+    int place = -1;
+    pthread_mutex_lock(&w->gang.lock);
+    for (int i = 0; i < w->gang.n_submit && place < 0; i++)
+        if (w->gang.submit[i].n_prompt == n_prompt) place = i;
+    pthread_mutex_unlock(&w->gang.lock);
+    return place;
+}
+
+/* What is urgent goes to a gang that is full of batch; a key with two requests does not wait for one with six. */
+static void test_turns(void **state)
+{
+    (void)state;
+    const Muster__V1__Priority batch = MUSTER__V1__PRIORITY__PRIORITY_BATCH;
+    struct world *w = world_start(40, 2); /* three at the leader */
+    struct client *c[9];
+    int n = 0;
+    atomic_store(&w->gang.holds, true);
+    WAIT_FOR(launches(w) == 1, 5000);
+    for (size_t i = 0; i < 6; i++, n++) {
+        c[n] = ask_as(w, batch, "a", 10 + i, B('p'), 5, (uint64_t)n, MU_FOREVER);
+        WAIT_FOR(c[n]->n_reply == 1, 5000);
+    }
+    for (size_t i = 0; i < 2; i++, n++) {
+        c[n] = ask_as(w, batch, "b", 20 + i, B('p'), 5, (uint64_t)n, MU_FOREVER);
+        WAIT_FOR(c[n]->n_reply == 1, 5000);
+    }
+    WAIT_FOR(submits(w) == 3, 5000);
+    c[n] = ask_as(w, MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE, "b", 30, B('p'), 5, (uint64_t)n, MU_FOREVER);
+    WAIT_FOR(submit_place(w, 30) == 3, 5000);
+    n++;
+    atomic_store(&w->gang.holds, false);
+    for (int i = 0; i < n; i++) {
+        expect_whole(c[i], (uint64_t)i, 5);
+        client_free(c[i]);
+    }
+    assert_true(submit_place(w, 20) < submit_place(w, 15));
+    for (size_t i = 0; i < 5; i++) assert_true(submit_place(w, 10 + i) < submit_place(w, 11 + i));
+    world_stop(w);
+}
+
+/* Batch fills three quarters of the queue; for what is urgent there are places more. */
+static void test_places_by_priority(void **state)
+{
+    (void)state;
+    struct world *w = world_start(4, 1);
+    struct client *c[10];
+    int n = 0;
+    atomic_store(&w->gang.mute, true); /* no gang: all wait */
+    fake_gang_vanish(&w->gang);
+    static const struct {
+        Muster__V1__Priority priority;
+        int n_taken;
+    } row[] = {{MUSTER__V1__PRIORITY__PRIORITY_BATCH, 3},
+               {MUSTER__V1__PRIORITY__PRIORITY_NORMAL, 1},
+               {MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE, 1}};
+    for (int k = 0; k < 3; k++) {
+        for (int i = 0; i <= row[k].n_taken; i++, n++) {
+            c[n] = ask_as(w, row[k].priority, "", 5, B('p'), 5, 1, MU_FOREVER);
+            WAIT_FOR(c[n]->n_reply == 1 || atomic_load(&c[n]->done), 5000);
+            assert_int_equal(atomic_load(&c[n]->done), i == row[k].n_taken);
+        }
+        assert_int_equal(c[n - 1]->code, MU_RPC_RESOURCE_EXHAUSTED);
+    }
+    struct client *odd = ask_as(w, (Muster__V1__Priority)3, "", 5, B('p'), 5, 1, MU_FOREVER);
+    client_wait(odd, 5000);
+    assert_int_equal(odd->code, MU_RPC_INVALID_ARGUMENT);
+    assert_non_null(strstr(odd->status, "priority is not known"));
+    client_free(odd);
+    for (int i = 0; i < n; i++) mu_rpc_stream_cancel(c[i]->stream);
+    for (int i = 0; i < n; i++) {
+        WAIT_FOR(atomic_load(&c[i]->done), 5000);
         client_free(c[i]);
     }
     world_stop(w);
@@ -457,7 +545,8 @@ static void test_out_of_memory(void **state)
 enum { CHOICE_SEED = 500 };
 
 /* n completions of one prompt, with log probabilities. */
-static struct client *ask_choices(struct world *w, uint32_t n, uint32_t n_token, uint32_t n_top)
+static struct client *ask_choices_as(struct world *w, Muster__V1__Priority priority, const char *key, uint32_t n,
+                                     uint32_t n_token, uint32_t n_top, int64_t deadline_ns)
 {
     Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
     Muster__V1__Ids ids = MUSTER__V1__IDS__INIT;
@@ -481,7 +570,14 @@ static struct client *ask_choices(struct world *w, uint32_t n, uint32_t n_token,
     q.max_tokens = n_token;
     q.n = n;
     q.return_ids = q.ignore_end = true;
-    return client_start(w->channel, &q, MU_FOREVER, true);
+    q.priority = priority;
+    q.key = (char *)key;
+    return client_start(w->channel, &q, deadline_ns, true);
+}
+
+static struct client *ask_choices(struct world *w, uint32_t n, uint32_t n_token, uint32_t n_top)
+{
+    return ask_choices_as(w, MUSTER__V1__PRIORITY__PRIORITY_NORMAL, "", n, n_token, n_top, MU_FOREVER);
 }
 
 static void expect_choices(const struct client *c, size_t n_token, size_t n_top)
@@ -522,6 +618,8 @@ static void test_choices(void **state)
     expect_choices(one, TOKENS, 0); /* which is choice 0 of the other */
     assert_int_equal(c->prompt_tokens, 2);
     assert_int_equal(c->completion_tokens, 3 * TOKENS);
+    assert_int_equal(c->cached_tokens, fake_cached(CHOICE_SEED)); /* choice 0's; another has one more */
+    assert_int_equal(fake_cached(mu_sampling_choice_seed(CHOICE_SEED, 1)), fake_cached(CHOICE_SEED) + 1);
     assert_int_equal(c->resumed, 3);
     pthread_mutex_lock(&w->gang.lock);
     for (int i = 0; i < w->gang.n_submit; i++) /* the parameters are the same after each death */
@@ -588,6 +686,7 @@ static void test_choices_refused(void **state)
     for (int i = 0; i < 3; i++) {
         first[i] = ask(w, 5, B('p'), 5, (uint64_t)i, MU_FOREVER);
         WAIT_FOR(first[i]->n_reply == 1, 5000);
+        if (i < 2) WAIT_FOR(submits(w) == i + 1, 5000);
     }
     c = ask_choices(w, 3, 5, 0);
     client_wait(c, 5000);
@@ -598,6 +697,78 @@ static void test_choices_refused(void **state)
         expect_whole(first[i], (uint64_t)i, 5);
         client_free(first[i]);
     }
+    world_stop(w);
+}
+
+/* Where the request with this seed came among those submitted; -1: it has not. */
+static int seed_place(struct world *w, uint64_t seed)
+{
+    int place = -1;
+    pthread_mutex_lock(&w->gang.lock);
+    for (int i = w->gang.n_submit - 1; i >= 0; i--)
+        if (w->gang.submit[i].seed == seed) place = i;
+    pthread_mutex_unlock(&w->gang.lock);
+    return place;
+}
+
+/* Each choice is a request in the shares of its key and takes a place of its priority. */
+static void test_choices_in_turn(void **state)
+{
+    (void)state;
+    const Muster__V1__Priority batch = MUSTER__V1__PRIORITY__PRIORITY_BATCH;
+    struct world *w = world_start(5, 2); /* three at the leader; four places for batch */
+    atomic_store(&w->gang.holds, true);
+    WAIT_FOR(launches(w) == 1, 5000);
+    struct client *many = ask_choices_as(w, batch, "a", 4, 5, 0, MU_FOREVER);
+    WAIT_FOR(submits(w) == 3, 5000); /* one waits */
+    struct client *other = ask_as(w, batch, "b", 20, B('p'), 5, 7, MU_FOREVER);
+    WAIT_FOR(other->n_reply == 1, 5000);
+    struct client *refused = ask_choices_as(w, batch, "b", 3, 5, 0, MU_FOREVER);
+    client_wait(refused, 5000);
+    assert_int_equal(refused->code, MU_RPC_RESOURCE_EXHAUSTED);
+    client_free(refused);
+    struct client *urgent = ask_choices_as(w, MUSTER__V1__PRIORITY__PRIORITY_NORMAL, "b", 3, 5, 0, MU_FOREVER);
+    WAIT_FOR(submits(w) == 6, 5000); /* beside the batch */
+    atomic_store(&w->gang.holds, false);
+    client_wait(many, 30000);
+    client_wait(urgent, 30000);
+    assert_int_equal(many->code, MU_RPC_OK);
+    assert_int_equal(urgent->code, MU_RPC_OK);
+    expect_choices(many, 5, 0);
+    expect_choices(urgent, 5, 0);
+    expect_whole(other, 7, 5);
+    assert_true(seed_place(w, 7) < seed_place(w, mu_sampling_choice_seed(CHOICE_SEED, 3)));
+    client_free(many);
+    client_free(urgent);
+    client_free(other);
+    world_stop(w);
+}
+
+/* As test_out_of_memory; what had entered the shares has left them (world_stop looks). */
+static void test_choices_out_of_memory(void **state)
+{
+    (void)state;
+    struct world *w = world_start(0, 8);
+    int n_right = 0;
+    WAIT_FOR(launches(w) == 1, 5000);
+    struct client *first = ask(w, 5, B('p'), 12, 1000, mu_now_ns() + 20 * MU_SEC);
+    client_wait(first, 30000);
+    assert_int_equal(first->code, MU_RPC_OK);
+    client_free(first);
+    for (long n = 1; n <= 80; n++) {
+        char key[24];
+        snprintf(key, sizeof key, "%ld", n); /* a new share each time */
+        mu_alloc_fail_at(n);
+        struct client *c =
+            ask_choices_as(w, MUSTER__V1__PRIORITY__PRIORITY_BATCH, key, 3, 5, 0, mu_now_ns() + 20 * MU_SEC);
+        client_wait(c, 30000);
+        mu_alloc_fail_at(0);
+        if (c->code == MU_RPC_DEADLINE_EXCEEDED) fail_msg("allocation %ld: the request hangs", n);
+        if (c->code == MU_RPC_OK) expect_choices(c, 5, 0);
+        n_right += c->code == MU_RPC_OK;
+        client_free(c);
+    }
+    assert_true(n_right > 0);
     world_stop(w);
 }
 
@@ -848,11 +1019,15 @@ int main(void)
         cmocka_unit_test(test_gap_ends_the_epoch),
         cmocka_unit_test(test_constraints),
         cmocka_unit_test(test_busy),
+        cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_places_by_priority),
         cmocka_unit_test(test_deadline_in_the_queue),
         cmocka_unit_test(test_choices),
         cmocka_unit_test(test_choices_cancelled),
         cmocka_unit_test(test_choice_fails),
         cmocka_unit_test(test_choices_refused),
+        cmocka_unit_test(test_choices_in_turn),
+        cmocka_unit_test(test_choices_out_of_memory),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_embed_survives_deaths),
         cmocka_unit_test(test_embed_poison),

@@ -107,6 +107,11 @@ static void test_round_trip(void **state)
         const struct mu_step_adjust *a = &in->adjust[i], *b = &out->adjust[i];
         assert_true(a->id == b->id && a->bias == b->bias && a->n_generated == b->n_generated && a->flags == b->flags);
     }
+    in->seq[1].slot = in->seq[0].slot; /* the same slot again, where it ended, and where it did not */
+    in->seq[1].pos0 = in->seq[0].pos0 + in->seq[0].n_tok;
+    if (trip(in, out, &err) != MU_OK) fail_msg("%s", err.text);
+    in->seq[1].pos0++;
+    assert_int_equal(trip(in, out, &err), MU_EPROTO);
     mu_step_clear(in); /* an empty step is a step */
     assert_int_equal(trip(in, out, &err), MU_OK);
     mu_free(in);

@@ -1,6 +1,6 @@
-/* The scheduler against a simulated gang: ranks that believe nothing (positions must follow on, pages must be there and
- * nobody else's), and a "model" whose next id is a hash of all ids so far, so that any mistake in preemption,
- * resumption or ordering changes what comes out. */
+/* The scheduler against a simulated gang: ranks that believe nothing (positions must follow on, pages must be there, and
+ * written by one sequence alone), and a "model" whose next id is a hash of all ids that it reads in the sequence's
+ * pages, so that any mistake in sharing, preemption, resumption or ordering changes what comes out. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdint.h>
@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "base/alloc.h"
-#include "worker/scheduler.h"
+#include "worker/sched_parts.h"
 
 enum { VOCAB = 97, MAX_REQUESTS = 1200, MAX_CTX = 400, MAX_SLOTS = 12, MAX_PAGES = 64, MAX_FLIGHT = 8, N_ADAPTER = 3 };
 
@@ -28,6 +28,7 @@ static uint32_t rng(uint32_t n) /* [0, n) */
 static int32_t model_next(const int32_t *ids, size_t n)
 {
     uint64_t h = 1469598103934665603u;
+    if (ids[0] % 3 == 0 && n > 12 && n % 11) return ids[n - 5]; /* some repeat themselves, for a while */
     for (size_t i = 0; i < n; i++) h = (h ^ (uint64_t)(ids[i] + 1)) * 1099511628211u;
     return (int32_t)((h >> 20) % VOCAB);
 }
@@ -38,14 +39,27 @@ struct request {
     uint32_t max_tokens;
     int32_t end_id; /* -1: none */
     uint32_t n_got; /* emitted ids known */
+    uint32_t n_cached;
+    enum mu_priority priority;
+    uint64_t key;
+    uint64_t n_computed; /* tokens */
     bool submitted, done, cancelled, cancel_asked;
 };
 
 struct slot { /* what a rank holds */
-    int32_t ids[MAX_CTX];
     uint32_t n, page[MAX_PAGES], n_page;
-    int request; /* whose ids they are; meaningful while n > 0 */
-    uint8_t far; /* how they were computed, all of them */
+    uint32_t n_sure; /* without drafts */
+    int request;     /* whose ids they are; meaningful while n > 0 */
+};
+
+struct cell { /* of a page */
+    int32_t id;
+    uint32_t pos;
+    uint8_t far; /* how it was computed */
+    uint16_t adapter;
+    float scale;
+    uint64_t step;
+    uint32_t slot; /* that wrote it */
 };
 
 struct sim {
@@ -55,10 +69,11 @@ struct sim {
     int32_t sampled[MAX_FLIGHT][MAX_SLOTS];
     int head, n;
     struct slot slot[MAX_SLOTS];
-    int page_owner[MAX_PAGES]; /* slot, -1 */
+    struct cell cell[MAX_PAGES][MU_PAGE_TOKENS];
     struct request *req;
     int n_req, n_done;
-    uint64_t expect_number, n_outgrown;
+    uint64_t expect_number, n_tok, n_overlap, n_draft, n_outgrown,
+        n_shared; /* n_shared: times that a sequence began after page 0 */
     struct mu_sched_event events[MAX_SLOTS];
 };
 
@@ -67,13 +82,16 @@ static void request_make(struct sim *m, struct request *r)
     uint32_t ctx = (uint32_t)m->opt.serving.n_ctx, pages = m->opt.serving.n_page;
     uint32_t cap = ctx < pages * MU_PAGE_TOKENS ? ctx : pages * MU_PAGE_TOKENS;
     memset(r, 0, sizeof *r);
-    r->n_prompt = 1 + rng(rng(4) ? cap / 4 + 1 : cap - 1);
+    r->n_prompt = 1 + rng(rng(2) ? cap / 4 + 1 : cap - 1);
     if (r->n_prompt >= cap) r->n_prompt = cap - 1;
     r->max_tokens = 1 + rng(rng(2) ? 20 : cap);
     if (r->n_prompt + r->max_tokens > cap && r->max_tokens > 1 && cap < ctx) r->max_tokens = cap - r->n_prompt;
     if (r->max_tokens < 1) r->max_tokens = 1;
     r->end_id = rng(4) == 0 ? (int32_t)rng(VOCAB) : -1;
-    for (uint32_t i = 0; i < r->n_prompt; i++) r->ids[i] = (int32_t)rng(VOCAB);
+    /* Most begin like others, some all the way: chats, system prompts, several choices of one prompt. */
+    uint32_t family = rng(6), same = family == 0 ? 0 : rng(3) ? r->n_prompt : rng(r->n_prompt);
+    for (uint32_t i = 0; i < r->n_prompt; i++)
+        r->ids[i] = i < same ? family == 1 ? 5 : (int32_t)((i * i + 7 * family + i / 5) % VOCAB) : (int32_t)rng(VOCAB);
     r->n_total = r->n_prompt;
     while (r->n_total < ctx && r->n_total - r->n_prompt < r->max_tokens) {
         r->ids[r->n_total] = model_next(r->ids, r->n_total);
@@ -87,9 +105,9 @@ static void request_make(struct sim *m, struct request *r)
 static struct mu_sampling sampling_of(int i)
 {
     return (struct mu_sampling){.temperature = (float)(i % 4),
-                                .repeat_penalty = i % 3 == 1 ? 1.5f : 0.0f,
+                                .repeat_penalty = i % 9 == 1 ? 1.5f : 0.0f,
                                 .repeat_last_n = (uint32_t)(i % 2 ? i % 50 : 0),
-                                .frequency_penalty = i % 3 == 2 ? 0.5f : 0.0f,
+                                .frequency_penalty = i % 9 == 2 ? 0.5f : 0.0f,
                                 .min_tokens = (uint32_t)(i % 6),
                                 .logprobs = i % 2,
                                 .seed = (uint64_t)i};
@@ -110,24 +128,25 @@ static bool allow(void *ctx, uint64_t request, const int32_t *emitted, size_t n,
     return true;
 }
 
-/* The adjustments and the mask of a sequence that is sampled, against a count over all of its ids. */
+/* The adjustments and the mask of a sequence that is sampled after ids[n], against a count over all of these. */
 static void check_constraints(const struct sim *m, const struct mu_step *st, const struct mu_step_seq *q,
-                              const struct slot *s)
+                              const int32_t *ids, uint32_t n)
 {
-    const struct request *r = &m->req[s->request];
-    struct mu_sampling p = sampling_of(s->request);
+    int i = (int)q->sampling.seed; /* the request's number */
+    const struct request *r = &m->req[i];
+    struct mu_sampling p = sampling_of(i);
     uint32_t at = q->adjust_off, window = p.repeat_last_n ? p.repeat_last_n : MAX_CTX;
     uint8_t mask[(VOCAB + 7) / 8];
     for (int32_t id = 0; id < VOCAB; id++) {
         uint32_t seen = 0, generated = 0;
         float bias = 0;
-        for (uint32_t k = 0; k < s->n; k++) {
-            seen += s->ids[k] == id && k + window >= s->n && p.repeat_penalty > 0;
-            generated += s->ids[k] == id && k >= r->n_prompt && p.frequency_penalty > 0;
+        for (uint32_t k = 0; k < n; k++) {
+            seen += ids[k] == id && k + window >= n && p.repeat_penalty > 0;
+            generated += ids[k] == id && k >= r->n_prompt && p.frequency_penalty > 0;
         }
-        for (size_t k = 0; k < n_bias_of(s->request); k++)
+        for (size_t k = 0; k < n_bias_of(i); k++)
             if (biases[k].id == id) bias = biases[k].bias;
-        bool forbid = id == r->end_id && s->n - r->n_prompt < p.min_tokens;
+        bool forbid = id == r->end_id && n - r->n_prompt < p.min_tokens;
         if (!seen && !generated && bias == 0 && !forbid) continue;
         assert_true(at < q->adjust_off + q->n_adjust);
         const struct mu_step_adjust *a = &st->adjust[at++];
@@ -135,10 +154,19 @@ static void check_constraints(const struct sim *m, const struct mu_step *st, con
         assert_int_equal(a->flags, (seen ? MU_ADJUST_SEEN : 0) | (forbid ? MU_ADJUST_FORBID : 0));
     }
     assert_int_equal(at, q->adjust_off + q->n_adjust);
-    bool masked =
-        m->opt.allow && allow(NULL, (uint64_t)s->request + 1000, s->ids + r->n_prompt, s->n - r->n_prompt, mask);
+    bool masked = m->opt.allow && allow(NULL, (uint64_t)i + 1000, ids + r->n_prompt, n - r->n_prompt, mask);
     assert_int_equal(q->mask != 0, masked);
     if (masked) assert_memory_equal(st->mask + (q->mask - 1) * st->mask_bytes, mask, sizeof mask);
+}
+
+static uint16_t adapter_of(int i)
+{
+    return i % 3 ? 0 : (uint16_t)((uint32_t)i % (N_ADAPTER + 1));
+}
+
+static float scale_of(int i)
+{
+    return i % 2 ? 1.0f : 0.5f;
 }
 
 static void request_submit(struct sim *m, int i)
@@ -156,8 +184,10 @@ static void request_submit(struct sim *m, int i)
         .n_bias = n_bias_of(i),
         .end_ids = &r->end_id,
         .n_end = r->end_id >= 0,
-        .adapter = (uint32_t)i % (N_ADAPTER + 1),
-        .adapter_scale = (float)i,
+        .adapter = adapter_of(i),
+        .adapter_scale = scale_of(i),
+        .priority = r->priority,
+        .key = r->key,
     };
     bool finished;
     struct mu_err err = MU_ERR_INIT;
@@ -169,16 +199,55 @@ static void request_submit(struct sim *m, int i)
 static bool in_a_slot(const struct sim *m, int request)
 {
     for (int i = 0; i < m->opt.serving.n_slot; i++)
-        if (m->slot[i].n && m->slot[i].request == request) return true;
+        if (m->s->active[i] && m->s->active[i]->request == (uint64_t)request + 1000) return true;
     return false;
 }
 
-/* Requests are let in strictly by age, those that were preempted as well. */
+/* Whether somebody who runs begins like it, so that it may wait for what that one computes. */
+static bool may_wait(const struct sim *m, int request)
+{
+    for (int i = 0; i < m->opt.serving.n_slot; i++) {
+        const struct seq *a = m->s->active[i];
+        if (a && a->n_ids >= MU_PAGE_TOKENS && !memcmp(a->ids, m->req[request].ids, MU_PAGE_TOKENS * sizeof *a->ids))
+            return true;
+    }
+    return false;
+}
+
+/* Requests of a key are let in strictly by age, those that were preempted as well. */
 static void check_admission_order(const struct sim *m, int request)
 {
     for (int i = 0; i < request; i++)
-        if (m->req[i].submitted && !m->req[i].done && !m->req[i].cancel_asked && !in_a_slot(m, i))
+        if (m->req[i].priority == m->req[request].priority && m->req[i].key == m->req[request].key &&
+            m->req[i].submitted && !m->req[i].done && !m->req[i].cancel_asked && !in_a_slot(m, i) && !may_wait(m, i))
             fail_msg("request %d was let in before %d", request, i);
+}
+
+/* What the pages of a slot hold, up to its length, as a later step may read it. */
+static void slot_read(const struct sim *m, const struct mu_step *st, const struct mu_step_seq *q, int32_t *ids)
+{
+    const struct slot *s = &m->slot[q->slot];
+    for (uint32_t pos = 0; pos < q->pos0 + q->n_tok; pos++) {
+        const struct cell *c = &m->cell[s->page[pos / MU_PAGE_TOKENS]][pos % MU_PAGE_TOKENS];
+        assert_int_equal(c->pos, pos);
+        assert_int_equal(c->far, q->far);
+        assert_int_equal(c->adapter, q->adapter);
+        if (q->adapter) assert_true(c->scale == q->adapter_scale);
+        assert_true(c->step < st->number || c->slot == q->slot); /* of this step only its own */
+        ids[pos] = c->id;
+    }
+}
+
+static void slot_write(struct sim *m, const struct mu_step *st, const struct mu_step_seq *q, int32_t id)
+{
+    struct slot *s = &m->slot[q->slot];
+    uint32_t page = s->page[s->n / MU_PAGE_TOKENS], n_holder = 0;
+    for (int i = 0; i < m->opt.serving.n_slot; i++)
+        for (uint32_t p = 0; p < m->slot[i].n_page; p++) n_holder += m->slot[i].page[p] == page;
+    assert_int_equal(n_holder, 1); /* nobody else reads there */
+    m->cell[page][s->n % MU_PAGE_TOKENS] =
+        (struct cell){id, s->n, q->far, q->adapter, q->adapter_scale, st->number, q->slot};
+    s->n++;
 }
 
 /* A rank's part: applies the step as strictly as a rank would, and computes the ids. */
@@ -186,63 +255,89 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
 {
     assert_true(st->number == m->expect_number++);
     assert_true(st->n_seq > 0 && st->n_tok <= (uint32_t)m->opt.serving.step_tokens);
+    assert_true(st->n_page <= m->opt.serving.n_page);
     for (uint32_t i = 0; i < st->n_free; i++) {
         struct slot *s = &m->slot[st->free_slot[i]];
         assert_true(s->n_page > 0);
-        for (uint32_t p = 0; p < s->n_page; p++) m->page_owner[s->page[p]] = -1;
-        s->n = s->n_page = 0;
+        m->n_outgrown += m->opt.n_ctx_short && s->n == (uint32_t)m->opt.n_ctx_short;
+        s->n = s->n_sure = s->n_page = 0;
     }
     for (uint32_t i = 0; i < st->n_page; i++) {
         assert_true(st->page[i].page < m->opt.serving.n_page);
-        assert_int_equal(m->page_owner[st->page[i].page], -1);
         struct slot *s = &m->slot[st->page[i].slot];
-        m->page_owner[st->page[i].page] = (int)st->page[i].slot;
         s->page[s->n_page++] = st->page[i].page;
     }
     uint32_t off = 0, seen = 0;
     for (uint32_t i = 0; i < st->n_seq; i++) {
         const struct mu_step_seq *q = &st->seq[i];
         struct slot *s = &m->slot[q->slot];
-        assert_true(q->slot < (uint32_t)m->opt.serving.n_slot && !(seen & 1u << q->slot));
+        bool draft = i > 0 && st->seq[i - 1].slot == q->slot;
+        assert_true(q->slot < (uint32_t)m->opt.serving.n_slot && (draft || !(seen & 1u << q->slot)));
         seen |= 1u << q->slot;
-        bool again = q->pos0 == 0 && s->n > 0;
-        if (again) { /* outgrown: computed again */
-            assert_true(q->far && !s->far && (uint32_t)m->opt.n_ctx_short == s->n);
-            assert_int_equal(q->sampling.seed, s->request);
-            s->n = 0;
-            m->n_outgrown++;
+        if (draft) assert_true(q->n_tok == 1 && q->out == MU_OUT_SAMPLE && st->seq[i - 1].n_tok == 1);
+        if (!draft && q->pos0 < s->n) { /* drafts were wrong */
+            assert_true(q->pos0 >= s->n_sure);
+            s->n = q->pos0;
         }
+        m->n_draft += draft;
+        if (s->n == 0) { /* the seed is the request's number */
+            s->request = (int)q->sampling.seed;
+            if (!q->far) check_admission_order(m, s->request); /* else it may have had its slot all the time */
+            m->n_shared += q->pos0 > 0;
+            assert_true(q->pos0 % MU_PAGE_TOKENS == 0);
+            s->n = q->pos0;
+        }
+        assert_int_equal(s->request, q->sampling.seed);
         assert_int_equal(q->pos0, s->n);
-        if (s->n == 0) s->far = q->far;
-        assert_int_equal(q->far, s->far);
         assert_int_equal(q->tok_off, off);
         assert_true(q->n_tok > 0 && q->pos0 + q->n_tok <= (uint32_t)m->opt.serving.n_ctx);
         assert_true(q->pos0 + q->n_tok <= s->n_page * MU_PAGE_TOKENS);
-        assert_true(q->adapter == q->sampling.seed % (N_ADAPTER + 1) && q->adapter_scale == (float)q->sampling.seed);
-        if (q->pos0 == 0 && !again) { /* the seed is the request's number */
-            check_admission_order(m, (int)q->sampling.seed);
-            s->request = (int)q->sampling.seed;
-        }
-        memcpy(s->ids + s->n, st->ids + off, q->n_tok * sizeof(int32_t));
-        s->n += q->n_tok;
+        assert_true(q->adapter == adapter_of((int)q->sampling.seed) &&
+                    q->adapter_scale == scale_of((int)q->sampling.seed));
+        for (uint32_t t = 0; t < q->n_tok; t++) slot_write(m, st, q, st->ids[off + t]);
         off += q->n_tok;
-        if (q->out == MU_OUT_SAMPLE)
+        if (!draft) s->n_sure = s->n;
+        m->req[s->request].n_computed += q->n_tok;
+        if (q->out == MU_OUT_SAMPLE) /* also where a draft may make it longer */
             assert_int_equal(q->far, m->opt.n_ctx_short && s->n > (uint32_t)m->opt.n_ctx_short);
-        sampled[i] = q->out == MU_OUT_SAMPLE ? model_next(s->ids, s->n) : -1;
-        assert_true(q->sampling.temperature == sampling_of(s->request).temperature);
-        if (q->out == MU_OUT_SAMPLE) check_constraints(m, st, q, s);
+    }
+    for (uint32_t i = 0; i < st->n_seq; i++) {
+        int32_t ids[MAX_CTX];
+        const struct mu_step_seq *q = &st->seq[i];
+        uint32_t n = q->pos0 + q->n_tok;
+        slot_read(m, st, q, ids);
+        sampled[i] = q->out == MU_OUT_SAMPLE ? model_next(ids, n) : -1;
+        assert_true(q->sampling.temperature == sampling_of((int)q->sampling.seed).temperature);
+        if (q->out == MU_OUT_SAMPLE) check_constraints(m, st, q, ids, n);
     }
     assert_int_equal(off, st->n_tok);
+    m->n_tok += off;
+}
+
+/* Every page has as many holders as there are tables that name it. */
+static void check_pages(const struct sim *m)
+{
+    uint32_t n_holder[MAX_PAGES] = {0};
+    for (int i = 0; i < m->opt.serving.n_slot; i++)
+        for (uint32_t p = 0; m->s->active[i] && p < m->s->active[i]->n_page; p++) n_holder[m->s->active[i]->page[p]]++;
+    for (uint32_t p = 0; p < m->opt.serving.n_page; p++)
+        assert_int_equal(mu_kv_pool_holders(m->s->pool, p), n_holder[p]);
+    assert_true(mu_kv_pool_sound(m->s->pool));
 }
 
 static bool sim_next(struct sim *m)
 {
     struct mu_step *st = m->step[(m->head + m->n) % MAX_FLIGHT];
     if (!mu_sched_next(m->s, st)) return false;
-    for (int k = 0; k < m->n; k++) { /* a sequence is in at most one step in flight */
+    check_pages(m);
+    for (int k = 0; k < m->n; k++) { /* a sequence is in several steps in flight only with chunks that sample nothing */
         const struct mu_step *other = m->step[(m->head + k) % MAX_FLIGHT];
         for (uint32_t a = 0; a < other->n_seq; a++)
-            for (uint32_t b = 0; b < st->n_seq; b++) assert_true(other->seq[a].slot != st->seq[b].slot);
+            for (uint32_t b = 0; b < st->n_seq; b++)
+                if (other->seq[a].slot == st->seq[b].slot) {
+                    assert_int_equal(other->seq[a].out, MU_OUT_NONE);
+                    m->n_overlap++;
+                }
     }
     rank_apply(m, st, m->sampled[(m->head + m->n) % MAX_FLIGHT]);
     m->n++;
@@ -266,9 +361,9 @@ static void event_take(struct sim *m, const struct mu_sched_event *e)
     assert_true(r->n_prompt + r->n_got < r->n_total);
     assert_int_equal(e->id, r->ids[r->n_prompt + r->n_got]);
     r->n_got++;
+    r->n_cached = e->n_cached;
     assert_int_equal(e->finished, r->n_prompt + r->n_got == r->n_total);
     assert_int_equal(e->logprobs, (e->request - 1000) % 2);
-    assert_true(e->seq < (uint32_t)m->opt.serving.n_slot);
     r->done = e->finished;
     m->n_done += e->finished;
 }
@@ -277,6 +372,14 @@ static void sim_complete(struct sim *m)
 {
     int n = mu_sched_complete(m->s, m->step[m->head]->number, m->sampled[m->head], m->events);
     assert_true(n >= 0);
+    check_pages(m);
+    for (int i = 0; i < n; i++) { /* an id is that of the step's sequence which it names, the request's own */
+        const struct mu_sched_event *e = &m->events[i];
+        if (e->id < 0) continue;
+        assert_true(e->seq < m->step[m->head]->n_seq);
+        assert_int_equal(m->step[m->head]->seq[e->seq].sampling.seed, e->request - 1000);
+        assert_int_equal(m->sampled[m->head][e->seq], e->id);
+    }
     m->head = (m->head + 1) % MAX_FLIGHT;
     m->n--;
     for (int i = 0; i < n; i++) event_take(m, &m->events[i]);
@@ -312,7 +415,6 @@ static void sim_open(struct sim *m, int n_stage, int n_slot, uint32_t n_page, in
     assert_int_equal(mu_sched_create(&m->opt, &m->s, &err), MU_OK);
     for (int i = 0; i < MAX_FLIGHT; i++)
         assert_int_equal(mu_step_create(&m->opt.serving, VOCAB, &m->step[i], &err), MU_OK);
-    for (int i = 0; i < MAX_PAGES; i++) m->page_owner[i] = -1;
     m->req = calloc(MAX_REQUESTS, sizeof *m->req);
     m->expect_number = 1;
 }
@@ -330,7 +432,7 @@ static void sim_close(struct sim *m)
     free(m->req);
 }
 
-static uint64_t n_outgrown;
+static uint64_t n_outgrown, n_shared, n_overlap, n_drafted, n_taken, n_cached_tokens;
 
 static uint64_t simulate(uint64_t seed, int n_req)
 {
@@ -338,11 +440,13 @@ static uint64_t simulate(uint64_t seed, int n_req)
     struct mu_sched_counts c;
     rng_state = seed;
     int n_ctx = 40 + (int)rng(300);
-    sim_open(&m, 1 + (int)rng(4), 1 + (int)rng(MAX_SLOTS), 2 + rng(rng(4) ? 8 : 40), n_ctx, 2 + (int)rng(90));
-    if (seed % 3) { /* a model with two sets of rotation factors, or constrained requests, or both */
+    sim_open(&m, 1 + (int)rng(4), 1 + (int)rng(MAX_SLOTS), 2 + rng(rng(2) ? 8 : 60), n_ctx, 2 + (int)rng(90));
+    /* A model with two sets of rotation factors; constrained requests; without sharing. */
+    if (seed % 2 || seed % 5 == 0) {
         mu_sched_destroy(m.s);
         if (seed % 2) m.opt.n_ctx_short = 1 + (int)rng((uint32_t)n_ctx);
-        if (seed % 3 == 1) m.opt.allow = allow;
+        if (seed % 4 == 1) m.opt.allow = allow;
+        m.opt.no_prefix_cache = seed % 5 == 0;
         struct mu_err err = MU_ERR_INIT;
         assert_int_equal(mu_sched_create(&m.opt, &m.s, &err), MU_OK);
     }
@@ -352,11 +456,16 @@ static uint64_t simulate(uint64_t seed, int n_req)
         if (turn > 2000000) fail_msg("seed %llu: %d of %d requests ended", (unsigned long long)seed, m.n_done, n_req);
         if (submitted < n_req && rng(3) == 0) {
             request_make(&m, &m.req[submitted]);
+            if (seed % 4) m.req[submitted].priority = (enum mu_priority)rng(MU_PRIORITY_COUNT);
+            if (seed % 4) m.req[submitted].key = rng(4);
             request_submit(&m, submitted++);
         }
         if (submitted && rng(40) == 0) sim_cancel(&m, (int)rng((uint32_t)submitted));
         if (rng(2)) sim_next(&m);
-        if (m.n && rng(2)) sim_complete(&m);
+        if (m.n && rng(2)) {
+            if (seed % 3) mu_sched_took(m.s, 1 + rng(seed % 3 == 1 ? 1000000 : 20)); /* whatever a clock may say */
+            sim_complete(&m);
+        }
         if (submitted == n_req && !m.n && !sim_next(&m) && m.n_done < n_req)
             fail_msg("seed %llu: stuck with %d of %d requests ended", (unsigned long long)seed, m.n_done, n_req);
     }
@@ -365,6 +474,13 @@ static uint64_t simulate(uint64_t seed, int n_req)
     for (int i = 0; i < n_req; i++)
         if (!m.req[i].cancelled) assert_int_equal(m.req[i].n_prompt + m.req[i].n_got, m.req[i].n_total);
     n_outgrown += m.n_outgrown;
+    n_shared += m.n_shared;
+    n_overlap += m.n_overlap;
+    n_drafted += m.n_draft;
+    n_taken += c.drafts_taken;
+    assert_int_equal(c.drafted <= m.n_draft && (!m.opt.no_speculation || !m.n_draft), true);
+    n_cached_tokens += c.cached_tokens;
+    if (m.opt.no_prefix_cache) assert_int_equal(m.n_shared + c.cached_tokens + c.cached_pages, 0);
     sim_close(&m);
     return c.preemptions;
 }
@@ -373,25 +489,61 @@ static void test_a_thousand_random_requests(void **state)
 {
     (void)state;
     uint64_t preemptions = 0;
-    for (uint64_t seed = 1; seed <= 100; seed++) preemptions += simulate(seed, 100);
+    for (uint64_t seed = 1; seed <= 200; seed++) preemptions += simulate(seed, 100);
     preemptions += simulate(77, 1000);
     print_message("%llu preemptions\n", (unsigned long long)preemptions);
     assert_true(preemptions > 100); /* else the pools were not tiny */
     print_message("%llu sequences outgrew the short context\n", (unsigned long long)n_outgrown);
     assert_true(n_outgrown > 100);
+    print_message("%llu sequences began with %llu tokens of others\n", (unsigned long long)n_shared,
+                  (unsigned long long)n_cached_tokens);
+    print_message("%llu chunks followed one that was in flight\n", (unsigned long long)n_overlap);
+    assert_true(n_overlap > 500);
+    print_message("%llu drafts, %llu of them right\n", (unsigned long long)n_drafted, (unsigned long long)n_taken);
+    assert_true(n_taken > 300 && n_drafted > n_taken + 100);
+    assert_true(n_shared > 500 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
 }
 
-/* A request that is known in every detail: n_prompt ids, then max_tokens. */
-static void request_plain(struct sim *m, int i, uint32_t n_prompt, uint32_t max_tokens)
+/* A request that is known in every detail: n_prompt ids that begin as salt says, then max_tokens. */
+static void request_of(struct sim *m, int i, enum mu_priority priority, uint64_t key, uint32_t salt, uint32_t n_prompt,
+                       uint32_t max_tokens)
 {
     struct request *r = &m->req[i];
     memset(r, 0, sizeof *r);
+    r->priority = priority;
+    r->key = key;
     r->end_id = -1;
     r->n_prompt = r->n_total = n_prompt;
     r->max_tokens = max_tokens;
-    for (uint32_t k = 0; k < n_prompt; k++) r->ids[k] = (int32_t)((k * 31 + (uint32_t)i) % VOCAB);
+    for (uint32_t k = 0; k < n_prompt; k++) r->ids[k] = (int32_t)((k * 31 + salt) % VOCAB);
     for (; r->n_total < n_prompt + max_tokens; r->n_total++) r->ids[r->n_total] = model_next(r->ids, r->n_total);
     request_submit(m, i);
+}
+
+static void request_salted(struct sim *m, int i, uint32_t salt, uint32_t n_prompt, uint32_t max_tokens)
+{
+    request_of(m, i, MU_PRIORITY_INTERACTIVE, 0, salt, n_prompt, max_tokens);
+}
+
+static void request_plain(struct sim *m, int i, uint32_t n_prompt, uint32_t max_tokens)
+{
+    request_salted(m, i, (uint32_t)i, n_prompt, max_tokens);
+}
+
+static void run_dry(struct sim *m)
+{
+    while (sim_next(m) || m->n)
+        if (m->n) sim_complete(m);
+}
+
+static void forget(struct sim *m)
+{
+    mu_sched_forget_all(m->s);
+    while (m->n) {
+        assert_int_equal(mu_sched_complete(m->s, m->step[m->head]->number, m->sampled[m->head], m->events), 0);
+        m->head = (m->head + 1) % MAX_FLIGHT;
+        m->n--;
+    }
 }
 
 /* New short requests never stop coming; one that needs every page must still get through. */
@@ -415,11 +567,107 @@ static void test_nobody_starves(void **state)
     }
     assert_true(m.req[big].done);
     assert_true(last < 60); /* it did not have to wait for hundreds that came later */
-    mu_sched_forget_all(m.s);
-    while (m.n)
-        assert_int_equal((mu_sched_complete(m.s, m.step[m.head]->number, m.sampled[m.head], m.events)), 0),
-            m.head = (m.head + 1) % MAX_FLIGHT, m.n--;
+    forget(&m);
     sim_close(&m);
+}
+
+enum { N_FLOW = 6 };
+
+/* Everybody always has more to do: what each priority and key gets computed is its share, though their requests differ in
+ * length and in number. */
+static void shares(int n_stage, int n_slot, uint32_t n_page)
+{
+    static const struct {
+        enum mu_priority priority;
+        uint64_t key;
+        uint32_t n_prompt, max_tokens;
+        int n_waiting; /* at any time */
+    } flow[N_FLOW] = {{MU_PRIORITY_INTERACTIVE, 1, 20, 10, 10}, {MU_PRIORITY_INTERACTIVE, 2, 90, 30, 12},
+                      {MU_PRIORITY_NORMAL, 1, 60, 20, 10},      {MU_PRIORITY_NORMAL, 2, 10, 40, 10},
+                      {MU_PRIORITY_BATCH, 1, 40, 30, 20},       {MU_PRIORITY_BATCH, 3, 40, 30, 8}};
+    struct sim m;
+    uint64_t got[N_FLOW] = {0}, all = 0;
+    sim_open(&m, n_stage, n_slot, n_page, 200, 32);
+    int last = 0, n_there[N_FLOW] = {0}, of[MAX_REQUESTS];
+    while (last < MAX_REQUESTS - 80) {
+        for (int i = 0; i < N_FLOW; i++)
+            for (; n_there[i] < flow[i].n_waiting; n_there[i]++) {
+                of[last] = i;
+                request_of(&m, last, flow[i].priority, flow[i].key, (uint32_t)last * 7, flow[i].n_prompt,
+                           flow[i].max_tokens);
+                last++;
+            }
+        while (sim_next(&m)) {}
+        sim_complete(&m);
+        memset(n_there, 0, sizeof n_there);
+        for (int i = 0; i < last; i++) n_there[of[i]] += !m.req[i].done;
+    }
+    for (int i = 0; i < last; i++) got[of[i]] += m.req[i].n_computed;
+    for (int i = 0; i < N_FLOW; i++) all += got[i];
+    for (int i = 0; i < N_FLOW; i++) {
+        double want = (double[]){16, 4, 1}[flow[i].priority] / 42, share = (double)got[i] / (double)all;
+        print_message("%d stages, %d slots, %u pages: priority %d key %d has %.3f of the tokens, due %.3f\n", n_stage,
+                      n_slot, n_page, (int)flow[i].priority, (int)flow[i].key, share, want);
+        if (!(share > 0.75 * want && share < 1.25 * want + 0.01)) fail_msg("out of bounds");
+    }
+    forget(&m);
+    sim_close(&m);
+}
+
+static void test_shares(void **state)
+{
+    (void)state;
+    shares(1, 8, 60);
+    shares(2, 6, 60);
+    shares(1, 6, 12);
+}
+
+/* Slots and pages are full of batch: what is urgent is in the very next step all the same; those that made room go on. */
+static void test_an_urgent_one_does_not_wait(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 1, 4, 12, 200, 64);
+    for (int i = 0; i < 6; i++) request_of(&m, i, MU_PRIORITY_BATCH, 0, (uint32_t)i, 40, 50);
+    for (int i = 0; i < 6; i++) {
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    request_of(&m, 6, MU_PRIORITY_NORMAL, 0, 6, 40, 3);
+    request_of(&m, 7, MU_PRIORITY_INTERACTIVE, 0, 7, 12, 3);
+    assert_true(sim_next(&m));
+    const struct mu_step *st = m.step[m.head];
+    bool seen = false;
+    for (uint32_t i = 0; i < st->n_seq; i++) seen |= st->seq[i].sampling.seed == 7;
+    assert_true(seen);
+    assert_true(m.s->n_preempted > 0);
+    run_dry(&m);
+    assert_int_equal(m.n_done, 8);
+    sim_close(&m);
+}
+
+/* Urgent requests never stop coming and need all there is; one batch request gets through in bounded time. */
+static void test_batch_does_not_starve(void **state)
+{
+    (void)state;
+    struct sim m;
+    for (uint32_t n_page = 6; n_page <= 24; n_page += 18) {
+        sim_open(&m, 2, 4, n_page, 192, 32);
+        int last = 1;
+        request_of(&m, 0, MU_PRIORITY_BATCH, 0, 0, 100, 60);
+        while (last < MAX_REQUESTS && !m.req[0].done) {
+            struct mu_sched_counts c;
+            for (mu_sched_count(m.s, &c); last < MAX_REQUESTS && c.waiting < 8; mu_sched_count(m.s, &c), last++)
+                request_of(&m, last, MU_PRIORITY_INTERACTIVE, (uint64_t)last % 3, (uint32_t)last, 40, 10);
+            while (sim_next(&m)) {}
+            sim_complete(&m);
+        }
+        print_message("%u pages: done after %d urgent ones of 50 tokens, its due is %d\n", n_page, last, 160 * 16 / 50);
+        assert_true(m.req[0].done);
+        assert_true(last < 3 * 160 * 16 / 50);
+        forget(&m);
+        sim_close(&m);
+    }
 }
 
 static enum mu_status try_submit(struct mu_sched *s, struct mu_sched_request q, bool *finished, struct mu_err *err)
@@ -547,6 +795,62 @@ static void test_steps_overlap(void **state)
     sim_close(&m);
 }
 
+/* Eight choices of one prompt that come at once, with the same adapter and without: it is computed once for each kind,
+ * but for the last page. A prompt of whole cached pages computes its last one, which samples. */
+static void test_choices_share_their_prompt(void **state)
+{
+    (void)state;
+    struct sim m;
+    for (int n_stage = 1; n_stage <= 2; n_stage++) {
+        sim_open(&m, n_stage, 8, 40, 200, 64);
+        for (int i = 0; i < 8; i++) request_salted(&m, i, 0, 100, 2);
+        run_dry(&m);
+        assert_int_equal(m.n_done, 8);
+        int n_kind = 0;
+        for (int i = 0; i < 8; i++) n_kind += i == 0 || adapter_of(i);
+        assert_int_equal(m.n_tok, n_kind * 100 + (8 - n_kind) * (100 - 96) + 8);
+        m.n_tok = 0;
+        request_salted(&m, 10, 0, 96, 1); /* its adapter is request 1's: none */
+        run_dry(&m);
+        assert_int_equal(m.n_tok, 32);
+        assert_int_equal(m.req[10].n_cached, 64);
+        sim_close(&m);
+    }
+}
+
+/* A conversation goes on: its turns find what was computed of the ones before, answers too. */
+static void test_turns_find_the_ones_before(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 1, 2, 12, 360, 64);
+    request_salted(&m, 1, 3, 70, 100);
+    run_dry(&m);
+    struct request *r = &m.req[2];
+    *r = m.req[1];
+    r->n_prompt = 180; /* what was said, and ten ids more */
+    for (uint32_t k = 170; k < 180; k++) r->ids[k] = 7;
+    r->n_got = 0;
+    r->done = false;
+    r->max_tokens = 3;
+    for (r->n_total = 180; r->n_total < 183; r->n_total++) r->ids[r->n_total] = model_next(r->ids, r->n_total);
+    m.n_tok = 0;
+    request_submit(&m, 2);
+    run_dry(&m);
+    assert_int_equal(r->n_cached, 160); /* of 169 that were fed, whole pages */
+    assert_int_equal(m.n_tok, 180 - 160 + 2);
+    request_plain(&m, 4, 340, 10); /* needs eleven of the twelve pages: what was cached is forgotten */
+    run_dry(&m);
+    m.n_tok = 0;
+    r->n_got = 0;
+    r->done = false;
+    request_submit(&m, 2);
+    run_dry(&m);
+    assert_int_equal(r->n_cached, 32); /* but for its first page, which is forgotten last */
+    assert_int_equal(m.n_done, 4);
+    sim_close(&m);
+}
+
 static void test_a_bad_sample_ends_its_request_only(void **state)
 {
     (void)state;
@@ -601,12 +905,13 @@ static void test_texts(void **state)
     q.embed = last;
     assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
     int32_t none[2] = {-1, -1};
+    int n;
     for (uint32_t at = 0; at < 70; at += 16) {
         assert_true(mu_sched_next(s, step));
         assert_int_equal(step->n_seq, 1); /* the pages are all the first one's */
         assert_int_equal(step->seq[0].pos0, at);
         assert_int_equal(step->seq[0].out, MU_OUT_STATE_SUM);
-        int n = mu_sched_complete(s, step->number, none, events);
+        n = mu_sched_complete(s, step->number, none, events);
         assert_int_equal(n, at + 16 >= 70);
     }
     assert_true(events[0].finished && events[0].request == 1 && events[0].id == -1 && events[0].n_tok == 70);
@@ -618,6 +923,20 @@ static void test_texts(void **state)
     none[0] = -2;
     assert_int_equal(mu_sched_complete(s, step->number, none, events), 1);
     assert_true(events[0].finished && events[0].error == MU_ENONFINITE && events[0].embed.raw);
+    /* What is cached of a text spares the last token's state some work; a mean is a sum over all tokens. */
+    for (int i = 0; i < 2; i++) {
+        q.id = 3 + (uint64_t)i;
+        q.n_prompt = 70;
+        q.embed = i ? mean : last;
+        assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
+        for (uint32_t at = i ? 0 : 64; at < 70; at += 16) {
+            assert_true(mu_sched_next(s, step));
+            assert_int_equal(step->seq[0].pos0, at);
+            n = mu_sched_complete(s, step->number, (int32_t[]){-1}, events);
+        }
+        assert_int_equal(n, 1);
+        assert_int_equal(events[0].n_cached, i ? 0 : 64);
+    }
     mu_sched_destroy(s);
     opt.serving.n_page = 2;
     assert_int_equal(mu_sched_create(&opt, &s, &err), MU_OK);
@@ -677,10 +996,15 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_thousand_random_requests),
         cmocka_unit_test(test_nobody_starves),
+        cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_an_urgent_one_does_not_wait),
+        cmocka_unit_test(test_batch_does_not_starve),
         cmocka_unit_test(test_what_never_fits_is_refused_by_name),
         cmocka_unit_test(test_decodes_do_not_starve_a_prefill),
         cmocka_unit_test(test_steps_overlap),
         cmocka_unit_test(test_no_id_allowed),
+        cmocka_unit_test(test_choices_share_their_prompt),
+        cmocka_unit_test(test_turns_find_the_ones_before),
         cmocka_unit_test(test_a_bad_sample_ends_its_request_only),
         cmocka_unit_test(test_texts),
         cmocka_unit_test(test_every_allocation_can_fail),

@@ -1,0 +1,108 @@
+/* See fair.h. Flows are found by walking over all of them: there are as many as keys with requests, and KEPT_FLOWS. */
+#include "base/fair.h"
+
+#include "base/alloc.h"
+
+enum { KEPT_FLOWS = 256 };
+
+static const uint64_t step_of[MU_PRIORITY_COUNT] = {1, 4, 16}; /* of a priority's clock, for one unit: 16 / weight */
+
+void mu_fair_free(struct mu_fair *f)
+{
+    mu_free(f->flow);
+    *f = (struct mu_fair){0};
+}
+
+/* Its flow, a forgotten one's place, or a new place; NULL: no memory. */
+static struct mu_fair_flow *flow_of(struct mu_fair *f, enum mu_priority priority, uint64_t key)
+{
+    struct mu_fair_flow *idle = NULL;
+    for (size_t i = 0; i < f->n_flow; i++) {
+        struct mu_fair_flow *w = &f->flow[i];
+        if (w->priority == priority && w->key == key) return w;
+        if (!w->n_user && (!idle || w->clock < idle->clock)) idle = w;
+    }
+    if (!idle || f->n_flow < KEPT_FLOWS) {
+        if (f->n_flow == f->cap) {
+            size_t cap = f->cap ? 2 * f->cap : 16;
+            struct mu_fair_flow *more = mu_reallocarray(f->flow, cap, sizeof *more);
+            if (!more) return NULL;
+            f->flow = more;
+            f->cap = cap;
+        }
+        idle = &f->flow[f->n_flow++];
+    }
+    *idle = (struct mu_fair_flow){.key = key, .priority = priority};
+    return idle;
+}
+
+/* Where a flow begins: where the last of the others is; with nobody there, where the first one ended. */
+static uint64_t flow_floor(const struct mu_fair *f, enum mu_priority priority)
+{
+    uint64_t least = UINT64_MAX;
+    for (size_t i = 0; i < f->n_flow; i++)
+        if (f->flow[i].priority == priority && f->flow[i].n_user && f->flow[i].clock < least) least = f->flow[i].clock;
+    return least < UINT64_MAX ? least : f->floor[priority];
+}
+
+static uint64_t class_floor(const struct mu_fair *f)
+{
+    uint64_t least = UINT64_MAX;
+    for (int i = 0; i < MU_PRIORITY_COUNT; i++)
+        if (f->n_user[i] && f->clock[i] < least) least = f->clock[i];
+    return least < UINT64_MAX ? least : f->class_floor;
+}
+
+int mu_fair_enter(struct mu_fair *f, enum mu_priority priority, uint64_t key)
+{
+    struct mu_fair_flow *w = flow_of(f, priority, key);
+    if (!w) return -1;
+    if (!w->n_user) {
+        uint64_t least = flow_floor(f, priority);
+        if (w->clock < least) w->clock = least;
+    }
+    if (!f->n_user[priority]) {
+        uint64_t least = class_floor(f);
+        if (f->clock[priority] < least) f->clock[priority] = least;
+    }
+    w->n_user++;
+    f->n_user[priority]++;
+    return (int)(w - f->flow);
+}
+
+void mu_fair_leave(struct mu_fair *f, int flow)
+{
+    struct mu_fair_flow *w = &f->flow[flow];
+    enum mu_priority p = w->priority;
+    w->n_user--;
+    f->n_user[p]--;
+    if (!w->n_user && w->clock > f->floor[p]) f->floor[p] = w->clock;
+    if (!f->n_user[p] && f->clock[p] > f->class_floor) f->class_floor = f->clock[p];
+}
+
+void mu_fair_charge(struct mu_fair *f, int flow, uint64_t used)
+{
+    struct mu_fair_flow *w = &f->flow[flow];
+    w->clock += used;
+    f->clock[w->priority] += used * step_of[w->priority];
+}
+
+int mu_fair_compare_priorities(const struct mu_fair *f, enum mu_priority a, enum mu_priority b)
+{
+    if (f->clock[a] != f->clock[b]) return f->clock[a] < f->clock[b] ? -1 : 1;
+    return (a > b) - (a < b);
+}
+
+int mu_fair_compare(const struct mu_fair *f, int a, int b)
+{
+    const struct mu_fair_flow *x = &f->flow[a], *y = &f->flow[b];
+    if (x->priority != y->priority) return mu_fair_compare_priorities(f, x->priority, y->priority);
+    return (x->clock > y->clock) - (x->clock < y->clock);
+}
+
+uint64_t mu_fair_key(const char *text)
+{
+    uint64_t h = 1469598103934665603u; /* FNV-1a */
+    for (; *text; text++) h = (h ^ (unsigned char)*text) * 1099511628211u;
+    return h;
+}

@@ -1,0 +1,235 @@
+/* The scheduler in time: a gang whose stages take so long as a model of costs says, and a leader that plans when it does
+ * (between its own shares of steps). What must come out: every stage is busy, and streams keep their pace while long
+ * prompts arrive.
+ *
+ * A step takes each stage fixed + prefill · its prefill tokens + decode · its decodes, in milliseconds. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "base/alloc.h"
+#include "worker/scheduler.h"
+
+enum {
+    MAX_STAGE = 4,
+    MAX_FLIGHT = MAX_STAGE + 2,
+    N_SLOT = 16,
+    N_CTX = 8192,
+    PROMPT = 4096,
+    MAX_GAP = 1 << 18,
+    N_ID = 5
+};
+
+struct costs {
+    const char *name;
+    double fixed, prefill, decode; /* of the whole model */
+};
+/* One processor of a few cores with a model of 1B; one that is a hundred times faster at prompts; slow and noisy. */
+static const struct costs cpu = {"CPU", 35, 4, 0.5}, gpu = {"GPU", 20, 0.05, 0.1}, noisy = {"noisy", 60, 9, 3};
+
+struct world {
+    struct mu_sched *s;
+    struct mu_step *step[MAX_FLIGHT];
+    double planned[MAX_FLIGHT], end[MAX_FLIGHT];
+    int n_stage, head, n;
+    double now, done, free_at[MAX_STAGE], busy[MAX_STAGE];
+    double last_token[N_SLOT]; /* of the streams */
+    double *gap;
+    size_t n_gap;
+    int n_stream, n_prompt, n_answered;
+    uint32_t noise;
+    bool speculates;
+    int wander; /* ids: 0 always the same one, 1 they come again, 2 they do not */
+};
+
+static void submit(struct world *w, uint64_t id, size_t n_prompt, uint32_t max_tokens)
+{
+    static int32_t ids[PROMPT];
+    struct mu_err err = MU_ERR_INIT;
+    bool finished;
+    for (size_t i = 0; i < n_prompt; i++) ids[i] = (int32_t)((id * 7 + i) % 1000); /* no two begin alike */
+    const struct mu_sched_request r = {.id = id, .prompt = ids, .n_prompt = n_prompt, .max_tokens = max_tokens};
+    if (mu_sched_submit(w->s, &r, &finished, &err) != MU_OK) fail_msg("%s", err.text);
+}
+
+/* Plans a step; when each stage will have done its share. */
+static bool plan(struct world *w, const struct costs *c)
+{
+    int at = (w->head + w->n) % MAX_FLIGHT;
+    struct mu_step *st = w->step[at];
+    if (!mu_sched_next(w->s, st)) return false;
+    uint32_t n_decode = 0;
+    for (uint32_t i = 0; i < st->n_seq; i++)
+        n_decode += st->seq[i].n_tok == 1 && (i == 0 || st->seq[i - 1].slot != st->seq[i].slot);
+    double ms = c->fixed + c->prefill * (st->n_tok - n_decode) + c->decode * n_decode, ready = w->now;
+    w->noise = w->noise * 1664525u + 1013904223u;
+    if (c == &noisy) ms *= 0.85 + 0.3 * (double)(w->noise >> 8) / (1 << 24);
+    for (int k = 0; k < w->n_stage; k++) {
+        double begin = ready > w->free_at[k] ? ready : w->free_at[k], took = ms / w->n_stage;
+        ready = w->free_at[k] = begin + took;
+        w->busy[k] += took;
+    }
+    w->planned[at] = w->now;
+    w->end[at] = ready;
+    w->n++;
+    return true;
+}
+
+/* Ids that come again and again, or never in the same order. */
+static int32_t id_at(const struct world *w, uint32_t slot, uint32_t pos)
+{
+    uint32_t x = (w->wander == 1 ? pos % 50 : pos + slot * N_CTX) * 2654435761u;
+    return (int32_t)((x ^ x >> 15) * 2246822519u % 1000u);
+}
+
+static void complete(struct world *w)
+{
+    const struct mu_step *st = w->step[w->head];
+    struct mu_sched_event events[N_SLOT];
+    int32_t id[N_SLOT];
+    for (uint32_t i = 0; i < st->n_seq; i++)
+        id[i] = st->seq[i].out != MU_OUT_SAMPLE ? -1 : w->wander ? id_at(w, st->seq[i].slot, st->seq[i].pos0) : N_ID;
+    double began = w->planned[w->head] > w->done ? w->planned[w->head] : w->done;
+    w->now = w->done = w->end[w->head];
+    mu_sched_took(w->s, (uint32_t)((w->now - began) * 1000));
+    int n = mu_sched_complete(w->s, st->number, id, events);
+    assert_true(n >= 0);
+    w->head = (w->head + 1) % MAX_FLIGHT;
+    w->n--;
+    for (int i = 0; i < n; i++) {
+        uint64_t r = events[i].request;
+        if (r >= (uint64_t)w->n_stream) {
+            w->n_answered += events[i].finished;
+            continue;
+        }
+        if (w->last_token[r] > 0 && w->n_gap < MAX_GAP) w->gap[w->n_gap++] = w->now - w->last_token[r];
+        w->last_token[r] = w->now;
+        if (!events[i].finished) continue;
+        submit(w, r, 32, N_CTX); /* its context was full: it begins again */
+        w->last_token[r] = 0;
+    }
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+struct outcome {
+    double median, p99, worst, least_busy;
+    int n_prompt, n_answered;
+    double per_s; /* tokens of all streams */
+};
+
+/* Streams that never end; prompts that arrive every so many milliseconds (0: none), answered with a few tokens. */
+static struct outcome run_as(struct world w, const struct costs *c, double every_ms, double total_ms)
+{
+    int n_stage = w.n_stage, n_stream = w.n_stream;
+    struct mu_err err = MU_ERR_INIT;
+    const struct mu_sched_options opt = {
+        .serving = {.n_ctx = N_CTX, .n_slot = N_SLOT, .n_page = N_SLOT * N_CTX / MU_PAGE_TOKENS, .step_tokens = 512},
+        .n_stage = n_stage,
+        .n_vocab = 1000,
+        .max_waiting = 4096,
+        .no_speculation = !w.speculates};
+    assert_int_equal(mu_sched_create(&opt, &w.s, &err), MU_OK);
+    for (int i = 0; i < MAX_FLIGHT; i++)
+        assert_int_equal(mu_step_create(&opt.serving, opt.n_vocab, &w.step[i], &err), MU_OK);
+    w.gap = calloc(MAX_GAP, sizeof *w.gap);
+    for (int i = 0; i < n_stream; i++) submit(&w, (uint64_t)i, 32, N_CTX);
+    double next = every_ms > 0 ? 20 * every_ms / 19 : total_ms * 2;
+    while (w.now < total_ms) {
+        for (; next <= w.now; next += every_ms) submit(&w, (uint64_t)(n_stream + w.n_prompt++), PROMPT, 4);
+        while (plan(&w, c)) {}
+        complete(&w);
+    }
+    struct outcome o = {.least_busy = 1, .n_prompt = w.n_prompt, .n_answered = w.n_answered};
+    for (int k = 0; k < n_stage; k++)
+        if (w.busy[k] / w.free_at[n_stage - 1] < o.least_busy) o.least_busy = w.busy[k] / w.free_at[n_stage - 1];
+    qsort(w.gap, w.n_gap, sizeof *w.gap, ascending);
+    o.per_s = (double)w.n_gap * 1000 / w.now;
+    o.median = w.gap[w.n_gap / 2];
+    o.p99 = w.gap[w.n_gap * 99 / 100];
+    o.worst = w.gap[w.n_gap - 1];
+    print_message(
+        "%-5s %d stages %d streams, a prompt every %6.0f ms: busy %.3f; gap %5.0f ms, p99 %5.0f (%.2f), worst %5.0f; "
+        "%d of %d prompts answered\n",
+        c->name, n_stage, n_stream, every_ms, o.least_busy, o.median, o.p99, o.p99 / o.median, o.worst, o.n_answered,
+        o.n_prompt);
+    for (int i = 0; i < MAX_FLIGHT; i++) mu_free(w.step[i]);
+    mu_sched_destroy(w.s);
+    free(w.gap);
+    return o;
+}
+
+static struct outcome run(const struct costs *c, int n_stage, int n_stream, double every_ms, double total_ms)
+{
+    return run_as((struct world){.n_stage = n_stage, .n_stream = n_stream, .noise = 1}, c, every_ms, total_ms);
+}
+
+/* As many streams as stages, or more: no stage waits, with prompts or without. */
+static void test_stages_are_busy(void **state)
+{
+    (void)state;
+    for (int n_stage = 2; n_stage <= 4; n_stage++)
+        for (int n_stream = n_stage; n_stream <= 9; n_stream += n_stream < 4 ? 1 : 5) {
+            assert_true(run(&cpu, n_stage, n_stream, 0, 60000).least_busy >= 0.9);
+            assert_true(run(&cpu, n_stage, n_stream, 15000, 200000).least_busy >= 0.9);
+        }
+    /* and with nothing but prompts */
+    assert_true(run(&gpu, 2, 1, 100, 20000).least_busy >= 0.9);
+}
+
+static void test_streams_keep_their_pace(void **state)
+{
+    (void)state;
+    const struct costs *costs[] = {&cpu, &gpu, &noisy};
+    for (int c = 0; c < 3; c++)
+        for (int n_stage = 1; n_stage <= 3; n_stage++)
+            for (int n_stream = 1; n_stream <= 8; n_stream *= 2) {
+                double prompt_ms = costs[c]->prefill * PROMPT;
+                for (int load = 1; load <= 3; load++) { /* a prompt now and then, often, more than can be done */
+                    double every = prompt_ms * (load == 1 ? 10 : load == 2 ? 4 : 1), total = prompt_ms * 40;
+                    struct outcome o = run(costs[c], n_stage, n_stream, every, total);
+                    if (!(o.p99 < 3 * o.median)) fail_msg("a stream stalls");
+                    assert_true(n_stream < n_stage || o.least_busy > 0.89);
+                    assert_true(o.n_answered >= (load == 3 ? o.n_prompt / 4 : o.n_prompt * 3 / 4 - 1));
+                }
+            }
+}
+
+/* Texts that repeat themselves go faster with drafts, others no slower; where drafts cost more than they give there are
+ * none. */
+static void test_speculation_pays_or_stops(void **state)
+{
+    (void)state;
+    const struct costs *costs[] = {&cpu, &gpu, &noisy}, dear = {"dear", 35, 40, 0.5};
+    for (int n_stage = 1; n_stage <= 2; n_stage++)
+        for (int n_stream = 1; n_stream <= 4; n_stream *= 2)
+            for (int c = 0; c < 4; c++)
+                for (int repeats = 0; repeats < 2; repeats++) {
+                    struct world w = {.n_stage = n_stage, .n_stream = n_stream, .noise = 1, .wander = repeats ? 1 : 2};
+                    const struct costs *k = c < 3 ? costs[c] : &dear;
+                    double without = run_as(w, k, 0, 60000).per_s, with;
+                    w.speculates = true;
+                    with = run_as(w, k, 0, 60000).per_s;
+                    print_message("%s: %.2f times as fast\n", repeats ? "repeats" : "does not", with / without);
+                    assert_true(with > 0.97 * without);
+                    if (repeats && c < 2 && n_stream <= 2) assert_true(with > 1.5 * without);
+                }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stages_are_busy),
+                                       cmocka_unit_test(test_streams_keep_their_pace),
+                                       cmocka_unit_test(test_speculation_pays_or_stops)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

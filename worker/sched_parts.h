@@ -1,0 +1,102 @@
+/* The scheduler's insides, shared by its own files:
+ *
+ *   scheduler.c   requests come and go, what became of a step
+ *   sched_step.c  the next step: who runs, with how much, into which pages
+ *   sched_draft.c guesses at next ids, and where they pay */
+#ifndef MU_WORKER_SCHED_PARTS_H
+#define MU_WORKER_SCHED_PARTS_H
+
+#include "shard/adjust.h"
+#include "worker/kv_pool.h"
+#include "worker/scheduler.h"
+
+enum { MAX_DRAFT = 7 };
+
+struct seq {
+    struct seq *next; /* waiting list */
+    uint64_t request;
+    uint64_t arrival;   /* age: lower is older */
+    uint64_t last_step; /* it took part in; decodes are dealt out by it */
+    uint64_t passed;    /* the step for which it was not let in, since its prefix is being computed */
+    enum mu_priority priority;
+    int flow;        /* in mu_sched.fair */
+    uint32_t spared; /* until it has so many ids it gives its pages back like an urgent one */
+    int32_t *ids;    /* [n_limit]: prompt and emitted */
+    uint32_t n_prompt, n_ids, n_limit;
+    uint32_t n_fed; /* ids that the ranks have got, the step in flight included */
+    uint32_t *page; /* [pages_of(n_limit)] */
+    uint32_t n_page;
+    uint32_t n_known;  /* the first so many of them are published or hold what a published one holds; … */
+    uint64_t identity; /* … the last of these: kv_pool.h */
+    uint32_t n_cached; /* prompt tokens that were not computed when it was let in first */
+    bool counted;      /* n_cached is known */
+    int slot;          /* -1: waiting */
+    int n_flight;      /* steps in flight that it takes part in */
+    bool samples;      /* the last one of them yields its next id */
+    bool cancelled, silent;
+    struct mu_sampling sampling;
+    struct mu_adjusts *adjusts; /* of ids[n_ids]; NULL: it needs none */
+    bool masked;                /* its next id is of those that mu_sched_options.allow named */
+    int32_t draft[MAX_DRAFT];   /* in flight */
+    uint32_t n_try, quiet;      /* most drafts at once; none before it has so many ids */
+    double hits;                /* of drafts, those that were right, of late */
+    int32_t end_ids[MU_SCHED_MAX_END_IDS];
+    size_t n_end;
+    uint16_t adapter;
+    float adapter_scale;
+    struct mu_embed embed;
+};
+
+struct flight { /* a step in flight */
+    uint64_t number;
+    uint32_t n_prefill, n_drafted; /* its tokens that are no decodes */
+    int n_seq, n_decode;
+    struct seq **seq; /* [n_slot] */
+    bool *samples;    /* [n_slot] */
+    uint8_t *n_draft; /* [n_slot]: each one more sequence of the step, behind its own */
+};
+
+/* What steps cost, as far as is known: mu_sched_took. Microseconds; 0: not known. */
+struct cost {
+    double gap_us;   /* between two tokens of a stream, where nothing but decodes runs */
+    double token_us; /* what each prefill token adds to a step */
+    double draft_us; /* what each draft adds to the gap */
+};
+
+struct mu_sched {
+    struct mu_sched_options opt;
+    struct seq *waiting; /* sorted by arrival */
+    struct seq **active; /* [n_slot]; NULL: the slot is free */
+    struct seq **order;  /* [n_slot] scratch */
+    struct mu_kv_pool *pool;
+    struct mu_fair fair;
+    bool *slot_dirty;      /* [n_slot]: the ranks' tables still have pages there; told with the next step */
+    struct flight *flight; /* [max_in_flight], a ring */
+    int max_in_flight, flight_head, n_flight;
+    int n_active, n_waiting;
+    struct cost cost;
+    uint64_t next_number, next_arrival, n_preempted, n_cached_tokens, n_drafted, n_taken;
+};
+
+static inline uint32_t mu_sched_pages_of(uint32_t n_ids)
+{
+    return (n_ids + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
+}
+
+/* Sequences longer than the model's short context turn by other factors, at all their positions. */
+static inline bool mu_sched_is_far(const struct mu_sched *s, uint32_t n_ids)
+{
+    return s->opt.n_ctx_short > 0 && n_ids > (uint32_t)s->opt.n_ctx_short;
+}
+
+void mu_sched_wait(struct mu_sched *s, struct seq *q); /* into the waiting list */
+void mu_sched_unwait(struct mu_sched *s, struct seq *q);
+/* Lets go of the pages of an active sequence that is not in flight; it begins again, in its slot. */
+void mu_sched_slot_empty(struct mu_sched *s, struct seq *q);
+void mu_sched_slot_release(struct mu_sched *s, struct seq *q); /* and of its slot */
+
+/* Into q->draft, at most `most`; how many. n_stream: sequences that are decoding. */
+uint32_t mu_sched_draft(const struct mu_sched *s, struct seq *q, uint32_t n_stream, uint32_t most);
+void mu_sched_draft_learn(struct mu_sched *s, struct seq *q, uint32_t n_draft, uint32_t n_taken);
+
+#endif

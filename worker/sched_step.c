@@ -1,0 +1,443 @@
+/* The next step. See scheduler.h for the rules.
+ *
+ * In flight are as many steps as there are stages, and one more that waits at the first stage, since the leader plans
+ * only between its own shares of steps. Decodes are dealt out over the stages; a step whose prefill is much longer than
+ * the next one's would leave stages idle, which is why every step's chunk is cut by the same rule and chunks of one prompt
+ * follow each other without waiting (tests/worker/test_pipeline.c has the figures). */
+#include <stdlib.h>
+#include <string.h>
+
+#include "worker/sched_parts.h"
+
+enum {
+    MIXED_SHARE =
+        4, /* a step that also decodes prefills at most 1/MIXED_SHARE of the budget, while costs are not known */
+    LEAST_CHUNK = 8, /* tokens, however slow they are: prompts must move */
+    GRACE = 32,      /* scheduler.h */
+};
+/* Streams see a gap of at most so many usual ones between two tokens when prompts come: below 3, with room for noise. */
+static const double MIXED = 2.5;
+
+static bool is_decode(const struct seq *q)
+{
+    return q->n_ids - q->n_fed == 1 && !q->n_flight;
+}
+
+static struct mu_kv_kind kind_of(const struct mu_sched *s, const struct seq *q)
+{
+    return (struct mu_kv_kind){.adapter = q->adapter,
+                               .far = mu_sched_is_far(s, q->n_ids),
+                               .adapter_scale = q->adapter ? q->adapter_scale : 0.0f};
+}
+
+/* How early it gives its pages back: the larger the earlier; of the same the younger. */
+static enum mu_priority giving(const struct seq *q)
+{
+    return q->n_ids < q->spared ? MU_PRIORITY_INTERACTIVE : q->priority;
+}
+
+static bool gives_before(const struct seq *a, const struct seq *b)
+{
+    return giving(a) != giving(b) ? giving(a) > giving(b) : a->arrival > b->arrival;
+}
+
+static void preempt(struct mu_sched *s, struct seq *q)
+{
+    q->spared = q->n_ids + GRACE;
+    mu_sched_slot_release(s, q);
+    mu_sched_wait(s, q);
+    s->n_preempted++;
+}
+
+/* Preempts the idle sequence that gives first, where it gives before q does; false: there is none. */
+static bool take_from_others(struct mu_sched *s, const struct seq *q)
+{
+    struct seq *first = NULL;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        struct seq *v = s->active[i];
+        if (v && !v->n_flight && gives_before(v, q) && (!first || gives_before(v, first))) first = v;
+    }
+    if (first) preempt(s, first);
+    return first != NULL;
+}
+
+/* Whether v gives way to q, which waits: of a lower priority that is not behind with its share. */
+static bool gives_way(const struct mu_sched *s, const struct seq *v, const struct seq *q)
+{
+    return v && !v->n_flight && giving(v) > q->priority &&
+           mu_fair_compare_priorities(&s->fair, q->priority, v->priority) < 0;
+}
+
+/* The same for a newcomer that lacks a slot or n_page pages, where it would be enough. */
+static bool take_for_newcomer(struct mu_sched *s, const struct seq *q, uint32_t n_page)
+{
+    struct seq *first = NULL;
+    uint32_t n = 0;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        struct seq *v = s->active[i];
+        if (!gives_way(s, v, q)) continue;
+        n++; /* the page of growth that is kept for it */
+        for (uint32_t p = 0; p < v->n_page; p++) n += mu_kv_pool_holders(s->pool, v->page[p]) == 1;
+        if (!first || gives_before(v, first)) first = v;
+    }
+    if (!first || n < n_page) return false;
+    preempt(s, first);
+    return true;
+}
+
+/* How many cached pages stand for the sequence's first tokens, into q->page; *idle_out: those of them that nobody holds.
+ * Its last token is computed whatever is cached, since it samples; a mean is a sum over all tokens, so of those none is
+ * left out. */
+static uint32_t prefix_find(const struct mu_sched *s, struct seq *q, uint32_t *idle_out)
+{
+    const struct mu_kv_kind kind = kind_of(s, q);
+    uint32_t n = 0,
+             most = s->opt.no_prefix_cache || q->embed.pooling == MU_POOL_MEAN ? 0 : (q->n_ids - 1) / MU_PAGE_TOKENS;
+    uint64_t parent = 0;
+    *idle_out = 0;
+    for (; n < most; n++) {
+        uint32_t page = mu_kv_pool_find(s->pool, &kind, parent, q->ids + (size_t)n * MU_PAGE_TOKENS);
+        if (page == MU_KV_NOTHING) break;
+        parent = mu_kv_pool_identity(s->pool, page);
+        *idle_out += mu_kv_pool_holders(s->pool, page) == 0;
+        q->page[n] = page;
+    }
+    return n;
+}
+
+static void page_tell(struct seq *q, uint32_t page, struct mu_step *step)
+{
+    q->page[q->n_page++] = page;
+    step->page[step->n_page++] = (struct mu_step_page){.slot = (uint32_t)q->slot, .page = page};
+}
+
+/* The first n of q->page are prefix_find's: it begins after them. */
+static void prefix_use(struct mu_sched *s, struct seq *q, uint32_t n, struct mu_step *step)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        mu_kv_pool_retain(s->pool, q->page[i]);
+        page_tell(q, q->page[i], step);
+    }
+    q->n_known = n;
+    q->identity = n ? mu_kv_pool_identity(s->pool, q->page[n - 1]) : 0;
+    q->n_fed = n * MU_PAGE_TOKENS;
+    s->n_cached_tokens += q->n_fed;
+    if (!q->counted) q->n_cached = q->n_fed < q->n_prompt ? q->n_fed : q->n_prompt;
+    q->counted = true;
+}
+
+/* Pages for all its ids, or none; false: there are none, and nobody younger to take them from. */
+static bool pages_grow(struct mu_sched *s, struct seq *q, struct mu_step *step)
+{
+    uint32_t need = mu_sched_pages_of(q->n_ids), n_prefix = q->n_page, idle = 0;
+    if (q->n_page >= need) return true;                                        /* drafts may have taken one more */
+    if (step->n_page + need - q->n_page > s->opt.serving.n_page) return false; /* a step has so many entries */
+    for (;;) {
+        if (q->n_page == 0) n_prefix = prefix_find(s, q, &idle); /* it begins again, in its slot */
+        if (need + idle <= n_prefix + mu_kv_pool_available(s->pool)) break;
+        if (!take_from_others(s, q)) return false;
+    }
+    if (q->n_page == 0) prefix_use(s, q, n_prefix, step);
+    while (q->n_page < need) page_tell(q, mu_kv_pool_take(s->pool), step);
+    return true;
+}
+
+static struct mu_step_seq *entry_add(const struct mu_sched *s, const struct seq *q, uint32_t pos, const int32_t *ids,
+                                     uint32_t n_tok, enum mu_out_kind out, struct mu_step *step)
+{
+    struct mu_step_seq *to = &step->seq[step->n_seq++];
+    *to = (struct mu_step_seq){
+        .slot = (uint32_t)q->slot,
+        .pos0 = pos,
+        .n_tok = n_tok,
+        .tok_off = step->n_tok,
+        .out = (uint8_t)out,
+        .far = mu_sched_is_far(s, q->n_ids),
+        .sampling = q->sampling,
+        .adapter = q->adapter,
+        .adapter_scale = q->adapter_scale,
+    };
+    memcpy(step->ids + step->n_tok, ids, n_tok * sizeof *ids);
+    step->n_tok += n_tok;
+    return to;
+}
+
+/* What it needs beside its parameters to be sampled. */
+static void entry_constrain(const struct mu_sched *s, struct seq *q, struct mu_step *step, struct mu_step_seq *to)
+{
+    mu_adjusts_put(q->adjusts, step, to);
+    if (!s->opt.allow) return;
+    uint8_t *mask = mu_step_mask(step, to);
+    q->masked = s->opt.allow(s->opt.allow_ctx, q->request, q->ids + q->n_prompt, q->n_ids - q->n_prompt, mask);
+    if (q->masked) return;
+    to->mask = 0;
+    step->n_mask--;
+}
+
+static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct mu_step *step)
+{
+    struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
+    bool last = q->n_fed + n_tok == q->n_ids;
+    enum mu_out_kind out = last ? MU_OUT_SAMPLE : MU_OUT_NONE;
+    if (q->embed.pooling) out = mu_embed_out(q->embed.pooling, last);
+    struct mu_step_seq *to = entry_add(s, q, q->n_fed, q->ids + q->n_fed, n_tok, out, step);
+    if (out == MU_OUT_SAMPLE) entry_constrain(s, q, step, to);
+    q->n_fed += n_tok;
+    q->n_flight++;
+    q->samples = last;
+    q->last_step = s->next_number;
+    mu_fair_charge(&s->fair, q->flow, n_tok);
+    f->samples[f->n_seq] = last;
+    f->n_draft[f->n_seq] = 0;
+    f->seq[f->n_seq++] = q;
+}
+
+/* Guesses behind a decode, at most `most`, into pages that nobody misses; returns how many. */
+static uint32_t add_drafts(struct mu_sched *s, struct flight *f, struct seq *q, uint32_t n_stream, uint32_t most,
+                           struct mu_step *step)
+{
+    uint32_t spare = mu_kv_pool_available(s->pool), n_active = (uint32_t)s->n_active;
+    uint32_t room = q->n_page * MU_PAGE_TOKENS - q->n_ids; /* MAX_DRAFT ids need one page more at most */
+    if (spare <= n_active && most > room) most = room;
+    uint32_t n = mu_sched_draft(s, q, n_stream, most);
+    if (mu_sched_pages_of(q->n_ids + n) > q->n_page) page_tell(q, mu_kv_pool_take(s->pool), step);
+    for (uint32_t i = 0; i < n; i++) entry_add(s, q, q->n_ids + i, &q->draft[i], 1, MU_OUT_SAMPLE, step);
+    f->n_draft[f->n_seq - 1] = (uint8_t)n;
+    f->n_drafted += n;
+    return n;
+}
+
+static int by_arrival(const struct seq *x, const struct seq *y)
+{
+    return x->arrival < y->arrival ? -1 : x->arrival > y->arrival;
+}
+
+static int by_last_step(const void *a, const void *b, void *sched)
+{
+    const struct seq *x = *(struct seq *const *)a, *y = *(struct seq *const *)b;
+    (void)sched;
+    if (x->last_step != y->last_step) return x->last_step < y->last_step ? -1 : 1;
+    return by_arrival(x, y);
+}
+
+static int by_turn(const void *a, const void *b, void *sched)
+{
+    const struct seq *x = *(struct seq *const *)a, *y = *(struct seq *const *)b;
+    int turn = mu_fair_compare(&((const struct mu_sched *)sched)->fair, x->flow, y->flow);
+    return turn ? turn : by_arrival(x, y);
+}
+
+/* More of the prompt, beside chunks that are in flight as well. */
+static bool is_prefill(const struct mu_sched *s, const struct seq *q)
+{
+    return q->n_fed < q->n_ids && !is_decode(q) && q->n_flight < s->opt.n_stage && !q->cancelled;
+}
+
+/* Sequences that want a decode (or a prefill) into s->order; returns how many. */
+static int idle_collect(struct mu_sched *s, bool decode, int (*compare)(const void *, const void *, void *))
+{
+    int n = 0;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        struct seq *q = s->active[i];
+        if (q && (decode ? is_decode(q) : is_prefill(s, q))) s->order[n++] = q;
+    }
+    if (n > 1) qsort_r(s->order, (size_t)n, sizeof(struct seq *), compare, s);
+    return n;
+}
+
+static uint32_t mixed_share(const struct mu_sched *s)
+{
+    return ((uint32_t)s->opt.serving.step_tokens + MIXED_SHARE - 1) / MIXED_SHARE;
+}
+
+/* A fair part of the decodes for each stage; returns how many sequences are decoding, those in flight as well. */
+static int add_decodes(struct mu_sched *s, struct flight *f, struct mu_step *step)
+{
+    int n_decoding = 0, n_prefill = s->n_waiting;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        const struct seq *q = s->active[i];
+        if (!q) continue;
+        if (q->n_flight ? q->samples : is_decode(q))
+            n_decoding++;
+        else
+            n_prefill++;
+    }
+    int n = idle_collect(s, true, by_last_step), n_free_stage = s->opt.n_stage;
+    for (int i = 0; i < s->n_flight; i++)
+        n_free_stage -= s->flight[(s->flight_head + i) % s->max_in_flight].n_decode > 0;
+    /* One at least is left for each other stage that has no decodes yet. */
+    int quota = (n_decoding + s->opt.n_stage - 1) / s->opt.n_stage, budget = s->opt.serving.step_tokens;
+    if (quota > n - (n_free_stage - 1)) quota = n - (n_free_stage - 1) > 1 ? n - (n_free_stage - 1) : 1;
+    if (n_prefill && budget > 1) budget -= (int)mixed_share(s); /* prefills move too */
+    if (quota > budget) quota = budget;
+    /* Drafts get what no sequence needs. */
+    uint32_t n_slot = (uint32_t)s->opt.serving.n_slot, spare = n_slot - (uint32_t)s->n_active;
+    if (spare > (uint32_t)(budget - quota)) spare = (uint32_t)(budget - quota);
+    if (n_prefill) spare = 0;
+    for (int i = 0; i < n && f->n_decode < quota; i++) {
+        struct seq *q = s->order[i];
+        if (q->slot < 0) continue; /* preempted for one before it */
+        if (!pages_grow(s, q, step)) continue;
+        step_add(s, q, 1, step);
+        f->n_decode++;
+        if (spare) spare -= add_drafts(s, f, q, (uint32_t)n_decoding, spare < MAX_DRAFT ? spare : MAX_DRAFT, step);
+    }
+    return n_decoding;
+}
+
+/* How many tokens the step may prefill. Streams wait for it: so many that their gaps are MIXED times as long as with
+ * decodes alone, as far as that is known. And where every stage has a step already, one more without decodes would only stand between
+ * a stream and its next token. */
+static uint32_t prefill_budget(const struct mu_sched *s, const struct flight *f, const struct mu_step *step,
+                               int n_decoding)
+{
+    uint32_t budget = (uint32_t)s->opt.serving.step_tokens - step->n_tok, share = mixed_share(s);
+    if (!n_decoding) return budget;
+    if (!f->n_decode && s->n_flight >= s->opt.n_stage) return 0;
+    if (s->cost.gap_us > 0 && s->cost.token_us > 0) { /* as many steps as stages lie between two tokens */
+        double n = (MIXED - 1) * s->cost.gap_us / (s->cost.token_us * s->opt.n_stage);
+        share = n < LEAST_CHUNK ? LEAST_CHUNK : n < budget ? (uint32_t)n : budget;
+    }
+    return share < budget ? share : budget;
+}
+
+static void add_prefills(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
+{
+    int n = idle_collect(s, false, by_turn);
+    for (int i = 0; i < n && *budget; i++) {
+        struct seq *q = s->order[i];
+        if (q->slot < 0) continue;
+        /* pages were taken at admission, but where it has grown and is computed again */
+        if (!pages_grow(s, q, step)) continue;
+        uint32_t n_tok = q->n_ids - q->n_fed < *budget ? q->n_ids - q->n_fed : *budget;
+        step_add(s, q, n_tok, step);
+        *budget -= n_tok;
+    }
+}
+
+static int free_slot_find(const struct mu_sched *s)
+{
+    for (int i = 0; i < s->opt.serving.n_slot; i++)
+        if (!s->active[i]) return i;
+    return -1;
+}
+
+/* Whether a sequence that runs is about to compute the page that follows q's prefix: better to wait for it than to do
+ * the same work beside it. */
+static bool is_coming(const struct mu_sched *s, const struct seq *q, uint32_t n_prefix)
+{
+    const struct mu_kv_kind kind = kind_of(s, q);
+    uint64_t parent = n_prefix ? mu_kv_pool_identity(s->pool, q->page[n_prefix - 1]) : 0;
+    uint32_t end = (n_prefix + 1) * MU_PAGE_TOKENS;
+    if (s->opt.no_prefix_cache || q->embed.pooling == MU_POOL_MEAN || q->n_ids <= end) return false;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        const struct seq *a = s->active[i];
+        if (!a || a->cancelled || a->priority > q->priority || a->n_known != n_prefix || a->identity != parent ||
+            a->n_ids < end)
+            continue;
+        const struct mu_kv_kind theirs = kind_of(s, a);
+        if (mu_kv_kind_is(&theirs, &kind) &&
+            !memcmp(a->ids + end - MU_PAGE_TOKENS, q->ids + end - MU_PAGE_TOKENS, MU_PAGE_TOKENS * sizeof *q->ids))
+            return true;
+    }
+    return false;
+}
+
+enum admission { ADMITTED, NOT_YET, NO_ROOM };
+
+struct place {               /* for a newcomer */
+    int slot;                /* -1: there is none */
+    uint32_t n_prefix, lack; /* pages found in the cache; pages that are wanting */
+};
+
+static struct place place_find(const struct mu_sched *s, struct seq *q)
+{
+    uint32_t idle, n_prefix = prefix_find(s, q, &idle);
+    /* A page of growth for each that runs already: else the newcomer is preempted as soon as it has been computed. */
+    uint32_t want = mu_sched_pages_of(q->n_ids) - n_prefix + idle + (uint32_t)s->n_active;
+    uint32_t have = mu_kv_pool_available(s->pool);
+    return (struct place){free_slot_find(s), n_prefix, want > have ? want - have : 0};
+}
+
+/* Whose turn it is, of those that this step has not passed over; NULL: nobody's. */
+static struct seq *turn_find(const struct mu_sched *s)
+{
+    struct seq *first = NULL;
+    for (struct seq *q = s->waiting; q; q = q->next) /* in order of arrival */
+        if (q->passed != s->next_number && (!first || mu_fair_compare(&s->fair, q->flow, first->flow) < 0)) first = q;
+    return first;
+}
+
+/* Whose turn it is gets a slot and pages from those that give way to it, before they are in this step. */
+static void make_way(struct mu_sched *s)
+{
+    struct seq *q = turn_find(s);
+    for (struct place p; q && (p = place_find(s, q), p.slot < 0 || p.lack);)
+        if (is_coming(s, q, p.n_prefix) || !take_for_newcomer(s, q, p.lack)) return;
+}
+
+static enum admission admit(struct mu_sched *s, struct seq *q, struct mu_step *step, uint32_t *budget)
+{
+    uint32_t need = mu_sched_pages_of(q->n_ids);
+    struct place p = place_find(s, q);
+    if (is_coming(s, q, p.n_prefix)) return NOT_YET;
+    if (p.slot < 0 || p.lack || step->n_page + need > s->opt.serving.n_page) return NO_ROOM; /* entries of a step */
+    mu_sched_unwait(s, q);
+    q->slot = p.slot;
+    s->active[p.slot] = q;
+    s->n_active++;
+    prefix_use(s, q, p.n_prefix, step);
+    while (q->n_page < need) page_tell(q, mu_kv_pool_take(s->pool), step);
+    uint32_t left = q->n_ids - q->n_fed, n_tok = left < *budget ? left : *budget;
+    step_add(s, q, n_tok, step);
+    *budget -= n_tok;
+    return ADMITTED;
+}
+
+static void add_admissions(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
+{
+    struct seq *q;
+    while (*budget && (q = turn_find(s))) {
+        enum admission a = admit(s, q, step, budget);
+        if (a == NO_ROOM) return;
+        if (a == NOT_YET) q->passed = s->next_number;
+    }
+}
+
+/* Pages that this step fills may be found from the next one on. Nothing of it has run yet, and need not have: every rank
+ * runs the steps in order and has written its layers of a page before a later step reads them there. Within one step
+ * that is not so (a decode stores and attends item by item), which is why they are published when it is whole. */
+static void pages_publish(struct mu_sched *s, const struct flight *f)
+{
+    for (int i = 0; i < f->n_seq && !s->opt.no_prefix_cache; i++) {
+        struct seq *q = f->seq[i];
+        const struct mu_kv_kind kind = kind_of(s, q);
+        for (; (q->n_known + 1) * MU_PAGE_TOKENS <= q->n_fed; q->n_known++)
+            q->identity = mu_kv_pool_publish(s->pool, q->page[q->n_known], &kind, q->identity,
+                                             q->ids + (size_t)q->n_known * MU_PAGE_TOKENS);
+    }
+}
+
+bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
+{
+    if (s->n_flight == s->max_in_flight) return false;
+    struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
+    f->n_seq = f->n_decode = 0;
+    f->n_drafted = 0;
+    mu_step_clear(step);
+    make_way(s);
+    int n_decoding = add_decodes(s, f, step);
+    uint32_t budget = prefill_budget(s, f, step, n_decoding);
+    add_prefills(s, step, &budget);
+    add_admissions(s, step, &budget);
+    if (!step->n_seq) return false;
+    pages_publish(s, f);
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        if (s->slot_dirty[i]) step->free_slot[step->n_free++] = (uint32_t)i;
+        s->slot_dirty[i] = false;
+    }
+    f->n_prefill = step->n_tok - (uint32_t)f->n_decode - f->n_drafted;
+    step->number = f->number = s->next_number++;
+    s->n_flight++;
+    return true;
+}

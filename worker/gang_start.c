@@ -67,7 +67,8 @@ out:
     return st;
 }
 
-/* As many pages as were asked for, or as memory leaves: all ranks are on this machine. */
+/* As many pages as were asked for. Where memory has shrunk since the coordinator counted it (a relaunch beside other
+ * programs), as many as there is room for, down to one sequence of full length: slower is better than gone. */
 static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const struct mu_model *model,
                                 const struct mu_plan *plan, const struct mu_adapters *adapters,
                                 const struct mu_topo *topo, uint64_t kept_bytes, struct mu_err *err)
@@ -77,6 +78,12 @@ static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const
     v.lora_rank = adapters->max_rank;
     /* weights that are there already are counted among those that are wanted */
     mu_fit_measure(model, plan, adapters, &v, topo->mem_available_bytes + kept_bytes, &fit);
+    uint64_t room = mu_fit_room(&fit);
+    if (v.n_page > room && room >= mu_fit_pages_of(v.n_ctx)) {
+        mu_warn("worker", "there is memory for %llu of %u cache pages: fewer sequences will run at once",
+                (unsigned long long)room, v.n_page);
+        v.n_page = (uint32_t)room;
+    }
     enum mu_status st = mu_fit_settle(&fit, model, plan, MU_FIT_CTX, &v, err);
     if (st == MU_OK) r->kv_pages = v.n_page;
     return st;

@@ -13,7 +13,7 @@ sys.path.insert(0, os.path.dirname(__file__))
 import harness  # noqa: E402
 from harness import grpc, pb  # noqa: E402
 
-N_TOKEN = 120
+N_TOKEN = 360  # long enough that harm comes in time
 D_MODEL, D_KV, D_FF = 256, 64, 768  # of the demonstration model
 
 

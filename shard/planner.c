@@ -101,9 +101,8 @@ static enum mu_status nothing_fits(const struct mu_model *model, const struct mu
     struct mu_rank_memory m = {0, 0, 0};
     if (mu_plan_build(model, &one, &plan, NULL) == MU_OK) mu_plan_memory(model, &plan, 0, serving, &m);
     return mu_fail(err, MU_ENOMEM,
-                   "the model needs %.1f GB (%.1f of weights, %.1f of cache, %.1f of scratch), but %d node%s %.1f GB "
-                   "free: add memory or "
-                   "nodes, or use fewer slots or a shorter context",
+                   "the model does not fit: it needs %.1f GB (%.1f of weights, %.1f of cache, %.1f of scratch), but %d "
+                   "node%s %.1f GB free: add memory or nodes, or use a smaller --parallel or --ctx",
                    (double)(m.weights + m.kv + m.scratch) / 1e9, (double)m.weights / 1e9, (double)m.kv / 1e9,
                    (double)m.scratch / 1e9, n_node, n_node == 1 ? " has" : "s have", (double)have / 1e9);
 }

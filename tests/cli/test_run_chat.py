@@ -362,7 +362,7 @@ class Chat(unittest.TestCase):
         # Without a template nothing is read beside the prompt.
         d = self.run_once("Good morrow", "--raw", "-n", "12", stdin="Good")
         self.assertEqual(d.stdout, self.run_once("Good morrow", "--raw", "-n", "12").stdout)
-        for args, word in ((["--format", "json"], "not supported"), (["--template", self.template, "--server", "x:1"], "--server"),
+        for args, word in ((["--format", "yaml"], "yaml"), (["--template", self.template, "--server", "x:1"], "--server"),
                            (["--think=maybe"], "maybe"), (["--raw", "--template", self.template], "--raw")):
             e = self.run_once("a", *args)
             self.assertEqual(e.returncode, 2)

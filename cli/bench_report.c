@@ -150,11 +150,20 @@ static bool grid_print(struct grid *g, const bool *right)
     return ok;
 }
 
+/* At most five characters below a hundred million, so that the table keeps within a terminal of 80. */
+static void rate_cell(char *cell, double per_s)
+{
+    if (per_s >= 99999.5)
+        snprintf(cell, CELL, "%.0fk", per_s / 1000);
+    else
+        mu_chart_number(per_s, cell, CELL);
+}
+
 static bool print_points(const struct mu_bench_sweep *s)
 {
     enum { N_COL = 9 };
     static const bool right[N_COL] = {false, false, true, true, true, true, true, false, true};
-    static const char *const head[N_COL] = {"case",  "tokens/s", "each",   "spread", "bound",
+    static const char *const head[N_COL] = {"case",  "tokens/s", "each",   "noise", "bound",
                                             "of it", "limit",    "memory", ""};
     struct grid g;
     char split[MU_SPLIT_TEXT];
@@ -175,10 +184,10 @@ static bool print_points(const struct mu_bench_sweep *s)
         if (p->state == MU_BENCH_REFUSED) {
             snprintf(v[6], CELL, "does not fit");
         } else {
-            mu_chart_number(tokens_per_s(p), v[1], CELL);
-            if (p->c->phase == MU_BENCH_DECODE) mu_chart_number(tokens_per_s(p) / p->c->n_stream, v[2], CELL);
+            rate_cell(v[1], tokens_per_s(p));
+            if (p->c->phase == MU_BENCH_DECODE) rate_cell(v[2], tokens_per_s(p) / p->c->n_stream);
             snprintf(v[3], CELL, "%.0f%%", 100 * mu_bench_noise(&p->r.s));
-            mu_chart_number(bound_per_s(p), v[4], CELL);
+            rate_cell(v[4], bound_per_s(p));
             snprintf(v[5], CELL, "%.0f%%", 100 * p->r.of_bound);
             snprintf(v[6], CELL, "%s", mu_bench_limit_name(mu_bench_limit_of(&p->r)));
         }

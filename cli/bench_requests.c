@@ -22,7 +22,14 @@
 #include "cli/bench_serve.h"
 #include "muster/v1/muster.pb-c.h"
 
-enum { CHANNELS = 4, CALL_MS = 10000, INTERRUPT_MS = 100, MAX_REQUESTS = 1000000, REQUESTS_STEP = 256 };
+enum {
+    CHANNELS = 4,
+    CALL_MS = 10000,
+    REQUEST_MS = 3600000,
+    INTERRUPT_MS = 100,
+    MAX_REQUESTS = 1000000,
+    REQUESTS_STEP = 256
+};
 
 struct mu_bench_client {
     char model[256];
@@ -320,7 +327,7 @@ static enum mu_status request_send(struct load *l, struct request *r, const Must
     struct mu_rpc_stream_callbacks cb = {on_reply, on_done, r};
     r->sent_ns = mu_now_ns();
     enum mu_status st = mu_rpc_stream_open(l->client->channel[l->n_request % CHANNELS], "/muster.v1.Muster/Generate",
-                                           &muster__v1__generate_reply__descriptor, 0, MU_FOREVER,
+                                           &muster__v1__generate_reply__descriptor, 0, r->sent_ns + REQUEST_MS * MU_MS,
                                            mu_now_ns() + CALL_MS * MU_MS, &cb, &r->stream, err);
     if (st) return st;
     l->n_active++;
@@ -419,6 +426,7 @@ static enum mu_status requests_run(struct load *l, struct mu_err *err)
 struct figures { /* [requests]; gaps of all */
     double *ttft, *tpot, *itl, *e2e, *queue, *lag, *own;
     size_t n_ttft, n_tpot, n_itl, n_queue, n_lag;
+    double n_reply; /* of the requests that count */
 };
 
 static void request_count(const struct load *l, const struct request *r, struct figures *f,
@@ -450,7 +458,7 @@ static void request_count(const struct load *l, const struct request *r, struct 
     out->n_resumed += r->n_resumed > 0;
     out->in_tokens += r->n_in;
     out->out_tokens += r->n_out;
-    out->tokens_a_reply += r->n_reply; /* replies, for now */
+    f->n_reply += r->n_reply;
     out->mean_active += e2e / 1e3;
 }
 
@@ -499,7 +507,7 @@ static enum mu_status load_sum(struct load *l, struct mu_bench_load_result *out,
     out->itl = mu_bench_spread_of(f.itl, f.n_itl);
     out->queue = mu_bench_spread_of(f.queue, f.n_queue);
     out->lag = mu_bench_spread_of(f.lag, f.n_lag);
-    out->tokens_a_reply = out->tokens_a_reply > 0 ? out->out_tokens / out->tokens_a_reply : 0;
+    out->tokens_a_reply = f.n_reply > 0 ? out->out_tokens / f.n_reply : 0;
     out->mean_active = out->duration_s > 0 ? out->mean_active / out->duration_s : 0;
     figures_free(&f);
     return MU_OK;

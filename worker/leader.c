@@ -152,11 +152,13 @@ static enum mu_status steps_plan(struct leader *l, struct mu_err *err)
     return MU_OK;
 }
 
-static const char *error_text(enum mu_status error)
+/* Where a constraint could not go on, it knows more than that nothing was allowed. */
+static const char *error_text(const struct leader *l, const struct mu_sched_event *e)
 {
-    if (error == MU_ENONFINITE) return "the model's output is not finite for this request";
-    if (error == MU_EINVAL) return "no token is allowed to come next: logit_bias, min_tokens or the format leave none";
-    return NULL;
+    if (e->error == MU_ENONFINITE) return "the model's output is not finite for this request";
+    if (e->error != MU_EINVAL) return NULL;
+    const char *why = mu_constraints_why(l->constraints, e->request);
+    return why ? why : "no token is allowed to come next: logit_bias, min_tokens or the format leave none";
 }
 
 /* The oldest step: our share, then what became of its sequences. */
@@ -187,8 +189,7 @@ static enum mu_status step_run(struct leader *l, struct mu_err *err)
             st =
                 mu_engine_put_vector(l->opt->engine, e, result.state + (size_t)e->slot * (size_t)d_model, d_model, err);
         else
-            st = mu_engine_put(l->opt->engine, e, e->logprobs ? &result.logprobs[e->seq] : NULL, error_text(e->error),
-                               err);
+            st = mu_engine_put(l->opt->engine, e, e->logprobs ? &result.logprobs[e->seq] : NULL, error_text(l, e), err);
         if (e->finished) mu_constraints_drop(l->constraints, e->request);
     }
     return st;

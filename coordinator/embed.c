@@ -68,7 +68,7 @@ struct mu_embed_call *mu_embed_call_create(uint64_t id, struct mu_rpc_call *call
     e->raw = q->raw;
     snprintf(e->adapter, sizeof e->adapter, "%s", q->adapter);
     e->adapter_scale = q->adapter_scale;
-    e->priority = mu_request_priority(q->priority);
+    e->priority = mu_proto_priority(q->priority);
     e->key = mu_fair_key(q->key);
     e->n_value = n_value_of(q, cfg);
     e->n_input = e->n_left = q->n_input;

@@ -275,7 +275,7 @@ static void on_generate(struct mu_hub *h, struct mu_event *ev)
 {
     const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)ev->msg;
     uint32_t n = mu_choices_n(q);
-    if (mu_rpc_call_cancelled(ev->call) || !has_room(h, ev->call, n, mu_request_priority(q->priority))) return;
+    if (mu_rpc_call_cancelled(ev->call) || !has_room(h, ev->call, n, mu_proto_priority(q->priority))) return;
     size_t room = (size_t)h->serving.n_ctx - ev->n_ids,
            max = q->max_tokens && q->max_tokens < room ? q->max_tokens : room;
     uint64_t seed = 0;

@@ -15,13 +15,6 @@ const char *mu_request_refuse_share(Muster__V1__Priority priority, const char *k
     return strlen(key) > MU_REQ_MAX_KEY_BYTES ? "the key is longer than 256 bytes" : NULL;
 }
 
-enum mu_priority mu_request_priority(Muster__V1__Priority p)
-{
-    return p == MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE ? MU_PRIORITY_INTERACTIVE
-           : p == MUSTER__V1__PRIORITY__PRIORITY_BATCH     ? MU_PRIORITY_BATCH
-                                                           : MU_PRIORITY_NORMAL;
-}
-
 struct mu_choices *mu_choices_create(uint64_t id, struct mu_rpc_call *call, Muster__V1__GenerateRequest *params,
                                      int32_t *prompt, size_t n_prompt, uint64_t seed)
 {
@@ -74,7 +67,7 @@ struct mu_request *mu_request_create(uint64_t id, struct mu_choices *choices, ui
     r->n_prompt = choices->n_prompt;
     r->emitted = emitted;
     r->max_tokens = max_tokens;
-    r->priority = mu_request_priority(r->params->priority);
+    r->priority = mu_proto_priority(r->params->priority);
     r->key = mu_fair_key(r->params->key);
     r->flow = -1;
     r->seed = mu_sampling_choice_seed(choices->seed, choice);

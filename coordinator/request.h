@@ -33,6 +33,7 @@
 #include "model/tokenizer.h"
 #include "muster/v1/internal.pb-c.h"
 #include "muster/v1/muster.pb-c.h"
+#include "proto/priority.h"
 #include "transport/rpc.h"
 
 enum mu_request_state { MU_REQ_WAITING, MU_REQ_RUNNING };
@@ -133,7 +134,6 @@ void mu_request_fail(struct mu_request *r, enum mu_rpc_code code, const char *fm
     __attribute__((format(printf, 3, 4)));
 /* What is wrong with a priority and a key as they came; NULL: nothing. */
 const char *mu_request_refuse_share(Muster__V1__Priority priority, const char *key);
-enum mu_priority mu_request_priority(Muster__V1__Priority priority);
 static inline bool mu_request_suspect(const struct mu_request *r)
 {
     return r->deaths >= MU_REQ_SUSPECT_DEATHS;

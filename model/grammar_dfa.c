@@ -474,11 +474,3 @@ done:
     mu_free(name);
     return b->st;
 }
-
-bool mu_dfa_accepts(const struct mu_dfa *d, const char *p, size_t n)
-{
-    uint32_t at = d->n_node ? 0 : DEAD;
-    int hi;
-    for (size_t i = 0; i < n && at != DEAD; i++) hi = 255, at = next_of(d, at, (uint8_t)p[i], &hi);
-    return at != DEAD && d->final[at];
-}

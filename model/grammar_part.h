@@ -179,7 +179,6 @@ enum mu_status mu_dfa_combine(struct mu_gb *b, const struct mu_dfa *x, const str
                               struct mu_dfa *out);
 /* Drops nodes that lead to no end or are not reached. */
 enum mu_status mu_dfa_trim(struct mu_gb *b, struct mu_dfa *d);
-bool mu_dfa_accepts(const struct mu_dfa *d, const char *p, size_t n);
 
 /* grammar_refine.c: classes of nodes that no text of at most `rounds` letters tells apart (MU_MANY: none at all).
  * class_out [n_node], numbered from 0. */

@@ -15,6 +15,7 @@
 #include "base/log.h"
 #include "base/queue.h"
 #include "muster/v1/internal.pb-c.h"
+#include "proto/priority.h"
 #include "transport/rpc.h"
 
 enum {
@@ -118,13 +119,6 @@ static struct mu_sampling sampling_of(const Muster__V1__Sampling *m)
     return p;
 }
 
-static enum mu_priority priority_of(Muster__V1__Priority p)
-{
-    return p == MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE ? MU_PRIORITY_INTERACTIVE
-           : p == MUSTER__V1__PRIORITY__PRIORITY_BATCH     ? MU_PRIORITY_BATCH
-                                                           : MU_PRIORITY_NORMAL;
-}
-
 static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__EngineSubmit *m)
 {
     const Muster__V1__Sampling *p = m->sampling;
@@ -160,7 +154,7 @@ static struct mu_engine_command *command_of_submit(const Muster__Internal__V1__E
         .embed = embed_of(m->embed),
         .adapter = m->adapter,
         .adapter_scale = m->adapter_scale,
-        .priority = priority_of(m->priority),
+        .priority = mu_proto_priority(m->priority),
         .key = m->key,
     };
     return c;

@@ -1,0 +1,95 @@
+/* What the files of the CUDA plugin share. Private to kernels/cuda.
+ *
+ *   plugin.cu   the table that is exported          runtime.cu  devices, memory, the queue, graphs
+ *   layout.h    packed weights                      pack.cu     … made from a file's rows
+ *   matmul.cu   which kernel multiplies             matvec.cu   a few vectors: bound by memory
+ *   tiles.cu    many vectors, on the tensor cores   float.cu    F32, F16, BF16 and types without a rule of their own
+ *   epilogue.h  what follows a product              norm.cu     residual, norms      form.cu  inputs of matrices
+ *   rotate.cu   rotation, the cache                 attn.cu     attention            experts.cu, pick.cu, move.cu
+ *   link.cu     NCCL
+ *
+ * The files are compiled twice: by nvcc, and by the C++ compiler against tests/stubs/cuda, whose cuda_runtime.h runs
+ * kernels on the processor, so that their tests run anywhere. What that needs: kernels are launched with mu_launch;
+ * shared memory whose size is chosen at the launch is declared with MU_SHARED; machine instructions are in ptx.h.
+ * Everything is compiled with -fmad=false and without fast-math, so that plain C operators and fmaf round as the
+ * contract says. */
+#ifndef MU_KERNELS_CUDA_CUDA_H
+#define MU_KERNELS_CUDA_CUDA_H
+
+#include <cuda_runtime.h>
+
+#include "kernels/device.h"
+
+struct mu_device {
+    int index, n_sm, capability;
+    size_t shared_max; /* bytes of shared memory that a block may have */
+    cudaStream_t stream;
+    cudaEvent_t mark[MU_DEVICE_MARKS];
+    cudaError_t failed; /* the first thing that went wrong, and in what */
+    const char *failed_in;
+    bool recording;
+};
+
+/* Keeps the first error for the next wait. */
+static inline void mu_note(struct mu_device *d, cudaError_t e, const char *what)
+{
+    if (e == cudaSuccess || d->failed != cudaSuccess) return;
+    d->failed = e;
+    d->failed_in = what;
+}
+
+/* Queues a kernel. shared: bytes of MU_SHARED memory; above 48 KiB the kernel was told with mu_allow_shared. */
+template <typename... Params, typename... Args>
+static inline void mu_launch(struct mu_device *d, const char *what, void (*kernel)(Params...), dim3 grid, dim3 block,
+                             size_t shared, Args... args)
+{
+    cudaLaunchConfig_t config = {};
+    if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = d->stream;
+    mu_note(d, cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), what);
+}
+
+#ifndef MU_SHARED /* the emulation has its own */
+#define MU_SHARED(type, name)                                            \
+    extern __shared__ __align__(128) unsigned char mu_shared_bytes[];    \
+    type *name = reinterpret_cast<type *>(mu_shared_bytes)
+#endif
+
+/* ---- the operations, by file; as in struct mu_device_ops ---- */
+
+/* pack.cu */
+size_t mu_cuda_mat_bytes(uint32_t type, int n_row, int n_col);
+void mu_cuda_mat_pack(struct mu_device *d, const struct mu_mat *m, int row0, int row1, const void *raw, int32_t *bad);
+/* matmul.cu */
+void mu_cuda_matmul(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
+                    const struct mu_device_experts *experts);
+/* matvec.cu, tiles.cu: MU_ACT_Q8 types; float.cu: the others. All jobs are of that kind. */
+void mu_cuda_matvec(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
+                    const struct mu_device_experts *experts);
+void mu_cuda_tiles(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
+                   const struct mu_device_experts *experts);
+void mu_cuda_float(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
+                   const struct mu_device_experts *experts);
+/* norm.cu, form.cu, move.cu */
+void mu_cuda_norm(struct mu_device *d, const struct mu_device_norm *a);
+void mu_cuda_form(struct mu_device *d, const float *src, size_t stride, int n_tok, int n, const struct mu_act_to *to);
+void mu_cuda_widen(struct mu_device *d, const struct mu_act *x, float *out);
+void mu_cuda_block_sums(struct mu_device *d, const int8_t *q, size_t n, int16_t *sum);
+void mu_cuda_spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from, int n,
+                    int n_tok);
+void mu_cuda_set(struct mu_device *d, uint32_t *table, const struct mu_device_set *set, int n);
+/* rotate.cu, attn.cu */
+void mu_cuda_rope_table(struct mu_device *d, const float *freq, const float *freq_far, const uint8_t *far,
+                        const int32_t *pos, int n_tok, int n_pair, float mscale, float *out);
+void mu_cuda_rotate(struct mu_device *d, const struct mu_device_rotate *a);
+void mu_cuda_attn(struct mu_device *d, const struct mu_device_attn *a);
+/* experts.cu, pick.cu */
+void mu_cuda_route(struct mu_device *d, const struct mu_device_route *a);
+void mu_cuda_combine(struct mu_device *d, const struct mu_device_combine *a);
+void mu_cuda_pick(struct mu_device *d, const float *logits, size_t stride, int n_row, int n, int first_id,
+                  const struct mu_device_draw *draw, struct mu_device_pick *out);
+
+#endif

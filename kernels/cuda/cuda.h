@@ -63,6 +63,10 @@ static inline void mu_launch(struct mu_device *d, const char *what, void (*kerne
 /* pack.cu */
 size_t mu_cuda_mat_bytes(uint32_t type, int n_row, int n_col);
 void mu_cuda_mat_pack(struct mu_device *d, const struct mu_mat *m, int row0, int row1, const void *raw, int32_t *bad);
+/* float.cu: the same for types that layout.h has no place for */
+size_t mu_cuda_float_mat_bytes(uint32_t type, int n_row, int n_col);
+void mu_cuda_float_mat_pack(struct mu_device *d, const struct mu_mat *m, int row0, int row1, const void *raw,
+                            int32_t *bad);
 /* matmul.cu */
 void mu_cuda_matmul(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                     const struct mu_device_experts *experts);

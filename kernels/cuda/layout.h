@@ -168,8 +168,8 @@ __device__ static inline uint32_t mu_bits_move(uint32_t x, int n)
  * bits, as a selector between the two halves of the table. */
 __device__ static inline uint32_t mu_table_bytes(const uint32_t table[4], uint32_t nibbles7, uint32_t at)
 {
-    uint32_t low = mu_prmt(table[0], table[1], nibbles7), high = mu_prmt(table[2], table[3], nibbles7);
-    return mu_prmt(low, high, at);
+    uint32_t low = __byte_perm(table[0], table[1], nibbles7), high = __byte_perm(table[2], table[3], nibbles7);
+    return __byte_perm(low, high, at);
 }
 
 __host__ __device__ constexpr uint32_t mu_table_word(int a, int b, int c, int d)
@@ -198,13 +198,13 @@ template <uint32_t type> __device__ static inline void mu_table_look_up(uint32_t
     *a1 = mu_table_bytes(table, nibbles7 >> 16, at >> 16);
 }
 
-/* The lane's words of both blocks of pair p of a unit (16-byte aligned, shared or global memory): codes with their
- * offset, or values where TABLE. A last odd block's second is zeros (of TABLE: the value of index 0). */
+/* The lane's words of both blocks of a pair, from its low and high bits (16-byte aligned, shared or global memory):
+ * codes with their offset, or values where TABLE. A last odd block's second is zeros (of TABLE: the value of index
+ * 0). */
 template <uint32_t type>
-__device__ static inline void mu_codes_pair(const uint8_t *unit, int p, int lane, uint32_t a[2][4])
+__device__ static inline void mu_codes_of(const uint8_t *low, const uint8_t *high, int lane, uint32_t a[2][4])
 {
     typedef mu_layout<type> L;
-    const uint8_t *low = unit + p * L::LOW_PAIR, *high = unit + L::HIGH_AT + p * L::HIGH_PAIR;
     if (L::LOW == 8) {
         for (int k = 0; k < 2; k++) {
             uint4 v = reinterpret_cast<const uint4 *>(low)[32 * k + lane];
@@ -241,6 +241,14 @@ __device__ static inline void mu_codes_pair(const uint8_t *unit, int p, int lane
     }
 }
 
+/* The same of pair p of a unit. */
+template <uint32_t type>
+__device__ static inline void mu_codes_pair(const uint8_t *unit, int p, int lane, uint32_t a[2][4])
+{
+    typedef mu_layout<type> L;
+    mu_codes_of<type>(unit + p * L::LOW_PAIR, unit + L::HIGH_AT + p * L::HIGH_PAIR, lane, a);
+}
+
 /* Unsigned codes as signed bytes, the offset taken off. */
 template <uint32_t type> __device__ static inline uint32_t mu_codes_signed(uint32_t a)
 {
@@ -267,18 +275,18 @@ struct mu_row_scale {
 /* Byte b of w as a float, exactly: put into the mantissa of 2^23. */
 __device__ static inline float mu_byte_float(uint32_t w, int b)
 {
-    return __uint_as_float(mu_prmt(w, 0x4b000000u, 0x7540u + (uint32_t)b)) - 8388608.0f;
+    return __uint_as_float(__byte_perm(w, 0x4b000000u, 0x7540u + (uint32_t)b)) - 8388608.0f;
 }
 __device__ static inline float mu_half_float(uint32_t two, int h)
 {
-    return mu_f16_widen((uint16_t)(two >> 16 * h));
+    return mu_half_to_f32((uint16_t)(two >> 16 * h));
 }
 
-template <uint32_t type> __device__ static inline struct mu_scales mu_scales_load(const uint8_t *unit, int g)
+/* Of the scales at p: unit + SCALES_AT. */
+template <uint32_t type> __device__ static inline struct mu_scales mu_scales_load(const uint8_t *p, int g)
 {
     typedef mu_layout<type> L;
     struct mu_scales s = {};
-    const uint8_t *p = unit + L::SCALES_AT;
     if (L::KIND == MU_SCALE_E) {
         s.w[0] = reinterpret_cast<const uint32_t *>(p)[g];
     } else if (L::KIND == MU_SCALE_DM) {
@@ -313,6 +321,23 @@ __device__ static inline uint32_t mu_scale_nibbles(uint32_t w, int j)
 __device__ static inline uint32_t mu_scale_six(uint32_t w, uint32_t high, int at, int j)
 {
     return mu_scale_nibbles(w, j) | (mu_bits_move(high, 4 - at - (j >> 2) * 2) & 0x30303030u);
+}
+
+/* Of a K type: those of blocks 4 … 7 in the place of blocks 0 … 3 where second is set (for loops over half a unit, in
+ * which j would not be known when they are compiled). */
+template <uint32_t type> __device__ static inline void mu_scales_half(struct mu_scales *s, bool second)
+{
+    typedef mu_layout<type> L;
+    int nibble = second ? 4 : 0, two = second ? 2 : 0;
+    if (L::KIND == MU_SCALE_H8) {
+        for (int i = 0; i < 4; i++) s->w[2 + i % 2 + i / 2 * 4] = s->w[2 + i % 2 + i / 2 * 4 + (second ? 2 : 0)];
+    } else if (L::KIND == MU_SCALE_K || L::KIND == MU_SCALE_H6) {
+        for (int i = 2; i < 8; i++) s->w[i] >>= i < 6 ? nibble : two;
+    } else if (L::KIND == MU_SCALE_XS) {
+        for (int i = 2; i < 5; i++) s->w[i] >>= i < 4 ? nibble : two;
+    } else {
+        for (int i = 2; i < 10; i++) s->w[i] >>= nibble;
+    }
 }
 
 /* Of block j of the unit and row h. With j and h known when it is compiled, what several blocks share is computed

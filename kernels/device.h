@@ -13,8 +13,8 @@
  * host memory: a source may be written again, and a destination read, after a wait). What goes wrong in the queue is
  * told by the next wait, and the device is then good for close alone.
  *
- * Pointers. In what follows, pointers inside argument structs are device memory unless said otherwise; structs
- * themselves, and struct mu_mat (whose data is on the device), are host memory. Shapes are row-major. Zero tokens, rows
+ * Pointers. In what follows, pointers inside argument structs, and those to an operation's arrays, are device memory unless said
+ * otherwise; structs themselves, and struct mu_mat (whose data is on the device), are host memory. Shapes are row-major. Zero tokens, rows
  * or sequences are fine everywhere and do nothing. What an operation writes overlaps neither what it reads nor what else
  * it writes, unless said otherwise. Elements are aligned to their size, allocations to 256 bytes.
  *

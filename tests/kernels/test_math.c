@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "kernels/random.h"
 
 enum { BATCH = 4096 };
 

@@ -6,6 +6,7 @@
 #include "forward_util.h"
 
 #include "kernels/kernels.h"
+#include "kernels/random.h"
 #include "model/adapter.h"
 #include "model/arch.h"
 #include "model/gguf_write.h"

@@ -4,6 +4,7 @@
 
 #include "base/alloc.h"
 #include "kernels/kernels.h"
+#include "kernels/random.h"
 #include "model/synth.h"
 #include "shard/adjust.h"
 

@@ -52,6 +52,13 @@ static inline void mu_launch(struct mu_device *d, const char *what, void (*kerne
     mu_note(d, cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), what);
 }
 
+/* Once at open: kernel may be launched with that much MU_SHARED memory. */
+template <typename... Params>
+static inline void mu_allow_shared(struct mu_device *d, const char *what, void (*kernel)(Params...), size_t bytes)
+{
+    mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), what);
+}
+
 #ifndef MU_SHARED /* the emulation has its own */
 #define MU_SHARED(type, name)                                            \
     extern __shared__ __align__(128) unsigned char mu_shared_bytes[];    \

@@ -18,6 +18,7 @@
 #define MU_KERNELS_KERNELS_H
 
 #include "base/status.h"
+#include "kernels/random.h"
 #include "kernels/types.h"
 
 #ifdef __cplusplus

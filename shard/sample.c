@@ -26,7 +26,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernels/random.h"
 #include "shard/adjust.h"
 #include "shard/parts.h"
 

@@ -18,7 +18,6 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
-#include "kernels/random.h"
 
 enum { BATCH = 4096 };
 

@@ -6,7 +6,6 @@
 #include "forward_util.h"
 
 #include "kernels/kernels.h"
-#include "kernels/random.h"
 #include "model/adapter.h"
 #include "model/arch.h"
 #include "model/gguf_write.h"

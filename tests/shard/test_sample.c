@@ -5,7 +5,6 @@
 
 #include "base/alloc.h"
 #include "kernels/kernels.h"
-#include "kernels/random.h"
 #include "model/synth.h"
 
 enum { N_VOCAB = 500, D_MODEL = 64 };

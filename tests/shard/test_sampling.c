@@ -4,7 +4,6 @@
 
 #include "base/alloc.h"
 #include "kernels/kernels.h"
-#include "kernels/random.h"
 #include "model/synth.h"
 #include "shard/adjust.h"
 

@@ -143,11 +143,11 @@ MU_PTX void mu_prefetch_l2(const void *p)
  * are there; what they wrote to shared memory before is then seen. arrive: goes on at once. */
 MU_PTX void mu_barrier_wait(int id, int n)
 {
-    asm volatile("barrier.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
 MU_PTX void mu_barrier_arrive(int id, int n)
 {
-    asm volatile("barrier.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
 
 /* ---- the kernel before and the one after (launched with leave to overlap; nothing before sm_90) ----

@@ -264,7 +264,7 @@ __device__ static inline void block_terms(const uint32_t a[4], const uint32_t b[
         }
     } else {
         int start[4];
-        for (int k = 0; k < 4; k++) start[k] = L::OFFSET ? (int)extra[k % 2 % NC] : 0x4b400000;
+        for (int k = 0; k < 4; k++) start[k] = L::OFFSET > 0 ? (int)extra[k % 2 % NC] : 0x4b400000;
         mu_mma_s8_k32(d[0], a, b, start);
     }
     for (int h = 0; h < 2; h++)

@@ -141,6 +141,7 @@ static inline void mu_barrier_arrive(int id, int n)
 }
 static inline void mu_grid_wait(void) {}
 static inline void mu_grid_release(void) {}
+static inline void mu_grid_begin(void) {}
 
 /* Tininess is judged after rounding to 24 bits with an unbounded exponent; what PTX leaves open here, the kernels do
  * not rely on. */

@@ -87,8 +87,9 @@ __host__ __device__ static inline float mu_flush(float x)
     return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x;
 }
 
-/* r = fmaf(a, b, c), of flushed values, flushed. The sum in double is exact enough to tell (ref/matmul.c). */
-__device__ static inline float mu_flush_sum(float a, float b, float c, float r)
+/* r = fmaf(a, b, c), of flushed values, flushed. The sum in double is exact enough to tell (ref/matmul.c). Rare, and not
+ * inlined: nor is what follows a product below, of which a thread has 64. */
+__device__ __attribute__((noinline)) static float mu_flush_sum(float a, float b, float c, float r)
 {
     if (fabsf(r) == 0x1p-126f && fabs((double)a * (double)b + (double)c) < 0x1p-126 - 0x1p-151)
         return copysignf(0.0f, r);
@@ -207,6 +208,26 @@ __device__ static inline void mu_float_inputs(const struct mu_float_args &a, siz
         }
     }
     for (int i = 0; type == MU_BF16 && i < N; i++) x[i] = mu_flush(x[i]);
+}
+
+/* ---- what follows ---- */
+
+/* N products of rows row … of output v, finished and stored, with form's int8: the lanes of a warp have neighbouring rows,
+ * 32 of them a block. Whole warps; `in`: v is there. */
+template <int N> struct mu_products {
+    float y[N];
+};
+template <int N>
+__device__ __attribute__((noinline)) static void mu_float_finish(const struct mu_epilogue &e, int row, size_t v,
+                                                                 int expert, bool in, struct mu_products<N> m, float up)
+{
+    for (int i = 0; i < N; i++) {
+        if (!in || row + i >= e.n_row) continue;
+        m.y[i] = mu_epilogue_value(e, row + i, v, expert, m.y[i], up);
+        mu_epilogue_store(e, row + i, v, m.y[i]);
+    }
+    if (e.form.q)
+        mu_store_q8<N>(e.form.q, e.form.s, e.form.sum, v * (size_t)e.n_row + (size_t)row, in && row < e.n_row, m.y);
 }
 
 #endif

@@ -98,7 +98,7 @@ __device__ static inline void mu_few_multiply(const uint8_t *stage, const float 
     typedef mu_few_of<type, MATS> F;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp >= n) return;
-#pragma unroll 4
+#pragma unroll(step == MU_STEP_FLUSH ? 1 : 4)
     for (int c = 0; c < n_cell; c++) {
         float w[MATS][F::CELL];
 #pragma unroll
@@ -183,15 +183,9 @@ __global__ static __launch_bounds__(32 * mu_few_of<type, MATS>::WARPS) void mu_f
     for (int j = 0; j < F::EACH; j++) {
         int k = warp + j * F::WARPS;
         if (k >= p.n) continue; /* the whole warp */
-        size_t v = (size_t)(p.first + k);
-        float y[1] = {0.0f};
-        bool in = row < job.e.n_row;
-        if (in) {
-            y[0] = mu_epilogue_value(job.e, row, v, p.expert, acc[j][0], acc[j][MATS - 1]);
-            mu_epilogue_store(job.e, row, v, y[0]);
-        }
-        if (job.e.form.q) /* the group's rows are one block */
-            mu_store_q8<1>(job.e.form.q, job.e.form.s, job.e.form.sum, v * (size_t)job.e.n_row + (size_t)row, in, y);
+        struct mu_products<1> y;
+        y.y[0] = acc[j][0];
+        mu_float_finish<1>(job.e, row, (size_t)(p.first + k), p.expert, true, y, acc[j][MATS - 1]);
     }
 }
 

@@ -96,7 +96,7 @@ __device__ static inline void mu_many_multiply(const float *weights, const float
 {
     typedef mu_many_of<type, T> M;
     const int r = threadIdx.x % 16, v = threadIdx.x / 16;
-#pragma unroll
+#pragma unroll(step == MU_STEP_FLUSH ? 1 : MU_MANY_COLUMNS)
     for (int c = 0; c < MU_MANY_COLUMNS; c++) {
         float w[8], x[M::EACH];
         const float4 *of_w = reinterpret_cast<const float4 *>(weights + c * M::W_STRIDE) + r;
@@ -167,20 +167,12 @@ __global__ static __launch_bounds__(MU_MANY_THREADS,
 #pragma unroll
     for (int j = 0; j < M::EACH; j++) {
         const int k = j / 4 * 64 + v0 + j % 4;
-        const size_t v = (size_t)(p.first + k);
 #pragma unroll
         for (int h = 0; h < 2; h++) {
-            float y[4] = {};
-            const int row = row0 + 64 * h + 4 * r;
+            struct mu_products<4> y;
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                if (k >= p.n || row + i >= job.e.n_row) continue;
-                y[i] = mu_epilogue_value(job.e, row + i, v, p.expert, acc[4 * h + i][j], 0.0f);
-                mu_epilogue_store(job.e, row + i, v, y[i]);
-            }
-            if (job.e.form.q)
-                mu_store_q8<4>(job.e.form.q, job.e.form.s, job.e.form.sum, v * (size_t)job.e.n_row + (size_t)row,
-                               k < p.n && row < job.e.n_row, y);
+            for (int i = 0; i < 4; i++) y.y[i] = acc[4 * h + i][j];
+            mu_float_finish<4>(job.e, row0 + 64 * h + 4 * r, (size_t)(p.first + k), p.expert, k < p.n, y, 0.0f);
         }
     }
 }

@@ -109,7 +109,7 @@ template <enum mu_float_step step> __device__ static inline float mu_float_add(f
 struct mu_float_job {
     const uint8_t *m, *up;    /* up NULL: none, or done before (epilogue.h) */
     size_t m_bytes, up_bytes; /* from one expert to the next */
-    int first;                /* of the grid's x */
+    int first;                /* of the grid's y */
     struct mu_epilogue e;
 };
 
@@ -126,16 +126,16 @@ struct mu_float_args {
     const int32_t *begin, *place;
 };
 
-/* What a thread block of the grid's row y works on: up to `per` vectors of one expert (or none: 0). */
+/* What a thread block of the grid's column x works on: up to `per` vectors of one expert (or none: 0). */
 struct mu_float_part {
     int expert, first, n;
 };
 
-/* y's part. Experts' places are cut into parts in order; the grid has as many rows as there can be parts, so the last
+/* x's part. Experts' places are cut into parts in order; the grid has as many columns as there can be parts, so the last
  * ones may have none. Whole warps, each for itself. */
-__device__ static inline struct mu_float_part mu_float_part_of(const struct mu_float_args &a, int y, int per)
+__device__ static inline struct mu_float_part mu_float_part_of(const struct mu_float_args &a, int x, int per)
 {
-    struct mu_float_part p = {0, y * per, a.n_vec - y * per};
+    struct mu_float_part p = {0, x * per, a.n_vec - x * per};
     if (a.n_expert) {
         p.n = 0;
         for (int e0 = 0, before = 0; e0 < a.n_expert; e0 += 32) {
@@ -145,8 +145,8 @@ __device__ static inline struct mu_float_part mu_float_part_of(const struct mu_f
                 int other = __shfl_up_sync(0xffffffffu, sum, step);
                 if (lane >= step) sum += other;
             }
-            unsigned after = __ballot_sync(0xffffffffu, before + sum > y);
-            int hit = after ? __ffs((int)after) - 1 : 0, at = y - (before + sum - part);
+            unsigned after = __ballot_sync(0xffffffffu, before + sum > x);
+            int hit = after ? __ffs((int)after) - 1 : 0, at = x - (before + sum - part);
             int first = __shfl_sync(0xffffffffu, begin + at * per, hit),
                 left = __shfl_sync(0xffffffffu, n - at * per, hit);
             if (after && p.n == 0) p.expert = e0 + hit, p.first = first, p.n = left;
@@ -171,11 +171,11 @@ __device__ static inline size_t mu_float_input(const struct mu_float_args &a, in
     return (size_t)(a.n_expert && !a.by_place ? a.place[v] / a.n_used : v);
 }
 
-/* The job that the grid's column x belongs to. */
-__device__ static inline int mu_float_job_of(const struct mu_float_args &a, int x)
+/* The job that the grid's row y belongs to. */
+__device__ static inline int mu_float_job_of(const struct mu_float_args &a, int y)
 {
     int j = 0;
-    while (j + 1 < a.n_job && x >= a.job[j + 1].first) j++;
+    while (j + 1 < a.n_job && y >= a.job[j + 1].first) j++;
     return j;
 }
 

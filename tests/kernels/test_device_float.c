@@ -55,6 +55,12 @@ static void test_large(void **state)
         product(kinds[t], 40, 2056, 3, ORDINARY);
         product(kinds[t], 300, 72, 133, ORDINARY);
         product(kinds[t], 129, 1032, 20, EXTREME);
+        product(kinds[t], 400, 72, 40, ORDINARY);
+        if (dt.emulated) continue; /* which has 4 multiprocessors: work for those of a real one */
+        product(kinds[t], 17000, 40, 70, ORDINARY);
+        product(kinds[t], 9000, 40, 250, ORDINARY);
+        product(kinds[t], 4096, 4096, 8, ORDINARY);
+        product(kinds[t], 4096, 1024, 30, ORDINARY);
     }
 }
 

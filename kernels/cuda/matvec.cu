@@ -35,8 +35,8 @@
 #include "kernels/cuda/layout.h"
 
 enum {
-    WARPS_MOST = 12, /* of a block; barriers 1 … 15 are there */
     BLOCKS_PER_SM = 2,
+    WARPS = 8,
     MEETINGS = 1 << 16, /* pairs of groups that can meet in a launch */
     LOADS = 4,          /* words of a vector that a thread has on their way */
     STAGE_BYTES = 4096, /* what a warp has on its way, or two items */
@@ -74,6 +74,10 @@ template <uint32_t type, int NC> struct item_of {
                  : 3 * BYTES >= STAGE_BYTES ? 3
                                             : 4,
         PER_UNIT = L::BLOCKS == 2 ? 1 : L::PAIRS / PAIRS, /* items in a K type's unit */
+        /* Registers: with one vector a lane those of four blocks, two of this kernel and two of the next, must fit a
+         * multiprocessor; with two they do not. Instead a block that has it alone may have more warps. */
+        WARPS_MOST = NC == 1 ? WARPS : 12, /* barriers 1 … 15 are there */
+        RESIDENT = NC == 1 ? 2 * BLOCKS_PER_SM : BLOCKS_PER_SM,
     };
 };
 
@@ -475,7 +479,8 @@ __device__ static void group_end(const struct matvec_args &a, const struct place
 
 /* Blocks of n·32 threads, as many as shall run at once. */
 template <uint32_t type, int NC>
-__global__ static __launch_bounds__(32 * WARPS_MOST, 2) void matvec_kernel(const __grid_constant__ struct matvec_args a)
+__global__ static __launch_bounds__(32 * item_of<type, NC>::WARPS_MOST, item_of<type, NC>::RESIDENT) void matvec_kernel(
+    const __grid_constant__ struct matvec_args a)
 {
     typedef item_of<type, NC> I;
     MU_SHARED(uint8_t, shared);
@@ -564,12 +569,12 @@ __global__ static __launch_bounds__(32 * WARPS_MOST, 2) void matvec_kernel(const
 template <uint32_t type> struct launch {
     template <int NC> static bool of(struct mu_device *d, const struct matvec_args &a)
     {
-        /* Two blocks of 8 warps where the vectors leave room for them, else one of 12. */
-        int n_warp = 8;
+        /* Two blocks where the vectors leave room for them, else one. */
+        int n_warp = WARPS;
         size_t bytes = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
         int n_grid = d->n_sm * BLOCKS_PER_SM;
         if (bytes > d->shared_max / BLOCKS_PER_SM - 1024) {
-            n_warp = WARPS_MOST;
+            n_warp = item_of<type, NC>::WARPS_MOST;
             bytes = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
             n_grid = d->n_sm;
         }

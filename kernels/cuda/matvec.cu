@@ -88,7 +88,7 @@ struct expert_entry {
 };
 
 struct shared_map { /* offsets; host and device */
-    size_t quads, factors, baton, gate, entry, vec_of, bytes;
+    int quads, factors, baton, gate, entry, vec_of, bytes;
 };
 
 template <uint32_t type, int NC>
@@ -98,13 +98,13 @@ __host__ __device__ static inline struct shared_map shared_map_of(int n_warp, in
     typedef item_of<type, NC> I;
     struct shared_map m;
     int n_pair = (n_block + 2 * I::PAIRS - 1) / (2 * I::PAIRS) * I::PAIRS; /* whole items */
-    m.quads = (size_t)n_warp * I::STAGES * I::BYTES;
-    m.factors = m.quads + (size_t)n_pair * (size_t)n_vec * 64;
-    m.baton = m.factors + (size_t)n_pair * (size_t)n_vec * 16;
-    m.gate = m.baton + (size_t)n_warp * 32 * 2 * NC * sizeof(float);
-    m.entry = m.gate + 32 * 2 * NC * sizeof(float);
-    m.vec_of = m.entry + (size_t)n_expert * sizeof(struct expert_entry);
-    m.bytes = m.vec_of + (size_t)n_place * sizeof(int);
+    m.quads = n_warp * (int)(I::STAGES * I::BYTES);
+    m.factors = m.quads + n_pair * n_vec * 64;
+    m.baton = m.factors + n_pair * n_vec * 16;
+    m.gate = m.baton + n_warp * 32 * 2 * NC * (int)sizeof(float);
+    m.entry = m.gate + 32 * 2 * NC * (int)sizeof(float);
+    m.vec_of = m.entry + n_expert * (int)sizeof(struct expert_entry);
+    m.bytes = m.vec_of + n_place * (int)sizeof(int);
     return m;
 }
 
@@ -571,11 +571,11 @@ template <uint32_t type> struct launch {
     {
         /* Two blocks where the vectors leave room for them, else one. */
         int n_warp = WARPS;
-        size_t bytes = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
+        size_t bytes = (size_t)shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
         int n_grid = d->n_sm * BLOCKS_PER_SM;
         if (bytes > d->shared_max / BLOCKS_PER_SM - 1024) {
             n_warp = item_of<type, NC>::WARPS_MOST;
-            bytes = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
+            bytes = (size_t)shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
             n_grid = d->n_sm;
         }
         if (bytes > d->shared_max) return false;

@@ -139,9 +139,15 @@ static inline void mu_barrier_arrive(int id, int n)
 {
     mu_emulated_named_barrier(id, n, false);
 }
-static inline void mu_grid_wait(void) {}
+static inline void mu_grid_wait(void)
+{
+    mu_emulated_grid_wait();
+}
 static inline void mu_grid_release(void) {}
-static inline void mu_grid_begin(void) {}
+static inline void mu_grid_begin(void)
+{
+    mu_emulated_grid_wait();
+}
 
 static inline float mu_half_to_f32(uint16_t h)
 {

@@ -146,9 +146,12 @@ void mu_cuda_float_mat_pack(struct mu_device *d, const struct mu_mat *m, int row
 /* matmul.cu */
 void mu_cuda_matmul(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                     const struct mu_device_experts *experts);
-/* matvec.cu, tiles.cu: MU_ACT_Q8 types; float.cu: the others. All jobs are of that kind. */
-void mu_cuda_matvec(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
-                    const struct mu_device_experts *experts);
+/* matvec.cu, tiles.cu: MU_ACT_Q8 types; float.cu: the others. All jobs are of one type; an `up` of another type is done
+ * (mu_epilogue_second), no matrix is empty, and neither is x. try: false, with nothing done, where these vectors are too
+ * many (more than MU_MATVEC_MOST for a matrix, or for shared memory). */
+enum { MU_MATVEC_MOST = 8 };
+bool mu_cuda_matvec_try(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
+                        const struct mu_device_experts *experts);
 void mu_cuda_tiles(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                    const struct mu_device_experts *experts);
 void mu_cuda_float(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,

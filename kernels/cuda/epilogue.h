@@ -21,10 +21,17 @@ struct mu_epilogue {
     enum mu_device_act act;
     int n_row;
     bool has_up;
-    bool up_done; /* u is in out, finished but for the act (matmul.cu: where m and up want different kernels) */
+    bool up_done; /* u is in out, with its lora and bias */
 };
 
-static inline struct mu_epilogue mu_epilogue_of(const struct mu_device_job *job, bool up_done)
+/* The second matrix that the job's kernel multiplies with. One of another type than m was multiplied before (matmul.cu), and
+ * u is in out. */
+static inline const struct mu_mat *mu_epilogue_second(const struct mu_device_job *job)
+{
+    return job->up && job->up->type == job->m->type ? job->up : NULL;
+}
+
+static inline struct mu_epilogue mu_epilogue_of(const struct mu_device_job *job)
 {
     struct mu_epilogue e = {};
     e.out = job->out;
@@ -42,7 +49,7 @@ static inline struct mu_epilogue mu_epilogue_of(const struct mu_device_job *job,
     e.act = job->act;
     e.n_row = job->m->n_row;
     e.has_up = job->up != NULL;
-    e.up_done = up_done;
+    e.up_done = job->up != mu_epilogue_second(job);
     return e;
 }
 

@@ -35,6 +35,7 @@ static void split_of(const struct share *share, int n_node, struct mu_split *spl
         if (share[i].n_layer == 0) continue;
         for (int k = 0; k < share[i].n_rank; k++) {
             split->stage_of[split->n_rank] = split->n_stage;
+            split->device[split->n_rank] = MU_ON_CPU;
             split->weight[split->n_rank++] = (double)share[i].n_layer / share[i].n_rank;
         }
         split->n_stage++;
@@ -96,7 +97,7 @@ static enum mu_status nothing_fits(const struct mu_model *model, const struct mu
 {
     uint64_t have = 0;
     for (int i = 0; i < n_node; i++) have += node[i].memory_bytes;
-    struct mu_split one = {.n_stage = 1, .n_rank = 1, .weight = {1}};
+    struct mu_split one = {.n_stage = 1, .n_rank = 1, .weight = {1}, .device = {MU_ON_CPU}};
     struct mu_plan plan;
     struct mu_rank_memory m = {0, 0, 0};
     if (mu_plan_build(model, &one, &plan, NULL) == MU_OK) mu_plan_memory(model, &plan, 0, serving, &m);

@@ -79,14 +79,15 @@ struct mu_serving {
     enum mu_kv_type kv;
 };
 struct mu_rank_memory {
-    uint64_t weights, kv, scratch;
+    uint64_t weights, kv, scratch; /* where it computes: on its GPU, else in the host's memory */
+    uint64_t host;                 /* of a rank on a GPU, beside that */
 };
 enum { MU_PAGE_TOKENS = 32 };
 uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank, enum mu_kv_type kv);
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);
 
-/* Memory that a rank takes for adapters beside that. adapters may be NULL. */
+/* Memory that a rank takes for adapters beside that: of its GPU's, where it is on one. adapters may be NULL. */
 uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
                                const struct mu_adapters *adapters);
 

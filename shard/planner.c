@@ -99,7 +99,7 @@ static enum mu_status nothing_fits(const struct mu_model *model, const struct mu
     for (int i = 0; i < n_node; i++) have += node[i].memory_bytes;
     struct mu_split one = {.n_stage = 1, .n_rank = 1, .weight = {1}, .device = {MU_ON_CPU}};
     struct mu_plan plan;
-    struct mu_rank_memory m = {0, 0, 0};
+    struct mu_rank_memory m = {0};
     if (mu_plan_build(model, &one, &plan, NULL) == MU_OK) mu_plan_memory(model, &plan, 0, serving, &m);
     return mu_fail(err, MU_ENOMEM,
                    "the model does not fit: it needs %.1f GB (%.1f of weights, %.1f of cache, %.1f of scratch), but %d "

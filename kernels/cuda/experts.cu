@@ -159,7 +159,7 @@ void mu_cuda_route(struct mu_device *d, const struct mu_device_route *a)
 {
     size_t term = (size_t)a->n_used * sizeof(float);
     bool small = a->n_expert <= 4 * LANES;
-    if (a->n_expert == 0) return;
+    if (a->n_tok == 0) return;
     if ((size_t)a->n_tok * (size_t)a->n_used <= FEW) {
         mu_launch(d, "route", small ? route_few_kernel<4> : route_few_kernel<MOST_EXPERTS / LANES>, dim3(1),
                   dim3(FEW_WARPS * LANES), FEW_WARPS * term, *a);

@@ -166,6 +166,12 @@ MU_PTX void mu_grid_release(void)
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
+/* Both, for kernels that have nothing to fetch ahead: what is saved is the start. */
+MU_PTX void mu_grid_begin(void)
+{
+    mu_grid_release();
+    mu_grid_wait();
+}
 
 /* ---- half precision, as bits; to nearest, ties to even; NaN becomes 0x7fffffff, 0x7fff ---- */
 

@@ -141,6 +141,7 @@ static inline void mu_barrier_arrive(int id, int n)
 }
 static inline void mu_grid_wait(void) {}
 static inline void mu_grid_release(void) {}
+static inline void mu_grid_begin(void) {}
 
 static inline float mu_half_to_f32(uint16_t h)
 {

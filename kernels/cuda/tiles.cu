@@ -188,7 +188,7 @@ void mu_cuda_tiles(struct mu_device *d, const struct mu_device_job *job, int n_j
         u->then.stride = job[j].stride;
         u->then.bias = job[j].up_bias;
         u->then.lora = job[j].lora_up;
-        u->then.lora_scale = job[j].lora_scale;
+        u->then.lora_scale = job[j].lora_up_scale;
         u->then.n_row = jobs[j].n_row;
     }
     struct mu_tile_args first = a;

@@ -173,6 +173,15 @@ MU_PTX void mu_grid_begin(void)
     mu_grid_wait();
 }
 
+/* ---- a·b + c rounded once; subnormal inputs, and a subnormal result, are zeros of their sign ---- */
+
+MU_PTX float mu_fma_ftz(float a, float b, float c)
+{
+    float r;
+    asm("fma.rn.ftz.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c));
+    return r;
+}
+
 /* ---- half precision, as bits; to nearest, ties to even; NaN becomes 0x7fffffff, 0x7fff ---- */
 
 MU_PTX float mu_half_to_f32(uint16_t h)

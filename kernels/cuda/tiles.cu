@@ -48,7 +48,7 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
     struct mu_tile_place place = tile_find<Shape>(x);
     if (place.n > 0) { /* the same for all threads */
         const struct mu_tile_job &job = x.job[place.job];
-        bool pairs = job.up && !job.then.up_done; /* half the groups are up's */
+        bool pairs = job.up != NULL; /* half the groups are up's */
         int groups = pairs ? Shape::GROUPS / 2 : Shape::GROUPS, last = place.first + place.n - 1;
         int *vector = reinterpret_cast<int *>(bytes + M::VECTOR);
         for (int i = (int)threadIdx.x; i < Shape::VECS; i += Shape::THREADS) {
@@ -100,7 +100,7 @@ template <uint32_t type, typename Shape> static void launch(struct mu_device *d,
 {
     int tiles = 0, n_expert = x->experts.n_expert;
     for (int j = 0; j < x->n_job; j++) {
-        int rows = x->job[j].up && !x->job[j].then.up_done ? Shape::ROWS / 2 : Shape::ROWS;
+        int rows = x->job[j].up ? Shape::ROWS / 2 : Shape::ROWS;
         x->job[j].first = tiles;
         tiles += (x->job[j].n_row + rows - 1) / rows;
     }
@@ -132,34 +132,11 @@ template <uint32_t type> struct tiles_of {
     }
 };
 
-/* The jobs whose type is `type`, out of those listed. */
-static void run_type(struct mu_device *d, struct mu_tile_args *x, const struct mu_tile_job *job, const uint32_t *types,
-                     int n_job, uint32_t type, int n_each)
-{
-    x->n_job = 0;
-    for (int j = 0; j < n_job; j++)
-        if (types[j] == type) x->job[x->n_job++] = job[j];
-    mu_layout_call<tiles_of>(type, d, x, n_each);
-}
-
-/* All jobs, a launch for each type that occurs. */
-static void run_jobs(struct mu_device *d, struct mu_tile_args *x, const struct mu_tile_job *job, const uint32_t *types,
-                     int n_job, int n_each)
-{
-    for (int j = 0; j < n_job; j++) {
-        bool done = false;
-        for (int i = 0; i < j; i++) done = done || types[i] == types[j];
-        if (!done) run_type(d, x, job, types, n_job, types[j], n_each);
-    }
-}
-
 void mu_cuda_tiles(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                    const struct mu_device_experts *experts)
 {
     struct mu_tile_args a = {};
-    struct mu_tile_job jobs[MU_DEVICE_MAX_JOBS] = {}, ups[MU_DEVICE_MAX_JOBS] = {};
-    uint32_t types[MU_DEVICE_MAX_JOBS], up_types[MU_DEVICE_MAX_JOBS];
-    int n_up = 0;
+    a.n_job = n_job;
     a.n_vec = x->n_tok;
     a.n_col = x->n_col;
     a.q = x->q;
@@ -169,30 +146,14 @@ void mu_cuda_tiles(struct mu_device *d, const struct mu_device_job *job, int n_j
         a.experts = *experts;
         if (!experts->by_place) a.n_vec = x->n_tok * experts->n_used;
     }
-    int n_each = experts ? (a.n_vec + experts->n_expert - 1) / experts->n_expert : a.n_vec;
     for (int j = 0; j < n_job; j++) {
-        jobs[j].m = (const uint8_t *)job[j].m->data;
-        jobs[j].n_row = job[j].m->n_row;
-        bool up_done = job[j].up && job[j].up->type != job[j].m->type;
-        jobs[j].then = mu_epilogue_of(&job[j], up_done);
-        types[j] = job[j].m->type;
-        if (!job[j].up) continue;
-        jobs[j].up = (const uint8_t *)job[j].up->data;
-        if (!up_done) continue;
-        /* The two products are of different kernels: u goes through `out`. */
-        struct mu_tile_job *u = &ups[n_up];
-        up_types[n_up++] = job[j].up->type;
-        u->m = jobs[j].up;
-        u->n_row = jobs[j].n_row;
-        u->then.out = job[j].out;
-        u->then.stride = job[j].stride;
-        u->then.bias = job[j].up_bias;
-        u->then.lora = job[j].lora_up;
-        u->then.lora_scale = job[j].lora_up_scale;
-        u->then.n_row = jobs[j].n_row;
+        const struct mu_mat *up = mu_epilogue_second(&job[j]);
+        a.job[j].m = (const uint8_t *)job[j].m->data;
+        a.job[j].up = up ? (const uint8_t *)up->data : NULL;
+        a.job[j].n_row = job[j].m->n_row;
+        a.job[j].then = mu_epilogue_of(&job[j]);
     }
-    struct mu_tile_args first = a;
-    first.experts.m_bytes = a.experts.up_bytes;
-    run_jobs(d, &first, ups, up_types, n_up, n_each);
-    run_jobs(d, &a, jobs, types, n_job, n_each);
+    /* Of a matrix: with experts, on average. */
+    int n_each = experts ? (a.n_vec + experts->n_expert - 1) / experts->n_expert : a.n_vec;
+    mu_layout_call<tiles_of>(job->m->type, d, &a, n_each);
 }

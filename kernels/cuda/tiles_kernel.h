@@ -42,9 +42,9 @@
 /* ---- what a launch is told ---- */
 
 struct mu_tile_job {
-    const uint8_t *m, *up;   /* up NULL: none */
-    int n_row, first;        /* tiles of rows from this one on are this job's */
-    struct mu_epilogue then; /* up_done: `up` is not multiplied here */
+    const uint8_t *m, *up; /* up NULL: none, or done */
+    int n_row, first;      /* tiles of rows from this one on are this job's */
+    struct mu_epilogue then;
 };
 
 struct mu_tile_args {

@@ -84,8 +84,8 @@ static struct job job_make(int n_matrices, uint32_t type, uint32_t up_type, int 
         j.of.cap = 30.0f;
     }
     if (with & WITH_FORM) {
-        j.bf16 = dt_blank(vecs * j.stride * 2);
-        j.form_bf16 = dt_blank(all * 2);
+        if (coin()) j.bf16 = dt_blank(vecs * j.stride * 2);
+        if (coin()) j.form_bf16 = dt_blank(all * 2);
         if (n_row % 32 == 0) {
             j.q = dt_blank(all);
             j.s = dt_blank(all / 32 * 4);
@@ -185,7 +185,7 @@ static void test_follows(void **state)
         enum mu_device_act act = (enum mu_device_act)(trial % 5);
         int n_row = one_of(rows, 5), n_tok = one_of(tokens, N_TOKENS);
         int n_col = 256 * (1 + (int)(rnd() % 2));
-        unsigned with = rnd() % 32;
+        unsigned with = coin() ? rnd() % 32 : coin() ? WITH_FORM : 0;
         if (act == MU_DEVICE_ACT_SILU || act == MU_DEVICE_ACT_SILU_CLAMPED || (act != MU_DEVICE_ACT_NONE && coin()))
             up = trial % 3 == 0 ? types[rnd() % N_TYPES] : type;
         struct dt_acts x = inputs(n_tok, n_col, ORDINARY, (int)(rnd() % 2));

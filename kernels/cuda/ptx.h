@@ -150,6 +150,12 @@ MU_PTX void mu_barrier_arrive(int id, int n)
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
 
+/* x is computed before what follows here: the compiler would put it off to where it is needed. */
+MU_PTX void mu_pin(float &x)
+{
+    asm volatile("" : "+f"(x));
+}
+
 /* ---- the kernel before and the one after (launched with leave to overlap; nothing before sm_90) ----
  *
  * Until mu_grid_wait has returned, nothing that an earlier kernel writes may be touched, nor anything written that it

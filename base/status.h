@@ -42,6 +42,10 @@ enum mu_status {
 #undef MU_STATUS_ENUM
 };
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* The words for a code, never NULL; unknown codes give "unknown status". */
 const char *mu_status_text(enum mu_status st);
 /* The symbol of a code ("MU_EIO"), never NULL. */
@@ -67,6 +71,10 @@ enum mu_status mu_err_set(struct mu_err *err, enum mu_status code, const char *f
     __attribute__((format(printf, 5, 6)));
 /* Puts "context: " before the text that is already in *err; keeps the code, which it returns. */
 enum mu_status mu_err_wrap(struct mu_err *err, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+#ifdef __cplusplus
+}
+#endif
 
 #define mu_fail(err, code, ...) mu_err_set((err), (code), __FILE__, __LINE__, __VA_ARGS__)
 

@@ -7,6 +7,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kernels/inline.h"
+
 #define MU_BLOCK(name, size, ...) \
     struct name {                 \
         __VA_ARGS__               \
@@ -61,7 +63,7 @@ MU_BLOCK(mu_block_iq3_s, 110, uint16_t d; uint8_t qs[64], qh[8], signs[32], scal
  * scale, the lowest first. */
 MU_BLOCK(mu_block_iq1_s, 50, uint16_t d; uint8_t qs[32]; uint16_t qh[8];);
 MU_BLOCK(mu_block_iq1_m, 56, uint8_t qs[32], qh[16]; uint16_t scales[4];);
-static inline uint16_t mu_iq1_m_d(const struct mu_block_iq1_m *b)
+MU_DEVICE_INLINE uint16_t mu_iq1_m_d(const struct mu_block_iq1_m *b)
 {
     return (uint16_t)(b->scales[0] >> 12 | b->scales[1] >> 12 << 4 | b->scales[2] >> 12 << 8 |
                       b->scales[3] >> 12 << 12);
@@ -70,10 +72,10 @@ static inline uint16_t mu_iq1_m_d(const struct mu_block_iq1_m *b)
 /* What a nibble stands for; MXFP4 (OCP Microscaling Formats 1.0, E2M1) doubled, so that it is a whole number. */
 #define MU_IQ4_VALUES   -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113
 #define MU_MXFP4_VALUES 0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12
-static const int8_t mu_iq4_values[16] = {MU_IQ4_VALUES}, mu_mxfp4_values[16] = {MU_MXFP4_VALUES};
+MU_DEVICE_TABLE int8_t mu_iq4_values[16] = {MU_IQ4_VALUES}, mu_mxfp4_values[16] = {MU_MXFP4_VALUES};
 
 /* Scale and minimum of 32 values j of 8 (Q4_K, Q5_K). */
-static inline void mu_k4_scale(const uint8_t *s, int j, uint8_t *scale_out, uint8_t *min_out)
+MU_DEVICE_INLINE void mu_k4_scale(const uint8_t *s, int j, uint8_t *scale_out, uint8_t *min_out)
 {
     if (j < 4) {
         *scale_out = s[j] & 63;
@@ -85,17 +87,17 @@ static inline void mu_k4_scale(const uint8_t *s, int j, uint8_t *scale_out, uint
 }
 
 /* Scale of 16 values i of 16, -32 … 31 (Q3_K); of 32 values j of 8, likewise (IQ4_XS). */
-static inline int mu_q3_k_scale(const uint8_t *s, int i)
+MU_DEVICE_INLINE int mu_q3_k_scale(const uint8_t *s, int i)
 {
     return ((s[i & 7] >> (i < 8 ? 0 : 4) & 15) | (s[8 + (i & 3)] >> 2 * (i >> 2) & 3) << 4) - 32;
 }
-static inline int mu_iq4_xs_scale(const struct mu_block_iq4_xs *b, int j)
+MU_DEVICE_INLINE int mu_iq4_xs_scale(const struct mu_block_iq4_xs *b, int j)
 {
     return ((b->scales_l[j >> 1] >> (j & 1 ? 4 : 0) & 15) | (b->scales_h >> 2 * j & 3) << 4) - 32;
 }
 
 /* 2^(e-128), e < 255 (255 is NaN in the format). */
-static inline float mu_e8m0_half(uint8_t e)
+MU_DEVICE_INLINE float mu_e8m0_half(uint8_t e)
 {
     uint32_t u = e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23;
     float f;
@@ -103,7 +105,7 @@ static inline float mu_e8m0_half(uint8_t e)
     return f;
 }
 
-static inline uint32_t mu_load_u32(const void *p)
+MU_DEVICE_INLINE uint32_t mu_load_u32(const void *p)
 {
     uint32_t v;
     memcpy(&v, p, sizeof v);
@@ -111,33 +113,34 @@ static inline uint32_t mu_load_u32(const void *p)
 }
 
 /* The next ones give four consecutive codes at a time, one a byte: values 4k … 4k+3 (k of 0 … 7) of 32 values. */
-static inline uint32_t mu_q4_0_codes(const uint8_t *qs, int k) /* 0 … 15, offset 8 not taken off */
+MU_DEVICE_INLINE uint32_t mu_q4_0_codes(const uint8_t *qs, int k) /* 0 … 15, offset 8 not taken off */
 {
     return mu_load_u32(qs + 4 * (k & 3)) >> (k < 4 ? 0 : 4) & 0x0f0f0f0fu;
 }
-static inline uint32_t mu_q5_0_codes(const uint8_t *qs, const uint8_t *qh, int k) /* 0 … 31, Q5_0's offset is 16 */
+MU_DEVICE_INLINE uint32_t mu_q5_0_codes(const uint8_t *qs, const uint8_t *qh, int k) /* 0 … 31, Q5_0's offset is 16 */
 {
     uint32_t four = mu_load_u32(qh) >> 4 * k & 15; /* bit i to byte i */
     return mu_q4_0_codes(qs, k) | (four * 0x00204081u & 0x01010101u) << 4;
 }
 /* j: which 32 of the 256 values. */
-static inline uint32_t mu_q4_k_codes(const uint8_t *qs, int j, int k)
+MU_DEVICE_INLINE uint32_t mu_q4_k_codes(const uint8_t *qs, int j, int k)
 {
     return mu_load_u32(qs + 32 * (j >> 1) + 4 * k) >> (j & 1 ? 4 : 0) & 0x0f0f0f0fu;
 }
-static inline uint32_t mu_q5_k_codes(const struct mu_block_q5_k *b, int j, int k)
+MU_DEVICE_INLINE uint32_t mu_q5_k_codes(const struct mu_block_q5_k *b, int j, int k)
 {
     return mu_q4_k_codes(b->qs, j, k) | (mu_load_u32(b->qh + 4 * k) >> j & 0x01010101u) << 4;
 }
-static inline uint32_t mu_low2_codes(const uint8_t *qs, int j, int k) /* Q2_K; Q3_K's low two bits */
+MU_DEVICE_INLINE uint32_t mu_low2_codes(const uint8_t *qs, int j, int k) /* Q2_K; Q3_K's low two bits */
 {
     return mu_load_u32(qs + 32 * (j >> 2) + 4 * k) >> 2 * (j & 3) & 0x03030303u;
 }
-static inline uint32_t mu_q3_k_codes(const struct mu_block_q3_k *b, int j, int k) /* 0 … 7, offset 4 not taken off */
+MU_DEVICE_INLINE uint32_t mu_q3_k_codes(const struct mu_block_q3_k *b, int j, int k) /* 0 … 7, offset 4 not taken off */
 {
     return mu_low2_codes(b->qs, j, k) | (mu_load_u32(b->hmask + 4 * k) >> j & 0x01010101u) << 2;
 }
-static inline uint32_t mu_q6_k_codes(const struct mu_block_q6_k *b, int j, int k) /* 0 … 63, offset 32 not taken off */
+MU_DEVICE_INLINE uint32_t mu_q6_k_codes(const struct mu_block_q6_k *b, int j,
+                                        int k) /* 0 … 63, offset 32 not taken off */
 {
     int half = j >> 2, m = j & 3;
     uint32_t low = mu_load_u32(b->ql + 64 * half + 32 * (m & 1) + 4 * k) >> (m < 2 ? 0 : 4) & 0x0f0f0f0fu;

@@ -10,11 +10,13 @@
  *
  * Queue. A device has one queue. What returns nothing is put in the queue and runs in order, after the call has
  * returned; its arguments are read before the call returns, but for the memory they point to on the device (and pinned
- * host memory). What goes wrong in the queue is told by the next wait, and the device is then good for close alone.
+ * host memory: a source may be written again, and a destination read, after a wait). What goes wrong in the queue is
+ * told by the next wait, and the device is then good for close alone.
  *
- * Pointers. In what follows, pointers inside argument structs are device memory unless said otherwise; structs
- * themselves, and struct mu_mat (whose data is on the device), are host memory. Shapes are row-major. Zero tokens, rows
- * or sequences are fine everywhere and do nothing.
+ * Pointers. In what follows, pointers inside argument structs, and those to an operation's arrays, are device memory unless said
+ * otherwise; structs themselves, and struct mu_mat (whose data is on the device), are host memory. Shapes are row-major. Zero tokens, rows
+ * or sequences are fine everywhere and do nothing. What an operation writes overlaps neither what it reads nor what else
+ * it writes, unless said otherwise. Elements are aligned to their size, allocations to 256 bytes.
  *
  * Threads: a device belongs to the thread that opened it. Several may be open, in several threads. */
 #ifndef MU_KERNELS_DEVICE_H
@@ -50,9 +52,10 @@ struct mu_device_speed {                   /* measured; 0: unknown */
     double int8_gops, bf16_gops, f32_gops; /* operations, two a multiply-add */
 };
 
-/* Where a vector goes in the forms that matrices want (struct mu_act); NULL: not wanted. q, s and sum go together, but
- * sum may be NULL where it is made elsewhere. A vector that is not finite in q, s, sum: as mu_form_vector has it (zero
- * codes and sums, NaN scales). */
+/* Where vectors of n values go in the forms that matrices want (struct mu_act), [n_tok][n]; NULL: not wanted. q and s go
+ * together (n a multiple of 32), and sum with them, but it may be NULL where it is made elsewhere. A block of 32 with a
+ * value that is not finite gets zero codes and sums and a NaN for its scale, so that every product with the vector is
+ * NaN: the other blocks of the vector are as ever. */
 struct mu_act_to {
     float *f32;
     uint16_t *bf16;
@@ -76,24 +79,25 @@ enum mu_device_act {
  *   y = m·x;  y = fmaf(lora_scale[t], lora[t], y) where lora_scale[t] is not 0;  y += bias;  y *= scale;
  *   y += plus[t];  y = act(y), or act(y)·u with u from `up`, treated up to its bias likewise;  y = soft_cap(y)
  *
- * (shard/phase.c's piece_finish.) */
+ * (shard/phase.c's piece_finish.) u = up·x; u = fmaf(lora_scale[t], lora_up[t], u); u += up_bias. A `lora` or bias that
+ * is NULL takes no part. */
 struct mu_device_job {
-    const struct mu_mat *m, *up; /* host structs; up NULL: none */
+    const struct mu_mat *m, *up; /* host structs, of one shape; up NULL: none. With up there is an act */
     float *out;                  /* [n_tok][stride] at column 0 of the matrix; never NULL */
     size_t stride;
-    uint16_t *bf16; /* y rounded, likewise [n_tok][stride]; NULL: no */
-    struct mu_act_to
-        form; /* y as vectors of n_row values, in q, s, sum (n_row a multiple of 32) and bf16; f32 is out */
+    uint16_t *bf16;              /* y rounded, likewise [n_tok][stride]; NULL: no */
+    struct mu_act_to form;       /* y as vectors of n_row values, dense; f32 stays NULL, for out is that */
     const float *bias, *up_bias; /* [n_row]; with experts [n_expert][n_row] */
     const float *plus;           /* [n_tok][stride] */
     const float *lora, *lora_up; /* [n_tok][n_row] */
-    const float *lora_scale;     /* [n_tok] */
+    const float *lora_scale;     /* [n_tok]; with lora or lora_up */
     float scale, cap;            /* 0: none */
     enum mu_device_act act;      /* SILU and SILU_CLAMPED only with up */
 };
 
 /* The same of a mixture: matrix e is m->data + e·m_bytes. Vectors are places: place p ∈ [begin[e], begin[e+1]) is of
- * expert e and belongs to token place[p] / n_used. out, bf16 and form are by place. lora and plus are not used. */
+ * expert e and belongs to token place[p] / n_used. out, bf16 and form are by place. lora and plus are not used.
+ * x has the n_tok tokens (gate, up), or with by_place the n_tok · n_used places (down). */
 struct mu_device_experts {
     int n_expert, n_used;
     size_t m_bytes, up_bytes;
@@ -105,9 +109,10 @@ struct mu_device_experts {
 
 enum mu_device_norm_kind { MU_DEVICE_NORM_NONE, MU_DEVICE_NORM_RMS, MU_DEVICE_NORM_LAYER };
 
-/* x += pending, then the norm of x in the forms wanted. Vector t is x[row[t]] (row NULL: x[t]), and y's likewise.
- * pending: y, rounded to bf16 where y_round is set; or, with post, post-norm(0 + y) by weight post (no bias, the same
- * kind and eps). y NULL: nothing is pending. A norm that is not finite gives NaN everywhere. kind NONE: x itself. */
+/* x += pending, then the norm of x in the forms wanted. Vector t is x[row[t]] (row NULL: x[t]; else rows are distinct),
+ * and y's likewise. pending: y, rounded to bf16 where y_round is set; or, with post, the RMS norm by weight post and eps of
+ * 0 + y (rounded likewise), whatever `kind` is. y NULL: nothing is pending. A norm that is not finite gives NaN
+ * everywhere. kind NONE: x itself. LAYER: b is not NULL; else it is. */
 struct mu_device_norm {
     int n_tok, n;
     float *x;
@@ -123,8 +128,8 @@ struct mu_device_norm {
 
 /* ---- cache and attention ---- */
 
-/* The pages of one layer: head h of page p is at data + (h·n_page + p)·page_bytes. Positions [32i, 32i + 32) of slot s are
- * in page table[s·max_page + i]. page_bytes is that of both halves, 2·mu_kv_bytes(type, d_head, page_tokens); the layout inside
+/* The pages of one layer: head h of page p is at data + (h·n_page + p)·page_bytes. Positions [i·page_tokens, (i+1)·page_tokens) of
+ * slot s are in page table[s·max_page + i]. page_bytes is that of both halves, 2·mu_kv_bytes(type, d_head, page_tokens); the layout inside
  * a page is the plugin's. */
 struct mu_device_kv {
     enum mu_kv_type type;
@@ -135,9 +140,10 @@ struct mu_device_kv {
     const uint32_t *table;
 };
 
-/* Heads are normed (weights of d_head, NULL: not; RMS), turned (cos_sin [n_tok][n_rot]; NULL: not; as mu_kernels.rope), q is
- * multiplied by q_scale[t] (NULL: not); k and v go to the cache at pos[t] of slot[t]. q [n_tok][n_head][d_head] is
- * changed in place, k and v [n_tok][kv.n_head][d_head] may be. */
+/* Heads are normed (weights of d_head, NULL: not; RMS; one that is not finite becomes NaN), turned (cos_sin
+ * [n_tok][n_rot]; NULL: not; as mu_kernels.rope), q is multiplied by q_scale[t] (NULL: not); k and v go to the cache at
+ * pos[t] of slot[t], each to a place of its own. q [n_tok][n_head][d_head] is changed in place, k and v
+ * [n_tok][kv.n_head][d_head] may be. */
 struct mu_device_rotate {
     struct mu_device_kv kv;
     int n_tok, n_head, n_rot, neox;
@@ -153,8 +159,8 @@ struct mu_device_block { /* consecutive tokens of one sequence */
 enum { MU_DEVICE_QUERY_BLOCK = 64 }; /* most tokens of a block */
 
 /* Attention (C5) of my n_head query heads, of which number h reads my KV head (head0 + h)/group - kv_head0. Either block by block
- * (n_block > 0; results go to the tokens' rows), or query by query: result i is of token query[i] (NULL: i), at position pos and in
- * slot of that token. max_pos: no position is that large (it sizes the work: segments beyond a query's own cost little,
+ * (n_block > 0; results go to the tokens' rows), or query by query: result i is of token query[i] (NULL: i), at position
+ * pos[query[i]] of slot[query[i]]. max_pos: no position is that large (it sizes the work: segments beyond a query's own cost little,
  * but not nothing). */
 struct mu_device_attn {
     struct mu_device_kv kv;
@@ -177,7 +183,8 @@ struct mu_device_attn {
 /* ---- experts ---- */
 
 /* The choice of each token (C8; shard/experts.c's choose and groups_make): chosen, weight [n_tok][n_used], experts ascending;
- * places by expert, then token: place[p] is an index in chosen, at[] its inverse, begin [n_expert + 1]. */
+ * places by expert, then token: place[p] is an index in chosen, at[] its inverse, begin [n_expert + 1]. With scores that
+ * are not finite the weights are NaN; which experts are chosen is open, but they are distinct and ascending. */
 struct mu_device_route {
     int n_tok, n_expert, n_used;
     const float *score; /* [n_tok][n_expert] */
@@ -198,12 +205,12 @@ struct mu_device_combine {
 /* ---- the next id ---- */
 
 struct mu_device_draw {
-    float temperature; /* 0: the largest logit */
-    uint64_t seed, position;
+    float temperature;       /* 0: the largest logit */
+    uint64_t seed, position; /* of the new id */
 };
 struct mu_device_pick {
     float value;
-    int32_t id; /* -2: a logit is not finite */
+    int32_t id; /* -2: a logit is not finite, value is 0 then. -1: n is 0 */
 };
 
 /* ---- moving ---- */
@@ -229,21 +236,22 @@ struct mu_device_ops {
     /* ---- memory ---- */
     enum mu_status (*alloc)(struct mu_device *d, size_t bytes, void **p_out,
                             struct mu_err *err); /* MU_ENOMEM: numbers */
-    void (*free)(struct mu_device *d, void *p);
+    void (*free)(struct mu_device *d, void *p);  /* after what is queued; NULL is fine */
     enum mu_status (*alloc_host)(struct mu_device *d, size_t bytes, void **p_out, struct mu_err *err); /* pinned */
     void (*free_host)(struct mu_device *d, void *p);
 
     /* ---- the queue ---- */
-    void (*upload)(struct mu_device *d, void *to, const void *from_host, size_t bytes); /* from_host: pinned */
-    void (*download)(struct mu_device *d, void *to_host, const void *from, size_t bytes);
+    void (*upload)(struct mu_device *d, void *to, const void *from_host, size_t bytes);   /* from_host: pinned */
+    void (*download)(struct mu_device *d, void *to_host, const void *from, size_t bytes); /* to_host: pinned */
     void (*copy)(struct mu_device *d, void *to, const void *from, size_t bytes);
     void (*zero)(struct mu_device *d, void *to, size_t bytes);
-    void (*mark)(struct mu_device *d, int mark);
-    /* Until everything before that mark is done; MU_DEVICE_MARKS: everything. what: for the error of a deadline. */
+    void (*mark)(struct mu_device *d, int mark); /* a mark may be put again: the last one counts */
+    /* Until everything before that mark is done (never put: nothing); MU_DEVICE_MARKS: everything. what: for the error of a deadline. */
     enum mu_status (*wait)(struct mu_device *d, int mark, int timeout_ms, const char *what, struct mu_err *err);
     int (*test)(struct mu_device *d, int mark); /* 1: done, 0: not yet, -1: failed (wait says why) */
-    /* What is queued between the two is recorded and not run: operations on the device only. NULL: it cannot be
-     * recorded, and everything is as before begin. */
+    /* What is queued between the two is recorded and not run, with the arguments of its structs: operations on the
+     * device, copies there, links' transfers; not uploads, downloads, marks or waits, nor memory taken or freed. NULL: it
+     * cannot be recorded, and everything is as before begin. */
     void (*record_begin)(struct mu_device *d);
     struct mu_device_graph *(*record_end)(struct mu_device *d);
     void (*replay)(struct mu_device *d, const struct mu_device_graph *g);
@@ -252,7 +260,7 @@ struct mu_device_ops {
     /* ---- weights ---- */
     size_t (*mat_bytes)(uint32_t type, int n_row, int n_col); /* 0: not supported */
     /* As mu_kernels.mat_pack, from raw rows on the device. *bad (device) becomes 1 where a scale or weight is not
-     * finite. */
+     * finite, and otherwise stays as it is. */
     void (*mat_pack)(struct mu_device *d, const struct mu_mat *m, int row0, int row1, const void *raw, int32_t *bad);
 
     /* ---- the forward pass ---- */
@@ -261,16 +269,17 @@ struct mu_device_ops {
     void (*matmul)(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                    const struct mu_device_experts *experts);
     void (*norm)(struct mu_device *d, const struct mu_device_norm *a);
-    /* Vectors src[t·stride …] of n values in other forms. */
+    /* Vectors src[t·stride …] of n values in other forms. to->f32 may be src where stride is n. */
     void (*form)(struct mu_device *d, const float *src, size_t stride, int n_tok, int n, const struct mu_act_to *to);
     /* q·s, or bf16, or f32 (what is not NULL, in this order) as f32 [n_tok][n_col]. */
     void (*widen)(struct mu_device *d, const struct mu_act *x, float *out);
     void (*block_sums)(struct mu_device *d, const int8_t *q, size_t n, int16_t *sum);
-    /* to[t·to_stride + i] = from[t·n + i], i < n, t < n_tok; strides in elements. */
+    /* to[t·to_stride + i] = from[t·n + i], i < n, t < n_tok; strides in elements of `to`. */
     void (*spread)(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from, int n,
                    int n_tok);
-    void (*set)(struct mu_device *d, uint32_t *table, const struct mu_device_set *set, int n); /* table[at] = value */
-    /* out[t][2·n_pair]: mu_kernels.rope_table of pos[t], by freq, or freq_far where far[t] is 1. */
+    void (*set)(struct mu_device *d, uint32_t *table, const struct mu_device_set *set,
+                int n); /* table[at] = value, ats distinct */
+    /* out[t][2·n_pair]: mu_kernels.rope_table of pos[t], by freq, or freq_far where far[t] is 1 (far NULL: nowhere). */
     void (*rope_table)(struct mu_device *d, const float *freq, const float *freq_far, const uint8_t *far,
                        const int32_t *pos, int n_tok, int n_pair, float mscale, float *out);
     void (*rotate)(struct mu_device *d, const struct mu_device_rotate *a);
@@ -282,11 +291,12 @@ struct mu_device_ops {
     void (*pick)(struct mu_device *d, const float *logits, size_t stride, int n_row, int n, int first_id,
                  const struct mu_device_draw *draw, struct mu_device_pick *out);
 
-    /* ---- between devices; NULL functions where info says has_link false everywhere ---- */
+    /* ---- between devices: where info says has_link; else functions may be NULL or give MU_EUNSUPPORTED ---- */
     enum mu_status (*link_id)(unsigned char id_out[MU_DEVICE_LINK_ID], struct mu_err *err);
     enum mu_status (*link_open)(struct mu_device *d, const unsigned char id[MU_DEVICE_LINK_ID], int n_rank, int rank,
                                 int timeout_ms, struct mu_device_link **link_out, struct mu_err *err);
-    /* Queued. Rank i of the link has buf[off[i], off[i] + len[i]); afterwards all have all (host arrays). */
+    /* Queued. Rank i of the link has buf[off[i], off[i] + len[i]), in bytes; afterwards all have all. off and len are host
+     * arrays. What one rank sends another, it receives in the same order and sizes. */
     void (*link_gather)(struct mu_device_link *l, void *buf, const size_t *off, const size_t *len);
     void (*link_send)(struct mu_device_link *l, int to, const void *buf, size_t bytes);
     void (*link_recv)(struct mu_device_link *l, int from, void *buf, size_t bytes);

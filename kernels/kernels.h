@@ -18,7 +18,12 @@
 #define MU_KERNELS_KERNELS_H
 
 #include "base/status.h"
+#include "kernels/random.h"
 #include "kernels/types.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 #define MU_ARITHMETIC_VERSION 2
 
@@ -184,7 +189,7 @@ double mu_yarn_scale(double factor, double weight);
 /* By what queries at this position are multiplied: 1 + scale · ln(1 + floor(pos / n_ctx)), rounded once. */
 float mu_query_scale(double scale, int n_ctx, int pos);
 
-/* Counter-based uniform in (0,1) keyed by (seed, position, id): Gumbel-max sampling without state. */
-float mu_random_unit(uint64_t seed, uint64_t position, uint64_t id);
-
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -1,7 +1,8 @@
 /* The elementary functions of the arithmetic contract (C7), once, for every instruction set.
  *
  * A file that includes this header with MU_MATH_AVX512, MU_MATH_AVX2 or MU_MATH_NEON defined gets the functions on
- * vectors of 16, 8 or 4 floats; without, on one float. All of them are the same sequence of the operations below, each of which is exact or
+ * vectors of 16, 8 or 4 floats; without, on one float, and so it is in device code, which calls vf_exp and the others
+ * themselves (mu_expf … of kernels.h are the host's). All of them are the same sequence of the operations below, each of which is exact or
  * rounds once as IEEE 754 says, so lane i of a vector form has the bits of the scalar form: nothing here is
  * approximated by the machine. Only the last step of exp differs in form (AVX-512 scales by a power of two in one
  * instruction), not in value. NaN in, NaN out; payloads are not defined. tests/kernels/test_math.c compares them over
@@ -17,6 +18,8 @@
 
 #include <math.h>
 #include <stdint.h>
+
+#include "kernels/convert.h"
 
 /* vf floats, vi 32-bit integers, vm a truth value per lane. vf_lt is false where either side is NaN; vf_clear gives +0
  * where m holds. */
@@ -265,85 +268,77 @@ enum { VF_LANES = 1 };
 typedef float vf;
 typedef uint32_t vi; /* unsigned: wraps as the vector forms do */
 typedef int vm;
-static inline vf vf_set(float x)
+MU_DEVICE_INLINE vf vf_set(float x)
 {
     return x;
 }
-static inline vf vf_add(vf a, vf b)
+MU_DEVICE_INLINE vf vf_add(vf a, vf b)
 {
     return a + b;
 }
-static inline vf vf_sub(vf a, vf b)
+MU_DEVICE_INLINE vf vf_sub(vf a, vf b)
 {
     return a - b;
 }
-static inline vf vf_mul(vf a, vf b)
+MU_DEVICE_INLINE vf vf_mul(vf a, vf b)
 {
     return a * b;
 }
-static inline vf vf_div(vf a, vf b)
+MU_DEVICE_INLINE vf vf_div(vf a, vf b)
 {
     return a / b;
 }
-static inline vf vf_fma(vf a, vf b, vf c)
+MU_DEVICE_INLINE vf vf_fma(vf a, vf b, vf c)
 {
     return fmaf(a, b, c);
 }
-static inline vm vf_lt(vf a, vf b)
+MU_DEVICE_INLINE vm vf_lt(vf a, vf b)
 {
     return a < b;
 }
-static inline vf vf_select(vm m, vf yes, vf no)
+MU_DEVICE_INLINE vf vf_select(vm m, vf yes, vf no)
 {
     return m ? yes : no;
 }
-static inline vf vf_clear(vm m, vf x)
+MU_DEVICE_INLINE vf vf_clear(vm m, vf x)
 {
     return m ? 0.0f : x;
 }
-static inline vi vf_bits(vf a)
+MU_DEVICE_INLINE vi vf_bits(vf a)
 {
-    union {
-        float f;
-        uint32_t u;
-    } v = {.f = a};
-    return v.u;
+    return mu_f32_bits(a);
 }
-static inline vf vf_from_bits(vi a)
+MU_DEVICE_INLINE vf vf_from_bits(vi a)
 {
-    union {
-        uint32_t u;
-        float f;
-    } v = {.u = a};
-    return v.f;
+    return mu_f32_from_bits(a);
 }
-static inline vf vf_from_int(vi a)
+MU_DEVICE_INLINE vf vf_from_int(vi a)
 {
     return (float)(int32_t)a;
 }
-static inline vi vi_set(int32_t x)
+MU_DEVICE_INLINE vi vi_set(int32_t x)
 {
     return (uint32_t)x;
 }
-static inline vi vi_add(vi a, vi b)
+MU_DEVICE_INLINE vi vi_add(vi a, vi b)
 {
     return a + b;
 }
-static inline vi vi_sub(vi a, vi b)
+MU_DEVICE_INLINE vi vi_sub(vi a, vi b)
 {
     return a - b;
 }
-static inline vi vi_and(vi a, vi b)
+MU_DEVICE_INLINE vi vi_and(vi a, vi b)
 {
     return a & b;
 }
-static inline vi vi_xor(vi a, vi b)
+MU_DEVICE_INLINE vi vi_xor(vi a, vi b)
 {
     return a ^ b;
 }
 #define vi_shl(a, n) ((vi)(a) << (n))
 #define vi_sar(a, n) ((vi)((int32_t)(a) >> (n)))
-static inline vm vi_is_zero(vi a)
+MU_DEVICE_INLINE vm vi_is_zero(vi a)
 {
     return a == 0;
 }
@@ -351,15 +346,17 @@ static inline vm vi_is_zero(vi a)
 
 #define MU_MATH_MAGIC 0x1.8p23f
 #define MU_MATH_SIGN  INT32_MIN
+#define MU_SILU_ALPHA 1.702f
+#define MU_SILU_LIMIT 7.0f
 
-static inline vf vf_neg(vf x)
+MU_DEVICE_INLINE vf vf_neg(vf x)
 {
     return vf_from_bits(vi_xor(vf_bits(x), vi_set(MU_MATH_SIGN)));
 }
 
 /* e^x: x = n·ln2 + r, |r| ≤ ln2/2; e^r = 1 + r + r²·q(r), then times 2^n. +0 below -87, so that no result is subnormal;
  * infinity above the largest x whose e^x is finite. */
-static inline vf vf_exp(vf x)
+MU_DEVICE_INLINE vf vf_exp(vf x)
 {
 #if defined(MU_MATH_AVX512)
     vf z = _mm512_min_ps(_mm512_set1_ps(200.0f), x); /* the second operand where one is NaN */
@@ -387,7 +384,7 @@ static inline vf vf_exp(vf x)
 }
 
 /* Natural logarithm of finite x > 0: x = 2^e·(1 + f), 1 + f in [√½, √2); log(1 + f) = f - f²/2 + f³·q(f). */
-static inline vf vf_log(vf x)
+MU_DEVICE_INLINE vf vf_log(vf x)
 {
     vm small = vf_lt(x, vf_set(0x1p-126f));
     x = vf_select(small, vf_mul(x, vf_set(0x1p23f)), x);
@@ -410,7 +407,7 @@ static inline vf vf_log(vf x)
 }
 
 /* tanh: odd polynomial below 0.625, else 1 - 2/(e^2|x| + 1) with the sign of x. */
-static inline vf vf_tanh(vf x)
+MU_DEVICE_INLINE vf vf_tanh(vf x)
 {
     vi sign = vi_and(vf_bits(x), vi_set(MU_MATH_SIGN));
     vf ax = vf_from_bits(vi_xor(vf_bits(x), sign));
@@ -427,21 +424,32 @@ static inline vf vf_tanh(vf x)
 }
 
 /* x / (1 + e^-x) */
-static inline vf vf_silu(vf x)
+MU_DEVICE_INLINE vf vf_silu(vf x)
 {
     return vf_div(x, vf_add(vf_set(1.0f), vf_exp(vf_neg(x))));
 }
 
+/* gpt-oss's feed-forward (OpenAI's reference implementation): g / (1 + e^(-1.702 g)) · (u + 1) with both held within the
+ * limit, g above only. A NaN passes every comparison. */
+MU_DEVICE_INLINE vf vf_silu_clamped_mul(vf g, vf u)
+{
+    vf top = vf_set(MU_SILU_LIMIT), bottom = vf_set(-MU_SILU_LIMIT), one = vf_set(1.0f);
+    g = vf_select(vf_lt(top, g), top, g);
+    u = vf_select(vf_lt(top, u), top, vf_select(vf_lt(u, bottom), bottom, u));
+    vf e = vf_exp(vf_neg(vf_mul(vf_set(MU_SILU_ALPHA), g)));
+    return vf_mul(vf_div(g, vf_add(one, e)), vf_add(u, one));
+}
+
 /* x / (1 + e^-2u) with u = √(2/π)·(x + 0.044715·x³): the tanh form of GELU, 0.5·x·(1 + tanh u), without its
  * cancellation. */
-static inline vf vf_gelu_tanh(vf x)
+MU_DEVICE_INLINE vf vf_gelu_tanh(vf x)
 {
     vf u2 = vf_mul(x, vf_fma(vf_mul(x, x), vf_set(0x1.2444f2p-4f), vf_set(0x1.988454p+0f)));
     return vf_div(x, vf_add(vf_set(1.0f), vf_exp(vf_neg(u2))));
 }
 
 /* x·Φ(x), the exact GELU. Φ(-a) = e^(-a²/2)·t·p(t) with t = 1/(1 + 0.3·a), a = |x|; Φ(a) = 1 - Φ(-a). */
-static inline vf vf_gelu_erf(vf x)
+MU_DEVICE_INLINE vf vf_gelu_erf(vf x)
 {
     vi sign = vi_and(vf_bits(x), vi_set(MU_MATH_SIGN));
     vf ax = vf_from_bits(vi_xor(vf_bits(x), sign));
@@ -461,7 +469,7 @@ static inline vf vf_gelu_erf(vf x)
 
 /* sin and cos: x = n·π/2 + r with π/2 in three parts (the first step is exact), |r| ≤ π/4 and a little; for |x| <
  * 2^22. */
-static inline void vf_sincos(vf x, vf *sin_out, vf *cos_out)
+MU_DEVICE_INLINE void vf_sincos(vf x, vf *sin_out, vf *cos_out)
 {
     vf t = vf_fma(x, vf_set(0x1.45f306p-1f), vf_set(MU_MATH_MAGIC));
     vf n = vf_sub(t, vf_set(MU_MATH_MAGIC));

@@ -6,10 +6,6 @@
 
 #include "kernels/kernels.h"
 
-/* gpt-oss's feed-forward (OpenAI's reference implementation): silu(x; alpha) with both inputs held within the limit. */
-#define MU_SILU_ALPHA 1.702f
-#define MU_SILU_LIMIT 7.0f
-
 #define MU_KERNELS_DECLARE(isa)                                                                               \
     void mu_##isa##_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,    \
                            size_t out_stride);                                                                \
@@ -80,23 +76,5 @@ static inline size_t mu_kv_q8_key_block(int b)
 /* kv_store of Q8_0 for any table, with its C1. */
 void mu_kv_q8_store(const float *k, const float *v, int d_head, int pos_in_page, void *k_page, void *v_page,
                     bool (*quantize)(const float *x, int n, int8_t *q, float *s, int16_t *sum));
-
-/* One f16/bf16/scale value is finite. */
-static inline bool mu_f16_finite(uint16_t h)
-{
-    return (h & 0x7c00u) != 0x7c00u;
-}
-static inline bool mu_bf16_finite(uint16_t h)
-{
-    return (h & 0x7f80u) != 0x7f80u;
-}
-static inline bool mu_f32_finite(float f)
-{
-    union {
-        float f;
-        uint32_t u;
-    } v = {.f = f};
-    return (v.u & 0x7f800000u) != 0x7f800000u;
-}
 
 #endif

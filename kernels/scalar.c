@@ -1,5 +1,5 @@
-/* Single values of the contract's functions (C7), RoPE frequencies, the floating point environment (C0), and the
- * counter-based random numbers of the sampler. Pure functions, any thread. */
+/* Single values of the contract's functions (C7), RoPE frequencies, the floating point environment (C0). Pure functions,
+ * any thread. */
 #include "kernels/kernels.h"
 
 #include "kernels/math.h"
@@ -146,27 +146,3 @@ bool mu_fp_env_ok(void)
 #else
 #error "mu_fp_env_set: set round to nearest and keep denormals on this processor"
 #endif
-
-/* Philox-4x32-10: counter (position, id), key seed. J. Salmon et al., Parallel random numbers: as easy as 1, 2, 3
- * (SC11). */
-static uint32_t philox(uint64_t seed, uint64_t position, uint64_t id)
-{
-    uint32_t c0 = (uint32_t)position, c1 = (uint32_t)(position >> 32), c2 = (uint32_t)id, c3 = (uint32_t)(id >> 32);
-    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
-    for (int round = 0; round < 10; round++) {
-        uint64_t a = (uint64_t)c0 * 0xd2511f53u, b = (uint64_t)c2 * 0xcd9e8d57u;
-        c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
-        c1 = (uint32_t)b;
-        c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
-        c3 = (uint32_t)a;
-        k0 += 0x9e3779b9u;
-        k1 += 0xbb67ae85u;
-    }
-    return c0;
-}
-
-/* 23 random bits and a half: 24 significant bits, exact in f32, never 0 or 1. */
-float mu_random_unit(uint64_t seed, uint64_t position, uint64_t id)
-{
-    return ((float)(philox(seed, position, id) >> 9) + 0.5f) * 0x1p-23f;
-}

@@ -1,5 +1,4 @@
-/* The table of GGUF element types, and the half-precision conversions that everything else is built on.
- * Pure functions. */
+/* The table of GGUF element types. Pure functions. */
 #include "kernels/types.h"
 
 #include <strings.h>
@@ -59,50 +58,4 @@ bool mu_type_row_bytes(uint32_t type, uint64_t n_values, size_t *bytes_out)
     if (__builtin_mul_overflow(n_values / (uint64_t)t->block_values, (size_t)t->block_bytes, &bytes)) return false;
     *bytes_out = bytes;
     return true;
-}
-
-float mu_f16_to_f32(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000u) << 16, exp = (h >> 10) & 31u, man = h & 0x3ffu;
-    union {
-        uint32_t u;
-        float f;
-    } v;
-    if (exp == 0) {
-        /* zero or subnormal: man · 2^-24, exact */
-        v.f = (float)man * 0x1p-24f;
-        v.u |= sign;
-    } else if (exp == 31) {
-        v.u = sign | 0x7f800000u | man << 13 | (man ? 0x400000u : 0); /* a NaN becomes a quiet one, as F16C does */
-    } else {
-        v.u = sign | (exp + 112u) << 23 | man << 13;
-    }
-    return v.f;
-}
-
-uint16_t mu_f32_to_f16(float f)
-{
-    union {
-        float f;
-        uint32_t u;
-    } v = {.f = f};
-    uint32_t sign = v.u >> 16 & 0x8000u, abs = v.u & 0x7fffffffu;
-    if (abs > 0x7f800000u) return (uint16_t)(sign | 0x7e00u | (abs >> 13 & 0x3ffu)); /* NaN, quiet */
-    if (abs >= 0x47800000u) return (uint16_t)(sign | 0x7c00u);                       /* ≥ 65536 */
-    uint32_t man, shift, exp;
-    if (abs >= 0x38800000u) { /* normal in f16 */
-        exp = (abs >> 23) - 112u;
-        man = abs & 0x7fffffu;
-        shift = 13;
-    } else { /* subnormal: align the significand to 2^-24 */
-        uint32_t e = abs >> 23;
-        if (e < 102) return (uint16_t)sign; /* below 2^-25: rounds to zero */
-        exp = 0;
-        man = (abs & 0x7fffffu) | 0x800000u;
-        shift = 126u - e;
-    }
-    uint32_t kept = man >> shift, rest = man & ((1u << shift) - 1u), half = 1u << (shift - 1);
-    uint32_t out = exp << 10 | kept;
-    if (rest > half || (rest == half && (kept & 1u))) out++; /* a carry into the exponent is what rounding up means */
-    return (uint16_t)(sign | out);
 }

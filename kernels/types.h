@@ -8,6 +8,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "kernels/convert.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 enum mu_type {
     MU_F32 = 0,
     MU_F16 = 1,
@@ -80,25 +86,7 @@ int mu_kv_type_by_name(const char *name);
 /* Bytes of the keys, which are those of the values, of n_pos positions (a multiple of 16) of one head. */
 size_t mu_kv_bytes(enum mu_kv_type kv, int d_head, int n_pos);
 
-static inline float mu_bf16_to_f32(uint16_t h)
-{
-    union {
-        uint32_t u;
-        float f;
-    } v = {.u = (uint32_t)h << 16};
-    return v.f;
+#ifdef __cplusplus
 }
-/* Round to nearest even; a NaN stays a NaN. */
-static inline uint16_t mu_f32_to_bf16(float f)
-{
-    union {
-        float f;
-        uint32_t u;
-    } v = {.f = f};
-    if ((v.u & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((v.u >> 16) | 0x40u);
-    return (uint16_t)((v.u + 0x7fffu + ((v.u >> 16) & 1u)) >> 16);
-}
-float mu_f16_to_f32(uint16_t h);
-uint16_t mu_f32_to_f16(float f); /* round to nearest even, overflow to infinity */
-
+#endif
 #endif

@@ -126,14 +126,9 @@ void ISA(silu_mul)(const float *gate, const float *up, int n, float *out)
 
 void ISA(silu_clamped_mul)(const float *gate, const float *up, int n, float *out)
 {
-    vf top = vf_set(MU_SILU_LIMIT), bottom = vf_set(-MU_SILU_LIMIT), one = vf_set(1.0f);
     for (int i = 0; i < n; i += VF_LANES) {
         int m = lanes_left(n, i);
-        vf g = vf_load_n(gate + i, m), u = vf_load_n(up + i, m);
-        g = vf_select(vf_lt(top, g), top, g);
-        u = vf_select(vf_lt(top, u), top, vf_select(vf_lt(u, bottom), bottom, u));
-        vf e = vf_exp(vf_neg(vf_mul(vf_set(MU_SILU_ALPHA), g)));
-        vf_store_n(out + i, m, vf_mul(vf_div(g, vf_add(one, e)), vf_add(u, one)));
+        vf_store_n(out + i, m, vf_silu_clamped_mul(vf_load_n(gate + i, m), vf_load_n(up + i, m)));
     }
 }
 

@@ -1,6 +1,7 @@
 /* What the files of the CUDA plugin share. Private to kernels/cuda.
  *
  *   plugin.cu   the table that is exported          runtime.cu  devices, memory, the queue, graphs
+ *   measure.cu  how fast a device is                ptx.h       machine instructions
  *   layout.h    packed weights                      pack.cu     … made from a file's rows
  *   matmul.cu   which kernel multiplies             matvec.cu   a few vectors: bound by memory
  *   tiles.cu    many vectors, on the tensor cores   float.cu    F32, F16, BF16 and types without a rule of their own
@@ -18,16 +19,22 @@
 
 #include <cuda_runtime.h>
 
+extern "C" {
 #include "kernels/device.h"
+}
+
+struct mu_device_memory; /* runtime.cu's */
 
 struct mu_device {
     int index, n_sm, capability;
+    char name[64];
     size_t shared_max; /* bytes of shared memory that a block may have */
     cudaStream_t stream;
     cudaEvent_t mark[MU_DEVICE_MARKS];
     cudaError_t failed; /* the first thing that went wrong, and in what */
     const char *failed_in;
     bool recording;
+    struct mu_device_memory *memory; /* what is allocated */
 };
 
 /* Keeps the first error for the next wait. */
@@ -45,6 +52,9 @@ static inline void mu_launch(struct mu_device *d, const char *what, void (*kerne
 {
     cudaLaunchConfig_t config = {};
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef MU_EMULATED_CUDA
+    mu_emulated_name(what); /* for what it has to say about the kernel */
+#endif
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared;
@@ -52,17 +62,50 @@ static inline void mu_launch(struct mu_device *d, const char *what, void (*kerne
     mu_note(d, cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), what);
 }
 
+/* Before a launch with more than 48 KiB of MU_SHARED memory; cheap enough for every one of them. */
+template <typename... Params>
+static inline void mu_allow_shared(struct mu_device *d, const char *what, void (*kernel)(Params...), size_t bytes)
+{
+    mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), what);
+}
+
 #ifndef MU_SHARED /* the emulation has its own */
-#define MU_SHARED(type, name)                                            \
-    extern __shared__ __align__(128) unsigned char mu_shared_bytes[];    \
+#define MU_SHARED(type, name)                                         \
+    extern __shared__ __align__(128) unsigned char mu_shared_bytes[]; \
     type *name = reinterpret_cast<type *>(mu_shared_bytes)
 #endif
 
 /* ---- the operations, by file; as in struct mu_device_ops ---- */
 
+/* runtime.cu, measure.cu */
+int mu_cuda_count(struct mu_err *err);
+enum mu_status mu_cuda_info(int index, struct mu_device_info *info_out, struct mu_err *err);
+enum mu_status mu_cuda_open(int index, struct mu_device **dev_out, struct mu_err *err);
+void mu_cuda_close(struct mu_device *d);
+enum mu_status mu_cuda_measure(struct mu_device *d, struct mu_device_speed *speed_out, struct mu_err *err);
+enum mu_status mu_cuda_alloc(struct mu_device *d, size_t bytes, void **p_out, struct mu_err *err);
+void mu_cuda_free(struct mu_device *d, void *p);
+enum mu_status mu_cuda_alloc_host(struct mu_device *d, size_t bytes, void **p_out, struct mu_err *err);
+void mu_cuda_free_host(struct mu_device *d, void *p);
+void mu_cuda_upload(struct mu_device *d, void *to, const void *from_host, size_t bytes);
+void mu_cuda_download(struct mu_device *d, void *to_host, const void *from, size_t bytes);
+void mu_cuda_copy(struct mu_device *d, void *to, const void *from, size_t bytes);
+void mu_cuda_zero(struct mu_device *d, void *to, size_t bytes);
+void mu_cuda_mark(struct mu_device *d, int mark);
+enum mu_status mu_cuda_wait(struct mu_device *d, int mark, int timeout_ms, const char *what, struct mu_err *err);
+int mu_cuda_test(struct mu_device *d, int mark);
+void mu_cuda_record_begin(struct mu_device *d);
+struct mu_device_graph *mu_cuda_record_end(struct mu_device *d);
+void mu_cuda_replay(struct mu_device *d, const struct mu_device_graph *g);
+void mu_cuda_graph_free(struct mu_device *d, struct mu_device_graph *g);
+
 /* pack.cu */
 size_t mu_cuda_mat_bytes(uint32_t type, int n_row, int n_col);
 void mu_cuda_mat_pack(struct mu_device *d, const struct mu_mat *m, int row0, int row1, const void *raw, int32_t *bad);
+/* float.cu: the same for types that layout.h has no place for */
+size_t mu_cuda_float_mat_bytes(uint32_t type, int n_row, int n_col);
+void mu_cuda_float_mat_pack(struct mu_device *d, const struct mu_mat *m, int row0, int row1, const void *raw,
+                            int32_t *bad);
 /* matmul.cu */
 void mu_cuda_matmul(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                     const struct mu_device_experts *experts);
@@ -78,8 +121,8 @@ void mu_cuda_norm(struct mu_device *d, const struct mu_device_norm *a);
 void mu_cuda_form(struct mu_device *d, const float *src, size_t stride, int n_tok, int n, const struct mu_act_to *to);
 void mu_cuda_widen(struct mu_device *d, const struct mu_act *x, float *out);
 void mu_cuda_block_sums(struct mu_device *d, const int8_t *q, size_t n, int16_t *sum);
-void mu_cuda_spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from, int n,
-                    int n_tok);
+void mu_cuda_spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from,
+                    int n, int n_tok);
 void mu_cuda_set(struct mu_device *d, uint32_t *table, const struct mu_device_set *set, int n);
 /* rotate.cu, attn.cu */
 void mu_cuda_rope_table(struct mu_device *d, const float *freq, const float *freq_far, const uint8_t *far,

@@ -12,14 +12,9 @@ bool mu_ref_quantize(const float *x, int n, int8_t *q, float *s, int16_t *sum)
             float a = fabsf(x[i]);
             amax = a > amax ? a : amax;
         }
-        /* below 2^-100 the scale's products would leave f32's normal range: such a block is all zero */
-        bool zero = amax < 0x1p-100f;
-        float inv = zero ? 0.0f : 127.0f / amax;
-        s[b] = zero ? 0.0f : amax / 127.0f;
-        for (int i = 0; i < MU_Q_BLOCK; i++) {
-            int v = (int)nearbyintf(x[i] * inv);
-            q[i] = (int8_t)(v > 127 ? 127 : v < -127 ? -127 : v);
-        }
+        float inverse = mu_q8_inverse(amax);
+        s[b] = mu_q8_scale(amax);
+        for (int i = 0; i < MU_Q_BLOCK; i++) q[i] = mu_q8_code(x[i], inverse);
     }
     q -= n / MU_Q_BLOCK * MU_Q_BLOCK;
     mu_ref_block_sums(q, n, sum);

@@ -2,6 +2,7 @@
  * equals. */
 #include <math.h>
 
+#include "kernels/math.h"
 #include "kernels/parts.h"
 
 enum { LANES = 16, SUM_BLOCK = 1024 };
@@ -77,11 +78,7 @@ void mu_ref_silu_mul(const float *gate, const float *up, int n, float *out)
 
 void mu_ref_silu_clamped_mul(const float *gate, const float *up, int n, float *out)
 {
-    for (int i = 0; i < n; i++) { /* a NaN passes every comparison */
-        float g = gate[i] > MU_SILU_LIMIT ? MU_SILU_LIMIT : gate[i], u = up[i];
-        u = u > MU_SILU_LIMIT ? MU_SILU_LIMIT : u < -MU_SILU_LIMIT ? -MU_SILU_LIMIT : u;
-        out[i] = g / (1.0f + mu_expf(-(MU_SILU_ALPHA * g))) * (u + 1.0f);
-    }
+    for (int i = 0; i < n; i++) out[i] = vf_silu_clamped_mul(gate[i], up[i]);
 }
 
 void mu_ref_gelu_tanh(const float *x, const float *up, int n, float *out)

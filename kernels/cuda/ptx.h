@@ -1,0 +1,180 @@
+/* Machine instructions that CUDA C++ has no words for, a function each: every `asm` of the plugin is here. The
+ * emulation has its own of these in tests/stubs/cuda/ptx_emulated.h; what is added here is added there.
+ *
+ * Sources: the PTX ISA, sections "Matrix Fragments for mma.m16n8k16 with integer type", "… m16n8k32", "ldmatrix",
+ * "cp.async", "griddepcontrol", "cvt". What needs all lanes of a warp says so; all pointers are generic ones. */
+#ifndef MU_KERNELS_CUDA_PTX_H
+#define MU_KERNELS_CUDA_PTX_H
+
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#ifdef MU_EMULATED_CUDA
+#include "tests/stubs/cuda/ptx_emulated.h"
+#else
+
+#define MU_PTX static __device__ __forceinline__
+
+MU_PTX uint32_t mu_ptx_shared(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* ---- products on the tensor cores: d = a·b + c, exact in int32 (wraps) ----
+ *
+ * Whole warps. a [16][32] and b [32][8] of int8, d and c [16][8] of int32 are spread over the lanes; with g = lane / 4,
+ * t = lane % 4, and four values in a register from its lowest byte up:
+ *
+ *   a[0] row g,     columns 4t … 4t+3          b[0] rows 4t … 4t+3,       column g
+ *   a[1] row g + 8, columns 4t … 4t+3          b[1] rows 16+4t … 16+4t+3, column g
+ *   a[2] row g,     columns 16+4t … 16+4t+3    c[0], c[1] row g,     columns 2t, 2t+1
+ *   a[3] row g + 8, columns 16+4t … 16+4t+3    c[2], c[3] row g + 8, columns 2t, 2t+1
+ *
+ * So with b's columns in memory as rows of 32 bytes, as a's are, register i of lane (g, t) is 32-bit word t of half i
+ * of row g. d and c may be the same. */
+MU_PTX void mu_mma_s8_k32(int d[4], const uint32_t a[4], const uint32_t b[2], const int c[4])
+{
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%10,%11,%12,%13};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(c[0]), "r"(c[1]), "r"(c[2]),
+                   "r"(c[3]));
+}
+
+/* The same of a [16][16], b [16][8]: registers a[0], a[1] and b[0] of the above. */
+MU_PTX void mu_mma_s8_k16(int d[4], const uint32_t a[2], uint32_t b, const int c[4])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%7,%8,%9,%10};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+
+/* bf16 to f32: a [16][16], b [16][8]; the order of its sums is the machine's own, so only `measure` uses it. */
+MU_PTX void mu_mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%10,%11,%12,%13};"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+                   "f"(c[3]));
+}
+
+/* ---- fragments from shared memory ----
+ *
+ * Whole warps. Four (two) matrices of 8 rows of 16 bytes: lane 8m + i names row i of matrix m (16-byte aligned; of the
+ * form for two, lanes 16 and up are not looked at, but must hold some such pointer). r[m] of lane l is the 32-bit word
+ * l % 4 of row l / 4 of matrix m. For mma's a (k32) that is: matrices 0 … 3 = rows 0-7 bytes 0-15, rows 8-15 bytes
+ * 0-15, rows 0-7 bytes 16-31, rows 8-15 bytes 16-31; for its b: the columns' bytes 0-15, 16-31. */
+MU_PTX void mu_ldmatrix_x4(uint32_t r[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(mu_ptx_shared(row))
+                 : "memory");
+}
+MU_PTX void mu_ldmatrix_x2(uint32_t r[2], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[0]), "=r"(r[1])
+                 : "r"(mu_ptx_shared(row))
+                 : "memory");
+}
+
+/* ---- global to shared memory while the thread goes on ----
+ *
+ * Both sides aligned to the size; n bytes are read (0 … size), the rest of the destination becomes 0. With n 0 nothing
+ * is read, but src must still be some address. A thread's copies since its last commit are a group; wait<N> until all
+ * but its newest N groups are there, for this thread: others need a barrier after it. The 16-byte form stays out of
+ * L1. */
+MU_PTX void mu_cp_async16(void *dst_shared, const void *src, int n = 16)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(mu_ptx_shared(dst_shared)), "l"(src), "r"(n)
+                 : "memory");
+}
+MU_PTX void mu_cp_async8(void *dst_shared, const void *src, int n = 8)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(mu_ptx_shared(dst_shared)), "l"(src), "r"(n)
+                 : "memory");
+}
+MU_PTX void mu_cp_async4(void *dst_shared, const void *src, int n = 4)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(mu_ptx_shared(dst_shared)), "l"(src), "r"(n)
+                 : "memory");
+}
+MU_PTX void mu_cp_async_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int N> MU_PTX void mu_cp_async_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+/* ---- reads of memory that is read once and does not change while the kernel runs; aligned to their size ---- */
+
+MU_PTX uint4 mu_ld_stream16(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+MU_PTX uint2 mu_ld_stream8(const void *p)
+{
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+MU_PTX uint32_t mu_ld_stream4(const void *p)
+{
+    uint32_t v;
+    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+MU_PTX void mu_prefetch_l2(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+/* ---- the kernel before and the one after (launched with leave to overlap; nothing before sm_90) ----
+ *
+ * Until mu_grid_wait has returned, nothing that an earlier kernel writes may be touched, nor anything written that it
+ * reads. mu_grid_release: the next kernel may start; it still waits, at its own mu_grid_wait, for the end of this. */
+MU_PTX void mu_grid_wait(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+MU_PTX void mu_grid_release(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+/* ---- half precision, as bits; to nearest, ties to even; NaN becomes 0x7fffffff, 0x7fff ---- */
+
+MU_PTX float mu_half_to_f32(uint16_t h)
+{
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+MU_PTX uint16_t mu_f32_to_half(float f)
+{
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+MU_PTX uint16_t mu_f32_to_bf16_rn(float f)
+{
+    uint16_t h;
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+
+#undef MU_PTX
+#endif
+#endif

@@ -1,0 +1,329 @@
+/* Devices, their memory and their queue: a stream, whose marks are events and whose recordings are graphs.
+ *
+ * Nothing here blocks in the driver for longer than a call takes: a wait asks again and again until its deadline, at
+ * first without a pause (a step of decoding is a few milliseconds, and asleep is soon late), later with short sleeps.
+ * A stream that was told to do what cannot end cannot be taken back either; close then leaves its memory to the end of
+ * the process, as cudaFree would wait for it. */
+#include "cuda.h"
+
+#include <ctype.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+extern "C" {
+#include "base/clock.h"
+}
+
+enum { CAPABILITY_LEAST = 80, CLOSE_MS = 2000 };
+
+struct mu_device_memory {
+    struct mu_device_memory *next;
+    void *p;
+    bool host;
+};
+
+struct mu_device_graph {
+    cudaGraphExec_t exec;
+};
+
+static const double MIB = 1024.0 * 1024.0;
+
+static enum mu_status cuda_fail(struct mu_err *err, const struct mu_device *d, const char *what, cudaError_t e)
+{
+    return mu_fail(err, MU_EINTERNAL, "GPU %d (%s): %s: %s (%s)", d->index, d->name, what, cudaGetErrorString(e),
+                   cudaGetErrorName(e));
+}
+
+/* ---- devices ---- */
+
+int mu_cuda_count(struct mu_err *err)
+{
+    int driver = 0, n = 0;
+    cudaError_t e;
+    if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) {
+        mu_fail(err, MU_EUNSUPPORTED, "no NVIDIA driver is installed here");
+        return -1;
+    }
+    e = cudaGetDeviceCount(&n);
+    if (e == cudaSuccess) return n;
+    (void)cudaGetLastError(); /* or a later call would be told */
+    if (e == cudaErrorNoDevice) return 0;
+    if (e == cudaErrorInsufficientDriver)
+        mu_fail(err, MU_EUNSUPPORTED,
+                "the NVIDIA driver is one for CUDA %d.%d and this build needs CUDA %d.%d: a newer driver is needed",
+                driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    else
+        mu_fail(err, MU_EUNSUPPORTED, "the GPUs cannot be counted: %s (%s)", cudaGetErrorString(e),
+                cudaGetErrorName(e));
+    return -1;
+}
+
+/* What the device is, where it is one that the kernels run on. */
+static enum mu_status properties(int index, cudaDeviceProp *p, struct mu_err *err)
+{
+    int n = mu_cuda_count(err);
+    cudaError_t e;
+    if (n < 0) return err ? err->code : MU_EUNSUPPORTED;
+    if (index < 0 || index >= n) return mu_fail(err, MU_ENOENT, "there is no GPU %d here: there are %d", index, n);
+    e = cudaGetDeviceProperties(p, index);
+    if (e != cudaSuccess)
+        return mu_fail(err, MU_EINTERNAL, "GPU %d: %s (%s)", index, cudaGetErrorString(e), cudaGetErrorName(e));
+    if (p->major * 10 + p->minor < CAPABILITY_LEAST)
+        return mu_fail(err, MU_EUNSUPPORTED,
+                       "GPU %d (%s) has compute capability %d.%d, and 8.0 (Ampere, A100) is the least that will do",
+                       index, p->name, p->major, p->minor);
+    return MU_OK;
+}
+
+enum mu_status mu_cuda_info(int index, struct mu_device_info *info_out, struct mu_err *err)
+{
+    struct mu_device_info info = {};
+    cudaDeviceProp p;
+    size_t free_bytes = 0, total = 0;
+    int before = 0;
+    cudaError_t e;
+    enum mu_status st = properties(index, &p, err);
+    if (st != MU_OK) return st;
+    snprintf(info.name, sizeof info.name, "%.63s", p.name);
+    if (cudaDeviceGetPCIBusId(info.pci, sizeof info.pci, index) != cudaSuccess) info.pci[0] = '\0';
+    for (char *c = info.pci; *c; c++) *c = (char)tolower((unsigned char)*c);
+    (void)cudaGetDevice(&before);
+    e = cudaSetDevice(index);
+    if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
+    (void)cudaSetDevice(before);
+    if (e != cudaSuccess)
+        return mu_fail(err, MU_EINTERNAL, "GPU %d (%s): %s (%s)", index, p.name, cudaGetErrorString(e),
+                       cudaGetErrorName(e));
+    info.memory_bytes = p.totalGlobalMem;
+    info.free_bytes = free_bytes;
+    info.capability = p.major * 10 + p.minor;
+    *info_out = info;
+    return MU_OK;
+}
+
+enum mu_status mu_cuda_open(int index, struct mu_device **dev_out, struct mu_err *err)
+{
+    cudaDeviceProp p;
+    cudaError_t e;
+    struct mu_device *d;
+    enum mu_status st = properties(index, &p, err);
+    if (st != MU_OK) return st;
+    d = (struct mu_device *)calloc(1, sizeof *d);
+    if (!d) return mu_fail(err, MU_ENOMEM, "GPU %d: out of memory", index);
+    snprintf(d->name, sizeof d->name, "%.63s", p.name);
+    d->index = index;
+    d->n_sm = p.multiProcessorCount;
+    d->capability = p.major * 10 + p.minor;
+    d->shared_max = p.sharedMemPerBlockOptin;
+    e = cudaSetDevice(index);
+    if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
+    for (int i = 0; i < MU_DEVICE_MARKS && e == cudaSuccess; i++)
+        e = cudaEventCreateWithFlags(&d->mark[i], cudaEventDisableTiming);
+    if (e != cudaSuccess) {
+        st = cuda_fail(err, d, "it cannot be opened", e);
+        mu_cuda_close(d);
+        return st;
+    }
+    *dev_out = d;
+    return MU_OK;
+}
+
+static void use(struct mu_device *d)
+{
+    mu_note(d, cudaSetDevice(d->index), "choosing the device");
+}
+
+void mu_cuda_close(struct mu_device *d)
+{
+    bool idle = true;
+    if (!d) return;
+    use(d);
+    if (d->recording) mu_cuda_graph_free(d, mu_cuda_record_end(d));
+    if (d->stream) idle = mu_cuda_wait(d, MU_DEVICE_MARKS, CLOSE_MS, "what was queued", NULL) != MU_ETIMEOUT;
+    while (d->memory) {
+        struct mu_device_memory *m = d->memory;
+        d->memory = m->next;
+        if (idle) m->host ? (void)cudaFreeHost(m->p) : (void)cudaFree(m->p);
+        free(m);
+    }
+    if (idle) {
+        for (int i = 0; i < MU_DEVICE_MARKS; i++)
+            if (d->mark[i]) (void)cudaEventDestroy(d->mark[i]);
+        if (d->stream) (void)cudaStreamDestroy(d->stream);
+    }
+    (void)cudaGetLastError();
+    free(d);
+}
+
+/* ---- memory ---- */
+
+static enum mu_status keep(struct mu_device *d, void *p, bool host, void **p_out, struct mu_err *err)
+{
+    struct mu_device_memory *m = (struct mu_device_memory *)malloc(sizeof *m);
+    if (!m) {
+        host ? (void)cudaFreeHost(p) : (void)cudaFree(p);
+        return mu_fail(err, MU_ENOMEM, "GPU %d (%s): out of memory", d->index, d->name);
+    }
+    m->p = p;
+    m->host = host;
+    m->next = d->memory;
+    d->memory = m;
+    *p_out = p;
+    return MU_OK;
+}
+
+static void release(struct mu_device *d, void *p)
+{
+    for (struct mu_device_memory **at = &d->memory; *at; at = &(*at)->next) {
+        struct mu_device_memory *m = *at;
+        if (m->p != p) continue;
+        *at = m->next;
+        use(d);
+        mu_note(d, m->host ? cudaFreeHost(p) : cudaFree(p), "freeing memory");
+        free(m);
+        return;
+    }
+}
+
+enum mu_status mu_cuda_alloc(struct mu_device *d, size_t bytes, void **p_out, struct mu_err *err)
+{
+    void *p = NULL;
+    size_t free_bytes = 0, total = 0;
+    cudaError_t e;
+    use(d);
+    e = cudaMalloc(&p, bytes ? bytes : 1);
+    if (e == cudaSuccess) return keep(d, p, false, p_out, err);
+    (void)cudaGetLastError();
+    if (e != cudaErrorMemoryAllocation) return cuda_fail(err, d, "taking memory", e);
+    (void)cudaMemGetInfo(&free_bytes, &total);
+    return mu_fail(err, MU_ENOMEM, "GPU %d (%s): no %.1f MiB of memory: %.1f of its %.1f MiB are free", d->index,
+                   d->name, (double)bytes / MIB, (double)free_bytes / MIB, (double)total / MIB);
+}
+
+void mu_cuda_free(struct mu_device *d, void *p)
+{
+    if (p) release(d, p);
+}
+
+enum mu_status mu_cuda_alloc_host(struct mu_device *d, size_t bytes, void **p_out, struct mu_err *err)
+{
+    void *p = NULL;
+    cudaError_t e;
+    use(d);
+    e = cudaMallocHost(&p, bytes ? bytes : 1);
+    if (e == cudaSuccess) return keep(d, p, true, p_out, err);
+    (void)cudaGetLastError();
+    if (e != cudaErrorMemoryAllocation) return cuda_fail(err, d, "taking the host's memory", e);
+    return mu_fail(err, MU_ENOMEM, "GPU %d (%s): no %.1f MiB of the host's memory for transfers", d->index, d->name,
+                   (double)bytes / MIB);
+}
+
+void mu_cuda_free_host(struct mu_device *d, void *p)
+{
+    if (p) release(d, p);
+}
+
+/* ---- the queue ---- */
+
+static void move(struct mu_device *d, void *to, const void *from, size_t bytes, cudaMemcpyKind kind, const char *what)
+{
+    if (bytes) mu_note(d, cudaMemcpyAsync(to, from, bytes, kind, d->stream), what);
+}
+
+void mu_cuda_upload(struct mu_device *d, void *to, const void *from_host, size_t bytes)
+{
+    move(d, to, from_host, bytes, cudaMemcpyHostToDevice, "a copy to the device");
+}
+
+void mu_cuda_download(struct mu_device *d, void *to_host, const void *from, size_t bytes)
+{
+    move(d, to_host, from, bytes, cudaMemcpyDeviceToHost, "a copy from the device");
+}
+
+void mu_cuda_copy(struct mu_device *d, void *to, const void *from, size_t bytes)
+{
+    move(d, to, from, bytes, cudaMemcpyDeviceToDevice, "a copy on the device");
+}
+
+void mu_cuda_zero(struct mu_device *d, void *to, size_t bytes)
+{
+    if (bytes) mu_note(d, cudaMemsetAsync(to, 0, bytes, d->stream), "setting memory to 0");
+}
+
+void mu_cuda_mark(struct mu_device *d, int mark)
+{
+    mu_note(d, cudaEventRecord(d->mark[mark], d->stream), "a mark in the queue");
+}
+
+int mu_cuda_test(struct mu_device *d, int mark)
+{
+    cudaError_t e;
+    if (d->failed != cudaSuccess) return -1;
+    e = mark == MU_DEVICE_MARKS ? cudaStreamQuery(d->stream) : cudaEventQuery(d->mark[mark]);
+    if (e == cudaErrorNotReady) return 0;
+    mu_note(d, e, "what was queued");
+    return e == cudaSuccess ? 1 : -1;
+}
+
+enum mu_status mu_cuda_wait(struct mu_device *d, int mark, int timeout_ms, const char *what, struct mu_err *err)
+{
+    int64_t start = mu_now_ns();
+    int r;
+    while ((r = mu_cuda_test(d, mark)) == 0) {
+        int64_t waited = mu_now_ns() - start;
+        struct timespec pause = {0, waited < 20 * MU_MS ? 20000 : 200000};
+        if (waited >= timeout_ms * MU_MS)
+            return mu_fail(err, MU_ETIMEOUT, "GPU %d (%s) is not done with %s after %.1f s", d->index, d->name, what,
+                           (double)waited / (double)MU_SEC);
+        if (waited >= MU_MS / 5) nanosleep(&pause, NULL);
+    }
+    if (r < 0) return cuda_fail(err, d, d->failed_in, d->failed);
+    return MU_OK;
+}
+
+/* ---- recordings ---- */
+
+void mu_cuda_record_begin(struct mu_device *d)
+{
+    use(d);
+    if (d->failed != cudaSuccess) return;
+    d->recording = cudaStreamBeginCapture(d->stream, cudaStreamCaptureModeThreadLocal) == cudaSuccess;
+    if (!d->recording) mu_note(d, cudaGetLastError(), "recording");
+}
+
+struct mu_device_graph *mu_cuda_record_end(struct mu_device *d)
+{
+    struct mu_device_graph *g;
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    cudaError_t e;
+    if (!d->recording) return NULL;
+    d->recording = false;
+    e = cudaStreamEndCapture(d->stream, &graph);
+    if (e == cudaSuccess && d->failed == cudaSuccess) e = cudaGraphInstantiate(&exec, graph, 0);
+    if (graph) (void)cudaGraphDestroy(graph);
+    g = (struct mu_device_graph *)malloc(sizeof *g);
+    if (!exec || !g || cudaGraphUpload(exec, d->stream) != cudaSuccess) {
+        if (exec) (void)cudaGraphExecDestroy(exec);
+        free(g);
+        (void)cudaGetLastError();
+        d->failed = cudaSuccess; /* what failed was the recording's; record_begin saw the device in order */
+        return NULL;
+    }
+    g->exec = exec;
+    return g;
+}
+
+void mu_cuda_replay(struct mu_device *d, const struct mu_device_graph *g)
+{
+    mu_note(d, cudaGraphLaunch(g->exec, d->stream), "a recording");
+}
+
+void mu_cuda_graph_free(struct mu_device *d, struct mu_device_graph *g)
+{
+    if (!g) return;
+    mu_note(d, cudaGraphExecDestroy(g->exec), "freeing a recording");
+    free(g);
+}

@@ -213,8 +213,10 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
     if (r->stage == plan->n_stage - 1)
         weights +=
             packed_bytes(model->output->type, mu_range_len(r->vocab), model->cfg.d_model, model->output->row_bytes);
-    if (r->stage == 0) weights += model->embed->bytes; /* read from the mapped file */
-    memory_out->weights = weights;
+    bool on_gpu = plan->split.device[rank] != MU_ON_CPU;
+    uint64_t mapped = r->stage == 0 ? model->embed->bytes : 0; /* read from the mapped file */
+    memory_out->weights = on_gpu ? weights : weights + mapped;
+    memory_out->host = on_gpu ? mapped : 0;
     memory_out->kv = mu_plan_kv_page_bytes(model, plan, rank, serving->kv) * serving->n_page;
     memory_out->scratch = mu_scratch_bytes(model, plan, rank, serving);
 }

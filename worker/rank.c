@@ -26,6 +26,7 @@
 #include "base/topo.h"
 #include "base/watchdog.h"
 #include "kernels/kernels.h"
+#include "shard/plan_where.h"
 #include "worker/gang_file.h"
 #include "worker/leader.h"
 #include "worker/rank.h"
@@ -125,15 +126,17 @@ static void thread_init(void *ctx)
 /* CPUs of our own where the gang leaves every thread a core; else the system shares them out better than we could. */
 static enum mu_status pool_open(struct rank *r, struct mu_err *err)
 {
-    int n_thread = (int)r->req->threads;
+    const struct mu_split *split = &r->plan.split;
+    int n_thread = (int)r->req->threads, first = mu_plan_first_core(split, r->rank, n_thread);
     const char *wanted = getenv("MUSTER_PIN");
-    struct mu_pool_options opt = {.n_threads = n_thread, .thread_init = thread_init};
+    struct mu_pool_options opt = {.n_threads = mu_plan_threads(split, r->rank, n_thread), .thread_init = thread_init};
     struct mu_topo *topo = mu_malloc(sizeof *topo);
     if (!topo) return mu_fail(err, MU_ENOMEM, "out of memory for the machine's topology");
     enum mu_status st = mu_topo_read(topo, err);
     if (st == MU_OK) {
-        opt.pin = n_thread * r->plan.n_rank <= topo->n_usable && !(wanted && strcmp(wanted, "0") == 0);
-        if (opt.pin) opt.cpus = topo->cpus + r->rank * n_thread;
+        opt.pin = first >= 0 && mu_plan_threads_sum(split, n_thread) <= topo->n_usable &&
+                  !(wanted && strcmp(wanted, "0") == 0);
+        if (opt.pin) opt.cpus = topo->cpus + first;
         st = mu_pool_create(&opt, &r->pool, err);
         if (st != MU_OK && opt.pin) { /* a container may refuse */
             opt.pin = 0;
@@ -145,11 +148,11 @@ static enum mu_status pool_open(struct rank *r, struct mu_err *err)
     return st;
 }
 
-/* The worker's memory for our weights, as mpirun has it; 0: there is none. */
+/* The worker's memory for our weights, as mpirun has it; 0: there is none. A GPU's memory ends with its process. */
 static int kept_open(const struct rank *r)
 {
     char path[64];
-    if (!r->req->kept_fd) return 0;
+    if (!r->req->kept_fd || r->plan.split.device[r->rank] != MU_ON_CPU) return 0;
     snprintf(path, sizeof path, "/proc/%d/fd/%u", (int)getppid(), r->req->kept_fd + (unsigned)r->rank);
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd >= 0) return fd;
@@ -309,7 +312,8 @@ static enum mu_status rank_run(struct rank *r, struct mu_err *err)
     MU_TRY(st, model_load(r, err), out);
     MU_TRY(st, bells_open(r, err), out);
     MU_TRY(st, mu_comm_barrier(r->comm, err), out); /* opens every connection, which costs up to 0.3 s the first time */
-    int64_t layers_ms = mu_rank_layer_ms(r->model, &r->serving, (int)r->req->threads) * r->model->cfg.n_layer;
+    int64_t layers_ms =
+        mu_rank_layer_ms(r->model, &r->plan.split, &r->serving, (int)r->req->threads) * r->model->cfg.n_layer;
     r->comm->timeout_ms = COMM_MS + (int)(layers_ms < 3600000 ? layers_ms : 3600000);
     mu_record_op(r->record, MU_OP_IDLE, MU_RECORD_NOBODY);
     if (r->rank == r->plan.leader) return lead(r, err);

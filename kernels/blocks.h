@@ -42,7 +42,7 @@ MU_BLOCK(mu_block_q3_k, 110, uint8_t hmask[32], qs[64], scales[12]; uint16_t d;)
 MU_BLOCK(mu_block_iq4_xs, 136, uint16_t d, scales_h; uint8_t scales_l[4], qs[128];);
 
 /* Three values, -1 … 1, plus one in two bits (qs as in Q2_K), or five to a byte: the byte is their base-3 number times
- * 256/243, rounded up, and digit after digit is the integer part of three times it (dequant.c has the order). */
+ * 256/243, rounded up, and digit after digit is the integer part of three times it (eight.h has the order). */
 MU_BLOCK(mu_block_tq1_0, 54, uint8_t qs[48], qh[4]; uint16_t d;);
 MU_BLOCK(mu_block_tq2_0, 66, uint8_t qs[64]; uint16_t d;);
 

@@ -88,7 +88,7 @@ uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_pla
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);
 
-/* Memory that a rank takes for adapters beside that. adapters may be NULL. */
+/* Memory that a rank takes for adapters beside that: of its GPU's, where it is on one. adapters may be NULL. */
 uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
                                const struct mu_adapters *adapters);
 

@@ -22,6 +22,12 @@ static struct mu_fit_place *place_find(struct mu_fit *fit, int device, const str
     return &fit->place[fit->n_place++];
 }
 
+/* Sizes that overflow are UINT64_MAX, and stay so. */
+static void more(uint64_t *sum, uint64_t bytes)
+{
+    *sum = bytes > UINT64_MAX - *sum ? UINT64_MAX : *sum + bytes;
+}
+
 void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, const struct mu_adapters *adapters,
                     const struct mu_serving *serving, const struct mu_plan_node *node, struct mu_fit *fit_out)
 {
@@ -33,10 +39,11 @@ void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, co
         struct mu_rank_memory m;
         mu_plan_memory(model, plan, i, &one, &m);
         struct mu_fit_place *place = place_find(&fit, plan->split.device[i], node);
-        place->weights += m.weights + mu_plan_adapter_bytes(model, plan, i, adapters);
-        place->scratch += m.scratch;
-        place->page += m.kv;
-        fit.place[0].scratch += m.host;
+        more(&place->weights, m.weights);
+        more(&place->weights, mu_plan_adapter_bytes(model, plan, i, adapters));
+        more(&place->scratch, m.scratch);
+        more(&place->page, m.kv);
+        more(&fit.place[0].scratch, m.host);
     }
     *fit_out = fit;
 }
@@ -44,7 +51,8 @@ void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, co
 /* KV pages that a place has room for. */
 static uint64_t place_room(const struct mu_fit_place *p)
 {
-    uint64_t fixed = p->weights + p->scratch;
+    uint64_t fixed = p->weights;
+    more(&fixed, p->scratch);
     if (p->usable < fixed) return 0;
     uint64_t pages = p->page ? (p->usable - fixed) / p->page : MAX_PAGES;
     return pages < MAX_PAGES ? pages : MAX_PAGES;

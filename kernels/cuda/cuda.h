@@ -34,6 +34,7 @@ struct mu_device {
     cudaError_t failed; /* the first thing that went wrong, and in what */
     const char *failed_in;
     bool recording;
+    bool packed;                     /* weights were packed since the last mu_launch_early */
     struct mu_device_memory *memory; /* what is allocated */
 };
 
@@ -47,19 +48,40 @@ static inline void mu_note(struct mu_device *d, cudaError_t e, const char *what)
 
 /* Queues a kernel. shared: bytes of MU_SHARED memory; above 48 KiB the kernel was told with mu_allow_shared. */
 template <typename... Params, typename... Args>
-static inline void mu_launch(struct mu_device *d, const char *what, void (*kernel)(Params...), dim3 grid, dim3 block,
-                             size_t shared, Args... args)
+static inline void mu_launch_as(struct mu_device *d, const char *what, bool early, void (*kernel)(Params...), dim3 grid,
+                                dim3 block, size_t shared, Args... args)
 {
     cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute overlap = {};
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
 #ifdef MU_EMULATED_CUDA
     mu_emulated_name(what); /* for what it has to say about the kernel */
 #endif
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = &overlap;
+    config.numAttrs = early ? 1 : 0;
     config.gridDim = grid;
     config.blockDim = block;
     config.dynamicSmemBytes = shared;
     config.stream = d->stream;
     mu_note(d, cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...), what);
+}
+template <typename... Params, typename... Args>
+static inline void mu_launch(struct mu_device *d, const char *what, void (*kernel)(Params...), dim3 grid, dim3 block,
+                             size_t shared, Args... args)
+{
+    mu_launch_as(d, what, false, kernel, grid, block, shared, args...);
+}
+/* The same, but it may start while the kernel before it still runs: every thread that touches memory other than packed
+ * weights calls mu_grid_wait before it does. Where weights were packed since the last such launch it waits for them as any
+ * kernel does. */
+template <typename... Params, typename... Args>
+static inline void mu_launch_early(struct mu_device *d, const char *what, void (*kernel)(Params...), dim3 grid,
+                                   dim3 block, size_t shared, Args... args)
+{
+    mu_launch_as(d, what, d->capability >= 90 && !d->packed, kernel, grid, block, shared, args...);
+    d->packed = false;
 }
 
 /* Before a launch with more than 48 KiB of MU_SHARED memory; cheap enough for every one of them. */
@@ -109,9 +131,12 @@ void mu_cuda_float_mat_pack(struct mu_device *d, const struct mu_mat *m, int row
 /* matmul.cu */
 void mu_cuda_matmul(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                     const struct mu_device_experts *experts);
-/* matvec.cu, tiles.cu: MU_ACT_Q8 types; float.cu: the others. All jobs are of that kind. */
-void mu_cuda_matvec(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
-                    const struct mu_device_experts *experts);
+/* matvec.cu, tiles.cu: MU_ACT_Q8 types; float.cu: the others. All jobs are of one type; an `up` of another type is done
+ * (mu_epilogue_second), no matrix is empty, and neither is x. try: false, with nothing done, where these vectors are too
+ * many (more than MU_MATVEC_MOST for a matrix, or for shared memory). */
+enum { MU_MATVEC_MOST = 8 };
+bool mu_cuda_matvec_try(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
+                        const struct mu_device_experts *experts);
 void mu_cuda_tiles(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                    const struct mu_device_experts *experts);
 void mu_cuda_float(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,

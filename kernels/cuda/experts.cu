@@ -10,6 +10,7 @@
  *
  * A decode's route is one launch. */
 #include "kernels/cuda/form.h"
+#include "kernels/cuda/ptx.h"
 #include "kernels/math.h"
 
 enum {
@@ -94,6 +95,7 @@ template <int K> static __device__ void choose(const struct mu_device_route &a, 
 
 template <int K> static __global__ void choose_kernel(const struct mu_device_route a)
 {
+    mu_grid_begin();
     MU_SHARED(float, term); /* [warps][n_used] */
     int warp = threadIdx.x / LANES, t = blockIdx.x * CHOOSE_WARPS + warp;
     if (t < a.n_tok) choose<K>(a, t, term + warp * a.n_used);
@@ -103,6 +105,7 @@ template <int K> static __global__ void choose_kernel(const struct mu_device_rou
 template <int K>
 static __global__ void __launch_bounds__(FEW_WARPS *LANES) route_few_kernel(const struct mu_device_route a)
 {
+    mu_grid_begin();
     MU_SHARED(float, term); /* [warps][n_used] */
     __shared__ int expert[FEW];
     int n = a.n_tok * a.n_used, i = threadIdx.x, warp = i / LANES;
@@ -126,6 +129,7 @@ static __global__ void __launch_bounds__(FEW_WARPS *LANES) route_few_kernel(cons
 /* The places of expert blockIdx.x. */
 static __global__ void sort_kernel(const struct mu_device_route a)
 {
+    mu_grid_begin();
     __shared__ int of_warp[SORT_THREADS / LANES], below;
     int n = a.n_tok * a.n_used, e = blockIdx.x, lane = threadIdx.x % LANES, warp = threadIdx.x / LANES, count = 0;
     if (threadIdx.x == 0) below = 0;
@@ -159,20 +163,22 @@ void mu_cuda_route(struct mu_device *d, const struct mu_device_route *a)
 {
     size_t term = (size_t)a->n_used * sizeof(float);
     bool small = a->n_expert <= 4 * LANES;
-    if (a->n_expert == 0) return;
+    if (a->n_tok == 0) return;
     if ((size_t)a->n_tok * (size_t)a->n_used <= FEW) {
-        mu_launch(d, "route", small ? route_few_kernel<4> : route_few_kernel<MOST_EXPERTS / LANES>, dim3(1),
-                  dim3(FEW_WARPS * LANES), FEW_WARPS * term, *a);
+        mu_launch_early(d, "route", small ? route_few_kernel<4> : route_few_kernel<MOST_EXPERTS / LANES>, dim3(1),
+                        dim3(FEW_WARPS * LANES), FEW_WARPS * term, *a);
         return;
     }
-    mu_launch(d, "route", small ? choose_kernel<4> : choose_kernel<MOST_EXPERTS / LANES>,
-              dim3((a->n_tok + CHOOSE_WARPS - 1) / CHOOSE_WARPS), dim3(CHOOSE_WARPS * LANES), CHOOSE_WARPS * term, *a);
-    mu_launch(d, "route", sort_kernel, dim3(a->n_expert), dim3(SORT_THREADS), 0, *a);
+    mu_launch_early(d, "route", small ? choose_kernel<4> : choose_kernel<MOST_EXPERTS / LANES>,
+                    dim3((a->n_tok + CHOOSE_WARPS - 1) / CHOOSE_WARPS), dim3(CHOOSE_WARPS * LANES), CHOOSE_WARPS * term,
+                    *a);
+    mu_launch_early(d, "route", sort_kernel, dim3(a->n_expert), dim3(SORT_THREADS), 0, *a);
 }
 
 /* Columns of token blockIdx.x. */
 template <int V> static __global__ void combine_kernel(const struct mu_device_combine a)
 {
+    mu_grid_begin();
     int i = (blockIdx.y * COMBINE_THREADS + threadIdx.x) * V;
     float sum[V] = {};
     if (i >= a.n) return;
@@ -194,6 +200,6 @@ void mu_cuda_combine(struct mu_device *d, const struct mu_device_combine *a)
     bool four = a->n % 4 == 0 && mu_aligned(a->part, 16) && mu_aligned(a->bias, 16) && mu_aligned(a->out, 16) &&
                 mu_aligned(a->bf16, 8);
     int each = COMBINE_THREADS * (four ? 4 : 1);
-    mu_launch(d, "combine", four ? combine_kernel<4> : combine_kernel<1>, dim3(a->n_tok, (a->n + each - 1) / each),
-              dim3(COMBINE_THREADS), 0, *a);
+    mu_launch_early(d, "combine", four ? combine_kernel<4> : combine_kernel<1>,
+                    dim3(a->n_tok, (a->n + each - 1) / each), dim3(COMBINE_THREADS), 0, *a);
 }

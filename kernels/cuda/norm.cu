@@ -12,6 +12,7 @@
  *
  * Many tokens: blocks are small, so that several are on a processor and one's chains run beside another's loads. */
 #include "kernels/cuda/form.h"
+#include "kernels/cuda/ptx.h"
 
 enum {
     LANES = 16,
@@ -47,7 +48,8 @@ template <bool SQUARES> static __device__ float sum_of(const float *v, int n)
     return acc;
 }
 
-/* The same for all threads of the block. What they wrote to v is seen, and v may be written afterwards. */
+/* The same for all threads of the block. What they wrote to v is seen, and v may be written afterwards; what they have
+ * fetched is there. */
 template <bool SQUARES> static __device__ float block_sum(const float *v, int n)
 {
     __shared__ float sum;
@@ -56,6 +58,7 @@ template <bool SQUARES> static __device__ float block_sum(const float *v, int n)
         float s = sum_of<SQUARES>(v, n);
         if (threadIdx.x == 0) sum = s;
     }
+    mu_cp_async_wait<0>();
     __syncthreads();
     return sum;
 }
@@ -66,13 +69,18 @@ static __device__ inline float factor(float ss, int n, float eps)
     return 1.0f / sqrtf(ss / (float)n + eps);
 }
 
-/* Where from[n] is read later: itself, or its copy in shared memory at *room, which moves on. Threads pass a barrier
- * before they read it. */
-static __device__ const float *fetch(const float *from, int n, float **room)
+/* Where from[n] is read later: itself, or its copy in shared memory at *room, which moves on. The copy is on its way
+ * until the next block_sum. */
+template <int V> static __device__ const float *fetch(const float *from, int n, float **room)
 {
     if (!*room || !from) return from;
     float *to = *room;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) to[i] = from[i];
+    for (int i = threadIdx.x * V; i < n; i += blockDim.x * V) {
+        if (V == 4)
+            mu_cp_async16(to + i, from + i);
+        else
+            mu_cp_async4(to + i, from + i);
+    }
     *room += n;
     return to;
 }
@@ -123,12 +131,15 @@ static __global__ void __launch_bounds__(THREADS_FEW) norm_kernel(const struct m
 {
     MU_SHARED(float, v); /* n values and SPARE, then what is staged */
     float *room = staged ? v + a.n + SPARE : NULL;
-    size_t row = a.row ? a.row[blockIdx.x] : blockIdx.x, at = row * a.n;
     bool has_post = a.y && a.post, finite = true;
     float r = 1.0f, sum;
-    const float *w = fetch(a.w, a.n, &room), *b = fetch(a.b, a.n, &room);
-    const float *post = has_post ? fetch(a.post, a.n, &room) : NULL;
-    const float *x = has_post ? fetch(a.x + at, a.n, &room) : a.x + at;
+    mu_grid_release();
+    const float *w = fetch<V>(a.w, a.n, &room), *b = fetch<V>(a.b, a.n, &room);
+    const float *post = has_post ? fetch<V>(a.post, a.n, &room) : NULL;
+    mu_grid_wait(); /* weights are not written by kernels */
+    size_t row = a.row ? a.row[blockIdx.x] : blockIdx.x, at = row * a.n;
+    const float *x = has_post ? fetch<V>(a.x + at, a.n, &room) : a.x + at;
+    mu_cp_async_commit();
     residual<V>(a, at, v, x, post);
     if (a.kind == MU_DEVICE_NORM_LAYER) {
         sum = block_sum<false>(v, a.n);
@@ -174,5 +185,5 @@ void mu_cuda_norm(struct mu_device *d, const struct mu_device_norm *a)
     bool staged = few && all <= d->shared_max;
     if (staged) shared = all;
     if (shared > SHARED_ALWAYS) mu_allow_shared(d, "norm", kernel, shared);
-    mu_launch(d, "norm", kernel, dim3(a->n_tok), dim3(threads < most ? threads : most), shared, *a, staged);
+    mu_launch_early(d, "norm", kernel, dim3(a->n_tok), dim3(threads < most ? threads : most), shared, *a, staged);
 }

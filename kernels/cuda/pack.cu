@@ -267,5 +267,6 @@ size_t mu_cuda_mat_bytes(uint32_t type, int n_row, int n_col)
 void mu_cuda_mat_pack(struct mu_device *d, const struct mu_mat *m, int row0, int row1, const void *raw, int32_t *bad)
 {
     if (row0 >= row1) return;
+    d->packed = true;
     if (!mu_layout_call<pack>(m->type, d, m, row0, row1, raw, bad)) mu_cuda_float_mat_pack(d, m, row0, row1, raw, bad);
 }

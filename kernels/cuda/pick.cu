@@ -12,6 +12,7 @@
  * The processor leaves out noise for what is so far behind that no noise could bring it to the front (NOISE_LIMIT there):
  * its sum would be less than the best already, so it is no part of the result. Here it is cheaper to draw for all. */
 #include "kernels/cuda/cuda.h"
+#include "kernels/cuda/ptx.h"
 #include "kernels/math.h"
 #include "kernels/random.h"
 
@@ -78,6 +79,7 @@ static __global__ void best_kernel(const float *logits, size_t stride, int n, in
 static __global__ void finish_kernel(const float *logits, size_t stride, int n_row, int first_id,
                                      const struct mu_device_draw *draws, struct mu_device_pick *out)
 {
+    mu_grid_begin();
     int row = blockIdx.x * THREADS + threadIdx.x;
     if (row >= n_row) return;
     unsigned long long key = reinterpret_cast<const unsigned long long *>(out)[row];
@@ -98,6 +100,6 @@ void mu_cuda_pick(struct mu_device *d, const float *logits, size_t stride, int n
     mu_note(d, cudaMemsetAsync(out, 0, (size_t)n_row * sizeof *out, d->stream), "pick");
     mu_launch(d, "pick", best_kernel, dim3(want < most ? want : most, n_row), dim3(THREADS), 0, logits, stride, n,
               first_id, draw, reinterpret_cast<unsigned long long *>(out));
-    mu_launch(d, "pick", finish_kernel, dim3((n_row + THREADS - 1) / THREADS), dim3(THREADS), 0, logits, stride, n_row,
-              first_id, draw, out);
+    mu_launch_early(d, "pick", finish_kernel, dim3((n_row + THREADS - 1) / THREADS), dim3(THREADS), 0, logits, stride,
+                    n_row, first_id, draw, out);
 }

@@ -137,6 +137,19 @@ MU_PTX void mu_prefetch_l2(const void *p)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
+/* ---- barriers of some warps of a block ----
+ *
+ * id 1 … 15, n threads (whole warps) that come to it, by either function; all lanes of a warp call it. wait: until all
+ * are there; what they wrote to shared memory before is then seen. arrive: goes on at once. */
+MU_PTX void mu_barrier_wait(int id, int n)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+MU_PTX void mu_barrier_arrive(int id, int n)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
+}
+
 /* ---- the kernel before and the one after (launched with leave to overlap; nothing before sm_90) ----
  *
  * Until mu_grid_wait has returned, nothing that an earlier kernel writes may be touched, nor anything written that it
@@ -152,6 +165,12 @@ MU_PTX void mu_grid_release(void)
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
+}
+/* Both, for kernels that have nothing to fetch ahead: what is saved is the start. */
+MU_PTX void mu_grid_begin(void)
+{
+    mu_grid_release();
+    mu_grid_wait();
 }
 
 /* ---- half precision, as bits; to nearest, ties to even; NaN becomes 0x7fffffff, 0x7fff ---- */

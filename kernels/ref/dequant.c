@@ -1,6 +1,6 @@
 /* Blocks back to f32, for embedding look-ups and tests: the values that ggml's dequantisers give, bit for bit. */
 #include "kernels/blocks.h"
-#include "kernels/grids.h"
+#include "kernels/eight.h"
 #include "kernels/parts.h"
 
 static int nibble(const uint8_t *qs, int i)
@@ -105,135 +105,22 @@ static void dequant_q6_k(const struct mu_block_q6_k *b, float *out)
     }
 }
 
-/* Digit n of a byte of TQ1_0, -1 … 1: the byte is a fraction of 256; times 3^n, its integer part falls off, and three
- * times what is left has the digit before the point. */
-static int trit(uint8_t byte, int n)
-{
-    static const uint8_t power[5] = {1, 3, 9, 27, 81};
-    return ((uint8_t)(byte * power[n]) * 3 >> 8) - 1;
-}
-
-/* Digits 0 … n_digit - 1 of n bytes, a digit of all of them after another. */
-static float *dequant_trits(const uint8_t *bytes, int n, int n_digit, float d, float *out)
-{
-    for (int digit = 0; digit < n_digit; digit++, out += n)
-        for (int i = 0; i < n; i++) out[i] = (float)trit(bytes[i], digit) * d;
-    return out;
-}
-
-static void dequant_tq1_0(const struct mu_block_tq1_0 *b, float *out)
-{
-    float d = mu_f16_to_f32(b->d);
-    out = dequant_trits(b->qs, 32, 5, d, out);
-    out = dequant_trits(b->qs + 32, 16, 5, d, out);
-    dequant_trits(b->qh, 4, 4, d, out);
-}
-
-static void dequant_tq2_0(const struct mu_block_tq2_0 *b, float *out)
-{
-    float d = mu_f16_to_f32(b->d);
-    for (int j = 0; j < 8; j++)
-        for (int i = 0; i < 32; i++) out[32 * j + i] = (float)((b->qs[32 * (j / 4) + i] >> 2 * (j % 4) & 3) - 1) * d;
-}
-
-static int with_sign(int magnitude, unsigned signs, int i)
-{
-    int minus = -(int)(signs >> i & 1);
-    return (magnitude ^ minus) - minus;
-}
-
-/* Eight values of an entry of IQ2's codebooks. */
-static void dequant_iq2_eight(unsigned grid, unsigned signs, float scale, float *out)
-{
-    for (int i = 0; i < 8; i++) out[i] = scale * (float)with_sign(mu_iq2_magnitudes[grid >> 2 * i & 3], signs, i);
-}
-
-static void dequant_iq2_xxs(const struct mu_block_iq2_xxs *b, float *out)
-{
-    float d = mu_f16_to_f32(b->d);
-    for (int j = 0; j < 8; j++) {
-        uint32_t word = mu_load_u32(b->qs + 8 * j + 4);
-        float scale = d * (0.5f + (float)(word >> 28)) * 0.25f;
-        for (int l = 0; l < 4; l++, out += 8)
-            dequant_iq2_eight(mu_iq2_xxs_grid[b->qs[8 * j + l]], mu_iq_signs(word >> 7 * l & 127), scale, out);
+/* The types that C2 has no rule for. */
+#define BY_EIGHTS(type, block)                                             \
+    static void dequant_##type(const struct block *b, float *out)          \
+    {                                                                      \
+        for (int i = 0; i < 32; i++, out += 8) mu_eight_##type(b, i, out); \
     }
-}
-
-/* Group i of 8 values has nibble i/2 of scales. */
-static float iq2_scale(const uint8_t *scales, int i, float d)
-{
-    return d * (0.5f + (float)(scales[i / 4] >> (i / 2 % 2 ? 4 : 0) & 15)) * 0.25f;
-}
-
-static void dequant_iq2_xs(const struct mu_block_iq2_xs *b, float *out)
-{
-    float d = mu_f16_to_f32(b->d);
-    for (int i = 0; i < 32; i++, out += 8)
-        dequant_iq2_eight(mu_iq2_xs_grid[b->qs[i] & 511], mu_iq_signs(b->qs[i] >> 9), iq2_scale(b->scales, i, d), out);
-}
-
-static void dequant_iq2_s(const struct mu_block_iq2_s *b, float *out)
-{
-    float d = mu_f16_to_f32(b->d);
-    for (int i = 0; i < 32; i++, out += 8) {
-        unsigned index = b->qs[i] | (unsigned)(b->qh[i / 4] >> 2 * (i % 4) & 3) << 8;
-        dequant_iq2_eight(mu_iq2_s_grid[index], b->signs[i], iq2_scale(b->scales, i, d), out);
-    }
-}
-
-/* Eight values of an entry of IQ1's codebook. */
-static void dequant_iq1_eight(unsigned grid, bool down, float scale, float *out)
-{
-    float shift = down ? -mu_iq1_delta : mu_iq1_delta;
-    for (int i = 0; i < 8; i++) out[i] = scale * ((float)((int)(grid >> 2 * i & 3) - 1) + shift);
-}
-
-static void dequant_iq1_s(const struct mu_block_iq1_s *b, float *out)
-{
-    float d = mu_f16_to_f32(b->d);
-    for (int i = 0; i < 32; i++, out += 8) {
-        unsigned qh = b->qh[i / 4], index = b->qs[i] | (qh >> 3 * (i % 4) & 7) << 8;
-        dequant_iq1_eight(mu_iq1_grid[index], qh >> 15, d * (float)(2 * (qh >> 12 & 7) + 1), out);
-    }
-}
-
-static void dequant_iq1_m(const struct mu_block_iq1_m *b, float *out)
-{
-    float d = mu_f16_to_f32(mu_iq1_m_d(b));
-    for (int i = 0; i < 32; i++, out += 8) {
-        unsigned qh = b->qh[i / 2] >> (i % 2 ? 4 : 0) & 15u, scale = (unsigned)b->scales[i / 8] >> 3 * (i / 2 % 4) & 7;
-        dequant_iq1_eight(mu_iq1_grid[b->qs[i] | (qh & 7) << 8], qh >> 3, d * (float)(2 * scale + 1), out);
-    }
-}
-
-static void dequant_iq3_xxs(const struct mu_block_iq3_xxs *b, float *out)
-{
-    float d = mu_f16_to_f32(b->d);
-    for (int j = 0; j < 8; j++) {
-        uint32_t word = mu_load_u32(b->words + 4 * j);
-        float scale = d * (0.5f + (float)(word >> 28)) * 0.5f;
-        for (int l = 0; l < 8; l++, out += 4) {
-            unsigned grid = mu_iq3_xxs_grid[b->qs[8 * j + l]];
-            unsigned signs = mu_iq_signs(word >> 7 * (l / 2) & 127) >> 4 * (l % 2);
-            for (int i = 0; i < 4; i++)
-                out[i] = scale * (float)with_sign(mu_iq3_xxs_magnitudes[grid >> 3 * i & 7], signs, i);
-        }
-    }
-}
-
-static void dequant_iq3_s(const struct mu_block_iq3_s *b, float *out)
-{
-    float d = mu_f16_to_f32(b->d);
-    for (int j = 0; j < 8; j++) {
-        float scale = d * (float)(1 + 2 * (b->scales[j / 2] >> 4 * (j % 2) & 15));
-        for (int l = 0; l < 8; l++, out += 4) {
-            unsigned grid = mu_iq3_s_grid[b->qs[8 * j + l] | (unsigned)(b->qh[j] >> l & 1) << 8];
-            unsigned signs = (unsigned)b->signs[4 * j + l / 2] >> 4 * (l % 2);
-            for (int i = 0; i < 4; i++)
-                out[i] = scale * (float)with_sign(mu_iq3_s_magnitude(grid >> 3 * i & 7), signs, i);
-        }
-    }
-}
+BY_EIGHTS(iq2_xxs, mu_block_iq2_xxs)
+BY_EIGHTS(iq2_xs, mu_block_iq2_xs)
+BY_EIGHTS(iq2_s, mu_block_iq2_s)
+BY_EIGHTS(iq1_s, mu_block_iq1_s)
+BY_EIGHTS(iq1_m, mu_block_iq1_m)
+BY_EIGHTS(iq3_xxs, mu_block_iq3_xxs)
+BY_EIGHTS(iq3_s, mu_block_iq3_s)
+BY_EIGHTS(tq1_0, mu_block_tq1_0)
+BY_EIGHTS(tq2_0, mu_block_tq2_0)
+#undef BY_EIGHTS
 
 bool mu_ref_dequant_row(uint32_t type, const void *raw, int n, float *out)
 {

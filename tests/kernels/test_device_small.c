@@ -1,6 +1,7 @@
 /* A device's small operations against their definition: norms, forms, moves, the bookkeeping of experts, the next id. */
 #include "tests/kernels/device_test.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -162,6 +163,7 @@ static void norm_once(int trial, int n, int n_tok, unsigned wanted)
     bool list, has_y = rnd() % 4 != 0, post = has_y && rnd() % 3 == 0, round = coin(), keep = coin();
     int shift = rnd() % 4 == 0, broken = rnd() % 3 == 0 ? (int)(rnd() % 4) : 0;
     enum mu_device_norm_kind kind = (enum mu_device_norm_kind)(rnd() % 3);
+    float eps = coin() ? 1e-5f : 1e-6f;
     size_t all = 2 * (size_t)n_tok * (size_t)n;
     struct dt_pair rows = some_rows(n_tok, &list), x = values(all, shift, broken), y = values(all, 0, broken);
     struct dt_pair w = values((size_t)n, 0, 0), b = values((size_t)n, 0, 0), p = values((size_t)n, 0, 0);
@@ -176,7 +178,7 @@ static void norm_once(int trial, int n, int n_tok, unsigned wanted)
                                    .post = post ? p.at[i] : NULL,
                                    .y_round = round,
                                    .kind = kind,
-                                   .eps = coin() ? 1e-5f : 1e-6f,
+                                   .eps = eps,
                                    .w = kind != MU_DEVICE_NORM_NONE ? w.at[i] : NULL,
                                    .b = kind == MU_DEVICE_NORM_LAYER ? b.at[i] : NULL,
                                    .form = forms_at(&out, i)};

@@ -74,7 +74,7 @@ struct pending_copy {
     int bytes, n, group;
 };
 
-enum fiber_state { READY, AT_BARRIER, IN_WARP, ENDED };
+enum fiber_state { READY, AT_BARRIER, AT_NAMED, IN_WARP, ENDED };
 
 struct fiber {
     mu_emulated_thread seen; /* first: mu_emulated_self points here */
@@ -86,6 +86,10 @@ struct fiber {
     unsigned barrier_generation;
     std::vector<pending_copy> copies;
     int copy_group;
+};
+
+struct named_barrier {
+    int n_arrived, n_waiting, waiting[MAX_THREADS];
 };
 
 struct warp {
@@ -103,6 +107,7 @@ unsigned char *mu_emulated_shared;
 static pthread_mutex_t device_lock; /* kernels, device memory; recursive */
 static fiber fibers[MAX_THREADS];
 static warp warps[MAX_THREADS / 32];
+static named_barrier named[16];
 static context scheduler;
 static int n_threads, n_ended;
 static int ready[MAX_THREADS], ready_head, n_ready; /* a ring */
@@ -206,6 +211,25 @@ mu_emulated_vote mu_emulated_barrier(int predicate)
     return *v;
 }
 
+void mu_emulated_named_barrier(int id, int n, bool wait)
+{
+    fiber *f = (fiber *)mu_emulated_self;
+    if (id < 1 || id > 15) mu_emulated_die("barrier %d: there are 1 to 15", id);
+    if (n % 32 || n > n_threads) mu_emulated_die("barrier %d of %d threads in a block of %d", id, n, n_threads);
+    named_barrier *b = &named[id];
+    bool last = ++b->n_arrived == n;
+    if (wait && !last) {
+        b->waiting[b->n_waiting++] = f->seen.linear;
+        f->op = "a barrier of some warps";
+        f->line = id;
+        wait_in(AT_NAMED);
+        return;
+    }
+    if (!last) return;
+    b->n_arrived = 0;
+    while (b->n_waiting) make_ready(b->waiting[--b->n_waiting]);
+}
+
 const mu_emulated_slot *mu_emulated_collective(unsigned mask, const char *op, int line, const void *in, size_t bytes)
 {
     fiber *f = (fiber *)mu_emulated_self;
@@ -292,7 +316,7 @@ static void fibers_make(int n)
     int shown = 0, last = -1;
     for (int i = 0; i < n_threads; i++) {
         const fiber *f = &fibers[i];
-        int key = f->state == IN_WARP ? f->line + 16 : (int)f->state;
+        int key = f->state == IN_WARP || f->state == AT_NAMED ? f->line + 16 : (int)f->state;
         if (key == last || shown++ > 20) continue;
         last = key;
         fprintf(stderr, "emulated CUDA: from thread %d on: %s", i,
@@ -300,6 +324,7 @@ static void fibers_make(int n)
                 : f->state == AT_BARRIER ? "at a barrier of the block"
                                          : f->op);
         if (f->state == IN_WARP) fprintf(stderr, " (line %d)", f->line);
+        if (f->state == AT_NAMED) fprintf(stderr, " (number %d)", f->line);
         fprintf(stderr, "\n");
     }
     mu_emulated_self = nullptr;
@@ -332,6 +357,7 @@ static void run_block(span shared, size_t dynamic)
     n_ended = 0;
     barrier_arrived = 0;
     barrier_generation = 0;
+    memset(named, 0, sizeof named);
     votes[0] = {0, 0, 1};
     ready_head = n_ready = 0;
     order o((unsigned)n_threads);

@@ -36,6 +36,9 @@ struct mu_emulated_vote {
 };
 mu_emulated_vote mu_emulated_barrier(int predicate);
 
+/* Barrier id, 1 to 15, of n threads (whole warps): arrives there and, with wait, waits for the others. */
+void mu_emulated_named_barrier(int id, int n, bool wait);
+
 /* A collective of the calling thread's warp: shows in[0..bytes) (≤ 64) to all 32 lanes. What they show stays until the
  * thread's next collective. All lanes must be in the same op at the same line. */
 const mu_emulated_slot *mu_emulated_collective(unsigned mask, const char *op, int line, const void *in, size_t bytes);

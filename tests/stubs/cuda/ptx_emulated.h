@@ -131,8 +131,17 @@ static inline void mu_prefetch_l2(const void *p)
 {
     (void)p;
 }
+static inline void mu_barrier_wait(int id, int n)
+{
+    mu_emulated_named_barrier(id, n, true);
+}
+static inline void mu_barrier_arrive(int id, int n)
+{
+    mu_emulated_named_barrier(id, n, false);
+}
 static inline void mu_grid_wait(void) {}
 static inline void mu_grid_release(void) {}
+static inline void mu_grid_begin(void) {}
 
 static inline float mu_half_to_f32(uint16_t h)
 {

@@ -1,0 +1,429 @@
+/* Many vectors times a matrix of one of C2's types on the int8 tensor cores.
+ *
+ * What the cores give is C2's exact integer sum I of a block of 32 columns. What C2 then asks for, for every row, vector
+ * and block, is a conversion, fl(d·s) and an fmaf: twelve instructions of the f32 pipe for each product of 16 × 8 × 32,
+ * which takes that pipe three times as long as it takes the tensor cores. So the f32 pipe is the bound (some 600 of the
+ * 1,979 TOP/s that an H100 has on paper), and the file is about giving it nothing else to do:
+ *
+ *   conversion    The product starts from the bits of 1.5·2^23 instead of 0. As |I| < 2^22 the integer that comes out is
+ *                 then the bits of the float 1.5·2^23 + I, and one exact addition, or an fmaf where the sums are 2^LIFT
+ *                 times too large (tiles_codes.h), is the whole conversion.
+ *   scales        d (for K types D and -M) of each row and block, and fl(S·s) of each vector and block, are computed
+ *                 once a block of threads, a stage ahead, into shared memory.
+ *   fragments     Operand A is read as it was packed, 16 bytes a lane; operand B with ldmatrix. A warp has RT · 16 rows
+ *                 and NT · 8 vectors and uses each fragment and scale NT and RT times.
+ *   halves        J = sc0·I0 + sc1·I1 is below 2^24, so f32 computes it exactly: fmaf(sc0, x0, -sc0·1.5·2^23) is
+ *                 sc0·I0 where x0 = 1.5·2^23 + I0, and so on: three instructions an element, and no slow conversion.
+ *
+ * A block of threads has WR warps along rows times WT along vectors. Stages of 2·P blocks of columns come through
+ * shared memory with cp.async, ST of them in a ring:
+ *
+ *   iteration i    wait until stage i + 1 is there; barrier; order stage i + ST - 1 (into where stage i - 1 was);
+ *                  prepare the scales of stage i + 1; multiply stage i
+ *
+ * One barrier a stage does for all: it shows what iteration i - 1 prepared for stage i, and that stage i - 1 is done
+ * with. Several blocks share a multiprocessor, so that one multiplies while another waits.
+ *
+ * Vectors are taken in an order that lets a lane have four neighbours in two products: vector 16p + 4t + 2j + c (c of 0,
+ * 1) is column 2t + c of product 2p + j. In shared memory they lie in the products' order, so that ldmatrix reads eight
+ * consecutive rows, their 16-byte pieces turned so that no two of the eight share banks.
+ *
+ * Rows and vectors beyond the last are computed from the last one's data and not stored; blocks of columns beyond the
+ * last are left out (adding +0 would turn a -0 into +0). */
+#ifndef MU_KERNELS_CUDA_TILES_KERNEL_H
+#define MU_KERNELS_CUDA_TILES_KERNEL_H
+
+#include "kernels/cuda/cuda.h"
+#include "kernels/cuda/epilogue.h"
+#include "kernels/cuda/form.h"
+#include "kernels/cuda/ptx.h"
+#include "kernels/cuda/tiles_codes.h"
+
+/* ---- what a launch is told ---- */
+
+struct mu_tile_job {
+    const uint8_t *m, *up;   /* up NULL: none */
+    int n_row, first;        /* tiles of rows from this one on are this job's */
+    struct mu_epilogue then; /* up_done: `up` is not multiplied here */
+};
+
+struct mu_tile_args {
+    struct mu_tile_job job[MU_DEVICE_MAX_JOBS];
+    int n_job, n_vec, n_col; /* n_vec: vectors of the product; places, with experts */
+    const int8_t *q;
+    const float *s;
+    const int16_t *sum;
+    struct mu_device_experts experts; /* n_expert 0: none */
+};
+
+/* The shape of a block of threads; CTAS of them at once on a multiprocessor. */
+template <int rt, int nt, int wr, int wt, int p, int st, int ctas> struct mu_tile_shape {
+    enum {
+        RT = rt,
+        NT = nt,
+        WR = wr,
+        WT = wt,
+        P = p,
+        ST = st,
+        CTAS = ctas,
+        GROUPS = wr * rt, /* of 16 rows */
+        ROWS = 16 * GROUPS,
+        VECS = wt * nt * 8,
+        THREADS = 32 * wr * wt,
+        BLOCKS = 2 * p /* of 32 columns in a stage */
+    };
+    static_assert(nt % 2 == 0 && st >= 3 && THREADS % GROUPS == 0, "a shape that the kernel can do");
+};
+
+/* Where things lie in shared memory; bytes. */
+template <uint32_t type, typename Shape> struct mu_tile_memory {
+    typedef mu_layout<type> L;
+    static constexpr bool WHOLE = (int)L::PAIRS == 1; /* a stage has whole units */
+    static_assert(WHOLE || (int)L::PAIRS % (int)Shape::P == 0, "or a part of one");
+    enum {
+        SCALES = (int)L::UNIT_BYTES - (int)L::SCALES_AT,
+        LOW_STEP = WHOLE ? (int)L::UNIT_BYTES : (int)L::LOW_PAIR, /* from pair to pair */
+        HIGH_STEP = WHOLE ? (int)L::UNIT_BYTES : (int)L::HIGH_PAIR,
+        HIGH = WHOLE ? (int)L::HIGH_AT : Shape::P * (int)L::LOW_PAIR,
+        SCALES_AT = WHOLE ? (int)L::SCALES_AT : Shape::P * ((int)L::LOW_PAIR + (int)L::HIGH_PAIR),
+        GROUP = WHOLE ? Shape::P * (int)L::UNIT_BYTES : SCALES_AT + SCALES,
+
+        /* a stage */
+        S_ROW = Shape::VECS + 8, /* floats; copies of neighbouring blocks then hit other banks */
+        Q_ROW = Shape::BLOCKS * 32,
+        Q = Shape::GROUPS * GROUP,
+        S = Q + Shape::VECS * Q_ROW,
+        SUM = S + Shape::BLOCKS * S_ROW * 4,
+        STAGE = SUM + (L::HAS_MIN ? Shape::BLOCKS * S_ROW * 4 : 0),
+
+        /* prepared: numbers of a row and block, as pairs for rows g and g + 8; twice */
+        FACTORS = L::KIND == MU_SCALE_H4 ? 6
+                  : L::HAS_HALVES        ? 3
+                  : L::HAS_MIN           ? 2
+                                         : 1,
+        HAS_TOTAL = L::HAS_MIN && !L::HAS_HALVES,
+        FACTORS_STAGE = Shape::BLOCKS * Shape::GROUPS * FACTORS * 8 * 8,
+        TOTAL = Shape::ST * STAGE + 2 * FACTORS_STAGE,
+        TOTAL_STAGE = HAS_TOTAL ? Shape::BLOCKS * S_ROW * 4 : 0,
+
+        VECTOR = TOTAL + 2 * TOTAL_STAGE, /* int32 [VECS]: which rows of x the vectors are */
+        WORK = VECTOR + Shape::VECS * 4,
+
+        /* afterwards: y [VECS][Y_ROW] */
+        Y_ROW = Shape::ROWS + 2, /* floats; a warp's results then hit all banks */
+        Y = Shape::VECS * Y_ROW * 4,
+        BYTES = WORK > Y ? WORK : Y
+    };
+};
+
+/* The tile of a block of threads. */
+struct mu_tile_place {
+    int job, tile; /* tile of rows within the job */
+    int expert;    /* 0 where there are none */
+    int first, n;  /* vectors (places) [first, first + n) are of this matrix; the tile's begin at `vec` */
+    int vec;
+};
+
+static constexpr int MU_TILE_MAGIC = 0x4b400000; /* the bits of … */
+static constexpr float MU_TILE_MAGIC_FLOAT = 12582912.0f;
+
+template <uint32_t type, typename Shape> struct mu_tile {
+    typedef mu_layout<type> L;
+    typedef mu_tile_memory<type, Shape> M;
+    static constexpr int LIFT = mu_tile_codes<type>::LIFT;
+    static constexpr float UNLIFT = 1.0f / (1 << LIFT);
+
+    /* ---- one stage's copies ---- */
+
+    /* Bytes [0, bytes) of src, a multiple of 16, by n threads of which this is number i. */
+    template <int MOST> __device__ static void copy(uint8_t *dst, const uint8_t *src, int bytes, int i)
+    {
+        constexpr int n = Shape::THREADS / Shape::GROUPS;
+#pragma unroll
+        for (int at = 0; at < MOST; at += 16 * n)
+            if (at + 16 * i < bytes) mu_cp_async16(dst + at + 16 * i, src + at + 16 * i);
+    }
+
+    /* The group's bits and scales of the blocks from b on. */
+    __device__ static void copy_codes(uint8_t *stage, const uint8_t *group, int n_col, int b)
+    {
+        constexpr int each = Shape::THREADS / Shape::GROUPS;
+        int i = (int)threadIdx.x % each;
+        uint8_t *dst = stage + (int)threadIdx.x / each * M::GROUP;
+        if (M::WHOLE) {
+            int units = (n_col / 32 + 1) / 2 - b / 2;
+            copy<M::GROUP>(dst, group + (size_t)(b / 2) * L::UNIT_BYTES,
+                           (units < Shape::P ? units : Shape::P) * (int)L::UNIT_BYTES, i);
+        } else {
+            const uint8_t *unit = group + (size_t)(b / L::BLOCKS) * L::UNIT_BYTES;
+            int pair = b % L::BLOCKS / 2;
+            constexpr int low = Shape::P * (int)L::LOW_PAIR, high = Shape::P * (int)L::HIGH_PAIR;
+            copy<low>(dst, unit + pair * (int)L::LOW_PAIR, low, i);
+            if constexpr (high > 0) copy<high>(dst + M::HIGH, unit + L::HIGH_AT + pair * (int)L::HIGH_PAIR, high, i);
+            copy<M::SCALES>(dst + M::SCALES_AT, unit + L::SCALES_AT, M::SCALES, i);
+        }
+    }
+
+    /* Vector of the tile that lies at a row of the stage's q: its place among the products' columns. */
+    __device__ static int vector_at(int row)
+    {
+        return (row & ~15) + 4 * ((row & 7) >> 1) + 2 * (row >> 3 & 1) + (row & 1);
+    }
+    /* Byte of 16-byte piece c of a row of the stage's q. */
+    __device__ static int piece_at(int row, int c)
+    {
+        return row * M::Q_ROW + 16 * (c ^ (row & 7));
+    }
+
+    __device__ static void copy_vectors(uint8_t *stage, const struct mu_tile_args &x, const int *vector, int b)
+    {
+        constexpr int pieces = M::Q_ROW / 16, rows = Shape::THREADS / pieces;
+        int c = (int)threadIdx.x % pieces, row0 = (int)threadIdx.x / pieces, n_block = x.n_col / 32;
+        static_assert(Shape::THREADS % pieces == 0 && Shape::THREADS % Shape::BLOCKS == 0, "copies in equal shares");
+        if (2 * (n_block - b) > c) {
+            const int8_t *q = x.q + (size_t)b * 32 + 16 * c;
+#pragma unroll
+            for (int i = 0; i < Shape::VECS; i += rows) {
+                int row = row0 + i;
+                if (Shape::VECS % rows == 0 || row < Shape::VECS)
+                    mu_cp_async16(stage + M::Q + piece_at(row, c),
+                                  q + (size_t)vector[vector_at(row)] * (size_t)x.n_col);
+            }
+        }
+        constexpr int vecs = Shape::THREADS / Shape::BLOCKS;
+        int k = (int)threadIdx.x % Shape::BLOCKS, v0 = (int)threadIdx.x / Shape::BLOCKS;
+        if (n_block - b > k) {
+            const float *s = x.s + b + k;
+            const int16_t *sum = x.sum + 2 * (b + k);
+#pragma unroll
+            for (int i = 0; i < Shape::VECS; i += vecs) {
+                int v = v0 + i;
+                if (Shape::VECS % vecs != 0 && v >= Shape::VECS) break;
+                size_t at = (size_t)vector[v] * (size_t)n_block;
+                mu_cp_async4(stage + M::S + 4 * (k * M::S_ROW + v), s + at);
+                if (L::HAS_MIN) mu_cp_async4(stage + M::SUM + 4 * (k * M::S_ROW + v), sum + 2 * at);
+            }
+        }
+    }
+
+    /* ---- what is prepared ---- */
+
+    /* Of block k of a stage and a group, number i of rows g and g + 8. */
+    __device__ static float2 *factor_at(uint8_t *factors, int k, int group, int i, int g)
+    {
+        return reinterpret_cast<float2 *>(factors) + ((k * Shape::GROUPS + group) * M::FACTORS + i) * 8 + g;
+    }
+
+    /* d; or d, m; or d and the halves' factors less LIFT; or these, m and the halves' minimums (integers). */
+    template <int j> __device__ static void factors_row(const struct mu_scales &scales, int h, float *to)
+    {
+        struct mu_row_scale r = h ? mu_scale_of<type>(scales, j, 1) : mu_scale_of<type>(scales, j, 0);
+        to[0] = r.d;
+        if (L::HAS_HALVES) {
+            to[16] = (float)r.sc[0] * UNLIFT;
+            to[32] = (float)r.sc[1] * UNLIFT;
+            if (L::HAS_MIN) {
+                to[48] = r.m;
+                to[64] = __int_as_float(r.mn[0]);
+                to[80] = __int_as_float(r.mn[1]);
+            }
+        } else if (L::HAS_MIN) {
+            to[16] = r.m;
+        }
+    }
+
+    /* Both blocks of pair `pair` of a unit or of the half of one, which is pair p of the stage. */
+    template <int pair>
+    __device__ static void factors_pair(uint8_t *factors, const struct mu_scales &scales, int p, int group, int g,
+                                        int h)
+    {
+        float *first = reinterpret_cast<float *>(factor_at(factors, 2 * p, group, 0, g)) + h;
+        float *second = reinterpret_cast<float *>(factor_at(factors, 2 * p + 1, group, 0, g)) + h;
+        factors_row<2 * pair>(scales, h, first);
+        factors_row<2 * pair + 1>(scales, h, second);
+    }
+
+    __device__ static void prepare(const uint8_t *stage, uint8_t *factors, float *total, int b)
+    {
+        constexpr int rows = Shape::GROUPS * 8;
+        for (int i = (int)threadIdx.x; i < rows * 2 * Shape::P; i += Shape::THREADS) {
+            int group = i % rows / 8, g = i % 8, h = i / rows % 2, p = i / rows / 2;
+            const uint8_t *at = stage + group * M::GROUP + M::SCALES_AT + (M::WHOLE ? p * (int)L::UNIT_BYTES : 0);
+            struct mu_scales scales = mu_scales_load<type>(at, g);
+            int pair = M::WHOLE ? 0 : b % L::BLOCKS / 2 + p; /* of the unit */
+            if (pair >= 2) mu_scales_half<type>(&scales, true);
+            if (pair % 2 == 0)
+                factors_pair<0>(factors, scales, p, group, g, h);
+            else
+                factors_pair<M::WHOLE ? 0 : 1>(factors, scales, p, group, g, h);
+        }
+        if (!M::HAS_TOTAL) return;
+        for (int i = (int)threadIdx.x; i < Shape::BLOCKS * Shape::VECS; i += Shape::THREADS) {
+            int at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
+            uint32_t two = reinterpret_cast<const uint32_t *>(stage + M::SUM)[at];
+            int sum = (int16_t)two + (int16_t)(two >> 16);
+            total[at] = (float)sum * reinterpret_cast<const float *>(stage + M::S)[at];
+        }
+    }
+
+    /* ---- the product ---- */
+
+    struct lane_place {
+        int lane, group, vec; /* the warp's first group and vector in the tile */
+        int q;                /* byte in the stage of the row of q that the lane names to ldmatrix, at piece 0 */
+        int turn;             /* 16 · (what its pieces' numbers are changed by), with the half that it names */
+    };
+
+    /* Block k of the stage, whose operand A is a. */
+    __device__ static void multiply(const uint8_t *stage, const uint8_t *factors, const float *total,
+                                    const struct lane_place &w, int k, const uint32_t a[Shape::RT][4],
+                                    float acc[Shape::RT][Shape::NT][4])
+    {
+        const int magic[4] = {MU_TILE_MAGIC, MU_TILE_MAGIC, MU_TILE_MAGIC, MU_TILE_MAGIC};
+        int g = w.lane / 4, t = w.lane % 4;
+        float f[Shape::RT][M::FACTORS][2];
+#pragma unroll
+        for (int r = 0; r < Shape::RT; r++)
+#pragma unroll
+            for (int i = 0; i < M::FACTORS; i++) {
+                float2 v = *factor_at(const_cast<uint8_t *>(factors), k, w.group + r, i, g);
+                f[r][i][0] = v.x, f[r][i][1] = v.y;
+            }
+        const uint8_t *q = stage + w.q + (w.turn ^ 32 * k);
+#pragma unroll
+        for (int n = 0; n < Shape::NT; n += 2) {
+            uint32_t b[4];
+            mu_ldmatrix_x4(b, q + n * 8 * M::Q_ROW);
+            int at = k * M::S_ROW + w.vec + 8 * n + 4 * t;
+            float4 s4 = *reinterpret_cast<const float4 *>(stage + M::S + 4 * at);
+            float s[4] = {s4.x, s4.y, s4.z, s4.w}, sums[4];
+            int s0[4], s1[4];
+            if (M::HAS_TOTAL) {
+                float4 v = *reinterpret_cast<const float4 *>(total + at);
+                sums[0] = v.x, sums[1] = v.y, sums[2] = v.z, sums[3] = v.w;
+            } else if (L::HAS_MIN) {
+                uint4 v = *reinterpret_cast<const uint4 *>(stage + M::SUM + 4 * at);
+                uint32_t two[4] = {v.x, v.y, v.z, v.w};
+#pragma unroll
+                for (int i = 0; i < 4; i++) s0[i] = (int16_t)two[i], s1[i] = (int16_t)(two[i] >> 16);
+            }
+            int c[2][Shape::RT][4], c2[2][Shape::RT][4];
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+#pragma unroll
+                for (int r = 0; r < Shape::RT; r++) {
+                    if (L::HAS_HALVES) {
+                        mu_mma_s8_k16(c[j][r], a[r], b[2 * j], magic);
+                        mu_mma_s8_k16(c2[j][r], a[r] + 2, b[2 * j + 1], magic);
+                    } else {
+                        mu_mma_s8_k32(c[j][r], a[r], b + 2 * j, magic);
+                    }
+                }
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+#pragma unroll
+                for (int r = 0; r < Shape::RT; r++)
+#pragma unroll
+                    for (int e = 0; e < 4; e++) {
+                        int h = e / 2, v = 2 * j + e % 2;
+                        float x = __int_as_float(c[j][r][e]), whole, *y = &acc[r][n + j][e];
+                        if (L::HAS_HALVES) {
+                            float sc0 = f[r][L::HAS_HALVES ? 1 : 0][h], sc1 = f[r][L::HAS_HALVES ? 2 : 0][h];
+                            float low = fmaf(sc0, x, sc0 * -MU_TILE_MAGIC_FLOAT);
+                            whole = fmaf(sc1, __int_as_float(c2[j][r][e]) - MU_TILE_MAGIC_FLOAT, low);
+                        } else if (LIFT > 0) {
+                            whole = fmaf(x, UNLIFT, -MU_TILE_MAGIC_FLOAT * UNLIFT);
+                        } else {
+                            whole = x - MU_TILE_MAGIC_FLOAT;
+                        }
+                        float scale = f[r][0][h] * s[v];
+                        *y = fmaf(whole, scale, *y);
+                        if (M::HAS_TOTAL) {
+                            *y = fmaf(f[r][M::HAS_TOTAL ? 1 : 0][h], sums[v], *y);
+                        } else if (L::HAS_MIN) {
+                            constexpr int first = L::KIND == MU_SCALE_H4 ? 4 : 0, m = L::KIND == MU_SCALE_H4 ? 3 : 0;
+                            int z = __float_as_int(f[r][first][h]) * s0[v] +
+                                    __float_as_int(f[r][first + (m ? 1 : 0)][h]) * s1[v];
+                            *y = fmaf(-(float)z, f[r][m][h] * s[v], *y);
+                        }
+                    }
+        }
+    }
+
+    /* The first n blocks of the stage. */
+    __device__ static void multiply_stage(const uint8_t *stage, const uint8_t *factors, const float *total,
+                                          const struct lane_place &w, int n, float acc[Shape::RT][Shape::NT][4])
+    {
+        const uint8_t *group = stage + w.group * M::GROUP;
+#pragma unroll 1
+        for (int p = 0; 2 * p < n; p++) {
+            struct mu_tile_codes<type> codes[Shape::RT];
+            uint32_t a[Shape::RT][4];
+#pragma unroll
+            for (int r = 0; r < Shape::RT; r++)
+                codes[r] = mu_tile_codes_load<type>(group + r * M::GROUP + p * M::LOW_STEP,
+                                                    group + r * M::GROUP + M::HIGH + p * M::HIGH_STEP, w.lane);
+#pragma unroll
+            for (int r = 0; r < Shape::RT; r++) mu_tile_codes_block<type, 0>(codes[r], a[r]);
+            multiply(stage, factors, total, w, 2 * p, a, acc);
+            if (2 * p + 1 < n) {
+#pragma unroll
+                for (int r = 0; r < Shape::RT; r++) mu_tile_codes_block<type, 1>(codes[r], a[r]);
+                multiply(stage, factors, total, w, 2 * p + 1, a, acc);
+            }
+        }
+    }
+
+    /* The whole product of the tile. group: where the group of rows lies that this thread helps to copy; vector: row of
+     * x of each of the tile's vectors (shared memory). */
+    __device__ static void product(uint8_t *bytes, const struct mu_tile_args &x, const uint8_t *group,
+                                   float acc[Shape::RT][Shape::NT][4])
+    {
+        const int *vector = reinterpret_cast<const int *>(bytes + M::VECTOR);
+        uint8_t *factors = bytes + Shape::ST * M::STAGE;
+        float *total = reinterpret_cast<float *>(bytes + M::TOTAL);
+        int n_block = x.n_col / 32, n_stage = (n_block + Shape::BLOCKS - 1) / Shape::BLOCKS;
+        int warp = (int)threadIdx.x / 32;
+        struct lane_place w;
+        w.lane = (int)threadIdx.x % 32;
+        w.group = warp % Shape::WR * Shape::RT;
+        w.vec = warp / Shape::WR * Shape::NT * 8;
+        int row = w.vec + (w.lane & 7) + (w.lane >> 4) * 8;
+        w.q = M::Q + row * M::Q_ROW;
+        w.turn = 16 * ((w.lane >> 3 & 1) ^ (row & 7));
+#pragma unroll
+        for (int i = 0; i < Shape::ST - 1; i++) {
+            if (i < n_stage) {
+                copy_codes(bytes + i * M::STAGE, group, x.n_col, i * Shape::BLOCKS);
+                copy_vectors(bytes + i * M::STAGE, x, vector, i * Shape::BLOCKS);
+            }
+            mu_cp_async_commit();
+        }
+        mu_cp_async_wait<Shape::ST - 2>();
+        __syncthreads();
+        prepare(bytes, factors, total, 0);
+        int now = 0; /* where stage i is */
+#pragma unroll 1
+        for (int i = 0; i < n_stage; i++) {
+            int next = now + 1 < Shape::ST ? now + 1 : 0, last = now > 0 ? now - 1 : Shape::ST - 1;
+            mu_cp_async_wait<Shape::ST - 3>();
+            __syncthreads();
+            if (i + Shape::ST - 1 < n_stage) {
+                copy_codes(bytes + last * M::STAGE, group, x.n_col, (i + Shape::ST - 1) * Shape::BLOCKS);
+                copy_vectors(bytes + last * M::STAGE, x, vector, (i + Shape::ST - 1) * Shape::BLOCKS);
+            }
+            mu_cp_async_commit();
+            int parity = i % 2, left = n_block - i * Shape::BLOCKS;
+            if (i + 1 < n_stage)
+                prepare(bytes + next * M::STAGE, factors + (1 - parity) * M::FACTORS_STAGE,
+                        total + (1 - parity) * (M::TOTAL_STAGE / 4), (i + 1) * Shape::BLOCKS);
+            multiply_stage(bytes + now * M::STAGE, factors + parity * M::FACTORS_STAGE,
+                           total + parity * (M::TOTAL_STAGE / 4), w, left < Shape::BLOCKS ? left : Shape::BLOCKS, acc);
+            now = next;
+        }
+        mu_cp_async_wait<0>();
+        __syncthreads();
+    }
+};
+
+#endif

@@ -32,10 +32,10 @@ struct sites {
     struct site at[MAX_SITES];
 };
 
-/* What is left to everybody else, as in plan_fit.c. */
-static uint64_t gpu_room(const struct mu_gpu *g)
+/* Without what is left to everybody else, as in plan_fit.c. */
+static uint64_t usable(uint64_t free_bytes)
 {
-    return g->free_bytes - g->free_bytes / 16;
+    return free_bytes - free_bytes / 16;
 }
 
 static double node_speed(const struct mu_plan_node *node, int n_node, int i)
@@ -61,8 +61,11 @@ static struct site site_of_gpu(const struct mu_plan_node *node, int n_node, int 
     for (int k = 0; k < n_node; k++)
         for (int d = 0; d < node[k].gpus.n; d++) known = known && node[k].gpus.gpu[d].read_gbps > 0;
     const struct mu_gpu *g = &node[i].gpus.gpu[device];
-    return (struct site){
-        .node = i, .device = device, .n_rank = 1, .speed = known ? g->read_gbps : 1000, .room_bytes = gpu_room(g)};
+    return (struct site){.node = i,
+                         .device = device,
+                         .n_rank = 1,
+                         .speed = known ? g->read_gbps : 1000,
+                         .room_bytes = usable(g->free_bytes)};
 }
 
 /* The split of these shares, and the node of each rank; sites without layers have no stage. */
@@ -83,6 +86,14 @@ static void split_of(const struct sites *s, struct mu_split *split, int *node_of
     }
 }
 
+/* The processors of a site's node, whose memory its rank takes some of; NULL: they are not among the sites. */
+static struct site *host_of(struct sites *s, const struct site *site)
+{
+    for (int i = 0; i < s->n; i++)
+        if (s->at[i].node == site->node && s->at[i].device == MU_ON_CPU) return &s->at[i];
+    return NULL;
+}
+
 /* What each site would need. */
 static enum mu_status sites_measure(const struct mu_model *model, const struct mu_serving *serving, struct sites *s,
                                     struct mu_split *split, int *node_of, struct mu_err *err)
@@ -92,12 +103,14 @@ static enum mu_status sites_measure(const struct mu_model *model, const struct m
     enum mu_status st = mu_plan_build(model, split, &plan, err);
     if (st != MU_OK) return st;
     int rank = 0;
+    for (int i = 0; i < s->n; i++) s->at[i].need_bytes = 0;
     for (int i = 0; i < s->n; i++) {
-        s->at[i].need_bytes = 0;
+        struct site *host = host_of(s, &s->at[i]);
         for (int k = 0; s->at[i].n_layer > 0 && k < s->at[i].n_rank; k++, rank++) {
             struct mu_rank_memory m;
             mu_plan_memory(model, &plan, rank, serving, &m);
             s->at[i].need_bytes += m.weights + m.kv + m.scratch;
+            if (host) host->need_bytes += m.host;
         }
     }
     return MU_OK;
@@ -342,8 +355,10 @@ static enum mu_status choose_mixed(const struct mu_model *model, const struct mu
 {
     c->sites = *gpus;
     for (int i = 0; i < cpus->n; i++) {
-        c->sites.at[c->sites.n] = cpus->at[i];
-        c->sites.at[c->sites.n++].last_resort = true;
+        struct site *site = &c->sites.at[c->sites.n++];
+        *site = cpus->at[i];
+        site->room_bytes = usable(site->room_bytes);
+        site->last_resort = true;
     }
     return choose(model, node, serving, c, err);
 }

@@ -59,6 +59,11 @@ struct serve {
 
 /* ---- what fits ---- */
 
+static const char *split_wanted(const struct serve *s)
+{
+    return s->hub.opt->split ? s->hub.opt->split : "auto";
+}
+
 /* Settles context and KV pages, and says what they take. */
 static enum mu_status plan_memory(struct serve *s, const struct mu_plan_node *node, struct mu_err *err)
 {
@@ -125,7 +130,7 @@ static void say_where(const struct serve *s, const struct mu_plan_node *node, co
 static enum mu_status plan_gang(struct serve *s, const Muster__V1__Node *worker, struct mu_err *err)
 {
     struct mu_hub *h = &s->hub;
-    const char *text = h->opt->split ? h->opt->split : "auto";
+    const char *text = split_wanted(s);
     char why[MU_PLAN_WHY];
     enum mu_status st;
     struct mu_topo *topo = mu_calloc(1, sizeof *topo);
@@ -190,6 +195,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
 {
     struct mu_hub *h = &s->hub;
     enum mu_status st;
+    MU_TRY(st, mu_plan_where_text(split_wanted(s), h->opt->device, err), done);
     MU_TRY(st, mu_model_open(h->opt->model_path, &h->model, err), done);
     MU_TRY(st, mu_model_quantize(h->model, h->opt->quantize, err), done);
     MU_TRY(st, open_adapters(h, err), done);
@@ -297,7 +303,7 @@ static enum mu_status greet_worker(struct serve *s, Muster__V1__Node **node_out,
  * a choice. */
 static enum mu_status gpus_ask(struct serve *s, Muster__V1__Node **node, struct mu_err *err)
 {
-    const char *text = s->hub.opt->split ? s->hub.opt->split : "auto";
+    const char *text = split_wanted(s);
     Muster__Internal__V1__InventoryRequest q = MUSTER__INTERNAL__V1__INVENTORY_REQUEST__INIT;
     if (!mu_plan_where_looks(text, s->hub.opt->device)) return MU_OK;
     q.gpus = true;

@@ -52,6 +52,14 @@ static enum mu_status wish_check(const struct mu_split *split, enum mu_device_wi
     return MU_OK;
 }
 
+enum mu_status mu_plan_where_text(const char *text, enum mu_device_wish wish, struct mu_err *err)
+{
+    struct mu_split split;
+    if (is_auto(text)) return MU_OK;
+    enum mu_status st = mu_split_parse(text, &split, err);
+    return st == MU_OK ? wish_check(&split, wish, err) : st;
+}
+
 enum mu_status mu_plan_where(const struct mu_model *model, const struct mu_plan_node *node, const char *text,
                              enum mu_device_wish wish, const struct mu_serving *serving, struct mu_split *split_out,
                              char why[MU_PLAN_WHY], struct mu_err *err)

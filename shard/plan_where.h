@@ -11,6 +11,9 @@ int mu_device_wish_by_name(const char *name);
  * is no split gives false. */
 bool mu_plan_where_looks(const char *text, enum mu_device_wish wish);
 
+/* What can be said against text and wish before anybody looks at the machine. */
+enum mu_status mu_plan_where_text(const char *text, enum mu_device_wish wish, struct mu_err *err);
+
 /* The split that text and wish mean on this node. "auto" is the planner's (with why, as mu_plan_auto has it); where GPU
  * ranks cannot do what the model needs, it takes processors and says so. A split's text is taken as it is, or refused
  * where the machine does not have its GPUs or wish contradicts it. */

@@ -27,6 +27,7 @@
 #include "base/watchdog.h"
 #include "kernels/kernels.h"
 #include "shard/plan_where.h"
+#include "worker/device_link.h"
 #include "worker/gang_file.h"
 #include "worker/leader.h"
 #include "worker/rank.h"
@@ -43,6 +44,7 @@ enum {
     /* A rank that found another one gone lets that one be noticed first: its connections close before its process
      * ends. */
     LINGER_MS = 300,
+    GPU_ROOM_MS = 5000,
 };
 
 struct rank {
@@ -161,6 +163,28 @@ static int kept_open(const struct rank *r)
     return 0;
 }
 
+/* Memory of a GPU that a process has just left may not be free yet: waits until there is as much as this rank takes, for
+ * a while. Whether it is enough then, creating the shard says, with the numbers. */
+static void gpu_room_wait(const struct rank *r)
+{
+    int device = r->plan.split.device[r->rank];
+    const struct mu_device_ops *ops = device == MU_ON_CPU ? NULL : mu_device_load(NULL);
+    int64_t until = mu_now_ns() + GPU_ROOM_MS * MU_MS;
+    struct mu_device_info info;
+    struct mu_rank_memory m;
+    mu_plan_memory(r->model, &r->plan, r->rank, &r->serving, &m);
+    while (ops && ops->info(device, &info, NULL) == MU_OK && info.free_bytes < m.weights + m.kv + m.scratch &&
+           mu_now_ns() < until)
+        mu_sleep_ms(50);
+}
+
+/* How long a step may take at most, for deadlines: of all layers, as if one rank had them. */
+static int64_t step_ms(const struct rank *r)
+{
+    int64_t ms = mu_rank_layer_ms(r->model, &r->plan.split, &r->serving, (int)r->req->threads) * r->model->cfg.n_layer;
+    return ms < 3600000 ? ms : 3600000;
+}
+
 static enum mu_status model_load(struct rank *r, struct mu_err *err)
 {
     enum mu_status st;
@@ -177,6 +201,10 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
                        r->plan.n_rank);
     MU_TRY(st, pool_open(r, err), out);
     MU_TRY(st, mu_shard_link_create(r->comm, &r->plan, &r->link, &r->ops, err), out);
+    unsigned char link_id[MU_DEVICE_LINK_ID];
+    bool linked;
+    MU_TRY(st, mu_device_link_agree(r->comm, &r->plan, r->rank, NULL, link_id, &linked, err), out);
+    gpu_room_wait(r);
     struct mu_shard_options opt = {
         .model = r->model,
         .plan = &r->plan,
@@ -189,6 +217,8 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
         .load_ctx = r->record,
         .adapters = r->adapters,
         .kept_fd = kept_open(r),
+        .device_timeout_ms = COMM_MS + (int)step_ms(r),
+        .device_link = linked ? link_id : NULL,
     };
     st = mu_shard_create(&opt, &r->shard, err);
     if (opt.kept_fd > 0) close(opt.kept_fd);
@@ -312,9 +342,7 @@ static enum mu_status rank_run(struct rank *r, struct mu_err *err)
     MU_TRY(st, model_load(r, err), out);
     MU_TRY(st, bells_open(r, err), out);
     MU_TRY(st, mu_comm_barrier(r->comm, err), out); /* opens every connection, which costs up to 0.3 s the first time */
-    int64_t layers_ms =
-        mu_rank_layer_ms(r->model, &r->plan.split, &r->serving, (int)r->req->threads) * r->model->cfg.n_layer;
-    r->comm->timeout_ms = COMM_MS + (int)(layers_ms < 3600000 ? layers_ms : 3600000);
+    r->comm->timeout_ms = COMM_MS + (int)step_ms(r);
     mu_record_op(r->record, MU_OP_IDLE, MU_RECORD_NOBODY);
     if (r->rank == r->plan.leader) return lead(r, err);
     atomic_store(&r->record->ready, 1);

@@ -22,6 +22,7 @@
 #include "shard/adjust.h"
 #include "shard/plan_where.h"
 #include "transport/comm.h"
+#include "worker/device_link.h"
 #include "worker/shard_comm.h"
 
 struct solo_rank {
@@ -76,6 +77,8 @@ static void rank_create(void *arg, int member, int n_member)
     struct solo_rank *r = &s->rank[member];
     struct mu_shard_options opt = {.model = s->opt.model, .plan = &s->plan, .rank = member, .serving = s->serving};
     opt.adapters = s->opt.adapters;
+    unsigned char link_id[MU_DEVICE_LINK_ID];
+    bool linked = false;
     int n_thread = s->opt.n_thread, first = mu_plan_first_core(&s->plan.split, member, n_thread);
     struct mu_pool_options pool = {.n_threads = mu_plan_threads(&s->plan.split, member, n_thread),
                                    .thread_init = rank_thread_init};
@@ -90,6 +93,8 @@ static void rank_create(void *arg, int member, int n_member)
     }
     MU_TRY(r->st, mu_pool_create(&pool, &r->pool, &r->err), fail);
     if (r->comm) MU_TRY(r->st, mu_shard_link_create(r->comm, &s->plan, &r->link, &opt.comm, &r->err), fail);
+    if (r->comm) MU_TRY(r->st, mu_device_link_agree(r->comm, &s->plan, member, NULL, link_id, &linked, &r->err), fail);
+    opt.device_link = linked ? link_id : NULL;
     opt.pool = r->pool;
     MU_TRY(r->st, mu_shard_create(&opt, &r->shard, &r->err), fail);
 fail:

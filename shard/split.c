@@ -79,7 +79,7 @@ enum mu_status mu_split_parse(const char *text, struct mu_split *split_out, stru
                               "a weight above 0, up to 1000000, with at most 6 decimals");
         at = p;
         if (!place_parse(&p, &next_gpu, &device))
-            return split_fail(err, text, (size_t)(at - text), "'@cpu', '@gpu' or '@gpuN' with N from 0 to 63");
+            return split_fail(err, text, (size_t)(at - text), "'@cpu', '@gpu' or '@gpuN' with N from 0 to 15");
         if (split.n_rank == MU_MAX_RANKS)
             return mu_fail(err, MU_EINVAL, "split '%.*s…': more than %d ranks", SHOWN, text, MU_MAX_RANKS);
         split.stage_of[split.n_rank] = split.n_stage - 1;

@@ -20,7 +20,7 @@
 enum {
     MU_MAX_RANKS = 64,
     MU_MAX_STAGES = 64,
-    MU_MAX_GPUS = 64, /* of a machine */
+    MU_MAX_GPUS = 16, /* of a machine */
     MU_ON_CPU = -1,   /* the device of a rank that has none */
     /* the longest canonical text and its NUL: 64 weights of at most 14 characters, their joints, places of 6 */
     MU_SPLIT_TEXT = 1408

@@ -149,7 +149,7 @@ static struct mu_float_args up_alone(const struct mu_float_args *a, int j)
     e.stride = a->job[j].e.stride;
     e.bias = a->job[j].e.up_bias;
     e.lora = a->job[j].e.lora_up;
-    e.lora_scale = a->job[j].e.lora_scale;
+    e.lora_scale = a->job[j].e.lora_up_scale;
     e.n_row = a->job[j].e.n_row;
     one.n_job = 1;
     one.job[0] = a->job[j];

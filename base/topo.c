@@ -154,3 +154,19 @@ done:
     mu_free(t);
     return st;
 }
+
+int mu_topo_numa_of_pci(const char *pci)
+{
+    hwloc_topology_t topology;
+    int numa = -1;
+    if (hwloc_topology_init(&topology) != 0) return -1;
+    hwloc_topology_set_io_types_filter(topology, HWLOC_TYPE_FILTER_KEEP_IMPORTANT);
+    if (hwloc_topology_load(topology) == 0) {
+        hwloc_obj_t dev = hwloc_get_pcidev_by_busidstring(topology, pci);
+        hwloc_obj_t near = dev ? hwloc_get_non_io_ancestor_obj(topology, dev) : NULL;
+        /* one node only: what hangs on the whole machine is near none of several */
+        if (near && near->nodeset && hwloc_bitmap_weight(near->nodeset) == 1) numa = hwloc_bitmap_first(near->nodeset);
+    }
+    hwloc_topology_destroy(topology);
+    return numa;
+}

@@ -24,4 +24,7 @@ struct mu_topo {
 
 enum mu_status mu_topo_read(struct mu_topo *topo_out, struct mu_err *err);
 
+/* The NUMA node (the system's number) that a PCI device hangs on ("0000:1b:00.0"); -1: not known. */
+int mu_topo_numa_of_pci(const char *pci);
+
 #endif

@@ -131,13 +131,39 @@ enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out,
     return mu_fail(err, MU_ENOMEM, "no memory for standard input");
 }
 
-int mu_default_threads(int n_rank)
+int mu_default_threads(const struct mu_split *split)
 {
     struct mu_topo *topo = mu_calloc(1, sizeof *topo);
     int n = 1;
-    if (topo && mu_topo_read(topo, NULL) == MU_OK) n = topo->n_usable / n_rank;
+    if (topo && mu_topo_read(topo, NULL) == MU_OK) n = mu_plan_threads_share(split, topo->n_usable);
     mu_free(topo);
-    return n < 1 ? 1 : n;
+    return n;
+}
+
+enum mu_device_wish mu_arg_device(const char *text, struct argp_state *state)
+{
+    int wish = mu_device_wish_by_name(text);
+    if (wish < 0) argp_error(state, "--device may be auto, cpu or gpu, not '%s'", text);
+    return (enum mu_device_wish)wish;
+}
+
+enum { GPUS_MS = 20000, GPUS_MEASURE_MS = 60000 };
+
+enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out, struct mu_err *err)
+{
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
+    enum mu_status st = mu_topo_read(topo, err);
+    if (st == MU_OK) {
+        *node_out = (struct mu_plan_node){
+            .n_core = topo->n_usable, .n_numa = topo->n_numa, .memory_bytes = topo->mem_available_bytes};
+        snprintf(node_out->name, sizeof node_out->name, "%s", topo->host);
+        if (look == MU_LOOK_HERE) mu_gpus_read(false, &node_out->gpus);
+        if (look == MU_LOOK_CHILD) mu_gpus_ask(false, GPUS_MS, &node_out->gpus);
+        if (look == MU_LOOK_MEASURE) mu_gpus_ask(true, GPUS_MEASURE_MS, &node_out->gpus);
+    }
+    mu_free(topo);
+    return st;
 }
 
 const char *mu_arg_quantize(const char *text, struct argp_state *state)
@@ -162,21 +188,22 @@ enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters
     enum mu_status st;
     struct mu_fit fit;
     struct mu_plan *plan = mu_calloc(1, sizeof *plan);
-    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
-    if (!plan || !topo) {
+    struct mu_plan_node *node = mu_calloc(1, sizeof *node);
+    if (!plan || !node) {
         st = mu_fail(err, MU_ENOMEM, "no memory for a plan");
         goto done;
     }
     serving->n_adapter = adapters ? adapters->n : 0;
     serving->lora_rank = adapters ? adapters->max_rank : 0;
     MU_TRY(st, mu_plan_build(model, split, plan, err), done);
-    MU_TRY(st, mu_topo_read(topo, err), done);
-    mu_fit_measure(model, plan, adapters, serving, topo->mem_available_bytes, &fit);
+    MU_TRY(st, mu_cli_node(mu_split_has_gpu(split) ? MU_LOOK_HERE : MU_LOOK_NOT, node, err), done);
+    MU_TRY(st, mu_plan_where_check(model, node, split, err), done);
+    mu_fit_measure(model, plan, adapters, serving, node, &fit);
     MU_TRY(st, mu_fit_settle(&fit, model, plan, asked, serving, err), done);
     if (text) mu_fit_describe(&fit, serving, text);
 done:
     mu_free(plan);
-    mu_free(topo);
+    mu_free(node);
     return st;
 }
 

@@ -15,6 +15,7 @@
 #include "base/status.h"
 #include "cli/params.h"
 #include "model/adapter.h"
+#include "shard/plan.h"
 #include "worker/constraint.h"
 
 /* What is known of the model, for /show and for defaults. Strings may be NULL. Owned by the back end, valid until its
@@ -80,8 +81,10 @@ struct mu_local_options {
     enum mu_kv_type kv;          /* how the cache is kept */
     bool no_template;            /* the model's own one is not even looked at */
     struct mu_adapter_spec lora; /* nothing named: none but the model's own */
-    int n_thread, n_ctx;         /* 0: all cores; the model's, at most 8,192 and what fits */
-    bool quiet;                  /* nothing on stderr about memory */
+    const char *split;           /* "auto" or a split */
+    enum mu_device_wish device;
+    int n_thread, n_ctx; /* 0: all cores; the model's, at most 8,192 and what fits */
+    bool quiet;          /* nothing on stderr about memory and GPUs */
 };
 enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_backend *backend_out, struct mu_err *err);
 /* model: the name of the one that is served, or "default"; adapter: of one that it has loaded, or NULL. The strings are

@@ -24,7 +24,10 @@ struct local {
     struct mu_chat_template *template; /* NULL: the model has none */
     char *template_text;
     struct mu_solo *solo;
-    int n_thread;
+    int n_thread; /* 0: all cores */
+    const char *split;
+    enum mu_device_wish device;
+    bool told; /* where it runs */
     enum mu_kv_type kv;
     bool quiet;
     int32_t *held; /* [n_ctx] ids in the cache */
@@ -52,9 +55,40 @@ static void local_close(void *self)
     mu_free(l);
 }
 
+/* Once: GPUs that cannot be used, and ranks on those that are. */
+static void tell_where(struct local *l, const struct mu_plan_node *node, const struct mu_split *split, const char *why)
+{
+    char text[MU_GPU_TEXT];
+    bool looked = mu_plan_where_looks(l->split, l->device);
+    if (l->quiet || l->told) return;
+    l->told = true;
+    if (looked && node->gpus.n == 0 && node->gpus.broken) fprintf(stderr, "[no GPU is used: %s]\n", node->gpus.why);
+    if (!mu_split_has_gpu(split)) return;
+    if (why[0]) fprintf(stderr, "[%s]\n", why);
+    for (int i = 0; i < split->n_rank; i++) {
+        mu_gpu_describe(&node->gpus, split->device[i], text);
+        fprintf(stderr, "[rank %d: %s]\n", i, split->device[i] == MU_ON_CPU ? "processors" : text);
+    }
+}
+
+/* All threads of the processors are one rank, however many NUMA nodes there are. */
+static enum mu_status where(struct local *l, const struct mu_serving *serving, struct mu_split *split_out,
+                            struct mu_err *err)
+{
+    char why[MU_PLAN_WHY];
+    struct mu_plan_node *node = mu_calloc(1, sizeof *node);
+    if (!node) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
+    enum mu_status st = mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK_HERE : MU_LOOK_NOT, node, err);
+    node->n_numa = 1;
+    if (st == MU_OK) st = mu_plan_where(l->o.model, node, l->split, l->device, serving, split_out, why, err);
+    if (st == MU_OK) tell_where(l, node, split_out, why);
+    mu_free(node);
+    return st;
+}
+
 /* A gang with a context of n_ctx tokens; where that was not asked for, of as many of them as fit in memory. */
-static enum mu_status gang_open(const struct local *l, bool asked, int n_ctx, struct mu_solo **solo_out,
-                                int32_t **held_out, struct mu_err *err)
+static enum mu_status gang_open(struct local *l, bool asked, int n_ctx, struct mu_solo **solo_out, int32_t **held_out,
+                                struct mu_err *err)
 {
     enum mu_status st;
     struct mu_bar bar = {.label = "loading"};
@@ -65,7 +99,6 @@ static enum mu_status gang_open(const struct local *l, bool asked, int n_ctx, st
     struct mu_solo_options opt = {
         .model = l->o.model,
         .adapters = l->o.adapters,
-        .n_thread = l->n_thread,
         .pin = 1,
         .serving = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = n_ctx < 512 ? n_ctx : 512, .kv = l->kv},
         .load_progress = mu_bar_load,
@@ -73,7 +106,8 @@ static enum mu_status gang_open(const struct local *l, bool asked, int n_ctx, st
     char text[MU_FIT_TEXT];
     int32_t *held = mu_reallocarray(NULL, (size_t)n_ctx, sizeof *held);
     if (!held) return mu_fail(err, MU_ENOMEM, "no memory for a context of %d tokens", n_ctx);
-    MU_TRY(st, mu_split_parse("1", &opt.split, err), fail);
+    MU_TRY(st, where(l, &opt.serving, &opt.split, err), fail);
+    opt.n_thread = l->n_thread ? l->n_thread : mu_default_threads(&opt.split);
     MU_TRY(st, mu_cli_fit(l->o.model, l->o.adapters, &opt.split, asked ? MU_FIT_CTX : 0, &opt.serving, text, err),
            fail);
     if (!l->quiet && isatty(STDERR_FILENO)) fprintf(stderr, "[%s]\n", text);
@@ -499,7 +533,9 @@ enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_ba
     if (!l) return mu_fail(err, MU_ENOMEM, "no memory for '%s'", opt->model);
     l->kv = opt->kv;
     l->quiet = opt->quiet;
-    l->n_thread = opt->n_thread ? opt->n_thread : mu_default_threads(1);
+    l->n_thread = opt->n_thread;
+    l->split = opt->split;
+    l->device = opt->device;
     MU_TRY(st, mu_cli_open(opt->model, true, &l->o, err), fail);
     MU_TRY(st, mu_model_quantize(l->o.model, opt->quantize, err), fail);
     MU_TRY(st, mu_cli_adapt(&l->o, &opt->lora, err), fail);

@@ -169,7 +169,7 @@ static enum mu_status job_begin(struct run *r, int i_split, const char *path, st
     struct mu_bench_job *job = &r->job;
     enum { MAX_THREADS = 1024 };
     memset(job, 0, sizeof *job);
-    job->n_thread = o->n_thread ? o->n_thread : mu_default_threads(split->n_rank);
+    job->n_thread = o->n_thread ? o->n_thread : mu_default_threads(split);
     job->n_repeat = o->n_repeat;
     r->sweep->n_thread[i_split] = job->n_thread;
     if (job->n_thread > MAX_THREADS / split->n_rank)

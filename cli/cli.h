@@ -15,7 +15,7 @@
 #include "model/store.h"
 #include "model/tokenizer.h"
 #include "shard/plan_fit.h"
-#include "shard/split.h"
+#include "shard/plan_where.h"
 
 enum { MU_EXIT_OK = 0, MU_EXIT_FAILED = 1, MU_EXIT_USAGE = 2 };
 
@@ -54,7 +54,7 @@ enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, st
 enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out, struct mu_err *err);
 /* The name of a type that matrices can be quantised to. */
 const char *mu_arg_quantize(const char *text, struct argp_state *state);
-enum { MU_OPT_QUANTIZE = 1000, MU_OPT_KV };
+enum { MU_OPT_QUANTIZE = 1000, MU_OPT_KV, MU_OPT_DEVICE };
 #define MU_QUANTIZE_OPTION(group)                                                   \
     {                                                                               \
         "quantize", MU_OPT_QUANTIZE, "TYPE", 0,                                     \
@@ -68,11 +68,23 @@ enum mu_kv_type mu_arg_kv(const char *text, struct argp_state *state);
     {                                                                                             \
         "kv", MU_OPT_KV, "TYPE", 0, "how the cache keeps keys and values: f16, q8_0 (f16)", group \
     }
-/* How many threads pay on this machine (base/topo.h), shared among n_rank ranks; at least 1. */
-int mu_default_threads(int n_rank);
+/* auto, cpu or gpu. */
+enum mu_device_wish mu_arg_device(const char *text, struct argp_state *state);
+#define MU_DEVICE_OPTION(group)                                                             \
+    {                                                                                       \
+        "device", MU_OPT_DEVICE, "auto|cpu|gpu", 0,                                         \
+            "GPUs where they hold the model, or some of it; none; GPUs alone (auto)", group \
+    }
+/* How many threads pay on this machine (base/topo.h), shared among the ranks; at least 1. */
+int mu_default_threads(const struct mu_split *split);
 
-/* Whether a gang in this process fits the memory there is (shard/plan_fit.h): settles serving; text (may be NULL) says
- * what it takes. */
+/* This machine for the planner: topology, free memory; with look, its GPUs, which a child process looks at (or this one,
+ * where it will use them itself), and measures where that is wanted. Processors are not measured. */
+enum mu_gpu_look { MU_LOOK_NOT, MU_LOOK_CHILD, MU_LOOK_HERE, MU_LOOK_MEASURE };
+enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out, struct mu_err *err);
+
+/* Whether a gang in this process fits the memory there is (shard/plan_fit.h), and can run there: settles serving; text
+ * (may be NULL) says what it takes. */
 enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters *adapters,
                           const struct mu_split *split, unsigned asked, struct mu_serving *serving,
                           char text[MU_FIT_TEXT], struct mu_err *err);
@@ -95,6 +107,9 @@ struct mu_bar {
 };
 void mu_bar_update(struct mu_bar *bar, uint64_t done, uint64_t total);
 void mu_bar_load(uint64_t done, uint64_t total, void *bar); /* as the load_progress callbacks want it */
+/* What an inventory says of a GPU, a line: "GPU 0  NVIDIA H100 80GB HBM3, 85.0 GB memory (84.1 GB free)", speeds after
+ * it on another where they are known. indent: columns before both. */
+void mu_gpu_print(const struct mu_gpu *g, int number, const char *indent);
 /* "1.23 GB", "640 MB": decimal units. */
 void mu_human_bytes(uint64_t bytes, char *buf, size_t buf_bytes);
 /* "3 days ago". */

@@ -290,7 +290,7 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
     if (all > page_tokens) all = page_tokens;
     opt.model = o.model;
     opt.adapters = o.adapters;
-    opt.n_thread = a->threads ? a->threads : mu_default_threads(opt.split.n_rank);
+    opt.n_thread = a->threads ? a->threads : mu_default_threads(&opt.split);
     opt.serving = (struct mu_serving){.n_ctx = ctx < 2 ? 2 : ctx,
                                       .n_slot = n_slot,
                                       .n_page = (uint32_t)(all / MU_PAGE_TOKENS) + 2 * (uint32_t)n_slot,
@@ -410,7 +410,7 @@ int mu_cmd_embed(int argc, char **argv)
          "with a LoRA adapter: a GGUF file or a PEFT folder; none: without the model's own", 0},
         {"adapter", OPT_ADAPTER, "NAME", 0, "with an adapter that the server has loaded; none: with none", 0},
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
-        {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
+        {"split", 's', "S", 0, "split over ranks in this process; 1@gpu0: on GPU 0 (1)", 0},
         {"batch", OPT_BATCH, "N", 0, "texts worked on at once (32)", 0},
         {"chunk", OPT_CHUNK, "N", 0, "tokens a step (512)", 0},
         MU_QUANTIZE_OPTION(0),

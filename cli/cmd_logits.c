@@ -144,7 +144,7 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
     MU_TRY(st, mu_cli_adapt(&o, &a->lora, err), done);
     opt.model = o.model;
     opt.adapters = o.adapters;
-    opt.n_thread = a->threads ? a->threads : mu_default_threads(opt.split.n_rank);
+    opt.n_thread = a->threads ? a->threads : mu_default_threads(&opt.split);
     /* Steps of logits at every position are kept small: rows × vocabulary × 4 bytes. */
     int step_tokens = a->all ? 64 : 512;
     if (a->batch > step_tokens) step_tokens = a->batch;
@@ -175,7 +175,7 @@ int mu_cmd_logits(int argc, char **argv)
         {"all", OPT_ALL, 0, 0, "every position, not only the last", 0},
         {"lora", OPT_LORA, "PATH[:SCALE]", 0,
          "with a LoRA adapter: a GGUF file or a PEFT folder; none: without the model's own", 0},
-        {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
+        {"split", 's', "S", 0, "split over ranks in this process; 1@gpu0: on GPU 0 (1)", 0},
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"chunk", OPT_CHUNK, "N", 0, "feed N tokens a step", 0},
         {"batch", OPT_BATCH, "N", 0, "share the steps with N - 1 other sequences", 0},

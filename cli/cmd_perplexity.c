@@ -112,7 +112,7 @@ static enum mu_status perplexity(const struct ppl_args *a, struct mu_err *err)
     opt.model = o.model;
     opt.adapters = o.adapters;
     MU_TRY(st, mu_split_parse(a->split, &opt.split, err), done);
-    opt.n_thread = a->threads ? a->threads : mu_default_threads(opt.split.n_rank);
+    opt.n_thread = a->threads ? a->threads : mu_default_threads(&opt.split);
     int trained = o.model->cfg.n_ctx_train, chunk = a->chunk ? a->chunk : trained < 512 ? trained : 512;
     if (chunk > trained || chunk < 2) {
         st = mu_fail(err, MU_EINVAL, "chunks of %d tokens: expected 2 to %d, the context that the model was made for",
@@ -158,7 +158,7 @@ int mu_cmd_perplexity(int argc, char **argv)
         {"threads", 't', "N", 0, "threads a rank (all cores)", 0},
         {"lora", OPT_LORA, "PATH[:SCALE]", 0,
          "with a LoRA adapter: a GGUF file or a PEFT folder; none: without the model's own", 0},
-        {"split", 's', "S", 0, "split over ranks in this process (1)", 0},
+        {"split", 's', "S", 0, "split over ranks in this process; 1@gpu0: on GPU 0 (1)", 0},
         MU_QUANTIZE_OPTION(0),
         MU_KV_OPTION(0),
         {0},

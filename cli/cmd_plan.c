@@ -3,14 +3,14 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "base/topo.h"
 #include "cli/cli.h"
 #include "kernels/kernels.h"
 #include "kernels/peak.h"
-#include "shard/plan.h"
+#include "shard/plan_where.h"
 
 struct plan_args {
     const char *model, *split, *quantize;
+    enum mu_device_wish device;
     enum mu_kv_type kv;
     int ctx, parallel;
 };
@@ -22,6 +22,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 's': a->split = arg; return 0;
     case 'c': a->ctx = (int)mu_arg_long(arg, 2, 1 << 24, "--ctx", state); return 0;
     case 'n': a->parallel = (int)mu_arg_long(arg, 1, 1024, "--parallel", state); return 0;
+    case MU_OPT_DEVICE: a->device = mu_arg_device(arg, state); return 0;
     case MU_OPT_KV: a->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
@@ -40,8 +41,8 @@ enum { N_COL = 10, MAX_ROWS = MU_MAX_RANKS + 1 };
 static void print_ranks(const struct mu_model *m, const struct mu_plan *plan, const struct mu_serving *serving)
 {
     static char text[MAX_ROWS][N_COL][32];
-    static const char *cells[MAX_ROWS * N_COL] = {"rank",     "stage",    "weight",     "layers",  "heads",
-                                                  "kv heads", "ffn rows", "vocabulary", "weights", "kv cache"};
+    static const char *cells[MAX_ROWS * N_COL] = {"rank", "stage",    "on",    "layers",  "heads",
+                                                  "kv",   "ffn rows", "vocab", "weights", "cache"};
     for (int i = 0; i < plan->n_rank; i++) {
         const struct mu_plan_rank *r = &plan->rank[i];
         struct mu_range layers = plan->stage[r->stage].layers;
@@ -50,7 +51,7 @@ static void print_ranks(const struct mu_model *m, const struct mu_plan *plan, co
         char(*t)[32] = text[i + 1];
         snprintf(t[0], 32, "%d%s", i, i == plan->leader ? "*" : "");
         snprintf(t[1], 32, "%d", r->stage);
-        snprintf(t[2], 32, "%g", plan->split.weight[i]);
+        snprintf(t[2], 32, plan->split.device[i] == MU_ON_CPU ? "cpu" : "gpu%d", plan->split.device[i]);
         snprintf(t[3], 32, "%d-%d", layers.begin, layers.end - 1);
         snprintf(t[4], 32, "%d", mu_range_len(r->heads));
         snprintf(t[5], 32, "%d", mu_range_len(r->kv_heads));
@@ -60,7 +61,7 @@ static void print_ranks(const struct mu_model *m, const struct mu_plan *plan, co
         mu_human_bytes(mem.kv, t[9], 32);
         for (int c = 0; c < N_COL; c++) cells[(i + 1) * N_COL + c] = t[c];
     }
-    static const bool right[N_COL] = {false, true, true, true, true, true, true, true, true, true};
+    static const bool right[N_COL] = {false, true, false, true, true, true, true, true, true, true};
     mu_table_print(cells, plan->n_rank + 1, N_COL, right);
 }
 
@@ -84,27 +85,31 @@ static void print_picture(const struct mu_plan *plan)
     puts("  v\nlogits, sampled by the leader\n");
 }
 
+/* GPUs are looked at whatever the split: they are part of what could be planned. */
 static enum mu_status this_node(struct mu_plan_node *node, struct mu_err *err)
 {
-    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
-    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
-    enum mu_status st = mu_topo_read(topo, err);
     enum { BYTES = 128 << 20 };
-    void *buf = st ? NULL : mu_pages_alloc(BYTES);
-    if (buf) {
-        memset(buf, 1, BYTES);
-        *node = (struct mu_plan_node){.n_core = topo->n_usable,
-                                      .n_numa = topo->n_numa,
-                                      .memory_bytes = topo->mem_available_bytes,
-                                      .read_gbps = mu_peak_read_gbps(buf, BYTES) * topo->n_usable,
-                                      .int8_gops = mu_peak_int8_gops() * topo->n_usable};
-        snprintf(node->name, sizeof node->name, "%s", topo->host);
-        mu_pages_free(buf, BYTES);
-    } else if (!st) {
-        st = mu_fail(err, MU_ENOMEM, "no memory to measure this machine");
-    }
-    mu_free(topo);
-    return st;
+    enum mu_status st = mu_cli_node(MU_LOOK_MEASURE, node, err);
+    if (st) return st;
+    void *buf = mu_pages_alloc(BYTES);
+    if (!buf) return mu_fail(err, MU_ENOMEM, "no memory to measure this machine");
+    memset(buf, 1, BYTES);
+    node->read_gbps = mu_peak_read_gbps(buf, BYTES) * node->n_core;
+    node->int8_gops = mu_peak_int8_gops() * node->n_core;
+    mu_pages_free(buf, BYTES);
+    return MU_OK;
+}
+
+static void print_speed(const struct mu_model *m, const struct mu_plan *plan, const struct mu_plan_node *node)
+{
+    int node_of[MU_MAX_RANKS] = {0};
+    struct mu_prediction p;
+    mu_plan_predict(m, plan, node, node_of, &p);
+    printf("on %s (%d cores, reads %.1f GB/s, int8 %.0f GOP/s) all ranks together should decode a token in %.2f ms and "
+           "take %.3f ms a prompt token\n",
+           node->name, node->n_core, node->read_gbps, node->int8_gops, p.decode_ms, p.prefill_ms_per_token);
+    for (int i = 0; i < node->gpus.n; i++) mu_gpu_print(&node->gpus.gpu[i], i, "");
+    if (node->gpus.n == 0) printf("no GPU: %s\n", node->gpus.why);
 }
 
 static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
@@ -122,32 +127,27 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     struct mu_serving serving = {
         .n_ctx = a->ctx ? a->ctx : usual, .n_slot = a->parallel ? a->parallel : 32, .step_tokens = 512, .kv = a->kv};
     MU_TRY(st, this_node(&node, err), done);
-    if (!strcmp(a->split, "auto"))
-        MU_TRY(st, mu_plan_auto(o.model, &node, 1, &serving, &split, err), done);
-    else
-        MU_TRY(st, mu_split_parse(a->split, &split, err), done);
+    char reason[MU_PLAN_WHY];
+    MU_TRY(st, mu_plan_where(o.model, &node, a->split, a->device, &serving, &split, reason, err), done);
     MU_TRY(st, mu_plan_build(o.model, &split, plan, err), done);
     /* Whether serve would run it here, with how many KV pages. */
     char what[256], text[MU_SPLIT_TEXT], memory[MU_FIT_TEXT];
     struct mu_fit fit;
     struct mu_err why = MU_ERR_INIT;
     unsigned asked = (a->ctx ? MU_FIT_CTX : 0u) | (a->parallel ? MU_FIT_SLOTS : 0u);
-    mu_fit_measure(o.model, plan, NULL, &serving, node.memory_bytes, &fit);
+    mu_fit_measure(o.model, plan, NULL, &serving, &node, &fit);
     if (mu_fit_settle(&fit, o.model, plan, asked, &serving, &why))
         serving.n_page = mu_fit_pages_of(serving.n_ctx) * (uint32_t)serving.n_slot;
     mu_fit_describe(&fit, &serving, memory);
     mu_model_describe(o.model, what, sizeof what);
     mu_split_format(&split, text, sizeof text);
-    printf("%s\nsplit %s, %d tokens of context × %d sequences\n\n", what, text, serving.n_ctx, serving.n_slot);
+    printf("%s\nsplit %s, %d tokens of context × %d sequences\n", what, text, serving.n_ctx, serving.n_slot);
+    if (reason[0]) printf("%s\n", reason);
+    putchar('\n');
     print_ranks(o.model, plan, &serving);
     print_picture(plan);
     printf("memory: %s\n", why.code ? why.text : memory);
-    int node_of[MU_MAX_RANKS] = {0};
-    struct mu_prediction p;
-    mu_plan_predict(o.model, plan, &node, node_of, &p);
-    printf("on %s (%d cores, reads %.1f GB/s, int8 %.0f GOP/s) all ranks together should decode a token in %.2f ms and "
-           "take %.3f ms a prompt token\n",
-           node.name, node.n_core, node.read_gbps, node.int8_gops, p.decode_ms, p.prefill_ms_per_token);
+    print_speed(o.model, plan, &node);
 done:
     mu_cli_close(&o);
     mu_free(plan);
@@ -157,7 +157,8 @@ done:
 int mu_cmd_plan(int argc, char **argv)
 {
     static const struct argp_option options[] = {
-        {"split", 's', "S", 0, "the split to show (auto)", 0},
+        {"split", 's', "S", 0, "the split to show; '1@gpu0/1' has its first stage on GPU 0 (auto)", 0},
+        MU_DEVICE_OPTION(0),
         {"ctx", 'c', "N", 0, "tokens one request may hold (the model's, at most 8192 and what fits in memory)", 0},
         {"parallel", 'n', "N", 0, "sequences at once (32)", 0},
         MU_QUANTIZE_OPTION(0),

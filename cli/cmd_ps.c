@@ -21,7 +21,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     }
 }
 
-enum { N_COL = 9, MAX_ROWS = MU_MAX_RANKS + 1 };
+enum { N_COL = 10, MAX_ROWS = MU_MAX_RANKS + 1 };
 
 static void print_gang(const Muster__V1__Gang *g)
 {
@@ -31,26 +31,46 @@ static void print_gang(const Muster__V1__Gang *g)
     if (g->last_failure && *g->last_failure) printf("       last failure: %s\n", g->last_failure);
     if (!g->n_rank) return;
     static char text[MAX_ROWS][N_COL][32];
-    static const char *cells[MAX_ROWS * N_COL] = {"rank",  "stage",    "pid",     "threads", "layers",
-                                                  "heads", "ffn rows", "weights", "kv"};
+    static const char *cells[MAX_ROWS * N_COL] = {"rank",   "stage", "on",  "pid",     "threads",
+                                                  "layers", "heads", "ffn", "weights", "kv"};
     int n = 1;
     for (size_t i = 0; i < g->n_rank && n < MAX_ROWS; i++, n++) {
         const Muster__V1__Rank *r = g->rank[i];
         char(*t)[32] = text[n];
         snprintf(t[0], 32, "%u%s", r->rank, r->leader ? "*" : "");
         snprintf(t[1], 32, "%u", r->stage);
-        snprintf(t[2], 32, "%d", r->pid);
-        snprintf(t[3], 32, "%u", r->threads);
-        snprintf(t[4], 32, "%u-%u", r->layer_begin, r->layer_end ? r->layer_end - 1 : 0);
-        snprintf(t[5], 32, "%u", r->heads);
-        snprintf(t[6], 32, "%u", r->ffn_rows);
-        mu_human_bytes(r->weight_bytes, t[7], 32);
-        mu_human_bytes(r->kv_bytes, t[8], 32);
+        snprintf(t[2], 32, r->_gpu_case == MUSTER__V1__RANK___GPU_GPU ? "gpu%u" : "cpu", r->gpu);
+        snprintf(t[3], 32, "%d", r->pid);
+        snprintf(t[4], 32, "%u", r->threads);
+        snprintf(t[5], 32, "%u-%u", r->layer_begin, r->layer_end ? r->layer_end - 1 : 0);
+        snprintf(t[6], 32, "%u", r->heads);
+        snprintf(t[7], 32, "%u", r->ffn_rows);
+        mu_human_bytes(r->weight_bytes, t[8], 32);
+        mu_human_bytes(r->kv_bytes, t[9], 32);
         for (int c = 0; c < N_COL; c++) cells[n * N_COL + c] = t[c];
     }
-    static const bool right[N_COL] = {false, true, true, true, true, true, true, true, true};
+    static const bool right[N_COL] = {false, true, false, true, true, true, true, true, true, true};
     mu_table_print(cells, n, N_COL, right);
     puts("* leader: schedules and samples");
+}
+
+static void print_gpus(const Muster__V1__Node *n)
+{
+    for (size_t i = 0; i < n->n_gpu; i++) {
+        const Muster__V1__Gpu *m = n->gpu[i];
+        struct mu_gpu g = {.numa = m->numa,
+                           .memory_bytes = m->memory_bytes,
+                           .free_bytes = m->free_bytes,
+                           .read_gbps = m->read_gbps,
+                           .up_gbps = m->up_gbps,
+                           .down_gbps = m->down_gbps,
+                           .int8_gops = m->int8_gops,
+                           .bf16_gops = m->bf16_gops,
+                           .f32_gops = m->f32_gops};
+        snprintf(g.name, sizeof g.name, "%s", m->name);
+        mu_gpu_print(&g, (int)i, "       ");
+    }
+    if (n->gpus_broken) printf("       no GPU: %s\n", n->no_gpu);
 }
 
 int mu_cmd_ps(int argc, char **argv)
@@ -60,7 +80,7 @@ int mu_cmd_ps(int argc, char **argv)
     static const struct argp argp = {options,
                                      parse,
                                      "",
-                                     "Shows a server's nodes, gang, ranks and load."
+                                     "Shows a server's nodes, their GPUs, the gang, its ranks and the load."
                                      "\vExamples:\n  muster ps\n  muster ps --server 127.0.0.1:7400\n",
                                      0,
                                      0,
@@ -90,6 +110,7 @@ int mu_cmd_ps(int argc, char **argv)
         printf("node   %s: %u cores, %s memory (%s free)", n->name, n->cores, total, avail);
         if (n->read_gbps > 0) printf(", reads %.1f GB/s, int8 %.0f GOP/s", n->read_gbps, n->int8_gops);
         printf(", worker %d\n", n->worker_pid);
+        print_gpus(n);
     }
     for (size_t i = 0; i < r->n_gang; i++) print_gang(r->gang[i]);
 done:

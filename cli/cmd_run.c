@@ -102,6 +102,8 @@ static void check(const struct run_args *a, struct argp_state *state)
         argp_error(state, "--template is for a model in this process; with --server the server's own one is used");
     if (a->chat.server && a->chat.local.lora.name[0])
         argp_error(state, "--lora loads into this process; of a server name an --adapter");
+    if (a->chat.server && (strcmp(a->chat.local.split, "auto") != 0 || a->chat.local.device != MU_DEVICE_AUTO))
+        argp_error(state, "--split and --device are for a model in this process; a server has its own");
     if (a->chat.adapter && !a->chat.server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
     if (a->chat.ignore_end && a->chat.constraint.kind != MU_CONSTRAINT_NONE)
         argp_error(state, "--ignore-end cannot hold with a form of the answer: a text that is whole has to end");
@@ -141,6 +143,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_SERVER: c->server = arg; return 0;
     case OPT_LORA: mu_arg_adapter(arg, &c->local.lora, state); return 0;
     case OPT_ADAPTER: c->adapter = arg; return 0;
+    case 's': c->local.split = arg; return 0;
+    case MU_OPT_DEVICE: c->local.device = mu_arg_device(arg, state); return 0;
     case MU_OPT_KV: c->local.kv = mu_arg_kv(arg, state); return 0;
     case OPT_PRIORITY: c->priority = mu_arg_priority(arg, state); return 0;
     case MU_OPT_QUANTIZE: c->local.quantize = mu_arg_quantize(arg, state); return 0;
@@ -261,6 +265,8 @@ int mu_cmd_run(int argc, char **argv)
         {0, 0, 0, 0, "Where it runs:", 5},
         {"threads", 't', "N", 0, "threads (all cores)", 5},
         {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192 and what fits in memory)", 5},
+        {"split", 's', "S", 0, "split over ranks in this process; 1@gpu0: on GPU 0 (auto)", 5},
+        MU_DEVICE_OPTION(5),
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 5},
         {"lora", OPT_LORA, "PATH[:SCALE]", 0,
          "with a LoRA adapter: a GGUF file or a PEFT folder; none: without the model's own", 5},
@@ -289,7 +295,7 @@ int mu_cmd_run(int argc, char **argv)
         0,
         0,
         0};
-    struct run_args a = {.chat = {.wordwrap = true}};
+    struct run_args a = {.chat = {.wordwrap = true, .local = {.split = "auto"}}};
     argp_parse(&argp, argc, argv, 0, 0, &a);
 
     struct mu_err err = MU_ERR_INIT;

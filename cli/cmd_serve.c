@@ -59,6 +59,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_NO_PREFIX: o->no_prefix_cache = true; return 0;
     case OPT_NO_SPECULATION: o->no_speculation = true; return 0;
     case OPT_QUIET: o->quiet = true; return 0;
+    case MU_OPT_DEVICE: o->device = mu_arg_device(arg, state); return 0;
     case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: adapter_add(a, arg, state); return 0;
@@ -77,7 +78,11 @@ int mu_cmd_serve(int argc, char **argv)
 {
     static const struct argp_option options[] = {
         {"split", 's', "S", 0,
-         "how to split the model: stages with '/', ranks of a stage with ':', weights as numbers (auto)", 0},
+         "how to split the model: stages with '/', ranks of a stage with ':', weights as numbers, '@gpuN' behind one "
+         "for "
+         "GPU N (auto)",
+         0},
+        MU_DEVICE_OPTION(0),
         {"listen", 'l', "HOST:PORT", 0, "gRPC address (127.0.0.1:7400)", 0},
         {"worker", 'w', "ADDRESS", 0, "use a worker daemon that already runs (start one here)", 0},
         {"threads", 't', "N", 0, "threads a rank (the cores, shared out)", 0},
@@ -109,7 +114,9 @@ int mu_cmd_serve(int argc, char **argv)
         "  muster serve model.gguf\n"
         "  muster serve model.gguf --split 2:1/1 --listen 127.0.0.1:7400\n"
         "  muster serve model.gguf --lora sql=adapters/sql.gguf --lora tone=adapters/tone:0.5\n"
-        "A split 3:1/1 is a first stage of two ranks with weights 3 and 1, then a stage of one rank.\n",
+        "  muster serve model.gguf --split 1@gpu0/1\n"
+        "A split 3:1/1 is a first stage of two ranks with weights 3 and 1, then a stage of one rank; 1@gpu0/1 one on "
+        "GPU 0, then one on processors.\n",
         0,
         0,
         0};

@@ -6,6 +6,7 @@
 #include "base/log.h"
 #include "cli/cli.h"
 #include "kernels/kernels.h"
+#include "shard/plan_gpus.h"
 #include "worker/worker.h"
 
 static const struct mu_verb {
@@ -36,6 +37,7 @@ static const struct mu_verb {
     {"_served", mu_cmd_served, NULL},
     {"_launch", mu_launch_main, NULL},
     {"_rank", mu_rank_main, NULL},
+    {"_gpus", mu_gpus_main, NULL},
 };
 enum { N_VERB = (int)(sizeof verbs / sizeof *verbs) };
 

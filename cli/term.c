@@ -73,6 +73,21 @@ void mu_human_bytes(uint64_t bytes, char *buf, size_t buf_bytes)
     snprintf(buf, buf_bytes, v < 9.995 && u ? "%.2f %s" : v < 99.95 && u ? "%.1f %s" : "%.0f %s", v, unit[u]);
 }
 
+void mu_gpu_print(const struct mu_gpu *g, int number, const char *indent)
+{
+    char total[32], avail[32];
+    mu_human_bytes(g->memory_bytes, total, sizeof total);
+    mu_human_bytes(g->free_bytes, avail, sizeof avail);
+    printf("%sGPU %d  %s, %s memory (%s free)\n", indent, number, g->name, total, avail);
+    if (g->read_gbps > 0) {
+        printf("%s       reads %.0f GB/s, int8 %.1f TOP/s, bf16 %.1f, f32 %.1f TFLOP/s\n", indent, g->read_gbps,
+               g->int8_gops / 1e3, g->bf16_gops / 1e3, g->f32_gops / 1e3);
+        printf("%s       from the host %.1f GB/s, to it %.1f", indent, g->up_gbps, g->down_gbps);
+        if (g->numa >= 0) printf(", NUMA node %d", g->numa);
+        putchar('\n');
+    }
+}
+
 enum { MAX_COLUMNS = 32 };
 
 void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *right)

@@ -484,10 +484,21 @@ static void on_model_status(struct mu_hub *h, struct mu_rpc_call *call)
     mu_rpc_call_reply(call, &reply.base);
 }
 
+/* A worker that was started again is on the same machine: nobody looks for its GPUs once more. */
+static void gpus_keep(Muster__V1__Node *old, Muster__V1__Node *now)
+{
+    if (!old || now->n_gpu) return;
+    now->gpu = old->gpu;
+    now->n_gpu = old->n_gpu;
+    old->gpu = NULL;
+    old->n_gpu = 0;
+}
+
 static void on_worker(struct mu_hub *h, struct mu_event *ev)
 {
     h->worker_up = ev->kind == MU_EV_WORKER_UP;
     if (h->worker_up && ev->msg) {
+        gpus_keep(h->node, (Muster__V1__Node *)ev->msg);
         mu_rpc_message_free((ProtobufCMessage *)h->node);
         h->node = (Muster__V1__Node *)ev->msg;
         ev->msg = NULL;

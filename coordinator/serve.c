@@ -2,8 +2,8 @@
  *
  * Threads: main (signals, the worker process), hub (requests, gang), text (tokenizing), gRPC's poll threads of two
  * servers and one channel.
- * Start: model → memory plan → public server → internal server (unix socket) → worker → inventory → hub starts the
- * gang.
+ * Start: model → worker → inventory, GPUs where they matter → plan, memory → public server → internal server (unix
+ * socket) → hub starts the gang.
  * Stop, in this order: the hub ends the gang and all requests, and takes no more (calls are answered UNAVAILABLE from
  * here on) → text thread takes no more → worker ends, with it the leader's stream → servers → the rest. A watchdog ends
  * the process where something hangs, at the start as well. */
@@ -32,11 +32,13 @@
 #include "coordinator/msg.h"
 #include "proto/descriptors.h"
 #include "shard/plan_fit.h"
+#include "shard/plan_where.h"
 
 enum { MAX_METHODS = 16, DEFAULT_CONTEXT = 8192, DEFAULT_PARALLEL = 32, STEP_TOKENS = 512 };
 enum {
     WORKER_START_MS = 10000,
     WORKER_ASK_MS = 500,
+    GPUS_ASK_MS = 30000, /* a driver that was not used for a while, and a second to measure each */
     WORKER_STOP_MS = 3000,
     WORKER_RESTART_MS = 200,
     DOORS_LIMIT_MS = 10000
@@ -57,8 +59,13 @@ struct serve {
 
 /* ---- what fits ---- */
 
+static const char *split_wanted(const struct serve *s)
+{
+    return s->hub.opt->split ? s->hub.opt->split : "auto";
+}
+
 /* Settles context and KV pages, and says what they take. */
-static enum mu_status plan_memory(struct serve *s, uint64_t available, struct mu_err *err)
+static enum mu_status plan_memory(struct serve *s, const struct mu_plan_node *node, struct mu_err *err)
 {
     struct mu_hub *h = &s->hub;
     unsigned asked = (h->opt->context ? MU_FIT_CTX : 0u) | (h->opt->parallel ? MU_FIT_SLOTS : 0u);
@@ -69,7 +76,7 @@ static enum mu_status plan_memory(struct serve *s, uint64_t available, struct mu
     if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
     enum mu_status st;
     MU_TRY(st, mu_plan_build(h->model, &h->split, plan, err), done);
-    mu_fit_measure(h->model, plan, h->adapters, &h->serving, available, &fit);
+    mu_fit_measure(h->model, plan, h->adapters, &h->serving, node, &fit);
     MU_TRY(st, mu_fit_settle(&fit, h->model, plan, asked, &h->serving, err), done);
     mu_fit_describe(&fit, &h->serving, text);
     mu_info("serve", "memory: %s", text);
@@ -80,20 +87,74 @@ done:
     return st;
 }
 
-static enum mu_status choose_split(struct serve *s, const struct mu_topo *topo, struct mu_err *err)
+/* As the worker told them. */
+static void gpus_of(const Muster__V1__Node *node, struct mu_gpus *gpus)
+{
+    memset(gpus, 0, sizeof *gpus);
+    gpus->broken = node->gpus_broken;
+    snprintf(gpus->why, sizeof gpus->why, "%s", node->no_gpu);
+    for (size_t i = 0; i < node->n_gpu && i < MU_MAX_GPUS; i++) {
+        const Muster__V1__Gpu *m = node->gpu[i];
+        struct mu_gpu *g = &gpus->gpu[gpus->n++];
+        *g = (struct mu_gpu){.numa = m->numa,
+                             .capability = (int)m->capability,
+                             .has_link = m->has_link,
+                             .memory_bytes = m->memory_bytes,
+                             .free_bytes = m->free_bytes,
+                             .read_gbps = m->read_gbps,
+                             .up_gbps = m->up_gbps,
+                             .down_gbps = m->down_gbps,
+                             .int8_gops = m->int8_gops,
+                             .bf16_gops = m->bf16_gops,
+                             .f32_gops = m->f32_gops};
+        snprintf(g->name, sizeof g->name, "%s", m->name);
+        snprintf(g->pci, sizeof g->pci, "%s", m->pci);
+    }
+}
+
+/* Where ranks run, as far as that is not plain. */
+static void say_where(const struct serve *s, const struct mu_plan_node *node, const char *why)
+{
+    const struct mu_hub *h = &s->hub;
+    char text[MU_GPU_TEXT];
+    if (node->gpus.n == 0 && node->gpus.broken && h->opt->device != MU_DEVICE_CPU)
+        mu_warn("serve", "no GPU is used: %s", node->gpus.why);
+    if (why[0]) mu_info("serve", "%s", why);
+    for (int i = 0; mu_split_has_gpu(&h->split) && i < h->split.n_rank; i++) {
+        mu_gpu_describe(&node->gpus, h->split.device[i], text);
+        mu_info("serve", "rank %d: %s", i, h->split.device[i] == MU_ON_CPU ? "processors" : text);
+    }
+}
+
+/* The split, and what fits. worker: its inventory. */
+static enum mu_status plan_gang(struct serve *s, const Muster__V1__Node *worker, struct mu_err *err)
 {
     struct mu_hub *h = &s->hub;
-    const char *text = h->opt->split ? h->opt->split : "auto";
+    const char *text = split_wanted(s);
+    char why[MU_PLAN_WHY];
     enum mu_status st;
-    if (strcmp(text, "auto")) {
-        st = mu_split_parse(text, &h->split, err);
-    } else {
-        struct mu_plan_node node = {
-            .n_core = topo->n_usable, .n_numa = topo->n_numa, .memory_bytes = topo->mem_available_bytes};
-        snprintf(node.name, sizeof node.name, "%s", topo->host);
-        st = mu_plan_auto(h->model, &node, 1, &h->serving, &h->split, err);
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    struct mu_plan_node *node = mu_calloc(1, sizeof *node);
+    if (!topo || !node) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for a plan");
+        goto done;
     }
-    if (!st) mu_split_format(&h->split, h->split_text, sizeof h->split_text);
+    MU_TRY(st, mu_topo_read(topo, err), done);
+    *node = (struct mu_plan_node){.n_core = topo->n_usable,
+                                  .n_numa = topo->n_numa,
+                                  .read_gbps = worker->read_gbps,
+                                  .int8_gops = worker->int8_gops,
+                                  .memory_bytes = topo->mem_available_bytes};
+    snprintf(node->name, sizeof node->name, "%s", topo->host);
+    gpus_of(worker, &node->gpus);
+    MU_TRY(st, mu_plan_where(h->model, node, text, h->opt->device, &h->serving, &h->split, why, err), done);
+    mu_split_format(&h->split, h->split_text, sizeof h->split_text);
+    h->serving.n_thread = h->opt->threads ? h->opt->threads : mu_plan_threads_share(&h->split, topo->n_usable);
+    say_where(s, node, why);
+    st = plan_memory(s, node, err);
+done:
+    mu_free(topo);
+    mu_free(node);
     return st;
 }
 
@@ -134,9 +195,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
 {
     struct mu_hub *h = &s->hub;
     enum mu_status st;
-    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
-    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
-    MU_TRY(st, mu_topo_read(topo, err), done);
+    MU_TRY(st, mu_plan_where_text(split_wanted(s), h->opt->device, err), done);
     MU_TRY(st, mu_model_open(h->opt->model_path, &h->model, err), done);
     MU_TRY(st, mu_model_quantize(h->model, h->opt->quantize, err), done);
     MU_TRY(st, open_adapters(h, err), done);
@@ -145,11 +204,9 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     for (int id = 0; id < h->model->cfg.n_vocab && h->n_end_ids < sizeof h->end_ids / sizeof *h->end_ids; id++)
         if (mu_tokenizer_is_end(h->tok, id)) h->end_ids[h->n_end_ids++] = id;
     int trained = h->model->cfg.n_ctx_train, ctx = h->opt->context;
-    if (ctx > trained) {
-        st = mu_fail(err, MU_EINVAL, "--ctx %d is more than the %d tokens that '%s' was made for", ctx, trained,
-                     h->opt->model_path);
-        goto done;
-    }
+    if (ctx > trained)
+        return mu_fail(err, MU_EINVAL, "--ctx %d is more than the %d tokens that '%s' was made for", ctx, trained,
+                       h->opt->model_path);
     if (!ctx) ctx = trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
     h->serving = (struct mu_serving){.n_ctx = ctx,
                                      .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL,
@@ -158,11 +215,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
     h->serving.n_adapter = h->adapters->n;
     h->serving.lora_rank = h->adapters->max_rank;
-    MU_TRY(st, choose_split(s, topo, err), done);
-    h->serving.n_thread = h->opt->threads ? h->opt->threads : topo->n_usable / h->split.n_rank;
-    MU_TRY(st, plan_memory(s, topo->mem_available_bytes, err), done);
 done:
-    mu_free(topo);
     return st;
 }
 
@@ -211,23 +264,32 @@ static bool stop_wanted(void)
            (sigismember(&pending, SIGINT) || sigismember(&pending, SIGTERM) || sigismember(&pending, SIGHUP));
 }
 
-/* Asks until it answers, has ended, or we shall end; its inventory is for the status call. */
+static enum mu_status inventory_ask(struct serve *s, const Muster__Internal__V1__InventoryRequest *q, int timeout_ms,
+                                    Muster__V1__Node **node_out, struct mu_err *err)
+{
+    ProtobufCMessage *msg = NULL;
+    enum mu_status st =
+        mu_rpc_unary(s->hub.worker, "/muster.internal.v1.Worker/Inventory", &q->base,
+                     &muster__internal__v1__inventory_reply__descriptor, mu_now_ns() + timeout_ms * MU_MS, &msg, err);
+    if (st != MU_OK) return st;
+    const Muster__Internal__V1__InventoryReply *r = (const Muster__Internal__V1__InventoryReply *)msg;
+    Muster__V1__Node *node = r->node ? (Muster__V1__Node *)mu_msg_copy(&r->node->base) : NULL;
+    mu_rpc_message_free(msg);
+    if (!node) return mu_fail(err, MU_EPROTO, "the worker's inventory is empty, or there is no memory for it");
+    mu_rpc_message_free((ProtobufCMessage *)*node_out);
+    *node_out = node;
+    return MU_OK;
+}
+
+/* Asks until it answers, has ended, or we shall end. */
 static enum mu_status greet_worker(struct serve *s, Muster__V1__Node **node_out, struct mu_err *err)
 {
     Muster__Internal__V1__InventoryRequest q = MUSTER__INTERNAL__V1__INVENTORY_REQUEST__INIT;
     int64_t deadline = mu_now_ns() + WORKER_START_MS * MU_MS;
     char text[160];
     for (;;) {
-        ProtobufCMessage *msg = NULL;
-        enum mu_status st = mu_rpc_unary(s->hub.worker, "/muster.internal.v1.Worker/Inventory", &q.base,
-                                         &muster__internal__v1__inventory_reply__descriptor,
-                                         mu_now_ns() + WORKER_ASK_MS * MU_MS, &msg, err);
-        if (!st) {
-            const Muster__Internal__V1__InventoryReply *r = (const Muster__Internal__V1__InventoryReply *)msg;
-            *node_out = r->node ? (Muster__V1__Node *)mu_msg_copy(&r->node->base) : NULL;
-            mu_rpc_message_free(msg);
-            return MU_OK;
-        }
+        enum mu_status st = inventory_ask(s, &q, WORKER_ASK_MS, node_out, err);
+        if (!st) return MU_OK;
         if (stop_wanted()) return mu_fail(err, MU_ECANCELLED, "stopped by a signal before the worker answered");
         if (mu_local_worker_ended(s->worker_pid, text, sizeof text)) {
             s->worker_pid = 0;
@@ -235,6 +297,20 @@ static enum mu_status greet_worker(struct serve *s, Muster__V1__Node **node_out,
         }
         if (mu_now_ns() >= deadline) return st;
     }
+}
+
+/* Replaces its inventory by one with GPUs, where the gang might use some. The planner needs figures only where there is
+ * a choice. */
+static enum mu_status gpus_ask(struct serve *s, Muster__V1__Node **node, struct mu_err *err)
+{
+    const char *text = split_wanted(s);
+    Muster__Internal__V1__InventoryRequest q = MUSTER__INTERNAL__V1__INVENTORY_REQUEST__INIT;
+    if (!mu_plan_where_looks(text, s->hub.opt->device)) return MU_OK;
+    q.gpus = true;
+    enum mu_status st = inventory_ask(s, &q, GPUS_ASK_MS, node, err);
+    if (st || !(*node)->n_gpu || strcmp(text, "auto") != 0) return st;
+    q.measure = true;
+    return inventory_ask(s, &q, GPUS_ASK_MS, node, err);
 }
 
 static enum mu_status start_worker(struct serve *s, Muster__V1__Node **node_out, struct mu_err *err)
@@ -313,10 +389,13 @@ static enum mu_status start(struct serve *s, struct mu_err *err)
         st = mu_fail(err, MU_EIO, "cannot make an eventfd: %s", strerror(errno));
         goto fail;
     }
-    mu_watchdog_phase("opening the gRPC servers", DOORS_LIMIT_MS);
-    MU_TRY(st, open_doors(s, err), fail);
     mu_watchdog_phase("waiting for the worker", WORKER_START_MS + 3000);
     MU_TRY(st, start_worker(s, &node, err), fail);
+    mu_watchdog_phase("looking for GPUs", 2 * GPUS_ASK_MS + 3000);
+    MU_TRY(st, gpus_ask(s, &node, err), fail);
+    mu_watchdog_phase("opening the gRPC servers", DOORS_LIMIT_MS);
+    MU_TRY(st, plan_gang(s, node, err), fail);
+    MU_TRY(st, open_doors(s, err), fail);
     mu_watchdog_phase(NULL, 0);
     h->started_ns = mu_now_ns();
     MU_TRY(st, start_thread(&s->text_thread, mu_text_main, h, "text", err), fail);

@@ -51,7 +51,7 @@ static enum mu_status find(const struct mu_device_ops **ops_out, struct mu_err *
     char exe[PATH_MAX], path[PATH_MAX + 64];
     ssize_t n;
     if (chosen && strcmp(chosen, "none") == 0)
-        return mu_fail(err, MU_ENOENT, "no GPUs: MUSTER_DEVICE_PLUGIN is \"none\"");
+        return mu_fail(err, MU_ENOENT, "MUSTER_DEVICE_PLUGIN is \"none\"");
     if (chosen && *chosen) {
         if (strchr(chosen, '/') && access(chosen, F_OK) != 0)
             return mu_fail(err, MU_ENOENT, "there is no GPU plugin %s (MUSTER_DEVICE_PLUGIN)", chosen);

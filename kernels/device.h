@@ -79,8 +79,8 @@ enum mu_device_act {
  *   y = m·x;  y = fmaf(lora_scale[t], lora[t], y) where lora_scale[t] is not 0;  y += bias;  y *= scale;
  *   y += plus[t];  y = act(y), or act(y)·u with u from `up`, treated up to its bias likewise;  y = soft_cap(y)
  *
- * (shard/phase.c's piece_finish.) u = up·x; u = fmaf(lora_scale[t], lora_up[t], u); u += up_bias. A `lora` or bias that
- * is NULL takes no part. */
+ * (shard/phase.c's piece_finish.) u = up·x; u = fmaf(lora_up_scale[t], lora_up[t], u); u += up_bias. A `lora` or bias
+ * that is NULL takes no part. */
 struct mu_device_job {
     const struct mu_mat *m, *up; /* host structs, of one shape; up NULL: none. With up there is an act */
     float *out;                  /* [n_tok][stride] at column 0 of the matrix; never NULL */
@@ -90,7 +90,8 @@ struct mu_device_job {
     const float *bias, *up_bias; /* [n_row]; with experts [n_expert][n_row] */
     const float *plus;           /* [n_tok][stride] */
     const float *lora, *lora_up; /* [n_tok][n_row] */
-    const float *lora_scale;     /* [n_tok]; with lora or lora_up */
+    const float *lora_scale;     /* [n_tok]; with lora */
+    const float *lora_up_scale;  /* [n_tok]; with lora_up */
     float scale, cap;            /* 0: none */
     enum mu_device_act act;      /* SILU and SILU_CLAMPED only with up */
 };

@@ -23,17 +23,20 @@ static void row_norm(const struct run *r, int row)
     mu_norm_vector(s, x, s->out_norm, s->out_norm_b, x);
 }
 
-/* Dimensions [from, from + n) of all rows. They are sorted by sequence and position. */
-static void rows_sum(const struct run *r, int from, int n)
+/* Row i, which is the next of its sequence: rows are sorted by sequence and position. */
+static void row_add(struct mu_shard *s, int i, const float *x, int from, int n)
 {
-    const struct mu_shard *s = r->s;
-    for (int i = s->n_row; i < s->n_live; i++) {
-        const struct mu_step_seq *q = &s->step->seq[s->row[i].seq];
-        float *sum = s->state + (size_t)q->slot * (size_t)s->cfg.d_model + from;
-        bool first = i == s->n_row || s->row[i - 1].seq != s->row[i].seq; /* of its sequence in this step */
-        if (q->out == MU_OUT_STATE || (first && q->pos0 == 0)) memset(sum, 0, (size_t)n * sizeof *sum);
-        s->k->add(sum, row_state(r, i) + from, n, 0);
-    }
+    const struct mu_step_seq *q = &s->step->seq[s->row[i].seq];
+    float *sum = s->state + (size_t)q->slot * (size_t)s->cfg.d_model + from;
+    bool first = i == s->n_row || s->row[i - 1].seq != s->row[i].seq; /* of its sequence in this step */
+    if (q->out == MU_OUT_STATE || (first && q->pos0 == 0)) memset(sum, 0, (size_t)n * sizeof *sum);
+    s->k->add(sum, x + from, n, 0);
+}
+
+void mu_states_add(struct mu_shard *s, const float *x, int from, int n)
+{
+    for (int i = s->n_row; i < s->n_live; i++)
+        row_add(s, i, x + (size_t)(i - s->n_row) * (size_t)s->cfg.d_model, from, n);
 }
 
 void mu_run_states(struct run *r)
@@ -45,7 +48,7 @@ void mu_run_states(struct run *r)
     for (int i = rows.begin; i < rows.end; i++) row_norm(r, s->n_row + i);
     if (!r->narrow) mu_run_meet(r);
     struct mu_range dims = r->narrow ? (struct mu_range){0, s->cfg.d_model} : mu_run_share(r, s->cfg.d_model);
-    rows_sum(r, dims.begin, mu_range_len(dims));
+    for (int i = s->n_row; i < s->n_live; i++) row_add(s, i, row_state(r, i), dims.begin, mu_range_len(dims));
 }
 
 static bool all_finite(const float *x, int n)

@@ -17,8 +17,6 @@
 #include "base/clock.h"
 #include "shard/parts.h"
 
-enum wire { WIRE_F32, WIRE_BF16, WIRE_Q8 };
-
 static size_t wire_bytes(enum wire wire, size_t n)
 {
     switch (wire) {
@@ -29,7 +27,7 @@ static size_t wire_bytes(enum wire wire, size_t n)
     return n * sizeof(float);
 }
 
-static struct mu_range columns(const struct mu_shard *s, enum input input, int local)
+struct mu_range mu_input_columns(const struct mu_shard *s, enum input input, int local)
 {
     const struct mu_plan_rank *rank = &s->plan.rank[s->stage.first_rank + local];
     int d = s->cfg.d_head;
@@ -37,7 +35,7 @@ static struct mu_range columns(const struct mu_shard *s, enum input input, int l
     return (struct mu_range){rank->heads.begin * d, rank->heads.end * d};
 }
 
-static struct mu_range model_rows(const struct mu_shard *s, int local)
+struct mu_range mu_model_rows(const struct mu_shard *s, int local)
 {
     return s->plan.rank[s->stage.first_rank + local].model;
 }
@@ -49,21 +47,22 @@ static size_t part_after(struct parts *p, int i, size_t at, size_t len)
     return (at + len + 63) & ~(size_t)63;
 }
 
-static struct parts input_parts(const struct mu_shard *s, enum input input, enum wire wire, int n_tok)
+struct parts mu_input_parts(const struct mu_shard *s, enum input input, enum wire wire, int n_tok)
 {
     struct parts p;
     size_t at = 0;
     for (int i = 0; i < s->stage.n_rank; i++)
-        at = part_after(&p, i, at, wire_bytes(wire, (size_t)mu_range_len(columns(s, input, i)) * (size_t)n_tok));
+        at = part_after(&p, i, at,
+                        wire_bytes(wire, (size_t)mu_range_len(mu_input_columns(s, input, i)) * (size_t)n_tok));
     return p;
 }
 
-static struct parts model_parts(const struct mu_shard *s, enum wire wire, int n_tok)
+struct parts mu_model_parts(const struct mu_shard *s, enum wire wire, int n_tok)
 {
     struct parts p;
     size_t at = 0;
     for (int i = 0; i < s->stage.n_rank; i++)
-        at = part_after(&p, i, at, wire_bytes(wire, (size_t)mu_range_len(model_rows(s, i)) * (size_t)n_tok));
+        at = part_after(&p, i, at, wire_bytes(wire, (size_t)mu_range_len(mu_model_rows(s, i)) * (size_t)n_tok));
     return p;
 }
 
@@ -101,12 +100,13 @@ bool mu_run_gather(struct run *r, void *buf, const struct parts *parts)
 
 /* ---- ① and ③ ---- */
 
-static enum wire input_wire(const struct mu_shard *s, enum input input, unsigned forms)
+enum wire mu_input_wire(const struct mu_shard *s, enum input input, unsigned forms)
 {
     if (forms == FORM_BF16) return WIRE_BF16;
     if (forms != FORM_Q8) return WIRE_F32;
     for (int i = 0; i < s->stage.n_rank; i++)
-        if (columns(s, input, i).begin % MU_Q_BLOCK || columns(s, input, i).end % MU_Q_BLOCK) return WIRE_F32;
+        if (mu_input_columns(s, input, i).begin % MU_Q_BLOCK || mu_input_columns(s, input, i).end % MU_Q_BLOCK)
+            return WIRE_F32;
     return WIRE_Q8;
 }
 
@@ -136,7 +136,7 @@ static void decode(struct run *r, enum input input, enum wire wire, const struct
     for (int t = tokens.begin; t < tokens.end; t++) {
         float *row = forms == FORM_F32 ? act->f32 + (size_t)t * n : r->mine->row;
         for (int i = 0; i < s->stage.n_rank; i++) {
-            struct mu_range c = columns(s, input, i);
+            struct mu_range c = mu_input_columns(s, input, i);
             size_t w = (size_t)mu_range_len(c), at = (size_t)t * w, to = (size_t)c.begin;
             const char *part = s->gather + parts->off[i];
             if (w == 0) continue;
@@ -176,10 +176,10 @@ bool mu_run_gather_input(struct run *r, enum input input, const float *src, unsi
         form_input(r, src, n_col, forms, act_out);
         return true;
     }
-    enum wire wire = input_wire(s, input, forms);
-    struct parts parts = input_parts(s, input, wire, r->n_tok);
+    enum wire wire = mu_input_wire(s, input, forms);
+    struct parts parts = mu_input_parts(s, input, wire, r->n_tok);
     struct mu_range all = {0, r->n_tok}, mine = mu_run_share(r, r->n_tok);
-    int width = mu_range_len(columns(s, input, s->me.local));
+    int width = mu_range_len(mu_input_columns(s, input, s->me.local));
     char *part = s->gather + parts.off[s->me.local];
     *act_out = s->act;
     if (r->narrow) {
@@ -209,7 +209,7 @@ void mu_run_project_begin(struct run *r, struct job *job, bool round, const floa
     r->pending_round = round;
     r->pending_norm = post;
     if (alone) return;
-    r->pending_parts = model_parts(s, round ? WIRE_BF16 : WIRE_F32, r->n_tok);
+    r->pending_parts = mu_model_parts(s, round ? WIRE_BF16 : WIRE_F32, r->n_tok);
     char *part = s->gather + r->pending_parts.off[s->me.local];
     if (round)
         job->bf16 = (uint16_t *)(void *)part;
@@ -240,7 +240,7 @@ static void add_pending(const struct run *r, float *x, int t)
         s->k->add(x, s->y + (size_t)t * n, s->cfg.d_model, r->pending_round);
     } else if (r->pending == PENDING_PARTS) {
         for (int i = 0; i < s->stage.n_rank; i++) {
-            struct mu_range rows = model_rows(s, i);
+            struct mu_range rows = mu_model_rows(s, i);
             int w = mu_range_len(rows);
             const void *part = s->gather + r->pending_parts.off[i];
             size_t at = (size_t)t * (size_t)w;
@@ -270,19 +270,35 @@ void mu_residual_add(const struct run *r, float *x, int t)
 
 /* ---- between stages ---- */
 
+void mu_recv_now(struct mu_shard *s, float *x, int n_tok)
+{
+    int64_t start = comm_begin(s, MU_OP_RECV);
+    s->failed = s->comm.recv(s->comm.ctx, x, (size_t)n_tok * (size_t)s->cfg.d_model * sizeof *x, &s->err);
+    comm_end(s, MU_OP_RECV, start, &s->recv_ns);
+}
+
 bool mu_run_recv(struct run *r)
 {
     struct mu_shard *s = r->s;
     size_t n = (size_t)r->n_tok * (size_t)s->cfg.d_model;
-    if (r->member == 0) {
-        int64_t start = comm_begin(s, MU_OP_RECV);
-        s->failed = s->comm.recv(s->comm.ctx, s->x, n * sizeof *s->x, &s->err);
-        comm_end(s, MU_OP_RECV, start, &s->recv_ns);
-    }
+    if (r->member == 0) mu_recv_now(s, s->x, r->n_tok);
     mu_run_meet(r);
     if (s->failed != MU_OK) return false;
     if (r->narrow) memcpy(r->x, s->x, n * sizeof *s->x);
     return true;
+}
+
+void mu_send_now(struct mu_shard *s, int n_tok)
+{
+    int64_t start = comm_begin(s, MU_OP_SEND);
+    const float *buf = s->send[s->ticket];
+    size_t bytes = (size_t)n_tok * (size_t)s->cfg.d_model * sizeof *buf;
+    s->failed = s->comm.send(s->comm.ctx, buf, bytes, s->ticket, &s->err);
+    if (s->failed == MU_OK) {
+        s->sent[s->ticket] = true;
+        s->n_sent++;
+    }
+    comm_end(s, MU_OP_SEND, start, &s->send_ns);
 }
 
 bool mu_run_send(struct run *r)
@@ -298,14 +314,6 @@ bool mu_run_send(struct run *r)
         memcpy(buf + (size_t)t * d, x, d * sizeof *x);
     }
     mu_run_meet(r);
-    if (r->member == 0) {
-        int64_t start = comm_begin(s, MU_OP_SEND);
-        s->failed = s->comm.send(s->comm.ctx, buf, (size_t)r->n_tok * d * sizeof *buf, s->ticket, &s->err);
-        if (s->failed == MU_OK) {
-            s->sent[s->ticket] = true;
-            s->n_sent++;
-        }
-        comm_end(s, MU_OP_SEND, start, &s->send_ns);
-    }
+    if (r->member == 0) mu_send_now(s, r->n_tok);
     return true; /* the step ends here; member 0 has the status */
 }

@@ -8,6 +8,7 @@
 
 #include "base/clock.h"
 #include "base/fault.h"
+#include "shard/device.h"
 #include "shard/parts.h"
 
 /* Everyone's token embeddings and rotation angles, or the residual from the stage before. */
@@ -42,9 +43,7 @@ static struct job job_of(const struct mu_mat *m, float *out)
     return (struct job){.m = m, .out = out, .stride = (size_t)m->n_row};
 }
 
-/* With the adapters' part, and the bias, where there is one, of the rows that begin at row0. */
-static struct job job_biased(const struct layer *layer, enum mu_tensor_id id, enum mu_tensor_id bias, int row0,
-                             float *out)
+struct job mu_job_biased(const struct layer *layer, enum mu_tensor_id id, enum mu_tensor_id bias, int row0, float *out)
 {
     struct job job = job_of(&layer->mat[id], out);
     if (layer->vec[bias]) job.bias = layer->vec[bias] + row0;
@@ -52,11 +51,10 @@ static struct job job_biased(const struct layer *layer, enum mu_tensor_id id, en
     return job;
 }
 
-/* … of what is added to the residual. */
-static struct job job_added(const struct mu_shard *s, const struct layer *layer, enum mu_tensor_id id,
-                            enum mu_tensor_id bias, float *out)
+struct job mu_job_added(const struct mu_shard *s, const struct layer *layer, enum mu_tensor_id id,
+                        enum mu_tensor_id bias, float *out)
 {
-    struct job job = job_biased(layer, id, bias, s->me.model.begin, out);
+    struct job job = mu_job_biased(layer, id, bias, s->me.model.begin, out);
     if (s->cfg.residual_scale != 1.0f) job.scale = s->cfg.residual_scale;
     return job;
 }
@@ -68,9 +66,9 @@ static bool attention_run(struct run *r, const struct layer *layer, int index, b
     int q0 = s->me.heads.begin * s->cfg.d_head, kv0 = s->me.kv_heads.begin * s->cfg.d_head;
     struct act in;
     mu_run_norm(r, layer->vec[MU_T_ATTN_NORM], layer->vec[MU_T_ATTN_NORM_B], layer->attn_in);
-    const struct job jobs[] = {job_biased(layer, MU_T_Q, MU_T_Q_B, q0, s->q),
-                               job_biased(layer, MU_T_K, MU_T_K_B, kv0, s->key),
-                               job_biased(layer, MU_T_V, MU_T_V_B, kv0, s->value)};
+    const struct job jobs[] = {mu_job_biased(layer, MU_T_Q, MU_T_Q_B, q0, s->q),
+                               mu_job_biased(layer, MU_T_K, MU_T_K_B, kv0, s->key),
+                               mu_job_biased(layer, MU_T_V, MU_T_V_B, kv0, s->value)};
     mu_run_matmul(r, jobs, 3, r->act, r->n_tok);
     mu_run_meet(r);
     int64_t start = r->member == 0 ? mu_now_ns() : 0;
@@ -81,7 +79,7 @@ static bool attention_run(struct run *r, const struct layer *layer, int index, b
         if (r->lora) r->lora = &s->lora_live;
     }
     if (!mu_run_gather_input(r, INPUT_O, s->attn, layer->o_in, &in)) return false;
-    const struct job job = job_added(s, layer, MU_T_O, MU_T_O_B, parallel ? s->y_attn : s->y);
+    const struct job job = mu_job_added(s, layer, MU_T_O, MU_T_O_B, parallel ? s->y_attn : s->y);
     if (!parallel) return mu_run_project(r, &job, &in, layer->o_round, layer->vec[MU_T_POST_ATTN_NORM]);
     mu_run_matmul(r, &job, 1, &in, r->n_tok); /* my rows wait for those of down, which are the same */
     mu_run_meet(r);
@@ -100,27 +98,43 @@ static enum job_act ffn_act(const struct mu_shard *s)
     return ACT_SILU;
 }
 
-static bool ffn_run(struct run *r, const struct layer *layer, int index)
+struct job mu_job_hidden(const struct mu_shard *s, const struct layer *layer, float *out)
 {
-    struct mu_shard *s = r->s;
-    struct act in;
-    mu_run_norm(r, layer->vec[MU_T_FFN_NORM], layer->vec[MU_T_FFN_NORM_B], layer->ffn_in);
-    if (s->cfg.n_expert > 0) return mu_run_experts(r, index);
     bool gated = layer->mat[MU_T_GATE].n_col > 0;
-    struct job hidden = gated ? job_of(&layer->mat[MU_T_GATE], s->gate)
-                              : job_biased(layer, MU_T_UP, MU_T_UP_B, s->me.ff.begin, s->gate);
+    struct job hidden =
+        gated ? job_of(&layer->mat[MU_T_GATE], out) : mu_job_biased(layer, MU_T_UP, MU_T_UP_B, s->me.ff.begin, out);
     if (gated) {
         hidden.up = &layer->mat[MU_T_UP];
         hidden.lora = layer->lora + MU_T_GATE;
         hidden.lora_up = layer->lora + MU_T_UP;
     }
     hidden.act = ffn_act(s);
+    return hidden;
+}
+
+static bool ffn_run(struct run *r, const struct layer *layer, int index)
+{
+    struct mu_shard *s = r->s;
+    struct act in;
+    mu_run_norm(r, layer->vec[MU_T_FFN_NORM], layer->vec[MU_T_FFN_NORM_B], layer->ffn_in);
+    if (s->cfg.n_expert > 0) return mu_run_experts(r, index);
+    const struct job hidden = mu_job_hidden(s, layer, s->gate);
     mu_run_matmul(r, &hidden, 1, r->act, r->n_tok);
     mu_run_meet(r);
-    struct job down = job_added(s, layer, MU_T_DOWN, MU_T_DOWN_B, s->y);
+    struct job down = mu_job_added(s, layer, MU_T_DOWN, MU_T_DOWN_B, s->y);
     if (s->model->arch->parallel) down.plus = s->y_attn;
     return mu_run_gather_input(r, INPUT_DOWN, s->gate, layer->down_in, &in) &&
            mu_run_project(r, &down, &in, layer->down_round, layer->vec[MU_T_POST_FFN_NORM]);
+}
+
+struct job mu_job_logits(const struct mu_shard *s, float *out)
+{
+    struct job job = job_of(&s->out, out);
+    if (s->out_b) job.bias = s->out_b + s->me.vocab.begin;
+    if (s->cfg.logit_scale != 1.0f) job.scale = s->cfg.logit_scale;
+    job.cap = s->cfg.final_softcap;
+    job.lora = s->n_lora;
+    return job;
 }
 
 /* Final norm and output matrix, for the rows that are wanted. */
@@ -138,11 +152,7 @@ static void logits_run(struct run *r)
         mu_form_vector(s, s->out_in, r->mine->row, s->cfg.d_model, act, i);
     }
     if (!narrow) mu_run_meet(r);
-    struct job job = job_of(&s->out, s->logits);
-    if (s->out_b) job.bias = s->out_b + s->me.vocab.begin;
-    if (s->cfg.logit_scale != 1.0f) job.scale = s->cfg.logit_scale;
-    job.cap = s->cfg.final_softcap;
-    job.lora = s->n_lora;
+    const struct job job = mu_job_logits(s, s->logits);
     if (r->lora) r->lora = &s->lora_row;
     mu_run_matmul(r, &job, 1, act, s->n_row);
     mu_run_meet(r);
@@ -188,11 +198,19 @@ static void step_main(void *arg, int member, int n_member)
 
 /* ---- before and after ---- */
 
+/* In the order of struct mu_shard's row[]; 4: a state. */
+static int row_class(const struct mu_step_seq *q)
+{
+    if (q->out >= MU_OUT_STATE) return 4;
+    if (q->out != MU_OUT_SAMPLE) return 0;
+    return mu_sample_whole(q) ? 1 : mu_sample_adjusted(q) ? 2 : 3;
+}
+
 /* Rows of logits, sorted by what they are for; the tokens behind them, ascending. */
 static void rows_plan(struct mu_shard *s)
 {
     const struct mu_step *step = s->step;
-    s->n_row = s->n_whole = s->n_result = s->n_live = 0;
+    s->n_row = s->n_host = s->n_whole = s->n_result = s->n_live = 0;
     if (!s->last_stage) return;
     int n_live = 0;
     for (uint32_t i = 0; i < step->n_seq; i++) {
@@ -203,17 +221,18 @@ static void rows_plan(struct mu_shard *s)
     }
     s->n_live = n_live;
     s->prune = !s->narrow && !s->decode && n_live < s->n_tok; /* a decode's attention leaves tokens where they are */
-    for (int pass = 0, n = 0; pass < 4; pass++) {
+    for (int pass = 0, n = 0; pass < 5; pass++) {
         for (int i = 0; i < n_live; i++) {
             const struct mu_step_seq *q = &step->seq[s->seq_of[s->live[i]]];
-            int class = q->out >= MU_OUT_STATE ? 3 : q->out != MU_OUT_SAMPLE ? 0 : mu_sample_whole(q) ? 1 : 2;
-            if (class == pass)
+            if (row_class(q) == pass)
                 s->row[n++] = (struct row){.at = s->prune ? i : s->live[i], .seq = s->seq_of[s->live[i]]};
         }
         if (pass == 0) s->n_result = n;
         if (pass <= 1) s->n_whole = n;
-        if (pass <= 2) s->n_row = n;
+        if (pass <= 2) s->n_host = n;
+        if (pass <= 3) s->n_row = n;
     }
+    if (!s->dev) s->n_host = s->n_row;
 }
 
 static enum mu_status step_check(const struct mu_shard *s, const struct mu_step *step, struct mu_err *err)
@@ -333,8 +352,11 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
     if (st == MU_OK && !s->last_stage && step->n_tok > 0) st = ticket_take(s, err);
     if (st != MU_OK) return st;
     step_prepare(s, step);
-    if (step->n_tok > 0) {
-        mu_pool_run(s->pool, step_main, s);
+    if (step->n_tok > 0 || s->kv.n_set > 0) {
+        if (s->dev)
+            mu_dev_step(s);
+        else if (step->n_tok > 0)
+            mu_pool_run(s->pool, step_main, s);
         if (s->failed != MU_OK) {
             *err = s->err;
             return s->failed;

@@ -5,7 +5,7 @@
  * A page number means the same page in every layer and head, on every rank. The tables change only through the steps'
  * numbered changes, so all ranks hold the same; two slots may name the same page (a shared prefix). */
 #include "base/alloc.h"
-#include "shard/parts.h"
+#include "shard/device.h"
 
 enum mu_status mu_kv_create(struct mu_shard *s, struct mu_err *err)
 {
@@ -24,8 +24,9 @@ enum mu_status mu_kv_create(struct mu_shard *s, struct mu_err *err)
         return mu_fail(err, MU_ENOMEM, "%u KV pages are too many: use fewer slots or a shorter context", kv->n_page);
     kv->slot = mu_calloc(n_slot, sizeof *kv->slot);
     kv->pages = mu_calloc(n_entry, sizeof *kv->pages);
-    if (kv->bytes) kv->data = mu_pages_alloc(kv->bytes);
-    if (!kv->slot || !kv->pages || (kv->bytes && !kv->data))
+    bool here = kv->bytes && s->plan.split.device[s->rank] == MU_ON_CPU;
+    if (here) kv->data = mu_pages_alloc(kv->bytes);
+    if (!kv->slot || !kv->pages || (here && !kv->data))
         return mu_fail(err, MU_ENOMEM, "no memory for %u KV pages (%zu MB): use fewer slots or a shorter context",
                        kv->n_page, kv->bytes >> 20);
     for (int i = 0; i < kv->n_slot; i++) kv->slot[i].page = kv->pages + (size_t)i * kv->max_page;
@@ -42,6 +43,9 @@ void mu_kv_destroy(struct kv *kv)
 enum mu_status mu_kv_apply(struct kv *kv, const struct mu_step *step, struct mu_err *err)
 {
     unsigned long long number = step->number;
+    kv->n_set = 0;
+    if (step->n_page > kv->n_page)
+        return mu_fail(err, MU_EPROTO, "step %llu gives %u pages of %u", number, step->n_page, kv->n_page);
     for (uint32_t i = 0; i < step->n_free; i++) {
         if (step->free_slot[i] >= (uint32_t)kv->n_slot)
             return mu_fail(err, MU_EPROTO, "step %llu frees slot %u of %d", number, step->free_slot[i], kv->n_slot);
@@ -56,6 +60,8 @@ enum mu_status mu_kv_apply(struct kv *kv, const struct mu_step *step, struct mu_
         if (slot->n_page == kv->max_page)
             return mu_fail(err, MU_EPROTO, "step %llu gives slot %u more than the %u pages of a context", number,
                            p->slot, kv->max_page);
+        uint32_t at = p->slot * kv->max_page + slot->n_page;
+        if (kv->set) kv->set[kv->n_set++] = (struct mu_device_set){at, p->page};
         slot->page[slot->n_page++] = p->page;
     }
     for (uint32_t i = 0; i < step->n_seq; i++) {

@@ -16,36 +16,10 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "kernels/quantize_rows.h"
-#include "shard/parts.h"
+#include "shard/device.h"
+#include "shard/load.h"
 
-enum { ALIGN = 64, PIECE_GROUPS = 16 /* row groups packed between two looks at the counter */ };
-
-struct load_item {
-    struct mu_mat *mat;
-    const struct mu_gguf_tensor *tensor;
-    int row0;    /* in the tensor */
-    int group0;  /* row groups of the items before */
-    bool staged; /* rows go through a member's buffers */
-};
-
-/* A pool member's buffers of one row group; empty where no item needs them. */
-struct staging {
-    uint8_t *raw, *packed; /* rows of the file one after another; quantised ones */
-    float *row;
-};
-
-struct load {
-    struct mu_shard *s;
-    const struct mu_shard_options *opt;
-    struct load_item *item;
-    int n_item, n_group;
-    bool kept;               /* the weights are in memory that outlives the process */
-    struct staging *staging; /* [members] */
-    uint64_t total_bytes;
-    atomic_int next;
-    atomic_int bad; /* index of an item with values or scales that are not finite, -1 */
-    _Atomic uint64_t done_bytes;
-};
+enum { ALIGN = MU_LOAD_ALIGN, PIECE_GROUPS = 16 /* row groups packed between two looks at the counter */ };
 
 unsigned mu_form_of(uint32_t type)
 {
@@ -92,6 +66,14 @@ static const uint8_t *quantized_rows(const struct load *l, const struct load_ite
     return to->packed;
 }
 
+const uint8_t *mu_load_rows(const struct load *l, const struct load_item *item, int row0, int row1,
+                            const struct staging *to)
+{
+    return item->tensor->source
+               ? quantized_rows(l, item, row0, row1, to)
+               : mu_gguf_rows(item->tensor, (uint64_t)(item->row0 + row0), (uint64_t)(row1 - row0), to->raw);
+}
+
 static bool pack_rows(const struct load *l, const struct load_item *item, int row0, int row1, const struct staging *to)
 {
     const struct mu_kernels *k = l->s->k;
@@ -99,9 +81,7 @@ static bool pack_rows(const struct load *l, const struct load_item *item, int ro
         return k->mat_pack(item->mat, row0, row1, mu_gguf_row(item->tensor, (uint64_t)(item->row0 + row0)));
     for (int end; row0 < row1; row0 = end) {
         end = row0 + MU_ROW_GROUP < row1 ? row0 + MU_ROW_GROUP : row1;
-        const uint8_t *raw = item->tensor->source ? quantized_rows(l, item, row0, end, to)
-                                                  : mu_gguf_rows(item->tensor, (uint64_t)(item->row0 + row0),
-                                                                 (uint64_t)(end - row0), to->raw);
+        const uint8_t *raw = mu_load_rows(l, item, row0, end, to);
         if (!raw || !k->mat_pack(item->mat, row0, end, raw)) return false;
     }
     return true;
@@ -119,7 +99,7 @@ static void pack_piece(struct load *l, int group, int end, const struct staging 
     }
 }
 
-static void load_tell(const struct load *l)
+void mu_load_tell(const struct load *l)
 {
     uint64_t done = atomic_load(&l->done_bytes);
     if (l->s->record) {
@@ -138,7 +118,7 @@ static void pack_main(void *arg, int member, int n_member)
     while (atomic_load(&l->bad) < 0 && (group = atomic_fetch_add(&l->next, PIECE_GROUPS)) < l->n_group) {
         pack_piece(l, group, group + PIECE_GROUPS < l->n_group ? group + PIECE_GROUPS : l->n_group,
                    &l->staging[member]);
-        if (member == 0) load_tell(l);
+        if (member == 0) mu_load_tell(l);
     }
 }
 
@@ -152,15 +132,20 @@ static enum mu_status pack_all(struct load *l, struct mu_err *err)
     if (mu_fault_hit("rank.load")) return mu_fail(err, MU_EIO, "the fault point rank.load was hit");
     if (l->s->kept_full) {
         atomic_store(&l->done_bytes, l->total_bytes);
-        load_tell(l);
+        mu_load_tell(l);
         return MU_OK;
     }
     for (int i = 0; i < l->n_item; i++) {
         const struct load_item *it = &l->item[i];
         mu_gguf_will_read_rows(g, file_tensor(it), (uint64_t)it->row0, (uint64_t)it->mat->n_row);
     }
-    mu_pool_run(l->s->pool, pack_main, l);
-    load_tell(l);
+    if (l->s->dev) {
+        enum mu_status st = mu_dev_load(l, err);
+        if (st != MU_OK) return st;
+    } else {
+        mu_pool_run(l->s->pool, pack_main, l);
+        mu_load_tell(l);
+    }
     int bad = atomic_load(&l->bad);
     if (bad >= 0)
         return mu_gguf_tensor_fail(g, file_tensor(&l->item[bad]), MU_EFORMAT, "a scale or weight is not finite", err);
@@ -291,7 +276,7 @@ enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *
     for (int i = 0; i < n_layer; i++) s->layer[i].lora = 1 + i * MU_T_MATRIX_COUNT;
     items_of_layers(&l);
     MU_TRY(st, mu_shard_load_small(s, err), fail);
-    MU_TRY(st, weights_alloc(&l, err), fail);
+    if (!s->dev) MU_TRY(st, weights_alloc(&l, err), fail);
     MU_TRY(st, staging_alloc(&l, err), fail);
     MU_TRY(st, pack_all(&l, err), fail);
     if (l.kept && !s->kept_full) MU_TRY(st, mu_kept_seal(s, opt->kept_fd, layout_of(&l), err), fail);
@@ -305,88 +290,88 @@ fail:
 
 /* ---- scratch ---- */
 
-/* Takes `bytes` from a block, or only counts where there is none yet. */
-static void *carve(char *base, size_t *at, size_t bytes)
+/* What the next ids and states are made from; all that a rank on a device has here, but for what is pinned. */
+static void results_carve(struct mu_shard *s, char *base, size_t *at)
 {
-    void *p = base ? base + *at : NULL;
-    *at += (bytes + ALIGN - 1) & ~(size_t)(ALIGN - 1);
-    return p;
+    const struct mu_scratch_sizes *z = &s->size;
+    s->state = mu_scratch_carve(base, at, z->state);
+    s->logits = mu_scratch_carve(base, at, z->logits);
+    s->parts = mu_scratch_carve(base, at, z->whole);
+    s->whole = z->whole ? mu_scratch_carve(base, at, z->whole) : s->logits;
 }
 
 static void scratch_carve(struct mu_shard *s, char *base, size_t *at)
 {
     const struct mu_scratch_sizes *z = &s->size;
-    s->x = carve(base, at, z->x);
-    s->q = carve(base, at, z->q);
-    s->key = carve(base, at, z->kv);
-    s->value = carve(base, at, z->kv);
-    s->attn = carve(base, at, z->attn);
-    s->part = carve(base, at, z->part);
-    s->gate = carve(base, at, z->ff);
-    s->y = carve(base, at, z->y);
-    s->y_attn = carve(base, at, z->y_attn);
-    s->route = carve(base, at, z->route);
-    s->chosen = carve(base, at, z->chosen);
-    s->chosen_weight = carve(base, at, z->chosen);
-    s->place = carve(base, at, z->chosen);
-    s->group = carve(base, at, z->group);
-    s->rope = carve(base, at, z->rope);
-    s->lora_u = carve(base, at, z->lora_u);
-    s->act.f32 = carve(base, at, z->act_f32);
-    s->act.bf16 = carve(base, at, z->act_bf16);
-    s->act.q = carve(base, at, z->act_q);
-    s->act.s = carve(base, at, z->act_s);
-    s->act.sum = carve(base, at, z->act_sum);
-    s->gather = carve(base, at, z->gather);
-    for (int i = 0; i < MU_SHARD_TICKETS; i++) s->send[i] = carve(base, at, z->send);
-    s->state = carve(base, at, z->state);
-    s->logits = carve(base, at, z->logits);
-    s->parts = carve(base, at, z->whole);
-    s->whole = z->whole ? carve(base, at, z->whole) : s->logits;
+    results_carve(s, base, at);
+    if (s->dev) return;
+    s->x = mu_scratch_carve(base, at, z->x);
+    s->q = mu_scratch_carve(base, at, z->q);
+    s->key = mu_scratch_carve(base, at, z->kv);
+    s->value = mu_scratch_carve(base, at, z->kv);
+    s->attn = mu_scratch_carve(base, at, z->attn);
+    s->part = mu_scratch_carve(base, at, z->part);
+    s->gate = mu_scratch_carve(base, at, z->ff);
+    s->y = mu_scratch_carve(base, at, z->y);
+    s->y_attn = mu_scratch_carve(base, at, z->y_attn);
+    s->route = mu_scratch_carve(base, at, z->route);
+    s->chosen = mu_scratch_carve(base, at, z->chosen);
+    s->chosen_weight = mu_scratch_carve(base, at, z->chosen);
+    s->place = mu_scratch_carve(base, at, z->chosen);
+    s->group = mu_scratch_carve(base, at, z->group);
+    s->rope = mu_scratch_carve(base, at, z->rope);
+    s->lora_u = mu_scratch_carve(base, at, z->lora_u);
+    s->act.f32 = mu_scratch_carve(base, at, z->act_f32);
+    s->act.bf16 = mu_scratch_carve(base, at, z->act_bf16);
+    s->act.q = mu_scratch_carve(base, at, z->act_q);
+    s->act.s = mu_scratch_carve(base, at, z->act_s);
+    s->act.sum = mu_scratch_carve(base, at, z->act_sum);
+    s->gather = mu_scratch_carve(base, at, z->gather);
+    for (int i = 0; i < MU_SHARD_TICKETS; i++) s->send[i] = mu_scratch_carve(base, at, z->send);
 }
 
 static void member_carve(const struct mu_shard *s, struct member *m, char *base, size_t *at)
 {
     size_t col = (size_t)mu_scratch_max_col(&s->cfg), n = NARROW_TOKENS, blocks = col / MU_Q_BLOCK + 1;
-    m->x = carve(base, at, n * (size_t)s->cfg.d_model * sizeof(float));
-    m->row = carve(base, at, col * sizeof(float));
-    m->up = carve(base, at, MU_UP_TILE * sizeof(float));
-    m->post = carve(base, at, (size_t)s->cfg.d_model * sizeof(float));
-    m->act.f32 = carve(base, at, n * col * sizeof(float));
-    m->act.bf16 = carve(base, at, n * col * sizeof(uint16_t));
-    m->act.q = carve(base, at, n * col);
-    m->act.s = carve(base, at, n * blocks * sizeof(float));
-    m->act.sum = carve(base, at, n * blocks * 2 * sizeof(int16_t));
+    m->x = mu_scratch_carve(base, at, n * (size_t)s->cfg.d_model * sizeof(float));
+    m->row = mu_scratch_carve(base, at, col * sizeof(float));
+    m->up = mu_scratch_carve(base, at, MU_UP_TILE * sizeof(float));
+    m->post = mu_scratch_carve(base, at, (size_t)s->cfg.d_model * sizeof(float));
+    m->act.f32 = mu_scratch_carve(base, at, n * col * sizeof(float));
+    m->act.bf16 = mu_scratch_carve(base, at, n * col * sizeof(uint16_t));
+    m->act.q = mu_scratch_carve(base, at, n * col);
+    m->act.s = mu_scratch_carve(base, at, n * blocks * sizeof(float));
+    m->act.sum = mu_scratch_carve(base, at, n * blocks * 2 * sizeof(int16_t));
     if (s->cfg.n_expert > 0) {
         size_t n_group = (size_t)s->size.group_tokens, d = (size_t)s->cfg.d_model, d_blocks = d / MU_Q_BLOCK;
         unsigned forms = s->size.group_forms;
-        m->group.f32 = carve(base, at, forms & FORM_F32 ? n_group * d * sizeof(float) : 0);
-        m->group.bf16 = carve(base, at, forms & FORM_BF16 ? n_group * d * sizeof(uint16_t) : 0);
-        m->group.q = carve(base, at, forms & FORM_Q8 ? n_group * d : 0);
-        m->group.s = carve(base, at, forms & FORM_Q8 ? n_group * d_blocks * sizeof(float) : 0);
-        m->group.sum = carve(base, at, forms & FORM_Q8 ? n_group * d_blocks * 2 * sizeof(int16_t) : 0);
+        m->group.f32 = mu_scratch_carve(base, at, forms & FORM_F32 ? n_group * d * sizeof(float) : 0);
+        m->group.bf16 = mu_scratch_carve(base, at, forms & FORM_BF16 ? n_group * d * sizeof(uint16_t) : 0);
+        m->group.q = mu_scratch_carve(base, at, forms & FORM_Q8 ? n_group * d : 0);
+        m->group.s = mu_scratch_carve(base, at, forms & FORM_Q8 ? n_group * d_blocks * sizeof(float) : 0);
+        m->group.sum = mu_scratch_carve(base, at, forms & FORM_Q8 ? n_group * d_blocks * 2 * sizeof(int16_t) : 0);
     }
     if (s->serving.n_adapter > 0) {
-        m->lora_x = carve(base, at, LORA_TOKENS * col * sizeof(float));
-        m->lora_y = carve(base, at, MU_UP_TILE * sizeof(float));
+        m->lora_x = mu_scratch_carve(base, at, LORA_TOKENS * col * sizeof(float));
+        m->lora_y = mu_scratch_carve(base, at, MU_UP_TILE * sizeof(float));
     }
-    m->k_page = carve(base, at, s->kv.max_page * sizeof *m->k_page);
-    m->v_page = carve(base, at, s->kv.max_page * sizeof *m->v_page);
+    m->k_page = mu_scratch_carve(base, at, s->kv.max_page * sizeof *m->k_page);
+    m->v_page = mu_scratch_carve(base, at, s->kv.max_page * sizeof *m->v_page);
 }
 
 static enum mu_status scratch_create(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err)
 {
     size_t n_tok = (size_t)s->serving.step_tokens, n_slot = (size_t)s->serving.n_slot, n_vocab = (size_t)s->cfg.n_vocab;
     size_t n_block = (size_t)mu_range_len(s->me.vocab) / 1024 + 1, bytes = 0;
-    int n_member = mu_pool_size(s->pool);
+    int n_member = s->dev ? 0 : mu_pool_size(s->pool);
     if (!mu_scratch_sizes(s->model, &s->plan, opt->rank, &s->serving, &s->size))
         return mu_fail(err, MU_ENOMEM, "%d tokens a step are too many", s->serving.step_tokens);
     scratch_carve(s, NULL, &bytes);
-    s->scratch = (struct block){mu_pages_alloc(bytes), bytes};
-    s->member = mu_calloc((size_t)n_member, sizeof *s->member);
+    s->scratch = (struct block){mu_pages_alloc(bytes + 1), bytes + 1};
+    s->member = mu_calloc((size_t)n_member + 1, sizeof *s->member);
     bytes = 0;
     member_carve(s, &(struct member){0}, NULL, &bytes);
-    s->member_block = mu_aligned_alloc(ALIGN, bytes * (size_t)n_member);
+    s->member_block = mu_aligned_alloc(ALIGN, bytes * (size_t)n_member + ALIGN);
     s->block0 = mu_calloc(n_slot + 1, sizeof *s->block0);
     s->segment0 = mu_calloc(n_slot + 1, sizeof *s->segment0);
     s->seq_of = mu_calloc(n_tok, sizeof *s->seq_of);
@@ -435,6 +420,7 @@ enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_sha
     struct mu_shard *s = mu_aligned_alloc(ALIGN, sizeof *s);
     if (!s) return mu_fail(err, MU_ENOMEM, "no memory for rank %d", opt->rank);
     memset(s, 0, sizeof *s);
+    s->rank = opt->rank;
     s->model = opt->model;
     s->cfg = opt->model->cfg;
     s->plan = *opt->plan;
@@ -452,10 +438,12 @@ enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_sha
     s->record = opt->record;
     s->k = mu_kernels();
     MU_TRY(st, mu_kv_create(s, err), fail);
+    if (s->plan.split.device[s->rank] != MU_ON_CPU) MU_TRY(st, mu_dev_create(s, opt, err), fail);
     MU_TRY(st, scratch_create(s, opt, err), fail);
     MU_TRY(st, mu_shard_load(s, opt, err), fail);
+    float *x = s->dev ? s->dev->pinned.in.x : s->x;
     if (s->first_stage &&
-        !s->k->dequant_row(s->model->embed->type, mu_gguf_row(s->model->embed, 0), s->cfg.d_model, s->x)) {
+        !s->k->dequant_row(s->model->embed->type, mu_gguf_row(s->model->embed, 0), s->cfg.d_model, x)) {
         st = mu_gguf_tensor_fail(s->model->gguf, s->model->embed, MU_EUNSUPPORTED,
                                  "this build does not read embeddings of its type", err);
         goto fail;
@@ -471,6 +459,7 @@ fail:
 void mu_shard_destroy(struct mu_shard *s)
 {
     if (!s) return;
+    mu_dev_destroy(s);
     if (s->weights.p) mu_pages_free(s->weights.p, s->weights.bytes);
     if (s->scratch.p) mu_pages_free(s->scratch.p, s->scratch.bytes);
     if (s->lora_data.p) mu_pages_free(s->lora_data.p, s->lora_data.bytes);

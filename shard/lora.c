@@ -12,45 +12,54 @@
 #include <string.h>
 
 #include "base/alloc.h"
-#include "shard/parts.h"
+#include "shard/device.h"
 
 enum { ALIGN = 64 };
 
 /* ---- loading ---- */
 
-static struct lora_pair *pair_at(const struct mu_shard *s, int adapter, int key)
-{
-    return &s->lora[(size_t)(adapter - 1) * (size_t)s->n_lora + (size_t)(key - 1)];
-}
-
 struct packing {
     struct mu_shard *s;
-    char *at;  /* the next free byte */
-    char *raw; /* MU_ROW_GROUP rows as mat_pack wants them */
-    char *row; /* one of the file: its own may lie anywhere */
+    char *at;              /* the next free byte */
+    char *raw;             /* MU_ROW_GROUP rows as mat_pack wants them */
+    char *row;             /* one of the file: its own may lie anywhere */
+    struct dev_loader *ld; /* onto a device; NULL: here */
+    struct mu_err *err;
 };
+
+static size_t mat_bytes(const struct mu_shard *s, uint32_t type, int n_row, int n_col)
+{
+    return s->dev ? s->dev->ops->mat_bytes(type, n_row, n_col) : s->k->mat_bytes(type, n_row, n_col);
+}
+
+/* The file's row, in the type that is kept. */
+static bool row_fill(const struct packing *p, const uint8_t *from, size_t from_bytes, uint32_t type, int n_col,
+                     void *to)
+{
+    if (type != mu_lora_kept_as(type)) return p->s->k->dequant_row(type, memcpy(p->row, from, from_bytes), n_col, to);
+    memcpy(to, from, from_bytes);
+    return true;
+}
 
 /* Packs n_row rows of one of the two; row(l, row0 + i) is its i-th. */
 static bool mat_fill(struct packing *p, struct mu_mat *m, const struct mu_lora *l, uint32_t type,
                      const uint8_t *row(const struct mu_lora *, int), int row0, int n_row, int n_col)
 {
-    const struct mu_kernels *k = p->s->k;
     uint32_t kept = mu_lora_kept_as(type);
     size_t row_bytes = (size_t)n_col * (kept == MU_F16 ? sizeof(uint16_t) : sizeof(float));
     size_t from_bytes = row == mu_lora_a_row ? l->a_row_bytes : l->b_row_bytes;
     *m = (struct mu_mat){.type = kept, .n_row = n_row, .n_col = n_col, .data = p->at};
-    p->at += (k->mat_bytes(kept, n_row, n_col) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
-    for (int r = 0; r < n_row; r += MU_ROW_GROUP) {
-        int n = n_row - r < MU_ROW_GROUP ? n_row - r : MU_ROW_GROUP;
-        for (int i = 0; i < n; i++) {
-            void *to = p->raw + (size_t)i * row_bytes;
-            const uint8_t *from = row(l, row0 + r + i);
-            if (type == kept)
-                memcpy(to, from, row_bytes);
-            else if (!k->dequant_row(type, memcpy(p->row, from, from_bytes), n_col, to))
-                return false;
+    p->at += (mat_bytes(p->s, kept, n_row, n_col) + ALIGN - 1) & ~(size_t)(ALIGN - 1);
+    for (int r = 0, n; r < n_row; r += n) {
+        char *to = p->raw;
+        n = n_row - r < MU_ROW_GROUP ? n_row - r : MU_ROW_GROUP;
+        if (p->ld) {
+            n = mu_dev_loader_take(p->ld, m, r, row_bytes, 0, &to);
+            if (n == 0 && mu_dev_loader_flush(p->ld, p->err) != MU_OK) return false;
         }
-        if (!k->mat_pack(m, r, r + n, p->raw)) return false;
+        for (int i = 0; i < n; i++)
+            if (!row_fill(p, row(l, row0 + r + i), from_bytes, type, n_col, to + (size_t)i * row_bytes)) return false;
+        if (!p->ld && !p->s->k->mat_pack(m, r, r + n, p->raw)) return false;
     }
     return true;
 }
@@ -60,13 +69,26 @@ static enum mu_status pair_fill(struct packing *p, int adapter, int key, const s
                                 struct mu_err *err)
 {
     const struct mu_adapter_spec *spec = &p->s->adapters->at[adapter - 1]->spec;
-    struct lora_pair *pair = pair_at(p->s, adapter, key);
+    struct lora_pair *pair = mu_lora_pair(p->s, adapter, key);
     if (l->rank == 0) return MU_OK;
     bool good = mat_fill(p, &pair->a, l, l->a_type, mu_lora_a_row, 0, l->rank, l->n_col);
     if (good && n_row > 0) good = mat_fill(p, &pair->b, l, l->b_type, mu_lora_b_row, row0, n_row, l->rank);
     pair->scale = l->scale * spec->scale;
+    if (!good && p->ld && p->s->failed != MU_OK) return p->s->failed; /* the device's, which it has told */
     return good ? MU_OK
                 : mu_fail(err, MU_EFORMAT, "adapter '%s' (%.200s): a weight is not finite", spec->name, spec->path);
+}
+
+/* On a device what is not finite shows at the end. */
+static enum mu_status adapter_end(struct packing *p, int adapter, struct mu_err *err)
+{
+    const struct mu_adapter_spec *spec = &p->s->adapters->at[adapter - 1]->spec;
+    int bad = -1;
+    if (!p->ld) return MU_OK;
+    enum mu_status st = mu_dev_loader_flush(p->ld, err);
+    if (st == MU_OK) st = mu_dev_loader_end(p->ld, &bad, err);
+    if (st != MU_OK || bad < 0) return st;
+    return mu_fail(err, MU_EFORMAT, "adapter '%s' (%.200s): a weight is not finite", spec->name, spec->path);
 }
 
 static enum mu_status adapter_fill(struct packing *p, int adapter, struct mu_err *err)
@@ -82,7 +104,9 @@ static enum mu_status adapter_fill(struct packing *p, int adapter, struct mu_err
         }
         if (s->record) mu_record_tick(s->record);
     }
-    if (s->last_stage) st = pair_fill(p, adapter, key, &ad->out, s->me.vocab.begin, mu_range_len(s->me.vocab), err);
+    if (s->last_stage)
+        MU_TRY(st, pair_fill(p, adapter, key, &ad->out, s->me.vocab.begin, mu_range_len(s->me.vocab), err), done);
+    st = adapter_end(p, adapter, err);
 done:
     return st;
 }
@@ -93,16 +117,18 @@ enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *o
     enum mu_status st = MU_OK;
     size_t n_slot = (size_t)s->serving.n_slot, n_adapter = (size_t)s->serving.n_adapter;
     size_t widest = (size_t)mu_scratch_max_col(&s->cfg);
-    struct packing p = {.s = s};
+    struct packing p = {.s = s, .err = err};
     if (widest < MU_MAX_LORA_RANK) widest = MU_MAX_LORA_RANK;
     s->n_lora = mu_range_len(s->stage.layers) * MU_T_MATRIX_COUNT + 1;
     s->lora = mu_calloc(n_adapter, (size_t)s->n_lora * sizeof *s->lora);
     s->lora_group = mu_calloc(3 * n_slot, sizeof *s->lora_group);
     p.raw = mu_aligned_alloc(ALIGN, (MU_ROW_GROUP + 1) * widest * sizeof(float)); /* no type is wider than F32 */
-    uint64_t bytes = mu_plan_adapter_bytes(s->model, &s->plan, opt->rank, s->adapters);
-    s->lora_data.bytes = (size_t)bytes;
-    if (bytes) s->lora_data.p = mu_pages_alloc(s->lora_data.bytes);
-    if (!s->lora || !s->lora_group || !p.raw || (bytes && !s->lora_data.p)) {
+    uint64_t bytes = mu_plan_adapter_bytes_by(s->dev ? s->dev->ops->mat_bytes : s->k->mat_bytes, s->model, &s->plan,
+                                              opt->rank, s->adapters);
+    bool here = bytes > 0 && !s->dev;
+    if (here) s->lora_data.bytes = (size_t)bytes;
+    if (here) s->lora_data.p = mu_pages_alloc(s->lora_data.bytes);
+    if (!s->lora || !s->lora_group || !p.raw || (here && !s->lora_data.p)) {
         st = mu_fail(err, MU_ENOMEM, "no memory for %d adapters of rank %d (%llu MB): load fewer of them",
                      s->serving.n_adapter, opt->rank, (unsigned long long)(bytes >> 20));
         goto done;
@@ -111,9 +137,15 @@ enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *o
     s->lora_live.at = s->lora_group + n_slot;
     s->lora_row.at = s->lora_group + 2 * n_slot;
     p.at = s->lora_data.p;
+    if (s->dev) {
+        MU_TRY(st, mu_dev_alloc(s, (size_t)bytes, "adapters", &s->dev->lora, err), done);
+        MU_TRY(st, mu_dev_loader_open(s, bytes, MU_ROW_GROUP * widest * sizeof(float), 1, &p.ld, err), done);
+        p.at = s->dev->lora;
+    }
     p.row = p.raw + MU_ROW_GROUP * widest * sizeof(float);
     for (int i = 1; i <= s->serving.n_adapter && st == MU_OK; i++) st = adapter_fill(&p, i, err);
 done:
+    mu_dev_loader_close(p.ld);
     mu_free(p.raw);
     return st;
 }
@@ -163,7 +195,7 @@ static bool touched(const struct run *r, const struct job *job, int n_job)
     for (int g = 0; g < r->lora->n; g++)
         for (int j = 0; j < n_job; j++)
             for (int i = 0; i < 2; i++)
-                if (key_of(&job[j], i) && pair_at(r->s, r->lora->at[g].adapter, key_of(&job[j], i))->a.n_row)
+                if (key_of(&job[j], i) && mu_lora_pair(r->s, r->lora->at[g].adapter, key_of(&job[j], i))->a.n_row)
                     return true;
     return false;
 }
@@ -188,7 +220,7 @@ static const float *input_widen(const struct run *r, const struct mu_mat *m, con
 static void inner_item(const struct run *r, const struct mu_mat *m, int key, int slot, const struct lora_group *g,
                        int t0, int t1, const struct act *act)
 {
-    const struct lora_pair *pair = pair_at(r->s, g->adapter, key);
+    const struct lora_pair *pair = mu_lora_pair(r->s, g->adapter, key);
     int rank = pair->a.n_row;
     if (rank == 0 || m->n_row == 0) return;
     struct mu_act x = {.n_tok = t1 - t0, .n_col = m->n_col, .f32 = input_widen(r, m, act, t0, t1 - t0)};
@@ -247,7 +279,7 @@ void mu_lora_add(const struct run *r, int key, int slot, int row0, int row1, int
     if (!r->lora || !key) return;
     for (int i = 0; i < r->lora->n; i++) {
         const struct lora_group *g = &r->lora->at[i];
-        const struct lora_pair *pair = pair_at(r->s, g->adapter, key);
+        const struct lora_pair *pair = mu_lora_pair(r->s, g->adapter, key);
         int begin = g->begin > t0 ? g->begin : t0, end = g->end < t0 + n_tok ? g->end : t0 + n_tok;
         if (begin < end && pair->a.n_row)
             outer_group(r, pair, slot, g, begin, end, row0, row1, out + (size_t)(begin - t0) * stride, stride);

@@ -9,7 +9,7 @@
  *   lora.c      what adapters add to matrix products
  *   exchange.c  what travels between ranks            attend.c   rotation, cache, attention
  *   forward.c   a step from top to bottom             sample.c   the next ids
- *   embed.c     states of tokens, pooled */
+ *   embed.c     states of tokens, pooled              device.h   the same on a device, in files of its own */
 #ifndef MU_SHARD_PARTS_H
 #define MU_SHARD_PARTS_H
 
@@ -72,7 +72,9 @@ struct kv {
     char *data;        /* [layer][head][page][2][page_bytes / 2] */
     size_t bytes;
     struct slot *slot;
-    uint32_t *pages; /* all slots' tables */
+    uint32_t *pages;           /* all slots' tables */
+    struct mu_device_set *set; /* [n_page]: what this step changed in them, for a device's copy; NULL: not wanted */
+    int n_set;
 };
 
 /* Some of the tokens of one expert: places [begin, end) of a step. A place is one token's with one expert; places are
@@ -121,6 +123,7 @@ struct pick { /* the best candidate among some rows of the vocabulary, as it tra
 enum { PICK_NONE = -1, PICK_NONFINITE = -2 };
 
 struct mu_shard {
+    int rank;
     const struct mu_model *model;
     struct mu_config cfg;
     struct mu_plan plan;
@@ -132,12 +135,14 @@ struct mu_shard {
     struct mu_shard_comm comm;
     struct mu_rank_record *record;
     const struct mu_kernels *k;
+    struct dev *dev; /* where it computes (device.h); NULL: here */
 
     /* weights */
     struct block weights;
-    bool kept_full;                             /* they were packed by an earlier launch, and are mapped read-only */
-    size_t kept_huge;                           /* else, where they are kept: huge pages among theirs */
-    float *vectors;                             /* all norms and biases */
+    bool kept_full;   /* they were packed by an earlier launch, and are mapped read-only */
+    size_t kept_huge; /* else, where they are kept: huge pages among theirs */
+    float *vectors;   /* all norms and biases */
+    size_t n_vector_value;
     struct layer *layer;                        /* [layers of the stage] */
     struct mu_mat *expert;                      /* [layers of the stage][3: gate, up, down][n_expert], my rows */
     struct mu_mat out;                          /* my vocabulary rows */
@@ -150,7 +155,8 @@ struct mu_shard {
     struct block lora_data;
 
     float *rope_freq; /* [n_rope][n_rot/2] and then, of sequences beyond n_ctx_short, [n_rot/2] for the first table */
-    int n_rope;       /* rotation tables: one, or one of layers that see everything and one of those with a window */
+    size_t n_freq;
+    int n_rope; /* rotation tables: one, or one of layers that see everything and one of those with a window */
 
     struct kv kv;
 
@@ -183,12 +189,14 @@ struct mu_shard {
     uint32_t *segment0;  /* [n_seq + 1]: segments before a sequence's */
     int n_cut;           /* a decode's pieces of the longest sequence; 0: sequences stay whole */
     float *part;         /* where their results wait for each other (struct mu_attn) */
-    /* Rows of logits: those that the caller gets, then those needed whole for top-k and top-p, then the rest. Where the
-     * last layer has more tokens than rows, it goes on with live[] alone once their keys and values are stored. */
+    /* Rows of logits: those that the caller gets, then those needed whole for top-k and top-p, then those that are
+     * adjusted, then the rest, of which a device picks. Where the last layer has more tokens than rows, it goes on with
+     * live[] alone once their keys and values are stored. */
     struct row *row; /* [step_tokens] */
-    int n_result, n_whole, n_row;
-    int n_live;    /* rows of logits, and after them in row[] those whose state is wanted */
-    int32_t *live; /* [n_live] tokens, ascending */
+    int n_result, n_whole, n_host, n_row;
+    const struct pick *device_pick; /* [n_row - n_host] */
+    int n_live;                     /* rows of logits, and after them in row[] those whose state is wanted */
+    int32_t *live;                  /* [n_live] tokens, ascending */
     bool prune;
     struct lora_groups lora_tok, lora_live, lora_row; /* of the tokens, of live[], of row[] */
     struct lora_group *lora_group;                    /* backing of these */
@@ -268,6 +276,17 @@ static inline char *mu_kv_page(const struct kv *kv, int layer, int head, uint32_
     return kv->data + (((size_t)layer * (size_t)kv->n_head + (size_t)head) * kv->n_page + page) * kv->page_bytes;
 }
 
+/* ---- forward.c: what both passes compute ---- */
+struct job;
+/* A layer's matrix, with the adapters' part and the bias, where there is one, of the rows that begin at row0. */
+struct job mu_job_biased(const struct layer *layer, enum mu_tensor_id id, enum mu_tensor_id bias, int row0, float *out);
+/* … of what is added to the residual. */
+struct job mu_job_added(const struct mu_shard *s, const struct layer *layer, enum mu_tensor_id id,
+                        enum mu_tensor_id bias, float *out);
+/* The hidden vectors of a feed-forward without experts. */
+struct job mu_job_hidden(const struct mu_shard *s, const struct layer *layer, float *out);
+struct job mu_job_logits(const struct mu_shard *s, float *out);
+
 /* ---- phase.c ---- */
 /* Meets all members; afterwards the next phase's counter is at 0. */
 void mu_run_meet(struct run *r);
@@ -308,6 +327,10 @@ void mu_norm_vector(const struct mu_shard *s, const float *v, const float *weigh
 void mu_run_norm(struct run *r, const float *weight, const float *bias, unsigned forms);
 
 /* ---- lora.c ---- */
+static inline struct lora_pair *mu_lora_pair(const struct mu_shard *s, int adapter, int key)
+{
+    return &s->lora[(size_t)(adapter - 1) * (size_t)s->n_lora + (size_t)(key - 1)];
+}
 enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err);
 /* The step's groups, after its rows. */
 void mu_lora_plan(struct mu_shard *s);
@@ -319,11 +342,20 @@ void mu_lora_add(const struct run *r, int key, int slot, int row0, int row1, int
                  size_t stride);
 
 /* ---- exchange.c ---- */
+enum input { INPUT_O, INPUT_DOWN };
+enum wire { WIRE_F32, WIRE_BF16, WIRE_Q8 };
+/* How the input of o or down, which is wanted in these forms, travels; the parts of n_tok vectors of it; the columns that
+ * a rank of the stage has. */
+enum wire mu_input_wire(const struct mu_shard *s, enum input input, unsigned forms);
+struct parts mu_input_parts(const struct mu_shard *s, enum input input, enum wire wire, int n_tok);
+struct mu_range mu_input_columns(const struct mu_shard *s, enum input input, int local);
+/* The same of what o and down produce. */
+struct parts mu_model_parts(const struct mu_shard *s, enum wire wire, int n_tok);
+struct mu_range mu_model_rows(const struct mu_shard *s, int local);
 /* Adds what is pending to token t's residual x. */
 void mu_residual_add(const struct run *r, float *x, int t);
 /* ① and ③: the whole input of o (heads of d_head columns) or down in its forms. src [n_tok][my width] was finished
  * before a meeting. */
-enum input { INPUT_O, INPUT_DOWN };
 bool mu_run_gather_input(struct run *r, enum input input, const float *src, unsigned forms, struct act *act_out);
 /* What is computed next is pending, a row of job->out a token (job->bf16 too, where set): where it belongs. */
 void mu_run_project_begin(struct run *r, struct job *job, bool round, const float *post);
@@ -337,6 +369,10 @@ bool mu_run_gather(struct run *r, void *buf, const struct parts *parts);
 void mu_gather_now(struct mu_shard *s, void *buf, const struct parts *parts);
 bool mu_run_recv(struct run *r);
 bool mu_run_send(struct run *r);
+/* n tokens' residual from the stage before, or begins to send that in the buffer of the step's ticket to the next; by
+ * member 0 alone. s->failed has the status. */
+void mu_recv_now(struct mu_shard *s, float *x, int n_tok);
+void mu_send_now(struct mu_shard *s, int n_tok);
 
 /* ---- attend.c ---- */
 /* Cosines and sines of token t in rotation table i. */
@@ -351,13 +387,19 @@ void mu_run_attend(struct run *r, int layer, bool last);
 /* ---- embed.c ---- */
 /* The states that sequences want, into s->state; of the leader only, without meeting other ranks. */
 void mu_run_states(struct run *r);
+/* Adds dimensions [from, from + n) of the states; the i-th that is wanted is at x[i·d_model]. */
+void mu_states_add(struct mu_shard *s, const float *x, int from, int n);
 /* After the step: id is -2 where a state is not finite. */
 void mu_states_check(struct mu_shard *s);
 
 /* ---- sample.c ---- */
 /* Whether the row is needed whole. */
 bool mu_sample_whole(const struct mu_step_seq *q);
+/* Whether its logits are adjusted first. */
+bool mu_sample_adjusted(const struct mu_step_seq *q);
 /* Fills id and whole from the rows of logits. */
 void mu_run_sample(struct run *r);
+/* The end of it, by member 0 alone; enough where no row is needed here (n_host 0). */
+void mu_sample_finish(struct mu_shard *s);
 
 #endif

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "shard/device.h"
 #include "shard/scratch.h"
 
 enum { MODEL_UNIT = 16, FF_UNIT = 32, VOCAB_UNIT_SMALL = 16, VOCAB_UNIT = 1024, VOCAB_SMALL = 16384 };
@@ -187,11 +188,19 @@ uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_pla
     return heads * 2 /* K and V */ * mu_kv_bytes(kv, model->cfg.d_head, MU_PAGE_TOKENS);
 }
 
-/* Packed where a kernel table is chosen, else as in the file. */
-static uint64_t packed_bytes(uint32_t type, int n_row, int n_col, size_t row_bytes)
+/* Packed where it is known how, else as in the file. */
+static uint64_t packed_bytes(mu_mat_bytes_fn *by, uint32_t type, int n_row, int n_col, size_t row_bytes)
 {
-    size_t packed = mu_kernels() && n_row ? mu_kernels()->mat_bytes(type, n_row, n_col) : 0;
+    size_t packed = by && n_row ? by(type, n_row, n_col) : 0;
     return packed ? packed : (uint64_t)n_row * row_bytes;
+}
+
+/* How the rank packs; NULL: that depends on a kernel table that is not chosen, or a plugin that is not here. */
+static mu_mat_bytes_fn *packer_of(const struct mu_plan *plan, int rank)
+{
+    if (plan->split.device[rank] == MU_ON_CPU) return mu_kernels() ? mu_kernels()->mat_bytes : NULL;
+    const struct mu_device_ops *ops = mu_device_load(NULL);
+    return ops ? ops->mat_bytes : NULL;
 }
 
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
@@ -199,36 +208,45 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
 {
     const struct mu_plan_rank *r = &plan->rank[rank];
     struct mu_range layers = plan->stage[r->stage].layers;
-    uint64_t weights = 0;
+    mu_mat_bytes_fn *by = packer_of(plan, rank);
+    bool on_gpu = plan->split.device[rank] != MU_ON_CPU;
+    uint64_t weights = 0, vectors = 0, pinned;
     for (int l = layers.begin; l < layers.end; l++) {
         for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
             const struct mu_gguf_tensor *t = model->layer[l][id];
             int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
             if (!t) continue;
-            weights += id < MU_T_MATRIX_COUNT ? packed_bytes(t->type, n_row, (int)t->ne[0], t->row_bytes) *
-                                                    (uint64_t)mu_config_copies(&model->cfg, (enum mu_tensor_id)id)
-                                              : (uint64_t)n_row * row_bytes(r, (enum mu_tensor_id)id, t);
+            if (id < MU_T_MATRIX_COUNT)
+                weights += packed_bytes(by, t->type, n_row, (int)t->ne[0], t->row_bytes) *
+                           (uint64_t)mu_config_copies(&model->cfg, (enum mu_tensor_id)id);
+            else
+                vectors += (uint64_t)n_row * row_bytes(r, (enum mu_tensor_id)id, t);
         }
     }
     if (r->stage == plan->n_stage - 1)
         weights +=
-            packed_bytes(model->output->type, mu_range_len(r->vocab), model->cfg.d_model, model->output->row_bytes);
-    if (r->stage == 0) weights += model->embed->bytes; /* read from the mapped file */
-    memory_out->weights = weights;
+            packed_bytes(by, model->output->type, mu_range_len(r->vocab), model->cfg.d_model, model->output->row_bytes);
+    uint64_t mapped = r->stage == 0 ? model->embed->bytes : 0; /* read from the mapped file */
+    uint64_t host = mu_scratch_bytes(model, plan, rank, serving);
+    memory_out->weights = weights + vectors + (on_gpu ? 0 : mapped);
     memory_out->kv = mu_plan_kv_page_bytes(model, plan, rank, serving->kv) * serving->n_page;
-    memory_out->scratch = mu_scratch_bytes(model, plan, rank, serving);
+    memory_out->scratch = host;
+    memory_out->host = 0;
+    if (!on_gpu) return;
+    mu_dev_scratch_bytes(model, plan, rank, serving, &memory_out->scratch, &pinned);
+    memory_out->host = host < UINT64_MAX && pinned < UINT64_MAX ? host + pinned + vectors + mapped : UINT64_MAX;
 }
 
 /* As shard/lora.c packs it: all of A, the rank's rows of B, each from a multiple of 64 on. */
-static uint64_t lora_bytes(const struct mu_lora *l, int n_row)
+static uint64_t lora_bytes(mu_mat_bytes_fn *by, const struct mu_lora *l, int n_row)
 {
     uint32_t a = mu_lora_kept_as(l->a_type), b = mu_lora_kept_as(l->b_type);
-    uint64_t bytes = packed_bytes(a, l->rank, l->n_col, (size_t)l->n_col * sizeof(float)) + 63;
-    return bytes / 64 * 64 + (packed_bytes(b, n_row, l->rank, (size_t)l->rank * sizeof(float)) + 63) / 64 * 64;
+    uint64_t bytes = packed_bytes(by, a, l->rank, l->n_col, (size_t)l->n_col * sizeof(float)) + 63;
+    return bytes / 64 * 64 + (packed_bytes(by, b, n_row, l->rank, (size_t)l->rank * sizeof(float)) + 63) / 64 * 64;
 }
 
-uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
-                               const struct mu_adapters *adapters)
+uint64_t mu_plan_adapter_bytes_by(mu_mat_bytes_fn *by, const struct mu_model *model, const struct mu_plan *plan,
+                                  int rank, const struct mu_adapters *adapters)
 {
     const struct mu_plan_rank *r = &plan->rank[rank];
     struct mu_range layers = plan->stage[r->stage].layers;
@@ -238,10 +256,16 @@ uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_pla
         for (int l = layers.begin; l < layers.end; l++) {
             for (int id = 0; id < MU_T_MATRIX_COUNT; id++) {
                 int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
-                if (ad->layer[l][id].rank) bytes += lora_bytes(&ad->layer[l][id], n_row);
+                if (ad->layer[l][id].rank) bytes += lora_bytes(by, &ad->layer[l][id], n_row);
             }
         }
-        if (ad->out.rank && r->stage == plan->n_stage - 1) bytes += lora_bytes(&ad->out, mu_range_len(r->vocab));
+        if (ad->out.rank && r->stage == plan->n_stage - 1) bytes += lora_bytes(by, &ad->out, mu_range_len(r->vocab));
     }
     return bytes;
+}
+
+uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                               const struct mu_adapters *adapters)
+{
+    return mu_plan_adapter_bytes_by(packer_of(plan, rank), model, plan, rank, adapters);
 }

@@ -19,6 +19,7 @@
 #include "kernels/types.h"
 #include "model/adapter.h"
 #include "model/model.h"
+#include "shard/plan_gpus.h"
 #include "shard/split.h"
 
 struct mu_range {
@@ -79,37 +80,53 @@ struct mu_serving {
     enum mu_kv_type kv;
 };
 struct mu_rank_memory {
-    uint64_t weights, kv, scratch;
+    uint64_t weights, kv, scratch; /* where it computes: on its GPU, else in the host's memory */
+    uint64_t host;                 /* of a rank on a GPU, beside that */
 };
 enum { MU_PAGE_TOKENS = 32 };
 uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank, enum mu_kv_type kv);
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);
 
-/* Memory that a rank takes for adapters beside that. adapters may be NULL. */
+/* Memory that a rank takes for adapters beside that: of its GPU's, where it is on one. adapters may be NULL. */
 uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
                                const struct mu_adapters *adapters);
 
-/* The planner's first version: where the ranks of one or more nodes go. */
+/* ---- the planner ---- */
+
 struct mu_plan_node {
     char name[64];
     int n_core, n_numa;
-    double read_gbps, int8_gops; /* measured; 0: unknown */
+    double read_gbps, int8_gops; /* of its processors, measured; 0: unknown */
     uint64_t memory_bytes;       /* free for Muster */
+    struct mu_gpus gpus;
 };
 struct mu_prediction {
     double decode_ms, prefill_ms_per_token; /* one stream; 0: unknown */
     double decode_read_ms, decode_compute_ms, decode_wire_ms;
 };
-/* Chooses a split for the nodes: one stage a node, in their order; one rank per NUMA node; layers by measured read
- * bandwidth (by cores where a node has no figure); a node whose memory is too small for its share gets fewer layers,
- * and none at all (it has no stage) where not even one fits.
- * MU_ENOMEM with the numbers where nothing fits; MU_EINVAL for no nodes. */
+
+enum mu_device_wish { MU_DEVICE_AUTO, MU_DEVICE_CPU, MU_DEVICE_GPU };
+enum { MU_PLAN_WHY = 320 };
+
+/* Chooses a split for the nodes, and says why in a sentence (why, "" where there was nothing to choose between).
+ *
+ * On processors: one stage a node, in their order; one rank per NUMA node; layers by measured read bandwidth (by cores
+ * where a node has no figure); a node whose memory is too small for its share gets fewer layers, and none at all (it
+ * has no stage) where not even one fits.
+ * On GPUs, one rank and one stage each: as few as hold the model with one sequence of the wanted context (as many pages
+ * as serving says, where it does); layers by their bandwidth. Where all of them are too small: as many layers as fit,
+ * behind a stage of the processors with the rest, if that is predicted to decode faster than processors alone.
+ * MU_DEVICE_CPU leaves the GPUs out; MU_DEVICE_GPU takes GPUs alone.
+ * MU_ENOMEM with the numbers where nothing fits; MU_EUNSUPPORTED where GPUs are wished for and there are none;
+ * MU_EINVAL for no nodes. */
 enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
-                            const struct mu_serving *serving, struct mu_split *split_out, struct mu_err *err);
+                            const struct mu_serving *serving, enum mu_device_wish wish, struct mu_split *split_out,
+                            char why[MU_PLAN_WHY], struct mu_err *err);
 /* Roofline of the plan on those nodes (rank i on node_of[i]), short context. Links are not measured yet: exchanges
- * inside a node are taken as 5 µs at 10 GB/s, between nodes as 100 µs at 1 Gbit/s. Prefill: chunks follow each other,
- * so the slowest stage counts. */
+ * inside a node are taken as 5 µs at 10 GB/s, between nodes as 100 µs at 1 Gbit/s. Of a GPU's measured figures decoding
+ * and prompts reach a part; a step costs it a fixed time beside, and what goes to or from it a hop over PCIe. Prefill:
+ * chunks follow each other, so the slowest stage counts. */
 void mu_plan_predict(const struct mu_model *model, const struct mu_plan *plan, const struct mu_plan_node *node,
                      const int *node_of, struct mu_prediction *prediction_out);
 

@@ -8,28 +8,68 @@
 
 enum { LEAST_CTX = 256, ROUND_CTX = 256, MAX_PAGES = 1 << 24 };
 
-void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, const struct mu_adapters *adapters,
-                    const struct mu_serving *serving, uint64_t free_bytes, struct mu_fit *fit_out)
+static struct mu_fit_place place_of(int device, uint64_t free_bytes)
 {
-    struct mu_fit fit = {.free = free_bytes, .usable = free_bytes - free_bytes / 16};
+    return (struct mu_fit_place){.device = device, .free = free_bytes, .usable = free_bytes - free_bytes / 16};
+}
+
+static struct mu_fit_place *place_find(struct mu_fit *fit, int device, const struct mu_plan_node *node)
+{
+    for (int i = 0; i < fit->n_place; i++)
+        if (fit->place[i].device == device) return &fit->place[i];
+    bool there = device < node->gpus.n;
+    fit->place[fit->n_place] = place_of(device, there ? node->gpus.gpu[device].free_bytes : 0);
+    return &fit->place[fit->n_place++];
+}
+
+/* Sizes that overflow are UINT64_MAX, and stay so. */
+static void more(uint64_t *sum, uint64_t bytes)
+{
+    *sum = bytes > UINT64_MAX - *sum ? UINT64_MAX : *sum + bytes;
+}
+
+void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, const struct mu_adapters *adapters,
+                    const struct mu_serving *serving, const struct mu_plan_node *node, struct mu_fit *fit_out)
+{
+    struct mu_fit fit = {.n_place = 1, .place = {place_of(MU_ON_CPU, node->memory_bytes)}};
     struct mu_serving one = *serving;
     one.n_page = 1;
     if (!mu_kernels()) mu_kernels_init(NULL, NULL); /* packed sizes are the table's; those of the file without */
     for (int i = 0; i < plan->n_rank; i++) {
         struct mu_rank_memory m;
         mu_plan_memory(model, plan, i, &one, &m);
-        fit.weights += m.weights + mu_plan_adapter_bytes(model, plan, i, adapters);
-        fit.scratch += m.scratch;
-        fit.page += m.kv;
+        struct mu_fit_place *place = place_find(&fit, plan->split.device[i], node);
+        more(&place->weights, m.weights);
+        more(&place->weights, mu_plan_adapter_bytes(model, plan, i, adapters));
+        more(&place->scratch, m.scratch);
+        more(&place->page, m.kv);
+        more(&fit.place[0].scratch, m.host);
     }
     *fit_out = fit;
 }
 
+/* KV pages that a place has room for. */
+static uint64_t place_room(const struct mu_fit_place *p)
+{
+    uint64_t fixed = p->weights;
+    more(&fixed, p->scratch);
+    if (p->usable < fixed) return 0;
+    uint64_t pages = p->page ? (p->usable - fixed) / p->page : MAX_PAGES;
+    return pages < MAX_PAGES ? pages : MAX_PAGES;
+}
+
+/* The place that is full first. */
+static const struct mu_fit_place *fullest(const struct mu_fit *fit)
+{
+    const struct mu_fit_place *least = &fit->place[0];
+    for (int i = 1; i < fit->n_place; i++)
+        if (place_room(&fit->place[i]) < place_room(least)) least = &fit->place[i];
+    return least;
+}
+
 uint64_t mu_fit_room(const struct mu_fit *fit)
 {
-    uint64_t fixed = fit->weights + fit->scratch;
-    uint64_t pages = fit->usable > fixed && fit->page ? (fit->usable - fixed) / fit->page : 0;
-    return pages < MAX_PAGES ? pages : MAX_PAGES;
+    return place_room(fullest(fit));
 }
 
 /* ---- words ---- */
@@ -57,20 +97,49 @@ static const char *count_text(uint64_t n, char *buf, size_t buf_bytes)
     return buf;
 }
 
-void mu_fit_describe(const struct mu_fit *fit, const struct mu_serving *serving, char text[MU_FIT_TEXT])
+/* "4 × 8,192 tokens (f16)" */
+static void held_text(const struct mu_serving *serving, char *buf, size_t buf_bytes)
 {
-    char weights[24], scratch[24], kv[24], have[24], ctx[24], tokens[24], held[144];
+    char ctx[24], tokens[24];
     uint64_t whole = (uint64_t)mu_fit_pages_of(serving->n_ctx) * (uint64_t)serving->n_slot;
     count_text((uint64_t)serving->n_ctx, ctx, sizeof ctx);
     count_text((uint64_t)serving->n_page * MU_PAGE_TOKENS, tokens, sizeof tokens);
     if (serving->n_page >= whole)
-        snprintf(held, sizeof held, "%d × %s tokens (%s)", serving->n_slot, ctx, mu_kv_type_name(serving->kv));
+        snprintf(buf, buf_bytes, "%d × %s tokens (%s)", serving->n_slot, ctx, mu_kv_type_name(serving->kv));
     else
-        snprintf(held, sizeof held, "%s tokens (%s), shared by up to %d sequences of at most %s", tokens,
+        snprintf(buf, buf_bytes, "%s tokens (%s), shared by up to %d sequences of at most %s", tokens,
                  mu_kv_type_name(serving->kv), serving->n_slot, ctx);
-    snprintf(text, MU_FIT_TEXT, "weights %s, KV %s for %s, scratch %s, of %s free",
-             size_text(fit->weights, weights, sizeof weights), size_text(fit->page * serving->n_page, kv, sizeof kv),
-             held, size_text(fit->scratch, scratch, sizeof scratch), size_text(fit->free, have, sizeof have));
+}
+
+static void place_describe(const struct mu_fit_place *p, const struct mu_serving *serving, char *text, size_t bytes)
+{
+    char weights[24], scratch[24], kv[24], have[24], held[144];
+    size_text(p->weights, weights, sizeof weights);
+    size_text(p->scratch, scratch, sizeof scratch);
+    size_text(p->page * serving->n_page, kv, sizeof kv);
+    size_text(p->free, have, sizeof have);
+    held_text(serving, held, sizeof held);
+    if (p->page)
+        snprintf(text, bytes, "weights %s, KV %s for %s, scratch %s, of %s free", weights, kv, held, scratch, have);
+    else
+        snprintf(text, bytes, "%s of %s free", scratch, have);
+}
+
+void mu_fit_describe(const struct mu_fit *fit, const struct mu_serving *serving, char text[MU_FIT_TEXT])
+{
+    size_t len = 0;
+    text[0] = '\0';
+    for (int i = 1; i <= fit->n_place && len < MU_FIT_TEXT - 1; i++) { /* the host comes last */
+        const struct mu_fit_place *p = &fit->place[i % fit->n_place];
+        if (p->device != MU_ON_CPU)
+            len += (size_t)snprintf(text + len, MU_FIT_TEXT - len, "GPU %d: ", p->device);
+        else if (fit->n_place > 1)
+            len += (size_t)snprintf(text + len, MU_FIT_TEXT - len, "; host: ");
+        if (len >= MU_FIT_TEXT) break;
+        place_describe(p, serving, text + len, MU_FIT_TEXT - len);
+        len += strlen(text + len);
+        if (i < fit->n_place - 1 && len < MU_FIT_TEXT) len += (size_t)snprintf(text + len, MU_FIT_TEXT - len, "; ");
+    }
 }
 
 /* The longest context of which n_slot sequences fit, rounded down to something that reads well; 0: none. */
@@ -104,8 +173,11 @@ static void advise(const struct mu_fit *fit, const struct mu_model *model, const
         struct mu_serving small = *v;
         struct mu_fit q8 = *fit;
         small.kv = MU_KV_Q8_0;
-        q8.page = 0;
-        for (int i = 0; i < plan->n_rank; i++) q8.page += mu_plan_kv_page_bytes(model, plan, i, small.kv);
+        for (int k = 0; k < q8.n_place; k++) q8.place[k].page = 0;
+        for (int i = 0; i < plan->n_rank; i++)
+            for (int k = 0; k < q8.n_place; k++)
+                if (q8.place[k].device == plan->split.device[i])
+                    q8.place[k].page += mu_plan_kv_page_bytes(model, plan, i, small.kv);
         int n = ctx_that_fits(&q8, asked & MU_FIT_SLOTS ? v->n_slot : 1, v->n_ctx);
         if (n == v->n_ctx) add(list, bytes, "--kv q8_0", 0);
         if (n > ctx && n < v->n_ctx) add(list, bytes, "--kv q8_0 with --ctx", n);
@@ -128,10 +200,15 @@ enum mu_status mu_fit_settle(const struct mu_fit *fit, const struct mu_model *mo
         return MU_OK;
     }
     struct mu_serving want = *v;
-    char text[MU_FIT_TEXT], instead[256];
+    const struct mu_fit_place *full = fullest(fit);
+    char text[384], instead[256], where[48] = "this machine";
     if (!want.n_page && !all) want.n_slot = 1;
     if (!want.n_page) want.n_page = (uint32_t)(all ? whole : one);
-    mu_fit_describe(fit, &want, text);
+    if (full->device != MU_ON_CPU)
+        snprintf(where, sizeof where, "GPU %d", full->device);
+    else if (fit->n_place > 1)
+        snprintf(where, sizeof where, "this machine's own memory");
+    place_describe(full, &want, text, sizeof text);
     advise(fit, model, plan, asked, v, instead, sizeof instead);
-    return mu_fail(err, MU_ENOMEM, "the model does not fit this machine: %s; what would fit: %s", text, instead);
+    return mu_fail(err, MU_ENOMEM, "the model does not fit %s: %s; what would fit: %s", where, text, instead);
 }

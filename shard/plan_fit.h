@@ -1,6 +1,9 @@
 /* Whether a gang fits the memory of the machine that all its ranks are on: one computation and one wording for serve, the
  * worker, run and plan, before anything is loaded.
  *
+ * A rank's memory is taken where it computes (the host, or a GPU), and of a rank on a GPU some of the host's as well. A
+ * page of the cache is on every rank, so the fullest place decides how many there can be.
+ *
  * What was asked for by name is had or refused. What was not is chosen so that it fits: a shorter context where not
  * one sequence of the usual one would fit, and of the KV pages for all slots at full length as many as there is room
  * for (sequences share them, so most never notice; the youngest wait where all grow long). */
@@ -9,14 +12,20 @@
 
 #include "shard/plan.h"
 
-struct mu_fit {
-    uint64_t weights, scratch; /* of all ranks; adapters count as weights */
-    uint64_t page;             /* one KV page of all ranks */
-    uint64_t free, usable;     /* what the machine has; less what is left to everybody else */
+struct mu_fit_place {
+    int device;                /* MU_ON_CPU: the host's memory */
+    uint64_t weights, scratch; /* of all ranks there; adapters count as weights */
+    uint64_t page;             /* one KV page of them */
+    uint64_t free, usable;     /* what there is; less what is left to everybody else */
 };
-/* serving's pages do not matter. adapters may be NULL. */
+struct mu_fit {
+    int n_place;
+    struct mu_fit_place place[1 + MU_MAX_GPUS]; /* the host, then GPUs that the plan names */
+};
+/* serving's pages do not matter. adapters may be NULL. node: memory_bytes and the GPUs' free_bytes; a GPU that it does
+ * not have counts as one without memory. */
 void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, const struct mu_adapters *adapters,
-                    const struct mu_serving *serving, uint64_t free_bytes, struct mu_fit *fit_out);
+                    const struct mu_serving *serving, const struct mu_plan_node *node, struct mu_fit *fit_out);
 
 static inline uint32_t mu_fit_pages_of(int n_ctx)
 {
@@ -31,8 +40,9 @@ enum { MU_FIT_CTX = 1, MU_FIT_SLOTS = 2 }; /* what was asked for by name */
 enum mu_status mu_fit_settle(const struct mu_fit *fit, const struct mu_model *model, const struct mu_plan *plan,
                              unsigned asked, struct mu_serving *serving, struct mu_err *err);
 
-enum { MU_FIT_TEXT = 320 };
-/* "weights 4.10 GB, KV 2.15 GB for 4 × 8,192 tokens (f16), scratch 0.20 GB, of 15.9 GB free" */
+enum { MU_FIT_TEXT = 2048 };
+/* "weights 4.10 GB, KV 2.15 GB for 4 × 8,192 tokens (f16), scratch 0.20 GB, of 15.9 GB free"; with GPUs place by place:
+ * "GPU 0: weights …; host: …". */
 void mu_fit_describe(const struct mu_fit *fit, const struct mu_serving *serving, char text[MU_FIT_TEXT]);
 
 #endif

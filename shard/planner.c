@@ -1,23 +1,41 @@
-/* The planner's first version: stages for nodes, and what to expect of them.
+/* The planner: stages for processors and GPUs, and what to expect of them.
  *
- * Layers are shared out by speed, then moved one at a time from the node that is most over its memory to the one that
- * they slow least;
- * a node that has given up a layer takes none back, so this ends. Whole numbers of layers become the split's
- * weights. */
+ * A site is what can carry a stage: a node's processors (a rank a NUMA node), or one of its GPUs (a rank). Given some
+ * sites, layers are shared out by speed, then moved one at a time from the site that is most over its memory to the one
+ * that they slow least; a site that has given up a layer takes none back, so this ends. Whole numbers of layers become
+ * the split's weights.
+ *
+ * Which sites is tried in this order: the GPUs with most room, as few as hold all; all GPUs with processors behind
+ * nobody: those begin with no layer and get what the GPUs give up; processors alone. A stage of processors stands
+ * before the GPUs of its node, so that the output matrix, as large as several layers, and the leader are on a GPU. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "shard/plan.h"
+#include "shard/plan_fit.h"
 
-struct share { /* one node's part of the model */
-    int n_layer, n_rank;
+enum { MAX_SITES = MU_MAX_STAGES };
+
+struct site {
+    int node, device, n_rank;
+    double speed;
+    uint64_t room_bytes;
+    bool last_resort; /* begins with no layer */
+    int n_layer;
     bool full; /* gave up a layer */
     uint64_t need_bytes;
 };
 
-static int node_ranks(const struct mu_plan_node *n)
+struct sites {
+    int n;
+    struct site at[MAX_SITES];
+};
+
+/* Without what is left to everybody else, as in plan_fit.c. */
+static uint64_t usable(uint64_t free_bytes)
 {
-    return n->n_numa > 1 ? n->n_numa : 1;
+    return free_bytes - free_bytes / 16;
 }
 
 static double node_speed(const struct mu_plan_node *node, int n_node, int i)
@@ -27,68 +45,150 @@ static double node_speed(const struct mu_plan_node *node, int n_node, int i)
     return node[i].read_gbps;
 }
 
-/* The split of these shares; nodes without layers have no stage. */
-static void split_of(const struct share *share, int n_node, struct mu_split *split)
+static struct site site_of_node(const struct mu_plan_node *node, int n_node, int i)
+{
+    return (struct site){.node = i,
+                         .device = MU_ON_CPU,
+                         .n_rank = node[i].n_numa > 1 ? node[i].n_numa : 1,
+                         .speed = node_speed(node, n_node, i),
+                         .room_bytes = node[i].memory_bytes};
+}
+
+/* Where a figure is missing every GPU counts as the same, and as faster than processors. */
+static struct site site_of_gpu(const struct mu_plan_node *node, int n_node, int i, int device)
+{
+    bool known = true;
+    for (int k = 0; k < n_node; k++)
+        for (int d = 0; d < node[k].gpus.n; d++) known = known && node[k].gpus.gpu[d].read_gbps > 0;
+    const struct mu_gpu *g = &node[i].gpus.gpu[device];
+    return (struct site){.node = i,
+                         .device = device,
+                         .n_rank = 1,
+                         .speed = known ? g->read_gbps : 1000,
+                         .room_bytes = usable(g->free_bytes)};
+}
+
+/* The split of these shares, and the node of each rank; sites without layers have no stage. */
+static void split_of(const struct sites *s, struct mu_split *split, int *node_of)
 {
     memset(split, 0, sizeof *split);
-    for (int i = 0; i < n_node; i++) {
-        if (share[i].n_layer == 0) continue;
-        for (int k = 0; k < share[i].n_rank; k++) {
+    for (int i = 0; i < MU_MAX_RANKS; i++) split->device[i] = MU_ON_CPU;
+    for (int i = 0; i < s->n; i++) {
+        const struct site *site = &s->at[i];
+        if (site->n_layer == 0) continue;
+        for (int k = 0; k < site->n_rank; k++) {
+            node_of[split->n_rank] = site->node;
             split->stage_of[split->n_rank] = split->n_stage;
-            split->weight[split->n_rank++] = (double)share[i].n_layer / share[i].n_rank;
+            split->device[split->n_rank] = site->device;
+            split->weight[split->n_rank++] = (double)site->n_layer / site->n_rank;
         }
         split->n_stage++;
     }
 }
 
-/* What each node would need. */
-static enum mu_status shares_measure(const struct mu_model *model, const struct mu_serving *serving,
-                                     struct share *share, int n_node, struct mu_split *split, struct mu_err *err)
+/* The processors of a site's node, whose memory its rank takes some of; NULL: they are not among the sites. */
+static struct site *host_of(struct sites *s, const struct site *site)
+{
+    for (int i = 0; i < s->n; i++)
+        if (s->at[i].node == site->node && s->at[i].device == MU_ON_CPU) return &s->at[i];
+    return NULL;
+}
+
+/* What each site would need. */
+static enum mu_status sites_measure(const struct mu_model *model, const struct mu_serving *serving, struct sites *s,
+                                    struct mu_split *split, int *node_of, struct mu_err *err)
 {
     struct mu_plan plan;
-    split_of(share, n_node, split);
+    split_of(s, split, node_of);
     enum mu_status st = mu_plan_build(model, split, &plan, err);
     if (st != MU_OK) return st;
     int rank = 0;
-    for (int i = 0; i < n_node; i++) {
-        share[i].need_bytes = 0;
-        for (int k = 0; share[i].n_layer > 0 && k < share[i].n_rank; k++, rank++) {
+    for (int i = 0; i < s->n; i++) s->at[i].need_bytes = 0;
+    for (int i = 0; i < s->n; i++) {
+        struct site *host = host_of(s, &s->at[i]);
+        for (int k = 0; s->at[i].n_layer > 0 && k < s->at[i].n_rank; k++, rank++) {
             struct mu_rank_memory m;
             mu_plan_memory(model, &plan, rank, serving, &m);
-            share[i].need_bytes += m.weights + m.kv + m.scratch;
+            s->at[i].need_bytes += m.weights + m.kv + m.scratch;
+            if (host) host->need_bytes += m.host;
         }
     }
     return MU_OK;
 }
 
-/* Moves one layer from the node that is most over its memory to the one that it slows least among those with room for
- * it. 0: all fit;
- * 1: moved; -1: there is nowhere to move it. */
-static int layer_move(const struct mu_plan_node *node, const double *speed, struct share *share, int n_node)
+/* Moves one layer from the site that is most over its memory to the one that it slows least among those with room for
+ * it. 0: all fit; 1: moved; -1: there is nowhere to move it. */
+static int layer_move(struct sites *s)
 {
     int from = -1, to = -1;
     double worst = 0, least = 0;
-    for (int i = 0; i < n_node; i++) {
-        double over = (double)share[i].need_bytes - (double)node[i].memory_bytes;
-        if (share[i].n_layer > 0 && over > worst) {
+    for (int i = 0; i < s->n; i++) {
+        double over = (double)s->at[i].need_bytes - (double)s->at[i].room_bytes;
+        if (s->at[i].n_layer > 0 && over > worst) {
             worst = over;
             from = i;
         }
     }
     if (from < 0) return 0;
-    share[from].full = true;
-    double layer_bytes = (double)share[from].need_bytes / share[from].n_layer; /* a little too much: scratch is in it */
-    for (int i = 0; i < n_node; i++) {
-        double load = (share[i].n_layer + 1) / speed[i];
-        bool room = (double)share[i].need_bytes + layer_bytes <= (double)node[i].memory_bytes;
-        if (share[i].full || !room || (to >= 0 && load >= least)) continue;
+    s->at[from].full = true;
+    double layer_bytes = (double)s->at[from].need_bytes / s->at[from].n_layer; /* a little too much: scratch is in it */
+    for (int i = 0; i < s->n; i++) {
+        const struct site *site = &s->at[i];
+        double load = (site->n_layer + 1) / site->speed + (site->last_resort ? 1e9 : 0);
+        bool room = (double)site->need_bytes + layer_bytes <= (double)site->room_bytes;
+        if (site->full || !room || (to >= 0 && load >= least)) continue;
         least = load;
         to = i;
     }
     if (to < 0) return -1;
-    share[from].n_layer--;
-    share[to].n_layer++;
+    s->at[from].n_layer--;
+    s->at[to].n_layer++;
     return 1;
+}
+
+static void layers_share(const struct mu_model *model, struct sites *s)
+{
+    double speed[MAX_SITES];
+    int begin[MAX_SITES + 1], at[MAX_SITES], n = 0;
+    for (int i = 0; i < s->n; i++) {
+        s->at[i].n_layer = 0;
+        s->at[i].full = false;
+        if (s->at[i].last_resort) continue;
+        at[n] = i;
+        speed[n++] = s->at[i].speed;
+    }
+    mu_share(model->cfg.n_layer, speed, n, begin);
+    for (int i = 0; i < n; i++) s->at[at[i]].n_layer = begin[i + 1] - begin[i];
+}
+
+/* MU_ENOMEM without words: these sites cannot hold it. */
+static enum mu_status sites_plan(const struct mu_model *model, const struct mu_serving *serving, struct sites *s,
+                                 struct mu_split *split_out, int *node_of, struct mu_err *err)
+{
+    struct mu_split split;
+    layers_share(model, s);
+    for (;;) {
+        enum mu_status st = sites_measure(model, serving, s, &split, node_of, err);
+        if (st != MU_OK) return st;
+        int moved = layer_move(s);
+        if (moved < 0) return MU_ENOMEM;
+        if (moved == 0) break;
+    }
+    /* Weights count layers; where there is one stage, all of it is shared equally, which reads better as ones. */
+    for (int i = 0; split.n_stage == 1 && i < split.n_rank; i++) split.weight[i] = 1;
+    *split_out = split;
+    return MU_OK;
+}
+
+/* ---- words ---- */
+
+static struct mu_rank_memory memory_of(const struct mu_model *model, int device, const struct mu_serving *serving)
+{
+    struct mu_split one = {.n_stage = 1, .n_rank = 1, .weight = {1}, .device = {device}};
+    struct mu_plan plan;
+    struct mu_rank_memory m = {0};
+    if (mu_plan_build(model, &one, &plan, NULL) == MU_OK) mu_plan_memory(model, &plan, 0, serving, &m);
+    return m;
 }
 
 static enum mu_status nothing_fits(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
@@ -96,10 +196,7 @@ static enum mu_status nothing_fits(const struct mu_model *model, const struct mu
 {
     uint64_t have = 0;
     for (int i = 0; i < n_node; i++) have += node[i].memory_bytes;
-    struct mu_split one = {.n_stage = 1, .n_rank = 1, .weight = {1}};
-    struct mu_plan plan;
-    struct mu_rank_memory m = {0, 0, 0};
-    if (mu_plan_build(model, &one, &plan, NULL) == MU_OK) mu_plan_memory(model, &plan, 0, serving, &m);
+    struct mu_rank_memory m = memory_of(model, MU_ON_CPU, serving);
     return mu_fail(err, MU_ENOMEM,
                    "the model does not fit: it needs %.1f GB (%.1f of weights, %.1f of cache, %.1f of scratch), but %d "
                    "node%s %.1f GB free: add memory or nodes, or use a smaller --parallel or --ctx",
@@ -107,61 +204,288 @@ static enum mu_status nothing_fits(const struct mu_model *model, const struct mu
                    (double)m.scratch / 1e9, n_node, n_node == 1 ? " has" : "s have", (double)have / 1e9);
 }
 
-enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
-                            const struct mu_serving *serving, struct mu_split *split_out, struct mu_err *err)
+static enum mu_status gpus_too_small(const struct mu_model *model, const struct sites *gpus,
+                                     const struct mu_serving *serving, struct mu_err *err)
 {
-    struct share share[MU_MAX_STAGES];
-    double speed[MU_MAX_STAGES];
-    int begin[MU_MAX_STAGES + 1], n_rank = 0;
+    uint64_t have = 0;
+    for (int i = 0; i < gpus->n; i++) have += gpus->at[i].room_bytes;
+    struct mu_rank_memory m = memory_of(model, 0, serving);
+    return mu_fail(
+        err, MU_ENOMEM,
+        "--device gpu: the model does not fit: it needs %.1f GB (%.1f of weights, %.1f of cache for %d "
+        "tokens, %.1f of scratch), but %d GPU%s %.1f GB usable: use a smaller --ctx, or --device auto, which "
+        "may leave layers to the processors",
+        (double)(m.weights + m.kv + m.scratch) / 1e9, (double)m.weights / 1e9, (double)m.kv / 1e9,
+        (int)serving->n_page * MU_PAGE_TOKENS, (double)m.scratch / 1e9, gpus->n, gpus->n == 1 ? " has" : "s have",
+        (double)have / 1e9);
+}
+
+static enum mu_status no_gpu(const struct mu_plan_node *node, int n_node, struct mu_err *err)
+{
+    return mu_fail(err, MU_EUNSUPPORTED, "--device gpu: no GPU: %s",
+                   n_node > 0 && node[0].gpus.why[0] ? node[0].gpus.why : "this machine has none");
+}
+
+/* ---- the choice ---- */
+
+/* More room first; then faster; then in order. */
+static int gpu_order(const void *pa, const void *pb)
+{
+    const struct site *a = pa, *b = pb;
+    if (a->room_bytes != b->room_bytes) return a->room_bytes > b->room_bytes ? -1 : 1;
+    if (a->speed != b->speed) return a->speed > b->speed ? -1 : 1;
+    return a->node != b->node ? a->node - b->node : a->device - b->device;
+}
+
+static int place_order(const void *pa, const void *pb)
+{
+    const struct site *a = pa, *b = pb;
+    return a->node != b->node ? a->node - b->node : a->device - b->device; /* processors are -1 */
+}
+
+struct choice {
+    struct sites sites;
     struct mu_split split;
-    memset(share, 0, sizeof share);
+    int node_of[MU_MAX_RANKS];
+    double decode_ms; /* predicted; 0: unknown */
+};
+
+static enum mu_status choose(const struct mu_model *model, const struct mu_plan_node *node,
+                             const struct mu_serving *serving, struct choice *c, struct mu_err *err)
+{
+    struct mu_plan plan;
+    struct mu_prediction p;
+    qsort(c->sites.at, (size_t)c->sites.n, sizeof *c->sites.at, place_order);
+    enum mu_status st = sites_plan(model, serving, &c->sites, &c->split, c->node_of, err);
+    if (st == MU_OK) st = mu_plan_build(model, &c->split, &plan, err);
+    if (st != MU_OK) return st;
+    mu_plan_predict(model, &plan, node, c->node_of, &p);
+    c->decode_ms = p.decode_ms;
+    return MU_OK;
+}
+
+static void say_gpus(const struct choice *c, const struct mu_plan_node *node, char why[MU_PLAN_WHY])
+{
+    const struct site *s = &c->sites.at[0];
+    const struct mu_gpus *gpus = &node[s->node].gpus;
+    char name[MU_GPU_TEXT];
+    mu_gpu_describe(gpus, s->device, name);
+    if (c->split.n_rank == 1)
+        snprintf(why, MU_PLAN_WHY, "%s holds the whole model", name);
+    else
+        snprintf(why, MU_PLAN_WHY, "%d GPUs hold the model together, fewer do not", c->split.n_rank);
+}
+
+static void ms_text(double ms, char *buf, size_t buf_bytes)
+{
+    if (ms > 0)
+        snprintf(buf, buf_bytes, "%.*f ms", ms < 10 ? 2 : 1, ms);
+    else
+        snprintf(buf, buf_bytes, "an unknown time");
+}
+
+static void say_mixed(const struct mu_model *model, const struct choice *mixed, const struct choice *cpu,
+                      bool took_mixed, char why[MU_PLAN_WHY])
+{
+    char with[32], alone[32];
+    int on_gpu = 0, n_gpu = 0;
+    for (int i = 0; i < mixed->sites.n; i++)
+        if (mixed->sites.at[i].device != MU_ON_CPU && mixed->sites.at[i].n_layer > 0) {
+            on_gpu += mixed->sites.at[i].n_layer;
+            n_gpu++;
+        }
+    ms_text(mixed->decode_ms, with, sizeof with);
+    ms_text(cpu->decode_ms, alone, sizeof alone);
+    if (took_mixed && cpu->split.n_rank == 0)
+        snprintf(why, MU_PLAN_WHY,
+                 "%d GPU%s room for %d of %d layers, the processors have the rest (%s a token predicted); the "
+                 "processors' memory alone is too small",
+                 n_gpu, n_gpu == 1 ? " has" : "s have", on_gpu, model->cfg.n_layer, with);
+    else if (took_mixed)
+        snprintf(why, MU_PLAN_WHY,
+                 "%d GPU%s room for %d of %d layers, the processors have the rest: %s a token predicted, %s on "
+                 "processors alone",
+                 n_gpu, n_gpu == 1 ? " has" : "s have", on_gpu, model->cfg.n_layer, with, alone);
+    else if (mixed->split.n_rank > 0)
+        snprintf(why, MU_PLAN_WHY,
+                 "processors alone: %s a token predicted; with %d of %d layers on %d GPU%s, which hold no more, %s",
+                 alone, on_gpu, model->cfg.n_layer, n_gpu, n_gpu == 1 ? "" : "s", with);
+    else
+        snprintf(why, MU_PLAN_WHY, "processors alone: the GPUs' memory does not hold a layer");
+}
+
+/* All GPUs of all nodes, and the processors. */
+static enum mu_status sites_list(const struct mu_plan_node *node, int n_node, bool want_gpus, struct sites *gpus,
+                                 struct sites *cpus, struct mu_err *err)
+{
+    int n_rank = 0;
+    gpus->n = cpus->n = 0;
     if (n_node < 1 || n_node > MU_MAX_STAGES)
         return mu_fail(err, MU_EINVAL, "a plan for %d nodes, expected 1 … %d", n_node, MU_MAX_STAGES);
     for (int i = 0; i < n_node; i++) {
-        share[i].n_rank = node_ranks(&node[i]);
-        n_rank += share[i].n_rank;
-        speed[i] = node_speed(node, n_node, i);
+        cpus->at[cpus->n++] = site_of_node(node, n_node, i);
+        n_rank += cpus->at[i].n_rank;
+        for (int d = 0; want_gpus && d < node[i].gpus.n && gpus->n < MAX_SITES; d++)
+            if (gpus->n + n_node < MAX_SITES) gpus->at[gpus->n++] = site_of_gpu(node, n_node, i, d);
     }
-    if (n_rank > MU_MAX_RANKS)
-        return mu_fail(err, MU_EINVAL, "%d NUMA nodes need as many ranks, expected at most %d", n_rank, MU_MAX_RANKS);
-    mu_share(model->cfg.n_layer, speed, n_node, begin);
-    for (int i = 0; i < n_node; i++) share[i].n_layer = begin[i + 1] - begin[i];
-    for (;;) {
-        enum mu_status st = shares_measure(model, serving, share, n_node, &split, err);
-        if (st != MU_OK) return st;
-        int moved = layer_move(node, speed, share, n_node);
-        if (moved < 0) return nothing_fits(model, node, n_node, serving, err);
-        if (moved == 0) break;
-    }
-    /* Weights count layers; where there is one stage, all of it is shared equally, which reads better as ones. */
-    for (int i = 0; n_node == 1 && i < split.n_rank; i++) split.weight[i] = 1;
-    *split_out = split;
+    if (n_rank > MU_MAX_RANKS - gpus->n)
+        return mu_fail(err, MU_EINVAL, "%d NUMA nodes and %d GPUs need as many ranks, expected at most %d", n_rank,
+                       gpus->n, MU_MAX_RANKS);
     return MU_OK;
+}
+
+/* As few of the GPUs as hold it. */
+static enum mu_status choose_gpus(const struct mu_model *model, const struct mu_plan_node *node,
+                                  const struct mu_serving *serving, struct sites *gpus, struct choice *c,
+                                  struct mu_err *err)
+{
+    enum mu_status st = MU_ENOMEM;
+    qsort(gpus->at, (size_t)gpus->n, sizeof *gpus->at, gpu_order);
+    for (int n = 1; n <= gpus->n && n <= model->cfg.n_layer && st == MU_ENOMEM; n++) {
+        c->sites.n = n;
+        memcpy(c->sites.at, gpus->at, (size_t)n * sizeof *gpus->at);
+        st = choose(model, node, serving, c, err);
+    }
+    return st;
+}
+
+static enum mu_status choose_mixed(const struct mu_model *model, const struct mu_plan_node *node,
+                                   const struct mu_serving *serving, const struct sites *gpus, const struct sites *cpus,
+                                   struct choice *c, struct mu_err *err)
+{
+    c->sites = *gpus;
+    for (int i = 0; i < cpus->n; i++) {
+        struct site *site = &c->sites.at[c->sites.n++];
+        *site = cpus->at[i];
+        site->room_bytes = usable(site->room_bytes);
+        site->last_resort = true;
+    }
+    return choose(model, node, serving, c, err);
+}
+
+enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
+                            const struct mu_serving *serving, enum mu_device_wish wish, struct mu_split *split_out,
+                            char why[MU_PLAN_WHY], struct mu_err *err)
+{
+    struct sites gpus, cpus;
+    struct choice gpu = {0}, mixed = {0}, cpu = {0};
+    struct mu_serving least = *serving; /* that a GPU must have room for */
+    enum mu_status st, mixed_st = MU_ENOMEM;
+    why[0] = '\0';
+    if (!least.n_page) least.n_page = mu_fit_pages_of(least.n_ctx);
+    MU_TRY(st, sites_list(node, n_node, wish != MU_DEVICE_CPU, &gpus, &cpus, err), done);
+    if (wish == MU_DEVICE_GPU && gpus.n == 0) return no_gpu(node, n_node, err);
+    if (gpus.n > 0) {
+        st = choose_gpus(model, node, &least, &gpus, &gpu, err);
+        if (st == MU_OK) {
+            say_gpus(&gpu, node, why);
+            *split_out = gpu.split;
+        }
+        if (st != MU_ENOMEM) return st;
+        if (wish == MU_DEVICE_GPU) return gpus_too_small(model, &gpus, &least, err);
+        mixed_st = choose_mixed(model, node, &least, &gpus, &cpus, &mixed, err);
+        if (mixed_st != MU_OK && mixed_st != MU_ENOMEM) return mixed_st;
+        if (mixed_st != MU_OK || !mu_split_has_gpu(&mixed.split)) mixed.split.n_rank = 0;
+    }
+    cpu.sites = cpus;
+    st = choose(model, node, serving, &cpu, err);
+    if (st != MU_OK) cpu.split.n_rank = 0;
+    if (st != MU_OK && st != MU_ENOMEM) return st;
+    bool known = mixed.decode_ms > 0 && cpu.decode_ms > 0;
+    bool take_mixed = mixed.split.n_rank > 0 && (st != MU_OK || !known || mixed.decode_ms < cpu.decode_ms);
+    if (st != MU_OK && !take_mixed) return nothing_fits(model, node, n_node, serving, err);
+    if (gpus.n > 0) say_mixed(model, &mixed, &cpu, take_mixed, why);
+    *split_out = take_mixed ? mixed.split : cpu.split;
+    st = MU_OK;
+done:
+    return st;
 }
 
 /* ---- prediction ---- */
 
 static const double LOCAL_US = 5, LOCAL_GBPS = 10, REMOTE_US = 100, REMOTE_GBPS = 0.125;
 
-/* Multiplications of one token in the rank's matrices, twice. */
-static double rank_ops(const struct mu_model *model, const struct mu_plan *plan, const struct mu_plan_rank *r)
+/* What a GPU rank reaches of its measured figures, the fixed time of its step, and of a move over PCIe. */
+static const double GPU_READ_SHARE = 0.8, GPU_INT8_SHARE = 0.4, GPU_F32_SHARE = 0.4, GPU_STEP_MS = 0.3,
+                    GPU_HOP_MS = 0.03, GPU_HOP_GBPS = 10;
+
+struct
+    token_cost { /* of one token in a rank's matrices: operations (a multiplication with an addition is two), bytes */
+    double int8_ops, f32_ops, bytes;
+};
+
+static void cost_add(struct token_cost *c, const struct mu_gguf_tensor *t, double n_row)
 {
-    double values = (double)mu_range_len(r->vocab) * model->cfg.d_model;
+    const struct mu_type_info *type = mu_type_info(t->type);
+    double ops = 2 * n_row * (double)t->ne[0];
+    if (type && type->act == MU_ACT_Q8)
+        c->int8_ops += ops;
+    else
+        c->f32_ops += ops;
+    c->bytes += n_row * (double)t->row_bytes;
+}
+
+/* Of experts those that a token uses. */
+static struct token_cost rank_cost(const struct mu_model *model, const struct mu_plan *plan,
+                                   const struct mu_plan_rank *r)
+{
+    struct token_cost c = {0};
+    cost_add(&c, model->output, mu_range_len(r->vocab));
     for (int l = plan->stage[r->stage].layers.begin; l < plan->stage[r->stage].layers.end; l++) {
         for (int id = 0; id < MU_T_MATRIX_COUNT; id++) {
             if (!model->layer[l][id]) continue;
             int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
             int n = mu_config_copies(&model->cfg, (enum mu_tensor_id)id) > 1 ? model->cfg.n_expert_used : 1;
-            values += n * (double)n_row * (double)model->layer[l][id]->ne[0];
+            cost_add(&c, model->layer[l][id], (double)n * n_row);
         }
     }
-    return 2 * values;
+    return c;
+}
+
+struct rank_ms {
+    double read, compute, fixed; /* of a decode; 0: unknown */
+    double prefill;              /* of a token of a prompt */
+};
+
+static bool rank_on_gpu(const struct token_cost *c, const struct mu_gpu *g, struct rank_ms *ms)
+{
+    if (!(g->read_gbps > 0 && g->int8_gops > 0)) return false;
+    double f32_gops = g->f32_gops > 0 ? g->f32_gops : g->int8_gops;
+    ms->read = c->bytes / (g->read_gbps * GPU_READ_SHARE) / 1e6;
+    ms->compute = ms->prefill =
+        (c->int8_ops / (g->int8_gops * GPU_INT8_SHARE) + c->f32_ops / (f32_gops * GPU_F32_SHARE)) / 1e6;
+    ms->fixed = GPU_STEP_MS;
+    return true;
+}
+
+/* sharers: ranks of the stage that share the node's memory and cores. */
+static bool rank_on_cpu(const struct token_cost *c, const struct mu_plan_node *n, int sharers, struct rank_ms *ms)
+{
+    if (!(n->read_gbps > 0 && n->int8_gops > 0)) return false;
+    ms->read = c->bytes * sharers / n->read_gbps / 1e6;
+    ms->compute = ms->prefill = (c->int8_ops + c->f32_ops) * sharers / n->int8_gops / 1e6;
+    return true;
 }
 
 static double hop_ms(bool same_node, double bytes)
 {
     double us = same_node ? LOCAL_US : REMOTE_US, gbps = same_node ? LOCAL_GBPS : REMOTE_GBPS;
     return us / 1e3 + bytes / gbps / 1e6;
+}
+
+/* Up or down. */
+static double pcie_ms(double gbps, double bytes)
+{
+    return GPU_HOP_MS + bytes / (gbps > 0 ? gbps : GPU_HOP_GBPS) / 1e6;
+}
+
+/* What a rank's talks cost it more where it is on a GPU. */
+static double gpu_talk_ms(const struct mu_plan *plan, const struct mu_plan_node *node, const int *node_of, int rank,
+                          double bytes, bool is_sender)
+{
+    if (plan->split.device[rank] == MU_ON_CPU) return 0;
+    const struct mu_gpu *g = &node[node_of[rank]].gpus.gpu[plan->split.device[rank]];
+    return is_sender ? pcie_ms(g->down_gbps, bytes) : pcie_ms(g->up_gbps, bytes);
 }
 
 void mu_plan_predict(const struct mu_model *model, const struct mu_plan *plan, const struct mu_plan_node *node,
@@ -172,33 +496,44 @@ void mu_plan_predict(const struct mu_model *model, const struct mu_plan *plan, c
     double d = model->cfg.d_model;
     for (int s = 0; s < plan->n_stage; s++) {
         const struct mu_plan_stage *st = &plan->stage[s];
-        double read = 0, compute = 0, slowest = 0;
+        double read = 0, compute = 0, slowest = 0, prefill = 0, talk = 0;
         bool same = true;
         for (int i = st->first_rank; i < st->first_rank + st->n_rank; i++) {
             const struct mu_plan_node *n = &node[node_of[i]];
-            int sharers = 0;
-            for (int k = st->first_rank; k < st->first_rank + st->n_rank; k++) sharers += node_of[k] == node_of[i];
-            if (!(n->read_gbps > 0 && n->int8_gops > 0)) {
-                known = false;
-                continue;
-            }
-            double bytes = (double)plan->rank[i].weight_bytes - (s == 0 ? (double)model->embed->bytes : 0);
-            double read_ms = bytes * sharers / n->read_gbps / 1e6;
-            double compute_ms = rank_ops(model, plan, &plan->rank[i]) * sharers / n->int8_gops / 1e6;
-            if (read_ms > read) read = read_ms;
-            if (compute_ms > compute) compute = compute_ms;
-            double step_ms = read_ms > compute_ms ? read_ms : compute_ms;
-            if (step_ms > slowest) slowest = step_ms;
+            int sharers = 0, device = plan->split.device[i];
+            for (int k = st->first_rank; k < st->first_rank + st->n_rank; k++)
+                sharers += node_of[k] == node_of[i] && plan->split.device[k] == device;
+            struct token_cost cost = rank_cost(model, plan, &plan->rank[i]);
+            struct rank_ms ms = {0};
+            known =
+                known && (device == MU_ON_CPU ? rank_on_cpu(&cost, n, sharers, &ms)
+                                              : device < n->gpus.n && rank_on_gpu(&cost, &n->gpus.gpu[device], &ms));
+            if (!known) break;
+            double step = (ms.read > ms.compute ? ms.read : ms.compute) + ms.fixed;
+            if (ms.read > read) read = ms.read;
+            if (ms.compute > compute) compute = ms.compute;
+            if (step > slowest) slowest = step;
+            if (ms.prefill > prefill) prefill = ms.prefill;
+            double exchange = st->n_rank > 1 ? gpu_talk_ms(plan, node, node_of, i, 9 * d / 4, true) +
+                                                   gpu_talk_ms(plan, node, node_of, i, 9 * d / 4, false)
+                                             : 0;
+            if (exchange > talk) talk = exchange;
             same = same && node_of[i] == node_of[st->first_rank];
         }
-        int n_layer = mu_range_len(st->layers);
-        double wire = st->n_rank > 1 ? n_layer * (3 * hop_ms(same, 0) + hop_ms(same, 9 * d)) : 0;
-        if (s > 0) wire += hop_ms(node_of[st->first_rank] == node_of[plan->stage[s - 1].first_rank], 4 * d);
+        if (!known) break;
+        int n_layer = mu_range_len(st->layers), first = st->first_rank;
+        double wire = st->n_rank > 1 ? n_layer * (3 * hop_ms(same, 0) + hop_ms(same, 9 * d) + 4 * talk) : 0;
+        if (s > 0) {
+            int before = plan->stage[s - 1].first_rank;
+            wire += hop_ms(node_of[first] == node_of[before], 4 * d) +
+                    gpu_talk_ms(plan, node, node_of, before, 4 * d, true) +
+                    gpu_talk_ms(plan, node, node_of, first, 4 * d, false);
+        }
         p.decode_read_ms += read;
         p.decode_compute_ms += compute;
         p.decode_wire_ms += wire;
         p.decode_ms += slowest + wire;
-        if (compute > p.prefill_ms_per_token) p.prefill_ms_per_token = compute;
+        if (prefill > p.prefill_ms_per_token) p.prefill_ms_per_token = prefill;
     }
     if (!known) p = (struct mu_prediction){0};
     *prediction_out = p;

@@ -53,7 +53,7 @@ static struct pick pick_join(struct pick a, struct pick b)
     return a.id < b.id ? a : b;
 }
 
-static bool is_adjusted(const struct mu_step_seq *q)
+bool mu_sample_adjusted(const struct mu_step_seq *q)
 {
     return q->n_adjust > 0 || q->mask > 0;
 }
@@ -88,7 +88,7 @@ static struct pick pick_of(const struct mu_shard *s, const struct mu_step_seq *q
 static struct pick pick_of_rows(const struct mu_shard *s, const struct mu_step_seq *q, float *x, int n, int first)
 {
     float max;
-    if (is_adjusted(q)) {
+    if (mu_sample_adjusted(q)) {
         if (s->k->argmax(x, n, &max) < 0) return (struct pick){0, PICK_NONFINITE};
         adjust(s, q, x, n, first);
     }
@@ -271,7 +271,7 @@ static int32_t pick_whole(struct mu_shard *s, const struct mu_step_seq *q, float
     size_t n = (size_t)s->cfg.n_vocab;
     const float *given = row;
     float max;
-    if (is_adjusted(q)) {
+    if (mu_sample_adjusted(q)) {
         if (s->k->argmax(row, (int)n, &max) < 0) return PICK_NONFINITE;
         if (q->sampling.logprobs && s->leader) given = memcpy(s->given, row, n * sizeof *row);
         adjust(s, q, row, (int)n, 0);
@@ -328,11 +328,34 @@ static void join_ranks(struct mu_shard *s, const struct pick *mine)
     }
 }
 
+static int pick_blocks(const struct mu_shard *s)
+{
+    return (mu_range_len(s->me.vocab) + BLOCK - 1) / BLOCK;
+}
+
+void mu_sample_finish(struct mu_shard *s)
+{
+    int n_block = pick_blocks(s);
+    for (int i = s->n_result; i < s->n_whole; i++) {
+        int seq = s->row[i].seq;
+        s->id[seq] =
+            pick_whole(s, &s->step->seq[seq], s->whole + (size_t)i * (size_t)s->cfg.n_vocab, &s->logprobs[seq]);
+    }
+    struct pick *mine = s->pick_all + (size_t)s->me.local * s->step->n_seq;
+    for (uint32_t i = 0; i < s->step->n_seq; i++) mine[i] = (struct pick){0, PICK_NONE};
+    for (int i = s->n_whole; i < s->n_host; i++)
+        for (int b = 0; b < n_block; b++) {
+            struct pick *to = &mine[s->row[i].seq];
+            *to = pick_join(*to, s->pick[(i - s->n_whole) * n_block + b]);
+        }
+    for (int i = s->n_host; n_block && i < s->n_row; i++) mine[s->row[i].seq] = s->device_pick[i - s->n_host];
+    if (s->n_row > s->n_whole) join_ranks(s, mine);
+}
+
 void mu_run_sample(struct run *r)
 {
     struct mu_shard *s = r->s;
-    int width = mu_range_len(s->me.vocab), n_block = (width + BLOCK - 1) / BLOCK, n_pick = s->n_row - s->n_whole, begin,
-        end;
+    int width = mu_range_len(s->me.vocab), n_block = pick_blocks(s), n_pick = s->n_host - s->n_whole, begin, end;
     if (!gather_rows(r)) return;
     while (mu_run_claim(r, n_pick * n_block, 1, n_block, &begin, &end)) {
         for (int item = begin; item < end; item++) {
@@ -343,18 +366,5 @@ void mu_run_sample(struct run *r)
         }
     }
     mu_run_meet(r);
-    if (r->member > 0) return;
-    for (int i = s->n_result; i < s->n_whole; i++) {
-        int seq = s->row[i].seq;
-        s->id[seq] =
-            pick_whole(s, &s->step->seq[seq], s->whole + (size_t)i * (size_t)s->cfg.n_vocab, &s->logprobs[seq]);
-    }
-    struct pick *mine = s->pick_all + (size_t)s->me.local * s->step->n_seq;
-    for (uint32_t i = 0; i < s->step->n_seq; i++) mine[i] = (struct pick){0, PICK_NONE};
-    for (int i = 0; i < n_pick; i++)
-        for (int b = 0; b < n_block; b++) {
-            struct pick *to = &mine[s->row[s->n_whole + i].seq];
-            *to = pick_join(*to, s->pick[i * n_block + b]);
-        }
-    if (n_pick > 0) join_ranks(s, mine);
+    if (r->member == 0) mu_sample_finish(s);
 }

@@ -26,12 +26,11 @@ int mu_scratch_n_rope(const struct mu_config *cfg)
     return cfg->rope_local_base > 0 ? 2 : 1;
 }
 
-/* *out = n_tok * width * size, rounded up to whole cache lines. */
-static bool product(size_t n_tok, int width, size_t size, size_t *out)
+bool mu_scratch_product(size_t n_tok, int width, size_t size, size_t *bytes_out)
 {
     size_t n;
     if (!mu_mul_size(n_tok, (size_t)width, &n) || !mu_mul_size(n, size, &n) || !mu_add_size(n, 63, &n)) return false;
-    *out = n & ~(size_t)63;
+    *bytes_out = n & ~(size_t)63;
     return true;
 }
 
@@ -59,31 +58,35 @@ bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, 
     bool alone = plan->stage[r->stage].n_rank == 1, last = r->stage == plan->n_stage - 1;
     int max_col = mu_scratch_max_col(cfg), vocab = mu_range_len(r->vocab);
     struct mu_scratch_sizes z = {0};
-    bool ok = product(n_tok, cfg->d_model, 4, &z.x) && product(n_tok, mu_range_len(r->heads) * cfg->d_head, 4, &z.q) &&
-              product(n_tok, mu_range_len(r->kv_heads) * cfg->d_head, 4, &z.kv) &&
-              product(n_tok, mu_range_len(r->ff) * mu_scratch_hidden(cfg), 4, &z.ff) &&
-              product(n_tok, alone ? cfg->d_model : mu_range_len(r->model), 4, &z.y) &&
-              product(n_tok, alone ? cfg->d_model : max_col, 4, &z.act_f32) &&
-              product(n_tok, max_col, 2, &z.act_bf16) && product(n_tok, max_col, 1, &z.act_q) &&
-              product(n_tok, max_col / 32 + 1, 4, &z.act_s) && product(n_tok, max_col / 32 + 1, 4, &z.act_sum) &&
-              product(n_tok, cfg->n_rot * mu_scratch_n_rope(cfg), 4, &z.rope);
+    bool ok = mu_scratch_product(n_tok, cfg->d_model, 4, &z.x) &&
+              mu_scratch_product(n_tok, mu_range_len(r->heads) * cfg->d_head, 4, &z.q) &&
+              mu_scratch_product(n_tok, mu_range_len(r->kv_heads) * cfg->d_head, 4, &z.kv) &&
+              mu_scratch_product(n_tok, mu_range_len(r->ff) * mu_scratch_hidden(cfg), 4, &z.ff) &&
+              mu_scratch_product(n_tok, alone ? cfg->d_model : mu_range_len(r->model), 4, &z.y) &&
+              mu_scratch_product(n_tok, alone ? cfg->d_model : max_col, 4, &z.act_f32) &&
+              mu_scratch_product(n_tok, max_col, 2, &z.act_bf16) && mu_scratch_product(n_tok, max_col, 1, &z.act_q) &&
+              mu_scratch_product(n_tok, max_col / 32 + 1, 4, &z.act_s) &&
+              mu_scratch_product(n_tok, max_col / 32 + 1, 4, &z.act_sum) &&
+              mu_scratch_product(n_tok, cfg->n_rot * mu_scratch_n_rope(cfg), 4, &z.rope);
     if (ok && cfg->n_expert > 0) {
-        ok = product(n_tok, cfg->n_expert, 4, &z.route) && product(n_tok, cfg->n_expert_used, 4, &z.chosen) &&
-             product(n_tok, cfg->n_expert_used, sizeof(struct group), &z.group); /* at worst one for each place */
+        ok = mu_scratch_product(n_tok, cfg->n_expert, 4, &z.route) &&
+             mu_scratch_product(n_tok, cfg->n_expert_used, 4, &z.chosen) &&
+             mu_scratch_product(n_tok, cfg->n_expert_used, sizeof(struct group),
+                                &z.group); /* at worst one for each place */
         group_sizes(model, plan->stage[r->stage].layers, &z);
     }
-    if (ok) ok = product(n_tok, 3 * serving->lora_rank, 4, &z.lora_u); /* LORA_SLOTS */
+    if (ok) ok = mu_scratch_product(n_tok, 3 * serving->lora_rank, 4, &z.lora_u); /* LORA_SLOTS */
     size_t n_segment = ((size_t)serving->n_ctx + MU_ATTN_SEGMENT - 1) / MU_ATTN_SEGMENT;
-    if (ok) ok = product(n_segment, mu_range_len(r->heads) * (cfg->d_head + 2), 4, &z.part);
+    if (ok) ok = mu_scratch_product(n_segment, mu_range_len(r->heads) * (cfg->d_head + 2), 4, &z.part);
     z.attn = z.q;
     if (model->arch->parallel) z.y_attn = z.y;
     if (ok && !alone)
-        ok =
-            product(n_tok, max_col + max_col / 32, 4, &z.gather) && mu_add_size(z.gather, 64 * MU_MAX_RANKS, &z.gather);
+        ok = mu_scratch_product(n_tok, max_col + max_col / 32, 4, &z.gather) &&
+             mu_add_size(z.gather, 64 * MU_MAX_RANKS, &z.gather);
     if (ok && !last) z.send = z.x;
-    if (ok && last) ok = product(n_tok, vocab, 4, &z.logits);
-    if (ok && last && !alone) ok = product(n_tok, cfg->n_vocab, 4, &z.whole);
-    if (ok && rank == plan->leader) ok = product((size_t)serving->n_slot, cfg->d_model, 4, &z.state);
+    if (ok && last) ok = mu_scratch_product(n_tok, vocab, 4, &z.logits);
+    if (ok && last && !alone) ok = mu_scratch_product(n_tok, cfg->n_vocab, 4, &z.whole);
+    if (ok && rank == plan->leader) ok = mu_scratch_product((size_t)serving->n_slot, cfg->d_model, 4, &z.state);
     if (ok) *sizes_out = z;
     return ok;
 }
@@ -95,6 +98,8 @@ uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     if (!mu_scratch_sizes(model, plan, rank, serving, &z)) return UINT64_MAX;
     uint64_t n_tok = (uint64_t)serving->step_tokens, n_slot = (uint64_t)serving->n_slot;
     uint64_t rows = n_slot < n_tok ? n_slot : n_tok, members = serving->n_thread > 0 ? (uint64_t)serving->n_thread : 1;
+    if (plan->split.device[rank] != MU_ON_CPU) /* the rest is there, or pinned (device_memory.c) */
+        return z.state + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
     uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.y_attn + z.route +
                      3 * (uint64_t)z.chosen + z.group + z.act_f32 + z.act_bf16 + z.act_q + z.act_s + z.act_sum +
                      z.rope + z.lora_u + z.gather + z.state + z.part + members * z.group_member +

@@ -32,6 +32,19 @@ struct mu_scratch_sizes {
     size_t whole;  /* gathered rows, twice: as parts and as rows; 0 with one rank */
 };
 
+/* *bytes_out = n_tok · width · size, rounded up to whole cache lines; false on overflow. */
+bool mu_scratch_product(size_t n_tok, int width, size_t size, size_t *bytes_out);
+/* Takes `bytes` from a block, or only counts where there is none yet. */
+static inline void *mu_scratch_carve(char *base, size_t *at, size_t bytes)
+{
+    void *p = base ? base + *at : NULL;
+    *at += (bytes + 63) & ~(size_t)63;
+    return p;
+}
+/* mu_plan_adapter_bytes, as a kernel table or a device packs. */
+typedef size_t mu_mat_bytes_fn(uint32_t type, int n_row, int n_col);
+uint64_t mu_plan_adapter_bytes_by(mu_mat_bytes_fn *by, const struct mu_model *model, const struct mu_plan *plan,
+                                  int rank, const struct mu_adapters *adapters);
 /* Hidden vectors of a token: experts used, or one. */
 int mu_scratch_hidden(const struct mu_config *cfg);
 /* Widest input of a matrix: d_model, n_head·d_head, hidden vectors of d_ff. */

@@ -18,7 +18,11 @@
  * Non-finite values: a quantiser or norm that meets one poisons its vector with NaN, which reaches the logits of that
  * sequence only; its sample is then -2.
  *
- * Threads: created and stepped by one thread, member 0 of its pool; only that thread calls the comm ops. */
+ * A rank that the split puts on a device (kernels/device.h) does the same there, in the same formats: stages and ranks
+ * of a stage may be on either.
+ *
+ * Threads: created and stepped by one thread, member 0 of its pool; only that thread calls the comm ops, or the
+ * device's. */
 #ifndef MU_SHARD_SHARD_H
 #define MU_SHARD_SHARD_H
 
@@ -59,8 +63,15 @@ struct mu_shard_options {
     void *load_ctx;
     int kept_fd; /* memory that outlives the process (kept.c), borrowed until mu_shard_create returns; 0: none */
     const struct mu_adapters *adapters; /* may be NULL; decide serving's n_adapter and lora_rank */
+    /* Of a rank that the plan's split puts on a device: */
+    const struct mu_device_ops *device_ops; /* NULL: those of mu_device_load */
+    int device_timeout_ms;                  /* of a wait for it; 0: 30 s, as a transport's */
+    /* MU_DEVICE_LINK_ID bytes that all ranks of the stage got, all of them on devices of their own: their exchanges go
+     * between these. NULL: through comm. Borrowed until mu_shard_create returns. */
+    const unsigned char *device_link;
 };
 
+struct mu_device_ops; /* kernels/device.h */
 struct mu_shard;
 
 /* Loads and packs the rank's rows with all threads of the pool. MU_ENOMEM says what did not fit; MU_EFORMAT names the

@@ -116,8 +116,10 @@ enum mu_status mu_shard_load_small(struct mu_shard *s, struct mu_err *err)
 {
     int n_layer = mu_range_len(s->stage.layers);
     s->n_rope = mu_scratch_n_rope(&s->cfg);
-    s->vectors = mu_calloc(vector_values(s), sizeof *s->vectors);
-    s->rope_freq = mu_calloc((size_t)(s->n_rope + 1) * (size_t)s->cfg.n_rot / 2 + 1, sizeof *s->rope_freq);
+    s->n_vector_value = vector_values(s);
+    s->vectors = mu_calloc(s->n_vector_value, sizeof *s->vectors);
+    s->n_freq = (size_t)(s->n_rope + 1) * (size_t)s->cfg.n_rot / 2 + 1;
+    s->rope_freq = mu_calloc(s->n_freq, sizeof *s->rope_freq);
     if (!s->vectors || !s->rope_freq) return mu_fail(err, MU_ENOMEM, "no memory for the norms of %d layers", n_layer);
     float *at = s->vectors;
     for (int i = 0; i < n_layer; i++) layer_load(s, s->stage.layers.begin + i, &s->layer[i], &at);

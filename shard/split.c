@@ -41,27 +41,72 @@ static bool weight_parse(const char **p, double *weight_out)
     return true;
 }
 
+/* "@cpu", "@gpu" or "@gpuN" at *p, or nothing. *next: the GPU that "@gpu" means. */
+static bool place_parse(const char **p, int *next, int *device_out)
+{
+    const char *s = *p;
+    int n = 0, n_digit = 0;
+    *device_out = MU_ON_CPU;
+    if (*s != '@') return true;
+    if (!strncmp(s, "@cpu", 4)) {
+        *p = s + 4;
+        return true;
+    }
+    if (strncmp(s, "@gpu", 4) != 0) return false;
+    for (s += 4; *s >= '0' && *s <= '9'; s++, n_digit++) {
+        n = n * 10 + (*s - '0');
+        if (n >= MU_MAX_GPUS) return false;
+    }
+    if (n_digit == 0) n = *next;
+    if (n >= MU_MAX_GPUS) return false;
+    *next = n + 1;
+    *device_out = n;
+    *p = s;
+    return true;
+}
+
 enum mu_status mu_split_parse(const char *text, struct mu_split *split_out, struct mu_err *err)
 {
     struct mu_split split = {.n_stage = 1};
     const char *p = text;
+    int next_gpu = 0;
     for (;;) {
         double weight;
+        int device;
         const char *at = p;
         if (!weight_parse(&p, &weight))
             return split_fail(err, text, (size_t)(at - text),
                               "a weight above 0, up to 1000000, with at most 6 decimals");
+        at = p;
+        if (!place_parse(&p, &next_gpu, &device))
+            return split_fail(err, text, (size_t)(at - text), "'@cpu', '@gpu' or '@gpuN' with N from 0 to 15");
         if (split.n_rank == MU_MAX_RANKS)
             return mu_fail(err, MU_EINVAL, "split '%.*s…': more than %d ranks", SHOWN, text, MU_MAX_RANKS);
         split.stage_of[split.n_rank] = split.n_stage - 1;
+        split.device[split.n_rank] = device;
         split.weight[split.n_rank++] = weight;
         if (*p == '\0') break;
-        if (*p != ':' && *p != '/') return split_fail(err, text, (size_t)(p - text), "':', '/' or the end");
+        if (*p != ':' && *p != '/')
+            return split_fail(err, text, (size_t)(p - text),
+                              p == at ? "'@', ':', '/' or the end" : "':', '/' or the end");
         if (*p == '/') split.n_stage++;
         p++;
     }
+    for (int i = split.n_rank; i < MU_MAX_RANKS; i++) split.device[i] = MU_ON_CPU;
     *split_out = split;
     return MU_OK;
+}
+
+bool mu_split_has_gpu(const struct mu_split *split)
+{
+    return mu_split_cpu_ranks(split) < split->n_rank;
+}
+
+int mu_split_cpu_ranks(const struct mu_split *split)
+{
+    int n = 0;
+    for (int i = 0; i < split->n_rank; i++) n += split->device[i] == MU_ON_CPU;
+    return n;
 }
 
 /* At most 6 decimals, without trailing zeros. */
@@ -81,10 +126,11 @@ void mu_split_format(const struct mu_split *split, char *buf, size_t buf_bytes)
     size_t len = 0;
     if (buf_bytes) buf[0] = '\0';
     for (int i = 0; i < split->n_rank; i++) {
-        char one[32];
+        char one[32], place[16] = "";
         weight_format(split->weight[i], one, sizeof one);
+        if (split->device[i] != MU_ON_CPU) snprintf(place, sizeof place, "@gpu%d", split->device[i]);
         const char *joint = i == 0 ? "" : split->stage_of[i] == split->stage_of[i - 1] ? ":" : "/";
-        int n = snprintf(buf + len, buf_bytes - len, "%s%s", joint, one);
+        int n = snprintf(buf + len, buf_bytes - len, "%s%s%s", joint, one, place);
         if (n < 0 || (size_t)n >= buf_bytes - len) return;
         len += (size_t)n;
     }

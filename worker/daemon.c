@@ -36,7 +36,7 @@ struct daemon {
 static void on_inventory(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
 {
     struct daemon *d = ctx;
-    mu_inventory_ask(d->inventory, call, ((const Muster__Internal__V1__InventoryRequest *)msg)->measure);
+    mu_inventory_ask(d->inventory, call, (const Muster__Internal__V1__InventoryRequest *)msg);
 }
 
 static void on_start_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)

@@ -95,7 +95,12 @@ static void tell_ranks(struct mu_worker_gang *g, bool with_times)
         rows[i].stage = (uint32_t)row->stage;
         rows[i].node = (char *)g->place->host;
         rows[i].pid = atomic_load(&g->records[i].pid);
-        rows[i].threads = g->req->threads;
+        rows[i].threads = (uint32_t)row->threads;
+        if (row->gpu != MU_ON_CPU) {
+            rows[i]._gpu_case = MUSTER__V1__RANK___GPU_GPU;
+            rows[i].gpu = (uint32_t)row->gpu;
+        }
+        rows[i].gpu_name = (char *)row->gpu_name;
         rows[i].layer_begin = (uint32_t)row->layer_begin;
         rows[i].layer_end = (uint32_t)row->layer_end;
         rows[i].heads = (uint32_t)row->heads;

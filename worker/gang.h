@@ -24,7 +24,9 @@ struct mu_worker_gang_place { /* where gangs live on this machine; borrowed */
 enum mu_worker_gang_state { MU_GANG_LOADING, MU_GANG_READY, MU_GANG_ENDING };
 
 struct mu_worker_gang_rank_row { /* what `ready` tells of a rank */
-    int stage, layer_begin, layer_end, heads, ff_rows, leader;
+    int stage, layer_begin, layer_end, heads, ff_rows, leader, threads;
+    int gpu; /* MU_ON_CPU: none */
+    char gpu_name[64];
     uint64_t weight_bytes, kv_bytes;
 };
 

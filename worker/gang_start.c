@@ -19,6 +19,7 @@
 #include "base/fault.h"
 #include "base/log.h"
 #include "shard/plan_fit.h"
+#include "shard/plan_where.h"
 #include "worker/gang.h"
 
 extern char **environ;
@@ -34,6 +35,9 @@ enum {
     MAX_STEP_TOKENS = 16384,
     MAX_THREADS = 1024,
     MAX_ARGS = 64,
+    GPUS_MS = 20000,    /* for the driver to answer */
+    GPU_ROOM_TRIES = 5, /* looks at GPUs whose memory is short: processes that have just ended may still hold it */
+    GPU_ROOM_PAUSE_MS = 200,
 };
 
 /* ---- the request, its defaults filled in ---- */
@@ -44,12 +48,12 @@ static enum mu_status range_check(const char *name, uint32_t value, uint32_t lea
     return mu_fail(err, MU_EINVAL, "%s is %u; from %u to %u is possible", name, value, least, most);
 }
 
-static enum mu_status defaults_fill(Muster__Internal__V1__StartGangRequest *r, const struct mu_model *model, int n_rank,
-                                    const struct mu_topo *topo, struct mu_err *err)
+static enum mu_status defaults_fill(Muster__Internal__V1__StartGangRequest *r, const struct mu_model *model,
+                                    const struct mu_split *split, const struct mu_topo *topo, struct mu_err *err)
 {
     enum mu_status st;
     int trained = model->cfg.n_ctx_train;
-    if (!r->threads) r->threads = (uint32_t)(topo->n_usable / n_rank > 0 ? topo->n_usable / n_rank : 1);
+    if (!r->threads) r->threads = (uint32_t)mu_plan_threads_share(split, topo->n_usable);
     if (!r->context) r->context = trained > 0 && trained < DEFAULT_CONTEXT ? (uint32_t)trained : DEFAULT_CONTEXT;
     if (!r->parallel) r->parallel = DEFAULT_PARALLEL;
     if (!r->step_tokens) r->step_tokens = DEFAULT_STEP_TOKENS;
@@ -67,17 +71,31 @@ out:
     return st;
 }
 
+/* The machine's free memory and, where the split has any, its GPUs. */
+static enum mu_status node_look(const struct mu_model *model, const struct mu_split *split, const struct mu_topo *topo,
+                                uint64_t kept_bytes, struct mu_plan_node *node, struct mu_err *err)
+{
+    *node = (struct mu_plan_node){.memory_bytes = topo->mem_available_bytes + kept_bytes};
+    if (!mu_split_has_gpu(split)) return MU_OK;
+    mu_gpus_ask(false, GPUS_MS, &node->gpus);
+    return mu_plan_where_check(model, node, split, err);
+}
+
 /* As many pages as were asked for. Where memory has shrunk since the coordinator counted it (a relaunch beside other
  * programs), as many as there is room for, down to one sequence of full length: slower is better than gone. */
 static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const struct mu_model *model,
                                 const struct mu_plan *plan, const struct mu_adapters *adapters,
-                                const struct mu_topo *topo, uint64_t kept_bytes, struct mu_err *err)
+                                struct mu_plan_node *node, struct mu_err *err)
 {
     struct mu_serving v = mu_worker_gang_serving(r);
     struct mu_fit fit;
     v.lora_rank = adapters->max_rank;
-    /* weights that are there already are counted among those that are wanted */
-    mu_fit_measure(model, plan, adapters, &v, topo->mem_available_bytes + kept_bytes, &fit);
+    mu_fit_measure(model, plan, adapters, &v, node, &fit);
+    for (int i = 0; i < GPU_ROOM_TRIES && fit.n_place > 1 && mu_fit_room(&fit) < (v.n_page ? v.n_page : 1); i++) {
+        mu_sleep_ms(GPU_ROOM_PAUSE_MS);
+        mu_gpus_ask(false, GPUS_MS, &node->gpus);
+        mu_fit_measure(model, plan, adapters, &v, node, &fit);
+    }
     uint64_t room = mu_fit_room(&fit);
     if (v.n_page > room && room >= mu_fit_pages_of(v.n_ctx)) {
         mu_warn("worker", "there is memory for %llu of %u cache pages: fewer sequences will run at once",
@@ -89,6 +107,29 @@ static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const
     return st;
 }
 
+static void row_fill(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                     const struct mu_serving *serving, const struct mu_gpus *gpus, struct mu_worker_gang_rank_row *row)
+{
+    const struct mu_plan_rank *p = &plan->rank[rank];
+    struct mu_range layers = plan->stage[p->stage].layers;
+    int device = plan->split.device[rank];
+    struct mu_rank_memory m;
+    mu_plan_memory(model, plan, rank, serving, &m);
+    *row = (struct mu_worker_gang_rank_row){
+        .stage = p->stage,
+        .layer_begin = layers.begin,
+        .layer_end = layers.end,
+        .heads = mu_range_len(p->heads),
+        .ff_rows = mu_range_len(p->ff),
+        .leader = rank == plan->leader,
+        .threads = mu_plan_threads(&plan->split, rank, serving->n_thread),
+        .gpu = device,
+        .weight_bytes = p->weight_bytes,
+        .kv_bytes = m.kv,
+    };
+    if (device >= 0 && device < gpus->n) snprintf(row->gpu_name, sizeof row->gpu_name, "%s", gpus->gpu[device].name);
+}
+
 static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *err)
 {
     enum mu_status st;
@@ -98,7 +139,8 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     struct mu_adapters *adapters = NULL;
     struct mu_plan *plan = mu_malloc(sizeof *plan);
     struct mu_topo *topo = mu_malloc(sizeof *topo);
-    if (!plan || !topo) {
+    struct mu_plan_node *node = mu_malloc(sizeof *node);
+    if (!plan || !topo || !node) {
         st = mu_fail(err, MU_ENOMEM, "out of memory for a plan");
         goto out;
     }
@@ -110,32 +152,20 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     mu_kept_prepare(g->kept, model, r->split, r->quantize, plan->n_rank);
     r->kept_fd = g->kept->n_rank ? MU_KEPT_FD : 0;
     MU_TRY(st, mu_topo_read(topo, err), out);
-    MU_TRY(st, defaults_fill(r, model, plan->n_rank, topo, err), out);
-    MU_TRY(st, pages_fit(r, model, plan, adapters, topo, mu_kept_bytes(g->kept), err), out);
+    MU_TRY(st, defaults_fill(r, model, &split, topo, err), out);
+    /* weights that are there already are counted among those that are wanted */
+    MU_TRY(st, node_look(model, &split, topo, mu_kept_bytes(g->kept), node, err), out);
+    MU_TRY(st, pages_fit(r, model, plan, adapters, node, err), out);
     struct mu_serving serving = mu_worker_gang_serving(r);
     g->n_rank = plan->n_rank;
-    g->layer_ms = mu_rank_layer_ms(model, &serving, (int)r->threads);
-    for (int i = 0; i < plan->n_rank; i++) {
-        const struct mu_plan_rank *p = &plan->rank[i];
-        struct mu_range layers = plan->stage[p->stage].layers;
-        struct mu_rank_memory m;
-        mu_plan_memory(model, plan, i, &serving, &m);
-        g->row[i] = (struct mu_worker_gang_rank_row){
-            .stage = p->stage,
-            .layer_begin = layers.begin,
-            .layer_end = layers.end,
-            .heads = mu_range_len(p->heads),
-            .ff_rows = mu_range_len(p->ff),
-            .leader = i == plan->leader,
-            .weight_bytes = p->weight_bytes,
-            .kv_bytes = m.kv,
-        };
-    }
+    g->layer_ms = mu_rank_layer_ms(model, &split, &serving, (int)r->threads);
+    for (int i = 0; i < plan->n_rank; i++) row_fill(model, plan, i, &serving, &node->gpus, &g->row[i]);
 out:
     mu_adapters_close(adapters);
     if (model) mu_model_close(model);
     mu_free(plan);
     mu_free(topo);
+    mu_free(node);
     return st;
 }
 

@@ -1,5 +1,6 @@
 /* The inventory's thread. Measuring takes about 0.3 s on all cores and keeps the best of short windows, so that a
- * disturbance shows as nothing; what was measured is kept and told to those who do not ask for a new measurement. */
+ * disturbance shows as nothing; what was measured is kept and told to those who do not ask for a new measurement.
+ * A child looks for GPUs (shard/plan_gpus.h): this process lives long, and would hold some of their memory. */
 #include "worker/inventory.h"
 
 #include <pthread.h>
@@ -16,17 +17,19 @@
 #include "kernels/kernels.h"
 #include "kernels/peak.h"
 #include "muster/v1/internal.pb-c.h"
+#include "shard/plan_gpus.h"
 
 enum {
     QUEUE_ITEMS = 64,
     READ_MS = 150,
     SLICE_ALIGN = 1 << 20,
+    GPUS_MS = 20000, /* a driver that was not used for a while takes seconds */
 };
 static const size_t read_bytes_most = (size_t)256 << 20; /* beyond the last-level cache of most machines */
 
 struct question {
     struct mu_rpc_call *call; /* a reference */
-    bool measure;
+    bool measure, gpus;
 };
 
 struct mu_inventory {
@@ -35,6 +38,8 @@ struct mu_inventory {
     bool started;
     /* the thread's own: */
     double read_gbps, int8_gops;
+    struct mu_gpus gpus; /* as last looked at, with the figures of the last measurement */
+    Muster__V1__Gpu gpu[MU_MAX_GPUS], *gpu_at[MU_MAX_GPUS];
 };
 
 /* ---- measuring ---- */
@@ -102,6 +107,53 @@ static void measure(struct mu_inventory *inv, const struct mu_topo *topo)
     mu_free(p);
 }
 
+/* ---- GPUs ---- */
+
+/* Free memory is of now; speeds are kept where nobody asks for new ones and the GPUs are the same. */
+static void gpus_look(struct mu_inventory *inv, bool want_measure)
+{
+    struct mu_gpus now;
+    mu_gpus_ask(want_measure, GPUS_MS, &now);
+    for (int i = 0; !want_measure && i < now.n && i < inv->gpus.n; i++) {
+        const struct mu_gpu *old = &inv->gpus.gpu[i];
+        struct mu_gpu *g = &now.gpu[i];
+        if (strcmp(g->name, old->name) != 0 || strcmp(g->pci, old->pci) != 0) break;
+        g->read_gbps = old->read_gbps;
+        g->up_gbps = old->up_gbps;
+        g->down_gbps = old->down_gbps;
+        g->int8_gops = old->int8_gops;
+        g->bf16_gops = old->bf16_gops;
+        g->f32_gops = old->f32_gops;
+    }
+    inv->gpus = now;
+}
+
+static void gpus_tell(struct mu_inventory *inv, Muster__V1__Node *node)
+{
+    for (int i = 0; i < inv->gpus.n; i++) {
+        struct mu_gpu *g = &inv->gpus.gpu[i];
+        Muster__V1__Gpu *m = inv->gpu_at[i] = &inv->gpu[i];
+        muster__v1__gpu__init(m);
+        m->name = g->name;
+        m->pci = g->pci;
+        m->numa = g->numa;
+        m->capability = (uint32_t)g->capability;
+        m->has_link = g->has_link;
+        m->memory_bytes = g->memory_bytes;
+        m->free_bytes = g->free_bytes;
+        m->read_gbps = g->read_gbps;
+        m->up_gbps = g->up_gbps;
+        m->down_gbps = g->down_gbps;
+        m->int8_gops = g->int8_gops;
+        m->bf16_gops = g->bf16_gops;
+        m->f32_gops = g->f32_gops;
+    }
+    node->n_gpu = (size_t)inv->gpus.n;
+    node->gpu = inv->gpu_at;
+    node->no_gpu = inv->gpus.why;
+    node->gpus_broken = inv->gpus.broken;
+}
+
 /* ---- answering ---- */
 
 static void answer(struct mu_inventory *inv, struct question *q)
@@ -115,6 +167,8 @@ static void answer(struct mu_inventory *inv, struct question *q)
         Muster__Internal__V1__InventoryReply reply = MUSTER__INTERNAL__V1__INVENTORY_REPLY__INIT;
         Muster__V1__Node node = MUSTER__V1__NODE__INIT;
         if (q->measure) measure(inv, topo);
+        if (q->gpus) gpus_look(inv, q->measure);
+        if (q->gpus) gpus_tell(inv, &node);
         node.name = topo->host;
         node.cores = (uint32_t)topo->n_core;
         node.memory_bytes = topo->mem_total_bytes;
@@ -149,10 +203,11 @@ static void *inventory_main(void *arg)
     return NULL;
 }
 
-void mu_inventory_ask(struct mu_inventory *inv, struct mu_rpc_call *call, bool want_measure)
+void mu_inventory_ask(struct mu_inventory *inv, struct mu_rpc_call *call,
+                      const Muster__Internal__V1__InventoryRequest *req)
 {
     struct question *q = mu_calloc(1, sizeof *q);
-    if (q) *q = (struct question){mu_rpc_call_retain(call), want_measure};
+    if (q) *q = (struct question){mu_rpc_call_retain(call), req->measure, req->gpus};
     if (q && mu_queue_push(inv->queue, q) == MU_OK) return;
     if (q) question_free(q);
     mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "the worker is busy or out of memory; try again");

@@ -26,6 +26,8 @@
 #include "base/topo.h"
 #include "base/watchdog.h"
 #include "kernels/kernels.h"
+#include "shard/plan_where.h"
+#include "worker/device_link.h"
 #include "worker/gang_file.h"
 #include "worker/leader.h"
 #include "worker/rank.h"
@@ -42,6 +44,7 @@ enum {
     /* A rank that found another one gone lets that one be noticed first: its connections close before its process
      * ends. */
     LINGER_MS = 300,
+    GPU_ROOM_MS = 5000,
 };
 
 struct rank {
@@ -125,15 +128,17 @@ static void thread_init(void *ctx)
 /* CPUs of our own where the gang leaves every thread a core; else the system shares them out better than we could. */
 static enum mu_status pool_open(struct rank *r, struct mu_err *err)
 {
-    int n_thread = (int)r->req->threads;
+    const struct mu_split *split = &r->plan.split;
+    int n_thread = (int)r->req->threads, first = mu_plan_first_core(split, r->rank, n_thread);
     const char *wanted = getenv("MUSTER_PIN");
-    struct mu_pool_options opt = {.n_threads = n_thread, .thread_init = thread_init};
+    struct mu_pool_options opt = {.n_threads = mu_plan_threads(split, r->rank, n_thread), .thread_init = thread_init};
     struct mu_topo *topo = mu_malloc(sizeof *topo);
     if (!topo) return mu_fail(err, MU_ENOMEM, "out of memory for the machine's topology");
     enum mu_status st = mu_topo_read(topo, err);
     if (st == MU_OK) {
-        opt.pin = n_thread * r->plan.n_rank <= topo->n_usable && !(wanted && strcmp(wanted, "0") == 0);
-        if (opt.pin) opt.cpus = topo->cpus + r->rank * n_thread;
+        opt.pin = first >= 0 && mu_plan_threads_sum(split, n_thread) <= topo->n_usable &&
+                  !(wanted && strcmp(wanted, "0") == 0);
+        if (opt.pin) opt.cpus = topo->cpus + first;
         st = mu_pool_create(&opt, &r->pool, err);
         if (st != MU_OK && opt.pin) { /* a container may refuse */
             opt.pin = 0;
@@ -145,17 +150,39 @@ static enum mu_status pool_open(struct rank *r, struct mu_err *err)
     return st;
 }
 
-/* The worker's memory for our weights, as mpirun has it; 0: there is none. */
+/* The worker's memory for our weights, as mpirun has it; 0: there is none. A GPU's memory ends with its process. */
 static int kept_open(const struct rank *r)
 {
     char path[64];
-    if (!r->req->kept_fd) return 0;
+    if (!r->req->kept_fd || r->plan.split.device[r->rank] != MU_ON_CPU) return 0;
     snprintf(path, sizeof path, "/proc/%d/fd/%u", (int)getppid(), r->req->kept_fd + (unsigned)r->rank);
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd >= 0) return fd;
     mu_warn("rank", "the weights cannot be kept for the next launch, which will pack them again: %s: %s", path,
             strerror(errno));
     return 0;
+}
+
+/* Memory of a GPU that a process has just left may not be free yet: waits until there is as much as this rank takes, for
+ * a while. Whether it is enough then, creating the shard says, with the numbers. */
+static void gpu_room_wait(const struct rank *r)
+{
+    int device = r->plan.split.device[r->rank];
+    const struct mu_device_ops *ops = device == MU_ON_CPU ? NULL : mu_device_load(NULL);
+    int64_t until = mu_now_ns() + GPU_ROOM_MS * MU_MS;
+    struct mu_device_info info;
+    struct mu_rank_memory m;
+    mu_plan_memory(r->model, &r->plan, r->rank, &r->serving, &m);
+    while (ops && ops->info(device, &info, NULL) == MU_OK && info.free_bytes < m.weights + m.kv + m.scratch &&
+           mu_now_ns() < until)
+        mu_sleep_ms(50);
+}
+
+/* How long a step may take at most, for deadlines: of all layers, as if one rank had them. */
+static int64_t step_ms(const struct rank *r)
+{
+    int64_t ms = mu_rank_layer_ms(r->model, &r->plan.split, &r->serving, (int)r->req->threads) * r->model->cfg.n_layer;
+    return ms < 3600000 ? ms : 3600000;
 }
 
 static enum mu_status model_load(struct rank *r, struct mu_err *err)
@@ -174,6 +201,10 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
                        r->plan.n_rank);
     MU_TRY(st, pool_open(r, err), out);
     MU_TRY(st, mu_shard_link_create(r->comm, &r->plan, &r->link, &r->ops, err), out);
+    unsigned char link_id[MU_DEVICE_LINK_ID];
+    bool linked;
+    MU_TRY(st, mu_device_link_agree(r->comm, &r->plan, r->rank, NULL, link_id, &linked, err), out);
+    gpu_room_wait(r);
     struct mu_shard_options opt = {
         .model = r->model,
         .plan = &r->plan,
@@ -186,6 +217,8 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
         .load_ctx = r->record,
         .adapters = r->adapters,
         .kept_fd = kept_open(r),
+        .device_timeout_ms = COMM_MS + (int)step_ms(r),
+        .device_link = linked ? link_id : NULL,
     };
     st = mu_shard_create(&opt, &r->shard, err);
     if (opt.kept_fd > 0) close(opt.kept_fd);
@@ -309,8 +342,7 @@ static enum mu_status rank_run(struct rank *r, struct mu_err *err)
     MU_TRY(st, model_load(r, err), out);
     MU_TRY(st, bells_open(r, err), out);
     MU_TRY(st, mu_comm_barrier(r->comm, err), out); /* opens every connection, which costs up to 0.3 s the first time */
-    int64_t layers_ms = mu_rank_layer_ms(r->model, &r->serving, (int)r->req->threads) * r->model->cfg.n_layer;
-    r->comm->timeout_ms = COMM_MS + (int)(layers_ms < 3600000 ? layers_ms : 3600000);
+    r->comm->timeout_ms = COMM_MS + (int)step_ms(r);
     mu_record_op(r->record, MU_OP_IDLE, MU_RECORD_NOBODY);
     if (r->rank == r->plan.leader) return lead(r, err);
     atomic_store(&r->record->ready, 1);

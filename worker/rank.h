@@ -6,16 +6,18 @@
 #include "shard/plan.h"
 
 /* Pessimistic milliseconds that the largest rank computes between two signs of progress (a layer, or the output
- * head) with a full step; a machine that is slower than 10 billion operations a second and thread would be taken for
- * hung. */
-static inline int64_t mu_rank_layer_ms(const struct mu_model *model, const struct mu_serving *serving, int n_thread)
+ * head) with a full step; a rank that is slower than 10 billion operations a second and thread, or on a GPU than a
+ * thousand billion, would be taken for hung. n_thread: of a rank on processors. */
+static inline int64_t mu_rank_layer_ms(const struct mu_model *model, const struct mu_split *split,
+                                       const struct mu_serving *serving, int n_thread)
 {
     const struct mu_config *c = &model->cfg;
     double d = c->d_model, layer = 3.0 * d * c->d_ff + 2.0 * d * c->d_head * (c->n_head + c->n_kv_head);
     double cache = 2.0 * serving->n_ctx * c->d_head * c->n_head;
     double head_ops = 2.0 * d * c->n_vocab * serving->n_slot, layer_ops = 2.0 * (layer + cache) * serving->step_tokens;
-    double ops = head_ops > layer_ops ? head_ops : layer_ops;
-    return (int64_t)(ops / (1e10 * (n_thread < 1 ? 1 : n_thread)) * 1e3);
+    double ops = head_ops > layer_ops ? head_ops : layer_ops, rate = 1e10 * (n_thread < 1 ? 1 : n_thread);
+    if (mu_split_cpu_ranks(split) == 0) rate = 1e12;
+    return (int64_t)(ops / rate * 1e3);
 }
 
 #endif

@@ -20,7 +20,9 @@
 #include "base/topo.h"
 #include "kernels/kernels.h"
 #include "shard/adjust.h"
+#include "shard/plan_where.h"
 #include "transport/comm.h"
+#include "worker/device_link.h"
 #include "worker/shard_comm.h"
 
 struct solo_rank {
@@ -57,7 +59,7 @@ struct mu_solo {
     uint32_t n_free_page, max_page;
     struct mu_step *step;
     uint64_t number;
-    int *cpus; /* [n_rank * n_thread], or NULL: do not pin */
+    int *cpus; /* of all threads, or NULL: do not pin */
     const struct mu_step *running;
 };
 
@@ -75,11 +77,15 @@ static void rank_create(void *arg, int member, int n_member)
     struct solo_rank *r = &s->rank[member];
     struct mu_shard_options opt = {.model = s->opt.model, .plan = &s->plan, .rank = member, .serving = s->serving};
     opt.adapters = s->opt.adapters;
-    struct mu_pool_options pool = {.n_threads = s->opt.n_thread, .thread_init = rank_thread_init};
+    unsigned char link_id[MU_DEVICE_LINK_ID];
+    bool linked = false;
+    int n_thread = s->opt.n_thread, first = mu_plan_first_core(&s->plan.split, member, n_thread);
+    struct mu_pool_options pool = {.n_threads = mu_plan_threads(&s->plan.split, member, n_thread),
+                                   .thread_init = rank_thread_init};
     (void)n_member;
-    if (s->cpus) {
+    if (s->cpus && first >= 0) {
         pool.pin = 1;
-        pool.cpus = s->cpus + member * s->opt.n_thread;
+        pool.cpus = s->cpus + first;
     }
     if (member == 0) {
         opt.load_progress = s->opt.load_progress;
@@ -87,6 +93,8 @@ static void rank_create(void *arg, int member, int n_member)
     }
     MU_TRY(r->st, mu_pool_create(&pool, &r->pool, &r->err), fail);
     if (r->comm) MU_TRY(r->st, mu_shard_link_create(r->comm, &s->plan, &r->link, &opt.comm, &r->err), fail);
+    if (r->comm) MU_TRY(r->st, mu_device_link_agree(r->comm, &s->plan, member, NULL, link_id, &linked, &r->err), fail);
+    opt.device_link = linked ? link_id : NULL;
     opt.pool = r->pool;
     MU_TRY(r->st, mu_shard_create(&opt, &r->shard, &r->err), fail);
 fail:
@@ -200,7 +208,7 @@ enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **
     MU_TRY(st, slots_create(s, err), fail);
     MU_TRY(st, mu_step_create(&s->serving, opt->model->cfg.n_vocab, &s->step, err), fail);
     int n_rank = s->plan.n_rank;
-    if (opt->pin) s->cpus = cpus_choose(n_rank * opt->n_thread);
+    if (opt->pin) s->cpus = cpus_choose(mu_plan_threads_sum(&s->plan.split, opt->n_thread));
     s->rank = mu_calloc((size_t)n_rank, sizeof *s->rank);
     if (!s->rank) {
         st = mu_fail(err, MU_ENOMEM, "no memory for %d ranks", n_rank);

@@ -12,7 +12,7 @@ struct mu_solo;
 struct mu_solo_options {
     const struct mu_model *model;
     struct mu_split split;
-    int n_thread;              /* per rank */
+    int n_thread;              /* per rank on processors; mu_plan_threads */
     struct mu_serving serving; /* n_page 0: n_slot × pages of n_ctx */
     int pin;                   /* a core a thread, where there are enough */
     void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx);

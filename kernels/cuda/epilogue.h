@@ -16,7 +16,7 @@ struct mu_epilogue {
     size_t stride;
     uint16_t *bf16;
     struct mu_act_to form;
-    const float *bias, *up_bias, *plus, *lora, *lora_up, *lora_scale;
+    const float *bias, *up_bias, *plus, *lora, *lora_up, *lora_scale, *lora_up_scale;
     float scale, cap;
     enum mu_device_act act;
     int n_row;
@@ -44,6 +44,7 @@ static inline struct mu_epilogue mu_epilogue_of(const struct mu_device_job *job)
     e.lora = job->lora;
     e.lora_up = job->lora_up;
     e.lora_scale = job->lora_scale;
+    e.lora_up_scale = job->lora_up_scale;
     e.scale = job->scale;
     e.cap = job->cap;
     e.act = job->act;
@@ -87,7 +88,7 @@ __device__ static inline float mu_epilogue_value(const struct mu_epilogue &e, in
     if (e.up_done) {
         u = e.out[v * e.stride + (size_t)row];
     } else if (e.has_up) {
-        u = mu_epilogue_lora(e.lora_up, e.lora_scale, v, e, row, u);
+        u = mu_epilogue_lora(e.lora_up, e.lora_up_scale, v, e, row, u);
         if (e.up_bias) u = u + e.up_bias[at];
     }
     if (e.scale != 0.0f) y = y * e.scale;

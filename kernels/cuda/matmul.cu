@@ -24,7 +24,7 @@ static void up_first(struct mu_device *d, const struct mu_device_job *job, const
     up.stride = job->stride;
     up.bias = job->up_bias;
     up.lora = job->lora_up;
-    up.lora_scale = job->lora_scale;
+    up.lora_scale = job->lora_up_scale;
     if (experts) {
         of_up = *experts;
         of_up.m_bytes = experts->up_bytes;

@@ -79,7 +79,7 @@ int main(int argc, char **argv)
     if (!roof.buf || n_all > 64 || mu_pool_create(&pool_opt, &pool, &err) != MU_OK) return fail(&err);
     memset(roof.buf, 1, READ_BYTES);
 
-    struct mu_rank_memory memory = {0, 0, 0};
+    struct mu_rank_memory memory = {0};
     double weight_bytes = 0, values = 0;
     for (int i = 0; i < opt.split.n_rank; i++) {
         mu_plan_memory(model, mu_solo_plan(solo), i, mu_solo_serving(solo), &memory);

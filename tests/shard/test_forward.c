@@ -1,95 +1,6 @@
 /* One answer: the same bytes of logits whatever the split, the threads, the instruction set, the chunks and the
  * company. */
-#include "forward_util.h"
-
-#include "base/alloc.h"
-#include "kernels/kernels.h"
-#include "model/synth.h"
-
-static void same(const float *got, const float *want, size_t n_row, int n_vocab, const char *what)
-{
-    size_t n = n_row * (size_t)n_vocab;
-    if (memcmp(got, want, n * sizeof *got) == 0) return;
-    for (size_t i = 0; i < n; i++)
-        if (memcmp(got + i, want + i, sizeof *got) != 0)
-            fail_msg("%s: position %zu, id %zu: %.9g, expected %.9g", what, i / (size_t)n_vocab, i % (size_t)n_vocab,
-                     (double)got[i], (double)want[i]);
-}
-
-static void ids_fill(int32_t *ids, size_t n, int n_vocab, uint32_t seed)
-{
-    for (size_t i = 0; i < n; i++) {
-        seed = seed * 1664525u + 1013904223u;
-        ids[i] = (int32_t)((seed >> 8) % (uint32_t)n_vocab);
-    }
-}
-
-/* The sequence in chunks of `chunk`, all logits. */
-static float *logits_chunked(const struct mu_model *m, struct how how, const int32_t *ids, size_t n, size_t chunk)
-{
-    struct mu_solo *solo = solo_of(m, how);
-    struct rows rows = {.at = malloc(n * (size_t)m->cfg.n_vocab * sizeof(float)), .n_vocab = m->cfg.n_vocab};
-    for (size_t at = 0; at < n; at += chunk)
-        MUST(mu_solo_feed(solo, 1, ids + at, n - at < chunk ? n - at : chunk, MU_OUT_ALL, NULL, rows_take, &rows, NULL,
-                          err));
-    assert_int_equal(rows.n, n);
-    mu_solo_close(solo);
-    return rows.at;
-}
-
-/* All logits of sequence 0 of 8 that run in the same steps, each with its own pace. */
-static float *logits_in_company(const struct mu_model *m, struct how how, const int32_t *ids, size_t n)
-{
-    enum { N_SEQ = 8, MAX_STEP = 64 };
-    how.n_slot = N_SEQ;
-    how.step_tokens = MAX_STEP;
-    struct mu_solo *solo = solo_of(m, how);
-    const struct mu_serving *serving = mu_solo_serving(solo);
-    struct mu_step *step = NULL;
-    MUST(mu_step_create(serving, m->cfg.n_vocab, &step, err));
-    size_t n_vocab = (size_t)m->cfg.n_vocab, done[N_SEQ] = {0};
-    uint32_t page = 0, pages[N_SEQ] = {0};
-    int32_t other[256];
-    float *out = malloc(n * n_vocab * sizeof *out);
-    ids_fill(other, 256, m->cfg.n_vocab, 99);
-    while (done[0] < n) {
-        step->number++;
-        step->n_page = step->n_seq = step->n_tok = 0;
-        uint32_t at = 0; /* of sequence 0 among the step's rows of logits */
-        uint32_t rows_before = 0, n_mine = 0;
-        for (int k = 0; k < N_SEQ; k++) { /* sequence 0 goes last */
-            int slot = (k + 1) % N_SEQ;
-            uint32_t take = slot == 0 ? 3 + (uint32_t)(step->number % 5) : (uint32_t)((slot + (int)step->number) % 4);
-            const int32_t *from = slot == 0 ? ids : other + slot;
-            size_t limit = slot == 0 ? n : 200;
-            if (take > limit - done[slot]) take = (uint32_t)(limit - done[slot]);
-            if (take == 0) continue;
-            for (; pages[slot] * MU_PAGE_TOKENS < done[slot] + take; pages[slot]++)
-                step->page[step->n_page++] = (struct mu_step_page){(uint32_t)slot, page++};
-            uint8_t kind = slot == 0 ? MU_OUT_ALL : (uint8_t)(slot % 3); /* none, sample, logits */
-            if (kind == MU_OUT_LOGITS) rows_before++;
-            if (slot == 0) {
-                at = rows_before;
-                n_mine = take;
-            }
-            step->seq[step->n_seq++] = (struct mu_step_seq){.slot = (uint32_t)slot,
-                                                            .pos0 = (uint32_t)done[slot],
-                                                            .n_tok = take,
-                                                            .tok_off = step->n_tok,
-                                                            .out = kind};
-            memcpy(step->ids + step->n_tok, from + done[slot], take * sizeof *from);
-            step->n_tok += take;
-            done[slot] += take;
-        }
-        struct mu_step_result result;
-        MUST(mu_solo_step(solo, step, &result, err));
-        assert_int_equal(result.n_logit_row, at + n_mine);
-        memcpy(out + (done[0] - n_mine) * n_vocab, result.logits + at * n_vocab, n_mine * n_vocab * sizeof *out);
-    }
-    mu_free(step);
-    mu_solo_close(solo);
-    return out;
-}
+#include "ways_util.h"
 
 static const char *const splits[] = {"1", "1:1", "2:1:1", "1/1", "3:1/1:2", "1:1:1:1:1"};
 enum { N_SPLIT = sizeof splits / sizeof *splits };
@@ -231,16 +142,6 @@ static void test_q8_cache(void **state)
     }
 }
 
-static struct mu_model *synth_model(const struct mu_synth *spec, char *path, size_t path_bytes)
-{
-    struct mu_model *m = NULL;
-    const char *tmp = getenv("TMPDIR");
-    snprintf(path, path_bytes, "%s/muster-test-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(spec, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &m, err));
-    return m;
-}
-
 static void rows_any(const float *row, uint32_t position, void *ctx)
 {
     struct rows *r = ctx;
@@ -271,10 +172,9 @@ static void test_long(void **state)
     ids_fill(ids, N, spec.n_vocab, 11);
     for (int window = 0; window <= 2100; window += 2100)
         for (int kv = 0; kv < MU_KV_TYPE_COUNT; kv++) {
-            char path[300], what[100];
+            char what[100];
             spec.window = window;
-            struct mu_model *m = synth_model(&spec, path, sizeof path);
-            unlink(path);
+            struct mu_model *m = synth_open(&spec);
             assert_int_equal(m->cfg.window, window);
             float *want = NULL;
             for (int i = 0; i < 4; i++) { /* one thread cuts nothing */
@@ -311,38 +211,10 @@ static void test_long(void **state)
 static void test_odd_shapes(void **state)
 {
     (void)state;
-    const struct mu_synth shapes[] = {
-        {.n_head = 6, .n_kv_head = 3, .d_head = 48, .d_model = 288, .d_ff = 352, .n_vocab = 600, .type = MU_Q4_0},
-        {.n_head = 4,
-         .n_kv_head = 2,
-         .d_head = 80,
-         .d_model = 320,
-         .d_ff = 480,
-         .n_vocab = 520,
-         .type = MU_Q8_0,
-         .tied = 1},
-        {.n_head = 6, .n_kv_head = 3, .d_head = 48, .d_model = 272, .d_ff = 200, .n_vocab = 400, .type = MU_F16},
-        {.n_head = 3, .n_kv_head = 3, .d_head = 80, .d_model = 240, .d_ff = 168, .n_vocab = 400, .type = MU_BF16},
-        {.n_head = 16,
-         .n_kv_head = 4,
-         .d_head = 16,
-         .d_model = 256,
-         .d_ff = 768,
-         .n_vocab = 17000,
-         .type = MU_Q4_K,
-         .output_type = MU_Q6_K},
-    };
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        struct mu_synth spec = shapes[i];
-        char path[300], name[60];
-        spec.arch = "llama";
-        spec.n_layer = 2;
-        spec.n_ctx = 256;
-        spec.rope_freq_base = 10000;
-        spec.seed = i + 1;
-        if (spec.output_type == MU_F32) spec.output_type = spec.type;
-        struct mu_model *m = synth_model(&spec, path, sizeof path);
-        unlink(path);
+    for (size_t i = 0; i < N_ODD_LLAMA; i++) {
+        char name[60];
+        struct mu_synth spec = odd_llama(i);
+        struct mu_model *m = synth_open(&spec);
         snprintf(name, sizeof name, "odd shape %zu", i);
         check_ways(m, name, spec.n_vocab > 10000 ? 20 : 40);
         if (spec.d_head % MU_Q_BLOCK) check_ways_kv(m, name, 40, MU_KV_Q8_0);
@@ -355,182 +227,10 @@ static void test_odd_shapes(void **state)
 static void test_odd_families(void **state)
 {
     (void)state;
-    const struct mu_synth shapes[] = {
-        {.arch = "qwen2", .n_head = 6, .n_kv_head = 3, .d_head = 48, .d_model = 288, .d_ff = 352, .type = MU_Q4_0},
-        {.arch = "llama",
-         .n_head = 6,
-         .n_kv_head = 3,
-         .d_head = 48,
-         .d_model = 288,
-         .d_ff = 352,
-         .n_expert = 5,
-         .n_expert_used = 3,
-         .window = 9,
-         .type = MU_Q4_0},
-        {.arch = "qwen3moe",
-         .n_head = 5,
-         .n_kv_head = 1,
-         .d_head = 80,
-         .d_model = 208,
-         .d_ff = 72,
-         .n_expert = 7,
-         .n_expert_used = 2,
-         .type = MU_F16},
-        {.arch = "qwen3moe",
-         .n_head = 4,
-         .n_kv_head = 2,
-         .d_head = 64,
-         .d_model = 256,
-         .d_ff = 32,
-         .n_expert = 40,
-         .n_expert_used = 8,
-         .type = MU_Q8_0},
-        {.arch = "qwen3", .n_head = 5, .n_kv_head = 1, .d_head = 80, .d_model = 208, .d_ff = 200, .type = MU_F16},
-        {.arch = "phi2",
-         .n_head = 3,
-         .n_kv_head = 3,
-         .d_head = 80,
-         .d_model = 240,
-         .d_ff = 168,
-         .n_rot = 32,
-         .type = MU_BF16},
-        {.arch = "phi2",
-         .n_head = 4,
-         .n_kv_head = 4,
-         .d_head = 72,
-         .d_model = 288,
-         .d_ff = 416,
-         .n_rot = 28,
-         .type = MU_Q8_0},
-        {.arch = "phi3",
-         .n_head = 6,
-         .n_kv_head = 2,
-         .d_head = 48,
-         .d_model = 288,
-         .d_ff = 352,
-         .window = 9,
-         .type = MU_Q8_0},
-        {.arch = "phi3",
-         .n_head = 5,
-         .n_kv_head = 5,
-         .d_head = 48,
-         .d_model = 240,
-         .d_ff = 136,
-         .n_rot = 36,
-         .n_ctx_short = 64,
-         .tied = 1,
-         .type = MU_F16},
-        {.arch = "gemma",
-         .n_head = 3,
-         .n_kv_head = 1,
-         .d_head = 96,
-         .d_model = 224,
-         .d_ff = 320,
-         .tied = 1,
-         .type = MU_Q4_0},
-        {.arch = "gemma2",
-         .n_head = 6,
-         .n_kv_head = 3,
-         .d_head = 48,
-         .d_model = 288,
-         .d_ff = 352,
-         .window = 11,
-         .tied = 1,
-         .type = MU_Q8_0},
-        {.arch = "gemma3",
-         .n_layer = 7,
-         .n_head = 3,
-         .n_kv_head = 1,
-         .d_head = 80,
-         .d_model = 176,
-         .d_ff = 104,
-         .window = 5,
-         .type = MU_F32},
-        {.arch = "falcon",
-         .n_head = 5,
-         .n_kv_head = 1,
-         .d_head = 48,
-         .d_model = 240,
-         .d_ff = 160,
-         .tied = 1,
-         .type = MU_F16},
-        {.arch = "gpt-oss",
-         .n_layer = 3,
-         .n_head = 6,
-         .n_kv_head = 2,
-         .d_head = 48,
-         .d_model = 288,
-         .d_ff = 96,
-         .n_expert = 7,
-         .n_expert_used = 3,
-         .window = 9,
-         .n_ctx_short = 16,
-         .yarn_factor = 32,
-         .type = MU_MXFP4},
-        {.arch = "gpt-oss",
-         .n_head = 5,
-         .n_kv_head = 1,
-         .d_head = 64,
-         .d_model = 208,
-         .d_ff = 72,
-         .n_expert = 5,
-         .n_expert_used = 2,
-         .window = 12,
-         .type = MU_BF16},
-        {.arch = "mistral3",
-         .n_head = 6,
-         .n_kv_head = 3,
-         .d_head = 48,
-         .d_model = 288,
-         .d_ff = 352,
-         .n_ctx_short = 10,
-         .yarn_factor = 16,
-         .type = MU_Q4_0},
-        {.arch = "smollm3",
-         .n_layer = 5,
-         .n_head = 3,
-         .n_kv_head = 1,
-         .d_head = 80,
-         .d_model = 176,
-         .d_ff = 104,
-         .type = MU_F16},
-        {.arch = "granite",
-         .n_head = 6,
-         .n_kv_head = 3,
-         .d_head = 48,
-         .d_model = 288,
-         .d_ff = 352,
-         .tied = 1,
-         .type = MU_Q8_0},
-        {.arch = "granitemoe",
-         .n_head = 5,
-         .n_kv_head = 1,
-         .d_head = 80,
-         .d_model = 208,
-         .d_ff = 72,
-         .n_expert = 6,
-         .n_expert_used = 3,
-         .type = MU_F16},
-        {.arch = "falcon",
-         .n_head = 6,
-         .n_kv_head = 2,
-         .d_head = 80,
-         .d_model = 480,
-         .d_ff = 416,
-         .tied = 1,
-         .type = MU_Q4_0},
-    };
-    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
-        struct mu_synth spec = shapes[i];
-        char path[300], name[60];
-        if (!spec.n_layer) spec.n_layer = 2;
-        spec.n_ctx = 256;
-        spec.n_vocab = 400;
-        spec.rope_freq_base = 10000;
-        spec.output_type = spec.type;
-        spec.seed = i + 1;
-        struct mu_model *m = synth_model(&spec, path, sizeof path);
-        unlink(path);
+    for (size_t i = 0; i < N_ODD_FAMILY; i++) {
+        char name[60];
+        struct mu_synth spec = odd_family(i);
+        struct mu_model *m = synth_open(&spec);
         snprintf(name, sizeof name, "odd %s (%zu)", spec.arch, i);
         check_ways(m, name, 40);
         mu_model_close(m);
@@ -552,7 +252,6 @@ static void test_many_per_expert(void **state)
     enum { N = 400, N_VOCAB = 300 };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
         struct mu_synth spec = shapes[i];
-        char path[300];
         int32_t ids[N];
         spec.n_layer = 2;
         spec.n_head = 2;
@@ -563,8 +262,7 @@ static void test_many_per_expert(void **state)
         spec.rope_freq_base = 10000;
         spec.output_type = MU_F32;
         spec.seed = i + 1;
-        struct mu_model *m = synth_model(&spec, path, sizeof path);
-        unlink(path);
+        struct mu_model *m = synth_open(&spec);
         for (int t = 0; t < N; t++) ids[t] = t % 8 == 0 ? t % N_VOCAB : t % 3 == 0 ? 7 : 5; /* most go the same way */
         struct how all = {.n_ctx = N, .step_tokens = N};
         float *want = logits_chunked(m, (struct how){.n_ctx = N}, ids, N, 1);
@@ -603,9 +301,7 @@ static void test_outgrown(void **state)
                                   .output_type = MU_Q8_0,
                                   .seed = 4};
     static const char *const ways[] = {"1", "1:1", "2:1/1"};
-    char path[300];
-    struct mu_model *m = synth_model(&spec, path, sizeof path);
-    unlink(path);
+    struct mu_model *m = synth_open(&spec);
     for (int i = 0; i < 3; i++) {
         struct mu_solo *solo = solo_of(m, (struct how){.split = ways[i], .n_thread = 2, .step_tokens = 24});
         enum { START = 58, END = 71 };
@@ -672,11 +368,9 @@ static void test_cut_back(void **state)
         size_t keep, end; /* cut to keep, then fed until end */
         uint32_t position;
     } cases[] = {{79, 90, 79}, {65, 70, 65}, {64, 64, 0}, {63, 64, 0}, {64, 66, 0}, {1, 50, 0}, {0, 80, 0}};
-    char path[300];
-    struct mu_model *m = synth_model(&spec, path, sizeof path);
+    struct mu_model *m = synth_open(&spec);
     size_t n_vocab = (size_t)m->cfg.n_vocab;
     int32_t ids[90];
-    unlink(path);
     ids_fill(ids, 90, 400, 5);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct mu_solo *solo = solo_of(m, (struct how){.split = i % 2 ? "2:1/1" : "1", .step_tokens = 24});
@@ -752,9 +446,7 @@ static void test_single_tokens(void **state)
                                   .rope_freq_base = 10000,
                                   .type = MU_Q8_0,
                                   .output_type = MU_Q8_0};
-    char path[300];
-    struct mu_model *m = synth_model(&spec, path, sizeof path);
-    unlink(path);
+    struct mu_model *m = synth_open(&spec);
     size_t n_vocab = (size_t)m->cfg.n_vocab;
     int32_t ids[N_SEQ][N];
     float *want[N_SEQ];

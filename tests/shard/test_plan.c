@@ -164,8 +164,9 @@ static void auto_is(const struct paper *p, const struct mu_plan_node *node, int 
 {
     struct mu_split split;
     struct mu_err err = MU_ERR_INIT;
-    char text[MU_SPLIT_TEXT];
-    if (mu_plan_auto(&p->model, node, n_node, &SERVING, &split, &err) != MU_OK) fail_msg("%s", err.text);
+    char text[MU_SPLIT_TEXT], why[MU_PLAN_WHY];
+    if (mu_plan_auto(&p->model, node, n_node, &SERVING, MU_DEVICE_AUTO, &split, why, &err) != MU_OK)
+        fail_msg("%s", err.text);
     mu_split_format(&split, text, sizeof text);
     assert_string_equal(text, want);
 }
@@ -180,6 +181,7 @@ static void test_auto(void **state)
         {.name = "a", .n_core = 8, .n_numa = 1, .read_gbps = 30, .int8_gops = 1000, .memory_bytes = 16 * GB},
         {.name = "b", .n_core = 8, .n_numa = 1, .read_gbps = 10, .int8_gops = 1000, .memory_bytes = 16 * GB},
         {.name = "c", .n_core = 8, .n_numa = 1, .read_gbps = 10, .int8_gops = 1000, .memory_bytes = 16 * GB}};
+    char why[MU_PLAN_WHY];
     auto_is(&p, n, 1, "1");    /* one stage: weights say nothing */
     auto_is(&p, n, 2, "12/4"); /* by bandwidth */
     n[0].n_numa = 2;
@@ -188,7 +190,7 @@ static void test_auto(void **state)
     n[0].memory_bytes = GB / 2; /* fewer layers where memory is short */
     struct mu_split split;
     struct mu_err err = MU_ERR_INIT;
-    assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, &split, &err), MU_OK);
+    assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_OK);
     struct mu_plan plan;
     assert_int_equal(mu_plan_build(&p.model, &split, &plan, &err), MU_OK);
     struct mu_rank_memory m;
@@ -203,9 +205,9 @@ static void test_auto(void **state)
     n[1].memory_bytes = 16 * GB;
     auto_is(&p, n, 2, "8/8");
     n[0].memory_bytes = n[1].memory_bytes = GB / 10;
-    assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, &split, &err), MU_ENOMEM);
+    assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
     assert_non_null(strstr(err.text, "0.2 GB free"));
-    assert_int_equal(mu_plan_auto(&p.model, n, 0, &SERVING, &split, &err), MU_EINVAL);
+    assert_int_equal(mu_plan_auto(&p.model, n, 0, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_EINVAL);
 }
 
 static void test_predict(void **state)
@@ -233,6 +235,208 @@ static void test_predict(void **state)
     assert_true(apart.decode_ms == 0); /* unknown */
 }
 
+/* ---- GPUs ---- */
+
+static struct mu_plan_node gpu_node(int n_gpu, uint64_t gpu_bytes)
+{
+    struct mu_plan_node n = {.name = "a",
+                             .n_core = 16,
+                             .n_numa = 1,
+                             .read_gbps = 50,
+                             .int8_gops = 4000,
+                             .memory_bytes = 64000000000,
+                             .gpus = {.n = n_gpu}};
+    for (int i = 0; i < n_gpu; i++)
+        n.gpus.gpu[i] = (struct mu_gpu){.name = "Paper GPU",
+                                        .memory_bytes = gpu_bytes,
+                                        .free_bytes = gpu_bytes,
+                                        .read_gbps = 3000,
+                                        .up_gbps = 50,
+                                        .down_gbps = 50,
+                                        .int8_gops = 1000000,
+                                        .f32_gops = 50000};
+    return n;
+}
+
+static void gpu_auto_is(const struct paper *p, const struct mu_plan_node *node, enum mu_device_wish wish,
+                        const char *want, const char *says)
+{
+    struct mu_split split;
+    struct mu_err err = MU_ERR_INIT;
+    char text[MU_SPLIT_TEXT], why[MU_PLAN_WHY];
+    if (mu_plan_auto(&p->model, node, 1, &SERVING, wish, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+    mu_split_format(&split, text, sizeof text);
+    assert_string_equal(text, want);
+    if (!strstr(why, says)) fail_msg("'%s' is not in '%s'", says, why);
+}
+
+/* What a choice takes on each GPU is there. */
+static void gpu_fits(const struct paper *p, const struct mu_plan_node *node, struct mu_split *split_out)
+{
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_plan plan;
+    struct mu_fit fit;
+    char why[MU_PLAN_WHY];
+    if (mu_plan_auto(&p->model, node, 1, &SERVING, MU_DEVICE_AUTO, split_out, why, &err) != MU_OK)
+        fail_msg("%s", err.text);
+    assert_int_equal(mu_plan_build(&p->model, split_out, &plan, &err), MU_OK);
+    mu_fit_measure(&p->model, &plan, NULL, &SERVING, node, &fit);
+    assert_true(mu_fit_room(&fit) >= SERVING.n_page);
+}
+
+static void test_gpus(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768); /* 1.1 GB as Q8_0: 66 MB a layer, 17 MB a layer of cache */
+    const uint64_t MB = 1000000;
+    struct mu_plan_node n = gpu_node(4, 80000 * MB);
+    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, "1@gpu0", "GPU 0 (Paper GPU) holds the whole model");
+    gpu_auto_is(&p, &n, MU_DEVICE_GPU, "1@gpu0", "");
+    gpu_auto_is(&p, &n, MU_DEVICE_CPU, "1", "");
+    n.gpus.gpu[0].free_bytes = 900 * MB; /* the first that holds it, alone, whatever its number */
+    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, "1@gpu1", "GPU 1");
+
+    n = gpu_node(4, 900 * MB); /* two, not three or four: stages in the order of their numbers */
+    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, "8@gpu0/8@gpu1", "2 GPUs hold the model together");
+    gpu_auto_is(&p, &n, MU_DEVICE_GPU, "8@gpu0/8@gpu1", "");
+    n.gpus.gpu[0].read_gbps = 1000; /* by bandwidth, as far as memory goes */
+    struct mu_split split;
+    gpu_fits(&p, &n, &split);
+    assert_int_equal(split.n_stage, 2);
+
+    n = gpu_node(1, 700 * MB); /* processors take what is left, before the GPU */
+    gpu_fits(&p, &n, &split);
+    assert_int_equal(split.n_stage, 2);
+    assert_int_equal(split.device[0], MU_ON_CPU);
+    assert_int_equal(split.device[1], 0);
+    assert_true(split.weight[1] >= 4 && split.weight[1] <= 8);
+    char text[MU_SPLIT_TEXT];
+    mu_split_format(&split, text, sizeof text);
+    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, text, "on processors alone");
+    n.gpus.gpu[0].read_gbps = 5; /* a GPU slower than they are */
+    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, "1", "processors alone: ");
+    n.memory_bytes = 1300 * MB; /* whose memory does not hold it */
+    gpu_fits(&p, &n, &split);
+    assert_int_equal(split.n_stage, 2);
+    n.read_gbps = n.gpus.gpu[0].read_gbps = 0; /* nothing is measured */
+    gpu_fits(&p, &n, &split);
+    assert_int_equal(split.n_stage, 2);
+    n = gpu_node(1, 30 * MB);
+    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, "1", "does not hold a layer");
+}
+
+static void test_gpus_refused(void **state)
+{
+    (void)state;
+    struct paper p;
+    struct mu_split split = {.n_rank = 77};
+    struct mu_err err = MU_ERR_INIT;
+    char why[MU_PLAN_WHY];
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    struct mu_plan_node n = gpu_node(1, 700000000);
+    assert_int_equal(mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
+    assert_non_null(strstr(err.text, "1 GPU has 0.7 GB usable"));
+    assert_non_null(strstr(err.text, "of cache for 8192 tokens"));
+    n = gpu_node(0, 0);
+    snprintf(n.gpus.why, sizeof n.gpus.why, "the driver is too old");
+    assert_int_equal(mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_EUNSUPPORTED);
+    assert_non_null(strstr(err.text, "no GPU: the driver is too old"));
+    assert_int_equal(split.n_rank, 77);
+    n = gpu_node(1, 700000000); /* neither has room */
+    n.memory_bytes = 100000000;
+    assert_int_equal(mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
+}
+
+static void test_gpus_predict(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    struct mu_plan_node n = gpu_node(2, 80000000000);
+    struct mu_prediction cpu, gpu, two, mixed;
+    struct mu_plan plan = plan_of(&p, "1");
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, &cpu);
+    plan = plan_of(&p, "1@gpu0");
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, &gpu);
+    double bytes = (double)(plan.rank[0].weight_bytes - p.embed.bytes);
+    assert_true(gpu.decode_read_ms >= bytes / 3000e6 && gpu.decode_read_ms < 2 * bytes / 3000e6);
+    assert_true(gpu.decode_ms > gpu.decode_read_ms && gpu.decode_ms < cpu.decode_ms / 10);
+    assert_true(gpu.prefill_ms_per_token < cpu.prefill_ms_per_token / 10);
+    plan = plan_of(&p, "1@gpu0/1@gpu1"); /* one after the other: no faster, and a hop */
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, &two);
+    assert_true(two.decode_wire_ms > 0 && two.decode_ms > gpu.decode_ms);
+    assert_true(two.prefill_ms_per_token < gpu.prefill_ms_per_token);
+    plan = plan_of(&p, "1@gpu0/1");
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, &mixed);
+    assert_true(mixed.decode_ms > cpu.decode_ms / 2 && mixed.decode_ms < cpu.decode_ms);
+    plan = plan_of(&p, "1@gpu2"); /* there is none */
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, &gpu);
+    assert_true(gpu.decode_ms == 0);
+    n.gpus.gpu[0].read_gbps = 0;
+    plan = plan_of(&p, "1@gpu0");
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, &gpu);
+    assert_true(gpu.decode_ms == 0);
+}
+
+/* A page is on every place, and the fullest decides. */
+static void test_gpus_fit(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    struct mu_plan_node n = gpu_node(2, 1000000000);
+    struct mu_plan plan = plan_of(&p, "1@gpu1/1");
+    struct mu_serving v = {.n_ctx = 2048, .n_slot = 4, .step_tokens = 256};
+    struct mu_rank_memory m[2];
+    struct mu_fit f;
+    struct mu_err err = MU_ERR_INIT;
+    char text[MU_FIT_TEXT];
+    v.n_page = 1; /* tables for pages are not counted page by page */
+    for (int i = 0; i < 2; i++) mu_plan_memory(&p.model, &plan, i, &v, &m[i]);
+    v.n_page = 0;
+    mu_fit_measure(&p.model, &plan, NULL, &v, &n, &f);
+    assert_int_equal(f.n_place, 2);
+    assert_int_equal(f.place[0].device, MU_ON_CPU);
+    assert_int_equal(f.place[1].device, 1);
+    assert_int_equal(f.place[0].weights, m[1].weights);
+    assert_int_equal(f.place[0].scratch, m[1].scratch + m[0].host);
+    assert_int_equal(f.place[1].weights, m[0].weights);
+    assert_int_equal(f.place[1].page, m[0].kv);
+    assert_true(m[0].host >= p.embed.bytes); /* the embedding stays in the file */
+    uint64_t room = (f.place[1].usable - f.place[1].weights - f.place[1].scratch) / f.place[1].page;
+    assert_int_equal(mu_fit_room(&f), room);
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, 0, &v, &err), MU_OK);
+    assert_int_equal(v.n_page, 256);
+    mu_fit_describe(&f, &v, text);
+    assert_int_equal(strncmp(text, "GPU 1: weights ", 15), 0);
+    assert_non_null(strstr(text, "for 4 × 2,048 tokens (f16)"));
+    assert_non_null(strstr(text, "of 1.00 GB free; host: weights "));
+    assert_non_null(strstr(text, "of 64.0 GB free"));
+    n.gpus.gpu[1].free_bytes = 700000000;
+    v = (struct mu_serving){.n_ctx = 16384, .n_slot = 1, .step_tokens = 256};
+    mu_fit_measure(&p.model, &plan, NULL, &v, &n, &f);
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, MU_FIT_CTX, &v, &err), MU_ENOMEM);
+    assert_non_null(strstr(err.text, "does not fit GPU 1: weights "));
+    assert_non_null(strstr(err.text, "1 × 16,384 tokens"));
+    assert_non_null(strstr(err.text, "of 0.70 GB free; what would fit: --ctx "));
+    plan = plan_of(&p, "1@gpu5"); /* not there: it has no memory */
+    mu_fit_measure(&p.model, &plan, NULL, &v, &n, &f);
+    assert_int_equal(mu_fit_room(&f), 0);
+    /* two ranks of one GPU share it */
+    plan = plan_of(&p, "1@gpu0:1@gpu0");
+    mu_fit_measure(&p.model, &plan, NULL, &v, &n, &f);
+    assert_int_equal(f.n_place, 2);
+    for (int i = 0; i < 2; i++) mu_plan_memory(&p.model, &plan, i, &v, &m[i]);
+    assert_int_equal(f.place[1].weights, m[0].weights + m[1].weights);
+    /* a GPU alone: of the host there is little to tell */
+    plan = plan_of(&p, "1@gpu0");
+    v.n_ctx = 2048;
+    mu_fit_measure(&p.model, &plan, NULL, &v, &n, &f);
+    mu_fit_describe(&f, &v, text);
+    assert_null(strstr(strstr(text, "host: "), "KV"));
+}
+
 /* What was asked for is had or refused with what would fit; what was not is chosen. */
 static void test_fit(void **state)
 {
@@ -243,7 +447,10 @@ static void test_fit(void **state)
     paper_model(&p, 4, 8, 2, 64, 512, 1024, 1000);
     assert_int_equal(mu_split_parse("1", &one, NULL), MU_OK);
     assert_int_equal(mu_plan_build(&p.model, &one, &plan, NULL), MU_OK);
-    struct mu_fit f = {.weights = 1000, .scratch = 24, .page = 10, .free = 1 << 20, .usable = 1024 + 100 * 10 + 9};
+    struct mu_fit f = {
+        .n_place = 1,
+        .place = {
+            {.device = MU_ON_CPU, .weights = 1000, .scratch = 24, .page = 10, .free = 1 << 20, .usable = 2024 + 9}}};
     struct mu_err err = MU_ERR_INIT;
     assert_int_equal(mu_fit_room(&f), 100);
     struct mu_serving v = {.n_ctx = 33, .n_slot = 50};
@@ -267,33 +474,36 @@ static void test_fit(void **state)
     v.n_page = 7;
     assert_int_equal(mu_fit_settle(&f, &p.model, &plan, 0, &v, &err), MU_OK);
     assert_int_equal(v.n_page, 7);
-    f.usable = 1023; /* not even the weights */
+    f.place[0].usable = 1023; /* not even the weights */
     v = (struct mu_serving){.n_ctx = 4096, .n_slot = 1};
     assert_int_equal(mu_fit_settle(&f, &p.model, &plan, 0, &v, &err), MU_ENOMEM);
     assert_non_null(strstr(err.text, "a smaller model"));
 
     v = (struct mu_serving){.n_ctx = 8192, .n_slot = 4, .step_tokens = 512};
     struct mu_rank_memory m;
+    const struct mu_plan_node here = {.memory_bytes = 16000000000};
     v.n_page = 4 * mu_fit_pages_of(8192);
-    mu_fit_measure(&p.model, &plan, NULL, &v, 16000000000, &f);
+    mu_fit_measure(&p.model, &plan, NULL, &v, &here, &f);
     mu_plan_memory(&p.model, &plan, 0, &v, &m);
-    assert_true(f.page * v.n_page == m.kv && f.weights == m.weights && f.scratch == m.scratch);
-    assert_true(f.usable == 15000000000);
+    assert_true(f.place[0].page * v.n_page == m.kv && f.place[0].weights == m.weights &&
+                f.place[0].scratch == m.scratch);
+    assert_true(f.place[0].usable == 15000000000);
     char text[MU_FIT_TEXT];
     mu_fit_describe(&f, &v, text);
     assert_non_null(strstr(text, "for 4 × 8,192 tokens (f16)"));
     assert_non_null(strstr(text, "of 16.0 GB free"));
     v.kv = MU_KV_Q8_0;
-    uint64_t f16 = f.page;
-    mu_fit_measure(&p.model, &plan, NULL, &v, 16000000000, &f);
-    assert_int_equal(f.page * 64, f16 * 36);
+    uint64_t f16 = f.place[0].page;
+    mu_fit_measure(&p.model, &plan, NULL, &v, &here, &f);
+    assert_int_equal(f.place[0].page * 64, f16 * 36);
 }
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_share),      cmocka_unit_test(test_ranges),
-                                       cmocka_unit_test(test_replicated), cmocka_unit_test(test_units),
-                                       cmocka_unit_test(test_auto),       cmocka_unit_test(test_predict),
-                                       cmocka_unit_test(test_fit)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_share),    cmocka_unit_test(test_ranges),       cmocka_unit_test(test_replicated),
+        cmocka_unit_test(test_units),    cmocka_unit_test(test_auto),         cmocka_unit_test(test_predict),
+        cmocka_unit_test(test_gpus),     cmocka_unit_test(test_gpus_refused), cmocka_unit_test(test_gpus_predict),
+        cmocka_unit_test(test_gpus_fit), cmocka_unit_test(test_fit)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -26,6 +26,16 @@ static void test_good(void **state)
         {"1000000", "1000000", 1, 1},
         {"1000000.000", "1000000", 1, 1},
         {"0.1:0.7", "0.1:0.7", 1, 2},
+        {"1@cpu", "1", 1, 1},
+        {"1@gpu0", "1@gpu0", 1, 1},
+        {"1@gpu", "1@gpu0", 1, 1},
+        {"1@gpu007/1@cpu", "1@gpu7/1", 2, 2},
+        {"3@gpu0:1@gpu1/1", "3@gpu0:1@gpu1/1", 2, 3},
+        {"1@gpu/2@gpu:3@gpu", "1@gpu0/2@gpu1:3@gpu2", 2, 3},
+        {"1@gpu3/1/1@gpu", "1@gpu3/1/1@gpu4", 3, 3},
+        {"1@gpu2:1@gpu0:1@gpu", "1@gpu2:1@gpu0:1@gpu1", 1, 3},
+        {"1.5@gpu15", "1.5@gpu15", 1, 1},
+        {"1@gpu0:1@gpu0", "1@gpu0:1@gpu0", 1, 2}, /* both on one */
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct mu_split split, again;
@@ -40,12 +50,20 @@ static void test_good(void **state)
         for (int r = 0; r < split.n_rank; r++) {
             assert_true(again.weight[r] == split.weight[r]);
             assert_int_equal(again.stage_of[r], split.stage_of[r]);
+            assert_int_equal(again.device[r], split.device[r]);
         }
     }
     struct mu_split split;
     assert_int_equal(mu_split_parse("3:1/2", &split, NULL), MU_OK);
     assert_true(split.weight[0] == 3 && split.weight[1] == 1 && split.weight[2] == 2);
     assert_int_equal(split.stage_of[2], 1);
+    assert_false(mu_split_has_gpu(&split));
+    for (int i = 0; i < MU_MAX_RANKS; i++) assert_int_equal(split.device[i], MU_ON_CPU);
+    assert_int_equal(mu_split_parse("1/2@gpu5:1@cpu/1@gpu", &split, NULL), MU_OK);
+    static const int device[] = {MU_ON_CPU, 5, MU_ON_CPU, 6};
+    for (int i = 0; i < 4; i++) assert_int_equal(split.device[i], device[i]);
+    assert_true(mu_split_has_gpu(&split));
+    assert_int_equal(mu_split_cpu_ranks(&split), 2);
 }
 
 static void test_bad(void **state)
@@ -60,7 +78,7 @@ static void test_bad(void **state)
         {"-1", "position 1"},
         {"1:", "position 3"},
         {"/1", "position 1"},
-        {"1 ", "position 2: expected ':', '/'"},
+        {"1 ", "position 2: expected '@', ':', '/'"},
         {"1,2", "position 2"},
         {"1e3", "position 2"},
         {"nan", "position 1"},
@@ -73,6 +91,16 @@ static void test_bad(void **state)
         {"1.", "position 1"},
         {".5", "position 1"},
         {"0.000", "position 1"},
+        {"1@", "position 2: expected '@cpu', '@gpu'"},
+        {"1/2@gpx", "position 4: expected '@cpu'"},
+        {"1@gpu16", "position 2"},
+        {"1@gpu99999999999999999999", "position 2"},
+        {"1@gpu15/1@gpu", "position 10"}, /* there is none after it */
+        {"1@gpu-1", "position 6: expected ':', '/'"},
+        {"1@gpu0@gpu1", "position 7: expected ':', '/'"},
+        {"1@cpu0", "position 6: expected ':', '/'"},
+        {"@gpu0", "position 1: expected a weight"},
+        {"1 @gpu0", "position 2"},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct mu_split split = {.n_rank = 77};
@@ -98,11 +126,12 @@ static void test_many(void **state)
     /* the longest canonical text fits */
     for (int i = 0; i < MU_MAX_RANKS; i++) {
         split.weight[i] = 999999.999999;
+        split.device[i] = MU_MAX_GPUS - 1;
         split.stage_of[i] = i;
     }
     split.n_rank = split.n_stage = MU_MAX_RANKS;
     mu_split_format(&split, out, sizeof out);
-    assert_int_equal(strlen(out), 64 * 13 + 63);
+    assert_int_equal(strlen(out), 64 * (13 + 6) + 63);
     char small[6];
     memset(small, 'x', sizeof small);
     mu_split_format(&split, small, 5);

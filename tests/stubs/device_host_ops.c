@@ -84,10 +84,10 @@ static void finish(const struct mu_device_job *job, float *y, float *u, size_t t
 {
     int n = job->m->n_row;
     size_t dense = t * (size_t)n, at = t * job->stride, biases = expert * (size_t)n;
-    float lora_scale = job->lora_scale ? job->lora_scale[t] : 0.0f;
-    adapt(y, n, job->lora ? job->lora + dense : NULL, lora_scale, job->bias ? job->bias + biases : NULL);
+    adapt(y, n, job->lora ? job->lora + dense : NULL, job->lora ? job->lora_scale[t] : 0.0f,
+          job->bias ? job->bias + biases : NULL);
     if (u)
-        adapt(u, n, job->lora_up ? job->lora_up + dense : NULL, lora_scale,
+        adapt(u, n, job->lora_up ? job->lora_up + dense : NULL, job->lora_up ? job->lora_up_scale[t] : 0.0f,
               job->up_bias ? job->up_bias + biases : NULL);
     for (int i = 0; job->scale != 0.0f && i < n; i++) y[i] = y[i] * job->scale;
     if (job->plus) mu_ref_add(y, job->plus + at, n, 0);
@@ -148,7 +148,7 @@ static void job_check(struct mu_device *d, const struct mu_device_job *job, cons
            "an up of another shape, or without an act");
     REFUSE(!job->up && (gated || job->lora_up || job->up_bias), "an act or bias of an up that is not there");
     REFUSE(experts && (job->lora || job->lora_up || job->plus), "experts have neither LoRA nor plus");
-    REFUSE((job->lora || job->lora_up) && !job->lora_scale, "LoRA without scales");
+    REFUSE((job->lora && !job->lora_scale) || (job->lora_up && !job->lora_up_scale), "LoRA without scales");
     REFUSE(job->stride < n_row || job->form.f32, "a stride below the rows, or form.f32");
     NEED(job->out, last);
     MAY(job->bf16, last);
@@ -158,6 +158,7 @@ static void job_check(struct mu_device *d, const struct mu_device_job *job, cons
     MAY(job->lora, n_out * n_row);
     MAY(job->lora_up, n_out * n_row);
     MAY(job->lora_scale, n_out);
+    MAY(job->lora_up_scale, n_out);
     form_check(d, __func__, &job->form, n_out, job->m->n_row);
 }
 

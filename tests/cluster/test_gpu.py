@@ -1,0 +1,165 @@
+"""GPU ranks without a GPU: the plugin is the host as a device (tests/stubs/device_host.c), all else is real. Whatever the places of the ranks,
+the tokens are those of processors alone; what cannot be used is said plainly."""
+import os
+import signal
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, os.path.dirname(__file__))
+import harness  # noqa: E402
+from harness import BARD, pb  # noqa: E402
+
+PLUGIN = os.path.join(os.path.dirname(harness.MUSTER), "..", "tests", "stubs", "libmuster_device_host.so")
+GPU = {"MUSTER_DEVICE_PLUGIN": PLUGIN}
+NO_PLUGIN = {"MUSTER_DEVICE_PLUGIN": "none"}
+NO_DRIVER = dict(GPU, MUSTER_DEVICE_HOST_COUNT="x")  # a plugin that cannot count any
+NAME = "the host as a device"
+PROMPT, N_TOKEN = "ROMEO:\n", 60
+
+
+def text_of(*args, env=None):
+    done = harness.run("run", BARD, PROMPT, "-n", str(N_TOKEN), "--ignore-end", "--raw", "--quiet", *args, env=env or GPU)
+    if done.returncode != 0:
+        raise AssertionError(done.stderr)
+    return done.stdout
+
+
+class Serve(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.alone = text_of("--device", "cpu")
+
+    def test_run(self):
+        for split in ("1@gpu0", "1@gpu0/1", "1/1@gpu1", "1@gpu0:1@gpu1/1", "1@gpu0:1", "auto"):
+            with self.subTest(split):
+                self.assertEqual(text_of("--split", split), self.alone)
+        linked = dict(GPU, MUSTER_DEVICE_HOST_LINK="1")
+        self.assertEqual(text_of("--split", "1@gpu0:1@gpu1/1", env=linked), self.alone)
+
+    def test_serve(self):
+        for split, gpus in (("1@gpu0/1", [0, None]), ("1@gpu0", [0]), ("1/1@gpu1:1@gpu0", [None, 1, 0]), ("auto", [0])):
+            with self.subTest(split), harness.Server(split=split, env=GPU) as server:
+                ids, text, last = server.generate(PROMPT, N_TOKEN)
+                self.assertEqual(text + "\n", self.alone)
+                ranks = server.gang().rank
+                self.assertEqual([r.gpu if r.HasField("gpu") else None for r in ranks], gpus)
+                self.assertEqual([r.gpu_name for r in ranks], [NAME if g is not None else "" for g in gpus])
+                node = server.status().node[0]
+                self.assertEqual([g.name for g in node.gpu], [NAME] * 2)
+                self.assertGreater(node.gpu[0].memory_bytes, 0)
+                self.assertEqual(node.gpu[0].read_gbps > 0, split == "auto")  # measured where there was a choice
+                self.assertIn(f"rank {gpus.index(0)}: GPU 0 ({NAME})", server.logged())
+                table = harness.run("ps", "--server", server.address).stdout
+                self.assertIn("gpu0", table)
+                self.assertIn(f"GPU 1  {NAME}", table)
+                self.assertLessEqual(max(len(line) for line in table.splitlines() if line[:5] in ("rank ", "0    ")), 80)
+
+    def test_processors_do_not_look(self):
+        for split, args in (("1:1", []), ("auto", ["--device", "cpu"])):
+            with self.subTest(split), harness.Server(split=split, args=args, env=GPU) as server:
+                self.assertEqual(server.generate(PROMPT, N_TOKEN)[1] + "\n", self.alone)
+                self.assertEqual(len(server.status().node[0].gpu), 0)
+
+    def test_killed_ranks(self):
+        """kill -9 of the rank on a GPU, then of the one on processors, in the middle of a stream: its tokens are the same."""
+        with harness.Server(split="1@gpu0/1", args=["--no-speculation"], env=GPU) as server:
+            want, _, _ = server.generate(PROMPT, 200, seed=3, temperature=0.9)
+            for rank in (0, 1):
+                epoch = server.wait_ready().epoch
+                killed = []
+
+                def kill(n):
+                    if n >= 5 and not killed:
+                        killed.append(server.gang().rank[rank].pid)
+                        os.kill(killed[0], signal.SIGKILL)
+
+                got, _, last = server.generate(PROMPT, 200, seed=3, temperature=0.9, on_token=kill)
+                self.assertEqual(got, want)
+                self.assertGreater(last.usage.resumed, 0)
+                gang = server.wait_ready(epoch_after=epoch)
+                self.assertIn(f"rank {rank}", gang.last_failure)
+                self.assertEqual(gang.rank[0].gpu_name, NAME)
+
+    def test_killed_worker(self):
+        """Its successor is asked for nothing, but what the machine has is still known."""
+        with harness.Server(split="1@gpu0", env=GPU) as server:
+            gang = server.wait_ready()
+            os.kill(server.status().node[0].worker_pid, signal.SIGKILL)
+            server.wait_ready(epoch_after=gang.epoch)
+            self.assertEqual(len(server.status().node[0].gpu), 2)
+            self.assertEqual(server.generate(PROMPT, N_TOKEN)[1] + "\n", self.alone)
+
+
+class Said(unittest.TestCase):
+    def plan(self, *args, env=None):
+        return harness.run("plan", BARD, *args, env=env or GPU)
+
+    def refused(self, words, *args, env=None, verb="plan"):
+        done = harness.run(verb, BARD, *args, env=env or GPU)
+        self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
+        said = [line for line in done.stderr.splitlines() if line.startswith(f"muster {verb}: ")]  # serve has a worker, which logs
+        self.assertEqual(len(said), 1, done.stderr)
+        for word in words:
+            self.assertIn(word, said[0])
+
+    def test_no_plugin(self):
+        """Silent but where somebody asks."""
+        done = harness.run("run", BARD, PROMPT, "-n", "3", "--raw", env=NO_PLUGIN)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertNotIn("GPU", done.stderr)
+        with harness.Server(split="auto", env=NO_PLUGIN) as server:
+            self.assertNotIn("GPU", server.logged())
+            self.assertNotIn("GPU", harness.run("ps", "--server", server.address).stdout)
+        plan = self.plan(env=NO_PLUGIN)
+        self.assertEqual(plan.stdout.count("no GPU: "), 1, plan.stdout)
+        self.assertIn("split 1,", plan.stdout)
+
+    def test_no_driver(self):
+        """A plugin that cannot be used is told once, and processors do it."""
+        done = harness.run("run", BARD, PROMPT, "-n", "3", "--raw", env=NO_DRIVER)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stderr.count("no GPU is used: MUSTER_DEVICE_HOST_COUNT=x is no number"), 1, done.stderr)
+        with harness.Server(split="auto", env=NO_DRIVER) as server:
+            self.assertEqual(server.logged().count("no GPU is used: "), 1, server.logged())
+            self.assertEqual(server.gang().split, "1")
+            self.assertIn("no GPU: MUSTER_DEVICE_HOST_COUNT", harness.run("ps", "--server", server.address).stdout)
+        self.assertIn("no GPU: MUSTER_DEVICE_HOST_COUNT", self.plan(env=NO_DRIVER).stdout)
+
+    def test_broken_plugin(self):
+        with tempfile.NamedTemporaryFile(suffix=".so") as f:
+            f.write(b"no library\n")
+            f.flush()
+            done = harness.run("run", BARD, PROMPT, "-n", "3", "--raw", env={"MUSTER_DEVICE_PLUGIN": f.name})
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stderr.count("no GPU is used: the GPU plugin"), 1, done.stderr)
+        done = harness.run("run", BARD, PROMPT, "-n", "3", "--raw", env={"MUSTER_DEVICE_PLUGIN": "/none/x.so"})
+        self.assertEqual(done.stderr.count("no GPU is used: there is no GPU plugin /none/x.so"), 1, done.stderr)
+
+    def test_plan(self):
+        plan = self.plan()
+        self.assertIn("split 1@gpu0,", plan.stdout)
+        self.assertIn(f"GPU 0 ({NAME}) holds the whole model", plan.stdout)
+        self.assertIn(f"GPU 1  {NAME}, 1.07 GB memory", plan.stdout)
+        self.assertIn("memory: GPU 0: weights ", plan.stdout)
+        small = dict(GPU, MUSTER_DEVICE_HOST_MEMORY="11000000", MUSTER_DEVICE_HOST_COUNT="1")
+        mixed = self.plan("--parallel", "1", env=small)
+        self.assertEqual(mixed.returncode, 0, mixed.stderr)
+        self.assertRegex(mixed.stdout, r"on 1 GPU, which holds? no more|1 GPU has room for \d of 4 layers")
+        self.assertIn("split 1,", self.plan("--device", "cpu").stdout)
+
+    def test_refused(self):
+        for verb in ("plan", "serve", "run"):
+            self.refused(["--device gpu: no GPU: ", "MUSTER_DEVICE_PLUGIN"], "--device", "gpu", env=NO_PLUGIN, verb=verb)
+            self.refused(["rank 1 on GPU 7", "this machine has 2"], "--split", "1/1@gpu7", verb=verb)
+            self.refused(["no GPU: "], "--split", "1@gpu0", env=NO_PLUGIN, verb=verb)
+            self.refused(["--device cpu", "names a GPU"], "--split", "1@gpu0", "--device", "cpu", verb=verb)
+            self.refused(["--device gpu", "rank"], "--split", "1@gpu0/1", "--device", "gpu", verb=verb)
+            tiny = dict(GPU, MUSTER_DEVICE_HOST_MEMORY="4000000")
+            self.refused(["--device gpu: the model does not fit", "2 GPUs have 0.0 GB"], "--device", "gpu", env=tiny, verb=verb)
+        self.refused(["does not fit GPU 0", "of 4.0 MB free"], "--split", "1@gpu0", env=tiny, verb="run")
+        self.refused(["does not fit GPU 0", "of 4.0 MB free"], "--split", "1@gpu0", env=tiny, verb="serve")
+
+
+if __name__ == "__main__":
+    harness.main()

@@ -1,0 +1,78 @@
+/* Ranks on devices: the same bytes as one processor's, whatever is where.
+ *
+ * The plugin is what $MUSTER_DEVICE_PLUGIN names: the host as a device, or a GPU's. */
+#include "ways_util.h"
+
+#include "kernels/device.h"
+#include "shard/device.h"
+
+/* Devices alone, stages of both kinds, ranks of both kinds in one stage, two ranks on one device. */
+static const char *const splits[] = {"1@gpu0",          "1@gpu0:1@gpu1",           "2@gpu0:1", "1@gpu0/1", "1/1@gpu0",
+                                     "1:2@gpu1/1@gpu0", "1@gpu0:1@gpu0:1@gpu0:1:1"};
+enum { N_SPLIT = sizeof splits / sizeof *splits };
+
+static void check_split(const struct mu_model *m, const char *name, const char *split, const float *want,
+                        const int32_t *ids, size_t n, enum mu_kv_type kv)
+{
+    char what[200];
+    int n_vocab = m->cfg.n_vocab;
+    struct how how = {.split = split, .n_thread = 2, .kv = kv};
+    snprintf(what, sizeof what, "%s, %s", name, split);
+    float *got = logits_all(m, how, ids, n);
+    same(got, want, n, n_vocab, what);
+    free(got);
+    for (size_t chunk = 1; chunk <= 12; chunk += 11) { /* query by query, and in blocks */
+        size_t part = chunk > 1 || n < 24 ? n : 24;
+        how.n_thread = 1;
+        got = logits_chunked(m, how, ids, part, chunk);
+        snprintf(what, sizeof what, "%s, %s, chunks of %zu", name, split, chunk);
+        same(got, want, part, n_vocab, what);
+        free(got);
+    }
+    got = logits_in_company(m, how, ids, n);
+    snprintf(what, sizeof what, "%s, %s, in a batch of 8", name, split);
+    same(got, want, n, n_vocab, what);
+    free(got);
+}
+
+static void check_ways(const struct mu_model *m, const char *name, size_t n, enum mu_kv_type kv)
+{
+    int32_t ids[256];
+    ids_fill(ids, n, m->cfg.n_vocab, 7);
+    float *want = logits_all(m, (struct how){.kv = kv}, ids, n);
+    for (int i = 0; i < N_SPLIT; i++) check_split(m, name, splits[i], want, ids, n, kv);
+    free(want);
+}
+
+static void test_families(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_ODD_FAMILY; i++) {
+        char name[60];
+        struct mu_synth spec = odd_family(i);
+        struct mu_model *m = synth_open(&spec);
+        snprintf(name, sizeof name, "odd %s (%zu)", spec.arch, i);
+        check_ways(m, name, 40, i % 3 == 2 ? MU_KV_Q8_0 : MU_KV_F16);
+        mu_model_close(m);
+    }
+}
+
+static void test_shapes(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < N_ODD_LLAMA; i++) {
+        char name[60];
+        struct mu_synth spec = odd_llama(i);
+        struct mu_model *m = synth_open(&spec);
+        snprintf(name, sizeof name, "odd shape %zu", i);
+        check_ways(m, name, spec.n_vocab > 10000 ? 20 : 70, i % 2 ? MU_KV_Q8_0 : MU_KV_F16);
+        mu_model_close(m);
+    }
+}
+
+int main(int argc, char **argv)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_families), cmocka_unit_test(test_shapes)};
+    if (argc > 1) cmocka_set_test_filter(argv[1]);
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -16,7 +16,7 @@
  * Pointers. In what follows, pointers inside argument structs, and those to an operation's arrays, are device memory unless said
  * otherwise; structs themselves, and struct mu_mat (whose data is on the device), are host memory. Shapes are row-major. Zero tokens, rows
  * or sequences are fine everywhere and do nothing. What an operation writes overlaps neither what it reads nor what else
- * it writes, unless said otherwise. Elements are aligned to their size, allocations to 256 bytes.
+ * it writes, unless said otherwise. Elements are aligned to their size, q, s and sum of vectors to 16 bytes, allocations to 256 bytes.
  *
  * Threads: a device belongs to the thread that opened it. Several may be open, in several threads. */
 #ifndef MU_KERNELS_DEVICE_H

@@ -66,8 +66,9 @@ bool mu_x86_intel(void)
 static bool cpu_has_amx(void)
 {
     enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    enum { EDX_AMX_TILE = 1 << 24, EDX_AMX_INT8 = 1 << 25 }; /* of leaf 7; clang's cpuid.h has no names for them */
     unsigned a, b, c, d;
-    if (!cpu_has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & bit_AMX_TILE) || !(d & bit_AMX_INT8))
+    if (!cpu_has_avx512() || !__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & EDX_AMX_TILE) || !(d & EDX_AMX_INT8))
         return false;
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }

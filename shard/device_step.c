@@ -111,11 +111,9 @@ static bool in_fill(struct queue *r)
     size_t x_bytes = (size_t)s->n_tok * (size_t)s->cfg.d_model * sizeof *from->x;
     for (uint32_t i = 0; i < s->step->n_seq; i++) seq_fill(r, &s->step->seq[i]);
     rows_fill(r);
-    if (s->first_stage)
-        embed_all(s);
-    else
-        mu_recv_now(s, from->x, s->n_tok);
+    if (s->n_tok > 0 && !s->first_stage) mu_recv_now(s, from->x, s->n_tok);
     if (s->failed != MU_OK) return false;
+    if (s->first_stage) embed_all(s);
     if (s->n_tok > 0) r->ops->upload(v->d, v->in.base, from->base, (size_t)((char *)from->x - from->base) + x_bytes);
     if (s->kv.n_set > 0) {
         r->ops->upload(v->d, v->in.set, from->set, (size_t)s->kv.n_set * sizeof *from->set);

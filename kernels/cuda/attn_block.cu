@@ -51,26 +51,25 @@ template <typename KV> struct ahead {
 struct span {
     struct mu_device_block b;
     int head, kv_head;
+    unsigned reach; /* the window, or beyond every position */
     int base;       /* position of the segment's first */
     int begin, end; /* of the segment, what any of the queries sees */
 };
-
-static __device__ int query_of(const struct span &s, int row)
-{
-    return row < s.b.n_tok ? row : s.b.n_tok - 1; /* rows beyond the block repeat its last */
-}
 
 /* Queries' dimension 16u + tid mod 16, rows tid / 16, + 16 …; the key at my position, NULL where no query sees its page. */
 template <typename KV>
 static __device__ void keys_load(const struct mu_device_attn &a, const struct span &s, const unsigned char *keys, int u,
                                  int tid, struct ahead<KV> *next)
 {
-    int n = a.kv.d_head, d = u * MU_KV_UNIT + tid % MU_KV_UNIT;
+    int n = a.kv.d_head, d = u * MU_KV_UNIT + tid % MU_KV_UNIT, row = tid / MU_KV_UNIT;
+    size_t step = (size_t)a.n_head * (size_t)n;
+    const float *q = a.q + (size_t)(s.b.tok + row) * step + (size_t)(s.head * n + d);
     next->unit = keys ? KV::key(keys, n, u, tid % MU_KV_PAGE) : KV::none();
 #pragma unroll
     for (int i = 0; i < QUERIES * MU_KV_UNIT / THREADS; i++) {
-        size_t tok = (size_t)(s.b.tok + query_of(s, tid / MU_KV_UNIT + THREADS / MU_KV_UNIT * i));
-        next->q[i] = d < n ? a.q[(tok * (size_t)a.n_head + (size_t)s.head) * (size_t)n + (size_t)d] : 0.0f;
+        next->q[i] = 0.0f;
+        if (d < n && row + THREADS / MU_KV_UNIT * i < s.b.n_tok)
+            next->q[i] = q[(size_t)(THREADS / MU_KV_UNIT * i) * step];
     }
 }
 template <typename KV, int WIDE>
@@ -92,7 +91,7 @@ static __device__ void keys_put(struct shared<WIDE> *sh, int stage, float scale,
 template <int HALVES, int WIDE>
 static __device__ void scores_add(const struct shared<WIDE> *sh, int stage, int lane, int warp, float s[MINE][8])
 {
-#pragma unroll
+#pragma unroll 8
     for (int d = 0; d < MU_KV_UNIT; d++) {
         const float *q = &sh->q[stage][d][MINE * warp], *k = &sh->k[stage][d][4 * lane];
         float4 q0 = *(const float4 *)q, q1 = *(const float4 *)(q + 4), k0 = *(const float4 *)k, k1 = k0;
@@ -106,12 +105,16 @@ static __device__ void scores_add(const struct shared<WIDE> *sh, int stage, int 
     }
 }
 
-/* The query of a row sees [begin, end) of the segment; empty where begin ≥ end. */
-static __device__ void seen_of(const struct mu_device_attn &a, const struct span &s, int row, int *begin, int *end)
+/* Where the query of a row is, from the segment's first position on. Rows beyond the block's queries, whose results
+ * nobody stores, are as its last. */
+static __device__ inline int place_of(const struct span &s, int row)
 {
-    int pos = s.b.pos0 + query_of(s, row), first = mu_attn_first(pos, a.window) - s.base, last = pos + 1 - s.base;
-    *begin = first > 0 ? first : 0;
-    *end = last < MU_ATTN_SEGMENT ? last : MU_ATTN_SEGMENT;
+    return s.b.pos0 - s.base + (row < s.b.n_tok ? row : s.b.n_tok - 1);
+}
+/* A query at `place` sees a position of the segment. */
+static __device__ inline bool sees(const struct span &s, int place, int position)
+{
+    return (unsigned)(place - position) < s.reach; /* later positions wrap */
 }
 
 /* Position in the segment of a lane's score c. */
@@ -148,21 +151,16 @@ static __device__ void probabilities(const struct mu_device_attn &a, const struc
     if (a.softcap != 0.0f) scores_cap<WIDE>(a.softcap, sh, lane, warp, s);
 #pragma unroll
     for (int r = 0; r < MINE; r++) {
-        int begin, end, row = MINE * warp + r;
-        seen_of(a, span, row, &begin, &end);
+        int row = MINE * warp + r, place = place_of(span, row);
         float m = -INFINITY;
 #pragma unroll
         for (int c = 0; c < 8; c++) {
-            bool seen = column(lane, c) >= begin && column(lane, c) < end;
-            if (seen) m = fmaxf(m, s[r][c]);
+            if (sees(span, place, column(lane, c))) m = fmaxf(m, s[r][c]);
         }
         m = mu_warp_max(m);
         most[r] = m;
 #pragma unroll
-        for (int c = 0; c < 8; c++) {
-            bool seen = column(lane, c) >= begin && column(lane, c) < end;
-            s[r][c] = seen ? vf_exp(s[r][c] - m) : 0.0f;
-        }
+        for (int c = 0; c < 8; c++) { s[r][c] = sees(span, place, column(lane, c)) ? vf_exp(s[r][c] - m) : 0.0f; }
         *(float4 *)&sh->p[row][4 * lane] = make_float4(s[r][0], s[r][1], s[r][2], s[r][3]);
         *(float4 *)&sh->p[row][HALF + 4 * lane] = make_float4(s[r][4], s[r][5], s[r][6], s[r][7]);
     }
@@ -170,14 +168,13 @@ static __device__ void probabilities(const struct mu_device_attn &a, const struc
     /* l: half a warp a query; what is not seen adds +0 to sums that are not negative */
 #pragma unroll
     for (int r = 0; r < MINE; r += 2) {
-        int begin, end, row = MINE * warp + r + lane / 16;
+        int row = MINE * warp + r + lane / 16, place = place_of(span, row);
         float l = 0.0f;
         for (int k = 0; k < MU_ATTN_SEGMENT; k += 16) l = l + sh->p[row][k + lane % 16];
         l = mu_half_warp_sum(l);
         if (lane % 16 != 0) continue;
-        seen_of(a, span, row, &begin, &end);
         struct mu_attn_merge merge = {sh->sum_m[row], 1.0f, 0.0f}; /* nothing seen: as it was */
-        if (begin < end) {
+        if (place >= 0 && (place < MU_ATTN_SEGMENT || sees(span, place, MU_ATTN_SEGMENT - 1))) {
             merge = mu_attn_merge_of(merge.m, lane / 16 ? most[r + 1] : most[r]);
             sh->sum_l[row] = mu_attn_add(sh->sum_l[row], l, merge.keep, merge.take);
             sh->sum_m[row] = merge.m;
@@ -213,43 +210,68 @@ static __device__ void values_put(struct shared<WIDE> *sh, int stage, int tid, c
     }
 }
 
-/* The page's 32 positions further. edge: not all of them are seen by all of my queries. */
+/* Four values of my dimensions: positions `at` … of a stage. */
 template <int WIDE>
-static __device__ void values_add(const struct mu_device_attn &a, const struct span &s, const struct shared<WIDE> *sh,
-                                  int stage, int page, bool edge, int lane, int warp, float o[MINE][WIDE])
+static __device__ void values_get(const struct shared<WIDE> *sh, int stage, int at, int lane, float v[4][WIDE])
 {
 #pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const float *from = &sh->v[stage][at + k][WIDE * lane];
+        if (WIDE == 4) {
+            float4 x = *(const float4 *)from;
+            v[k][0] = x.x, v[k][1 % WIDE] = x.y, v[k][2 % WIDE] = x.z, v[k][3 % WIDE] = x.w;
+        } else if (WIDE == 2) {
+            float2 x = *(const float2 *)from;
+            v[k][0] = x.x, v[k][1 % WIDE] = x.y;
+        } else {
+            v[k][0] = *from;
+        }
+    }
+}
+
+/* The page's 32 positions further, all of which all of my queries see. */
+template <int WIDE>
+static __device__ void values_add(const struct shared<WIDE> *sh, int stage, int page, int lane, int warp,
+                                  float o[MINE][WIDE])
+{
+#pragma unroll 2
     for (int at = 0; at < MU_KV_PAGE; at += 4) {
         float4 p[MINE];
         float v[4][WIDE];
 #pragma unroll
         for (int r = 0; r < MINE; r++) p[r] = *(const float4 *)&sh->p[MINE * warp + r][page * MU_KV_PAGE + at];
+        values_get<WIDE>(sh, stage, at, lane, v);
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            const float *from = &sh->v[stage][at + k][WIDE * lane];
-            if (WIDE == 4) {
-                float4 x = *(const float4 *)from;
-                v[k][0] = x.x, v[k][1 % WIDE] = x.y, v[k][2 % WIDE] = x.z, v[k][3 % WIDE] = x.w;
-            } else if (WIDE == 2) {
-                float2 x = *(const float2 *)from;
-                v[k][0] = x.x, v[k][1 % WIDE] = x.y;
-            } else {
-                v[k][0] = *from;
+        for (int r = 0; r < MINE; r++)
+#pragma unroll
+            for (int i = 0; i < WIDE; i++) {
+                o[r][i] = fmaf(p[r].x, v[0][i], o[r][i]);
+                o[r][i] = fmaf(p[r].y, v[1][i], o[r][i]);
+                o[r][i] = fmaf(p[r].z, v[2][i], o[r][i]);
+                o[r][i] = fmaf(p[r].w, v[3][i], o[r][i]);
             }
-        }
+    }
+}
+
+/* The same where some do not see some. */
+template <int WIDE>
+static __device__ void values_add_seen(const struct span &s, const struct shared<WIDE> *sh, int stage, int page,
+                                       int lane, int warp, float o[MINE][WIDE])
+{
+#pragma unroll 1
+    for (int at = 0; at < MU_KV_PAGE; at += 4) {
+        float v[4][WIDE];
+        values_get<WIDE>(sh, stage, at, lane, v);
 #pragma unroll
-        for (int r = 0; r < MINE; r++) {
-            float w[4] = {p[r].x, p[r].y, p[r].z, p[r].w};
-            int begin = 0, end = MU_ATTN_SEGMENT;
-            if (edge) seen_of(a, s, MINE * warp + r, &begin, &end);
+        for (int r = 0; r < MINE; r++)
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 int pos = page * MU_KV_PAGE + at + k;
-                if (edge && (pos < begin || pos >= end)) continue;
+                float p = sh->p[MINE * warp + r][pos];
+                if (!sees(s, place_of(s, MINE * warp + r), pos)) continue;
 #pragma unroll
-                for (int i = 0; i < WIDE; i++) o[r][i] = fmaf(w[k], v[k][i], o[r][i]);
+                for (int i = 0; i < WIDE; i++) o[r][i] = fmaf(p, v[k][i], o[r][i]);
             }
-        }
     }
 }
 
@@ -283,6 +305,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_block(struct mu_devi
     s.b = a.block[gridDim.y - 1 - blockIdx.y]; /* from the end: those of a sequence's end take longest */
     s.head = (int)blockIdx.x;
     s.kv_head = (a.head0 + s.head) / a.group - a.kv_head0;
+    s.reach = a.window > 0 ? (unsigned)a.window : 0x7fffffffu;
     int last_pos = s.b.pos0 + s.b.n_tok - 1, first_pos = mu_attn_first(s.b.pos0, a.window);
     int seg_first = first_pos / MU_ATTN_SEGMENT, seg_last = last_pos / MU_ATTN_SEGMENT;
     bool mine = MINE * warp < s.b.n_tok; /* any of my queries exists */
@@ -321,9 +344,7 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_block(struct mu_devi
         int page0 = s.begin / MU_KV_PAGE, page1 = (s.end + MU_KV_PAGE - 1) / MU_KV_PAGE;
         values_load<KV, WIDE>(a, s, page0, 0, tid, &next);
         if (mine) probabilities<WIDE>(a, s, sh, seg == seg_last, lane, warp, score);
-        int low, high, all_low, all_high; /* what the first and the last of my queries see */
-        seen_of(a, s, MINE * warp, &low, &all_high);
-        seen_of(a, s, MINE * warp + MINE - 1, &all_low, &high);
+        int eldest = place_of(s, MINE * warp), youngest = place_of(s, MINE * warp + MINE - 1);
         for (int d0 = 0; d0 < n; d0 += 32 * WIDE) {
             float o[MINE][WIDE];
 #pragma unroll
@@ -334,12 +355,12 @@ static __global__ void __launch_bounds__(THREADS, 2) attend_block(struct mu_devi
             values_put<KV, WIDE>(sh, 0, tid, next);
             __syncthreads();
             for (page = page0; page < page1; page++) {
-                int stage = (page - page0) % 2, from = page * MU_KV_PAGE, to = from + MU_KV_PAGE;
+                int stage = (page - page0) % 2, from = page * MU_KV_PAGE, to = from + MU_KV_PAGE - 1;
                 if (page + 1 < page1) values_load<KV, WIDE>(a, s, page + 1, d0, tid, &next);
-                if (mine && from >= all_low && to <= all_high)
-                    values_add<WIDE>(a, s, sh, stage, page, false, lane, warp, o);
-                else if (mine && from < high && to > low)
-                    values_add<WIDE>(a, s, sh, stage, page, true, lane, warp, o);
+                if (mine && sees(s, eldest, to) && sees(s, youngest, from))
+                    values_add<WIDE>(sh, stage, page, lane, warp, o);
+                else if (mine && from <= youngest && eldest - to < (int)s.reach)
+                    values_add_seen<WIDE>(s, sh, stage, page, lane, warp, o);
                 if (page + 1 < page1) values_put<KV, WIDE>(sh, 1 - stage, tid, next);
                 __syncthreads();
             }
@@ -355,14 +376,16 @@ template <typename KV, int WIDE> static void launch(struct mu_device *d, const s
               dim3(THREADS), sizeof(struct shared<WIDE>), *a);
 }
 
-template <typename KV> static void launch_for(struct mu_device *d, const struct mu_device_attn *a)
+template <template <bool> class KV> static void launch_for(struct mu_device *d, const struct mu_device_attn *a)
 {
-    if (a->kv.d_head <= 32)
-        launch<KV, 1>(d, a);
+    if (a->kv.d_head % MU_KV_UNIT != 0)
+        launch<KV<true>, 4>(d, a);
+    else if (a->kv.d_head <= 32)
+        launch<KV<false>, 1>(d, a);
     else if (a->kv.d_head <= 64)
-        launch<KV, 2>(d, a);
+        launch<KV<false>, 2>(d, a);
     else
-        launch<KV, 4>(d, a);
+        launch<KV<false>, 4>(d, a);
 }
 
 void mu_cuda_attn_blocks(struct mu_device *d, const struct mu_device_attn *a)

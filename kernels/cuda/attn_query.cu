@@ -19,6 +19,7 @@ enum {
     THREADS = 32 * WARPS,
     ROW = MU_ATTN_SEGMENT + 16, /* probabilities of a head, so that two heads begin in different banks */
     MAX_HEADS = 16,
+    RAGGED_HEADS = 4,
     MERGE_THREADS = 128,
     MERGE_AHEAD = 16,
     BUSY = 4, /* so many blocks a multiprocessor keep it busy */
@@ -356,6 +357,11 @@ static __global__ void __launch_bounds__(MERGE_THREADS) merge(struct args args)
         if (k * MERGE_THREADS + tid < n) out[k * MERGE_THREADS + tid] = mu_attn_last(e, sum[k]);
 }
 
+static bool ragged(const struct mu_device_attn &a)
+{
+    return a.kv.d_head % MU_KV_UNIT != 0;
+}
+
 template <typename KV, int HEADS>
 static void launch(struct mu_device *d, const struct args &args, int n_query, int n_seg)
 {
@@ -367,15 +373,19 @@ static void launch(struct mu_device *d, const struct args &args, int n_query, in
     mu_launch(d, "attention", attend<KV, HEADS>, dim3(blocks, (unsigned)n_seg), dim3(THREADS), shared, args);
 }
 
-template <typename KV>
+template <template <bool> class KV>
 static void launch_for(struct mu_device *d, const struct args &args, int heads, int n_query, int n_seg)
 {
+    if (ragged(args.a)) {
+        launch<KV<true>, RAGGED_HEADS>(d, args, n_query, n_seg);
+        return;
+    }
     switch (heads) {
-    case 1: launch<KV, 1>(d, args, n_query, n_seg); break;
-    case 2: launch<KV, 2>(d, args, n_query, n_seg); break;
-    case 4: launch<KV, 4>(d, args, n_query, n_seg); break;
-    case 8: launch<KV, 8>(d, args, n_query, n_seg); break;
-    default: launch<KV, MAX_HEADS>(d, args, n_query, n_seg); break;
+    case 1: launch<KV<false>, 1>(d, args, n_query, n_seg); break;
+    case 2: launch<KV<false>, 2>(d, args, n_query, n_seg); break;
+    case 4: launch<KV<false>, 4>(d, args, n_query, n_seg); break;
+    case 8: launch<KV<false>, 8>(d, args, n_query, n_seg); break;
+    default: launch<KV<false>, MAX_HEADS>(d, args, n_query, n_seg); break;
     }
 }
 
@@ -396,6 +406,7 @@ void mu_cuda_attn_queries(struct mu_device *d, const struct mu_device_attn *a)
         most = n > most ? n : most;
     }
     while (heads < most && heads < MAX_HEADS) heads *= 2;
+    if (ragged(*a)) heads = RAGGED_HEADS;
     args.a = *a;
     args.n_pass = (most + heads - 1) / heads;
     args.n_seg = segments_of(a);

@@ -33,9 +33,11 @@ struct mu_device {
     cudaEvent_t mark[MU_DEVICE_MARKS];
     cudaError_t failed; /* the first thing that went wrong, and in what */
     const char *failed_in;
+    char lost[256]; /* a link that failed, in words; "": none */
     bool recording;
     bool packed;                     /* weights were packed since the last mu_launch_early */
     struct mu_device_memory *memory; /* what is allocated */
+    struct mu_device_link *links;    /* that are open */
 };
 
 /* Keeps the first error for the next wait. */
@@ -121,6 +123,19 @@ struct mu_device_graph *mu_cuda_record_end(struct mu_device *d);
 void mu_cuda_replay(struct mu_device *d, const struct mu_device_graph *g);
 void mu_cuda_graph_free(struct mu_device *d, struct mu_device_graph *g);
 
+/* link.cu */
+bool mu_cuda_link_have(void); /* NCCL is there */
+enum mu_status mu_cuda_link_id(unsigned char id_out[MU_DEVICE_LINK_ID], struct mu_err *err);
+enum mu_status mu_cuda_link_open(struct mu_device *d, const unsigned char id[MU_DEVICE_LINK_ID], int n_rank, int rank,
+                                 int timeout_ms, struct mu_device_link **link_out, struct mu_err *err);
+void mu_cuda_link_gather(struct mu_device_link *l, void *buf, const size_t *off, const size_t *len);
+void mu_cuda_link_send(struct mu_device_link *l, int to, const void *buf, size_t bytes);
+void mu_cuda_link_recv(struct mu_device_link *l, int from, void *buf, size_t bytes);
+void mu_cuda_link_close(struct mu_device_link *l);
+/* Looks whether an open link of the device has failed; d->lost then says so. */
+void mu_cuda_links_look(struct mu_device *d);
+/* For the error of a deadline: " (its link joins rank 1 of 3 with ranks 0, 2)"; "" without links. */
+void mu_cuda_links_describe(const struct mu_device *d, char *text, size_t size);
 /* pack.cu */
 size_t mu_cuda_mat_bytes(uint32_t type, int n_row, int n_col);
 void mu_cuda_mat_pack(struct mu_device *d, const struct mu_mat *m, int row0, int row1, const void *raw, int32_t *bad);

@@ -43,7 +43,9 @@ static __device__ inline uint4 mu_kv_short(const unsigned char *at, int n, int b
     return make_uint4(w[0], w[1], w[2], w[3]);
 }
 
-struct mu_kv_f16 {
+/* RAGGED: d_head is no multiple of 16. Kernels for such heads are apart, since few models have them, and reading value by
+ * value takes registers. */
+template <bool RAGGED> struct mu_kv_f16 {
     struct unit {
         uint4 low, high;
     };
@@ -51,7 +53,7 @@ struct mu_kv_f16 {
     static __device__ inline uint4 key_group(const unsigned char *keys, int d_head, int group, int pos)
     {
         int rest = d_head - 8 * group;
-        if (rest >= 8) return *(const uint4 *)(keys + 512 * group + 16 * pos);
+        if (!RAGGED || rest >= 8) return *(const uint4 *)(keys + 512 * group + 16 * pos);
         if (rest <= 0) return make_uint4(0, 0, 0, 0);
         return mu_kv_short(keys + 512 * group + 2 * rest * pos, rest, 2);
     }
@@ -97,7 +99,7 @@ struct mu_kv_f16 {
     }
 };
 
-struct mu_kv_q8 {
+template <bool RAGGED> struct mu_kv_q8 {
     struct unit {
         uint4 code;
         float scale; /* of a key: that of its block; of a value: lane i has that of position i mod 16 */
@@ -111,7 +113,8 @@ struct mu_kv_q8 {
     {
         int rest = d_head - MU_KV_UNIT * u;
         const unsigned char *group = keys + 512 * u;
-        uint4 code = rest >= MU_KV_UNIT ? *(const uint4 *)(group + 16 * pos) : mu_kv_short(group + rest * pos, rest, 1);
+        uint4 code = !RAGGED || rest >= MU_KV_UNIT ? *(const uint4 *)(group + 16 * pos)
+                                                   : mu_kv_short(group + rest * pos, rest, 1);
         return {code, scales(keys, d_head)[MU_KV_PAGE * (u / 2) + pos]};
     }
     static __device__ inline unit value(const unsigned char *values, int d_head, int u, int d)

@@ -20,7 +20,7 @@ enum {
     LANES = 32,
     THREADS = 256,
     EACH = 4,        /* logits that a thread has on their way at once */
-    BLOCKS_EACH = 4, /* blocks a processor, in all */
+    BLOCKS_EACH = 4, /* blocks that a processor holds at once */
 };
 static const unsigned long long NOT_FINITE = ~0ull;
 static_assert(sizeof(struct mu_device_pick) == sizeof(unsigned long long), "a key fits a pick");
@@ -96,7 +96,8 @@ void mu_cuda_pick(struct mu_device *d, const float *logits, size_t stride, int n
                   const struct mu_device_draw *draw, struct mu_device_pick *out)
 {
     if (n_row == 0) return;
-    int most = (n + THREADS - 1) / THREADS, want = (BLOCKS_EACH * d->n_sm + n_row - 1) / n_row;
+    int most = (n + THREADS - 1) / THREADS, want = BLOCKS_EACH * d->n_sm / n_row;
+    if (want < 1) want = 1;
     mu_note(d, cudaMemsetAsync(out, 0, (size_t)n_row * sizeof *out, d->stream), "pick");
     mu_launch(d, "pick", best_kernel, dim3(want < most ? want : most, n_row), dim3(THREADS), 0, logits, stride, n,
               first_id, draw, reinterpret_cast<unsigned long long *>(out));

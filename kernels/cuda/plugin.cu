@@ -59,6 +59,14 @@ static struct mu_device_ops ops_make(void)
     o.route = mu_cuda_route;
     o.combine = mu_cuda_combine;
     o.pick = mu_cuda_pick;
+    if (mu_cuda_link_have()) {
+        o.link_id = mu_cuda_link_id;
+        o.link_open = mu_cuda_link_open;
+        o.link_gather = mu_cuda_link_gather;
+        o.link_send = mu_cuda_link_send;
+        o.link_recv = mu_cuda_link_recv;
+        o.link_close = mu_cuda_link_close;
+    }
     return o;
 }
 

@@ -150,6 +150,12 @@ MU_PTX void mu_barrier_arrive(int id, int n)
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
 }
 
+/* x is computed before what follows here: the compiler would put it off to where it is needed. */
+MU_PTX void mu_pin(float &x)
+{
+    asm volatile("" : "+f"(x));
+}
+
 /* ---- the kernel before and the one after (launched with leave to overlap; nothing before sm_90) ----
  *
  * Until mu_grid_wait has returned, nothing that an earlier kernel writes may be touched, nor anything written that it
@@ -171,6 +177,15 @@ MU_PTX void mu_grid_begin(void)
 {
     mu_grid_release();
     mu_grid_wait();
+}
+
+/* ---- a·b + c rounded once; subnormal inputs, and a subnormal result, are zeros of their sign ---- */
+
+MU_PTX float mu_fma_ftz(float a, float b, float c)
+{
+    float r;
+    asm("fma.rn.ftz.f32 %0, %1, %2, %3;" : "=f"(r) : "f"(a), "f"(b), "f"(c));
+    return r;
 }
 
 /* ---- half precision, as bits; to nearest, ties to even; NaN becomes 0x7fffffff, 0x7fff ---- */

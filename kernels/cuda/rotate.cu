@@ -87,7 +87,7 @@ void mu_cuda_rotate(struct mu_device *d, const struct mu_device_rotate *a)
     size_t n = (size_t)a->n_tok * (size_t)(a->n_head + 2 * a->kv.n_head);
     dim3 grid((unsigned)((n + WARPS - 1) / WARPS));
     if (a->kv.type == MU_KV_Q8_0)
-        mu_launch(d, "rotate", rotate<mu_kv_q8>, grid, dim3(32 * WARPS), 0, *a);
+        mu_launch(d, "rotate", rotate<mu_kv_q8<true>>, grid, dim3(32 * WARPS), 0, *a);
     else
-        mu_launch(d, "rotate", rotate<mu_kv_f16>, grid, dim3(32 * WARPS), 0, *a);
+        mu_launch(d, "rotate", rotate<mu_kv_f16<true>>, grid, dim3(32 * WARPS), 0, *a);
 }

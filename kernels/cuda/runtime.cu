@@ -99,6 +99,7 @@ enum mu_status mu_cuda_info(int index, struct mu_device_info *info_out, struct m
     info.memory_bytes = p.totalGlobalMem;
     info.free_bytes = free_bytes;
     info.capability = p.major * 10 + p.minor;
+    info.has_link = mu_cuda_link_have();
     *info_out = info;
     return MU_OK;
 }
@@ -135,13 +136,26 @@ static void use(struct mu_device *d)
     mu_note(d, cudaSetDevice(d->index), "choosing the device");
 }
 
+/* Whether the stream has come to its end, or failed, within a time. */
+static bool ends_within(cudaStream_t stream, int ms)
+{
+    struct timespec pause = {0, 200000};
+    int64_t start = mu_now_ns();
+    while (cudaStreamQuery(stream) == cudaErrorNotReady) {
+        if (mu_now_ns() - start >= ms * MU_MS) return false;
+        nanosleep(&pause, NULL);
+    }
+    return true;
+}
+
 void mu_cuda_close(struct mu_device *d)
 {
     bool idle = true;
     if (!d) return;
     use(d);
     if (d->recording) mu_cuda_graph_free(d, mu_cuda_record_end(d));
-    if (d->stream) idle = mu_cuda_wait(d, MU_DEVICE_MARKS, CLOSE_MS, "what was queued", NULL) != MU_ETIMEOUT;
+    while (d->links) mu_cuda_link_close(d->links);
+    if (d->stream) idle = ends_within(d->stream, CLOSE_MS);
     while (d->memory) {
         struct mu_device_memory *m = d->memory;
         d->memory = m->next;
@@ -260,9 +274,12 @@ void mu_cuda_mark(struct mu_device *d, int mark)
 int mu_cuda_test(struct mu_device *d, int mark)
 {
     cudaError_t e;
-    if (d->failed != cudaSuccess) return -1;
+    if (d->failed != cudaSuccess || d->lost[0]) return -1;
     e = mark == MU_DEVICE_MARKS ? cudaStreamQuery(d->stream) : cudaEventQuery(d->mark[mark]);
-    if (e == cudaErrorNotReady) return 0;
+    if (e == cudaErrorNotReady) {
+        mu_cuda_links_look(d);
+        return d->lost[0] ? -1 : 0;
+    }
     mu_note(d, e, "what was queued");
     return e == cudaSuccess ? 1 : -1;
 }
@@ -274,11 +291,15 @@ enum mu_status mu_cuda_wait(struct mu_device *d, int mark, int timeout_ms, const
     while ((r = mu_cuda_test(d, mark)) == 0) {
         int64_t waited = mu_now_ns() - start;
         struct timespec pause = {0, waited < 20 * MU_MS ? 20000 : 200000};
-        if (waited >= timeout_ms * MU_MS)
-            return mu_fail(err, MU_ETIMEOUT, "GPU %d (%s) is not done with %s after %.1f s", d->index, d->name, what,
-                           (double)waited / (double)MU_SEC);
+        if (waited >= timeout_ms * MU_MS) {
+            char links[256];
+            mu_cuda_links_describe(d, links, sizeof links);
+            return mu_fail(err, MU_ETIMEOUT, "GPU %d (%s) is not done with %s after %.1f s%s", d->index, d->name, what,
+                           (double)waited / (double)MU_SEC, links);
+        }
         if (waited >= MU_MS / 5) nanosleep(&pause, NULL);
     }
+    if (r < 0 && d->lost[0]) return mu_fail(err, MU_EPEER, "GPU %d (%s): %s", d->index, d->name, d->lost);
     if (r < 0) return cuda_fail(err, d, d->failed_in, d->failed);
     return MU_OK;
 }

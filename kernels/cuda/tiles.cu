@@ -1,4 +1,6 @@
 /* Which tiles a product of many vectors is cut into (tiles_kernel.h multiplies). */
+#include <stdlib.h>
+
 #include "kernels/cuda/tiles_kernel.h"
 
 /* Where this block's tile is; n 0: nowhere. Whole warps; every warp finds the same. */
@@ -48,12 +50,13 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
     struct mu_tile_place place = tile_find<Shape>(x);
     if (place.n > 0) { /* the same for all threads */
         const struct mu_tile_job &job = x.job[place.job];
-        bool pairs = job.up && !job.then.up_done; /* half the groups are up's */
+        bool pairs = job.up != NULL; /* half the groups are up's */
         int groups = pairs ? Shape::GROUPS / 2 : Shape::GROUPS, last = place.first + place.n - 1;
-        int *vector = reinterpret_cast<int *>(bytes + M::VECTOR);
+        uint32_t *vector = reinterpret_cast<uint32_t *>(bytes + M::VECTOR);
         for (int i = (int)threadIdx.x; i < Shape::VECS; i += Shape::THREADS) {
             int p = place.vec + i < last ? place.vec + i : last;
-            vector[i] = x.experts.n_expert == 0 || x.experts.by_place ? p : x.experts.place[p] / x.experts.n_used;
+            vector[i] =
+                (uint32_t)(x.experts.n_expert == 0 || x.experts.by_place ? p : x.experts.place[p] / x.experts.n_used);
         }
         int mine = (int)threadIdx.x / (Shape::THREADS / Shape::GROUPS), group = place.tile * groups + mine % groups;
         const uint8_t *m = mine < groups ? job.m : job.up;
@@ -75,22 +78,15 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
                 for (int e = 0; e < 4; e++)
                     y[(vec0 + n / 2 * 16 + n % 2 * 2 + e % 2) * M::Y_ROW + row0 + r * 16 + e / 2 * 8] = acc[r][n][e];
         __syncthreads();
-        const struct mu_epilogue &e = job.then;
-        int rows = groups * 16, parts = (rows + 31) / 32, n_vec = last + 1 - place.vec;
+        constexpr int threads = Shape::THREADS, all = Shape::ROWS, half = Shape::ROWS / 2;
+        int rows = pairs ? half : all, row = place.tile * rows, n_vec = last + 1 - place.vec;
         if (n_vec > Shape::VECS) n_vec = Shape::VECS;
-        for (int i = warp; i < n_vec * parts; i += Shape::THREADS / 32) {
-            int v = i / parts, part = i % parts * 32 + lane, row = place.tile * rows + part, vec = place.vec + v;
-            bool in = part < rows && row < job.n_row;
-            float value[1] = {0.0f};
-            if (in) {
-                const float *at = y + v * M::Y_ROW + part;
-                value[0] = mu_epilogue_value(e, row, (size_t)vec, place.expert, at[0], pairs ? at[rows] : 0.0f);
-                mu_epilogue_store(e, row, (size_t)vec, value[0]);
-            }
-            if (e.form.q)
-                mu_store_q8<1>(e.form.q, e.form.s, e.form.sum, (size_t)vec * (size_t)job.n_row + (size_t)row, in,
-                               value);
-        }
+        if (job.quick == MU_TILE_NOTHING)
+            mu_tile_finish_quick<all, M::Y_ROW, threads, false>(job.then, row, place.vec, n_vec, y);
+        else if (job.quick == MU_TILE_SILU)
+            mu_tile_finish_quick<half, M::Y_ROW, threads, true>(job.then, row, place.vec, n_vec, y);
+        else
+            mu_tile_finish_general<M::Y_ROW, threads>(job.then, rows, row, place.vec, n_vec, place.expert, pairs, y);
     }
 }
 
@@ -100,7 +96,7 @@ template <uint32_t type, typename Shape> static void launch(struct mu_device *d,
 {
     int tiles = 0, n_expert = x->experts.n_expert;
     for (int j = 0; j < x->n_job; j++) {
-        int rows = x->job[j].up && !x->job[j].then.up_done ? Shape::ROWS / 2 : Shape::ROWS;
+        int rows = x->job[j].up ? Shape::ROWS / 2 : Shape::ROWS;
         x->job[j].first = tiles;
         tiles += (x->job[j].n_row + rows - 1) / rows;
     }
@@ -114,52 +110,87 @@ template <uint32_t type, typename Shape> static void launch(struct mu_device *d,
 
 /* Rows × vectors. */
 typedef mu_tile_shape<2, 8, 4, 2, 2, 3, 2> shape_128_128;
+typedef mu_tile_shape<4, 8, 4, 2, 2, 3, 1> shape_256_128;
+typedef mu_tile_shape<4, 8, 2, 4, 2, 3, 1> shape_128_256;
+typedef mu_tile_shape<4, 8, 2, 2, 2, 3, 2> shape_128_128_wide;
 typedef mu_tile_shape<1, 4, 4, 2, 2, 4, 2> shape_64_64;
+typedef mu_tile_shape<2, 4, 2, 2, 2, 4, 3> shape_64_64_wide;
+typedef mu_tile_shape<1, 4, 2, 2, 2, 6, 3> shape_32_64;
 typedef mu_tile_shape<1, 2, 4, 2, 2, 4, 3> shape_64_32;
+typedef mu_tile_shape<1, 2, 2, 2, 2, 6, 4> shape_32_32;
 typedef mu_tile_shape<1, 2, 4, 1, 2, 4, 4> shape_64_16;
+typedef mu_tile_shape<1, 2, 2, 1, 2, 8, 6> shape_32_16;
+
+/* For measuring: MUSTER_TILES=large,small picks among shapes. */
+static int choice(int which)
+{
+    static int chosen[2] = {-1, -1};
+    if (chosen[0] < 0) {
+        const char *v = getenv("MUSTER_TILES");
+        chosen[0] = v ? v[0] - '0' : 3;
+        chosen[1] = v && v[0] && v[1] == ',' ? v[2] - '0' : 1;
+    }
+    return chosen[which];
+}
 
 template <uint32_t type> struct tiles_of {
+    template <typename Shape> static bool fits(const struct mu_device *d)
+    {
+        return mu_tile_memory<type, Shape>::BYTES <= d->shared_max;
+    }
+    static bool large(struct mu_device *d, struct mu_tile_args *x)
+    {
+        int which = choice(0);
+        if (which == 1 && fits<shape_256_128>(d))
+            launch<type, shape_256_128>(d, x);
+        else if (which == 2 && fits<shape_128_256>(d))
+            launch<type, shape_128_256>(d, x);
+        else if (which == 3 && fits<shape_128_128_wide>(d))
+            launch<type, shape_128_128_wide>(d, x);
+        else if (fits<shape_128_128>(d))
+            launch<type, shape_128_128>(d, x);
+        else
+            return false;
+        return true;
+    }
     static void run(struct mu_device *d, struct mu_tile_args *x, int n_each)
     {
-        if (n_each > 64 && d->shared_max >= mu_tile_memory<type, shape_128_128>::BYTES)
-            launch<type, shape_128_128>(d, x);
-        else if (n_each > 32)
-            launch<type, shape_64_64>(d, x);
-        else if (n_each > 16)
-            launch<type, shape_64_32>(d, x);
-        else
-            launch<type, shape_64_16>(d, x);
+        /* Tiles of 32 rows where those of 64 would leave multiprocessors without work; a gated pair needs 64 for its
+         * result's blocks of 32. */
+        int tiles = 0;
+        bool low = choice(1) & 1;
+        for (int j = 0; j < x->n_job; j++) {
+            tiles += (x->job[j].n_row + 63) / 64;
+            low = low && !x->job[j].up;
+        }
+        low = low && tiles < 2 * d->n_sm;
+        if (n_each > 64 && large(d, x)) return;
+        if (n_each > 32) {
+            if (low)
+                launch<type, shape_32_64>(d, x);
+            else if (choice(1) & 2)
+                launch<type, shape_64_64_wide>(d, x);
+            else
+                launch<type, shape_64_64>(d, x);
+        } else if (n_each > 16) {
+            if (low)
+                launch<type, shape_32_32>(d, x);
+            else
+                launch<type, shape_64_32>(d, x);
+        } else {
+            if (low)
+                launch<type, shape_32_16>(d, x);
+            else
+                launch<type, shape_64_16>(d, x);
+        }
     }
 };
-
-/* The jobs whose type is `type`, out of those listed. */
-static void run_type(struct mu_device *d, struct mu_tile_args *x, const struct mu_tile_job *job, const uint32_t *types,
-                     int n_job, uint32_t type, int n_each)
-{
-    x->n_job = 0;
-    for (int j = 0; j < n_job; j++)
-        if (types[j] == type) x->job[x->n_job++] = job[j];
-    mu_layout_call<tiles_of>(type, d, x, n_each);
-}
-
-/* All jobs, a launch for each type that occurs. */
-static void run_jobs(struct mu_device *d, struct mu_tile_args *x, const struct mu_tile_job *job, const uint32_t *types,
-                     int n_job, int n_each)
-{
-    for (int j = 0; j < n_job; j++) {
-        bool done = false;
-        for (int i = 0; i < j; i++) done = done || types[i] == types[j];
-        if (!done) run_type(d, x, job, types, n_job, types[j], n_each);
-    }
-}
 
 void mu_cuda_tiles(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                    const struct mu_device_experts *experts)
 {
     struct mu_tile_args a = {};
-    struct mu_tile_job jobs[MU_DEVICE_MAX_JOBS] = {}, ups[MU_DEVICE_MAX_JOBS] = {};
-    uint32_t types[MU_DEVICE_MAX_JOBS], up_types[MU_DEVICE_MAX_JOBS];
-    int n_up = 0;
+    a.n_job = n_job;
     a.n_vec = x->n_tok;
     a.n_col = x->n_col;
     a.q = x->q;
@@ -169,30 +200,15 @@ void mu_cuda_tiles(struct mu_device *d, const struct mu_device_job *job, int n_j
         a.experts = *experts;
         if (!experts->by_place) a.n_vec = x->n_tok * experts->n_used;
     }
-    int n_each = experts ? (a.n_vec + experts->n_expert - 1) / experts->n_expert : a.n_vec;
     for (int j = 0; j < n_job; j++) {
-        jobs[j].m = (const uint8_t *)job[j].m->data;
-        jobs[j].n_row = job[j].m->n_row;
-        bool up_done = job[j].up && job[j].up->type != job[j].m->type;
-        jobs[j].then = mu_epilogue_of(&job[j], up_done);
-        types[j] = job[j].m->type;
-        if (!job[j].up) continue;
-        jobs[j].up = (const uint8_t *)job[j].up->data;
-        if (!up_done) continue;
-        /* The two products are of different kernels: u goes through `out`. */
-        struct mu_tile_job *u = &ups[n_up];
-        up_types[n_up++] = job[j].up->type;
-        u->m = jobs[j].up;
-        u->n_row = jobs[j].n_row;
-        u->then.out = job[j].out;
-        u->then.stride = job[j].stride;
-        u->then.bias = job[j].up_bias;
-        u->then.lora = job[j].lora_up;
-        u->then.lora_scale = job[j].lora_scale;
-        u->then.n_row = jobs[j].n_row;
+        const struct mu_mat *up = mu_epilogue_second(&job[j]);
+        a.job[j].m = (const uint8_t *)job[j].m->data;
+        a.job[j].up = up ? (const uint8_t *)up->data : NULL;
+        a.job[j].n_row = job[j].m->n_row;
+        a.job[j].then = mu_epilogue_of(&job[j]);
+        a.job[j].quick = mu_tile_quick_of(&a.job[j].then);
     }
-    struct mu_tile_args first = a;
-    first.experts.m_bytes = a.experts.up_bytes;
-    run_jobs(d, &first, ups, up_types, n_up, n_each);
-    run_jobs(d, &a, jobs, types, n_job, n_each);
+    /* Of a matrix: with experts, on average. */
+    int n_each = experts ? (a.n_vec + experts->n_expert - 1) / experts->n_expert : a.n_vec;
+    mu_layout_call<tiles_of>(job->m->type, d, &a, n_each);
 }

@@ -34,17 +34,17 @@
 #define MU_KERNELS_CUDA_TILES_KERNEL_H
 
 #include "kernels/cuda/cuda.h"
-#include "kernels/cuda/epilogue.h"
-#include "kernels/cuda/form.h"
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/tiles_codes.h"
+#include "kernels/cuda/tiles_finish.h"
 
 /* ---- what a launch is told ---- */
 
 struct mu_tile_job {
-    const uint8_t *m, *up;   /* up NULL: none */
-    int n_row, first;        /* tiles of rows from this one on are this job's */
-    struct mu_epilogue then; /* up_done: `up` is not multiplied here */
+    const uint8_t *m, *up; /* up NULL: none, or done */
+    int n_row, first;      /* tiles of rows from this one on are this job's */
+    struct mu_epilogue then;
+    enum mu_tile_quick quick;
 };
 
 struct mu_tile_args {
@@ -110,7 +110,7 @@ template <uint32_t type, typename Shape> struct mu_tile_memory {
         WORK = VECTOR + Shape::VECS * 4,
 
         /* afterwards: y [VECS][Y_ROW] */
-        Y_ROW = Shape::ROWS + 2, /* floats; a warp's results then hit all banks */
+        Y_ROW = Shape::ROWS + 4, /* floats */
         Y = Shape::VECS * Y_ROW * 4,
         BYTES = WORK > Y ? WORK : Y
     };
@@ -133,75 +133,77 @@ template <uint32_t type, typename Shape> struct mu_tile {
     static constexpr int LIFT = mu_tile_codes<type>::LIFT;
     static constexpr float UNLIFT = 1.0f / (1 << LIFT);
 
-    /* ---- one stage's copies ---- */
+    /* ---- one stage's copies ----
+     *
+     * Offsets are unsigned and 32 bits wide where they can be: one instruction then makes an address. */
 
-    /* Bytes [0, bytes) of src, a multiple of 16, by n threads of which this is number i. */
-    template <int MOST> __device__ static void copy(uint8_t *dst, const uint8_t *src, int bytes, int i)
+    /* `bytes` bytes by as many threads as there are for a group, of which this is number i; both multiples of 16. */
+    template <unsigned bytes> __device__ static void copy(uint8_t *dst, const uint8_t *src, unsigned i)
     {
-        constexpr int n = Shape::THREADS / Shape::GROUPS;
+        constexpr unsigned step = 16 * (Shape::THREADS / Shape::GROUPS);
 #pragma unroll
-        for (int at = 0; at < MOST; at += 16 * n)
-            if (at + 16 * i < bytes) mu_cp_async16(dst + at + 16 * i, src + at + 16 * i);
+        for (unsigned at = 0; at < bytes; at += step)
+            if (at + step <= bytes || at + 16 * i < bytes) mu_cp_async16(dst + 16 * i + at, src + 16 * i + at);
     }
 
     /* The group's bits and scales of the blocks from b on. */
-    __device__ static void copy_codes(uint8_t *stage, const uint8_t *group, int n_col, int b)
+    __device__ static void copy_codes(uint8_t *stage, const uint8_t *group, unsigned n_block, unsigned b)
     {
-        constexpr int each = Shape::THREADS / Shape::GROUPS;
-        int i = (int)threadIdx.x % each;
-        uint8_t *dst = stage + (int)threadIdx.x / each * M::GROUP;
-        if (M::WHOLE) {
-            int units = (n_col / 32 + 1) / 2 - b / 2;
-            copy<M::GROUP>(dst, group + (size_t)(b / 2) * L::UNIT_BYTES,
-                           (units < Shape::P ? units : Shape::P) * (int)L::UNIT_BYTES, i);
+        constexpr unsigned each = Shape::THREADS / Shape::GROUPS;
+        unsigned i = threadIdx.x % each;
+        uint8_t *dst = stage + threadIdx.x / each * M::GROUP;
+        if constexpr (M::WHOLE) {
+            const uint8_t *src = group + (size_t)(b / 2) * L::UNIT_BYTES;
+            if (b + Shape::BLOCKS <= n_block + 1)
+                copy<M::GROUP>(dst, src, i);
+            else /* the last units */
+#pragma unroll 1
+                for (unsigned at = 0; at < (n_block - b + 1) / 2; at++)
+                    copy<L::UNIT_BYTES>(dst + at * L::UNIT_BYTES, src + at * L::UNIT_BYTES, i);
         } else {
             const uint8_t *unit = group + (size_t)(b / L::BLOCKS) * L::UNIT_BYTES;
-            int pair = b % L::BLOCKS / 2;
-            constexpr int low = Shape::P * (int)L::LOW_PAIR, high = Shape::P * (int)L::HIGH_PAIR;
-            copy<low>(dst, unit + pair * (int)L::LOW_PAIR, low, i);
-            if constexpr (high > 0) copy<high>(dst + M::HIGH, unit + L::HIGH_AT + pair * (int)L::HIGH_PAIR, high, i);
-            copy<M::SCALES>(dst + M::SCALES_AT, unit + L::SCALES_AT, M::SCALES, i);
+            unsigned pair = b % L::BLOCKS / 2;
+            constexpr unsigned low = Shape::P * (int)L::LOW_PAIR, high = Shape::P * (int)L::HIGH_PAIR;
+            copy<low>(dst, unit + pair * L::LOW_PAIR, i);
+            if constexpr (high > 0) copy<high>(dst + M::HIGH, unit + L::HIGH_AT + pair * L::HIGH_PAIR, i);
+            copy<M::SCALES>(dst + M::SCALES_AT, unit + L::SCALES_AT, i);
         }
     }
 
     /* Vector of the tile that lies at a row of the stage's q: its place among the products' columns. */
-    __device__ static int vector_at(int row)
+    __device__ static unsigned vector_at(unsigned row)
     {
-        return (row & ~15) + 4 * ((row & 7) >> 1) + 2 * (row >> 3 & 1) + (row & 1);
-    }
-    /* Byte of 16-byte piece c of a row of the stage's q. */
-    __device__ static int piece_at(int row, int c)
-    {
-        return row * M::Q_ROW + 16 * (c ^ (row & 7));
+        return (row & ~15u) + 4 * ((row & 7) >> 1) + 2 * (row >> 3 & 1) + (row & 1);
     }
 
-    __device__ static void copy_vectors(uint8_t *stage, const struct mu_tile_args &x, const int *vector, int b)
+    __device__ static void copy_vectors(uint8_t *stage, const struct mu_tile_args &x, const uint32_t *vector,
+                                        unsigned n_block, unsigned b)
     {
-        constexpr int pieces = M::Q_ROW / 16, rows = Shape::THREADS / pieces;
-        int c = (int)threadIdx.x % pieces, row0 = (int)threadIdx.x / pieces, n_block = x.n_col / 32;
-        static_assert(Shape::THREADS % pieces == 0 && Shape::THREADS % Shape::BLOCKS == 0, "copies in equal shares");
+        constexpr unsigned pieces = M::Q_ROW / 16, rows = Shape::THREADS / pieces;
+        static_assert(Shape::THREADS % pieces == 0 && (rows == 8 || rows % 16 == 0) && Shape::VECS % rows == 0,
+                      "equal shares");
+        unsigned c = threadIdx.x % pieces, row = threadIdx.x / pieces;
         if (2 * (n_block - b) > c) {
-            const int8_t *q = x.q + (size_t)b * 32 + 16 * c;
+            const int8_t *q = x.q + (32 * b + 16 * c);
+            const uint32_t *at = vector + vector_at(row);
+            uint8_t *dst = stage + M::Q + row * M::Q_ROW + 16 * (c ^ (row & 7));
 #pragma unroll
-            for (int i = 0; i < Shape::VECS; i += rows) {
-                int row = row0 + i;
-                if (Shape::VECS % rows == 0 || row < Shape::VECS)
-                    mu_cp_async16(stage + M::Q + piece_at(row, c),
-                                  q + (size_t)vector[vector_at(row)] * (size_t)x.n_col);
-            }
+            for (unsigned i = 0; i < Shape::VECS; i += rows)
+                mu_cp_async16(dst + i * M::Q_ROW, q + (size_t)at[(i & ~15u) + (i & 8) / 4] * (unsigned)x.n_col);
         }
-        constexpr int vecs = Shape::THREADS / Shape::BLOCKS;
-        int k = (int)threadIdx.x % Shape::BLOCKS, v0 = (int)threadIdx.x / Shape::BLOCKS;
+        constexpr unsigned vecs = Shape::THREADS / Shape::BLOCKS;
+        static_assert(Shape::THREADS % Shape::BLOCKS == 0, "equal shares");
+        unsigned k = threadIdx.x % Shape::BLOCKS, v = threadIdx.x / Shape::BLOCKS;
         if (n_block - b > k) {
-            const float *s = x.s + b + k;
-            const int16_t *sum = x.sum + 2 * (b + k);
+            const uint8_t *s = reinterpret_cast<const uint8_t *>(x.s) + 4 * (b + k);
+            const uint8_t *sum = reinterpret_cast<const uint8_t *>(x.sum) + 4 * (b + k);
+            uint8_t *dst = stage + M::S + 4 * (k * M::S_ROW + v);
 #pragma unroll
-            for (int i = 0; i < Shape::VECS; i += vecs) {
-                int v = v0 + i;
-                if (Shape::VECS % vecs != 0 && v >= Shape::VECS) break;
-                size_t at = (size_t)vector[v] * (size_t)n_block;
-                mu_cp_async4(stage + M::S + 4 * (k * M::S_ROW + v), s + at);
-                if (L::HAS_MIN) mu_cp_async4(stage + M::SUM + 4 * (k * M::S_ROW + v), sum + 2 * at);
+            for (unsigned i = 0; i < Shape::VECS; i += vecs) {
+                if (Shape::VECS % vecs != 0 && v + i >= Shape::VECS) break;
+                size_t at = (size_t)vector[v + i] * (4 * n_block);
+                mu_cp_async4(dst + 4 * i, s + at);
+                if (L::HAS_MIN) mu_cp_async4(dst + M::SUM - M::S + 4 * i, sum + at);
             }
         }
     }
@@ -243,23 +245,27 @@ template <uint32_t type, typename Shape> struct mu_tile {
         factors_row<2 * pair + 1>(scales, h, second);
     }
 
-    __device__ static void prepare(const uint8_t *stage, uint8_t *factors, float *total, int b)
+    __device__ static void prepare(const uint8_t *stage, uint8_t *factors, float *total, unsigned b)
     {
-        constexpr int rows = Shape::GROUPS * 8;
-        for (int i = (int)threadIdx.x; i < rows * 2 * Shape::P; i += Shape::THREADS) {
-            int group = i % rows / 8, g = i % 8, h = i / rows % 2, p = i / rows / 2;
+        constexpr unsigned rows = Shape::GROUPS * 8, n_row = rows * 2 * Shape::P, n_vec = Shape::BLOCKS * Shape::VECS;
+#pragma unroll
+        for (unsigned first = 0; first < n_row; first += Shape::THREADS) {
+            unsigned i = first + threadIdx.x, group = i % rows / 8, g = i % 8, h = i / rows % 2, p = i / rows / 2;
+            if (first + Shape::THREADS > n_row && i >= n_row) break;
             const uint8_t *at = stage + group * M::GROUP + M::SCALES_AT + (M::WHOLE ? p * (int)L::UNIT_BYTES : 0);
-            struct mu_scales scales = mu_scales_load<type>(at, g);
-            int pair = M::WHOLE ? 0 : b % L::BLOCKS / 2 + p; /* of the unit */
-            if (pair >= 2) mu_scales_half<type>(&scales, true);
+            struct mu_scales scales = mu_scales_load<type>(at, (int)g);
+            unsigned pair = M::WHOLE ? 0 : b % L::BLOCKS / 2 + p; /* of the unit */
+            if (!M::WHOLE) mu_scales_half<type>(&scales, pair >= 2);
             if (pair % 2 == 0)
-                factors_pair<0>(factors, scales, p, group, g, h);
+                factors_pair<0>(factors, scales, (int)p, (int)group, (int)g, (int)h);
             else
-                factors_pair<M::WHOLE ? 0 : 1>(factors, scales, p, group, g, h);
+                factors_pair<M::WHOLE ? 0 : 1>(factors, scales, (int)p, (int)group, (int)g, (int)h);
         }
         if (!M::HAS_TOTAL) return;
-        for (int i = (int)threadIdx.x; i < Shape::BLOCKS * Shape::VECS; i += Shape::THREADS) {
-            int at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
+#pragma unroll
+        for (unsigned first = 0; first < n_vec; first += Shape::THREADS) {
+            unsigned i = first + threadIdx.x, at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
+            if (first + Shape::THREADS > n_vec && i >= n_vec) break;
             uint32_t two = reinterpret_cast<const uint32_t *>(stage + M::SUM)[at];
             int sum = (int16_t)two + (int16_t)(two >> 16);
             total[at] = (float)sum * reinterpret_cast<const float *>(stage + M::S)[at];
@@ -379,7 +385,7 @@ template <uint32_t type, typename Shape> struct mu_tile {
     __device__ static void product(uint8_t *bytes, const struct mu_tile_args &x, const uint8_t *group,
                                    float acc[Shape::RT][Shape::NT][4])
     {
-        const int *vector = reinterpret_cast<const int *>(bytes + M::VECTOR);
+        const uint32_t *vector = reinterpret_cast<const uint32_t *>(bytes + M::VECTOR);
         uint8_t *factors = bytes + Shape::ST * M::STAGE;
         float *total = reinterpret_cast<float *>(bytes + M::TOTAL);
         int n_block = x.n_col / 32, n_stage = (n_block + Shape::BLOCKS - 1) / Shape::BLOCKS;
@@ -394,8 +400,8 @@ template <uint32_t type, typename Shape> struct mu_tile {
 #pragma unroll
         for (int i = 0; i < Shape::ST - 1; i++) {
             if (i < n_stage) {
-                copy_codes(bytes + i * M::STAGE, group, x.n_col, i * Shape::BLOCKS);
-                copy_vectors(bytes + i * M::STAGE, x, vector, i * Shape::BLOCKS);
+                copy_codes(bytes + i * M::STAGE, group, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
+                copy_vectors(bytes + i * M::STAGE, x, vector, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
             }
             mu_cp_async_commit();
         }
@@ -409,14 +415,15 @@ template <uint32_t type, typename Shape> struct mu_tile {
             mu_cp_async_wait<Shape::ST - 3>();
             __syncthreads();
             if (i + Shape::ST - 1 < n_stage) {
-                copy_codes(bytes + last * M::STAGE, group, x.n_col, (i + Shape::ST - 1) * Shape::BLOCKS);
-                copy_vectors(bytes + last * M::STAGE, x, vector, (i + Shape::ST - 1) * Shape::BLOCKS);
+                unsigned b = (unsigned)((i + Shape::ST - 1) * Shape::BLOCKS);
+                copy_codes(bytes + last * M::STAGE, group, (unsigned)n_block, b);
+                copy_vectors(bytes + last * M::STAGE, x, vector, (unsigned)n_block, b);
             }
             mu_cp_async_commit();
             int parity = i % 2, left = n_block - i * Shape::BLOCKS;
             if (i + 1 < n_stage)
                 prepare(bytes + next * M::STAGE, factors + (1 - parity) * M::FACTORS_STAGE,
-                        total + (1 - parity) * (M::TOTAL_STAGE / 4), (i + 1) * Shape::BLOCKS);
+                        total + (1 - parity) * (M::TOTAL_STAGE / 4), (unsigned)((i + 1) * Shape::BLOCKS));
             multiply_stage(bytes + now * M::STAGE, factors + parity * M::FACTORS_STAGE,
                            total + parity * (M::TOTAL_STAGE / 4), w, left < Shape::BLOCKS ? left : Shape::BLOCKS, acc);
             now = next;

@@ -1,50 +1,12 @@
 /* Finding a plugin, and what runs on a device whatever its kernels: how devices are counted and refused, memory, marks,
  * deadlines, recordings. On the emulated device; every case in a process of its own, as a plugin is looked for once. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "tests/kernels/child.h"
 
 #include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include "base/clock.h"
 #include "kernels/device.h"
-
-/* In a child: ends it, with what was expected. */
-#define CHECK(cond)                                                            \
-    do {                                                                       \
-        if (!(cond)) {                                                         \
-            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #cond); \
-            _exit(1);                                                          \
-        }                                                                      \
-    } while (0)
-#define CHECK_SAYS(err, words)                                                                       \
-    do {                                                                                             \
-        if (!strstr((err)->text, words)) {                                                           \
-            fprintf(stderr, "%s:%d: \"%s\" lacks \"%s\"\n", __FILE__, __LINE__, (err)->text, words); \
-            _exit(1);                                                                                \
-        }                                                                                            \
-    } while (0)
-
-static void in_child(void (*what)(void))
-{
-    int status;
-    pid_t child = fork();
-    assert_true(child >= 0);
-    if (child == 0) {
-        what();
-        _exit(0);
-    }
-    assert_int_equal(waitpid(child, &status, 0), child);
-    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) fail_msg("the child ended with status %#x", status);
-}
 
 static void refused(const char *plugin, enum mu_status code, const char *words)
 {

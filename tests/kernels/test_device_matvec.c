@@ -167,10 +167,21 @@ struct followed {
     int n_row, n_col, n_vec;
     size_t stride;
     struct dt_mats m, up;
-    struct dt_pair out, bf16, q, s, sum, form16, bias, up_bias, plus, lora, lora_up, lora_scale;
+    struct dt_pair out, bf16, q, s, sum, form16, bias, up_bias, plus, lora, lora_up, lora_scale, lora_up_scale;
     enum mu_device_act act;
     float scale, cap;
 };
+
+/* Strengths of adapters, of which some vectors have none. */
+static struct dt_pair strengths(int n_vec)
+{
+    float *strength = calloc((size_t)n_vec + 1, sizeof *strength);
+    assert_non_null(strength);
+    for (int t = 0; t < n_vec; t++) strength[t] = t % 3 == 1 ? 0.0f : uniform(-2, 2);
+    struct dt_pair pair = dt_from(strength, (size_t)n_vec * 4);
+    free(strength);
+    return pair;
+}
 
 static struct followed followed_make(unsigned steps, uint32_t type, uint32_t up_type, int n_row, int n_col, int n_vec,
                                      int n_expert)
@@ -187,11 +198,8 @@ static struct followed followed_make(unsigned steps, uint32_t type, uint32_t up_
     if (steps & BIAS) f.bias = dt_floats((size_t)n_mat * rows, ORDINARY);
     if ((steps & BIAS) && (steps & UP)) f.up_bias = dt_floats((size_t)n_mat * rows, ORDINARY);
     if (steps & LORA) {
-        float *strength = calloc((size_t)n_vec + 1, sizeof *strength);
-        assert_non_null(strength);
-        for (int t = 0; t < n_vec; t++) strength[t] = t % 3 == 1 ? 0.0f : uniform(-2, 2);
-        f.lora_scale = dt_from(strength, (size_t)n_vec * 4);
-        free(strength);
+        f.lora_scale = strengths(n_vec);
+        f.lora_up_scale = strengths(n_vec);
         f.lora = dt_floats((size_t)n_vec * rows, ORDINARY);
         if ((steps & UP) && coin()) f.lora_up = dt_floats((size_t)n_vec * rows, ORDINARY);
     }
@@ -227,6 +235,7 @@ static struct mu_device_job followed_job(const struct followed *f, int i)
         .lora = f->lora.at[i],
         .lora_up = f->lora_up.at[i],
         .lora_scale = f->lora_scale.at[i],
+        .lora_up_scale = f->lora_up_scale.at[i],
         .scale = f->scale,
         .cap = f->cap,
         .act = f->act};

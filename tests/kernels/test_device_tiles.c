@@ -43,11 +43,21 @@ static struct dt_acts inputs(int n_tok, int n_col, enum values v, int broken)
 /* A job and where its results are. */
 struct job {
     struct dt_mats m, up;
-    struct dt_pair out, bf16, form_bf16, q, s, sum, bias, up_bias, plus, lora, lora_up, lora_scale;
+    struct dt_pair out, bf16, form_bf16, q, s, sum, bias, up_bias, plus, lora, lora_up, lora_scale, lora_up_scale;
     size_t stride;
     bool has_up;
     struct mu_device_job of; /* what both sides have in common */
 };
+
+static struct dt_pair strengths(size_t n_vec)
+{
+    float *scale = calloc(n_vec, sizeof *scale);
+    assert_non_null(scale);
+    for (size_t t = 0; t < n_vec; t++) scale[t] = coin() ? uniform(-1, 1) : 0.0f;
+    struct dt_pair pair = dt_from(scale, n_vec * sizeof *scale);
+    free(scale);
+    return pair;
+}
 
 static struct job job_make(int n_matrices, uint32_t type, uint32_t up_type, int n_row, int n_col, int n_vec,
                            enum mu_device_act act, unsigned with, enum values v)
@@ -64,11 +74,8 @@ static struct job job_make(int n_matrices, uint32_t type, uint32_t up_type, int 
     }
     if (with & WITH_PLUS) j.plus = dt_floats(vecs * j.stride, ORDINARY);
     if (with & WITH_LORA) {
-        float *scale = calloc(vecs, sizeof *scale);
-        assert_non_null(scale);
-        for (size_t t = 0; t < vecs; t++) scale[t] = coin() ? uniform(-1, 1) : 0.0f;
-        j.lora_scale = dt_from(scale, vecs * sizeof *scale);
-        free(scale);
+        j.lora_scale = strengths(vecs);
+        j.lora_up_scale = strengths(vecs);
         j.lora = dt_floats(all, ORDINARY);
         if (j.has_up && coin()) j.lora_up = dt_floats(all, ORDINARY);
     }
@@ -77,8 +84,8 @@ static struct job job_make(int n_matrices, uint32_t type, uint32_t up_type, int 
         j.of.cap = 30.0f;
     }
     if (with & WITH_FORM) {
-        j.bf16 = dt_blank(vecs * j.stride * 2);
-        j.form_bf16 = dt_blank(all * 2);
+        if (coin()) j.bf16 = dt_blank(vecs * j.stride * 2);
+        if (coin()) j.form_bf16 = dt_blank(all * 2);
         if (n_row % 32 == 0) {
             j.q = dt_blank(all);
             j.s = dt_blank(all / 32 * 4);
@@ -103,6 +110,7 @@ static struct mu_device_job job_at(const struct job *j, int side)
     d.lora = j->lora.at[side];
     d.lora_up = j->lora_up.at[side];
     d.lora_scale = j->lora_scale.at[side];
+    d.lora_up_scale = j->lora_up_scale.at[side];
     return d;
 }
 
@@ -177,7 +185,7 @@ static void test_follows(void **state)
         enum mu_device_act act = (enum mu_device_act)(trial % 5);
         int n_row = one_of(rows, 5), n_tok = one_of(tokens, N_TOKENS);
         int n_col = 256 * (1 + (int)(rnd() % 2));
-        unsigned with = rnd() % 32;
+        unsigned with = coin() ? rnd() % 32 : coin() ? WITH_FORM : 0;
         if (act == MU_DEVICE_ACT_SILU || act == MU_DEVICE_ACT_SILU_CLAMPED || (act != MU_DEVICE_ACT_NONE && coin()))
             up = trial % 3 == 0 ? types[rnd() % N_TYPES] : type;
         struct dt_acts x = inputs(n_tok, n_col, ORDINARY, (int)(rnd() % 2));

@@ -54,6 +54,17 @@ struct how { /* one way to run; zeros are one thread, one rank, all at once */
     enum mu_kv_type kv;
 };
 
+/* $MUSTER_TEST_PLACES: where the ranks of every split are, in turn, whatever a test says: "gpu0,cpu,gpu1". */
+static inline void places_apply(struct mu_split *split)
+{
+    const char *places = getenv("MUSTER_TEST_PLACES"), *at = places;
+    for (int i = 0; places && i < split->n_rank; i++) {
+        assert_true(strncmp(at, "gpu", 3) == 0 || strncmp(at, "cpu", 3) == 0);
+        split->device[i] = *at == 'g' ? atoi(at + 3) : MU_ON_CPU;
+        at = strchr(at, ',') ? strchr(at, ',') + 1 : places;
+    }
+}
+
 static inline struct mu_solo *solo_of(const struct mu_model *m, struct how how)
 {
     struct mu_solo *solo = NULL;
@@ -64,6 +75,7 @@ static inline struct mu_solo *solo_of(const struct mu_model *m, struct how how)
                                               .step_tokens = how.step_tokens ? how.step_tokens : 256,
                                               .kv = how.kv}};
     MUST(mu_split_parse(how.split ? how.split : "1", &opt.split, err));
+    places_apply(&opt.split);
     MUST(mu_solo_open(&opt, &solo, err));
     return solo;
 }

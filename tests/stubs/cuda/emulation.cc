@@ -483,7 +483,7 @@ struct locked {
     ~locked() { pthread_mutex_unlock(&device_lock); }
 };
 
-void mu_emulated_open_memory(void)
+static void open_memory(void)
 {
     pthread_mutex_lock(&device_lock);
     if (open_depth++) return;
@@ -491,7 +491,7 @@ void mu_emulated_open_memory(void)
         if (d.opened) mprotect(d.base, d.opened, PROT_READ | PROT_WRITE);
 }
 
-void mu_emulated_close_memory(void)
+static void close_memory(void)
 {
     if (--open_depth == 0)
         for (device &d : devices)
@@ -500,8 +500,8 @@ void mu_emulated_close_memory(void)
 }
 
 struct opened {
-    opened() { mu_emulated_open_memory(); }
-    ~opened() { mu_emulated_close_memory(); }
+    opened() { open_memory(); }
+    ~opened() { close_memory(); }
 };
 
 static size_t device_bytes(void)
@@ -611,6 +611,7 @@ static void block_check(const device *d, size_t at, size_t bytes)
 typedef std::function<int()> work; /* 1 done, 0 not yet, -1 failed */
 
 struct CUstream_st {
+    mu_emulated_stream outside; /* first */
     int device;
     std::deque<work> queue;
     bool capturing, spoiled;
@@ -640,7 +641,7 @@ static void get_on(CUstream_st *s)
     if (d->failed) s->queue.clear();
 }
 
-void mu_emulated_enqueue(CUstream_st *s, work run)
+static void enqueue(CUstream_st *s, work run)
 {
     if (s->capturing) {
         s->captured.push_back(run);
@@ -662,6 +663,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
     locked lock;
     *s = new CUstream_st();
+    (*s)->outside = {enqueue, open_memory, close_memory};
     (*s)->device = my()->device;
     devices[my()->device].streams.push_back(*s);
     return cudaSuccess;
@@ -752,7 +754,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
     if (kind == cudaMemcpyHostToDevice || kind == cudaMemcpyDeviceToDevice) check_range(to, bytes, "copy to a device");
     if (kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice)
         check_range(from, bytes, "copy from a device");
-    mu_emulated_enqueue(s, [=] {
+    enqueue(s, [=] {
         opened open;
         memmove(to, from, bytes);
         return 1;
@@ -764,7 +766,7 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s)
 {
     if (devices[s->device].failed) return told(devices[s->device].failed);
     check_range(to, bytes, "memset");
-    mu_emulated_enqueue(s, [=] {
+    enqueue(s, [=] {
         opened open;
         memset(to, value, bytes);
         return 1;
@@ -798,7 +800,7 @@ cudaError_t mu_emulated_launch(const cudaLaunchConfig_t *c, const void *kernel, 
         grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
         return told(cudaErrorInvalidConfiguration);
     if (dynamic > allowed) return told(cudaErrorInvalidValue);
-    mu_emulated_enqueue(c->stream, [=] {
+    enqueue(c->stream, [=] {
         if (setting("MUSTER_CUDA_EMULATED_FAULT", 0)) return -1;
         opened open;
         run_kernel(name, grid, block, dynamic, thread);
@@ -832,7 +834,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
     if (spoils(s)) return told(cudaErrorStreamCaptureUnsupported);
     if (devices[s->device].failed) return told(devices[s->device].failed);
     uint64_t number = ++e->recorded;
-    mu_emulated_enqueue(s, [=] {
+    enqueue(s, [=] {
         e->done = number;
         e->when_ms = now_ms();
         return 1;
@@ -905,7 +907,7 @@ cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t)
 cudaError_t cudaGraphLaunch(cudaGraphExec_t x, cudaStream_t s)
 {
     if (devices[s->device].failed) return told(devices[s->device].failed);
-    for (const work &w : x->nodes) mu_emulated_enqueue(s, w);
+    for (const work &w : x->nodes) enqueue(s, w);
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t g)

@@ -52,13 +52,19 @@ void mu_emulated_copy_wait(int n_pending); /* all but the newest n_pending group
 /* Ends the process: kernel, block, thread and the text. */
 [[noreturn]] void mu_emulated_die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
-/* ---- streams, for what else runs in their order (tests/stubs/nccl) ---- */
+/* ---- streams, for what else runs in their order (tests/stubs/nccl, a library of its own) ---- */
 
 struct CUstream_st;
-/* run: 1 done, 0 not yet (asked again at every look at the stream), -1 failed. */
-void mu_emulated_enqueue(CUstream_st *stream, std::function<int()> run);
-/* Between these two the calling thread may read and write device memory. */
-void mu_emulated_open_memory(void);
-void mu_emulated_close_memory(void);
+struct mu_emulated_stream {
+    /* run: 1 done, 0 not yet (asked again at every look at the stream), -1 failed. A recording keeps a copy of it. */
+    void (*enqueue)(CUstream_st *stream, std::function<int()> run);
+    /* Between these two the calling thread may read and write device memory. */
+    void (*open_memory)(void);
+    void (*close_memory)(void);
+};
+static inline const mu_emulated_stream *mu_emulated_stream_of(const CUstream_st *stream)
+{
+    return reinterpret_cast<const mu_emulated_stream *>(stream); /* its first part */
+}
 
 #endif

@@ -139,9 +139,25 @@ static inline void mu_barrier_arrive(int id, int n)
 {
     mu_emulated_named_barrier(id, n, false);
 }
+static inline void mu_pin(float &x)
+{
+    (void)x;
+}
 static inline void mu_grid_wait(void) {}
 static inline void mu_grid_release(void) {}
 static inline void mu_grid_begin(void) {}
+
+/* Tininess is judged after rounding to 24 bits with an unbounded exponent; what PTX leaves open here, the kernels do
+ * not rely on. */
+static inline float mu_fma_ftz(float a, float b, float c)
+{
+    float v[3] = {a, b, c};
+    for (float &x : v)
+        if (fabsf(x) < 0x1p-126f) x = copysignf(0.0f, x);
+    float r = fmaf(v[0], v[1], v[2]);
+    bool tiny = fabs((double)v[0] * (double)v[1] + (double)v[2]) < 0x1p-126 - 0x1p-151;
+    return fabsf(r) < 0x1p-126f || (fabsf(r) == 0x1p-126f && tiny) ? copysignf(0.0f, r) : r;
+}
 
 static inline float mu_half_to_f32(uint16_t h)
 {

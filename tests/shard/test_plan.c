@@ -315,10 +315,13 @@ static void test_gpus(void **state)
     mu_split_format(&split, text, sizeof text);
     gpu_auto_is(&p, &n, MU_DEVICE_AUTO, text, "on processors alone");
     n.gpus.gpu[0].read_gbps = 5; /* a GPU slower than they are */
-    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, "1", "processors alone: ");
+    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, "1", "processors alone, ");
     n.memory_bytes = 1300 * MB; /* whose memory does not hold it */
     gpu_fits(&p, &n, &split);
     assert_int_equal(split.n_stage, 2);
+    mu_split_format(&split, text, sizeof text);
+    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, text, "memory alone is too small");
+    n = gpu_node(1, 700 * MB);
     n.read_gbps = n.gpus.gpu[0].read_gbps = 0; /* nothing is measured */
     gpu_fits(&p, &n, &split);
     assert_int_equal(split.n_stage, 2);

@@ -84,11 +84,13 @@ static inline void mu_launch_early(struct mu_device *d, const char *what, void (
     d->packed = false;
 }
 
-/* Before a launch with more than 48 KiB of MU_SHARED memory; cheap enough for every one of them. */
+/* Before a launch with more than 48 KiB of MU_SHARED memory; cheap enough for every one of them. The kernel gets all that a
+ * multiprocessor can make shared: only kernels that agree on this run beside each other. */
 template <typename... Params>
 static inline void mu_allow_shared(struct mu_device *d, const char *what, void (*kernel)(Params...), size_t bytes)
 {
     mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), what);
+    mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), what);
 }
 
 #ifndef MU_SHARED /* the emulation has its own */

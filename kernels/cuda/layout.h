@@ -330,7 +330,10 @@ template <uint32_t type> __device__ static inline void mu_scales_half(struct mu_
     typedef mu_layout<type> L;
     int nibble = second ? 4 : 0, two = second ? 2 : 0;
     if (L::KIND == MU_SCALE_H8) {
-        for (int i = 0; i < 4; i++) s->w[2 + i % 2 + i / 2 * 4] = s->w[2 + i % 2 + i / 2 * 4 + (second ? 2 : 0)];
+        for (int h = 0; h < 2; h++) {
+            s->w[2 + h] = second ? s->w[4 + h] : s->w[2 + h];
+            s->w[6 + h] = second ? s->w[8 + h] : s->w[6 + h];
+        }
     } else if (L::KIND == MU_SCALE_K || L::KIND == MU_SCALE_H6) {
         for (int i = 2; i < 8; i++) s->w[i] >>= i < 6 ? nibble : two;
     } else if (L::KIND == MU_SCALE_XS) {

@@ -35,9 +35,10 @@
 #include "kernels/cuda/layout.h"
 
 enum {
-    WARPS_MOST = 12, /* of a block; barriers 1 … 15 are there */
     BLOCKS_PER_SM = 2,
+    WARPS = 8,
     MEETINGS = 1 << 16, /* pairs of groups that can meet in a launch */
+    LOADS = 4,          /* words of a vector that a thread has on their way */
     STAGE_BYTES = 4096, /* what a warp has on its way, or two items */
 };
 
@@ -73,6 +74,10 @@ template <uint32_t type, int NC> struct item_of {
                  : 3 * BYTES >= STAGE_BYTES ? 3
                                             : 4,
         PER_UNIT = L::BLOCKS == 2 ? 1 : L::PAIRS / PAIRS, /* items in a K type's unit */
+        /* Registers: with one vector a lane those of four blocks, two of this kernel and two of the next, must fit a
+         * multiprocessor; with two they do not. Instead a block that has it alone may have more warps. */
+        WARPS_MOST = NC == 1 ? WARPS : 12, /* barriers 1 … 15 are there */
+        RESIDENT = NC == 1 ? 2 * BLOCKS_PER_SM : BLOCKS_PER_SM,
     };
 };
 
@@ -83,7 +88,7 @@ struct expert_entry {
 };
 
 struct shared_map { /* offsets; host and device */
-    size_t quads, factors, baton, gate, entry, vec_of, bytes;
+    int quads, factors, baton, gate, entry, vec_of, bytes;
 };
 
 template <uint32_t type, int NC>
@@ -93,13 +98,13 @@ __host__ __device__ static inline struct shared_map shared_map_of(int n_warp, in
     typedef item_of<type, NC> I;
     struct shared_map m;
     int n_pair = (n_block + 2 * I::PAIRS - 1) / (2 * I::PAIRS) * I::PAIRS; /* whole items */
-    m.quads = (size_t)n_warp * I::STAGES * I::BYTES;
-    m.factors = m.quads + (size_t)n_pair * (size_t)n_vec * 64;
-    m.baton = m.factors + (size_t)n_pair * (size_t)n_vec * 16;
-    m.gate = m.baton + (size_t)n_warp * 32 * 2 * NC * sizeof(float);
-    m.entry = m.gate + 32 * 2 * NC * sizeof(float);
-    m.vec_of = m.entry + (size_t)n_expert * sizeof(struct expert_entry);
-    m.bytes = m.vec_of + (size_t)n_place * sizeof(int);
+    m.quads = n_warp * (int)(I::STAGES * I::BYTES);
+    m.factors = m.quads + n_pair * n_vec * 64;
+    m.baton = m.factors + n_pair * n_vec * 16;
+    m.gate = m.baton + n_warp * 32 * 2 * NC * (int)sizeof(float);
+    m.entry = m.gate + 32 * 2 * NC * (int)sizeof(float);
+    m.vec_of = m.entry + n_expert * (int)sizeof(struct expert_entry);
+    m.bytes = m.vec_of + n_place * (int)sizeof(int);
     return m;
 }
 
@@ -157,9 +162,14 @@ __device__ static inline void walk_on(struct walk *w, int n, int n_item, const s
 
 /* ---- loading ---- */
 
-__device__ static inline void copy_piece(uint8_t *to, const uint8_t *from, int bytes, int lane)
+/* BYTES of a multiple of 16, by the whole warp. */
+template <int BYTES> __device__ static inline void copy_piece(uint8_t *to, const uint8_t *from, int lane)
 {
-    for (int i = 16 * lane; i < bytes; i += 16 * 32) mu_cp_async16(to + i, from + i);
+    to += 16 * lane;
+    from += 16 * lane;
+#pragma unroll
+    for (int i = 0; i + 512 <= BYTES; i += 512) mu_cp_async16(to + i, from + i);
+    if (BYTES % 512 && 16 * lane < BYTES % 512) mu_cp_async16(to + BYTES / 512 * 512, from + BYTES / 512 * 512);
 }
 
 template <uint32_t type, int NC>
@@ -168,18 +178,20 @@ __device__ static inline void item_load(uint8_t *slot, const struct walk &w, int
     typedef mu_layout<type> L;
     typedef item_of<type, NC> I;
     if (L::BLOCKS == 2) {
-        int n = (n_block + 1) / 2 - w.item * I::PAIRS; /* the last item may be short */
+        int n_unit = (n_block + 1) / 2 - w.item * I::PAIRS; /* the last item may be short */
         const uint8_t *from = w.base + (size_t)w.item * (I::PAIRS * L::UNIT_BYTES);
-        if (n >= I::PAIRS)
-            copy_piece(slot, from, I::PAIRS * L::UNIT_BYTES, lane);
+        if (n_unit >= I::PAIRS)
+            copy_piece<I::PAIRS * L::UNIT_BYTES>(slot, from, lane);
         else
-            copy_piece(slot, from, n * L::UNIT_BYTES, lane);
+#pragma unroll 1
+            for (int i = 0; i < n_unit; i++)
+                copy_piece<L::UNIT_BYTES>(slot + i * L::UNIT_BYTES, from + i * L::UNIT_BYTES, lane);
     } else {
         int part = w.item % I::PER_UNIT;
         const uint8_t *unit = w.base + (size_t)(w.item / I::PER_UNIT) * L::UNIT_BYTES;
-        copy_piece(slot, unit + part * I::LOW_BYTES, I::LOW_BYTES, lane);
-        copy_piece(slot + I::LOW_BYTES, unit + L::HIGH_AT + part * I::HIGH_BYTES, I::HIGH_BYTES, lane);
-        copy_piece(slot + I::LOW_BYTES + I::HIGH_BYTES, unit + L::SCALES_AT, L::UNIT_BYTES - L::SCALES_AT, lane);
+        copy_piece<I::LOW_BYTES>(slot, unit + part * I::LOW_BYTES, lane);
+        copy_piece<I::HIGH_BYTES>(slot + I::LOW_BYTES, unit + L::HIGH_AT + part * I::HIGH_BYTES, lane);
+        copy_piece<L::UNIT_BYTES - L::SCALES_AT>(slot + I::LOW_BYTES + I::HIGH_BYTES, unit + L::SCALES_AT, lane);
     }
 }
 
@@ -200,10 +212,19 @@ __device__ static void vectors_load(const struct matvec_args &a, uint32_t *quads
     const uint32_t *q = reinterpret_cast<const uint32_t *>(a.q);
     int n_word = 8 * a.n_block;
     for (int v = 0; v < a.n_vec; v++) {
-        for (int i = threadIdx.x; i < n_word; i += blockDim.x) {
-            int block = i / 8, word = i % 8;
-            quads[(((block / 2) * a.n_vec + v) * 4 + word % 4) * 4 + block % 2 * 2 + word / 4] =
-                q[(size_t)v * (size_t)n_word + (size_t)i];
+        for (int first = threadIdx.x; first < n_word; first += LOADS * blockDim.x) {
+            uint32_t four[LOADS]; /* read together: the next kernel's start is the time of a few such reads */
+#pragma unroll
+            for (int k = 0; k < LOADS; k++) {
+                int i = first + k * (int)blockDim.x;
+                four[k] = i < n_word ? q[(size_t)v * (size_t)n_word + (size_t)i] : 0;
+            }
+#pragma unroll
+            for (int k = 0; k < LOADS; k++) {
+                int i = first + k * (int)blockDim.x, block = i / 8, word = i % 8;
+                if (i < n_word)
+                    quads[(((block / 2) * a.n_vec + v) * 4 + word % 4) * 4 + block % 2 * 2 + word / 4] = four[k];
+            }
         }
         for (int block = threadIdx.x; block < a.n_block; block += blockDim.x) {
             size_t at = (size_t)v * (size_t)a.n_block + (size_t)block;
@@ -243,10 +264,30 @@ template <int BLOCKS, int NC> struct terms {
     float x[BLOCKS][2 * NC], y[BLOCKS][2 * NC], x2[BLOCKS][2 * NC], y2[BLOCKS][2 * NC];
 };
 
+/* A lane's accumulators, by h·NC + c. */
+template <int NC> struct __align__(8 * NC) carried
+{
+    float v[2 * NC];
+};
+
 /* Columns of the products: of operand B this lane holds column g, of the result those that are its own. */
 template <int NC> struct columns {
     int b, own[NC]; /* vectors */
 };
+
+template <int NC>
+__device__ static inline struct columns<NC> columns_of(const struct matvec_args &a, const struct place &p,
+                                                       const int *vec_of, int lane) {
+    struct columns<NC> col;
+    int g = NC == 1 ? lane / 8 : lane / 4; /* where NC is 1 the even columns */
+    col.b = g < p.n ? g : p.n - 1;
+    for (int c = 0; c < NC; c++) col.own[c] = NC * (lane % 4) + c < p.n ? NC * (lane % 4) + c : p.n - 1;
+    if (a.n_expert) {
+        col.b = vec_of[p.begin + col.b];
+        for (int c = 0; c < NC; c++) col.own[c] = vec_of[p.begin + col.own[c]];
+    }
+    return col;
+}
 
 template <uint32_t type, int NC>
 __device__ static inline void block_terms(const uint32_t a[4], const uint32_t b[2], const float s[NC],
@@ -257,30 +298,33 @@ __device__ static inline void block_terms(const uint32_t a[4], const uint32_t b[
     int d[2][4], s0[NC], s1[NC];
     if (L::HAS_HALVES) {
         for (int c = 0; c < NC; c++) s0[c] = (int16_t)extra[c], s1[c] = (int)extra[c] >> 16;
-        for (int i = 0; i < 2; i++) {
-            int start[4] = {};
-            for (int k = 0; k < 4; k++) start[k] = -L::OFFSET * (i ? s1 : s0)[k % 2 % NC];
-            mu_mma_s8_k16(d[i], a + 2 * i, b[i], start);
+        int first[4], second[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            first[k] = -L::OFFSET * s0[k % 2 % NC];
+            second[k] = -L::OFFSET * s1[k % 2 % NC];
         }
+        mu_mma_s8_k16(d[0], a, b[0], first);
+        mu_mma_s8_k16(d[1], a + 2, b[1], second);
     } else {
         int start[4];
         for (int k = 0; k < 4; k++) start[k] = L::OFFSET > 0 ? (int)extra[k % 2 % NC] : 0x4b400000;
         mu_mma_s8_k32(d[0], a, b, start);
     }
-    for (int h = 0; h < 2; h++)
-        for (int c = 0; c < NC; c++) {
-            int v = h * NC + c, k = 2 * h + c;
-            y[v] = r[h].d * s[c];
-            if (L::HAS_HALVES) {
-                x[v] = (float)(r[h].sc[0] * d[0][k] + r[h].sc[1] * d[1][k]);
-                x2[v] = -(float)(r[h].mn[0] * s0[c] + r[h].mn[1] * s1[c]);
-                y2[v] = r[h].m * s[c];
-            } else {
-                x[v] = __int_as_float(d[0][k]) - 12582912.0f;
-                x2[v] = r[h].m;
-                y2[v] = __uint_as_float(extra[c]);
-            }
+#pragma unroll
+    for (int v = 0; v < 2 * NC; v++) {
+        int h = v / NC, c = v % NC, k = 2 * h + c;
+        y[v] = r[h].d * s[c];
+        if (L::HAS_HALVES) {
+            x[v] = (float)(r[h].sc[0] * d[0][k] + r[h].sc[1] * d[1][k]);
+            x2[v] = -(float)(r[h].mn[0] * s0[c] + r[h].mn[1] * s1[c]);
+            y2[v] = r[h].m * s[c];
+        } else {
+            x[v] = __int_as_float(d[0][k]) - 12582912.0f;
+            x2[v] = r[h].m;
+            y2[v] = __uint_as_float(extra[c]);
         }
+    }
 }
 
 template <uint32_t type, int NC>
@@ -318,7 +362,42 @@ __device__ static inline void item_terms(const uint8_t *slot, int item, int n_ve
                 extra[c] = k ? factor[c].w : factor[c].y;
             }
             block_terms<type, NC>(a[k], b, s, extra, r, to->x[j], to->y[j], to->x2[j], to->y2[j]);
+#pragma unroll
+            for (int v = 0; v < 2 * NC; v++) { /* now, not when the baton is here */
+                mu_pin(to->x[j][v]);
+                mu_pin(to->y[j][v]);
+                if (!L::HAS_MIN) continue;
+                mu_pin(to->x2[j][v]);
+                mu_pin(to->y2[j][v]);
+            }
         }
+    }
+}
+
+template <uint32_t type, int BLOCKS, int NC>
+__device__ static inline void add_block(float acc[2 * NC], const struct terms<BLOCKS, NC> &term, int j)
+{
+#pragma unroll
+    for (int i = 0; i < 2 * NC; i++) {
+        acc[i] = fmaf(term.x[j][i], term.y[j][i], acc[i]);
+        if (mu_layout<type>::HAS_MIN) acc[i] = fmaf(term.x2[j][i], term.y2[j][i], acc[i]);
+    }
+}
+
+/* The terms of an item's blocks, in order, of which n_left are there: the last item of a row may be short. */
+template <uint32_t type, int NC>
+__device__ static inline void add_terms(float acc[2 * NC], const struct terms<2 * item_of<type, NC>::PAIRS, NC> &term,
+                                        int n_left)
+{
+    enum { BLOCKS = 2 * item_of<type, NC>::PAIRS };
+    const bool whole = mu_layout<type>::BLOCKS > 2 || n_left >= BLOCKS;
+    if (whole) {
+#pragma unroll
+        for (int j = 0; j < BLOCKS; j++) add_block<type, BLOCKS, NC>(acc, term, j);
+    } else {
+#pragma unroll
+        for (int j = 0; j < BLOCKS; j++)
+            if (j < n_left) add_block<type, BLOCKS, NC>(acc, term, j);
     }
 }
 
@@ -400,7 +479,8 @@ __device__ static void group_end(const struct matvec_args &a, const struct place
 
 /* Blocks of n·32 threads, as many as shall run at once. */
 template <uint32_t type, int NC>
-__global__ static __launch_bounds__(32 * WARPS_MOST, 2) void matvec_kernel(const __grid_constant__ struct matvec_args a)
+__global__ static __launch_bounds__(32 * item_of<type, NC>::WARPS_MOST, item_of<type, NC>::RESIDENT) void matvec_kernel(
+    const __grid_constant__ struct matvec_args a)
 {
     typedef item_of<type, NC> I;
     MU_SHARED(uint8_t, shared);
@@ -408,8 +488,8 @@ __global__ static __launch_bounds__(32 * WARPS_MOST, 2) void matvec_kernel(const
     const struct shared_map map = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place);
     const uint4 *quads = reinterpret_cast<const uint4 *>(shared + map.quads);
     const uint4 *factors = reinterpret_cast<const uint4 *>(shared + map.factors);
-    float *baton = reinterpret_cast<float *>(shared + map.baton) + lane * 2 * NC;
-    float *gate = reinterpret_cast<float *>(shared + map.gate) + lane * 2 * NC;
+    struct carried<NC> *baton = reinterpret_cast<struct carried<NC> *>(shared + map.baton) + lane;
+    struct carried<NC> *gate = reinterpret_cast<struct carried<NC> *>(shared + map.gate) + lane;
     struct expert_entry *entry = reinterpret_cast<struct expert_entry *>(shared + map.entry);
     int *vec_of = reinterpret_cast<int *>(shared + map.vec_of);
     uint8_t *stage = shared + warp * (I::STAGES * I::BYTES);
@@ -435,17 +515,17 @@ __global__ static __launch_bounds__(32 * WARPS_MOST, 2) void matvec_kernel(const
                        reinterpret_cast<uint32_t *>(shared + map.factors));
     __syncthreads();
 
-    bool first = warp == 0;
-    int slot = 0;
+    struct place p = {};
+    struct columns<NC> col = {
+    };
+    bool first = warp == 0, gated = false;
+    int slot = 0, placed = -1;
     while (now.unit < n_unit) {
-        const struct place p = place_of(a, entry, now.unit);
-        struct columns<NC> col;
-        int tok = NC == 1 ? lane / 8 : lane / 4; /* of B's column g: the even ones where NC is 1 */
-        col.b = tok < p.n ? tok : p.n - 1;
-        for (int c = 0; c < NC; c++) col.own[c] = NC * (lane % 4) + c < p.n ? NC * (lane % 4) + c : p.n - 1;
-        if (a.n_expert) {
-            col.b = vec_of[p.begin + col.b];
-            for (int c = 0; c < NC; c++) col.own[c] = vec_of[p.begin + col.own[c]];
+        if (placed != now.unit) {
+            placed = now.unit;
+            p = place_of(a, entry, placed);
+            gated = a.job[p.job].up != NULL;
+            col = columns_of<NC>(a, p, vec_of, lane);
         }
         struct terms<2 * I::PAIRS, NC> term;
         mu_cp_async_wait<I::STAGES - 1>();
@@ -457,30 +537,29 @@ __global__ static __launch_bounds__(32 * WARPS_MOST, 2) void matvec_kernel(const
         walk_on(&ahead, n_warp, n_item, a, entry, n_unit);
         slot = slot + 1 == I::STAGES ? 0 : slot + 1;
 
-        float acc[2 * NC];
+        const bool begins = now.item == 0, ends = now.item == n_item - 1, half = gated && !now.up, done = ends && !half;
+        const bool passes = !done || now.unit + (int)gridDim.x < n_unit;
+        struct carried<NC> *to = ends ? gate : baton + 32 * warp, acc = {}, other = {
+        };
+        const int n_left = a.n_block - now.item * 2 * I::PAIRS; /* blocks, in the last item fewer */
         if (!first) mu_barrier_wait(1 + warp, 64);
         first = false;
-        for (int i = 0; i < 2 * NC; i++) acc[i] = now.item ? baton[last_warp * 32 * 2 * NC + i] : 0.0f;
-        const int n_left = a.n_block - now.item * 2 * I::PAIRS; /* blocks, in the last item fewer */
+        if (!begins) acc = baton[32 * last_warp];
+        add_terms<type, NC>(acc.v, term, n_left);
+        if (!done)
+            *to = acc;
+        else if (gated)
+            other = *gate;
+        if (passes) mu_barrier_arrive(1 + (warp + 1 == n_warp ? 0 : warp + 1), 64);
+        if (done) {
+            struct carried<NC> y, up; /* copies: they are indexed, and acc shall stay in registers */
 #pragma unroll
-        for (int j = 0; j < 2 * I::PAIRS; j++) {
-            if (j >= n_left) continue;
             for (int i = 0; i < 2 * NC; i++) {
-                acc[i] = fmaf(term.x[j][i], term.y[j][i], acc[i]);
-                if (mu_layout<type>::HAS_MIN) acc[i] = fmaf(term.x2[j][i], term.y2[j][i], acc[i]);
+                y.v[i] = gated ? other.v[i] : acc.v[i];
+                up.v[i] = acc.v[i];
             }
+            group_end<NC>(a, p, y.v, up.v, lane);
         }
-        const bool ends = now.item == n_item - 1, gated = a.job[p.job].up != NULL, half = gated && !now.up;
-        float other[2 * NC];
-        for (int i = 0; i < 2 * NC; i++) {
-            if (!ends)
-                baton[warp * 32 * 2 * NC + i] = acc[i];
-            else if (half)
-                gate[i] = acc[i];
-            other[i] = ends && gated && !half ? gate[i] : 0.0f;
-        }
-        if (!ends || half || now.unit + (int)gridDim.x < n_unit) mu_barrier_arrive(1 + (warp + 1) % n_warp, 64);
-        if (ends && !half) group_end<NC>(a, p, gated ? other : acc, gated ? acc : other, lane);
         walk_on(&now, n_warp, n_item, a, entry, n_unit);
     }
 }
@@ -490,13 +569,13 @@ __global__ static __launch_bounds__(32 * WARPS_MOST, 2) void matvec_kernel(const
 template <uint32_t type> struct launch {
     template <int NC> static bool of(struct mu_device *d, const struct matvec_args &a)
     {
-        /* Two blocks of 8 warps where the vectors leave room for them, else one of 12. */
-        int n_warp = 8;
-        size_t bytes = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
+        /* Two blocks where the vectors leave room for them, else one. */
+        int n_warp = WARPS;
+        size_t bytes = (size_t)shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
         int n_grid = d->n_sm * BLOCKS_PER_SM;
         if (bytes > d->shared_max / BLOCKS_PER_SM - 1024) {
-            n_warp = WARPS_MOST;
-            bytes = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
+            n_warp = item_of<type, NC>::WARPS_MOST;
+            bytes = (size_t)shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
             n_grid = d->n_sm;
         }
         if (bytes > d->shared_max) return false;

@@ -6,8 +6,9 @@
  *   matmul.cu   which kernel multiplies             matvec.cu   a few vectors: bound by memory
  *   tiles.cu    many vectors, on the tensor cores   float.cu    F32, F16, BF16 and types without a rule of their own
  *   epilogue.h  what follows a product              norm.cu     residual, norms      form.cu  inputs of matrices
- *   rotate.cu   rotation, the cache                 attn.cu     attention            experts.cu, pick.cu, move.cu
- *   link.cu     NCCL
+ *   kv.h        pages of the cache                  rotate.cu   rotation, storing
+ *   attn.cu     which form of attention             attn_query.cu  decoding          attn_block.cu  prompts
+ *   experts.cu, pick.cu, move.cu                    link.cu     NCCL
  *
  * The files are compiled twice: by nvcc, and by the C++ compiler against tests/stubs/cuda, whose cuda_runtime.h runs
  * kernels on the processor, so that their tests run anywhere. What that needs: kernels are launched with mu_launch;

@@ -164,8 +164,7 @@ void mu_cuda_norm(struct mu_device *d, const struct mu_device_norm *a);
 void mu_cuda_form(struct mu_device *d, const float *src, size_t stride, int n_tok, int n, const struct mu_act_to *to);
 void mu_cuda_widen(struct mu_device *d, const struct mu_act *x, float *out);
 void mu_cuda_block_sums(struct mu_device *d, const int8_t *q, size_t n, int16_t *sum);
-void mu_cuda_spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from,
-                    int n, int n_tok);
+void mu_cuda_spread(struct mu_device *d, const struct mu_device_part *part, int n_part, int n_tok);
 void mu_cuda_set(struct mu_device *d, uint32_t *table, const struct mu_device_set *set, int n);
 /* rotate.cu, attn.cu */
 void mu_cuda_rope_table(struct mu_device *d, const float *freq, const float *freq_far, const uint8_t *far,

@@ -158,8 +158,7 @@ enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out,
         *node_out = (struct mu_plan_node){
             .n_core = topo->n_usable, .n_numa = topo->n_numa, .memory_bytes = topo->mem_available_bytes};
         snprintf(node_out->name, sizeof node_out->name, "%s", topo->host);
-        if (look == MU_LOOK_HERE) mu_gpus_read(false, &node_out->gpus);
-        if (look == MU_LOOK_CHILD) mu_gpus_ask(false, GPUS_MS, &node_out->gpus);
+        if (look == MU_LOOK) mu_gpus_ask(false, GPUS_MS, &node_out->gpus);
         if (look == MU_LOOK_MEASURE) mu_gpus_ask(true, GPUS_MEASURE_MS, &node_out->gpus);
     }
     mu_free(topo);
@@ -182,28 +181,29 @@ enum mu_kv_type mu_arg_kv(const char *text, struct argp_state *state)
 }
 
 enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters *adapters,
-                          const struct mu_split *split, unsigned asked, struct mu_serving *serving,
-                          char text[MU_FIT_TEXT], struct mu_err *err)
+                          const struct mu_split *split, unsigned asked, const struct mu_plan_node *node,
+                          struct mu_serving *serving, char text[MU_FIT_TEXT], struct mu_err *err)
 {
     enum mu_status st;
     struct mu_fit fit;
     struct mu_plan *plan = mu_calloc(1, sizeof *plan);
-    struct mu_plan_node *node = mu_calloc(1, sizeof *node);
-    if (!plan || !node) {
+    struct mu_plan_node *here = mu_calloc(1, sizeof *here);
+    if (!plan || !here) {
         st = mu_fail(err, MU_ENOMEM, "no memory for a plan");
         goto done;
     }
     serving->n_adapter = adapters ? adapters->n : 0;
     serving->lora_rank = adapters ? adapters->max_rank : 0;
     MU_TRY(st, mu_plan_build(model, split, plan, err), done);
-    MU_TRY(st, mu_cli_node(mu_split_has_gpu(split) ? MU_LOOK_HERE : MU_LOOK_NOT, node, err), done);
+    if (!node) MU_TRY(st, mu_cli_node(mu_split_has_gpu(split) ? MU_LOOK : MU_LOOK_NOT, here, err), done);
+    if (!node) node = here;
     MU_TRY(st, mu_plan_where_check(model, node, split, err), done);
     mu_fit_measure(model, plan, adapters, serving, node, &fit);
     MU_TRY(st, mu_fit_settle(&fit, model, plan, asked, serving, err), done);
     if (text) mu_fit_describe(&fit, serving, text);
 done:
     mu_free(plan);
-    mu_free(node);
+    mu_free(here);
     return st;
 }
 

@@ -71,17 +71,21 @@ static void tell_where(struct local *l, const struct mu_plan_node *node, const s
     }
 }
 
-/* All threads of the processors are one rank, however many NUMA nodes there are. */
-static enum mu_status where(struct local *l, const struct mu_serving *serving, struct mu_split *split_out,
+/* The split, and whether it fits. All threads of the processors are one rank, however many NUMA nodes there are. */
+static enum mu_status where(struct local *l, unsigned asked, struct mu_solo_options *opt, char text[MU_FIT_TEXT],
                             struct mu_err *err)
 {
     char why[MU_PLAN_WHY];
+    enum mu_status st;
     struct mu_plan_node *node = mu_calloc(1, sizeof *node);
     if (!node) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
-    enum mu_status st = mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK_HERE : MU_LOOK_NOT, node, err);
+    MU_TRY(st, mu_plan_where_text(l->split, l->device, err), done);
+    MU_TRY(st, mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK : MU_LOOK_NOT, node, err), done);
     node->n_numa = 1;
-    if (st == MU_OK) st = mu_plan_where(l->o.model, node, l->split, l->device, serving, split_out, why, err);
-    if (st == MU_OK) tell_where(l, node, split_out, why);
+    MU_TRY(st, mu_plan_where(l->o.model, node, l->split, l->device, &opt->serving, &opt->split, why, err), done);
+    tell_where(l, node, &opt->split, why);
+    st = mu_cli_fit(l->o.model, l->o.adapters, &opt->split, asked, node, &opt->serving, text, err);
+done:
     mu_free(node);
     return st;
 }
@@ -106,10 +110,8 @@ static enum mu_status gang_open(struct local *l, bool asked, int n_ctx, struct m
     char text[MU_FIT_TEXT];
     int32_t *held = mu_reallocarray(NULL, (size_t)n_ctx, sizeof *held);
     if (!held) return mu_fail(err, MU_ENOMEM, "no memory for a context of %d tokens", n_ctx);
-    MU_TRY(st, where(l, &opt.serving, &opt.split, err), fail);
+    MU_TRY(st, where(l, asked ? MU_FIT_CTX : 0, &opt, text, err), fail);
     opt.n_thread = l->n_thread ? l->n_thread : mu_default_threads(&opt.split);
-    MU_TRY(st, mu_cli_fit(l->o.model, l->o.adapters, &opt.split, asked ? MU_FIT_CTX : 0, &opt.serving, text, err),
-           fail);
     if (!l->quiet && isatty(STDERR_FILENO)) fprintf(stderr, "[%s]\n", text);
     MU_TRY(st, mu_solo_open(&opt, solo_out, err), fail);
     mu_solo_adapt(*solo_out, 0, l->o.adapters ? 1 : 0, 1);

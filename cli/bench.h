@@ -15,7 +15,7 @@
 
 #include "cli/bench_stats.h"
 #include "cli/cli.h"
-#include "shard/plan.h"
+#include "shard/plan_where.h"
 #include "shard/shard.h"
 
 /* ---- cases ---- */
@@ -30,12 +30,20 @@ struct mu_bench_case {
     int n_context; /* tokens before the decode */
 };
 
+/* What the machine does at most, measured in the same minutes: all threads of all ranks on processors at once, or a
+ * GPU, which was measured before the first case. */
+struct mu_bench_limits {
+    double read_gbps, int8_gops, f32_gflops;
+    double bf16_gflops; /* a GPU's tensor cores; 0: none */
+};
+
 /* What runs, whole and without pointers: every rank of an MPI job reads it from a file. */
 struct mu_bench_job {
     char path[4096], quantize[32], split[MU_SPLIT_TEXT]; /* quantize: "", as in the file */
     int n_thread, n_repeat;                              /* threads of a rank */
     struct mu_serving serving;
-    uint64_t probe_bytes; /* read by all ranks together to measure memory */
+    uint64_t probe_bytes; /* read by all ranks on processors together to measure memory */
+    struct mu_bench_limits gpu[MU_MAX_GPUS];
     int n_case;
     struct mu_bench_case cases[MU_BENCH_MAX_CASES];
 };
@@ -45,10 +53,6 @@ struct mu_bench_job {
 /* What a case has to do whoever does it: bytes from memory, and operations (a multiplication and an addition are two). */
 struct mu_bench_work {
     double weight_bytes, kv_bytes, int8_ops, f32_ops;
-};
-/* What the machine did of it in the same minute, all threads of all ranks at once. */
-struct mu_bench_limits {
-    double read_gbps, int8_gops, f32_gflops;
 };
 /* Seconds that a case takes at least: reading and computing may overlap, so the longer one; int8 and f32 work may not. */
 struct mu_bench_bound {
@@ -63,9 +67,11 @@ struct mu_bench_times {
 };
 /* What a case came to. Without pointers, as the job. */
 struct mu_bench_result {
-    struct mu_bench_spread s; /* seconds */
-    struct mu_bench_limits limits;
+    struct mu_bench_spread s;      /* seconds */
+    struct mu_bench_limits limits; /* of processors, of a GPU; where ranks are on several places: work / bound */
+    struct mu_bench_limits host;   /* of processors alone; 0: no rank is on them */
     struct mu_bench_bound bound;
+    double of_bf16;  /* operations of matrices and attention, as a fraction of the GPUs' bf16 rate; 0: processors */
     double of_bound; /* median of the repeats' bound / time, each by its own reading of memory */
     double load_s;
     double delayed; /* share of the threads' time that they could have run and had no core */
@@ -79,6 +85,11 @@ int mu_bench_groups(const struct mu_plan *plan, int n_stream, bool is_mpi);
 void mu_bench_work(const struct mu_model *m, const struct mu_plan *plan, const struct mu_bench_case *c, int n_group,
                    enum mu_kv_type kv, struct mu_bench_work *work_out);
 struct mu_bench_bound mu_bench_bound(const struct mu_bench_work *w, const struct mu_bench_limits *l);
+/* The same where places have limits of their own: a stage takes as long as its slowest place; n_flight steps are on their
+ * way at once, over as many stages, and a place's stages share it. All ranks on one place: mu_bench_bound. */
+struct mu_bench_bound mu_bench_bound_places(const struct mu_model *m, const struct mu_plan *plan,
+                                            const struct mu_bench_case *c, int n_group, bool is_mpi, enum mu_kv_type kv,
+                                            const struct mu_bench_limits *cpu, const struct mu_bench_limits *gpu);
 /* Of each rank, how much of its time in talks was waiting for another one to begin: wait_ns[n_rank]. */
 void mu_bench_waits(const struct mu_plan *plan, const struct mu_shard_trace *trace, int64_t *wait_ns);
 /* The rule that docs/benchmarking.md has in words. */
@@ -171,7 +182,8 @@ void mu_bench_warnings_print(const struct mu_bench_warnings *w);
 struct mu_bench_sweep_options {
     const char *model, *quantize; /* quantize: NULL, as in the file */
     enum mu_kv_type kv;
-    int n_split;
+    enum mu_device_wish device;
+    int n_split; /* 0: auto, of one rank on processors or of GPUs */
     struct mu_split split[MU_BENCH_MAX_SPLITS];
     struct mu_bench_list prompt, stream, context; /* n 0: none */
     int n_decode, n_thread, n_repeat;             /* n_thread 0: the cores, shared out; n_decode 0: no decode */
@@ -194,6 +206,11 @@ struct mu_bench_point {
 struct mu_bench_sweep {
     const struct mu_bench_sweep_options *opt;
     const struct mu_model *model;
+    struct mu_plan_node node; /* with its GPUs measured, where they were looked for */
+    bool looked;
+    int n_split;
+    struct mu_split split[MU_BENCH_MAX_SPLITS]; /* the options', or what auto came to */
+    char why[MU_PLAN_WHY];
     int n_case, n_point; /* n_point: n_case for each split in turn */
     struct mu_bench_case cases[MU_BENCH_MAX_CASES];
     struct mu_bench_point *point;

@@ -26,6 +26,7 @@
 #include "kernels/kernels.h"
 #include "kernels/peak.h"
 #include "transport/comm.h"
+#include "worker/device_link.h"
 #include "worker/shard_comm.h"
 #include "worker/solo.h"
 
@@ -65,7 +66,9 @@ struct load {
     struct mu_comm *comm;
     int rank, n_vocab, n_share;
     struct share *share;   /* [n_share] */
-    struct mu_pool *probe; /* reads memory between; the shard's own, idle then, where there is one */
+    int n_cpu;             /* ranks on processors, of all */
+    struct mu_pool *probe; /* reads memory between; the shard's own, idle then, where there is one; NULL: no rank of
+                            * this process is on processors */
     unsigned char *probe_buf;
     size_t probe_each; /* bytes of a thread */
     double *probe_rate;
@@ -209,9 +212,10 @@ static size_t probe_bytes(const struct load *l)
 
 static enum mu_status probe_open(struct load *l, struct mu_err *err)
 {
-    size_t threads = (size_t)l->job->n_thread * (size_t)l->plan->n_rank;
+    size_t threads = (size_t)l->job->n_thread * (size_t)(l->n_cpu ? l->n_cpu : 1);
     l->probe_each = (size_t)(l->job->probe_bytes / threads) / 64 * 64;
     if (l->probe_each < PROBE_MIN_BYTES) l->probe_each = PROBE_MIN_BYTES;
+    if (!l->probe) return MU_OK;
     l->probe_rate = mu_calloc((size_t)mu_pool_size(l->probe), sizeof *l->probe_rate);
     l->probe_buf = mu_pages_alloc(probe_bytes(l));
     if (!l->probe_buf || !l->probe_rate)
@@ -220,16 +224,16 @@ static enum mu_status probe_open(struct load *l, struct mu_err *err)
     return MU_OK;
 }
 
-/* Common passes of all threads of all ranks: adding up what each reaches while others start or end promises too much. The
+/* Common passes of all threads of all ranks on processors: adding up what each reaches while others start or end promises too much. The
  * fastest of three counts: threads that wake up, or share a core with the decode's that still spin, spoil the first. */
 static enum mu_status probe_memory(struct load *l, double *gbps_out, struct mu_err *err)
 {
     enum mu_status st = meet(l, err);
-    double bytes = (double)probe_bytes(l) * probe_times(l) * (l->comm ? l->plan->n_rank : 1);
+    double bytes = (double)l->probe_each * l->job->n_thread * l->n_cpu * probe_times(l);
     *gbps_out = 0;
-    for (int pass = 0; pass < PROBE_PASSES && !st; pass++) {
+    for (int pass = 0; pass < PROBE_PASSES && !st && l->n_cpu; pass++) {
         int64_t start = mu_now_ns();
-        mu_pool_run(l->probe, probe_read, l);
+        if (l->probe) mu_pool_run(l->probe, probe_read, l);
         st = meet(l, err);
         double gbps = bytes / (double)(mu_now_ns() - start);
         if (gbps > *gbps_out) *gbps_out = gbps;
@@ -240,6 +244,7 @@ static enum mu_status probe_memory(struct load *l, double *gbps_out, struct mu_e
 static double probe_rates(struct load *l, void (*probe)(void *, int, int))
 {
     double sum = 0;
+    if (!l->probe) return 0;
     mu_pool_run(l->probe, probe, l);
     for (int i = 0; i < mu_pool_size(l->probe); i++) sum += l->probe_rate[i];
     return sum;
@@ -363,7 +368,7 @@ static void result_times(struct load *l, const struct mu_shard_times *times, con
     double n = (double)r->s.n;
     mu_bench_waits(l->plan, trace, wait_ns);
     r->n_rank = l->plan->n_rank;
-    r->delayed = (double)l->delayed_ns / 1e9 / (r->s.mean * n * l->job->n_thread * r->n_rank);
+    r->delayed = (double)l->delayed_ns / 1e9 / (r->s.mean * n * mu_plan_threads_sum(&l->plan->split, l->job->n_thread));
     if (r->delayed > 1) r->delayed = 1; /* the threads of the probe that fall asleep count too */
     for (int i = 0; i < r->n_rank; i++) {
         const struct mu_shard_times *t = &times[i];
@@ -415,6 +420,34 @@ static void case_make_room(struct load *l)
     }
 }
 
+static struct mu_bench_bound bound_of(const struct load *l, const struct mu_bench_limits *cpu)
+{
+    return mu_bench_bound_places(l->model, l->plan, l->c, mu_bench_groups(l->plan, l->c->n_stream, l->comm), l->comm,
+                                 l->serving->kv, cpu, l->job->gpu);
+}
+
+/* From what the processors did, and what the GPUs were measured at. */
+static void result_limits(const struct load *l, const struct mu_bench_work *w, struct mu_bench_result *r)
+{
+    double bf16 = 0;
+    bool seen[MU_MAX_GPUS] = {false};
+    r->host = l->n_cpu ? r->limits : (struct mu_bench_limits){0};
+    r->bound = bound_of(l, &r->limits);
+    if (l->n_cpu == l->plan->n_rank) return;
+    r->limits = (struct mu_bench_limits){0};
+    if (r->bound.read_s > 0) r->limits.read_gbps = (w->weight_bytes + w->kv_bytes) / r->bound.read_s / 1e9;
+    if (r->bound.int8_s > 0) r->limits.int8_gops = w->int8_ops / r->bound.int8_s / 1e9;
+    if (r->bound.f32_s > 0) r->limits.f32_gflops = w->f32_ops / r->bound.f32_s / 1e9;
+    for (int i = 0; i < l->plan->n_rank; i++) {
+        int device = l->plan->split.device[i];
+        if (device == MU_ON_CPU || seen[device]) continue;
+        seen[device] = true;
+        bf16 += l->job->gpu[device].bf16_gflops;
+    }
+    r->limits.bf16_gflops = bf16;
+    if (bf16 > 0 && l->n_cpu == 0) r->of_bf16 = (w->int8_ops + w->f32_ops) / r->s.median / 1e9 / bf16;
+}
+
 /* All ranks leave with their own times; the leader's are the result. */
 static enum mu_status case_measure(struct load *l, struct mu_bench_result *r, struct mu_err *err)
 {
@@ -450,12 +483,12 @@ static enum mu_status case_measure(struct load *l, struct mu_bench_result *r, st
     for (int i = 0; i < n; i++) {
         struct mu_bench_limits then = r->limits;
         then.read_gbps = read[i];
-        fraction[i] = mu_bench_bound(&work, &then).s / took[i];
+        fraction[i] = bound_of(l, &then).s / took[i];
     }
     r->s = mu_bench_spread_of(took, (size_t)n);
     r->limits.read_gbps = mu_bench_spread_of(read, (size_t)n).median;
     r->of_bound = mu_bench_spread_of(fraction, (size_t)n).median;
-    r->bound = mu_bench_bound(&work, &r->limits);
+    result_limits(l, &work, r);
     result_times(l, times, trace, r);
 done:
     for (int i = 0; l->comm && i < l->plan->n_rank; i++)
@@ -528,13 +561,13 @@ static enum mu_status topo_open(struct mu_topo **topo_out, struct mu_err *err)
     return mu_topo_read(*topo_out, err);
 }
 
-/* n_thread threads for the place-th of n_place ranks: on cores of their own where there are enough, else not pinned. */
-static enum mu_status pool_open(const struct mu_topo *topo, int n_thread, int place, int n_place,
+/* n_thread threads from core `first` on, pinned where all `n_all` of them have one of their own; first -1: not. */
+static enum mu_status pool_open(const struct mu_topo *topo, int n_thread, int first, int n_all,
                                 struct mu_pool **pool_out, struct mu_err *err)
 {
     struct mu_pool_options po = {.n_threads = n_thread, .thread_init = fp_init};
-    po.pin = n_thread * n_place <= topo->n_core;
-    if (po.pin) po.cpus = topo->cpus + place * n_thread;
+    po.pin = first >= 0 && n_all <= topo->n_core;
+    if (po.pin) po.cpus = topo->cpus + first;
     return mu_pool_create(&po, pool_out, err);
 }
 
@@ -560,7 +593,8 @@ enum mu_status mu_bench_local(const struct mu_bench_job *job, mu_bench_done *don
     l.load_s = (double)(mu_now_ns() - start) / 1e9;
     l.plan = mu_solo_plan(l.solo);
     for (int i = 0; i < l.n_share; i++) l.share[i].shard = mu_solo_shard(l.solo, i);
-    MU_TRY(st, pool_open(topo, job->n_thread * so.split.n_rank, 0, 1, &l.probe, err), out);
+    l.n_cpu = mu_split_cpu_ranks(&so.split);
+    if (l.n_cpu) MU_TRY(st, pool_open(topo, job->n_thread * l.n_cpu, 0, job->n_thread * l.n_cpu, &l.probe, err), out);
     MU_TRY(st, probe_open(&l, err), out);
     st = cases_measure(&l, done, ctx, err);
 out:
@@ -591,7 +625,12 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, mu_bench_done *done
         goto out;
     }
     MU_TRY(st, topo_open(&topo, err), out);
-    MU_TRY(st, pool_open(topo, job->n_thread, comm->rank, split.n_rank, &pool, err), out);
+    l.n_cpu = mu_split_cpu_ranks(&split);
+    int first = mu_plan_first_core(&split, comm->rank, job->n_thread);
+    MU_TRY(st,
+           pool_open(topo, mu_plan_threads(&split, comm->rank, job->n_thread), first,
+                     mu_plan_threads_sum(&split, job->n_thread), &pool, err),
+           out);
     MU_TRY(st, mu_model_open(job->path, &model, err), out);
     MU_TRY(st, mu_model_quantize(model, job->quantize, err), out);
     MU_TRY(st, mu_plan_build(model, &split, plan, err), out);
@@ -601,14 +640,18 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, mu_bench_done *done
     MU_TRY(st, load_init(&l, err), out);
     struct mu_shard_options so = {
         .model = model, .plan = plan, .rank = comm->rank, .serving = job->serving, .pool = pool};
+    unsigned char link_id[MU_DEVICE_LINK_ID];
+    bool linked;
     MU_TRY(st, mu_shard_link_create(comm, plan, &link, &so.comm, err), out);
+    MU_TRY(st, mu_device_link_agree(comm, plan, comm->rank, NULL, link_id, &linked, err), out);
+    so.device_link = linked ? link_id : NULL;
     int64_t start = mu_now_ns();
     MU_TRY(st, mu_shard_create(&so, &l.shard, err), out);
     l.load_s = (double)(mu_now_ns() - start) / 1e9;
     l.share[0].shard = l.shard;
     l.comm = comm;
     l.rank = comm->rank;
-    l.probe = pool;
+    l.probe = first >= 0 ? pool : NULL;
     MU_TRY(st, probe_open(&l, err), out);
     if (!(st = cases_measure(&l, done, ctx, err))) {
         int idle; /* the other stages have everything: the sends complete as soon as MPI may look */

@@ -80,13 +80,13 @@ static double bound_per_s(const struct mu_bench_point *p)
 
 static const char *split_name(const struct mu_bench_sweep *s, int i, char buf[MU_SPLIT_TEXT])
 {
-    mu_split_format(&s->opt->split[i], buf, MU_SPLIT_TEXT);
+    mu_split_format(&s->split[i], buf, MU_SPLIT_TEXT);
     return buf;
 }
 
 static const char *transport(const struct mu_bench_sweep *s, int i)
 {
-    return s->opt->split[i].n_rank == 1 ? "one process" : s->opt->local ? "local" : "mpi";
+    return s->split[i].n_rank == 1 ? "one process" : s->opt->local ? "local" : "mpi";
 }
 
 static const struct mu_bench_point *first_done(const struct mu_bench_sweep *s, int i_split)
@@ -98,19 +98,36 @@ static const struct mu_bench_point *first_done(const struct mu_bench_sweep *s, i
 
 /* ---- tables ---- */
 
+/* Those that a split is on; where they were looked for and there is none, why. */
+static void print_gpus(const struct mu_bench_sweep *s)
+{
+    bool used[MU_MAX_GPUS] = {false};
+    for (int i = 0; i < s->n_split; i++)
+        for (int k = 0; k < s->split[i].n_rank; k++)
+            if (s->split[i].device[k] != MU_ON_CPU) used[s->split[i].device[k]] = true;
+    for (int i = 0; i < s->node.gpus.n; i++)
+        if (used[i]) mu_gpu_print(&s->node.gpus.gpu[i], i, "");
+    if (s->looked && s->node.gpus.n == 0) printf("no GPU: %s\n", s->node.gpus.why);
+    if (s->why[0]) printf("%s\n", s->why);
+}
+
 static void print_head(const struct mu_bench_sweep *s)
 {
     char what[256], split[MU_SPLIT_TEXT];
     mu_model_describe(s->model, what, sizeof what);
     printf("%s\n%s, kernels %s, medians of %d\n", what, s->machine.cpu, mu_kernels()->name, s->opt->n_repeat);
-    for (int i = 0; i < s->opt->n_split; i++) {
+    for (int i = 0; i < s->n_split; i++) {
         const struct mu_bench_point *p = first_done(s, i);
         if (!p) continue;
-        printf(
-            "split %.60s (%s, %d thread%s a rank): this machine reads %.1f GB/s, int8 %.0f GOP/s, f32 %.0f GFLOP/s\n",
-            split_name(s, i, split), transport(s, i), s->n_thread[i], s->n_thread[i] == 1 ? "" : "s",
-            p->r.limits.read_gbps, p->r.limits.int8_gops, p->r.limits.f32_gflops);
+        const struct mu_bench_limits *l = &p->r.host;
+        printf("split %.60s (%s, %d thread%s a rank)", split_name(s, i, split), transport(s, i), s->n_thread[i],
+               s->n_thread[i] == 1 ? "" : "s");
+        if (l->read_gbps > 0)
+            printf(": this machine reads %.1f GB/s, int8 %.0f GOP/s, f32 %.0f GFLOP/s", l->read_gbps, l->int8_gops,
+                   l->f32_gflops);
+        putchar('\n');
     }
+    print_gpus(s);
     putchar('\n');
 }
 
@@ -167,7 +184,7 @@ static bool print_points(const struct mu_bench_sweep *s)
                                             "of it", "limit",    "memory", ""};
     struct grid g;
     char split[MU_SPLIT_TEXT];
-    bool many = s->opt->n_split > 1;
+    bool many = s->n_split > 1;
     int n_col = many ? N_COL : N_COL - 1; /* the split stands first where there are several */
     const char *cells[N_COL] = {"split"};
     if (!grid_init(&g, s->n_point + 1, n_col)) return false;
@@ -238,7 +255,7 @@ static bool print_breakdown(const struct mu_bench_sweep *s)
             double sum = x->matrix_s + x->attention_s + x->sampling_s + x->wire_s + x->wait_s;
             t[0][0] = 0;
             if (k == 0) mu_bench_case_name(p->c, t[0], CELL);
-            if (k == 0 && s->opt->n_split > 1) {
+            if (k == 0 && s->n_split > 1) {
                 size_t len = strlen(t[0]);
                 snprintf(t[0] + len, CELL - len, ", %.12s", split_name(s, p->i_split, split));
             }
@@ -272,8 +289,16 @@ static void print_limits(const struct mu_bench_sweep *s)
         if (same) continue;
         mu_bench_case_name(p->c, name, sizeof name);
         mu_bench_limit_say(&p->r, &p->work, say, sizeof say);
-        if (s->opt->n_split > 1) printf("split %.60s, ", split_name(s, p->i_split, split));
+        if (s->n_split > 1) printf("split %.60s, ", split_name(s, p->i_split, split));
         printf("%s: %s\n", name, say);
+    }
+    for (int i = 0; i < s->n_point; i++) {
+        const struct mu_bench_point *p = &s->point[i];
+        char name[64];
+        if (p->state != MU_BENCH_DONE || p->c->phase != MU_BENCH_PROMPT || !(p->r.of_bf16 > 0)) continue;
+        mu_bench_case_name(p->c, name, sizeof name);
+        printf("%s: %.0f%% of the bf16 rate of the tensor cores, %.0f of %.0f TFLOP/s\n", name, 100 * p->r.of_bf16,
+               p->r.of_bf16 * p->r.limits.bf16_gflops / 1e3, p->r.limits.bf16_gflops / 1e3);
     }
     for (int i = 0; i < s->n_point; i++) {
         char name[64];
@@ -315,37 +340,51 @@ static void measured_json(const struct mu_bench_point *p, json_t *to)
     char say[320];
     mu_bench_limit_say(r, &p->work, say, sizeof say);
     json_object_update_new(
-        to,
-        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:s, s:s, s:o}", "tokens_per_s", tokens_per_s(p),
-                  "tokens_per_s_each", tokens_per_s(p) / p->c->n_stream, "noise", mu_bench_noise(&r->s), "delayed",
-                  r->delayed, "of_bound", r->of_bound, "load_s", r->load_s, "seconds",
-                  json_pack("{s:i, s:f, s:f, s:f, s:f}", "n", (int)r->s.n, "median", r->s.median, "mean", r->s.mean,
-                            "min", r->s.min, "max", r->s.max),
-                  "work",
-                  json_pack("{s:f, s:f, s:f, s:f}", "weight_bytes", p->work.weight_bytes, "kv_bytes", p->work.kv_bytes,
-                            "int8_ops", p->work.int8_ops, "f32_ops", p->work.f32_ops),
-                  "rates",
-                  json_pack("{s:f, s:f, s:f}", "read_gbps", r->limits.read_gbps, "int8_gops", r->limits.int8_gops,
-                            "f32_gflops", r->limits.f32_gflops),
-                  "bound",
-                  json_pack("{s:f, s:f, s:f, s:f, s:f}", "read_s", r->bound.read_s, "int8_s", r->bound.int8_s, "f32_s",
-                            r->bound.f32_s, "seconds", r->bound.s, "tokens_per_s", bound_per_s(p)),
-                  "limit", mu_bench_limit_name(mu_bench_limit_of(r)), "limit_text", say, "ranks", ranks_json(r)));
+        to, json_pack(
+                "{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:s, s:s, s:o}", "tokens_per_s",
+                tokens_per_s(p), "tokens_per_s_each", tokens_per_s(p) / p->c->n_stream, "noise", mu_bench_noise(&r->s),
+                "delayed", r->delayed, "of_bound", r->of_bound, "of_bf16", r->of_bf16, "load_s", r->load_s, "seconds",
+                json_pack("{s:i, s:f, s:f, s:f, s:f}", "n", (int)r->s.n, "median", r->s.median, "mean", r->s.mean,
+                          "min", r->s.min, "max", r->s.max),
+                "work",
+                json_pack("{s:f, s:f, s:f, s:f}", "weight_bytes", p->work.weight_bytes, "kv_bytes", p->work.kv_bytes,
+                          "int8_ops", p->work.int8_ops, "f32_ops", p->work.f32_ops),
+                "rates",
+                json_pack("{s:f, s:f, s:f, s:f}", "read_gbps", r->limits.read_gbps, "int8_gops", r->limits.int8_gops,
+                          "f32_gflops", r->limits.f32_gflops, "bf16_gflops", r->limits.bf16_gflops),
+                "bound",
+                json_pack("{s:f, s:f, s:f, s:f, s:f}", "read_s", r->bound.read_s, "int8_s", r->bound.int8_s, "f32_s",
+                          r->bound.f32_s, "seconds", r->bound.s, "tokens_per_s", bound_per_s(p)),
+                "limit", mu_bench_limit_name(mu_bench_limit_of(r)), "limit_text", say, "ranks", ranks_json(r)));
 }
 
 static json_t *point_json(const struct mu_bench_sweep *s, const struct mu_bench_point *p)
 {
     static const char *const states[] = {"not run", "done", "refused"};
     char split[MU_SPLIT_TEXT];
-    json_t *to =
-        json_pack("{s:s, s:i, s:i, s:s, s:s, s:i, s:i, s:i, s:I, s:s}", "split", split_name(s, p->i_split, split),
-                  "n_rank", s->opt->split[p->i_split].n_rank, "threads_per_rank", s->n_thread[p->i_split], "transport",
-                  transport(s, p->i_split), "phase", p->c->phase == MU_BENCH_PROMPT ? "prompt" : "decode", "tokens",
-                  p->c->n_tok, "streams", p->c->n_stream, "context", p->c->n_context, "memory_bytes",
-                  (json_int_t)p->need_bytes, "state", states[p->state]);
+    json_t *to = json_pack(
+        "{s:s, s:i, s:i, s:s, s:s, s:i, s:i, s:i, s:I, s:s}", "split", split_name(s, p->i_split, split), "n_rank",
+        s->split[p->i_split].n_rank, "threads_per_rank", s->n_thread[p->i_split], "transport", transport(s, p->i_split),
+        "phase", p->c->phase == MU_BENCH_PROMPT ? "prompt" : "decode", "tokens", p->c->n_tok, "streams", p->c->n_stream,
+        "context", p->c->n_context, "memory_bytes", (json_int_t)p->need_bytes, "state", states[p->state]);
     if (p->state == MU_BENCH_REFUSED) json_object_set_new(to, "why", json_string(p->why));
     if (p->state == MU_BENCH_DONE) measured_json(p, to);
     return to;
+}
+
+static json_t *gpus_json(const struct mu_gpus *gpus)
+{
+    json_t *all = json_array();
+    for (int i = 0; i < gpus->n; i++) {
+        const struct mu_gpu *g = &gpus->gpu[i];
+        json_array_append_new(
+            all, json_pack("{s:s, s:s, s:i, s:i, s:b, s:I, s:I, s:f, s:f, s:f, s:f, s:f, s:f}", "name", g->name, "pci",
+                           g->pci, "numa", g->numa, "capability", g->capability, "has_link", g->has_link,
+                           "memory_bytes", (json_int_t)g->memory_bytes, "free_bytes", (json_int_t)g->free_bytes,
+                           "read_gbps", g->read_gbps, "up_gbps", g->up_gbps, "down_gbps", g->down_gbps, "int8_gops",
+                           g->int8_gops, "bf16_gops", g->bf16_gops, "f32_gops", g->f32_gops));
+    }
+    return all;
 }
 
 static json_t *sweep_json(const struct mu_bench_sweep *s)
@@ -358,6 +397,7 @@ static json_t *sweep_json(const struct mu_bench_sweep *s)
                         json_pack("{s:s, s:s, s:I, s:I, s:s*}", "name", s->opt->model, "description", what,
                                   "parameters", (json_int_t)s->model->n_param, "weight_bytes",
                                   (json_int_t)s->model->weight_bytes, "quantize", s->opt->quantize));
+    json_object_set_new(doc, "gpus", gpus_json(&s->node.gpus));
     json_object_set_new(doc, "repeats", json_integer(s->opt->n_repeat));
     json_object_set_new(doc, "points", points);
     return doc;
@@ -428,11 +468,11 @@ static void decode_chart(const struct mu_bench_sweep *s, bool by_stream, enum mu
         if (by_stream && s->opt->context.n == 1)
             snprintf(series, sizeof series, "split %.48s", split);
         else if (by_stream)
-            snprintf(series, sizeof series, "context %.8s%s%.12s", context, s->opt->n_split > 1 ? ", split " : "",
-                     s->opt->n_split > 1 ? split : "");
+            snprintf(series, sizeof series, "context %.8s%s%.12s", context, s->n_split > 1 ? ", split " : "",
+                     s->n_split > 1 ? split : "");
         else
-            snprintf(series, sizeof series, "%.20s%s%.12s", streams, s->opt->n_split > 1 ? ", split " : "",
-                     s->opt->n_split > 1 ? split : "");
+            snprintf(series, sizeof series, "%.20s%s%.12s", streams, s->n_split > 1 ? ", split " : "",
+                     s->n_split > 1 ? split : "");
         chart_put(c, x, series, tokens_per_s(at), bound_per_s(at));
     }
 }

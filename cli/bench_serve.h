@@ -14,6 +14,7 @@ struct mu_bench_serve_options {
     const char *model;  /* of our own server; with `server` the name that it is asked for, or NULL */
     const char *server; /* a running one; NULL: our own */
     const char *split, *quantize;
+    enum mu_device_wish device;
     enum mu_kv_type kv;
     int n_thread, n_ctx, n_parallel;     /* our own server's; 0: its defaults */
     struct mu_bench_rates rate;          /* requests a second, Poisson arrivals; one of the two */

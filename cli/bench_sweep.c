@@ -20,7 +20,7 @@ struct run {
     struct mu_plan *plan;
     struct mu_bench_job job;
     int point_of[MU_BENCH_MAX_CASES]; /* the job's case to the sweep's point */
-    uint64_t usable_bytes;
+    struct mu_plan_node node;         /* its memory without what measuring takes */
     struct mu_bar bar;
     uint64_t done, total; /* of the bar: about the tokens of all cases */
 };
@@ -52,7 +52,7 @@ static enum mu_status cases_make(struct mu_bench_sweep *s, struct mu_err *err)
     for (int c = 0; c < context.n && o->n_decode; c++)
         for (int b = 0; b < stream.n; b++)
             s->cases[s->n_case++] = (struct mu_bench_case){MU_BENCH_DECODE, o->n_decode, stream.at[b], context.at[c]};
-    s->n_point = s->n_case * o->n_split;
+    s->n_point = s->n_case * s->n_split;
     s->point = mu_calloc((size_t)s->n_point, sizeof *s->point);
     if (!s->point) return mu_fail(err, MU_ENOMEM, "no memory for %d cases", s->n_point);
     for (int i = 0; i < s->n_point; i++) {
@@ -85,18 +85,30 @@ static uint64_t need_of(const struct run *r, const struct mu_serving *v)
     for (int i = 0; i < r->plan->n_rank; i++) {
         struct mu_rank_memory m;
         mu_plan_memory(r->sweep->model, r->plan, i, v, &m);
-        need += m.weights + m.kv + m.scratch;
+        need += m.weights + m.kv + m.scratch + m.host;
     }
     return need;
 }
 
-static void refuse_memory(struct run *r, struct mu_bench_point *p)
+/* Whether every place has room for it; *place_out: the one that is full first. */
+static bool fits(const struct run *r, const struct mu_serving *v, struct mu_fit_place *place_out)
+{
+    struct mu_fit fit;
+    mu_fit_measure(r->sweep->model, r->plan, NULL, v, &r->node, &fit);
+    *place_out = *mu_fit_fullest(&fit);
+    return mu_fit_room(&fit) >= v->n_page;
+}
+
+static void refuse_memory(struct mu_bench_point *p, const struct mu_fit_place *full, uint32_t n_page)
 {
     char need[32], room[32];
-    mu_human_bytes(p->need_bytes, need, sizeof need);
-    mu_human_bytes(r->usable_bytes, room, sizeof room);
+    mu_human_bytes(full->weights + full->scratch + full->page * n_page, need, sizeof need);
+    mu_human_bytes(full->usable, room, sizeof room);
     p->state = MU_BENCH_REFUSED;
-    snprintf(p->why, sizeof p->why, "takes %s of memory, %s are free", need, room);
+    if (full->device == MU_ON_CPU)
+        snprintf(p->why, sizeof p->why, "takes %s of memory, %s are free", need, room);
+    else
+        snprintf(p->why, sizeof p->why, "takes %s of GPU %d's memory, %s are free", need, full->device, room);
 }
 
 /* Each case alone: its work, its memory, and whether the model has such a context at all. */
@@ -104,6 +116,7 @@ static void point_check(struct run *r, struct mu_bench_point *p)
 {
     const struct mu_model *m = r->sweep->model;
     struct mu_serving alone = {.kv = r->sweep->opt->kv};
+    struct mu_fit_place full;
     bool is_mpi = r->plan->n_rank > 1 && !r->sweep->opt->local;
     mu_bench_work(m, r->plan, p->c, mu_bench_groups(r->plan, p->c->n_stream, is_mpi), r->sweep->opt->kv, &p->work);
     serving_add(&alone, p->c);
@@ -112,8 +125,8 @@ static void point_check(struct run *r, struct mu_bench_point *p)
         p->state = MU_BENCH_REFUSED;
         snprintf(p->why, sizeof p->why, "needs %d tokens of context, the model has %d", case_length(p->c),
                  m->cfg.n_ctx_train);
-    } else if (p->need_bytes > r->usable_bytes) {
-        refuse_memory(r, p);
+    } else if (!fits(r, &alone, &full)) {
+        refuse_memory(p, &full, alone.n_page);
     }
 }
 
@@ -121,6 +134,7 @@ static void point_check(struct run *r, struct mu_bench_point *p)
 static void job_fill(struct run *r, struct mu_bench_point *point)
 {
     struct mu_bench_sweep *s = r->sweep;
+    struct mu_fit_place full;
     for (;;) {
         int largest = -1;
         r->job.n_case = 0;
@@ -132,8 +146,8 @@ static void job_fill(struct run *r, struct mu_bench_point *point)
             r->job.cases[r->job.n_case++] = *point[i].c;
             if (largest < 0 || point[i].need_bytes > point[largest].need_bytes) largest = i;
         }
-        if (largest < 0 || need_of(r, &r->job.serving) <= r->usable_bytes) return;
-        refuse_memory(r, &point[largest]);
+        if (largest < 0 || fits(r, &r->job.serving, &full)) return;
+        refuse_memory(&point[largest], &full, r->job.serving.n_page);
     }
 }
 
@@ -165,7 +179,7 @@ static enum mu_status on_done(const struct mu_bench_result *result, int i, void 
 static enum mu_status job_begin(struct run *r, int i_split, const char *path, struct mu_err *err)
 {
     const struct mu_bench_sweep_options *o = r->sweep->opt;
-    const struct mu_split *split = &o->split[i_split];
+    const struct mu_split *split = &r->sweep->split[i_split];
     struct mu_bench_job *job = &r->job;
     enum { MAX_THREADS = 1024 };
     memset(job, 0, sizeof *job);
@@ -178,6 +192,10 @@ static enum mu_status job_begin(struct run *r, int i_split, const char *path, st
     mu_split_format(split, job->split, sizeof job->split);
     if (snprintf(job->path, sizeof job->path, "%s", path) >= (int)sizeof job->path)
         return mu_fail(err, MU_ELIMIT, "the model's path is longer than %zu bytes", sizeof job->path - 1);
+    for (int i = 0; i < r->sweep->node.gpus.n; i++) {
+        const struct mu_gpu *g = &r->sweep->node.gpus.gpu[i];
+        job->gpu[i] = (struct mu_bench_limits){g->read_gbps, g->int8_gops, g->f32_gops, g->bf16_gops};
+    }
     snprintf(job->quantize, sizeof job->quantize, "%s", o->quantize ? o->quantize : "");
     return mu_plan_build(r->sweep->model, split, r->plan, err);
 }
@@ -197,7 +215,8 @@ static enum mu_status split_prepare(struct run *r, int i_split, const char *path
         r->job.probe_bytes = (uint64_t)step.weight_bytes;
         if (r->job.probe_bytes > PROBE_MAX_BYTES) r->job.probe_bytes = PROBE_MAX_BYTES;
         if (r->job.probe_bytes > free_bytes / 8) r->job.probe_bytes = free_bytes / 8;
-        r->usable_bytes = free_bytes - r->job.probe_bytes;
+        r->node = r->sweep->node;
+        r->node.memory_bytes = topo->mem_available_bytes - r->job.probe_bytes;
         for (int i = 0; i < r->sweep->n_case; i++) point_check(r, &point[i]);
         job_fill(r, point);
     }
@@ -207,7 +226,7 @@ static enum mu_status split_prepare(struct run *r, int i_split, const char *path
 
 static enum mu_status split_run(struct run *r, int i_split, struct mu_err *err)
 {
-    int n_rank = r->sweep->opt->split[i_split].n_rank;
+    int n_rank = r->sweep->split[i_split].n_rank;
     if (!r->job.n_case) return MU_OK;
     if (n_rank > 1 && !r->sweep->opt->local) return mu_bench_mpi(&r->job, n_rank, on_result, r, err);
     return mu_bench_local(&r->job, on_done, r, err);
@@ -251,7 +270,7 @@ static enum mu_status splits_run(struct mu_bench_sweep *s, const char *path, str
     r.plan = mu_calloc(1, sizeof *r.plan);
     if (!r.plan) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
     for (int i = 0; i < s->n_point; i++) r.total += case_units(s->point[i].c, s->opt->n_repeat);
-    for (int i = 0; i < s->opt->n_split && !st; i++) {
+    for (int i = 0; i < s->n_split && !st; i++) {
         st = split_prepare(&r, i, path, err);
         if (!st) st = split_run(&r, i, err);
     }
@@ -261,6 +280,50 @@ static enum mu_status splits_run(struct mu_bench_sweep *s, const char *path, str
     for (int i = 0; i < s->n_point; i++) done += s->point[i].state == MU_BENCH_DONE;
     if (!st && !done) st = nothing_ran(s, err);
     mu_free(r.plan);
+    return st;
+}
+
+/* ---- where ---- */
+
+static int least_of(const struct mu_bench_list *l)
+{
+    int least = l->n ? l->at[0] : 0;
+    for (int i = 1; i < l->n; i++)
+        if (l->at[i] < least) least = l->at[i];
+    return least;
+}
+
+/* A split that is not named: GPUs as the planner has them for the smallest case, else one rank with all threads. What
+ * larger cases do not fit is refused case by case. */
+static enum mu_status auto_split(struct mu_bench_sweep *s, struct mu_err *err)
+{
+    const struct mu_bench_sweep_options *o = s->opt;
+    int decode = o->n_decode ? least_of(&o->context) + o->n_decode : least_of(&o->prompt), n_ctx = decode;
+    if (o->prompt.n && least_of(&o->prompt) < n_ctx) n_ctx = least_of(&o->prompt);
+    struct mu_serving v = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = MU_BENCH_STEP_TOKENS, .kv = o->kv};
+    struct mu_plan_node node = s->node;
+    node.n_numa = 1;
+    s->n_split = 1;
+    v.n_page = mu_fit_pages_of(n_ctx);
+    enum mu_status st = mu_plan_where(s->model, &node, "auto", o->device, &v, &s->split[0], s->why, err);
+    return st == MU_ENOMEM && o->device != MU_DEVICE_GPU ? mu_split_parse("1", &s->split[0], err) : st;
+}
+
+/* The splits, and the GPUs that they might be on. */
+static enum mu_status splits_settle(struct mu_bench_sweep *s, struct mu_err *err)
+{
+    const struct mu_bench_sweep_options *o = s->opt;
+    char text[MU_SPLIT_TEXT];
+    bool has_gpu = o->n_split == 0 && o->device != MU_DEVICE_CPU;
+    for (int i = 0; i < o->n_split; i++) has_gpu = has_gpu || mu_split_has_gpu(&o->split[i]);
+    enum mu_status st = mu_cli_node(has_gpu ? MU_LOOK_MEASURE : MU_LOOK_NOT, &s->node, err);
+    s->looked = has_gpu;
+    if (st == MU_OK && o->n_split == 0) return auto_split(s, err);
+    for (int i = 0; i < o->n_split && st == MU_OK; i++) {
+        mu_split_format(&o->split[i], text, sizeof text);
+        st = mu_plan_where(s->model, &s->node, text, o->device, NULL, &s->split[i], s->why, err);
+    }
+    s->n_split = o->n_split;
     return st;
 }
 
@@ -276,6 +339,7 @@ enum mu_status mu_bench_sweep(const struct mu_bench_sweep_options *opt, struct m
     MU_TRY(st, mu_cli_open(opt->model, false, &o, err), done);
     MU_TRY(st, mu_model_quantize(o.model, opt->quantize, err), done);
     s->model = o.model;
+    MU_TRY(st, splits_settle(s, err), done);
     MU_TRY(st, cases_make(s, err), done);
     mu_signals_catch();
     MU_TRY(st, mu_bench_watch_begin(&watch, err), done);

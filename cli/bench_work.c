@@ -87,7 +87,8 @@ static double packed_ratio(const struct mu_model *m, const struct mu_plan *plan,
         .n_ctx = MU_PAGE_TOKENS, .n_slot = 1, .n_page = 1, .step_tokens = MU_PAGE_TOKENS};
     struct mu_rank_memory memory;
     mu_plan_memory(m, plan, rank, &least, &memory);
-    double packed = (double)memory.weights - (plan->rank[rank].stage == 0 ? (double)m->embed->bytes : 0);
+    bool mapped = plan->rank[rank].stage == 0 && plan->split.device[rank] == MU_ON_CPU;
+    double packed = (double)memory.weights - (mapped ? (double)m->embed->bytes : 0);
     return w->layers + w->output > 0 && packed > 0 ? packed / (w->layers + w->output) : 1;
 }
 
@@ -108,8 +109,11 @@ static void rank_ops(const struct mu_model *m, const struct mu_plan *plan, const
     ops_add(ops, m->output, mu_range_len(r->vocab), n_logits);
 }
 
-void mu_bench_work(const struct mu_model *m, const struct mu_plan *plan, const struct mu_bench_case *c, int n_group,
-                   enum mu_kv_type kv, struct mu_bench_work *work_out)
+enum { ALL = -2 }; /* stages, or devices */
+
+/* Of the ranks of a stage that are on a device. */
+static void work_of(const struct mu_model *m, const struct mu_plan *plan, const struct mu_bench_case *c, int n_group,
+                    enum mu_kv_type kv, int stage, int device, struct mu_bench_work *work_out)
 {
     struct mu_bench_work w = {0};
     struct ops ops = {0};
@@ -120,6 +124,7 @@ void mu_bench_work(const struct mu_model *m, const struct mu_plan *plan, const s
     steps = prompt ? ceil(n_tok / MU_BENCH_STEP_TOKENS) : (double)c->n_tok * n_group;
     for (int i = 0; i < plan->n_rank; i++) {
         const struct mu_plan_rank *r = &plan->rank[i];
+        if (stage != ALL && (r->stage != stage || plan->split.device[i] != device)) continue;
         struct weights bytes = weights_of(m, plan, r);
         struct mu_range layers = plan->stage[r->stage].layers;
         double touched = bytes.layers - bytes.experts * (1 - experts_touched(&m->cfg, in_step));
@@ -138,6 +143,12 @@ void mu_bench_work(const struct mu_model *m, const struct mu_plan *plan, const s
     *work_out = w;
 }
 
+void mu_bench_work(const struct mu_model *m, const struct mu_plan *plan, const struct mu_bench_case *c, int n_group,
+                   enum mu_kv_type kv, struct mu_bench_work *work_out)
+{
+    work_of(m, plan, c, n_group, kv, ALL, ALL, work_out);
+}
+
 struct mu_bench_bound mu_bench_bound(const struct mu_bench_work *w, const struct mu_bench_limits *l)
 {
     struct mu_bench_bound b = {0};
@@ -146,6 +157,62 @@ struct mu_bench_bound mu_bench_bound(const struct mu_bench_work *w, const struct
     if (l->f32_gflops > 0) b.f32_s = w->f32_ops / l->f32_gflops / 1e9;
     b.s = b.read_s > b.int8_s + b.f32_s ? b.read_s : b.int8_s + b.f32_s;
     return b;
+}
+
+static const struct mu_bench_limits *limits_at(int device, const struct mu_bench_limits *cpu,
+                                               const struct mu_bench_limits *gpu)
+{
+    return device == MU_ON_CPU ? cpu : &gpu[device];
+}
+
+static bool one_place(const struct mu_plan *plan)
+{
+    for (int i = 1; i < plan->n_rank; i++)
+        if (plan->split.device[i] != plan->split.device[0]) return false;
+    return true;
+}
+
+static void bound_add(struct mu_bench_bound *to, const struct mu_bench_bound *b)
+{
+    to->read_s += b->read_s;
+    to->int8_s += b->int8_s;
+    to->f32_s += b->f32_s;
+    to->s += b->s;
+}
+
+/* Steps that may be on their way at once. */
+static int in_flight(const struct mu_plan *plan, const struct mu_bench_case *c, int n_group, bool is_mpi)
+{
+    int n = c->phase == MU_BENCH_DECODE ? n_group : (c->n_tok + MU_BENCH_STEP_TOKENS - 1) / MU_BENCH_STEP_TOKENS;
+    if (!is_mpi) return 1;
+    return n < plan->n_stage ? (n > 1 ? n : 1) : plan->n_stage;
+}
+
+struct mu_bench_bound mu_bench_bound_places(const struct mu_model *m, const struct mu_plan *plan,
+                                            const struct mu_bench_case *c, int n_group, bool is_mpi, enum mu_kv_type kv,
+                                            const struct mu_bench_limits *cpu, const struct mu_bench_limits *gpu)
+{
+    struct mu_bench_work w;
+    struct mu_bench_bound place[1 + MU_MAX_GPUS] = {{0}}, all = {0};
+    if (one_place(plan)) {
+        mu_bench_work(m, plan, c, n_group, kv, &w);
+        return mu_bench_bound(&w, limits_at(plan->split.device[0], cpu, gpu));
+    }
+    for (int s = 0; s < plan->n_stage; s++) {
+        struct mu_bench_bound slowest = {0};
+        for (int device = MU_ON_CPU; device < MU_MAX_GPUS; device++) {
+            work_of(m, plan, c, n_group, kv, s, device, &w);
+            struct mu_bench_bound b = mu_bench_bound(&w, limits_at(device, cpu, gpu));
+            bound_add(&place[device + 1], &b);
+            if (b.s > slowest.s) slowest = b;
+        }
+        bound_add(&all, &slowest);
+    }
+    double s = all.s / in_flight(plan, c, n_group, is_mpi);
+    for (int i = 0; i < 1 + MU_MAX_GPUS; i++)
+        if (place[i].s > s) s = place[i].s;
+    double share = all.s > 0 ? s / all.s : 0;
+    return (struct mu_bench_bound){all.read_s * share, all.int8_s * share, all.f32_s * share, s};
 }
 
 /* ---- waiting ---- */

@@ -78,16 +78,16 @@ enum mu_device_wish mu_arg_device(const char *text, struct argp_state *state);
 /* How many threads pay on this machine (base/topo.h), shared among the ranks; at least 1. */
 int mu_default_threads(const struct mu_split *split);
 
-/* This machine for the planner: topology, free memory; with look, its GPUs, which a child process looks at (or this one,
- * where it will use them itself), and measures where that is wanted. Processors are not measured. */
-enum mu_gpu_look { MU_LOOK_NOT, MU_LOOK_CHILD, MU_LOOK_HERE, MU_LOOK_MEASURE };
+/* This machine for the planner: topology, free memory, and its GPUs where they are looked for, measured where that is
+ * wanted. Processors are not measured. */
+enum mu_gpu_look { MU_LOOK_NOT, MU_LOOK, MU_LOOK_MEASURE };
 enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out, struct mu_err *err);
 
 /* Whether a gang in this process fits the memory there is (shard/plan_fit.h), and can run there: settles serving; text
- * (may be NULL) says what it takes. */
+ * (may be NULL) says what it takes. node NULL: this machine is looked at. */
 enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters *adapters,
-                          const struct mu_split *split, unsigned asked, struct mu_serving *serving,
-                          char text[MU_FIT_TEXT], struct mu_err *err);
+                          const struct mu_split *split, unsigned asked, const struct mu_plan_node *node,
+                          struct mu_serving *serving, char text[MU_FIT_TEXT], struct mu_err *err);
 
 /* ---- term.c: what a person sees ---- */
 

@@ -142,12 +142,12 @@ static void check(struct bench_args *a, struct argp_state *state)
         argp_error(state, "--rate sends whatever the server does, --concurrency waits for it: one of the two");
     if (o->prompts && (o->input.max || o->n_prefix))
         argp_error(state, "--prompts brings its own lengths: leave out --input and --shared-prefix");
-    if (o->server &&
-        (o->n_ctx || o->n_parallel || a->steps.n_thread || a->steps.quantize || a->steps.kv || a->steps.n_split > 0))
+    if (o->server && (o->n_ctx || o->n_parallel || a->steps.n_thread || a->steps.quantize || a->steps.kv ||
+                      a->serve.split || a->steps.device != MU_DEVICE_AUTO))
         argp_error(
             state,
-            "--server runs already: --ctx, --parallel, --threads, --split, --quantize and --kv are for a server of "
-            "our own (--serve)");
+            "--server runs already: --ctx, --parallel, --threads, --split, --device, --quantize and --kv are for "
+            "a server of our own (--serve)");
     if (a->is_serve && a->steps.n_split > 1) argp_error(state, "--serve takes one --split");
     if (out->format == MU_BENCH_TABLE && out->out) argp_error(state, "--out FILE is for -o json and -o svg");
     if (!a->is_serve && !a->steps.prompt.n && !a->steps.n_decode)
@@ -191,7 +191,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case 's':
         o->n_split = 0;
-        split_set(arg, o, state);
+        if (strcmp(arg, "auto") != 0) split_set(arg, o, state);
         a->serve.split = arg;
         return 0;
     case OPT_SPLITS:
@@ -215,6 +215,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_OUT: o->output.out = arg; return 0;
     case OPT_SVG: o->output.svg = arg; return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
+    case MU_OPT_DEVICE: o->device = mu_arg_device(arg, state); return 0;
     case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
     case OPT_SERVE: a->is_serve = true; return 0;
     case OPT_SERVER:
@@ -237,7 +238,8 @@ static const struct argp_option options[] = {
     {"streams", 'b', "LIST", 0, "sequences decoded at once (1)", 1},
     {"context", OPT_CONTEXT, "LIST", 0, "tokens that they have before, filled once (0)", 1},
     {"depth", OPT_CONTEXT, "LIST", OPTION_ALIAS, 0, 1},
-    {"split", 's', "S", 0, "split over ranks (1; a server's: auto)", 1},
+    {"split", 's', "S", 0, "split over ranks; 1@gpu0: on GPU 0 (auto)", 1},
+    MU_DEVICE_OPTION(1),
     {"splits", OPT_SPLITS, "S,S", 0, "several splits, one after another", 1},
     {"transport", OPT_TRANSPORT, "T", 0, "mpi: a process a rank; local: threads (mpi)", 1},
     {"threads", 't', "N", 0, "threads a rank (the cores, shared out)", 1},
@@ -283,6 +285,7 @@ int mu_cmd_bench(int argc, char **argv)
         "  muster bench 1b.gguf --streams 1,2,...,64 --svg streams.svg\n"
         "  muster bench 1b.gguf -p 0 --context 1k,4k,32k\n"
         "  muster bench 1b.gguf -t 1 --splits 1,1:1,1/1 -o json\n"
+        "  muster bench 8b.gguf --split 1@gpu0 -p 2k --streams 1,8,64\n"
         "  muster bench 1b.gguf --serve --rate 1,2,4 --seconds 60 --slo ttft=500ms,itl=50ms\n"
         "  muster bench --server 127.0.0.1:7400 --concurrency 16 --requests 200 --input 128..2048 --output 32..256\n"
         "docs/benchmarking.md has the definitions.\n",
@@ -303,14 +306,11 @@ int mu_cmd_bench(int argc, char **argv)
     a->steps.n_decode = 128;
     a->steps.n_repeat = 5;
     argp_parse(&argp, argc, argv, 0, 0, a);
-    if (!a->is_serve && !a->steps.n_split) {
-        a->steps.n_split = 1;
-        mu_split_parse("1", &a->steps.split[0], NULL);
-    }
     a->serve.model = a->steps.model;
     a->serve.n_thread = a->steps.n_thread;
     a->serve.quantize = a->steps.quantize;
     a->serve.kv = a->steps.kv;
+    a->serve.device = a->steps.device;
     a->serve.out = a->steps.output;
     if (!a->serve.rate.n && !a->serve.concurrency.n) a->serve.concurrency = (struct mu_bench_list){1, {8}};
     if (!a->serve.n_request && !a->serve.duration_ns) a->serve.n_request = 64;

@@ -58,8 +58,7 @@ static uint64_t place_room(const struct mu_fit_place *p)
     return pages < MAX_PAGES ? pages : MAX_PAGES;
 }
 
-/* The place that is full first. */
-static const struct mu_fit_place *fullest(const struct mu_fit *fit)
+const struct mu_fit_place *mu_fit_fullest(const struct mu_fit *fit)
 {
     const struct mu_fit_place *least = &fit->place[0];
     for (int i = 1; i < fit->n_place; i++)
@@ -69,7 +68,7 @@ static const struct mu_fit_place *fullest(const struct mu_fit *fit)
 
 uint64_t mu_fit_room(const struct mu_fit *fit)
 {
-    return place_room(fullest(fit));
+    return place_room(mu_fit_fullest(fit));
 }
 
 /* ---- words ---- */
@@ -200,7 +199,7 @@ enum mu_status mu_fit_settle(const struct mu_fit *fit, const struct mu_model *mo
         return MU_OK;
     }
     struct mu_serving want = *v;
-    const struct mu_fit_place *full = fullest(fit);
+    const struct mu_fit_place *full = mu_fit_fullest(fit);
     char text[384], instead[256], where[48] = "this machine";
     if (!want.n_page && !all) want.n_slot = 1;
     if (!want.n_page) want.n_page = (uint32_t)(all ? whole : one);

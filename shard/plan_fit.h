@@ -31,6 +31,8 @@ static inline uint32_t mu_fit_pages_of(int n_ctx)
 {
     return ((uint32_t)n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
 }
+/* The place that is full first. */
+const struct mu_fit_place *mu_fit_fullest(const struct mu_fit *fit);
 /* KV pages that there is room for. */
 uint64_t mu_fit_room(const struct mu_fit *fit);
 

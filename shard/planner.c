@@ -276,42 +276,32 @@ static void say_gpus(const struct choice *c, const struct mu_plan_node *node, ch
         snprintf(why, MU_PLAN_WHY, "%d GPUs hold the model together, fewer do not", c->split.n_rank);
 }
 
-static void ms_text(double ms, char *buf, size_t buf_bytes)
-{
-    if (ms > 0)
-        snprintf(buf, buf_bytes, "%.*f ms", ms < 10 ? 2 : 1, ms);
-    else
-        snprintf(buf, buf_bytes, "an unknown time");
-}
-
 static void say_mixed(const struct mu_model *model, const struct choice *mixed, const struct choice *cpu,
                       bool took_mixed, char why[MU_PLAN_WHY])
 {
-    char with[32], alone[32];
     int on_gpu = 0, n_gpu = 0;
+    bool known = mixed->decode_ms > 0 && cpu->decode_ms > 0;
+    char room[96];
     for (int i = 0; i < mixed->sites.n; i++)
         if (mixed->sites.at[i].device != MU_ON_CPU && mixed->sites.at[i].n_layer > 0) {
             on_gpu += mixed->sites.at[i].n_layer;
             n_gpu++;
         }
-    ms_text(mixed->decode_ms, with, sizeof with);
-    ms_text(cpu->decode_ms, alone, sizeof alone);
-    if (took_mixed && cpu->split.n_rank == 0)
-        snprintf(why, MU_PLAN_WHY,
-                 "%d GPU%s room for %d of %d layers, the processors have the rest (%s a token predicted); the "
-                 "processors' memory alone is too small",
-                 n_gpu, n_gpu == 1 ? " has" : "s have", on_gpu, model->cfg.n_layer, with);
-    else if (took_mixed)
-        snprintf(why, MU_PLAN_WHY,
-                 "%d GPU%s room for %d of %d layers, the processors have the rest: %s a token predicted, %s on "
-                 "processors alone",
-                 n_gpu, n_gpu == 1 ? " has" : "s have", on_gpu, model->cfg.n_layer, with, alone);
-    else if (mixed->split.n_rank > 0)
-        snprintf(why, MU_PLAN_WHY,
-                 "processors alone: %s a token predicted; with %d of %d layers on %d GPU%s, which hold no more, %s",
-                 alone, on_gpu, model->cfg.n_layer, n_gpu, n_gpu == 1 ? "" : "s", with);
-    else
+    snprintf(room, sizeof room, "%d GPU%s room for %d of %d layers", n_gpu, n_gpu == 1 ? " has" : "s have", on_gpu,
+             model->cfg.n_layer);
+    if (mixed->split.n_rank == 0)
         snprintf(why, MU_PLAN_WHY, "processors alone: the GPUs' memory does not hold a layer");
+    else if (!took_mixed)
+        snprintf(why, MU_PLAN_WHY, "processors alone, %.2f ms a token predicted: %s, and with them it would be %.2f ms",
+                 cpu->decode_ms, room, mixed->decode_ms);
+    else if (cpu->split.n_rank == 0)
+        snprintf(why, MU_PLAN_WHY, "%s, the processors have the rest: their memory alone is too small", room);
+    else if (known)
+        snprintf(why, MU_PLAN_WHY,
+                 "%s, the processors have the rest: %.2f ms a token predicted, %.2f ms on processors alone", room,
+                 mixed->decode_ms, cpu->decode_ms);
+    else
+        snprintf(why, MU_PLAN_WHY, "%s, the processors have the rest", room);
 }
 
 /* All GPUs of all nodes, and the processors. */

@@ -188,6 +188,57 @@ class Steps(Documents):
             self.assertEqual(doc["interrupted"], any(q["state"] == "not run" for q in doc["points"]))
 
 
+class Gpus(Documents):
+    """On the host as a device: what is measured is slow, but fits together."""
+    ENV = {"MUSTER_DEVICE_PLUGIN": os.path.join(os.path.dirname(harness.MUSTER), "..", "tests", "stubs", "libmuster_device_host.so")}
+
+    def test_one_gpu(self):
+        for args in (["--split", "1@gpu0"], [], ["--device", "gpu"]):
+            doc = self.document(BARD, "-p", "24", *args, *STEPS, env=self.ENV)
+            self.assertEqual(len(doc["gpus"]), 2)
+            gpu = doc["gpus"][0]
+            self.assertEqual([p["split"] for p in doc["points"]], ["1@gpu0"] * 2)
+            for p in doc["points"]:
+                self.point(p)
+                if p["bound"]["read_s"]:
+                    self.assertAlmostEqual(p["rates"]["read_gbps"] / gpu["read_gbps"], 1, places=6)
+                self.assertAlmostEqual(p["rates"]["int8_gops"] / gpu["int8_gops"], 1, places=6)
+                ops = p["work"]["int8_ops"] + p["work"]["f32_ops"]
+                self.assertAlmostEqual(p["of_bf16"] * gpu["bf16_gops"] * 1e9 * p["seconds"]["median"] / ops, 1, places=3)
+
+    def test_places(self):
+        doc = self.document(BARD, "-p", "24", "--splits", "1@gpu0/1,1/1@gpu1,1@gpu0:1@gpu1,1@gpu0:1", *STEPS, env=self.ENV)
+        self.assertEqual(len(doc["points"]), 8)
+        for p in doc["points"]:
+            self.assertEqual(p["state"], "done")
+            self.assertGreater(p["of_bound"], 0)
+            self.assertEqual(p["of_bf16"] > 0, p["split"] == "1@gpu0:1@gpu1")
+            self.assertGreater(p["rates"]["int8_gops"], 0)
+
+    def test_table(self):
+        done = run("bench", BARD, "-p", "24", "--split", "1@gpu1", *STEPS, env=self.ENV)
+        self.assertIn("GPU 1  the host as a device", done.stdout)
+        self.assertNotIn("GPU 0", done.stdout)
+        self.assertNotIn("this machine reads", done.stdout)
+        self.assertIn("of the bf16 rate of the tensor cores", done.stdout)
+        cpu = run("bench", BARD, "-p", "24", *STEPS)
+        self.assertEqual(cpu.stdout.count("no GPU: "), 1, cpu.stdout)
+        self.assertNotIn("GPU", run("bench", BARD, "-p", "24", "--split", "1", *STEPS, env=self.ENV).stdout)
+
+    def test_does_not_fit(self):
+        small = dict(self.ENV, MUSTER_DEVICE_HOST_MEMORY="24000000")
+        doc = self.document(BARD, "-p", "24", "--streams", "1,64", "--context", "400", "--split", "1@gpu0", *STEPS, env=small)
+        self.assertEqual([p["state"] for p in doc["points"]], ["done", "done", "refused"])
+        self.assertIn("GPU 0's memory", doc["points"][2]["why"])
+        done = run("bench", BARD, "--split", "1@gpu0", *STEPS)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("no GPU: ", done.stderr)
+
+    def test_serving(self):
+        doc = self.document(BARD, "--serve", "--device", "gpu", "--requests", "4", "--concurrency", "2", "--input", "8", "--output", "8", env=self.ENV)
+        self.assertEqual(doc["loads"][0]["done"], 4)
+
+
 class Serving(Documents):
     """Closed and open loops; a server of our own and a running one."""
 

@@ -90,6 +90,43 @@ static void bounds(void **state)
     near(mu_bench_bound(&w, &l).s, 0, 0);
 }
 
+/* A GPU that reads a hundred times as fast, and computes so. */
+static void bounds_of_places(void **state)
+{
+    (void)state;
+    const struct mu_bench_limits cpu = {.read_gbps = 20, .int8_gops = 6000, .f32_gflops = 1000};
+    struct mu_bench_limits gpu[MU_MAX_GPUS] = {{.read_gbps = 2000, .int8_gops = 6e5, .f32_gflops = 1e5},
+                                               {.read_gbps = 2000, .int8_gops = 6e5, .f32_gflops = 1e5}};
+    const struct mu_bench_case c = {MU_BENCH_DECODE, 10, 4, 100}, prompt = {MU_BENCH_PROMPT, 400, 1, 0};
+    struct mu_plan plan = plan_of("1/1");
+    struct mu_bench_work w;
+    mu_bench_work(model, &plan, &c, 2, MU_KV_F16, &w); /* on one place: all of its work at once */
+    near(mu_bench_bound_places(model, &plan, &c, 2, true, MU_KV_F16, &cpu, gpu).s, mu_bench_bound(&w, &cpu).s, 1e-12);
+    plan = plan_of("1@gpu0");
+    mu_bench_work(model, &plan, &c, 1, MU_KV_F16, &w);
+    near(mu_bench_bound_places(model, &plan, &c, 1, true, MU_KV_F16, &cpu, gpu).s, mu_bench_bound(&w, &gpu[0]).s,
+         1e-12);
+    double one = mu_bench_bound(&w, &gpu[0]).s;
+    plan = plan_of("1@gpu0:1@gpu1"); /* side by side: half, but for what both hold */
+    near(mu_bench_bound_places(model, &plan, &c, 1, true, MU_KV_F16, &cpu, gpu).s, one / 2, 0.05);
+    plan =
+        plan_of("1@gpu0/1@gpu1"); /* one after the other, in two groups that read all weights each: beside each other */
+    double both = mu_bench_bound_places(model, &plan, &c, 1, true, MU_KV_F16, &cpu, gpu).s;
+    near(both, one, 0.05);
+    assert_true(mu_bench_bound_places(model, &plan, &c, 2, true, MU_KV_F16, &cpu, gpu).s < 1.3 * both);
+    plan = plan_of("1@gpu0/1"); /* the processors are what counts */
+    struct mu_bench_bound b = mu_bench_bound_places(model, &plan, &c, 1, true, MU_KV_F16, &cpu, gpu);
+    assert_true(b.s > 30 * one && b.s < 90 * one);
+    assert_true(b.read_s > 0.9 * b.s);
+    /* a prompt of one chunk goes through stage by stage */
+    plan = plan_of("1@gpu0/1@gpu1");
+    gpu[1] = cpu;
+    struct mu_plan slow = plan_of("1@gpu1");
+    double all = mu_bench_bound_places(model, &slow, &prompt, 1, true, MU_KV_F16, &cpu, gpu).s;
+    double half = mu_bench_bound_places(model, &plan, &prompt, 1, true, MU_KV_F16, &cpu, gpu).s;
+    assert_true(half > 0.3 * all && half < 0.7 * all);
+}
+
 static void limits(void **state)
 {
     (void)state;
@@ -161,6 +198,7 @@ static int end(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(work_of_decodes), cmocka_unit_test(work_of_prompts),
-                                       cmocka_unit_test(bounds), cmocka_unit_test(limits), cmocka_unit_test(waits)};
+                                       cmocka_unit_test(bounds),          cmocka_unit_test(bounds_of_places),
+                                       cmocka_unit_test(limits),          cmocka_unit_test(waits)};
     return cmocka_run_group_tests(tests, begin, end);
 }

@@ -21,6 +21,7 @@ except ImportError:
 SOURCE = os.environ["MUSTER_SOURCE_DIR"]
 MUSTER = os.environ["MUSTER_BIN"]
 BARD = os.path.join(SOURCE, "tests", "golden", "bard.q8_0.gguf")
+os.environ.setdefault("MUSTER_DEVICE_PLUGIN", "none")  # whatever this machine has; tests of GPUs name their plugin
 FIXTURES = os.environ.get("MUSTER_FIXTURES") or os.path.join(SOURCE, "..", "shared", "fixtures")
 
 _proto_dir = tempfile.TemporaryDirectory(prefix="muster-proto-")

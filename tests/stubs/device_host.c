@@ -590,24 +590,22 @@ static void block_sums(struct mu_device *d, const int8_t *q, size_t n, int16_t *
 }
 
 struct spread_args {
-    enum mu_device_spread kind;
-    void *to;
-    size_t to_stride;
-    const void *from;
-    int n, n_tok;
+    struct mu_device_part part;
+    int n_tok;
 };
 
 static void spread_run(struct mu_device *d, const void *args)
 {
     const struct spread_args *a = args;
-    mu_host_spread(d, a->kind, a->to, a->to_stride, a->from, a->n, a->n_tok);
+    mu_host_spread(d, &a->part, a->n_tok);
 }
 
-static void spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from, int n,
-                   int n_tok)
+static void spread(struct mu_device *d, const struct mu_device_part *part, int n_part, int n_tok)
 {
-    struct spread_args a = {kind, to, to_stride, from, n, n_tok};
-    submit(d, spread_run, &a, sizeof a, false);
+    for (int i = 0; i < n_part; i++) {
+        struct spread_args a = {part[i], n_tok};
+        submit(d, spread_run, &a, sizeof a, false);
+    }
 }
 
 struct set_args {
@@ -739,6 +737,13 @@ static void close_device(struct mu_device *d)
     mu_free(d);
 }
 
+static size_t mat_bytes(uint32_t type, int n_row, int n_col)
+{
+    const char *lacks = getenv("MUSTER_DEVICE_HOST_LACKS");
+    const struct mu_type_info *t = mu_type_info(type);
+    return lacks && t && strcmp(t->name, lacks) == 0 ? 0 : mu_ref_mat_bytes(type, n_row, n_col);
+}
+
 static const struct mu_device_ops ops = {
     .abi = MU_DEVICE_ABI,
     .name = "host",
@@ -762,7 +767,7 @@ static const struct mu_device_ops ops = {
     .record_end = record_end,
     .replay = replay,
     .graph_free = graph_free,
-    .mat_bytes = mu_ref_mat_bytes,
+    .mat_bytes = mat_bytes,
     .mat_pack = mat_pack,
     .matmul = matmul,
     .norm = norm,

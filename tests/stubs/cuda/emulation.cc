@@ -8,8 +8,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <deque>
 #include <map>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -694,12 +696,15 @@ typedef std::function<int()> work; /* 1 done, 0 not yet, -1 failed */
 struct CUstream_st {
     mu_emulated_stream outside; /* first */
     int device;
+    std::recursive_mutex busy; /* of the queue: threads that wait for a device look at all its streams */
     std::deque<work> queue;
     bool capturing, spoiled;
     std::vector<work> captured;
 };
 struct CUevent_st {
-    uint64_t recorded, done;
+    uint64_t recorded;
+    std::atomic<uint64_t> done;
+    CUstream_st *stream;
     int device;
     double when_ms;
 };
@@ -710,8 +715,11 @@ struct CUgraphExec_st {
     std::vector<work> nodes;
 };
 
+static std::vector<CUstream_st *> ended; /* another thread may still look at them */
+
 static void get_on(CUstream_st *s)
 {
+    std::lock_guard<std::recursive_mutex> one(s->busy);
     device *d = &devices[s->device];
     while (!s->queue.empty() && !d->failed && !setting("MUSTER_CUDA_EMULATED_STUCK", 0)) {
         int r = s->queue.front()();
@@ -745,6 +753,7 @@ static void run_in_chain(device *d, bool early, const char *name, dim3 grid, dim
 
 static void enqueue(CUstream_st *s, work run)
 {
+    std::lock_guard<std::recursive_mutex> one(s->busy);
     if (s->capturing) {
         s->captured.push_back(run);
         return;
@@ -788,8 +797,15 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
     for (size_t i = 0; i < all->size(); i++)
         if ((*all)[i] == s) all->erase(all->begin() + (long)i);
     if (my()->capturing == s) my()->capturing = nullptr;
-    delete s;
+    ended.push_back(s);
     return cudaSuccess;
+}
+
+/* The device's streams at this time. */
+static std::vector<CUstream_st *> streams_of(const device *d)
+{
+    locked lock;
+    return d->streams;
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t s)
@@ -797,6 +813,7 @@ cudaError_t cudaStreamQuery(cudaStream_t s)
     if (spoils(s)) return told(cudaErrorStreamCaptureUnsupported);
     get_on(s);
     if (devices[s->device].failed) return told(devices[s->device].failed);
+    std::lock_guard<std::recursive_mutex> one(s->busy);
     return s->queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }
 
@@ -816,7 +833,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 cudaError_t cudaDeviceSynchronize(void)
 {
     cudaError_t first = cudaSuccess;
-    for (CUstream_st *s : devices[my()->device].streams) {
+    for (CUstream_st *s : streams_of(&devices[my()->device])) {
         cudaError_t e = cudaStreamSynchronize(s);
         if (first == cudaSuccess) first = e;
     }
@@ -830,8 +847,8 @@ cudaError_t cudaFree(void *p)
     int index = device_of(p);
     if (index < 0) mu_emulated_die("cudaFree of %p, which is no memory of a device", p);
     device *d = &devices[index];
-    for (CUstream_st *s : d->streams)
-        while (!s->queue.empty() && !d->failed) get_on(s), nap();
+    for (CUstream_st *s : streams_of(d))
+        while (cudaStreamQuery(s) == cudaErrorNotReady) nap();
     opened open;
     size_t at = (size_t)((unsigned char *)p - d->base);
     auto b = d->blocks.find(at);
@@ -954,6 +971,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
     if (spoils(s)) return told(cudaErrorStreamCaptureUnsupported);
     if (devices[s->device].failed) return told(devices[s->device].failed);
     uint64_t number = ++e->recorded;
+    e->stream = s;
     enqueue(s, [=] {
         e->done = number;
         e->when_ms = now_ms();
@@ -968,8 +986,7 @@ cudaError_t cudaEventQuery(cudaEvent_t e)
         my()->capturing->spoiled = true;
         return told(cudaErrorStreamCaptureUnsupported);
     }
-    if (e->done != e->recorded)
-        for (CUstream_st *s : d->streams) get_on(s);
+    if (e->done != e->recorded) get_on(e->stream);
     if (d->failed) return told(d->failed);
     return e->done == e->recorded ? cudaSuccess : cudaErrorNotReady;
 }

@@ -3,10 +3,11 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/topo.h"
 #include "cli/cli.h"
 #include "kernels/kernels.h"
-#include "kernels/peak.h"
 #include "shard/plan_where.h"
+#include "worker/measure.h"
 
 struct plan_args {
     const char *model, *split, *quantize;
@@ -88,16 +89,13 @@ static void print_picture(const struct mu_plan *plan)
 /* GPUs are looked at whatever the split: they are part of what could be planned. */
 static enum mu_status this_node(struct mu_plan_node *node, struct mu_err *err)
 {
-    enum { BYTES = 128 << 20 };
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
     enum mu_status st = mu_cli_node(MU_LOOK_MEASURE, node, err);
-    if (st) return st;
-    void *buf = mu_pages_alloc(BYTES);
-    if (!buf) return mu_fail(err, MU_ENOMEM, "no memory to measure this machine");
-    memset(buf, 1, BYTES);
-    node->read_gbps = mu_peak_read_gbps(buf, BYTES) * node->n_core;
-    node->int8_gops = mu_peak_int8_gops() * node->n_core;
-    mu_pages_free(buf, BYTES);
-    return MU_OK;
+    if (st == MU_OK) st = mu_topo_read(topo, err);
+    if (st == MU_OK) st = mu_processors_measure(topo, &node->read_gbps, &node->int8_gops, err);
+    mu_free(topo);
+    return st;
 }
 
 static void print_speed(const struct mu_model *m, const struct mu_plan *plan, const struct mu_plan_node *node)

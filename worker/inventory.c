@@ -1,5 +1,4 @@
-/* The inventory's thread. Measuring takes about 0.3 s on all cores and keeps the best of short windows, so that a
- * disturbance shows as nothing; what was measured is kept and told to those who do not ask for a new measurement.
+/* The inventory's thread. What was measured is kept and told to those who do not ask for a new measurement.
  * A child looks for GPUs (shard/plan_gpus.h): this process lives long, and would hold some of their memory. */
 #include "worker/inventory.h"
 
@@ -11,22 +10,16 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/log.h"
-#include "base/pool.h"
 #include "base/queue.h"
 #include "base/topo.h"
-#include "kernels/kernels.h"
-#include "kernels/peak.h"
 #include "muster/v1/internal.pb-c.h"
 #include "shard/plan_gpus.h"
+#include "worker/measure.h"
 
 enum {
     QUEUE_ITEMS = 64,
-    READ_MS = 150,
-    SLICE_ALIGN = 1 << 20,
     GPUS_MS = 20000, /* a driver that was not used for a while takes seconds */
 };
-static const size_t read_bytes_most = (size_t)256 << 20; /* beyond the last-level cache of most machines */
-
 struct question {
     struct mu_rpc_call *call; /* a reference */
     bool measure, gpus;
@@ -41,71 +34,6 @@ struct mu_inventory {
     struct mu_gpus gpus; /* as last looked at, with the figures of the last measurement */
     Muster__V1__Gpu gpu[MU_MAX_GPUS], *gpu_at[MU_MAX_GPUS];
 };
-
-/* ---- measuring ---- */
-
-struct probe {
-    struct mu_pool *pool;
-    uint8_t *buf;
-    size_t slice;           /* bytes of each thread */
-    double int8_gops[1024]; /* [thread] */
-    double read_gbps;
-    int64_t until_ns;
-    bool more;
-};
-
-/* All threads at once; one reading is as fast as its slowest thread. Member 0 keeps the time. */
-static void probe_main(void *arg, int member, int n_member)
-{
-    struct probe *p = arg;
-    uint8_t *mine = p->buf + (size_t)member * p->slice;
-    memset(mine, member + 1, p->slice); /* the first touch decides the NUMA node */
-    p->int8_gops[member] = mu_peak_int8_gops();
-    mu_pool_barrier(p->pool);
-    do {
-        int64_t start = mu_now_ns();
-        mu_peak_read_gbps(mine, p->slice);
-        mu_pool_barrier(p->pool);
-        if (member == 0) {
-            int64_t now = mu_now_ns();
-            double gbps = (double)(p->slice * (size_t)n_member) / (double)(now - start > 0 ? now - start : 1);
-            if (gbps > p->read_gbps) p->read_gbps = gbps;
-            p->more = now < p->until_ns;
-        }
-        mu_pool_barrier(p->pool);
-    } while (p->more);
-}
-
-static void thread_init(void *ctx)
-{
-    (void)ctx;
-    mu_fp_env_set();
-}
-
-static void measure(struct mu_inventory *inv, const struct mu_topo *topo)
-{
-    struct mu_err err = MU_ERR_INIT;
-    struct probe *p = mu_calloc(1, sizeof *p);
-    struct mu_pool_options opt = {.n_threads = topo->n_usable, .pin = 1, .thread_init = thread_init};
-    if (!p) return;
-    if (opt.n_threads > (int)(sizeof p->int8_gops / sizeof p->int8_gops[0])) opt.n_threads = 1024;
-    size_t total = topo->mem_available_bytes / 8 < read_bytes_most ? topo->mem_available_bytes / 8 : read_bytes_most;
-    p->slice = total / (size_t)opt.n_threads / SLICE_ALIGN * SLICE_ALIGN;
-    size_t bytes = p->slice * (size_t)opt.n_threads;
-    if (!bytes || mu_kernels_init(NULL, &err) != MU_OK || !(p->buf = mu_pages_alloc(bytes)) ||
-        mu_pool_create(&opt, &p->pool, &err) != MU_OK) {
-        mu_warn("worker", "cannot measure this machine: %s", err.code ? err.text : "out of memory");
-    } else {
-        p->until_ns = mu_now_ns() + READ_MS * MU_MS;
-        mu_pool_run(p->pool, probe_main, p);
-        inv->read_gbps = p->read_gbps;
-        inv->int8_gops = 0;
-        for (int i = 0; i < opt.n_threads; i++) inv->int8_gops += p->int8_gops[i];
-    }
-    mu_pool_destroy(p->pool);
-    if (p->buf) mu_pages_free(p->buf, bytes);
-    mu_free(p);
-}
 
 /* ---- GPUs ---- */
 
@@ -166,7 +94,8 @@ static void answer(struct mu_inventory *inv, struct question *q)
     } else {
         Muster__Internal__V1__InventoryReply reply = MUSTER__INTERNAL__V1__INVENTORY_REPLY__INIT;
         Muster__V1__Node node = MUSTER__V1__NODE__INIT;
-        if (q->measure) measure(inv, topo);
+        if (q->measure && mu_processors_measure(topo, &inv->read_gbps, &inv->int8_gops, &err) != MU_OK)
+            mu_log_err(MU_LOG_WARN, "worker", &err, "cannot measure this machine");
         if (q->gpus) gpus_look(inv, q->measure);
         if (q->gpus) gpus_tell(inv, &node);
         node.name = topo->host;

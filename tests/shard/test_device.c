@@ -3,27 +3,11 @@
  * The plugin is what $MUSTER_DEVICE_PLUGIN names: the host as a device, or a GPU's. */
 #include "ways_util.h"
 
-#include "kernels/device.h"
-#include "shard/device.h"
-
 /* Devices alone, stages of both kinds, ranks of both kinds in one stage, two ranks on one device. */
 static const char *const splits[] = {"1@gpu0",          "1@gpu0:1@gpu1",           "2@gpu0:1", "1@gpu0/1", "1/1@gpu0",
                                      "1:2@gpu1/1@gpu0", "1@gpu0:1@gpu0:1@gpu0:1:1"};
 enum { N_SPLIT = sizeof splits / sizeof *splits };
 static int only = -1; /* one model of a list: on the emulated device each takes minutes */
-
-/* The split for as many devices as there are: a machine with one has all ranks on that. */
-static const char *split_here(const char *split)
-{
-    static char text[64];
-    struct mu_err why = MU_ERR_INIT;
-    const struct mu_device_ops *ops = mu_device_load(&why);
-    int n = ops ? ops->count(&why) : -1;
-    if (n < 1) fail_msg("no device: %s", why.text);
-    snprintf(text, sizeof text, "%s", split);
-    for (char *at = text; n == 1 && (at = strstr(at, "gpu1")); at++) at[3] = '0';
-    return text;
-}
 
 static void check_split(const struct mu_model *m, const char *name, const char *split, const float *want,
                         const int32_t *ids, size_t n, enum mu_kv_type kv)

@@ -329,6 +329,53 @@ static void test_gpus(void **state)
     gpu_auto_is(&p, &n, MU_DEVICE_AUTO, "1", "does not hold a layer");
 }
 
+/* Whatever is chosen fits when it is counted by place, the host's part of GPU ranks too. */
+static void test_gpus_fit_what_is_chosen(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 131072); /* an embedding of 285 MB */
+    const uint64_t MB = 1000000;
+    int n_mixed = 0;
+    for (uint64_t host = 600; host < 2200; host += 10) {
+        struct mu_plan_node n = gpu_node(1, 1000 * MB);
+        struct mu_split split;
+        struct mu_plan plan;
+        struct mu_fit fit;
+        char why[MU_PLAN_WHY];
+        n.memory_bytes = host * MB;
+        if (mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_AUTO, &split, why, NULL) != MU_OK) continue;
+        assert_int_equal(mu_plan_build(&p.model, &split, &plan, NULL), MU_OK);
+        mu_fit_measure(&p.model, &plan, NULL, &SERVING, &n, &fit);
+        if (mu_fit_room(&fit) < SERVING.n_page)
+            fail_msg("with %d MB: room for %d pages", (int)host, (int)mu_fit_room(&fit));
+        n_mixed += mu_split_has_gpu(&split);
+    }
+    assert_true(n_mixed > 10);
+}
+
+/* Where nobody says how many pages, a GPU must have room for one sequence of the wanted context. */
+static void test_gpus_hold_a_sequence(void **state)
+{
+    (void)state;
+    struct paper p;
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_rank_memory m;
+    struct mu_split split;
+    char why[MU_PLAN_WHY];
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    struct mu_plan plan = plan_of(&p, "1@gpu0");
+    struct mu_serving v = {.n_ctx = 16384, .n_slot = 4, .n_page = 512, .step_tokens = 256};
+    mu_plan_memory(&p.model, &plan, 0, &v, &m);
+    v.n_page = 0;
+    for (int part = 1; part <= 2; part++) { /* half of its cache, all of it */
+        struct mu_plan_node n = gpu_node(1, (m.weights + m.scratch + m.kv * (uint64_t)part / 2) / 15 * 16 + 16);
+        if (mu_plan_auto(&p.model, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+        assert_int_equal(split.n_rank, part == 1 ? 2 : 1);
+        assert_int_equal(split.device[split.n_rank - 1], 0);
+    }
+}
+
 static void test_gpus_refused(void **state)
 {
     (void)state;
@@ -503,10 +550,18 @@ static void test_fit(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_share),    cmocka_unit_test(test_ranges),       cmocka_unit_test(test_replicated),
-        cmocka_unit_test(test_units),    cmocka_unit_test(test_auto),         cmocka_unit_test(test_predict),
-        cmocka_unit_test(test_gpus),     cmocka_unit_test(test_gpus_refused), cmocka_unit_test(test_gpus_predict),
-        cmocka_unit_test(test_gpus_fit), cmocka_unit_test(test_fit)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_share),
+                                       cmocka_unit_test(test_ranges),
+                                       cmocka_unit_test(test_replicated),
+                                       cmocka_unit_test(test_units),
+                                       cmocka_unit_test(test_auto),
+                                       cmocka_unit_test(test_predict),
+                                       cmocka_unit_test(test_gpus),
+                                       cmocka_unit_test(test_gpus_refused),
+                                       cmocka_unit_test(test_gpus_fit_what_is_chosen),
+                                       cmocka_unit_test(test_gpus_hold_a_sequence),
+                                       cmocka_unit_test(test_gpus_predict),
+                                       cmocka_unit_test(test_gpus_fit),
+                                       cmocka_unit_test(test_fit)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

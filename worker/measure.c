@@ -1,0 +1,83 @@
+/* Keeps the best of short windows, so that a disturbance shows as nothing. All threads at once: adding up what each
+ * reaches alone promises more than the memory has. */
+#include "worker/measure.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/alloc.h"
+#include "base/clock.h"
+#include "base/pool.h"
+#include "kernels/kernels.h"
+#include "kernels/peak.h"
+
+enum { READ_MS = 150, SLICE_ALIGN = 1 << 20, MAX_THREADS = 1024 };
+static const size_t read_bytes_most = (size_t)256 << 20; /* beyond the last-level cache of most machines */
+
+struct probe {
+    struct mu_pool *pool;
+    uint8_t *buf;
+    size_t slice; /* bytes of each thread */
+    double int8_gops[MAX_THREADS];
+    double read_gbps;
+    int64_t until_ns;
+    bool more;
+};
+
+/* All threads at once; one reading is as fast as its slowest thread. Member 0 keeps the time. */
+static void probe_main(void *arg, int member, int n_member)
+{
+    struct probe *p = arg;
+    uint8_t *mine = p->buf + (size_t)member * p->slice;
+    memset(mine, member + 1, p->slice); /* the first touch decides the NUMA node */
+    p->int8_gops[member] = mu_peak_int8_gops();
+    mu_pool_barrier(p->pool);
+    do {
+        int64_t start = mu_now_ns();
+        mu_peak_read_gbps(mine, p->slice);
+        mu_pool_barrier(p->pool);
+        if (member == 0) {
+            int64_t now = mu_now_ns();
+            double gbps = (double)(p->slice * (size_t)n_member) / (double)(now - start > 0 ? now - start : 1);
+            if (gbps > p->read_gbps) p->read_gbps = gbps;
+            p->more = now < p->until_ns;
+        }
+        mu_pool_barrier(p->pool);
+    } while (p->more);
+}
+
+static void thread_init(void *ctx)
+{
+    (void)ctx;
+    mu_fp_env_set();
+}
+
+enum mu_status mu_processors_measure(const struct mu_topo *topo, double *read_gbps_out, double *int8_gops_out,
+                                     struct mu_err *err)
+{
+    enum mu_status st;
+    struct mu_pool_options opt = {.n_threads = topo->n_usable, .pin = 1, .thread_init = thread_init};
+    struct probe *p = mu_calloc(1, sizeof *p);
+    if (!p) return mu_fail(err, MU_ENOMEM, "out of memory for measuring");
+    if (opt.n_threads > MAX_THREADS) opt.n_threads = MAX_THREADS;
+    size_t total = topo->mem_available_bytes / 8 < read_bytes_most ? topo->mem_available_bytes / 8 : read_bytes_most;
+    p->slice = total / (size_t)opt.n_threads / SLICE_ALIGN * SLICE_ALIGN;
+    size_t bytes = p->slice * (size_t)opt.n_threads;
+    p->buf = bytes ? mu_pages_alloc(bytes) : NULL;
+    if (!p->buf) {
+        st = mu_fail(err, MU_ENOMEM, "no memory to measure bandwidth (%zu MB)", bytes >> 20);
+        goto done;
+    }
+    MU_TRY(st, mu_kernels_init(NULL, err), done);
+    MU_TRY(st, mu_pool_create(&opt, &p->pool, err), done);
+    p->until_ns = mu_now_ns() + READ_MS * MU_MS;
+    mu_pool_run(p->pool, probe_main, p);
+    *read_gbps_out = p->read_gbps;
+    *int8_gops_out = 0;
+    for (int i = 0; i < opt.n_threads; i++) *int8_gops_out += p->int8_gops[i];
+done:
+    mu_pool_destroy(p->pool);
+    if (p->buf) mu_pages_free(p->buf, bytes);
+    mu_free(p);
+    return st;
+}

@@ -417,11 +417,19 @@ __device__ static inline float chain_item(float acc, const uint8_t *slot, const 
             y2[j] = I::HAS_SUMS ? mk[k] * s : extra;
         }
     }
+    if (L::BLOCKS > 2 || n_left >= ITEM_BLOCKS) {
 #pragma unroll
-    for (int j = 0; j < ITEM_BLOCKS; j++) {
-        float next = fmaf(x[j], y[j], acc);
-        if (L::HAS_MIN) next = fmaf(x2[j], y2[j], next);
-        acc = L::BLOCKS > 2 || j < n_left ? next : acc;
+        for (int j = 0; j < ITEM_BLOCKS; j++) {
+            acc = fmaf(x[j], y[j], acc);
+            if (L::HAS_MIN) acc = fmaf(x2[j], y2[j], acc);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < ITEM_BLOCKS - 1; j++) {
+            float next = fmaf(x[j], y[j], acc);
+            if (L::HAS_MIN) next = fmaf(x2[j], y2[j], next);
+            acc = j < n_left ? next : acc;
+        }
     }
     return acc;
 }

@@ -1,5 +1,6 @@
 /* Which tiles a product of many vectors is cut into (tiles_kernel.h multiplies). */
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/cuda/tiles_kernel.h"
 
@@ -115,87 +116,76 @@ typedef mu_tile_shape<4, 8, 2, 4, 2, 3, 1> shape_128_256;
 typedef mu_tile_shape<4, 8, 2, 2, 2, 3, 2> shape_128_128_wide;
 typedef mu_tile_shape<1, 4, 4, 2, 2, 4, 2> shape_64_64;
 typedef mu_tile_shape<2, 4, 2, 2, 2, 4, 3> shape_64_64_wide;
-typedef mu_tile_shape<1, 4, 2, 2, 2, 6, 3> shape_32_64;
+typedef mu_tile_shape<1, 2, 2, 4, 4, 4, 2> shape_32_64;
+typedef mu_tile_shape<1, 4, 2, 2, 2, 6, 3> shape_32_64_wide;
 typedef mu_tile_shape<1, 2, 4, 2, 2, 4, 3> shape_64_32;
-typedef mu_tile_shape<1, 2, 2, 2, 2, 6, 4> shape_32_32;
-typedef mu_tile_shape<1, 2, 4, 1, 2, 4, 4> shape_64_16;
+typedef mu_tile_shape<1, 2, 2, 2, 4, 4, 3> shape_32_32;
+typedef mu_tile_shape<1, 2, 4, 1, 2, 6, 4> shape_64_16;
 typedef mu_tile_shape<1, 2, 2, 1, 2, 8, 6> shape_32_16;
 
-/* For measuring: MUSTER_TILES=large,small picks among shapes. */
+/* For measuring: MUSTER_TILES=LSH, digits: of large tiles 0 … 3, of small ones 0 or 1; H 0: no low tiles. */
 static int choice(int which)
 {
-    static int chosen[2] = {-1, -1};
+    static int chosen[3] = {-1, -1, -1};
     if (chosen[0] < 0) {
         const char *v = getenv("MUSTER_TILES");
-        chosen[0] = v ? v[0] - '0' : 3;
-        chosen[1] = v && v[0] && v[1] == ',' ? v[2] - '0' : 1;
+        if (!v || strlen(v) != 3) v = "301";
+        for (int i = 2; i >= 0; i--) chosen[i] = v[i] - '0';
     }
     return chosen[which];
 }
 
 template <uint32_t type> struct tiles_of {
-    template <typename Shape> static bool fits(const struct mu_device *d)
+    /* Measured with every shape; the other types have one of each kind. */
+    static constexpr bool TRIED = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
+
+    template <typename Shape> static bool in(struct mu_device *d, struct mu_tile_args *x)
     {
-        return mu_tile_memory<type, Shape>::BYTES <= d->shared_max;
+        if (mu_tile_memory<type, Shape>::BYTES > (int)d->shared_max) return false;
+        launch<type, Shape>(d, x);
+        return true;
     }
     static bool large(struct mu_device *d, struct mu_tile_args *x)
     {
-        constexpr bool tried = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
-        int which = choice(0);
-        if constexpr (tried) {
-            if (which == 0 && fits<shape_128_128>(d)) {
-                launch<type, shape_128_128>(d, x);
-                return true;
-            }
-            if (which == 1 && fits<shape_256_128>(d)) {
-                launch<type, shape_256_128>(d, x);
-                return true;
-            }
-            if (which == 2 && fits<shape_128_256>(d)) {
-                launch<type, shape_128_256>(d, x);
-                return true;
-            }
+        if constexpr (TRIED) {
+            if (choice(0) == 0) return in<shape_128_128>(d, x);
+            if (choice(0) == 1) return in<shape_256_128>(d, x);
+            if (choice(0) == 2) return in<shape_128_256>(d, x);
         }
-        if (!fits<shape_128_128_wide>(d)) return false;
-        launch<type, shape_128_128_wide>(d, x);
-        return true;
+        return in<shape_128_128_wide>(d, x);
+    }
+    static bool few_rows(struct mu_device *d, struct mu_tile_args *x, int n_each)
+    {
+        if constexpr (TRIED) {
+            if (n_each > 32 && choice(1) == 1) return in<shape_32_64_wide>(d, x);
+        }
+        if (n_each > 32) return in<shape_32_64>(d, x);
+        if (n_each > 16) return in<shape_32_32>(d, x);
+        return in<shape_32_16>(d, x);
     }
     static void run(struct mu_device *d, struct mu_tile_args *x, int n_each)
     {
-        /* Tiles of 32 rows where those of 64 would leave multiprocessors without work; a gated pair needs 64 for its
-         * result's blocks of 32. */
-        int tiles = 0;
-        bool low = choice(1) & 1;
+        int rows = 0;
+        bool low = choice(2) != 0;
         for (int j = 0; j < x->n_job; j++) {
-            tiles += (x->job[j].n_row + 63) / 64;
+            rows += x->job[j].n_row * (x->job[j].up ? 2 : 1);
             low = low && !x->job[j].up;
         }
-        low = low && tiles < 2 * d->n_sm;
-        if (n_each > 64 && large(d, x)) return;
-        if (n_each > 32) {
-            constexpr bool tried = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
-            if (low) {
-                launch<type, shape_32_64>(d, x);
-                return;
-            }
-            if constexpr (tried) {
-                if (choice(1) & 2) {
-                    launch<type, shape_64_64>(d, x);
-                    return;
-                }
-            }
-            launch<type, shape_64_64_wide>(d, x);
-        } else if (n_each > 16) {
-            if (low)
-                launch<type, shape_32_32>(d, x);
-            else
-                launch<type, shape_64_32>(d, x);
-        } else {
-            if (low)
-                launch<type, shape_32_16>(d, x);
-            else
-                launch<type, shape_64_16>(d, x);
+        /* Large tiles where there are enough of them for every multiprocessor; tiles of 32 rows where those of 64 would
+         * be too few, but for a gated pair, which needs 64 for its result's blocks of 32. */
+        int tiles = (rows + 127) / 128 * ((x->n_vec + 127) / 128);
+        if (n_each > 64 && 2 * tiles >= 3 * d->n_sm && large(d, x)) return;
+        low = low && (rows + 63) / 64 * ((x->n_vec + 63) / 64) < 2 * d->n_sm;
+        if (low && few_rows(d, x, n_each)) return;
+        if constexpr (TRIED) {
+            if (n_each > 32 && choice(1) == 1 && in<shape_64_64>(d, x)) return;
         }
+        if (n_each > 32)
+            launch<type, shape_64_64_wide>(d, x);
+        else if (n_each > 16)
+            launch<type, shape_64_32>(d, x);
+        else
+            launch<type, shape_64_16>(d, x);
     }
 };
 

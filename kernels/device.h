@@ -218,6 +218,16 @@ struct mu_device_pick {
 
 enum mu_device_spread { MU_SPREAD_F32, MU_SPREAD_BF16, MU_SPREAD_I8, MU_SPREAD_BF16_TO_F32 };
 
+/* A part of vectors goes to its columns of the whole: to[t·to_stride + i] = from[t·n + i], i < n; strides in elements of
+ * `to`. */
+struct mu_device_part {
+    enum mu_device_spread kind;
+    void *to;
+    size_t to_stride;
+    const void *from;
+    int n;
+};
+
 struct mu_device_set {
     uint32_t at, value;
 };
@@ -275,9 +285,8 @@ struct mu_device_ops {
     /* q·s, or bf16, or f32 (what is not NULL, in this order) as f32 [n_tok][n_col]. */
     void (*widen)(struct mu_device *d, const struct mu_act *x, float *out);
     void (*block_sums)(struct mu_device *d, const int8_t *q, size_t n, int16_t *sum);
-    /* to[t·to_stride + i] = from[t·n + i], i < n, t < n_tok; strides in elements of `to`. */
-    void (*spread)(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from, int n,
-                   int n_tok);
+    /* All of the parts (a host array, as long as it likes), of n_tok vectors each. */
+    void (*spread)(struct mu_device *d, const struct mu_device_part *part, int n_part, int n_tok);
     void (*set)(struct mu_device *d, uint32_t *table, const struct mu_device_set *set,
                 int n); /* table[at] = value, ats distinct */
     /* out[t][2·n_pair]: mu_kernels.rope_table of pos[t], by freq, or freq_far where far[t] is 1 (far NULL: nowhere). */

@@ -58,27 +58,40 @@ static bool gather(const struct queue *r, const struct parts *parts)
     return true;
 }
 
+/* Parts that are spread together: what each rank has of one gather, in a quantised form codes and scales. */
+struct spread {
+    struct mu_device_part part[2 * MU_MAX_RANKS];
+    int n;
+};
+
+static void spread_add(struct spread *s, enum mu_device_spread kind, void *to, size_t to_stride, const void *from,
+                       int n)
+{
+    if (n > 0) s->part[s->n++] = (struct mu_device_part){kind, to, to_stride, from, n};
+}
+
 /* The parts of all ranks, as the columns of the whole. */
 static void spread_input(const struct queue *r, const struct dev_part *p, int n_col)
 {
     const struct mu_shard *s = r->s;
     const struct act *to = &r->v->input;
     size_t n = (size_t)n_col;
+    struct spread all = {.n = 0};
     for (int i = 0; i < s->stage.n_rank; i++) {
         struct mu_range c = mu_input_columns(s, p->input, i);
         int w = mu_range_len(c);
         const char *part = r->v->gather + p->parts.off[i];
-        if (w == 0) continue;
         switch (p->wire) {
-        case WIRE_F32: r->ops->spread(r->v->d, MU_SPREAD_F32, to->f32 + c.begin, n, part, w, p->n_vec); break;
-        case WIRE_BF16: r->ops->spread(r->v->d, MU_SPREAD_BF16, to->bf16 + c.begin, n, part, w, p->n_vec); break;
+        case WIRE_F32: spread_add(&all, MU_SPREAD_F32, to->f32 + c.begin, n, part, w); break;
+        case WIRE_BF16: spread_add(&all, MU_SPREAD_BF16, to->bf16 + c.begin, n, part, w); break;
         case WIRE_Q8:
-            r->ops->spread(r->v->d, MU_SPREAD_I8, to->q + c.begin, n, part, w, p->n_vec);
-            r->ops->spread(r->v->d, MU_SPREAD_F32, to->s + c.begin / MU_Q_BLOCK, n / MU_Q_BLOCK,
-                           part + (size_t)w * (size_t)p->n_vec, w / MU_Q_BLOCK, p->n_vec);
+            spread_add(&all, MU_SPREAD_I8, to->q + c.begin, n, part, w);
+            spread_add(&all, MU_SPREAD_F32, to->s + c.begin / MU_Q_BLOCK, n / MU_Q_BLOCK,
+                       part + (size_t)w * (size_t)p->n_vec, w / MU_Q_BLOCK);
             break;
         }
     }
+    r->ops->spread(r->v->d, all.part, all.n, p->n_vec);
 }
 
 bool mu_dev_input_end(const struct queue *r, const struct dev_part *p, struct mu_act *act_out)
@@ -120,13 +133,13 @@ bool mu_dev_project_end(struct queue *r, const struct parts *parts)
     const struct mu_shard *s = r->s;
     if (s->stage.n_rank == 1) return true;
     if (!gather(r, parts)) return false;
+    struct spread all = {.n = 0};
     for (int i = 0; i < s->stage.n_rank; i++) {
         struct mu_range rows = mu_model_rows(s, i);
-        int w = mu_range_len(rows);
-        if (w > 0 && r->n_tok > 0)
-            r->ops->spread(r->v->d, r->pending_round ? MU_SPREAD_BF16_TO_F32 : MU_SPREAD_F32, r->v->y + rows.begin,
-                           (size_t)s->cfg.d_model, r->v->gather + parts->off[i], w, r->n_tok);
+        spread_add(&all, r->pending_round ? MU_SPREAD_BF16_TO_F32 : MU_SPREAD_F32, r->v->y + rows.begin,
+                   (size_t)s->cfg.d_model, r->v->gather + parts->off[i], mu_range_len(rows));
     }
+    r->ops->spread(r->v->d, all.part, all.n, r->n_tok);
     return true; /* what is rounded is rounded again, which changes nothing */
 }
 

@@ -6,8 +6,9 @@
  *   matmul.cu   which kernel multiplies             matvec.cu   a few vectors: bound by memory
  *   tiles.cu    many vectors, on the tensor cores   float.cu    F32, F16, BF16 and types without a rule of their own
  *   epilogue.h  what follows a product              norm.cu     residual, norms      form.cu  inputs of matrices
- *   rotate.cu   rotation, the cache                 attn.cu     attention            experts.cu, pick.cu, move.cu
- *   link.cu     NCCL
+ *   kv.h        pages of the cache                  rotate.cu   rotation, storing
+ *   attn.cu     which form of attention             attn_query.cu  decoding          attn_block.cu  prompts
+ *   experts.cu, pick.cu, move.cu                    link.cu     NCCL
  *
  * The files are compiled twice: by nvcc, and by the C++ compiler against tests/stubs/cuda, whose cuda_runtime.h runs
  * kernels on the processor, so that their tests run anywhere. What that needs: kernels are launched with mu_launch;
@@ -86,11 +87,13 @@ static inline void mu_launch_early(struct mu_device *d, const char *what, void (
     d->packed = false;
 }
 
-/* Before a launch with more than 48 KiB of MU_SHARED memory; cheap enough for every one of them. */
+/* Before a launch with more than 48 KiB of MU_SHARED memory; cheap enough for every one of them. The kernel gets all that a
+ * multiprocessor can make shared: only kernels that agree on this run beside each other. */
 template <typename... Params>
 static inline void mu_allow_shared(struct mu_device *d, const char *what, void (*kernel)(Params...), size_t bytes)
 {
     mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), what);
+    mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), what);
 }
 
 #ifndef MU_SHARED /* the emulation has its own */
@@ -161,8 +164,7 @@ void mu_cuda_norm(struct mu_device *d, const struct mu_device_norm *a);
 void mu_cuda_form(struct mu_device *d, const float *src, size_t stride, int n_tok, int n, const struct mu_act_to *to);
 void mu_cuda_widen(struct mu_device *d, const struct mu_act *x, float *out);
 void mu_cuda_block_sums(struct mu_device *d, const int8_t *q, size_t n, int16_t *sum);
-void mu_cuda_spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from,
-                    int n, int n_tok);
+void mu_cuda_spread(struct mu_device *d, const struct mu_device_part *part, int n_part, int n_tok);
 void mu_cuda_set(struct mu_device *d, uint32_t *table, const struct mu_device_set *set, int n);
 /* rotate.cu, attn.cu */
 void mu_cuda_rope_table(struct mu_device *d, const float *freq, const float *freq_far, const uint8_t *far,

@@ -128,9 +128,17 @@ void mu_cuda_float_mat_pack(struct mu_device *d, const struct mu_mat *m, int row
 /* ---- multiplying ---- */
 
 enum {
-    FEW_MOST = 16,  /* vectors: from here on reading the matrix twice costs more than multiplying in tiles */
-    WIDE_FROM = 96, /* vectors for which tiles of 128 are better than two of 64 */
+    FEW_MOST = 16,   /* vectors: beyond, reading a matrix again costs more than multiplying in tiles */
+    FEW_RARELY = 32, /* the same, of few rows: tiles would leave multiprocessors without work */
 };
+
+/* Tiles of r rows of all jobs, times parts of t vectors. */
+static int tiles(const struct mu_float_args *a, int n_each, int r, int t)
+{
+    int n = 0;
+    for (int j = 0; j < a->n_job; j++) n += (a->job[j].e.n_row + r - 1) / r;
+    return n * (a->n_expert ? a->n_expert : 1) * ((n_each + t - 1) / t);
+}
 
 /* up·x alone, with what belongs to it, to where the job's own epilogue finds it. */
 static struct mu_float_args up_alone(const struct mu_float_args *a, int j)
@@ -162,12 +170,16 @@ template <uint32_t type> static void many(struct mu_device *d, struct mu_float_a
         a->job[j].e.up_done = true;
     }
     if constexpr (type != MU_WIDENED) {
-        if (n_each >= WIDE_FROM) {
-            mu_many_launch<type, 128>(d, a);
+        if (tiles(a, n_each, 128, 128) >= d->n_sm && n_each > 64) {
+            mu_many_launch<type, 128, 128>(d, a);
+            return;
+        }
+        if (tiles(a, n_each, 128, 64) < d->n_sm || n_each <= 32) {
+            mu_many_launch<type, 64, 32>(d, a);
             return;
         }
     }
-    mu_many_launch<type, 64>(d, a);
+    mu_many_launch<type, 128, 64>(d, a);
 }
 
 /* Jobs with a second matrix and those without are launches of their own. */
@@ -188,7 +200,7 @@ template <uint32_t type> static void few(struct mu_device *d, const struct mu_fl
 template <uint32_t type> static void multiply(struct mu_device *d, struct mu_float_args *a)
 {
     int n_each = a->n_expert ? a->n_vec / a->n_expert : a->n_vec; /* vectors that a matrix meets, about */
-    if (n_each <= FEW_MOST)
+    if (n_each <= FEW_MOST || (n_each <= FEW_RARELY && tiles(a, n_each, 64, 32) < d->n_sm))
         few<type>(d, a);
     else
         many<type>(d, a, n_each);

@@ -87,8 +87,9 @@ __host__ __device__ static inline float mu_flush(float x)
     return fabsf(x) < 0x1p-126f ? copysignf(0.0f, x) : x;
 }
 
-/* r = fmaf(a, b, c), of flushed values, flushed. The sum in double is exact enough to tell (ref/matmul.c). */
-__device__ static inline float mu_flush_sum(float a, float b, float c, float r)
+/* r = fmaf(a, b, c), of flushed values, flushed. The sum in double is exact enough to tell (ref/matmul.c). Rare, and not
+ * inlined: nor is what follows a product below, of which a thread has 64. */
+__device__ __attribute__((noinline)) static float mu_flush_sum(float a, float b, float c, float r)
 {
     if (fabsf(r) == 0x1p-126f && fabs((double)a * (double)b + (double)c) < 0x1p-126 - 0x1p-151)
         return copysignf(0.0f, r);
@@ -108,7 +109,7 @@ template <enum mu_float_step step> __device__ static inline float mu_float_add(f
 struct mu_float_job {
     const uint8_t *m, *up;    /* up NULL: none, or done before (epilogue.h) */
     size_t m_bytes, up_bytes; /* from one expert to the next */
-    int first;                /* of the grid's x */
+    int first;                /* of the grid's y */
     struct mu_epilogue e;
 };
 
@@ -125,16 +126,16 @@ struct mu_float_args {
     const int32_t *begin, *place;
 };
 
-/* What a thread block of the grid's row y works on: up to `per` vectors of one expert (or none: 0). */
+/* What a thread block of the grid's column x works on: up to `per` vectors of one expert (or none: 0). */
 struct mu_float_part {
     int expert, first, n;
 };
 
-/* y's part. Experts' places are cut into parts in order; the grid has as many rows as there can be parts, so the last
+/* x's part. Experts' places are cut into parts in order; the grid has as many columns as there can be parts, so the last
  * ones may have none. Whole warps, each for itself. */
-__device__ static inline struct mu_float_part mu_float_part_of(const struct mu_float_args &a, int y, int per)
+__device__ static inline struct mu_float_part mu_float_part_of(const struct mu_float_args &a, int x, int per)
 {
-    struct mu_float_part p = {0, y * per, a.n_vec - y * per};
+    struct mu_float_part p = {0, x * per, a.n_vec - x * per};
     if (a.n_expert) {
         p.n = 0;
         for (int e0 = 0, before = 0; e0 < a.n_expert; e0 += 32) {
@@ -144,8 +145,8 @@ __device__ static inline struct mu_float_part mu_float_part_of(const struct mu_f
                 int other = __shfl_up_sync(0xffffffffu, sum, step);
                 if (lane >= step) sum += other;
             }
-            unsigned after = __ballot_sync(0xffffffffu, before + sum > y);
-            int hit = after ? __ffs((int)after) - 1 : 0, at = y - (before + sum - part);
+            unsigned after = __ballot_sync(0xffffffffu, before + sum > x);
+            int hit = after ? __ffs((int)after) - 1 : 0, at = x - (before + sum - part);
             int first = __shfl_sync(0xffffffffu, begin + at * per, hit),
                 left = __shfl_sync(0xffffffffu, n - at * per, hit);
             if (after && p.n == 0) p.expert = e0 + hit, p.first = first, p.n = left;
@@ -170,11 +171,11 @@ __device__ static inline size_t mu_float_input(const struct mu_float_args &a, in
     return (size_t)(a.n_expert && !a.by_place ? a.place[v] / a.n_used : v);
 }
 
-/* The job that the grid's column x belongs to. */
-__device__ static inline int mu_float_job_of(const struct mu_float_args &a, int x)
+/* The job that the grid's row y belongs to. */
+__device__ static inline int mu_float_job_of(const struct mu_float_args &a, int y)
 {
     int j = 0;
-    while (j + 1 < a.n_job && x >= a.job[j + 1].first) j++;
+    while (j + 1 < a.n_job && y >= a.job[j + 1].first) j++;
     return j;
 }
 
@@ -207,6 +208,26 @@ __device__ static inline void mu_float_inputs(const struct mu_float_args &a, siz
         }
     }
     for (int i = 0; type == MU_BF16 && i < N; i++) x[i] = mu_flush(x[i]);
+}
+
+/* ---- what follows ---- */
+
+/* N products of rows row … of output v, finished and stored, with form's int8: the lanes of a warp have neighbouring rows,
+ * 32 of them a block. Whole warps; `in`: v is there. */
+template <int N> struct mu_products {
+    float y[N];
+};
+template <int N>
+__device__ __attribute__((noinline)) static void mu_float_finish(const struct mu_epilogue &e, int row, size_t v,
+                                                                 int expert, bool in, struct mu_products<N> m, float up)
+{
+    for (int i = 0; i < N; i++) {
+        if (!in || row + i >= e.n_row) continue;
+        m.y[i] = mu_epilogue_value(e, row + i, v, expert, m.y[i], up);
+        mu_epilogue_store(e, row + i, v, m.y[i]);
+    }
+    if (e.form.q)
+        mu_store_q8<N>(e.form.q, e.form.s, e.form.sum, v * (size_t)e.n_row + (size_t)row, in && row < e.n_row, m.y);
 }
 
 #endif

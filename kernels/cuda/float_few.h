@@ -98,7 +98,7 @@ __device__ static inline void mu_few_multiply(const uint8_t *stage, const float 
     typedef mu_few_of<type, MATS> F;
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     if (warp >= n) return;
-#pragma unroll 4
+#pragma unroll(step == MU_STEP_FLUSH ? 1 : 4)
     for (int c = 0; c < n_cell; c++) {
         float w[MATS][F::CELL];
 #pragma unroll
@@ -150,7 +150,7 @@ __device__ static inline void mu_few_chain(const struct mu_float_args &a, const 
     }
 }
 
-/* The grid: groups of all jobs × parts of 8 vectors. */
+/* The grid: parts of 8 vectors × groups of all jobs. */
 template <uint32_t type, int MATS>
 __global__ static __launch_bounds__(32 * mu_few_of<type, MATS>::WARPS) void mu_few_kernel(
     const __grid_constant__ struct mu_float_args a)
@@ -158,14 +158,14 @@ __global__ static __launch_bounds__(32 * mu_few_of<type, MATS>::WARPS) void mu_f
     typedef mu_few_of<type, MATS> F;
     MU_SHARED(uint8_t, shared);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const struct mu_float_job &job = a.job[mu_float_job_of(a, (int)blockIdx.x)];
-    const int group = (int)blockIdx.x - job.first, n_chunk = (a.n_col + F::COLUMNS - 1) / F::COLUMNS;
+    const struct mu_float_job &job = a.job[mu_float_job_of(a, (int)blockIdx.y)];
+    const int group = (int)blockIdx.y - job.first, n_chunk = (a.n_col + F::COLUMNS - 1) / F::COLUMNS;
     float *inputs = reinterpret_cast<float *>(shared + F::STAGES * F::STAGE_BYTES);
     float acc[F::EACH][MATS] = {};
 
     mu_grid_release();
     if (a.n_expert) mu_grid_wait(); /* it says which weights are needed */
-    const struct mu_float_part p = mu_float_part_of(a, (int)blockIdx.y, MU_FEW);
+    const struct mu_float_part p = mu_float_part_of(a, (int)blockIdx.x, MU_FEW);
     if (p.n <= 0) return; /* the whole block */
     for (int i = 0; i < F::STAGES - 1; i++) {
         if (i < n_chunk) mu_few_fill<type, MATS>(a, job, group, p.expert, i, shared + i * F::STAGE_BYTES);
@@ -183,15 +183,9 @@ __global__ static __launch_bounds__(32 * mu_few_of<type, MATS>::WARPS) void mu_f
     for (int j = 0; j < F::EACH; j++) {
         int k = warp + j * F::WARPS;
         if (k >= p.n) continue; /* the whole warp */
-        size_t v = (size_t)(p.first + k);
-        float y[1] = {0.0f};
-        bool in = row < job.e.n_row;
-        if (in) {
-            y[0] = mu_epilogue_value(job.e, row, v, p.expert, acc[j][0], acc[j][MATS - 1]);
-            mu_epilogue_store(job.e, row, v, y[0]);
-        }
-        if (job.e.form.q) /* the group's rows are one block */
-            mu_store_q8<1>(job.e.form.q, job.e.form.s, job.e.form.sum, v * (size_t)job.e.n_row + (size_t)row, in, y);
+        struct mu_products<1> y;
+        y.y[0] = acc[j][0];
+        mu_float_finish<1>(job.e, row, (size_t)(p.first + k), p.expert, true, y, acc[j][MATS - 1]);
     }
 }
 
@@ -206,7 +200,7 @@ template <uint32_t type, int MATS> static inline void mu_few_launch(struct mu_de
     size_t shared = (size_t)F::STAGES * F::STAGE_BYTES + 2 * (size_t)n * F::COLUMNS * sizeof(float);
     mu_allow_shared(d, "a product of floats with few vectors", mu_few_kernel<type, MATS>, shared);
     mu_launch_early(d, "a product of floats with few vectors", mu_few_kernel<type, MATS>,
-                    dim3((unsigned)n_group, mu_float_parts(a, MU_FEW)), dim3(32 * F::WARPS), shared, *a);
+                    dim3(mu_float_parts(a, MU_FEW), (unsigned)n_group), dim3(32 * F::WARPS), shared, *a);
 }
 
 #endif

@@ -2,32 +2,32 @@
  *
  * C2 wants one f32 accumulator for a row and a vector, and its blocks in order; at 4096 rows a GPU has 256 groups of 16
  * rows for 132 multiprocessors, so a group must be the work of many warps, or too few bytes are on their way. What can be
- * done in any order is: reading, the integer sums I, the products fl(d·s). So the warps of a thread block take a group's
- * columns in turn, an item of up to 256 columns each, and every warp works ahead, up to the terms of its fmafs. Then it waits
- * for the baton: the accumulators as the items before left them, in shared memory. It adds its terms, a few fmafs deep,
- * passes the baton to the next warp (a barrier of two warps) and goes on to its next item. The last item of a group does
- * what follows the product (epilogue.h).
- *
- *   warp 0   load … I, d·s of item 0 | add → pass        load … of item 8 …
- *   warp 1   load … of item 1        | wait …  add → pass
- *   warp 2   load … of item 2        | wait …         add → pass
+ * done in any order is: reading, the integer sums I, the scales. So a thread block has producers, warps that take a group's
+ * columns in turn, an item of 256 columns each, and leave what the fmafs need of it in a slot of shared memory; and chains,
+ * warps of which a lane has one row and vector, and which do nothing but the fmafs, item after item, and at the end of a group
+ * what follows the product (epilogue.h). A slot is handed over and back by a barrier of its producer and the chains.
+ * (Passing the accumulators from warp to warp instead made each wait for all the others: 15% of the memory's speed.)
  *
  * A thread block walks over its groups, and a gated pair (up) is a group's two matrices one after the other, as one
- * sequence of items, so that the next group's weights are on their way while one ends. Each warp copies its items itself,
+ * sequence of items, so that the next group's weights are on their way while one ends. Each producer copies its items itself,
  * STAGES ahead, into its own shared memory (cp.async: no registers are held by what is on its way). The first copies start
  * before the kernel ahead has finished (mu_launch_early): weights do not depend on it. With two blocks a multiprocessor
  * and little shared memory the next kernel's blocks find room beside these.
  *
- * I comes from the tensor cores (mma.m16n8k32, or two m16n8k16 where halves have scales of their own), of which the
- * columns are vectors. Of a result a lane holds columns 2t and 2t + 1 of rows g and g + 8: up to 4 vectors lie in the
- * even columns, so that each lane has one (NC = 1), else it has two. Columns beyond the vectors repeat the last: they
- * cost nothing and are not stored. Integers below 2^22 are converted without the slow instruction: the product starts at
- * 0x4b400000 (and less the offset's share, offset·Σq), whose bits are the float 1.5·2^23 plus I.
+ * I comes from the tensor cores (mma.m16n8k32, or two m16n8k16 where halves have scales of their own), of which the eight
+ * columns are filled with blocks where there are fewer vectors: NT vectors (1, 2, 4, 8) share an accumulator by 8/NT
+ * blocks, each multiplied with zeros in the others' columns. Column n is of vector n / (8/NT) and block n % (8/NT); so
+ * every lane's results are of use. Vectors beyond those that are there repeat the last. Integers below 2^22 are
+ * converted without the slow instruction: products start at 0x4b400000, whose bits are the float 1.5·2^23; it is
+ * subtracted later, and with it the offset's share, offset·Σq.
  *
- * Vectors are kept in shared memory as lanes read them, 16 bytes for a pair of blocks:
+ * Vectors are kept in shared memory as lanes read them:
  *
- *   quads   [pair][vector][t]   words of columns 4t and 16+4t of the first block, of the second
- *   factors [pair][vector]      s and the extra of the first block, of the second; extra: what the type needs of the sums
+ *   words   [block][vector][t]   the words of columns 4t and 16+4t
+ *   factors [pair][vector]       s and the extra of the first block, of the second; extra: what the type needs of the sums
+ *
+ * A slot: planes of 16 rows by 8 blocks of floats, a row's 32 bytes 48 apart (no bank conflicts): for each vector the
+ * integers; with m and halves (Q2_K) for each vector the sums of minimums; the scales D; with m the minimums.
  *
  * form's int8 needs 32 neighbouring rows, of which a group is half: who finishes second does it (meet). */
 #include "kernels/cuda/cuda.h"
@@ -35,9 +35,12 @@
 #include "kernels/cuda/layout.h"
 
 enum {
-    WARPS_MOST = 12, /* of a block; barriers 1 … 15 are there */
     BLOCKS_PER_SM = 2,
-    MEETINGS = 1 << 16, /* pairs of groups that can meet in a launch */
+    PRODUCERS = 7,   /* two barriers each, of 15 */
+    ITEM_BLOCKS = 8, /* of 32 columns */
+    ROW_PITCH = 48,  /* bytes of a plane's row */
+    PLANE = 16 * ROW_PITCH + 16,
+    MEETINGS = 1 << 17, /* pairs of groups, by chains, that can meet in a launch */
     LOADS = 4,          /* words of a vector that a thread has on their way */
     STAGE_BYTES = 4096, /* what a warp has on its way, or two items */
 };
@@ -62,18 +65,21 @@ struct matvec_args {
     bool by_place;
 };
 
-/* How an item of a type is cut and kept. */
-template <uint32_t type, int NC> struct item_of {
+/* How an item of a type is kept, for NT vectors. */
+template <uint32_t type, int NT> struct item_of {
     typedef mu_layout<type> L;
     enum {
-        PAIRS = L::LOW == 8 || L::HAS_MIN || L::HAS_HALVES || NC > 1 ? 2 : 4, /* as many terms as fit the registers */
-        LOW_BYTES = PAIRS * L::LOW_PAIR,
-        HIGH_BYTES = PAIRS * L::HIGH_PAIR,
-        BYTES = L::BLOCKS == 2 ? PAIRS * L::UNIT_BYTES : LOW_BYTES + HIGH_BYTES + L::UNIT_BYTES - L::SCALES_AT,
-        STAGES = 2 * BYTES >= STAGE_BYTES   ? 2
-                 : 3 * BYTES >= STAGE_BYTES ? 3
-                                            : 4,
-        PER_UNIT = L::BLOCKS == 2 ? 1 : L::PAIRS / PAIRS, /* items in a K type's unit */
+        UNITS = ITEM_BLOCKS / L::BLOCKS,
+        BYTES = UNITS * L::UNIT_BYTES,
+        STAGES = 2 * BYTES >= STAGE_BYTES ? 2 : 3,
+        SHARE = 8 / NT, /* blocks that share an accumulator */
+        CHAINS = NT <= 2 ? 1 : NT / 2,
+        WARPS = PRODUCERS + CHAINS,
+        HAS_SUMS = L::HAS_MIN && L::HAS_HALVES,
+        SUMS_AT = NT * PLANE,
+        D_AT = SUMS_AT + (HAS_SUMS ? NT * PLANE : 0),
+        M_AT = D_AT + PLANE,
+        SLOT_BYTES = M_AT + (L::HAS_MIN ? PLANE : 0),
     };
 };
 
@@ -84,23 +90,21 @@ struct expert_entry {
 };
 
 struct shared_map { /* offsets; host and device */
-    size_t quads, factors, baton, gate, entry, vec_of, bytes;
+    int slot, words, factors, entry, vec_of, bytes;
 };
 
-template <uint32_t type, int NC>
-__host__ __device__ static inline struct shared_map shared_map_of(int n_warp, int n_vec, int n_block, int n_expert,
-                                                                  int n_place)
+template <uint32_t type, int NT>
+__host__ __device__ static inline struct shared_map shared_map_of(int n_vec, int n_block, int n_expert, int n_place)
 {
-    typedef item_of<type, NC> I;
+    typedef item_of<type, NT> I;
     struct shared_map m;
-    int n_pair = (n_block + 2 * I::PAIRS - 1) / (2 * I::PAIRS) * I::PAIRS; /* whole items */
-    m.quads = (size_t)n_warp * I::STAGES * I::BYTES;
-    m.factors = m.quads + (size_t)n_pair * (size_t)n_vec * 64;
-    m.baton = m.factors + (size_t)n_pair * (size_t)n_vec * 16;
-    m.gate = m.baton + (size_t)n_warp * 32 * 2 * NC * sizeof(float);
-    m.entry = m.gate + 32 * 2 * NC * sizeof(float);
-    m.vec_of = m.entry + (size_t)n_expert * sizeof(struct expert_entry);
-    m.bytes = m.vec_of + (size_t)n_place * sizeof(int);
+    int n_whole = (n_block + ITEM_BLOCKS - 1) / ITEM_BLOCKS * ITEM_BLOCKS; /* whole items */
+    m.slot = PRODUCERS * (int)I::STAGES * (int)I::BYTES;
+    m.words = m.slot + PRODUCERS * (int)I::SLOT_BYTES;
+    m.factors = m.words + n_whole * n_vec * 32;
+    m.entry = m.factors + n_whole / 2 * n_vec * 16;
+    m.vec_of = m.entry + n_expert * (int)sizeof(struct expert_entry);
+    m.bytes = m.vec_of + n_place * (int)sizeof(int);
     return m;
 }
 
@@ -168,42 +172,35 @@ template <int BYTES> __device__ static inline void copy_piece(uint8_t *to, const
     if (BYTES % 512 && 16 * lane < BYTES % 512) mu_cp_async16(to + BYTES / 512 * 512, from + BYTES / 512 * 512);
 }
 
-template <uint32_t type, int NC>
-__device__ static inline void item_load(uint8_t *slot, const struct walk &w, int n_block, int lane)
+template <uint32_t type, int NT>
+__device__ static inline void item_load(uint8_t *stage, const struct walk &w, int n_block, int lane)
 {
     typedef mu_layout<type> L;
-    typedef item_of<type, NC> I;
-    if (L::BLOCKS == 2) {
-        int n_unit = (n_block + 1) / 2 - w.item * I::PAIRS; /* the last item may be short */
-        const uint8_t *from = w.base + (size_t)w.item * (I::PAIRS * L::UNIT_BYTES);
-        if (n_unit >= I::PAIRS)
-            copy_piece<I::PAIRS * L::UNIT_BYTES>(slot, from, lane);
-        else
+    typedef item_of<type, NT> I;
+    int n_unit = (n_block + L::BLOCKS - 1) / L::BLOCKS - w.item * I::UNITS; /* the last item may be short */
+    const uint8_t *from = w.base + (size_t)w.item * I::BYTES;
+    if (I::UNITS == 1 || n_unit >= I::UNITS)
+        copy_piece<I::BYTES>(stage, from, lane);
+    else
 #pragma unroll 1
-            for (int i = 0; i < n_unit; i++)
-                copy_piece<L::UNIT_BYTES>(slot + i * L::UNIT_BYTES, from + i * L::UNIT_BYTES, lane);
-    } else {
-        int part = w.item % I::PER_UNIT;
-        const uint8_t *unit = w.base + (size_t)(w.item / I::PER_UNIT) * L::UNIT_BYTES;
-        copy_piece<I::LOW_BYTES>(slot, unit + part * I::LOW_BYTES, lane);
-        copy_piece<I::HIGH_BYTES>(slot + I::LOW_BYTES, unit + L::HIGH_AT + part * I::HIGH_BYTES, lane);
-        copy_piece<L::UNIT_BYTES - L::SCALES_AT>(slot + I::LOW_BYTES + I::HIGH_BYTES, unit + L::SCALES_AT, lane);
-    }
+        for (int i = 0; i < n_unit; i++)
+            copy_piece<L::UNIT_BYTES>(stage + i * L::UNIT_BYTES, from + i * L::UNIT_BYTES, lane);
 }
 
-/* What the type needs of a block's sums, made once: the start of the integer product, fl(S·s), or the sums. */
+/* What the type needs of a block's sums, made once: the sums themselves; fl(S·s); or what is subtracted from the bits of
+ * the integer product to have I as a float, 1.5·2^23 + offset·S. */
 template <uint32_t type> __device__ static inline uint32_t extra_of(float s, int s0, int s1)
 {
     typedef mu_layout<type> L;
     if (L::HAS_HALVES) return ((uint32_t)s0 & 0xffffu) | (uint32_t)s1 << 16;
     if (L::HAS_MIN) return __float_as_uint((float)(s0 + s1) * s);
-    return 0x4b400000u - (uint32_t)(L::OFFSET * (s0 + s1));
+    return 0x4b400000u + (uint32_t)(L::OFFSET * (s0 + s1));
 }
 
-/* All vectors into quads and factors. Whole blocks only: what an odd last pair or a short last item lacks is read, but
+/* All vectors into words and factors. Whole blocks only: what an odd last pair or a short last item lacks is read, but
  * not used. */
 template <uint32_t type>
-__device__ static void vectors_load(const struct matvec_args &a, uint32_t *quads, uint32_t *factors)
+__device__ static void vectors_load(const struct matvec_args &a, uint32_t *words, uint32_t *factors)
 {
     const uint32_t *q = reinterpret_cast<const uint32_t *>(a.q);
     int n_word = 8 * a.n_block;
@@ -218,8 +215,7 @@ __device__ static void vectors_load(const struct matvec_args &a, uint32_t *quads
 #pragma unroll
             for (int k = 0; k < LOADS; k++) {
                 int i = first + k * (int)blockDim.x, block = i / 8, word = i % 8;
-                if (i < n_word)
-                    quads[(((block / 2) * a.n_vec + v) * 4 + word % 4) * 4 + block % 2 * 2 + word / 4] = four[k];
+                if (i < n_word) words[((block * a.n_vec + v) * 4 + word % 4) * 2 + word / 4] = four[k];
             }
         }
         for (int block = threadIdx.x; block < a.n_block; block += blockDim.x) {
@@ -253,148 +249,181 @@ __device__ static int experts_load(const struct matvec_args &a, struct expert_en
     return n_entry;
 }
 
-/* ---- an item's terms ---- */
+/* ---- producers: an item into a slot ---- */
 
-/* acc = fmaf(x, y, acc); then, with HAS_MIN, acc = fmaf(x2, y2, acc): by block, and by (h, c) as h·NC + c. */
-template <int BLOCKS, int NC> struct terms {
-    float x[BLOCKS][2 * NC], y[BLOCKS][2 * NC], x2[BLOCKS][2 * NC], y2[BLOCKS][2 * NC];
-};
-
-/* A lane's accumulators, by h·NC + c. */
-template <int NC> struct __align__(8 * NC) carried
+/* Vector `tok` of a unit's, the last one in the place of those beyond it. */
+__device__ static inline int vector_of(const struct matvec_args &a, const struct place &p, const int *vec_of, int tok)
 {
-    float v[2 * NC];
-};
-
-/* Columns of the products: of operand B this lane holds column g, of the result those that are its own. */
-template <int NC> struct columns {
-    int b, own[NC]; /* vectors */
-};
-
-template <int NC>
-__device__ static inline struct columns<NC> columns_of(const struct matvec_args &a, const struct place &p,
-                                                       const int *vec_of, int lane) {
-    struct columns<NC> col;
-    int g = NC == 1 ? lane / 8 : lane / 4; /* where NC is 1 the even columns */
-    col.b = g < p.n ? g : p.n - 1;
-    for (int c = 0; c < NC; c++) col.own[c] = NC * (lane % 4) + c < p.n ? NC * (lane % 4) + c : p.n - 1;
-    if (a.n_expert) {
-        col.b = vec_of[p.begin + col.b];
-        for (int c = 0; c < NC; c++) col.own[c] = vec_of[p.begin + col.own[c]];
-    }
-    return col;
+    int i = tok < p.n ? tok : p.n - 1;
+    return a.n_expert ? vec_of[p.begin + i] : i;
 }
 
-template <uint32_t type, int NC>
-__device__ static inline void block_terms(const uint32_t a[4], const uint32_t b[2], const float s[NC],
-                                          const uint32_t extra[NC], const struct mu_row_scale r[2], float x[2 * NC],
-                                          float y[2 * NC], float x2[2 * NC], float y2[2 * NC])
+/* Row g + 8h of a plane. */
+__device__ static inline float *plane_row(uint8_t *plane, int g, int h)
+{
+    return reinterpret_cast<float *>(plane + (g + 8 * h) * ROW_PITCH);
+}
+
+/* D, and M, of rows g and g + 8 and blocks 2t and 2t + 1. halves: scales whose second half was put first where t needs it. */
+template <uint32_t type, int NT>
+__device__ static inline void scales_store(uint8_t *slot, const uint8_t *stage, const struct mu_scales &halves,
+                                           int lane)
 {
     typedef mu_layout<type> L;
-    int d[2][4], s0[NC], s1[NC];
-    if (L::HAS_HALVES) {
-        for (int c = 0; c < NC; c++) s0[c] = (int16_t)extra[c], s1[c] = (int)extra[c] >> 16;
-        int first[4], second[4];
+    typedef item_of<type, NT> I;
+    int g = lane / 4, t = lane % 4;
+    struct mu_scales s = halves;
+    if (L::BLOCKS == 2) s = mu_scales_load<type>(stage + t * L::UNIT_BYTES + L::SCALES_AT, g);
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        struct mu_row_scale first = mu_scale_of<type>(s, L::BLOCKS == 2 ? 0 : 2 * (t & 1), h);
+        struct mu_row_scale second = mu_scale_of<type>(s, L::BLOCKS == 2 ? 1 : 2 * (t & 1) + 1, h);
+        reinterpret_cast<float2 *>(plane_row(slot + I::D_AT, g, h))[t] = make_float2(first.d, second.d);
+        if (L::HAS_MIN) reinterpret_cast<float2 *>(plane_row(slot + I::M_AT, g, h))[t] = make_float2(first.m, second.m);
+    }
+}
+
+/* What a lane has of an accumulator: v[2h + c] of row h and column 2t + c. */
+struct result {
+    float v[4], sum[4];
+};
+
+/* Integers of halves: J, and Z with minimums. */
+template <uint32_t type, int NT>
+__device__ static inline void halves_combine(struct result *r, const int d0[4], const int d1[4], const int16_t s0[2],
+                                             const int16_t s1[2], const struct mu_scales &scales, int first_block,
+                                             int t)
+{
+    typedef mu_layout<type> L;
+    typedef item_of<type, NT> I;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int h = i / 2, c = i % 2;
+        int block = NT == 1 ? 2 * (t & 1) + c : first_block + (2 * t + c) % I::SHARE; /* NT 1: halves are put first */
+        struct mu_row_scale k = mu_scale_of<type>(scales, block, h);
+        r->v[i] = (float)(k.sc[0] * d0[i] + k.sc[1] * d1[i]);
+        if (L::HAS_MIN) r->sum[i] = -(float)(k.mn[0] * s0[c] + k.mn[1] * s1[c]);
+    }
+}
+
+/* Results of n accumulators, the first of which begins at block `block`, to their planes. */
+template <int NT, int N>
+__device__ static inline void results_store(uint8_t *planes, const float v[N][4], int block, int lane)
+{
+    enum { SHARE = 8 / NT };
+    int g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int h = 0; h < 2; h++)
+        if constexpr (NT == 8) { /* four blocks of two vectors */
+#pragma unroll
+            for (int c = 0; c < 2; c++)
+                reinterpret_cast<float4 *>(plane_row(planes + (2 * t + c) * PLANE, g, h))[block / 4] =
+                    make_float4(v[0][2 * h + c], v[1][2 * h + c], v[2][2 * h + c], v[3][2 * h + c]);
+        } else { /* two blocks of one vector */
+            float *row = plane_row(planes + 2 * t / SHARE * PLANE, g, h) + block + 2 * t % SHARE;
+            *reinterpret_cast<float2 *>(row) = make_float2(v[0][2 * h], v[0][2 * h + 1]);
+        }
+}
+
+/* own: vectors of this lane's columns of results; of_b: of its column of operand B. */
+template <uint32_t type, int NT>
+__device__ static inline void item_make(uint8_t *slot, const uint8_t *stage, int item, int n_vec, const uint2 *words,
+                                        const uint32_t *factors, int of_b, const int own[2], int lane)
+{
+    typedef mu_layout<type> L;
+    typedef item_of<type, NT> I;
+    enum { AT_ONCE = NT == 8 ? 4 : 1 };
+    const int g = lane / 4, t = lane % 4;
+    struct mu_scales scales = {}, halves = {};
+    float v[AT_ONCE][4], sum[AT_ONCE][4];
+    uint32_t a[2][4];
+    int d0[4], d1[4];
+    int16_t s0[2], s1[2];
+    uint2 b = {};
+    if (L::BLOCKS > 2) {
+        scales = halves = mu_scales_load<type>(stage + L::SCALES_AT, g);
+        mu_scales_half<type>(&halves, t >= 2);
+    }
+#pragma unroll
+    for (int j = 0; j < ITEM_BLOCKS; j++) {
+        const int share = j % I::SHARE, first = j - share, at_once = j / I::SHARE % AT_ONCE;
+        if (j % 2 == 0 && L::BLOCKS == 2) mu_codes_pair<type>(stage + j / 2 * L::UNIT_BYTES, 0, lane, a);
+        if (j % 2 == 0 && L::BLOCKS > 2) mu_codes_pair<type>(stage, j / 2, lane, a);
+        if (share == 0) {
+            b = words[((item * ITEM_BLOCKS + first + g % I::SHARE) * n_vec + of_b) * 4 + t];
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                int block = item * ITEM_BLOCKS + first + (2 * t + c) % I::SHARE;
+                uint32_t extra = L::HAS_HALVES ? factors[(block / 2 * n_vec + own[c]) * 4 + block % 2 * 2 + 1] : 0;
+                s0[c] = (int16_t)extra;
+                s1[c] = (int16_t)(extra >> 16);
+            }
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                d0[i] = L::HAS_HALVES ? -L::OFFSET * s0[i % 2] : 0x4b400000;
+                d1[i] = -L::OFFSET * s1[i % 2];
+            }
+        }
+        uint32_t mine[2] = {NT == 8 || g % I::SHARE == share ? b.x : 0, NT == 8 || g % I::SHARE == share ? b.y : 0};
+        if (L::HAS_HALVES) {
+            mu_mma_s8_k16(d0, a[j % 2], mine[0], d0);
+            mu_mma_s8_k16(d1, a[j % 2] + 2, mine[1], d1);
+        } else {
+            mu_mma_s8_k32(d0, a[j % 2], mine, d0);
+        }
+        if (share != I::SHARE - 1) continue;
+        struct result r = {};
+        if (L::HAS_HALVES) halves_combine<type, NT>(&r, d0, d1, s0, s1, NT == 1 ? halves : scales, first, t);
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            v[at_once][i] = L::HAS_HALVES ? r.v[i] : __int_as_float(d0[i]);
+            sum[at_once][i] = r.sum[i];
+        }
+        if (at_once != AT_ONCE - 1) continue;
+        int block = NT == 8 ? j - 3 : first;
+        results_store<NT, AT_ONCE>(slot, v, block, lane);
+        if (I::HAS_SUMS) results_store<NT, AT_ONCE>(slot + I::SUMS_AT, sum, block, lane);
+    }
+    scales_store<type, NT>(slot, stage, halves, lane);
+}
+
+/* ---- chains ---- */
+
+/* acc of a row and vector on from an item's slot, of which n_left blocks are there (the last item may be short). */
+template <uint32_t type, int NT>
+__device__ static inline float chain_item(float acc, const uint8_t *slot, const uint4 *factors, int n_vec, int row,
+                                          int tok, int n_left)
+{
+    typedef mu_layout<type> L;
+    typedef item_of<type, NT> I;
+    const uint8_t *x_at = slot + tok * PLANE + row * ROW_PITCH, *d_at = slot + I::D_AT + row * ROW_PITCH;
+    float x[ITEM_BLOCKS], y[ITEM_BLOCKS], x2[ITEM_BLOCKS], y2[ITEM_BLOCKS];
+#pragma unroll
+    for (int q = 0; q < ITEM_BLOCKS / 4; q++) {
+        float4 xs = reinterpret_cast<const float4 *>(x_at)[q], ds = reinterpret_cast<const float4 *>(d_at)[q];
+        float4 ms = {}, zs = {};
+        if (L::HAS_MIN) ms = reinterpret_cast<const float4 *>(d_at + I::M_AT - I::D_AT)[q];
+        if (I::HAS_SUMS) zs = reinterpret_cast<const float4 *>(x_at + I::SUMS_AT)[q];
+        const float xk[4] = {xs.x, xs.y, xs.z, xs.w}, dk[4] = {ds.x, ds.y, ds.z, ds.w};
+        const float mk[4] = {ms.x, ms.y, ms.z, ms.w}, zk[4] = {zs.x, zs.y, zs.z, zs.w};
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            first[k] = -L::OFFSET * s0[k % 2 % NC];
-            second[k] = -L::OFFSET * s1[k % 2 % NC];
-        }
-        mu_mma_s8_k16(d[0], a, b[0], first);
-        mu_mma_s8_k16(d[1], a + 2, b[1], second);
-    } else {
-        int start[4];
-        for (int k = 0; k < 4; k++) start[k] = L::OFFSET > 0 ? (int)extra[k % 2 % NC] : 0x4b400000;
-        mu_mma_s8_k32(d[0], a, b, start);
-    }
-#pragma unroll
-    for (int v = 0; v < 2 * NC; v++) {
-        int h = v / NC, c = v % NC, k = 2 * h + c;
-        y[v] = r[h].d * s[c];
-        if (L::HAS_HALVES) {
-            x[v] = (float)(r[h].sc[0] * d[0][k] + r[h].sc[1] * d[1][k]);
-            x2[v] = -(float)(r[h].mn[0] * s0[c] + r[h].mn[1] * s1[c]);
-            y2[v] = r[h].m * s[c];
-        } else {
-            x[v] = __int_as_float(d[0][k]) - 12582912.0f;
-            x2[v] = r[h].m;
-            y2[v] = __uint_as_float(extra[c]);
+            uint4 f = factors[(2 * q + k / 2) * n_vec];
+            float s = __uint_as_float(k % 2 ? f.z : f.x), extra = __uint_as_float(k % 2 ? f.w : f.y);
+            int j = 4 * q + k;
+            x[j] = L::HAS_HALVES ? xk[k] : xk[k] - (L::HAS_MIN ? 12582912.0f : extra);
+            y[j] = dk[k] * s;
+            x2[j] = I::HAS_SUMS ? zk[k] : mk[k];
+            y2[j] = I::HAS_SUMS ? mk[k] * s : extra;
         }
     }
-}
-
-template <uint32_t type, int NC>
-__device__ static inline void item_terms(const uint8_t *slot, int item, int n_vec, const uint4 *quads,
-                                         const uint4 *factors, const struct columns<NC> &col, int lane,
-                                         struct terms<2 * item_of<type, NC>::PAIRS, NC> *to)
-{
-    typedef mu_layout<type> L;
-    typedef item_of<type, NC> I;
-    struct mu_scales scales;
-    if (L::BLOCKS > 2) {
-        scales = mu_scales_load<type>(slot + I::LOW_BYTES + I::HIGH_BYTES, lane / 4);
-        if (I::PER_UNIT == 2) mu_scales_half<type>(&scales, item % 2 != 0);
+#pragma unroll
+    for (int j = 0; j < ITEM_BLOCKS; j++) {
+        float next = fmaf(x[j], y[j], acc);
+        if (L::HAS_MIN) next = fmaf(x2[j], y2[j], next);
+        acc = L::BLOCKS > 2 || j < n_left ? next : acc;
     }
-#pragma unroll
-    for (int p = 0; p < I::PAIRS; p++) {
-        uint32_t a[2][4];
-        if (L::BLOCKS == 2) {
-            mu_codes_pair<type>(slot + p * L::UNIT_BYTES, 0, lane, a);
-            scales = mu_scales_load<type>(slot + p * L::UNIT_BYTES + L::SCALES_AT, lane / 4);
-        } else {
-            mu_codes_of<type>(slot + p * L::LOW_PAIR, slot + I::LOW_BYTES + p * L::HIGH_PAIR, lane, a);
-        }
-        int at = (item * I::PAIRS + p) * n_vec;
-        uint4 quad = quads[(at + col.b) * 4 + lane % 4], factor[NC];
-        for (int c = 0; c < NC; c++) factor[c] = factors[at + col.own[c]];
-        for (int k = 0; k < 2; k++) {
-            int j = 2 * p + k;
-            uint32_t b[2] = {k ? quad.z : quad.x, k ? quad.w : quad.y}, extra[NC];
-            float s[NC];
-            struct mu_row_scale r[2] = {mu_scale_of<type>(scales, L::BLOCKS == 2 ? k : j, 0),
-                                        mu_scale_of<type>(scales, L::BLOCKS == 2 ? k : j, 1)};
-            for (int c = 0; c < NC; c++) {
-                s[c] = __uint_as_float(k ? factor[c].z : factor[c].x);
-                extra[c] = k ? factor[c].w : factor[c].y;
-            }
-            block_terms<type, NC>(a[k], b, s, extra, r, to->x[j], to->y[j], to->x2[j], to->y2[j]);
-#pragma unroll
-            for (int v = 0; v < 2 * NC; v++) { /* now, not when the baton is here */
-                mu_pin(to->x[j][v]);
-                mu_pin(to->y[j][v]);
-                if (!L::HAS_MIN) continue;
-                mu_pin(to->x2[j][v]);
-                mu_pin(to->y2[j][v]);
-            }
-        }
-    }
-}
-
-template <uint32_t type, int BLOCKS, int NC>
-__device__ static inline void add_block(float acc[2 * NC], const struct terms<BLOCKS, NC> &term, int j)
-{
-#pragma unroll
-    for (int i = 0; i < 2 * NC; i++) {
-        acc[i] = fmaf(term.x[j][i], term.y[j][i], acc[i]);
-        if (mu_layout<type>::HAS_MIN) acc[i] = fmaf(term.x2[j][i], term.y2[j][i], acc[i]);
-    }
-}
-
-/* The terms of an item's blocks, in order, of which n_left are there: the last item of a row may be short. */
-template <uint32_t type, int NC>
-__device__ static inline void add_terms(float acc[2 * NC], const struct terms<2 * item_of<type, NC>::PAIRS, NC> &term,
-                                        int n_left)
-{
-    enum { BLOCKS = 2 * item_of<type, NC>::PAIRS };
-    const bool whole = mu_layout<type>::BLOCKS > 2 || n_left >= BLOCKS;
-    if (whole) {
-#pragma unroll
-        for (int j = 0; j < BLOCKS; j++) add_block<type, BLOCKS, NC>(acc, term, j);
-    } else {
-#pragma unroll
-        for (int j = 0; j < BLOCKS; j++)
-            if (j < n_left) add_block<type, BLOCKS, NC>(acc, term, j);
-    }
+    return acc;
 }
 
 /* ---- the end of a group ---- */
@@ -402,12 +431,12 @@ __device__ static inline void add_terms(float acc[2 * NC], const struct terms<2 
 __device__ unsigned meetings[MEETINGS]; /* 0 between launches */
 
 /* C1 of 32 rows, of which this warp has finished a half (y, stored in out by all) and another block's warp the other: who
- * comes first leaves it to the second, who finds the first's values in out. */
-template <int NC>
-__device__ static void meet(const struct mu_epilogue &e, unsigned *meeting, int group, size_t first_vec, int n_vec,
-                            const float y[2 * NC], int lane)
+ * comes first leaves it to the second, who finds the first's values in out. Lanes are rows and one or two vectors; in: of
+ * one that is there. */
+__device__ static void meet(const struct mu_epilogue &e, unsigned *meeting, int group, size_t v, bool in, float y,
+                            int lane)
 {
-    int g = lane / 4, t = lane % 4, second;
+    int row = lane % 16, row0 = (group & ~1) * 16, own = group & 1, second;
     __threadfence();
     __syncwarp();
     second = lane == 0 ? (int)atomicAdd(meeting, 1u) : 0;
@@ -415,175 +444,191 @@ __device__ static void meet(const struct mu_epilogue &e, unsigned *meeting, int 
     if (!second) return;
     if (lane == 0) *meeting = 0;
     __threadfence();
-    for (int c = 0; c < NC; c++) {
-        int i = NC * t + c, row0 = (group & ~1) * 16, own = group & 1;
-        size_t v = first_vec + (size_t)i;
-        float value[4], amax = 0.0f; /* rows g, g + 8, g + 16, g + 24 */
-        for (int k = 0; k < 4; k++) {
-            value[k] = 0.0f;
-            if (k / 2 == own)
-                value[k] = y[k % 2 * NC + c];
-            else if (i < n_vec)
-                value[k] = __ldcg(&e.out[v * e.stride + (size_t)(row0 + 8 * k + g)]);
-            float magnitude = mu_f32_finite(value[k]) ? fabsf(value[k]) : INFINITY;
-            amax = magnitude > amax ? magnitude : amax;
-        }
-        for (int step = 4; step < 32; step *= 2) {
-            float other = __shfl_xor_sync(0xffffffffu, amax, step);
-            amax = other > amax ? other : amax;
-        }
-        bool finite = amax < INFINITY;
-        float inverse = mu_q8_inverse(amax);
-        int sum[2] = {};
-        size_t at = v * (size_t)e.n_row + (size_t)row0;
-        for (int k = 0; k < 4; k++) {
-            int8_t code = finite ? mu_q8_code(value[k], inverse) : (int8_t)0;
-            sum[k / 2] += code;
-            if (i < n_vec) e.form.q[at + (size_t)(8 * k + g)] = code;
-        }
-        for (int step = 4; step < 32; step *= 2)
-            for (int k = 0; k < 2; k++) sum[k] += __shfl_xor_sync(0xffffffffu, sum[k], step);
-        if (g == 0 && i < n_vec) {
-            e.form.s[at / 32] = finite ? mu_q8_scale(amax) : NAN;
-            for (int k = 0; k < 2 && e.form.sum; k++) e.form.sum[at / 16 + (size_t)k] = (int16_t)sum[k];
-        }
+    float other = in ? __ldcg(&e.out[v * e.stride + (size_t)(row0 + 16 * (1 - own) + row)]) : 0.0f;
+    float value[2] = {own ? other : y, own ? y : other}, amax = 0.0f; /* rows `row` and 16 + row */
+    for (int k = 0; k < 2; k++) {
+        float magnitude = mu_f32_finite(value[k]) ? fabsf(value[k]) : INFINITY;
+        amax = magnitude > amax ? magnitude : amax;
     }
+    for (int step = 1; step < 16; step *= 2) {
+        float from = __shfl_xor_sync(0xffffffffu, amax, step);
+        amax = from > amax ? from : amax;
+    }
+    bool finite = amax < INFINITY;
+    float inverse = mu_q8_inverse(amax);
+    size_t at = v * (size_t)e.n_row + (size_t)row0;
+    for (int k = 0; k < 2; k++) {
+        int8_t code = finite ? mu_q8_code(value[k], inverse) : (int8_t)0;
+        int sum = code;
+        for (int step = 1; step < 16; step *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
+        if (!in) continue;
+        e.form.q[at + (size_t)(16 * k + row)] = code;
+        if (e.form.sum && row == 0) e.form.sum[at / 16 + (size_t)k] = (int16_t)sum;
+    }
+    if (in && row == 0) e.form.s[at / 32] = finite ? mu_q8_scale(amax) : NAN;
 }
 
-template <int NC>
-__device__ static void group_end(const struct matvec_args &a, const struct place &p, const float acc[2 * NC],
-                                 const float up[2 * NC], int lane)
+__device__ static void group_end(const struct matvec_args &a, const struct place &p, int chain, int n_chain, int tok,
+                                 float acc, float up, int lane)
 {
     const struct job_args &job = a.job[p.job];
-    float y[2 * NC];
-    for (int i = 0; i < 2 * NC; i++) {
-        int row = 16 * p.group + lane / 4 + 8 * (i / NC), vec = NC * (lane % 4) + i % NC;
-        y[i] = 0.0f;
-        if (row < job.e.n_row && vec < p.n) {
-            size_t v = (size_t)(p.begin + vec);
-            y[i] = mu_epilogue_value(job.e, row, v, p.expert, acc[i], up[i]);
-            mu_epilogue_store(job.e, row, v, y[i]);
-        }
+    int row = 16 * p.group + lane % 16;
+    size_t v = (size_t)(p.begin + tok);
+    bool in = row < job.e.n_row && tok < p.n;
+    float y = 0.0f;
+    if (in) {
+        y = mu_epilogue_value(job.e, row, v, p.expert, acc, up);
+        mu_epilogue_store(job.e, row, v, y);
     }
     if (job.e.form.q) {
-        int half = a.n_expert ? p.expert * (job.n_group / 2) : 0;
-        meet<NC>(job.e, &meetings[job.meet0 + half + p.group / 2], p.group, (size_t)p.begin, p.n, y, lane);
+        int pair = (a.n_expert ? p.expert * (job.n_group / 2) : 0) + p.group / 2;
+        meet(job.e, &meetings[(job.meet0 + pair) * n_chain + chain], p.group, v, in, y, lane);
     }
 }
 
 /* ---- the kernel ---- */
 
-/* Blocks of n·32 threads, as many as shall run at once. */
-template <uint32_t type, int NC>
-__global__ static __launch_bounds__(32 * WARPS_MOST, 2) void matvec_kernel(const __grid_constant__ struct matvec_args a)
+/* Barriers of producer w and the chains: the slot is full, the slot is empty. */
+__device__ static inline int full(int w)
 {
-    typedef item_of<type, NC> I;
-    MU_SHARED(uint8_t, shared);
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_warp = blockDim.x / 32;
-    const struct shared_map map = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place);
-    const uint4 *quads = reinterpret_cast<const uint4 *>(shared + map.quads);
+    return 1 + w;
+}
+__device__ static inline int empty(int w)
+{
+    return 1 + PRODUCERS + w;
+}
+
+template <uint32_t type, int NT>
+__device__ static void produce(const struct matvec_args &a, uint8_t *shared, const struct shared_map &map,
+                               struct walk ahead, int n_item, int n_unit, int warp, int lane)
+{
+    typedef item_of<type, NT> I;
+    const struct expert_entry *entry = reinterpret_cast<const struct expert_entry *>(shared + map.entry);
+    const int *vec_of = reinterpret_cast<const int *>(shared + map.vec_of);
+    uint8_t *stage = shared + warp * (I::STAGES * I::BYTES), *slot = shared + map.slot + warp * I::SLOT_BYTES;
+    struct walk now = {(int)blockIdx.x, 0, false, NULL};
+    int at = 0, placed = -1, of_b = 0, own[2] = {};
+    bool first = true;
+    walk_on(&now, warp, n_item, a, entry, n_unit);
+    while (now.unit < n_unit) {
+        if (placed != now.unit) {
+            placed = now.unit;
+            struct place p = place_of(a, entry, placed);
+            of_b = vector_of(a, p, vec_of, lane / 4 / I::SHARE);
+            for (int c = 0; c < 2; c++) own[c] = vector_of(a, p, vec_of, (2 * (lane % 4) + c) / I::SHARE);
+        }
+        mu_cp_async_wait<I::STAGES - 1>();
+        __syncwarp();
+        if (!first) mu_barrier_wait(empty(warp), 32 * (1 + I::CHAINS));
+        first = false;
+        item_make<type, NT>(slot, stage + at * I::BYTES, now.item, a.n_vec,
+                            reinterpret_cast<const uint2 *>(shared + map.words),
+                            reinterpret_cast<const uint32_t *>(shared + map.factors), of_b, own, lane);
+        mu_barrier_arrive(full(warp), 32 * (1 + I::CHAINS));
+        __syncwarp();
+        if (ahead.unit < n_unit) item_load<type, NT>(stage + at * I::BYTES, ahead, a.n_block, lane);
+        mu_cp_async_commit();
+        walk_on(&ahead, PRODUCERS, n_item, a, entry, n_unit);
+        walk_on(&now, PRODUCERS, n_item, a, entry, n_unit);
+        at = at + 1 == I::STAGES ? 0 : at + 1;
+    }
+}
+
+template <uint32_t type, int NT>
+__device__ static void chain(const struct matvec_args &a, uint8_t *shared, const struct shared_map &map, int n_item,
+                             int n_unit, int number, int lane)
+{
+    typedef item_of<type, NT> I;
+    const struct expert_entry *entry = reinterpret_cast<const struct expert_entry *>(shared + map.entry);
+    const int *vec_of = reinterpret_cast<const int *>(shared + map.vec_of);
     const uint4 *factors = reinterpret_cast<const uint4 *>(shared + map.factors);
-    struct carried<NC> *baton = reinterpret_cast<struct carried<NC> *>(shared + map.baton) + lane;
-    struct carried<NC> *gate = reinterpret_cast<struct carried<NC> *>(shared + map.gate) + lane;
+    const int row = lane % 16, tok = 2 * number + lane / 16, in_slot = tok < NT ? tok : NT - 1;
+    int w = 0, left = 0; /* whose item is next, items that are to come */
+    for (int unit = blockIdx.x; unit < n_unit; unit += gridDim.x)
+        left += a.job[place_of(a, entry, unit).job].up ? 2 * n_item : n_item;
+    for (int unit = blockIdx.x; unit < n_unit; unit += gridDim.x) {
+        const struct place p = place_of(a, entry, unit);
+        const int vec = vector_of(a, p, vec_of, tok);
+        const bool gated = a.job[p.job].up != NULL;
+        float gate = 0.0f, acc = 0.0f;
+        for (int half = 0; half < (gated ? 2 : 1); half++) {
+            gate = acc;
+            acc = 0.0f;
+            for (int item = 0; item < n_item; item++) {
+                mu_barrier_wait(full(w), 32 * (1 + I::CHAINS));
+                acc = chain_item<type, NT>(acc, shared + map.slot + w * I::SLOT_BYTES,
+                                           factors + item * (ITEM_BLOCKS / 2) * a.n_vec + vec, a.n_vec, row, in_slot,
+                                           a.n_block - item * ITEM_BLOCKS);
+                if (left > PRODUCERS) mu_barrier_arrive(empty(w), 32 * (1 + I::CHAINS)); /* it has another item */
+                left--;
+                w = w + 1 == PRODUCERS ? 0 : w + 1;
+            }
+        }
+        group_end(a, p, number, I::CHAINS, tok, gated ? gate : acc, acc, lane);
+    }
+}
+
+/* As many blocks as shall run at once. */
+template <uint32_t type, int NT>
+__global__ static __launch_bounds__(
+    32 * item_of<type, NT>::WARPS,
+    NT == 1 ? 2 * BLOCKS_PER_SM : BLOCKS_PER_SM) void matvec_kernel(const __grid_constant__ struct matvec_args a)
+{
+    typedef item_of<type, NT> I;
+    MU_SHARED(uint8_t, shared);
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n_item = (a.n_block + ITEM_BLOCKS - 1) / ITEM_BLOCKS;
+    const struct shared_map map = shared_map_of<type, NT>(a.n_vec, a.n_block, a.n_expert, a.n_place);
     struct expert_entry *entry = reinterpret_cast<struct expert_entry *>(shared + map.entry);
-    int *vec_of = reinterpret_cast<int *>(shared + map.vec_of);
-    uint8_t *stage = shared + warp * (I::STAGES * I::BYTES);
-    const int n_item = (a.n_block + 2 * I::PAIRS - 1) / (2 * I::PAIRS), last_warp = (warp + n_warp - 1) % n_warp;
+    struct walk ahead = {(int)blockIdx.x, 0, false, NULL};
     int n_unit = a.n_unit;
 
     mu_grid_release();
     if (a.n_expert) { /* which weights are needed depends on the kernel before */
         mu_grid_wait();
-        n_unit = experts_load(a, entry, vec_of) * a.job[0].n_group;
+        n_unit = experts_load(a, entry, reinterpret_cast<int *>(shared + map.vec_of)) * a.job[0].n_group;
     }
-    struct walk ahead = {(int)blockIdx.x, 0, false, NULL}, now;
-    walk_base(&ahead, a, entry, n_unit);
-    walk_on(&ahead, warp, n_item, a, entry, n_unit);
-    now = ahead;
-    for (int i = 0; i < I::STAGES; i++) {
-        if (ahead.unit < n_unit) item_load<type, NC>(stage + i * I::BYTES, ahead, a.n_block, lane);
-        mu_cp_async_commit();
-        walk_on(&ahead, n_warp, n_item, a, entry, n_unit);
+    if (warp < PRODUCERS) {
+        walk_base(&ahead, a, entry, n_unit);
+        walk_on(&ahead, warp, n_item, a, entry, n_unit);
+        for (int i = 0; i < I::STAGES; i++) {
+            uint8_t *stage = shared + (warp * I::STAGES + i) * I::BYTES;
+            if (ahead.unit < n_unit) item_load<type, NT>(stage, ahead, a.n_block, lane);
+            mu_cp_async_commit();
+            walk_on(&ahead, PRODUCERS, n_item, a, entry, n_unit);
+        }
     }
     mu_grid_wait();
-    vectors_load<type>(a, reinterpret_cast<uint32_t *>(shared + map.quads),
+    vectors_load<type>(a, reinterpret_cast<uint32_t *>(shared + map.words),
                        reinterpret_cast<uint32_t *>(shared + map.factors));
     __syncthreads();
-
-    struct place p = {};
-    struct columns<NC> col = {
-    };
-    bool first = warp == 0, gated = false;
-    int slot = 0, placed = -1;
-    while (now.unit < n_unit) {
-        if (placed != now.unit) {
-            placed = now.unit;
-            p = place_of(a, entry, placed);
-            gated = a.job[p.job].up != NULL;
-            col = columns_of<NC>(a, p, vec_of, lane);
-        }
-        struct terms<2 * I::PAIRS, NC> term;
-        mu_cp_async_wait<I::STAGES - 1>();
-        __syncwarp();
-        item_terms<type, NC>(stage + slot * I::BYTES, now.item, a.n_vec, quads, factors, col, lane, &term);
-        __syncwarp();
-        if (ahead.unit < n_unit) item_load<type, NC>(stage + slot * I::BYTES, ahead, a.n_block, lane);
-        mu_cp_async_commit();
-        walk_on(&ahead, n_warp, n_item, a, entry, n_unit);
-        slot = slot + 1 == I::STAGES ? 0 : slot + 1;
-
-        const bool begins = now.item == 0, ends = now.item == n_item - 1, half = gated && !now.up, done = ends && !half;
-        const bool passes = !done || now.unit + (int)gridDim.x < n_unit;
-        struct carried<NC> *to = ends ? gate : baton + 32 * warp, acc = {}, other = {
-        };
-        const int n_left = a.n_block - now.item * 2 * I::PAIRS; /* blocks, in the last item fewer */
-        if (!first) mu_barrier_wait(1 + warp, 64);
-        first = false;
-        if (!begins) acc = baton[32 * last_warp];
-        add_terms<type, NC>(acc.v, term, n_left);
-        if (!done)
-            *to = acc;
-        else if (gated)
-            other = *gate;
-        if (passes) mu_barrier_arrive(1 + (warp + 1 == n_warp ? 0 : warp + 1), 64);
-        if (done) {
-            struct carried<NC> y, up; /* copies: they are indexed, and acc shall stay in registers */
-#pragma unroll
-            for (int i = 0; i < 2 * NC; i++) {
-                y.v[i] = gated ? other.v[i] : acc.v[i];
-                up.v[i] = acc.v[i];
-            }
-            group_end<NC>(a, p, y.v, up.v, lane);
-        }
-        walk_on(&now, n_warp, n_item, a, entry, n_unit);
-    }
+    if (warp < PRODUCERS)
+        produce<type, NT>(a, shared, map, ahead, n_item, n_unit, warp, lane);
+    else
+        chain<type, NT>(a, shared, map, n_item, n_unit, warp - PRODUCERS, lane);
 }
 
 /* ---- the host's side ---- */
 
 template <uint32_t type> struct launch {
-    template <int NC> static bool of(struct mu_device *d, const struct matvec_args &a)
+    template <int NT> static bool of(struct mu_device *d, const struct matvec_args &a)
     {
-        /* Two blocks of 8 warps where the vectors leave room for them, else one of 12. */
-        int n_warp = 8;
-        size_t bytes = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
-        int n_grid = d->n_sm * BLOCKS_PER_SM;
-        if (bytes > d->shared_max / BLOCKS_PER_SM - 1024) {
-            n_warp = WARPS_MOST;
-            bytes = shared_map_of<type, NC>(n_warp, a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
-            n_grid = d->n_sm;
-        }
+        size_t bytes = (size_t)shared_map_of<type, NT>(a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
+        int n_grid = d->n_sm;
         if (bytes > d->shared_max) return false;
+        if (bytes <= d->shared_max / BLOCKS_PER_SM - 1024) n_grid *= BLOCKS_PER_SM;
         if (!a.n_expert && a.n_unit < n_grid) n_grid = a.n_unit;
-        mu_allow_shared(d, "a product with few vectors", matvec_kernel<type, NC>, bytes);
-        mu_launch_early(d, "a product with few vectors", matvec_kernel<type, NC>, dim3((unsigned)n_grid),
-                        dim3(32 * (unsigned)n_warp), bytes, a);
+        mu_allow_shared(d, "a product with few vectors", matvec_kernel<type, NT>, bytes);
+        mu_launch_early(d, "a product with few vectors", matvec_kernel<type, NT>, dim3((unsigned)n_grid),
+                        dim3(32 * (unsigned)item_of<type, NT>::WARPS), bytes, a);
         return true;
     }
     static void run(struct mu_device *d, struct matvec_args *a, int n_column, bool *fits)
     {
         a->group_bytes = mu_layout_group_bytes<type>(a->n_block * 32);
-        *fits = n_column <= 4 ? of<1>(d, *a) : of<2>(d, *a);
+        *fits = n_column == 1   ? of<1>(d, *a)
+                : n_column == 2 ? of<2>(d, *a)
+                : n_column <= 4 ? of<4>(d, *a)
+                                : of<8>(d, *a);
     }
 };
 
@@ -614,7 +659,7 @@ bool mu_cuda_matvec_try(struct mu_device *d, const struct mu_device_job *job, in
         a.n_unit += to->n_group;
         if (!job[j].form.q) continue;
         int n = to->n_group / 2 * (experts ? experts->n_expert : 1);
-        form_after[j] = n > MEETINGS - n_meeting;
+        form_after[j] = n > MEETINGS / 4 - n_meeting; /* up to four chains */
         if (form_after[j])
             to->e.form.q = NULL;
         else

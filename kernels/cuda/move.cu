@@ -1,51 +1,65 @@
-/* Values moved between layouts: parts of vectors from other ranks to their columns, and entries of page tables. */
+/* Values moved between layouts: parts of vectors from other ranks to their columns, and entries of page tables.
+ *
+ * A gather among ranks leaves a piece of each form of each rank, and in a decode the start of a kernel costs more than
+ * its work: so all of them go in one. What is copied as it is goes in the largest units that the part's addresses allow. */
 #include "kernels/convert.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/ptx.h"
 
-enum { THREADS = 256 };
+enum { THREADS = 256, PARTS = 32 }; /* of a launch: they are its arguments */
 
-static __device__ inline void move(float *to, const float *from)
+struct piece {
+    char *to;
+    const char *from;
+    size_t to_stride, bytes; /* bytes of a row, as it comes */
+    int unit;                /* bytes of a copy; 0: bf16 are widened */
+};
+struct pieces {
+    struct piece of[PARTS];
+};
+
+template <typename T> static __device__ inline void copy(char *to, const char *from, size_t bytes)
 {
-    *to = *from;
-}
-static __device__ inline void move(uint16_t *to, const uint16_t *from)
-{
-    *to = *from;
-}
-static __device__ inline void move(int8_t *to, const int8_t *from)
-{
-    *to = *from;
-}
-static __device__ inline void move(float *to, const uint16_t *from)
-{
-    *to = mu_bf16_to_f32(*from);
+    for (size_t i = threadIdx.x; i < bytes / sizeof(T); i += THREADS)
+        reinterpret_cast<T *>(to)[i] = reinterpret_cast<const T *>(from)[i];
 }
 
-/* Piece blockIdx.y of row blockIdx.x. */
-template <typename To, typename From>
-static __global__ void spread_kernel(To *to, size_t to_stride, const From *from, int n)
+/* Row blockIdx.x of piece blockIdx.y. */
+static __global__ void spread_kernel(const struct pieces all)
 {
     mu_grid_begin();
-    int i = blockIdx.y * THREADS + threadIdx.x;
-    if (i < n) move(&to[blockIdx.x * to_stride + i], &from[blockIdx.x * (size_t)n + i]);
+    const struct piece p = all.of[blockIdx.y];
+    char *to = p.to + blockIdx.x * p.to_stride;
+    const char *from = p.from + blockIdx.x * p.bytes;
+    switch (p.unit) {
+    case 16: copy<uint4>(to, from, p.bytes); break;
+    case 4: copy<uint32_t>(to, from, p.bytes); break;
+    case 2: copy<uint16_t>(to, from, p.bytes); break;
+    case 1: copy<uint8_t>(to, from, p.bytes); break;
+    default:
+        for (size_t i = threadIdx.x; i < p.bytes / 2; i += THREADS)
+            reinterpret_cast<float *>(to)[i] = mu_bf16_to_f32(reinterpret_cast<const uint16_t *>(from)[i]);
+    }
 }
 
-template <typename To, typename From>
-static void spread(struct mu_device *d, void *to, size_t to_stride, const void *from, int n, int n_tok)
+static struct piece piece_of(const struct mu_device_part *part)
 {
-    mu_launch_early(d, "spread", spread_kernel<To, From>, dim3(n_tok, (n + THREADS - 1) / THREADS), dim3(THREADS), 0,
-                    static_cast<To *>(to), to_stride, static_cast<const From *>(from), n);
+    static const size_t size[] = {4, 2, 1, 2};
+    bool widened = part->kind == MU_SPREAD_BF16_TO_F32;
+    struct piece p = {static_cast<char *>(part->to), static_cast<const char *>(part->from),
+                      part->to_stride * (widened ? 4 : size[part->kind]), (size_t)part->n * size[part->kind], 0};
+    size_t mixed = (uintptr_t)p.to | (uintptr_t)p.from | p.to_stride | p.bytes;
+    if (!widened) p.unit = mixed % 16 == 0 ? 16 : mixed % 4 == 0 ? 4 : mixed % 2 == 0 ? 2 : 1;
+    return p;
 }
 
-void mu_cuda_spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from,
-                    int n, int n_tok)
+void mu_cuda_spread(struct mu_device *d, const struct mu_device_part *part, int n_part, int n_tok)
 {
-    switch (kind) {
-    case MU_SPREAD_F32: spread<float, float>(d, to, to_stride, from, n, n_tok); break;
-    case MU_SPREAD_BF16: spread<uint16_t, uint16_t>(d, to, to_stride, from, n, n_tok); break;
-    case MU_SPREAD_I8: spread<int8_t, int8_t>(d, to, to_stride, from, n, n_tok); break;
-    case MU_SPREAD_BF16_TO_F32: spread<float, uint16_t>(d, to, to_stride, from, n, n_tok); break;
+    for (int i = 0; i < n_part; i += PARTS) {
+        struct pieces all = {};
+        int n = n_part - i < PARTS ? n_part - i : (int)PARTS;
+        for (int k = 0; k < n; k++) all.of[k] = piece_of(&part[i + k]);
+        mu_launch_early(d, "spread", spread_kernel, dim3(n_tok, n), dim3(THREADS), 0, all);
     }
 }
 

@@ -4,7 +4,8 @@
  * values, which nothing can shorten. So a vector lies in shared memory, one warp walks down the chains with its loads a
  * batch ahead, and whatever else there is to do is done by all threads. In a decode everything that comes later is
  * fetched before the walk (`staged`): what is read again and again by many tokens is in the caches anyway, but the weights of
- * a norm that one token reads come from far, and would be waited for after it.
+ * a norm that one token reads come from far, and would be waited for after it. They are on their way before the kernel
+ * ahead has finished (mu_launch_early).
  *
  *   all threads   v = x + pending  (or 0 + y, and after its own norm x + that)  → shared memory, x
  *   one warp      the chains of v, the tree, r
@@ -20,7 +21,8 @@ enum {
     SPARE = LANES * AHEAD,
     THREADS_FEW = 1024,
     THREADS_MANY = 256,
-    SHARED_ALWAYS = 47 << 10 /* bytes that need no leave, beside what is declared here */
+    SHARED_OWN = 1 << 10,                   /* bytes beside MU_SHARED, at most */
+    SHARED_ALWAYS = (48 << 10) - SHARED_OWN /* bytes that need no leave */
 };
 
 template <bool SQUARES> static __device__ inline float chain(float acc, float x)
@@ -182,7 +184,11 @@ void mu_cuda_norm(struct mu_device *d, const struct mu_device_norm *a)
     size_t n = (size_t)a->n, shared = (n + SPARE) * sizeof(float);
     size_t n_staged = (a->w ? 1 : 0) + (a->b ? 1 : 0) + (a->y && a->post ? 2 : 0);
     size_t all = shared + n_staged * n * sizeof(float);
-    bool staged = few && all <= d->shared_max;
+    bool staged = few && all + SHARED_OWN <= d->shared_max;
+    if (shared + SHARED_OWN > d->shared_max) {
+        mu_note(d, cudaErrorInvalidValue, "a norm of vectors that are longer than shared memory");
+        return;
+    }
     if (staged) shared = all;
     if (shared > SHARED_ALWAYS) mu_allow_shared(d, "norm", kernel, shared);
     mu_launch_early(d, "norm", kernel, dim3(a->n_tok), dim3(threads < most ? threads : most), shared, *a, staged);

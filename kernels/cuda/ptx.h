@@ -86,7 +86,11 @@ MU_PTX void mu_ldmatrix_x2(uint32_t r[2], const void *row)
  * is read, but src must still be some address. A thread's copies since its last commit are a group; wait<N> until all
  * but its newest N groups are there, for this thread: others need a barrier after it. The 16-byte form stays out of
  * L1. */
-MU_PTX void mu_cp_async16(void *dst_shared, const void *src, int n = 16)
+MU_PTX void mu_cp_async16(void *dst_shared, const void *src)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(mu_ptx_shared(dst_shared)), "l"(src) : "memory");
+}
+MU_PTX void mu_cp_async16(void *dst_shared, const void *src, int n)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(mu_ptx_shared(dst_shared)), "l"(src), "r"(n)
                  : "memory");

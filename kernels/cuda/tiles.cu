@@ -103,9 +103,9 @@ template <uint32_t type, typename Shape> static void launch(struct mu_device *d,
     int columns = (x->n_vec + Shape::VECS - 1) / Shape::VECS;
     if (n_expert > 0) columns = x->n_vec / Shape::VECS + (n_expert < x->n_vec ? n_expert : x->n_vec);
     constexpr int bytes = mu_tile_memory<type, Shape>::BYTES;
-    if (bytes > 48 * 1024) mu_allow_shared(d, "tiles", tiles_kernel<type, Shape>, bytes);
-    mu_launch(d, "tiles", tiles_kernel<type, Shape>, dim3((unsigned)columns, (unsigned)tiles), dim3(Shape::THREADS),
-              bytes, *x);
+    if (bytes > 48 * 1024) mu_allow_shared(d, "a product with many vectors", tiles_kernel<type, Shape>, bytes);
+    mu_launch(d, "a product with many vectors", tiles_kernel<type, Shape>, dim3((unsigned)columns, (unsigned)tiles),
+              dim3(Shape::THREADS), bytes, *x);
 }
 
 /* Rows × vectors. */
@@ -140,17 +140,24 @@ template <uint32_t type> struct tiles_of {
     }
     static bool large(struct mu_device *d, struct mu_tile_args *x)
     {
+        constexpr bool tried = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
         int which = choice(0);
-        if (which == 1 && fits<shape_256_128>(d))
-            launch<type, shape_256_128>(d, x);
-        else if (which == 2 && fits<shape_128_256>(d))
-            launch<type, shape_128_256>(d, x);
-        else if (which == 3 && fits<shape_128_128_wide>(d))
-            launch<type, shape_128_128_wide>(d, x);
-        else if (fits<shape_128_128>(d))
-            launch<type, shape_128_128>(d, x);
-        else
-            return false;
+        if constexpr (tried) {
+            if (which == 0 && fits<shape_128_128>(d)) {
+                launch<type, shape_128_128>(d, x);
+                return true;
+            }
+            if (which == 1 && fits<shape_256_128>(d)) {
+                launch<type, shape_256_128>(d, x);
+                return true;
+            }
+            if (which == 2 && fits<shape_128_256>(d)) {
+                launch<type, shape_128_256>(d, x);
+                return true;
+            }
+        }
+        if (!fits<shape_128_128_wide>(d)) return false;
+        launch<type, shape_128_128_wide>(d, x);
         return true;
     }
     static void run(struct mu_device *d, struct mu_tile_args *x, int n_each)
@@ -166,12 +173,18 @@ template <uint32_t type> struct tiles_of {
         low = low && tiles < 2 * d->n_sm;
         if (n_each > 64 && large(d, x)) return;
         if (n_each > 32) {
-            if (low)
+            constexpr bool tried = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
+            if (low) {
                 launch<type, shape_32_64>(d, x);
-            else if (choice(1) & 2)
-                launch<type, shape_64_64_wide>(d, x);
-            else
-                launch<type, shape_64_64>(d, x);
+                return;
+            }
+            if constexpr (tried) {
+                if (choice(1) & 2) {
+                    launch<type, shape_64_64>(d, x);
+                    return;
+                }
+            }
+            launch<type, shape_64_64_wide>(d, x);
         } else if (n_each > 16) {
             if (low)
                 launch<type, shape_32_32>(d, x);

@@ -255,20 +255,21 @@ template <uint32_t type, typename Shape> struct mu_tile {
             const uint8_t *at = stage + group * M::GROUP + M::SCALES_AT + (M::WHOLE ? p * (int)L::UNIT_BYTES : 0);
             struct mu_scales scales = mu_scales_load<type>(at, (int)g);
             unsigned pair = M::WHOLE ? 0 : b % L::BLOCKS / 2 + p; /* of the unit */
-            if (!M::WHOLE) mu_scales_half<type>(&scales, pair >= 2);
+            if (pair >= 2) mu_scales_half<type>(&scales, true);
             if (pair % 2 == 0)
                 factors_pair<0>(factors, scales, (int)p, (int)group, (int)g, (int)h);
             else
                 factors_pair<M::WHOLE ? 0 : 1>(factors, scales, (int)p, (int)group, (int)g, (int)h);
         }
-        if (!M::HAS_TOTAL) return;
+        if constexpr (M::HAS_TOTAL) {
 #pragma unroll
-        for (unsigned first = 0; first < n_vec; first += Shape::THREADS) {
-            unsigned i = first + threadIdx.x, at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
-            if (first + Shape::THREADS > n_vec && i >= n_vec) break;
-            uint32_t two = reinterpret_cast<const uint32_t *>(stage + M::SUM)[at];
-            int sum = (int16_t)two + (int16_t)(two >> 16);
-            total[at] = (float)sum * reinterpret_cast<const float *>(stage + M::S)[at];
+            for (unsigned first = 0; first < n_vec; first += Shape::THREADS) {
+                unsigned i = first + threadIdx.x, at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
+                if (first + Shape::THREADS > n_vec && i >= n_vec) break;
+                uint32_t two = reinterpret_cast<const uint32_t *>(stage + M::SUM)[at];
+                int sum = (int16_t)two + (int16_t)(two >> 16);
+                total[at] = (float)sum * reinterpret_cast<const float *>(stage + M::S)[at];
+            }
         }
     }
 

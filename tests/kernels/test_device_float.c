@@ -55,6 +55,12 @@ static void test_large(void **state)
         product(kinds[t], 40, 2056, 3, ORDINARY);
         product(kinds[t], 300, 72, 133, ORDINARY);
         product(kinds[t], 129, 1032, 20, EXTREME);
+        product(kinds[t], 400, 72, 40, ORDINARY);
+        if (dt.emulated) continue; /* which has 4 multiprocessors: work for those of a real one */
+        product(kinds[t], 17000, 40, 70, ORDINARY);
+        product(kinds[t], 9000, 40, 250, ORDINARY);
+        product(kinds[t], 4096, 4096, 8, ORDINARY);
+        product(kinds[t], 4096, 1024, 30, ORDINARY);
     }
 }
 
@@ -81,6 +87,14 @@ static void test_tiny(void **state)
         for (int i = 0; i < ROWS * n_col; i++) w[i] = (uint16_t)((rnd() & mantissa) | (60 + rnd() % 8) << 7);
         for (int i = 0; i < n_tok * n_col; i++)
             x[i] = mu_bf16_to_f32((uint16_t)((rnd() & mantissa) | (60 + rnd() % 8) << 7));
+        for (int i = 0; round >= 6 && n_col > 1 && i < ROWS; i++) { /* 2^-126 less j·2^-153 */
+            w[i * n_col] = mu_f32_to_bf16(0x1p-63f);
+            w[i * n_col + 1] = mu_f32_to_bf16(-(float)(rnd() % 64) * 0x1p-76f);
+        }
+        for (int t = 0; round >= 6 && n_col > 1 && t < n_tok; t++) {
+            x[t * n_col] = 0x1p-63f;
+            x[t * n_col + 1] = t & 1 ? 0x1p-77f : -0x1p-77f;
+        }
         struct dt_acts in = dt_inputs_from(x, n_tok, n_col);
         struct dt_pair raw = dt_from(w, (size_t)(ROWS * n_col) * sizeof *w), bad = dt_from(&none, sizeof none);
         struct dt_pair out = dt_blank((size_t)(n_tok * ROWS) * sizeof(float));

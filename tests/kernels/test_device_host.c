@@ -380,7 +380,8 @@ static void test_moving(void **state)
     const float blank[6] = {0};
     memcpy(h, (const uint16_t[]){0x3f80, 0x4000, 0x4040, 0x4080}, 4 * sizeof *h);
     memcpy(to, blank, sizeof blank);
-    ops->spread(dev, MU_SPREAD_BF16_TO_F32, to, 4, h, 2, 2);
+    struct mu_device_part part = {MU_SPREAD_BF16_TO_F32, to, 4, h, 2};
+    ops->spread(dev, &part, 1, 2);
     settle();
     same(to, (const float[]){1, 2, 0, 0, 3, 4}, sizeof blank);
     struct mu_device_set *set = on_device(2 * sizeof *set);

@@ -210,21 +210,35 @@ static void test_norm_sizes(void **state)
 
 /* ---- moves ---- */
 
-static void test_spread(void **state)
+/* Several parts of several kinds, each to its columns of a whole that has gaps. */
+static void spread_once(int trial, int n_part, int n_tok)
 {
     static const size_t from_size[] = {4, 2, 1, 2}, to_size[] = {4, 2, 1, 4};
-    (void)state;
-    for (int trial = 0; trial < 12 * SIZES; trial++) {
-        int n = sizes[trial % SIZES], n_tok = (int)(rnd() % 4);
-        enum mu_device_spread kind = (enum mu_device_spread)(trial / SIZES % 4);
-        size_t stride = (size_t)n + rnd() % 5;
-        struct dt_pair from = values((size_t)n_tok * (size_t)n + 1, 0, 1);
-        struct dt_pair to = dt_blank((size_t)n_tok * stride * to_size[kind] + 8);
-        assert_true(from.bytes >= (size_t)n_tok * (size_t)n * from_size[kind]);
-        for (int i = 0; i < DT_SIDES; i++) dt.ops[i]->spread(dt.dev[i], kind, to.at[i], stride, from.at[i], n, n_tok);
-        dt_same(to, DT_BYTES, "trial %d: spread %d of %d × %d to %zu", trial, (int)kind, n_tok, n, stride);
-        dt_free_all();
+    static struct mu_device_part part[DT_SIDES][40];
+    struct dt_pair to[40];
+    for (int k = 0; k < n_part; k++) {
+        enum mu_device_spread kind = (enum mu_device_spread)(rnd() % 4);
+        int n = n_part > 8 ? (int)(rnd() % 40) : sizes[rnd() % SIZES];
+        size_t stride = (size_t)n + (coin() ? 0 : rnd() % 2 ? 16 : rnd() % 5), all = (size_t)n_tok * (size_t)n;
+        struct dt_pair from = values(all + 4, 0, 1);
+        size_t shift = coin() ? 0 : rnd() % 2 * 4 / from_size[kind] + rnd() % 2;
+        to[k] = dt_blank(((size_t)n_tok * stride + 1) * to_size[kind]);
+        for (int i = 0; i < DT_SIDES; i++)
+            part[i][k] = (struct mu_device_part){kind, (char *)to[k].at[i] + (trial % 3 == 0) * to_size[kind], stride,
+                                                 (char *)from.at[i] + shift * from_size[kind], n};
     }
+    for (int i = 0; i < DT_SIDES; i++) dt.ops[i]->spread(dt.dev[i], part[i], n_part, n_tok);
+    for (int k = 0; k < n_part; k++)
+        dt_same(to[k], DT_BYTES, "trial %d: part %d of %d, kind %d, %d × %d to %zu", trial, k, n_part,
+                (int)part[0][k].kind, n_tok, part[0][k].n, part[0][k].to_stride);
+    dt_free_all();
+}
+
+static void test_spread(void **state)
+{
+    (void)state;
+    for (int trial = 0; trial < 60; trial++) spread_once(trial, (int)(rnd() % 6), (int)(rnd() % 4));
+    spread_once(0, 40, 3);
 }
 
 static void test_set(void **state)

@@ -24,16 +24,8 @@ static void ids_fill(int32_t *ids, size_t n, int n_vocab, uint32_t seed)
 
 static struct mu_solo *solo_with(const struct mu_model *m, const struct mu_adapters *a, struct how how)
 {
-    struct mu_solo *solo = NULL;
-    struct mu_solo_options opt = {.model = m,
-                                  .adapters = a,
-                                  .n_thread = how.n_thread ? how.n_thread : 1,
-                                  .serving = {.n_ctx = 256,
-                                              .n_slot = how.n_slot ? how.n_slot : 2,
-                                              .step_tokens = how.step_tokens ? how.step_tokens : 256}};
-    MUST(mu_split_parse(how.split ? how.split : "1", &opt.split, err));
-    MUST(mu_solo_open(&opt, &solo, err));
-    return solo;
+    how.adapters = a;
+    return solo_of(m, how);
 }
 
 /* Logits of every position of one sequence, fed in chunks. */

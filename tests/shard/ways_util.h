@@ -5,6 +5,7 @@
 #include "forward_util.h"
 
 #include "base/alloc.h"
+#include "kernels/device.h"
 #include "kernels/kernels.h"
 #include "model/synth.h"
 
@@ -104,6 +105,19 @@ static inline struct mu_model *synth_open(const struct mu_synth *spec)
     MUST(mu_model_open(path, &m, err));
     unlink(path);
     return m;
+}
+
+/* The split for as many devices as there are: a machine with one has all ranks on that. */
+static inline const char *split_here(const char *split)
+{
+    static char text[64];
+    struct mu_err why = MU_ERR_INIT;
+    const struct mu_device_ops *ops = mu_device_load(&why);
+    int n = ops ? ops->count(&why) : -1;
+    if (n < 1) fail_msg("no device: %s", why.text);
+    snprintf(text, sizeof text, "%s", split);
+    for (char *at = text; n == 1 && (at = strstr(at, "gpu1")); at++) at[3] = '0';
+    return text;
 }
 
 /* Shapes that divide badly: heads that cut blocks of 32, hidden rows that are no multiple of 256, more ranks than KV

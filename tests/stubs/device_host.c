@@ -590,24 +590,22 @@ static void block_sums(struct mu_device *d, const int8_t *q, size_t n, int16_t *
 }
 
 struct spread_args {
-    enum mu_device_spread kind;
-    void *to;
-    size_t to_stride;
-    const void *from;
-    int n, n_tok;
+    struct mu_device_part part;
+    int n_tok;
 };
 
 static void spread_run(struct mu_device *d, const void *args)
 {
     const struct spread_args *a = args;
-    mu_host_spread(d, a->kind, a->to, a->to_stride, a->from, a->n, a->n_tok);
+    mu_host_spread(d, &a->part, a->n_tok);
 }
 
-static void spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from, int n,
-                   int n_tok)
+static void spread(struct mu_device *d, const struct mu_device_part *part, int n_part, int n_tok)
 {
-    struct spread_args a = {kind, to, to_stride, from, n, n_tok};
-    submit(d, spread_run, &a, sizeof a, false);
+    for (int i = 0; i < n_part; i++) {
+        struct spread_args a = {part[i], n_tok};
+        submit(d, spread_run, &a, sizeof a, false);
+    }
 }
 
 struct set_args {

@@ -319,19 +319,18 @@ void mu_host_block_sums(struct mu_device *d, const int8_t *q, size_t n, int16_t 
     for (size_t i = 0; i < n; i += MU_Q_BLOCK) mu_ref_block_sums(q + i, MU_Q_BLOCK, sum + i / 16);
 }
 
-void mu_host_spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from,
-                    int n, int n_tok)
+void mu_host_spread(struct mu_device *d, const struct mu_device_part *p, int n_tok)
 {
     static const size_t from_size[] = {4, 2, 1, 2}, to_size[] = {4, 2, 1, 4};
-    if (n == 0 || n_tok == 0) return;
-    size_t in = from_size[kind], out = to_size[kind], row = (size_t)n;
-    uint8_t *dst = to;
-    const uint8_t *src = from;
-    NEED(dst, ((size_t)(n_tok - 1) * to_stride + row) * out);
+    if (p->n == 0 || n_tok == 0) return;
+    size_t in = from_size[p->kind], out = to_size[p->kind], row = (size_t)p->n;
+    uint8_t *dst = p->to;
+    const uint8_t *src = p->from;
+    NEED(dst, ((size_t)(n_tok - 1) * p->to_stride + row) * out);
     NEED(src, (size_t)n_tok * row * in);
-    for (size_t t = 0; t < (size_t)n_tok; t++, dst += to_stride * out, src += row * in) {
-        if (kind != MU_SPREAD_BF16_TO_F32) memcpy(dst, src, row * in);
-        for (size_t i = 0; kind == MU_SPREAD_BF16_TO_F32 && i < row; i++) {
+    for (size_t t = 0; t < (size_t)n_tok; t++, dst += p->to_stride * out, src += row * in) {
+        if (p->kind != MU_SPREAD_BF16_TO_F32) memcpy(dst, src, row * in);
+        for (size_t i = 0; p->kind == MU_SPREAD_BF16_TO_F32 && i < row; i++) {
             uint16_t h;
             memcpy(&h, src + 2 * i, sizeof h);
             float f = mu_bf16_to_f32(h);

@@ -22,8 +22,7 @@ void mu_host_norm(struct mu_device *d, const struct mu_device_norm *a);
 void mu_host_form(struct mu_device *d, const float *src, size_t stride, int n_tok, int n, const struct mu_act_to *to);
 void mu_host_widen(struct mu_device *d, const struct mu_act *x, float *out);
 void mu_host_block_sums(struct mu_device *d, const int8_t *q, size_t n, int16_t *sum);
-void mu_host_spread(struct mu_device *d, enum mu_device_spread kind, void *to, size_t to_stride, const void *from,
-                    int n, int n_tok);
+void mu_host_spread(struct mu_device *d, const struct mu_device_part *p, int n_tok);
 void mu_host_set(struct mu_device *d, uint32_t *table, const struct mu_device_set *set, int n);
 void mu_host_rope_table(struct mu_device *d, const float *freq, const float *freq_far, const uint8_t *far,
                         const int32_t *pos, int n_tok, int n_pair, float mscale, float *out);

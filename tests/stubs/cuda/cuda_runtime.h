@@ -14,6 +14,7 @@
  * and while it runs:
  *   MUSTER_CUDA_EMULATED_LATE=1         the queue runs only when it is waited for or looked at
  *   MUSTER_CUDA_EMULATED_STUCK=1        the queue does not get on
+ *   MUSTER_CUDA_EMULATED_EARLY=1        kernels that may start before the end of the one before do; slow
  *   MUSTER_CUDA_EMULATED_FAULT=1        the next kernel fails, as one does that touches a wrong address */
 #ifndef MU_TESTS_STUBS_CUDA_RUNTIME_H
 #define MU_TESTS_STUBS_CUDA_RUNTIME_H

@@ -8,8 +8,10 @@
 #include <time.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <deque>
 #include <map>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -74,7 +76,7 @@ struct pending_copy {
     int bytes, n, group;
 };
 
-enum fiber_state { READY, AT_BARRIER, AT_NAMED, IN_WARP, ENDED };
+enum fiber_state { READY, AT_BARRIER, AT_NAMED, IN_WARP, AT_GRID, ENDED };
 
 struct fiber {
     mu_emulated_thread seen; /* first: mu_emulated_self points here */
@@ -350,7 +352,84 @@ static int find_shared(struct dl_phdr_info *info, size_t, void *arg)
     return 0;
 }
 
-static void run_block(span shared, size_t dynamic)
+/* ---- kernels that start before the end of the one before ----
+ *
+ * Asked for with MUSTER_CUDA_EMULATED_EARLY, as it takes time. What the kernels of a chain have changed (the first was
+ * launched after all before it; the others early) is out of sight, 0xff, until a thread of a block has come to
+ * mu_grid_wait and no other can go on without; then it is there, for the whole block. A thread that reads too soon
+ * reads nonsense, one that writes anything too soon ends the process. The first blocks of a grid will do. */
+
+static const unsigned EARLY_BLOCKS = 64, WRITES_BLOCKS = 2;
+
+struct memory_of { /* a device's memory as far as it is used */
+    unsigned char *base;
+    size_t bytes;
+};
+static memory_of early_memory;
+static const std::vector<span> *early_chain;
+static bool early_now; /* the block has not come to mu_grid_wait */
+static std::vector<unsigned char> early_saved, early_all;
+
+void mu_emulated_grid_wait(void)
+{
+    if (early_now) wait_in(AT_GRID);
+}
+
+/* Reads the whole of a device's memory, red zones too. */
+__attribute__((no_sanitize("address"))) static void plain_copy(unsigned char *to, const unsigned char *from, size_t n)
+{
+    for (size_t i = 0; i < n; i++) to[i] = from[i];
+}
+__attribute__((no_sanitize("address"))) static size_t plain_differs(const unsigned char *a, const unsigned char *b,
+                                                                    size_t n)
+{
+    size_t i = 0;
+    while (i < n && a[i] == b[i]) i++;
+    return i;
+}
+
+static void early_begin(bool all)
+{
+    early_now = true;
+    early_saved.clear();
+    for (const span &c : *early_chain) early_saved.insert(early_saved.end(), c.from, c.from + c.bytes);
+    for (const span &c : *early_chain) memset(c.from, 0xff, c.bytes);
+    early_all.resize(all ? early_memory.bytes : 0);
+    plain_copy(early_all.data(), early_memory.base, early_all.size());
+}
+
+static void early_end(void)
+{
+    size_t at = 0, same = plain_differs(early_all.data(), early_memory.base, early_all.size());
+    mu_emulated_self = nullptr;
+    if (same < early_all.size()) mu_emulated_die("device memory was written before mu_grid_wait");
+    for (const span &c : *early_chain) {
+        for (size_t i = 0; i < c.bytes; i++)
+            if (c.from[i] != 0xff)
+                mu_emulated_die("what the kernel before had written was written again before mu_grid_wait");
+        memcpy(c.from, early_saved.data() + at, c.bytes);
+        at += c.bytes;
+    }
+    early_now = false;
+    order o((unsigned)n_threads);
+    for (int i = 0; i < n_threads; i++) {
+        int k = (int)o.at((unsigned)i);
+        if (fibers[k].state == AT_GRID) make_ready(k);
+    }
+}
+
+static void run_ready(void)
+{
+    while (n_ready) {
+        int i = ready[ready_head];
+        ready_head = (ready_head + 1) % MAX_THREADS;
+        n_ready--;
+        mu_emulated_self = &fibers[i].seen;
+        context_switch(&scheduler, &fibers[i].at);
+    }
+}
+
+static void run_block(span shared, size_t dynamic, bool early, bool writes)
 {
     memset(shared.from, 0xff, shared.bytes);
     memset(mu_emulated_shared, 0xff, dynamic + SHARED_RED);
@@ -372,13 +451,12 @@ static void run_block(span shared, size_t dynamic)
         make_ready((int)o.at(k));
     }
     for (int w = 0; w < (n_threads + 31) / 32; w++) warps[w].generation = 0, warps[w].n_arrived = 0;
-    while (n_ready) {
-        int i = ready[ready_head];
-        ready_head = (ready_head + 1) % MAX_THREADS;
-        n_ready--;
-        mu_emulated_self = &fibers[i].seen;
-        context_switch(&scheduler, &fibers[i].at);
+    if (early) {
+        early_begin(writes);
+        run_ready();
+        early_end();
     }
+    run_ready();
     if (n_ended < n_threads) die_stuck();
     mu_emulated_self = nullptr;
     for (size_t i = 0; i < SHARED_RED; i++)
@@ -386,8 +464,10 @@ static void run_block(span shared, size_t dynamic)
             mu_emulated_die("shared memory was written %zu bytes beyond its %zu", i, dynamic);
 }
 
-/* Under device_lock, with device memory open. */
-static void run_kernel(const char *name, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> &body)
+/* Under device_lock, with device memory open. chain: what the kernels before have changed and may still be at; NULL: they
+ * have ended. */
+static void run_kernel(const char *name, dim3 grid, dim3 block, size_t dynamic, const std::function<void()> &body,
+                       const std::vector<span> *chain, memory_of memory)
 {
     span shared = {};
     uint64_t n_block = (uint64_t)grid.x * grid.y * grid.z;
@@ -402,11 +482,13 @@ static void run_kernel(const char *name, dim3 grid, dim3 block, size_t dynamic, 
     fibers_make(n_threads);
     kernel_body = &body;
     kernel_name = name;
+    early_chain = chain;
+    early_memory = memory;
     order o((unsigned)n_block);
     for (uint64_t i = 0; i < n_block; i++) {
         unsigned b = o.at((unsigned)i);
         mu_emulated_block_idx = {b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y};
-        run_block(shared, dynamic);
+        run_block(shared, dynamic, chain && i < EARLY_BLOCKS, i < WRITES_BLOCKS);
     }
     kernel_name = nullptr;
 }
@@ -424,7 +506,8 @@ struct device {
     size_t reserved, opened, used;
     std::map<size_t, size_t> blocks; /* offset of the data → bytes asked for */
     std::vector<CUstream_st *> streams;
-    cudaError_t failed; /* for good */
+    cudaError_t failed;      /* for good */
+    std::vector<span> chain; /* what the last kernels have changed, where looked for */
 };
 
 struct here { /* a thread's; not thread-local variables, which are shared memory here */
@@ -613,12 +696,15 @@ typedef std::function<int()> work; /* 1 done, 0 not yet, -1 failed */
 struct CUstream_st {
     mu_emulated_stream outside; /* first */
     int device;
+    std::recursive_mutex busy; /* of the queue: threads that wait for a device look at all its streams */
     std::deque<work> queue;
     bool capturing, spoiled;
     std::vector<work> captured;
 };
 struct CUevent_st {
-    uint64_t recorded, done;
+    uint64_t recorded;
+    std::atomic<uint64_t> done;
+    CUstream_st *stream;
     int device;
     double when_ms;
 };
@@ -629,8 +715,11 @@ struct CUgraphExec_st {
     std::vector<work> nodes;
 };
 
+static std::vector<CUstream_st *> ended; /* another thread may still look at them */
+
 static void get_on(CUstream_st *s)
 {
+    std::lock_guard<std::recursive_mutex> one(s->busy);
     device *d = &devices[s->device];
     while (!s->queue.empty() && !d->failed && !setting("MUSTER_CUDA_EMULATED_STUCK", 0)) {
         int r = s->queue.front()();
@@ -641,14 +730,46 @@ static void get_on(CUstream_st *s)
     if (d->failed) s->queue.clear();
 }
 
+/* One kernel, and, where it is asked for, what it changes. */
+static void run_in_chain(device *d, bool early, const char *name, dim3 grid, dim3 block, size_t dynamic,
+                         const std::function<void()> &thread)
+{
+    memory_of memory = {d->base, d->opened};
+    if (!setting("MUSTER_CUDA_EMULATED_EARLY", 0)) {
+        run_kernel(name, grid, block, dynamic, thread, nullptr, memory);
+        return;
+    }
+    std::vector<unsigned char> before(memory.bytes);
+    plain_copy(before.data(), memory.base, memory.bytes);
+    run_kernel(name, grid, block, dynamic, thread, early && !d->chain.empty() ? &d->chain : nullptr, memory);
+    if (!early) d->chain.clear();
+    for (size_t i = 0; i < memory.bytes;) {
+        size_t from = i + plain_differs(&before[i], memory.base + i, memory.bytes - i), to = from;
+        while (to < memory.bytes && plain_differs(&before[to], memory.base + to, 1) == 0) to++;
+        if (to > from) d->chain.push_back({memory.base + from, to - from});
+        i = to < memory.bytes ? to + 1 : memory.bytes;
+    }
+}
+
 static void enqueue(CUstream_st *s, work run)
 {
+    std::lock_guard<std::recursive_mutex> one(s->busy);
     if (s->capturing) {
         s->captured.push_back(run);
         return;
     }
     s->queue.push_back(run);
     if (!setting("MUSTER_CUDA_EMULATED_LATE", 0)) get_on(s);
+}
+
+/* For what is no kernel of ours: it ends before the next begins. */
+static void enqueue_from_outside(CUstream_st *s, work run)
+{
+    enqueue(s, [=]() mutable {
+        int r = run();
+        devices[s->device].chain.clear();
+        return r;
+    });
 }
 
 /* What a call during a recording that may not be there does: spoils it. */
@@ -663,7 +784,7 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned)
 {
     locked lock;
     *s = new CUstream_st();
-    (*s)->outside = {enqueue, open_memory, close_memory};
+    (*s)->outside = {enqueue_from_outside, open_memory, close_memory};
     (*s)->device = my()->device;
     devices[my()->device].streams.push_back(*s);
     return cudaSuccess;
@@ -676,8 +797,15 @@ cudaError_t cudaStreamDestroy(cudaStream_t s)
     for (size_t i = 0; i < all->size(); i++)
         if ((*all)[i] == s) all->erase(all->begin() + (long)i);
     if (my()->capturing == s) my()->capturing = nullptr;
-    delete s;
+    ended.push_back(s);
     return cudaSuccess;
+}
+
+/* The device's streams at this time. */
+static std::vector<CUstream_st *> streams_of(const device *d)
+{
+    locked lock;
+    return d->streams;
 }
 
 cudaError_t cudaStreamQuery(cudaStream_t s)
@@ -685,6 +813,7 @@ cudaError_t cudaStreamQuery(cudaStream_t s)
     if (spoils(s)) return told(cudaErrorStreamCaptureUnsupported);
     get_on(s);
     if (devices[s->device].failed) return told(devices[s->device].failed);
+    std::lock_guard<std::recursive_mutex> one(s->busy);
     return s->queue.empty() ? cudaSuccess : cudaErrorNotReady;
 }
 
@@ -704,7 +833,7 @@ cudaError_t cudaStreamSynchronize(cudaStream_t s)
 cudaError_t cudaDeviceSynchronize(void)
 {
     cudaError_t first = cudaSuccess;
-    for (CUstream_st *s : devices[my()->device].streams) {
+    for (CUstream_st *s : streams_of(&devices[my()->device])) {
         cudaError_t e = cudaStreamSynchronize(s);
         if (first == cudaSuccess) first = e;
     }
@@ -718,14 +847,15 @@ cudaError_t cudaFree(void *p)
     int index = device_of(p);
     if (index < 0) mu_emulated_die("cudaFree of %p, which is no memory of a device", p);
     device *d = &devices[index];
-    for (CUstream_st *s : d->streams)
-        while (!s->queue.empty() && !d->failed) get_on(s), nap();
+    for (CUstream_st *s : streams_of(d))
+        while (cudaStreamQuery(s) == cudaErrorNotReady) nap();
     opened open;
     size_t at = (size_t)((unsigned char *)p - d->base);
     auto b = d->blocks.find(at);
     if (b == d->blocks.end()) mu_emulated_die("cudaFree of %p, which is no allocation of device %d", p, index);
     block_check(d, at, b->second);
     red_zone((unsigned char *)p, b->second);
+    d->chain.clear();
     d->used -= b->second;
     d->blocks.erase(b);
     return cudaSuccess;
@@ -756,6 +886,7 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
         check_range(from, bytes, "copy from a device");
     enqueue(s, [=] {
         opened open;
+        devices[s->device].chain.clear();
         memmove(to, from, bytes);
         return 1;
     });
@@ -768,6 +899,7 @@ cudaError_t cudaMemsetAsync(void *to, int value, size_t bytes, cudaStream_t s)
     check_range(to, bytes, "memset");
     enqueue(s, [=] {
         opened open;
+        devices[s->device].chain.clear();
         memset(to, value, bytes);
         return 1;
     });
@@ -789,6 +921,11 @@ cudaError_t mu_emulated_launch(const cudaLaunchConfig_t *c, const void *kernel, 
     size_t allowed = SHARED_DEFAULT, dynamic = c->dynamicSmemBytes;
     dim3 grid = c->gridDim, block = c->blockDim;
     uint64_t n = (uint64_t)block.x * block.y * block.z, n_block = (uint64_t)grid.x * grid.y * grid.z;
+    bool early = false;
+    device *d = &devices[c->stream->device];
+    for (unsigned i = 0; i < c->numAttrs; i++)
+        early |= c->attrs[i].id == cudaLaunchAttributeProgrammaticStreamSerialization &&
+                 c->attrs[i].val.programmaticStreamSerializationAllowed;
     my()->what = nullptr;
     if (devices[c->stream->device].failed) return told(devices[c->stream->device].failed);
     {
@@ -803,7 +940,7 @@ cudaError_t mu_emulated_launch(const cudaLaunchConfig_t *c, const void *kernel, 
     enqueue(c->stream, [=] {
         if (setting("MUSTER_CUDA_EMULATED_FAULT", 0)) return -1;
         opened open;
-        run_kernel(name, grid, block, dynamic, thread);
+        run_in_chain(d, early, name, grid, block, dynamic, thread);
         return 1;
     });
     return cudaSuccess;
@@ -834,6 +971,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
     if (spoils(s)) return told(cudaErrorStreamCaptureUnsupported);
     if (devices[s->device].failed) return told(devices[s->device].failed);
     uint64_t number = ++e->recorded;
+    e->stream = s;
     enqueue(s, [=] {
         e->done = number;
         e->when_ms = now_ms();
@@ -848,8 +986,7 @@ cudaError_t cudaEventQuery(cudaEvent_t e)
         my()->capturing->spoiled = true;
         return told(cudaErrorStreamCaptureUnsupported);
     }
-    if (e->done != e->recorded)
-        for (CUstream_st *s : d->streams) get_on(s);
+    if (e->done != e->recorded) get_on(e->stream);
     if (d->failed) return told(d->failed);
     return e->done == e->recorded ? cudaSuccess : cudaErrorNotReady;
 }

@@ -49,6 +49,9 @@ void mu_emulated_copy(void *dst, const void *src, int bytes, int n);
 void mu_emulated_copy_commit(void);
 void mu_emulated_copy_wait(int n_pending); /* all but the newest n_pending groups */
 
+/* griddepcontrol.wait: returns when the kernel before has ended, as far as this thread can see. */
+void mu_emulated_grid_wait(void);
+
 /* Ends the process: kernel, block, thread and the text. */
 [[noreturn]] void mu_emulated_die(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 

@@ -143,9 +143,15 @@ static inline void mu_pin(float &x)
 {
     (void)x;
 }
-static inline void mu_grid_wait(void) {}
+static inline void mu_grid_wait(void)
+{
+    mu_emulated_grid_wait();
+}
 static inline void mu_grid_release(void) {}
-static inline void mu_grid_begin(void) {}
+static inline void mu_grid_begin(void)
+{
+    mu_emulated_grid_wait();
+}
 
 /* Tininess is judged after rounding to 24 bits with an unbounded exponent; what PTX leaves open here, the kernels do
  * not rely on. */

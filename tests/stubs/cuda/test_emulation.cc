@@ -345,6 +345,67 @@ static void test_host_is_kept_out(void **)
     assert_int_equal(cudaFree(p), cudaSuccess);
 }
 
+/* ---- kernels that start early: what earlier ones write is not there before mu_grid_wait ---- */
+
+static __global__ void write_all(int *p, int value)
+{
+    mu_grid_begin();
+    p[blockIdx.x * blockDim.x + threadIdx.x] = value;
+}
+static __global__ void copy_late(const int *p, const int *weight, int *out)
+{
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), w = weight[i];
+    if (threadIdx.x % 2) mu_grid_wait(); /* a warp parts ways, and meets */
+    __syncthreads();
+    mu_grid_wait();
+    out[i] = p[i] + w;
+}
+static __global__ void copy_soon(const int *p, int *out)
+{
+    int i = (int)(blockIdx.x * blockDim.x + threadIdx.x), v = p[i];
+    mu_grid_wait();
+    out[i] = v;
+}
+static __global__ void write_soon(int *p)
+{
+    if (threadIdx.x == 3) p[0] = 1;
+    mu_grid_wait();
+}
+
+static void written_soon(void)
+{
+    int *a = device_array<int>(64), *b = device_array<int>(64);
+    dev.capability = 90;
+    mu_launch(&dev, "write_all", write_all, 2, 32, 0, a, 5);
+    mu_launch_early(&dev, "write_soon", write_soon, 1, 32, 0, b);
+}
+
+static void test_early(void **)
+{
+    int *a = device_array<int>(64), *b = device_array<int>(64), *weight = device_array<int>(64), got[64];
+    dev.capability = 90;
+    assert_int_equal(setenv("MUSTER_CUDA_EMULATED_EARLY", "1", 1), 0);
+    mu_launch(&dev, "weights", write_all, 2, 32, 0, weight, 100);
+    mu_launch(&dev, "write_all", write_all, 2, 32, 0, a, 5);
+    mu_launch_early(&dev, "copy_late", copy_late, 2, 32, 0, a, weight, b);
+    mu_launch_early(&dev, "copy_late", copy_late, 2, 32, 0, b, weight, b); /* in place */
+    download(got, b, 64);
+    for (int i = 0; i < 64; i++) assert_int_equal(got[i], 205);
+    mu_launch(&dev, "write_all", write_all, 2, 32, 0, a, 6);
+    mu_launch_early(&dev, "write_all", write_all, 2, 32, 0, weight, 7);
+    mu_launch_early(&dev, "copy_soon", copy_soon, 2, 32, 0, a, b); /* the kernel before the one before */
+    download(got, b, 64);
+    for (int i = 0; i < 64; i++) assert_int_equal(got[i], 0xff);   /* the byte that has changed */
+    mu_launch_early(&dev, "copy_soon", copy_soon, 2, 32, 0, a, b); /* a copy ends all that was before it */
+    download(got, b, 64);
+    for (int i = 0; i < 64; i++) assert_int_equal(got[i], 6);
+    dies("was written before mu_grid_wait", written_soon);
+    assert_int_equal(unsetenv("MUSTER_CUDA_EMULATED_EARLY"), 0);
+    assert_int_equal(cudaFree(a), cudaSuccess);
+    assert_int_equal(cudaFree(b), cudaSuccess);
+    assert_int_equal(cudaFree(weight), cudaSuccess);
+}
+
 /* What a launch may not ask for. */
 static void test_launch_limits(void **)
 {
@@ -371,7 +432,7 @@ int main(void)
         cmocka_unit_test(test_products),      cmocka_unit_test(test_copies),
         cmocka_unit_test(test_halves),        cmocka_unit_test(test_deaths),
         cmocka_unit_test(test_fresh),         cmocka_unit_test(test_host_is_kept_out),
-        cmocka_unit_test(test_launch_limits),
+        cmocka_unit_test(test_launch_limits), cmocka_unit_test(test_early),
     };
     return cmocka_run_group_tests(tests, setup, nullptr);
 }

@@ -48,6 +48,7 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
     typedef mu_tile<type, Shape> T;
     typedef typename T::M M;
     MU_SHARED(uint8_t, bytes);
+    if (x.experts.n_expert > 0) mu_grid_wait(); /* for begin and place; else product waits */
     struct mu_tile_place place = tile_find<Shape>(x);
     if (place.n > 0) { /* the same for all threads */
         const struct mu_tile_job &job = x.job[place.job];
@@ -67,6 +68,7 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
         __syncthreads(); /* vector */
         float acc[Shape::RT][Shape::NT][4] = {};
         T::product(bytes, x, m, acc);
+        mu_grid_release();
 
         float *y = reinterpret_cast<float *>(bytes);
         int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
@@ -105,8 +107,8 @@ template <uint32_t type, typename Shape> static void launch(struct mu_device *d,
     if (n_expert > 0) columns = x->n_vec / Shape::VECS + (n_expert < x->n_vec ? n_expert : x->n_vec);
     constexpr int bytes = mu_tile_memory<type, Shape>::BYTES;
     if (bytes > 48 * 1024) mu_allow_shared(d, "a product with many vectors", tiles_kernel<type, Shape>, bytes);
-    mu_launch(d, "a product with many vectors", tiles_kernel<type, Shape>, dim3((unsigned)columns, (unsigned)tiles),
-              dim3(Shape::THREADS), bytes, *x);
+    mu_launch_early(d, "a product with many vectors", tiles_kernel<type, Shape>,
+                    dim3((unsigned)columns, (unsigned)tiles), dim3(Shape::THREADS), bytes, *x);
 }
 
 /* Rows × vectors. */

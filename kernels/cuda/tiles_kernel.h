@@ -434,11 +434,13 @@ template <uint32_t type, typename Shape> struct mu_tile {
         w.q = M::Q + row * M::Q_ROW;
         w.turn = 16 * ((w.lane >> 3 & 1) ^ (row & 7));
 #pragma unroll
+        for (int i = 0; i < Shape::ST - 1; i++)
+            if (i < n_stage) copy_codes(bytes + i * M::STAGE, group, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
+        mu_grid_wait(); /* the weights are there; the vectors may still be in the making */
+#pragma unroll
         for (int i = 0; i < Shape::ST - 1; i++) {
-            if (i < n_stage) {
-                copy_codes(bytes + i * M::STAGE, group, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
+            if (i < n_stage)
                 copy_vectors(bytes + i * M::STAGE, x, vector, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
-            }
             mu_cp_async_commit();
         }
         mu_cp_async_wait<Shape::ST - 2>();

@@ -56,6 +56,12 @@ struct mu_tile_args {
     struct mu_device_experts experts; /* n_expert 0: none */
 };
 
+/* The launch, for a type of that file; n_each: vectors for each matrix, with experts on average. */
+void mu_tiles_plain(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+void mu_tiles_min(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+void mu_tiles_halves(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+void mu_tiles_table(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+
 /* The shape of a block of threads; CTAS of them at once on a multiprocessor. */
 template <int rt, int nt, int wr, int wt, int p, int st, int ctas> struct mu_tile_shape {
     enum {

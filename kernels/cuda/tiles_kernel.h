@@ -56,6 +56,12 @@ struct mu_tile_args {
     struct mu_device_experts experts; /* n_expert 0: none */
 };
 
+/* The launch, for a type of that file; n_each: vectors for each matrix, with experts on average. */
+void mu_tiles_plain(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+void mu_tiles_min(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+void mu_tiles_halves(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+void mu_tiles_table(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+
 /* The shape of a block of threads; CTAS of them at once on a multiprocessor. */
 template <int rt, int nt, int wr, int wt, int p, int st, int ctas> struct mu_tile_shape {
     enum {
@@ -434,11 +440,13 @@ template <uint32_t type, typename Shape> struct mu_tile {
         w.q = M::Q + row * M::Q_ROW;
         w.turn = 16 * ((w.lane >> 3 & 1) ^ (row & 7));
 #pragma unroll
+        for (int i = 0; i < Shape::ST - 1; i++)
+            if (i < n_stage) copy_codes(bytes + i * M::STAGE, group, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
+        mu_grid_wait(); /* the weights are there; the vectors may still be in the making */
+#pragma unroll
         for (int i = 0; i < Shape::ST - 1; i++) {
-            if (i < n_stage) {
-                copy_codes(bytes + i * M::STAGE, group, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
+            if (i < n_stage)
                 copy_vectors(bytes + i * M::STAGE, x, vector, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
-            }
             mu_cp_async_commit();
         }
         mu_cp_async_wait<Shape::ST - 2>();

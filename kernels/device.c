@@ -50,8 +50,7 @@ static enum mu_status find(const struct mu_device_ops **ops_out, struct mu_err *
     const char *chosen = getenv("MUSTER_DEVICE_PLUGIN");
     char exe[PATH_MAX], path[PATH_MAX + 64];
     ssize_t n;
-    if (chosen && strcmp(chosen, "none") == 0)
-        return mu_fail(err, MU_ENOENT, "MUSTER_DEVICE_PLUGIN is \"none\"");
+    if (chosen && strcmp(chosen, "none") == 0) return mu_fail(err, MU_ENOENT, "MUSTER_DEVICE_PLUGIN is \"none\"");
     if (chosen && *chosen) {
         if (strchr(chosen, '/') && access(chosen, F_OK) != 0)
             return mu_fail(err, MU_ENOENT, "there is no GPU plugin %s (MUSTER_DEVICE_PLUGIN)", chosen);

@@ -4,12 +4,7 @@ set(CUDA_FILES plugin.cu runtime.cu measure.cu link.cu pack.cu matmul.cu matvec.
 # What their host side needs of the rest; the plugin stands alone.
 set(CUDA_HOST_FILES base/status.c base/clock.c kernels/types.c kernels/kv.c)
 
-set(CUDA_SOURCES "")
-foreach(file ${CUDA_FILES})
-  if(EXISTS ${CMAKE_CURRENT_LIST_DIR}/${file})
-    list(APPEND CUDA_SOURCES ${CMAKE_CURRENT_LIST_DIR}/${file})
-  endif()
-endforeach()
+list(TRANSFORM CUDA_FILES PREPEND ${CMAKE_CURRENT_LIST_DIR}/ OUTPUT_VARIABLE CUDA_SOURCES)
 list(TRANSFORM CUDA_HOST_FILES PREPEND ${CMAKE_CURRENT_LIST_DIR}/../../)
 
 # One symbol goes out (MU_DEVICE_SYMBOL), none is missing. Beside each other in the build: kernels/cuda.

@@ -1,24 +1,6 @@
 /* What libmuster_cuda.so exports: the table of kernels/device.h. */
 #include "cuda.h"
 
-/* Operations whose file is not there yet are NULL. */
-#define LATER(f) extern decltype(f) f __attribute__((weak))
-LATER(mu_cuda_mat_bytes);
-LATER(mu_cuda_mat_pack);
-LATER(mu_cuda_matmul);
-LATER(mu_cuda_norm);
-LATER(mu_cuda_form);
-LATER(mu_cuda_widen);
-LATER(mu_cuda_block_sums);
-LATER(mu_cuda_spread);
-LATER(mu_cuda_set);
-LATER(mu_cuda_rope_table);
-LATER(mu_cuda_rotate);
-LATER(mu_cuda_attn);
-LATER(mu_cuda_route);
-LATER(mu_cuda_combine);
-LATER(mu_cuda_pick);
-
 static struct mu_device_ops ops_make(void)
 {
     struct mu_device_ops o = {};

@@ -7,6 +7,8 @@
 #include "cuda.h"
 
 #include <ctype.h>
+#include <dlfcn.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -77,27 +79,73 @@ static enum mu_status properties(int index, cudaDeviceProp *p, struct mu_err *er
     return MU_OK;
 }
 
+/* How much is free is asked of the driver's own library, where it is: CUDA would take a few hundred MiB of the device
+ * to answer, and keep them as long as the process lives, which may be one that never computes. */
+#ifndef NVML_LIBRARY
+#define NVML_LIBRARY "libnvidia-ml.so.1"
+#endif
+struct nvml_memory {
+    unsigned long long total, free, used;
+};
+static struct {
+    bool have;
+    int (*init)(void);
+    int (*by_pci)(const char *pci, void **device_out);
+    int (*memory)(void *device, struct nvml_memory *memory_out);
+} nvml;
+static pthread_once_t nvml_once = PTHREAD_ONCE_INIT;
+
+static void nvml_load(void)
+{
+    void *lib = dlopen(NVML_LIBRARY, RTLD_NOW | RTLD_LOCAL);
+    if (!lib) return;
+    *(void **)&nvml.init = dlsym(lib, "nvmlInit_v2");
+    *(void **)&nvml.by_pci = dlsym(lib, "nvmlDeviceGetHandleByPciBusId_v2");
+    *(void **)&nvml.memory = dlsym(lib, "nvmlDeviceGetMemoryInfo");
+    nvml.have = nvml.init && nvml.by_pci && nvml.memory && nvml.init() == 0;
+}
+
+/* Not where CUDA's device is a part of what NVML sees under that address. */
+static bool free_by_nvml(const char *pci, size_t total, uint64_t *free_out)
+{
+    void *device = NULL;
+    struct nvml_memory m = {0, 0, 0};
+    pthread_once(&nvml_once, nvml_load);
+    if (!nvml.have || nvml.by_pci(pci, &device) != 0 || nvml.memory(device, &m) != 0) return false;
+    if (m.total > total + total / 8) return false;
+    *free_out = m.free < total ? m.free : total;
+    return true;
+}
+
+static cudaError_t free_by_cuda(int index, uint64_t *free_out)
+{
+    size_t free_bytes = 0, total = 0;
+    int before = 0;
+    cudaError_t e;
+    (void)cudaGetDevice(&before);
+    e = cudaSetDevice(index);
+    if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
+    (void)cudaSetDevice(before);
+    *free_out = free_bytes;
+    return e;
+}
+
 enum mu_status mu_cuda_info(int index, struct mu_device_info *info_out, struct mu_err *err)
 {
     struct mu_device_info info = {};
     cudaDeviceProp p;
-    size_t free_bytes = 0, total = 0;
-    int before = 0;
-    cudaError_t e;
+    cudaError_t e = cudaSuccess;
     enum mu_status st = properties(index, &p, err);
     if (st != MU_OK) return st;
     snprintf(info.name, sizeof info.name, "%.63s", p.name);
     if (cudaDeviceGetPCIBusId(info.pci, sizeof info.pci, index) != cudaSuccess) info.pci[0] = '\0';
     for (char *c = info.pci; *c; c++) *c = (char)tolower((unsigned char)*c);
-    (void)cudaGetDevice(&before);
-    e = cudaSetDevice(index);
-    if (e == cudaSuccess) e = cudaMemGetInfo(&free_bytes, &total);
-    (void)cudaSetDevice(before);
+    if (!info.pci[0] || !free_by_nvml(info.pci, p.totalGlobalMem, &info.free_bytes))
+        e = free_by_cuda(index, &info.free_bytes);
     if (e != cudaSuccess)
         return mu_fail(err, MU_EINTERNAL, "GPU %d (%s): %s (%s)", index, p.name, cudaGetErrorString(e),
                        cudaGetErrorName(e));
     info.memory_bytes = p.totalGlobalMem;
-    info.free_bytes = free_bytes;
     info.capability = p.major * 10 + p.minor;
     info.has_link = mu_cuda_link_have();
     *info_out = info;

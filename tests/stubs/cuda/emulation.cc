@@ -403,10 +403,11 @@ static void early_end(void)
     size_t at = 0, same = plain_differs(early_all.data(), early_memory.base, early_all.size());
     mu_emulated_self = nullptr;
     if (same < early_all.size()) mu_emulated_die("device memory was written before mu_grid_wait");
-    for (const span &c : *early_chain) {
+    for (const span &c : *early_chain)
         for (size_t i = 0; i < c.bytes; i++)
             if (c.from[i] != 0xff)
                 mu_emulated_die("what the kernel before had written was written again before mu_grid_wait");
+    for (const span &c : *early_chain) { /* they may overlap */
         memcpy(c.from, early_saved.data() + at, c.bytes);
         at += c.bytes;
     }

@@ -389,8 +389,9 @@ static void test_early(void **)
     mu_launch(&dev, "write_all", write_all, 2, 32, 0, a, 5);
     mu_launch_early(&dev, "copy_late", copy_late, 2, 32, 0, a, weight, b);
     mu_launch_early(&dev, "copy_late", copy_late, 2, 32, 0, b, weight, b); /* in place */
+    mu_launch_early(&dev, "copy_late", copy_late, 2, 32, 0, b, weight, b); /* and again */
     download(got, b, 64);
-    for (int i = 0; i < 64; i++) assert_int_equal(got[i], 205);
+    for (int i = 0; i < 64; i++) assert_int_equal(got[i], 305);
     mu_launch(&dev, "write_all", write_all, 2, 32, 0, a, 6);
     mu_launch_early(&dev, "write_all", write_all, 2, 32, 0, weight, 7);
     mu_launch_early(&dev, "copy_soon", copy_soon, 2, 32, 0, a, b); /* the kernel before the one before */

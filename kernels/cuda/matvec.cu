@@ -55,6 +55,7 @@ struct matvec_args {
     struct job_args job[MU_DEVICE_MAX_JOBS];
     int n_job, n_unit;  /* units: groups of all jobs */
     int n_vec, n_block; /* vectors, blocks of 32 columns */
+    int first;          /* without experts: q, s, sum and n_vec are of vectors from this one on */
     size_t group_bytes;
     const int8_t *q;
     const float *s;
@@ -117,12 +118,12 @@ struct walk {
 };
 
 struct place {                        /* a unit's */
-    int job, group, expert, begin, n; /* begin, n: places of the expert, or all vectors */
+    int job, group, expert, begin, n; /* begin, n: places of the expert, or vectors */
 };
 
 __device__ static inline struct place place_of(const struct matvec_args &a, const struct expert_entry *entry, int unit)
 {
-    struct place p = {0, unit, 0, 0, a.n_vec};
+    struct place p = {0, unit, 0, a.first, a.n_vec};
     if (a.n_expert) {
         p.group = unit % a.job[0].n_group;
         struct expert_entry e = entry[unit / a.job[0].n_group];
@@ -417,11 +418,19 @@ __device__ static inline float chain_item(float acc, const uint8_t *slot, const 
             y2[j] = I::HAS_SUMS ? mk[k] * s : extra;
         }
     }
+    if (L::BLOCKS > 2 || n_left >= ITEM_BLOCKS) {
 #pragma unroll
-    for (int j = 0; j < ITEM_BLOCKS; j++) {
-        float next = fmaf(x[j], y[j], acc);
-        if (L::HAS_MIN) next = fmaf(x2[j], y2[j], next);
-        acc = L::BLOCKS > 2 || j < n_left ? next : acc;
+        for (int j = 0; j < ITEM_BLOCKS; j++) {
+            acc = fmaf(x[j], y[j], acc);
+            if (L::HAS_MIN) acc = fmaf(x2[j], y2[j], acc);
+        }
+    } else {
+#pragma unroll
+        for (int j = 0; j < ITEM_BLOCKS - 1; j++) {
+            float next = fmaf(x[j], y[j], acc);
+            if (L::HAS_MIN) next = fmaf(x2[j], y2[j], next);
+            acc = j < n_left ? next : acc;
+        }
     }
     return acc;
 }
@@ -622,13 +631,29 @@ template <uint32_t type> struct launch {
                         dim3(32 * (unsigned)item_of<type, NT>::WARPS), bytes, a);
         return true;
     }
+    /* step vectors at once, all with the same kernel. false: too many for shared memory, nothing was queued. */
+    static bool slices(struct mu_device *d, const struct matvec_args &all, int n_column, int step)
+    {
+        for (int first = 0; first < n_column; first += step) {
+            struct matvec_args a = all;
+            size_t at = (size_t)first * (size_t)a.n_block;
+            if (!a.n_expert) {
+                a.first = first;
+                a.n_vec = n_column - first < step ? n_column - first : step;
+                a.q += 32 * at, a.s += at, a.sum += 2 * at;
+            }
+            bool fits = step == 1 ? of<1>(d, a) : step == 2 ? of<2>(d, a) : step <= 4 ? of<4>(d, a) : of<8>(d, a);
+            if (!fits) return false; /* the first one is the largest */
+        }
+        return true;
+    }
     static void run(struct mu_device *d, struct matvec_args *a, int n_column, bool *fits)
     {
         a->group_bytes = mu_layout_group_bytes<type>(a->n_block * 32);
-        *fits = n_column == 1   ? of<1>(d, *a)
-                : n_column == 2 ? of<2>(d, *a)
-                : n_column <= 4 ? of<4>(d, *a)
-                                : of<8>(d, *a);
+        *fits = slices(d, *a, n_column, n_column);
+        /* Reading the weights twice is still faster than what many vectors are for. */
+        for (int step = 4; !*fits && !a->n_expert && step > 0; step /= 2)
+            if (step < n_column) *fits = slices(d, *a, n_column, step);
     }
 };
 

@@ -68,6 +68,17 @@ static void test_shapes(void **state)
             }
 }
 
+/* Vectors that do not fit shared memory together, or not even one of them. */
+static void test_long(void **state)
+{
+    (void)state;
+    product(MU_Q4_K, 20, 14336, 8, ORDINARY, ORDINARY);
+    product(MU_Q8_0, 20, 14336, 7, ORDINARY, ORDINARY);
+    product(MU_Q6_K, 16, 28672, 5, ORDINARY, ORDINARY);
+    product(MU_Q4_0, 16, 32768 + 32, 3, ORDINARY, ORDINARY);
+    product(MU_Q8_0, 16, 1 << 18, 1, ORDINARY, ORDINARY);
+}
+
 /* All codes and scales at their largest, of either sign, times inputs likewise. */
 static void test_extreme_codes(void **state)
 {
@@ -375,9 +386,9 @@ static void test_experts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_types),      cmocka_unit_test(test_shapes),     cmocka_unit_test(test_extreme_codes),
-        cmocka_unit_test(test_bad_scales), cmocka_unit_test(test_not_finite), cmocka_unit_test(test_steps),
-        cmocka_unit_test(test_jobs),       cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_types),         cmocka_unit_test(test_shapes),     cmocka_unit_test(test_long),
+        cmocka_unit_test(test_extreme_codes), cmocka_unit_test(test_bad_scales), cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_steps),         cmocka_unit_test(test_jobs),       cmocka_unit_test(test_experts),
     };
     return cmocka_run_group_tests(tests, dt_open, dt_close);
 }

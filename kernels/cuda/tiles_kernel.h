@@ -56,6 +56,12 @@ struct mu_tile_args {
     struct mu_device_experts experts; /* n_expert 0: none */
 };
 
+/* The launch, for a type of that file; n_each: vectors for each matrix, with experts on average. */
+void mu_tiles_plain(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+void mu_tiles_min(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+void mu_tiles_halves(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+void mu_tiles_table(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
+
 /* The shape of a block of threads; CTAS of them at once on a multiprocessor. */
 template <int rt, int nt, int wr, int wt, int p, int st, int ctas> struct mu_tile_shape {
     enum {
@@ -132,6 +138,7 @@ template <uint32_t type, typename Shape> struct mu_tile {
     typedef mu_tile_memory<type, Shape> M;
     static constexpr int LIFT = mu_tile_codes<type>::LIFT;
     static constexpr float UNLIFT = 1.0f / (1 << LIFT);
+    static constexpr int UNROLL = Shape::RT * Shape::NT <= 8 ? Shape::P : 1; /* pairs */
 
     /* ---- one stage's copies ----
      *
@@ -187,9 +194,13 @@ template <uint32_t type, typename Shape> struct mu_tile {
             const int8_t *q = x.q + (32 * b + 16 * c);
             const uint32_t *at = vector + vector_at(row);
             uint8_t *dst = stage + M::Q + row * M::Q_ROW + 16 * (c ^ (row & 7));
+            uint32_t
+                from[Shape::VECS / rows]; /* read before the first copy, which would make each wait for the other */
+#pragma unroll
+            for (unsigned i = 0; i < Shape::VECS; i += rows) from[i / rows] = at[(i & ~15u) + (i & 8) / 4];
 #pragma unroll
             for (unsigned i = 0; i < Shape::VECS; i += rows)
-                mu_cp_async16(dst + i * M::Q_ROW, q + (size_t)at[(i & ~15u) + (i & 8) / 4] * (unsigned)x.n_col);
+                mu_cp_async16(dst + i * M::Q_ROW, q + (size_t)from[i / rows] * (unsigned)x.n_col);
         }
         constexpr unsigned vecs = Shape::THREADS / Shape::BLOCKS;
         static_assert(Shape::THREADS % Shape::BLOCKS == 0, "equal shares");
@@ -198,12 +209,17 @@ template <uint32_t type, typename Shape> struct mu_tile {
             const uint8_t *s = reinterpret_cast<const uint8_t *>(x.s) + 4 * (b + k);
             const uint8_t *sum = reinterpret_cast<const uint8_t *>(x.sum) + 4 * (b + k);
             uint8_t *dst = stage + M::S + 4 * (k * M::S_ROW + v);
+            static_assert(Shape::VECS % vecs == 0 || Shape::VECS < vecs, "equal shares");
+            constexpr unsigned n = (Shape::VECS + vecs - 1) / vecs;
+            uint32_t from[n];
+            if (Shape::VECS < vecs && v >= Shape::VECS) return;
 #pragma unroll
-            for (unsigned i = 0; i < Shape::VECS; i += vecs) {
-                if (Shape::VECS % vecs != 0 && v + i >= Shape::VECS) break;
-                size_t at = (size_t)vector[v + i] * (4 * n_block);
-                mu_cp_async4(dst + 4 * i, s + at);
-                if (L::HAS_MIN) mu_cp_async4(dst + M::SUM - M::S + 4 * i, sum + at);
+            for (unsigned i = 0; i < n; i++) from[i] = vector[v + i * vecs];
+#pragma unroll
+            for (unsigned i = 0; i < n; i++) {
+                size_t offset = (size_t)from[i] * (4 * n_block);
+                mu_cp_async4(dst + 4 * i * vecs, s + offset);
+                if (L::HAS_MIN) mu_cp_async4(dst + M::SUM - M::S + 4 * i * vecs, sum + offset);
             }
         }
     }
@@ -262,13 +278,21 @@ template <uint32_t type, typename Shape> struct mu_tile {
                 factors_pair<M::WHOLE ? 0 : 1>(factors, scales, (int)p, (int)group, (int)g, (int)h);
         }
         if constexpr (M::HAS_TOTAL) {
+            constexpr unsigned n = (n_vec + Shape::THREADS - 1) / Shape::THREADS;
+            uint32_t two[n];
+            float s[n];
 #pragma unroll
-            for (unsigned first = 0; first < n_vec; first += Shape::THREADS) {
-                unsigned i = first + threadIdx.x, at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
-                if (first + Shape::THREADS > n_vec && i >= n_vec) break;
-                uint32_t two = reinterpret_cast<const uint32_t *>(stage + M::SUM)[at];
-                int sum = (int16_t)two + (int16_t)(two >> 16);
-                total[at] = (float)sum * reinterpret_cast<const float *>(stage + M::S)[at];
+            for (unsigned k = 0; k < n; k++) { /* all are read before the first is written */
+                unsigned i = k * Shape::THREADS + threadIdx.x, at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
+                if (n_vec % Shape::THREADS != 0 && i >= n_vec) break;
+                two[k] = reinterpret_cast<const uint32_t *>(stage + M::SUM)[at];
+                s[k] = reinterpret_cast<const float *>(stage + M::S)[at];
+            }
+#pragma unroll
+            for (unsigned k = 0; k < n; k++) {
+                unsigned i = k * Shape::THREADS + threadIdx.x, at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
+                if (n_vec % Shape::THREADS != 0 && i >= n_vec) break;
+                total[at] = (float)((int16_t)two[k] + (int16_t)(two[k] >> 16)) * s[k];
             }
         }
     }
@@ -357,26 +381,43 @@ template <uint32_t type, typename Shape> struct mu_tile {
         }
     }
 
-    /* The first n blocks of the stage. */
+    /* Pair p of the stage; both its blocks, or the first. */
+    template <bool both>
+    __device__ static void multiply_pair(const uint8_t *stage, const uint8_t *factors, const float *total,
+                                         const struct lane_place &w, int p, float acc[Shape::RT][Shape::NT][4])
+    {
+        const uint8_t *group = stage + w.group * M::GROUP;
+        struct mu_tile_codes<type> codes[Shape::RT];
+        uint32_t a[Shape::RT][4];
+#pragma unroll
+        for (int r = 0; r < Shape::RT; r++)
+            codes[r] = mu_tile_codes_load<type>(group + r * M::GROUP + p * M::LOW_STEP,
+                                                group + r * M::GROUP + M::HIGH + p * M::HIGH_STEP, w.lane);
+#pragma unroll
+        for (int r = 0; r < Shape::RT; r++) mu_tile_codes_block<type, 0>(codes[r], a[r]);
+        multiply(stage, factors, total, w, 2 * p, a, acc);
+        if (both) {
+#pragma unroll
+            for (int r = 0; r < Shape::RT; r++) mu_tile_codes_block<type, 1>(codes[r], a[r]);
+            multiply(stage, factors, total, w, 2 * p + 1, a, acc);
+        }
+    }
+
+    /* The first n blocks of the stage. A small tile's stages are unrolled: its warps are few, and must not wait for one
+     * block's results before they begin the next. */
     __device__ static void multiply_stage(const uint8_t *stage, const uint8_t *factors, const float *total,
                                           const struct lane_place &w, int n, float acc[Shape::RT][Shape::NT][4])
     {
-        const uint8_t *group = stage + w.group * M::GROUP;
+        if (!M::WHOLE || n == Shape::BLOCKS) { /* K types' stages are always full */
+#pragma unroll UNROLL
+            for (int p = 0; p < Shape::P; p++) multiply_pair<true>(stage, factors, total, w, p, acc);
+        } else {
 #pragma unroll 1
-        for (int p = 0; 2 * p < n; p++) {
-            struct mu_tile_codes<type> codes[Shape::RT];
-            uint32_t a[Shape::RT][4];
-#pragma unroll
-            for (int r = 0; r < Shape::RT; r++)
-                codes[r] = mu_tile_codes_load<type>(group + r * M::GROUP + p * M::LOW_STEP,
-                                                    group + r * M::GROUP + M::HIGH + p * M::HIGH_STEP, w.lane);
-#pragma unroll
-            for (int r = 0; r < Shape::RT; r++) mu_tile_codes_block<type, 0>(codes[r], a[r]);
-            multiply(stage, factors, total, w, 2 * p, a, acc);
-            if (2 * p + 1 < n) {
-#pragma unroll
-                for (int r = 0; r < Shape::RT; r++) mu_tile_codes_block<type, 1>(codes[r], a[r]);
-                multiply(stage, factors, total, w, 2 * p + 1, a, acc);
+            for (int p = 0; 2 * p < n; p++) {
+                if (2 * p + 1 < n)
+                    multiply_pair<true>(stage, factors, total, w, p, acc);
+                else
+                    multiply_pair<false>(stage, factors, total, w, p, acc);
             }
         }
     }
@@ -399,11 +440,13 @@ template <uint32_t type, typename Shape> struct mu_tile {
         w.q = M::Q + row * M::Q_ROW;
         w.turn = 16 * ((w.lane >> 3 & 1) ^ (row & 7));
 #pragma unroll
+        for (int i = 0; i < Shape::ST - 1; i++)
+            if (i < n_stage) copy_codes(bytes + i * M::STAGE, group, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
+        mu_grid_wait(); /* the weights are there; the vectors may still be in the making */
+#pragma unroll
         for (int i = 0; i < Shape::ST - 1; i++) {
-            if (i < n_stage) {
-                copy_codes(bytes + i * M::STAGE, group, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
+            if (i < n_stage)
                 copy_vectors(bytes + i * M::STAGE, x, vector, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
-            }
             mu_cp_async_commit();
         }
         mu_cp_async_wait<Shape::ST - 2>();

@@ -151,6 +151,14 @@ static void test_types(void **state)
                     (enum values)((i + t) % N_VALUES), t % 3);
 }
 
+/* Enough of both for the large tiles, which are for no fewer than three to two multiprocessors. */
+static void test_large(void **state)
+{
+    (void)state;
+    for (int i = 0; i < N_TYPES; i++)
+        product(types[i], 397 - i, columns_of(types[i], 3 + i), 129 + 9 * i, (enum values)(i % N_VALUES), i % 2);
+}
+
 /* The largest sums that there are: all codes at an end, all activations at 127. */
 static void test_largest(void **state)
 {
@@ -291,8 +299,8 @@ static void test_experts(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_types), cmocka_unit_test(test_largest),
-                                       cmocka_unit_test(test_follows), cmocka_unit_test(test_jobs),
-                                       cmocka_unit_test(test_experts)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_types),   cmocka_unit_test(test_large),
+                                       cmocka_unit_test(test_largest), cmocka_unit_test(test_follows),
+                                       cmocka_unit_test(test_jobs),    cmocka_unit_test(test_experts)};
     return cmocka_run_group_tests(tests, dt_open, dt_close);
 }

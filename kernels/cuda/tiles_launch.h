@@ -1,0 +1,198 @@
+/* Tiles as kernels, and which of them multiplies. Included by the files that have the types: tiles_plain.cu,
+ * tiles_min.cu, tiles_halves.cu and tiles_table.cu, several because they take the compiler minutes. */
+#ifndef MU_KERNELS_CUDA_TILES_LAUNCH_H
+#define MU_KERNELS_CUDA_TILES_LAUNCH_H
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/cuda/tiles_kernel.h"
+
+/* Where this block's tile is; n 0: nowhere. Whole warps; every warp finds the same. */
+template <typename Shape> __device__ static struct mu_tile_place tile_find(const struct mu_tile_args &x)
+{
+    struct mu_tile_place place = {};
+    int lane = (int)threadIdx.x % 32, tile = (int)blockIdx.x;
+    while (place.job + 1 < x.n_job && (int)blockIdx.y >= x.job[place.job + 1].first) place.job++;
+    place.tile = (int)blockIdx.y - x.job[place.job].first;
+    if (x.experts.n_expert == 0) {
+        place.n = x.n_vec;
+        place.vec = tile * Shape::VECS;
+        return place;
+    }
+    for (int e0 = 0; e0 < x.experts.n_expert; e0 += 32) {
+        int e = e0 + lane, begin = 0, end = 0;
+        if (e < x.experts.n_expert) begin = x.experts.begin[e], end = x.experts.begin[e + 1];
+        int n = (end - begin + Shape::VECS - 1) / Shape::VECS, upto = n;
+        for (int step = 1; step < 32; step *= 2) {
+            int v = __shfl_up_sync(0xffffffffu, upto, step);
+            if (lane >= step) upto += v;
+        }
+        unsigned beyond = __ballot_sync(0xffffffffu, upto > tile);
+        int from = beyond ? __ffs((int)beyond) - 1 : 31; /* the expert that has it */
+        int before = __shfl_sync(0xffffffffu, upto - n, from), all = __shfl_sync(0xffffffffu, upto, 31);
+        begin = __shfl_sync(0xffffffffu, begin, from);
+        end = __shfl_sync(0xffffffffu, end, from);
+        if (beyond) {
+            place.expert = e0 + from;
+            place.first = begin;
+            place.n = end - begin;
+            place.vec = begin + (tile - before) * Shape::VECS;
+            break;
+        }
+        tile -= all;
+    }
+    return place;
+}
+
+template <uint32_t type, typename Shape>
+__global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
+    tiles_kernel(const __grid_constant__ struct mu_tile_args x)
+{
+    typedef mu_tile<type, Shape> T;
+    typedef typename T::M M;
+    MU_SHARED(uint8_t, bytes);
+    if (x.experts.n_expert > 0) mu_grid_wait(); /* for begin and place; else product waits */
+    struct mu_tile_place place = tile_find<Shape>(x);
+    if (place.n > 0) { /* the same for all threads */
+        const struct mu_tile_job &job = x.job[place.job];
+        bool pairs = job.up != NULL; /* half the groups are up's */
+        int groups = pairs ? Shape::GROUPS / 2 : Shape::GROUPS, last = place.first + place.n - 1;
+        uint32_t *vector = reinterpret_cast<uint32_t *>(bytes + M::VECTOR);
+        for (int i = (int)threadIdx.x; i < Shape::VECS; i += Shape::THREADS) {
+            int p = place.vec + i < last ? place.vec + i : last;
+            vector[i] =
+                (uint32_t)(x.experts.n_expert == 0 || x.experts.by_place ? p : x.experts.place[p] / x.experts.n_used);
+        }
+        int mine = (int)threadIdx.x / (Shape::THREADS / Shape::GROUPS), group = place.tile * groups + mine % groups;
+        const uint8_t *m = mine < groups ? job.m : job.up;
+        int most = (job.n_row + 15) / 16 - 1;
+        m += (size_t)place.expert * (mine < groups ? x.experts.m_bytes : x.experts.up_bytes);
+        m += (size_t)(group < most ? group : most) * mu_layout_group_bytes<type>(x.n_col);
+        __syncthreads(); /* vector */
+        float acc[Shape::RT][Shape::NT][4] = {};
+        T::product(bytes, x, m, acc);
+        mu_grid_release();
+
+        float *y = reinterpret_cast<float *>(bytes);
+        int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
+        int row0 = warp % Shape::WR * Shape::RT * 16 + lane / 4, vec0 = warp / Shape::WR * Shape::NT * 8 + lane % 4 * 4;
+#pragma unroll
+        for (int r = 0; r < Shape::RT; r++)
+#pragma unroll
+            for (int n = 0; n < Shape::NT; n++)
+#pragma unroll
+                for (int e = 0; e < 4; e++)
+                    y[(vec0 + n / 2 * 16 + n % 2 * 2 + e % 2) * M::Y_ROW + row0 + r * 16 + e / 2 * 8] = acc[r][n][e];
+        __syncthreads();
+        constexpr int threads = Shape::THREADS, all = Shape::ROWS, half = Shape::ROWS / 2;
+        int rows = pairs ? half : all, row = place.tile * rows, n_vec = last + 1 - place.vec;
+        if (n_vec > Shape::VECS) n_vec = Shape::VECS;
+        if (job.quick == MU_TILE_NOTHING)
+            mu_tile_finish_quick<all, M::Y_ROW, threads, false>(job.then, row, place.vec, n_vec, y);
+        else if (job.quick == MU_TILE_SILU)
+            mu_tile_finish_quick<half, M::Y_ROW, threads, true>(job.then, row, place.vec, n_vec, y);
+        else
+            mu_tile_finish_general<M::Y_ROW, threads>(job.then, rows, row, place.vec, n_vec, place.expert, pairs, y);
+    }
+}
+
+/* ---- the host's side ---- */
+
+template <uint32_t type, typename Shape> static void launch(struct mu_device *d, struct mu_tile_args *x)
+{
+    int tiles = 0, n_expert = x->experts.n_expert;
+    for (int j = 0; j < x->n_job; j++) {
+        int rows = x->job[j].up ? Shape::ROWS / 2 : Shape::ROWS;
+        x->job[j].first = tiles;
+        tiles += (x->job[j].n_row + rows - 1) / rows;
+    }
+    int columns = (x->n_vec + Shape::VECS - 1) / Shape::VECS;
+    if (n_expert > 0) columns = x->n_vec / Shape::VECS + (n_expert < x->n_vec ? n_expert : x->n_vec);
+    constexpr int bytes = mu_tile_memory<type, Shape>::BYTES;
+    if (bytes > 48 * 1024) mu_allow_shared(d, "a product with many vectors", tiles_kernel<type, Shape>, bytes);
+    mu_launch_early(d, "a product with many vectors", tiles_kernel<type, Shape>,
+                    dim3((unsigned)columns, (unsigned)tiles), dim3(Shape::THREADS), bytes, *x);
+}
+
+/* Rows × vectors. */
+typedef mu_tile_shape<2, 8, 4, 2, 2, 3, 2> shape_128_128;
+typedef mu_tile_shape<4, 8, 4, 2, 2, 3, 1> shape_256_128;
+typedef mu_tile_shape<4, 8, 2, 4, 2, 3, 1> shape_128_256;
+typedef mu_tile_shape<4, 8, 2, 2, 2, 3, 2> shape_128_128_wide;
+typedef mu_tile_shape<1, 4, 4, 2, 2, 4, 2> shape_64_64;
+typedef mu_tile_shape<2, 4, 2, 2, 2, 4, 3> shape_64_64_wide;
+typedef mu_tile_shape<1, 2, 2, 4, 4, 4, 2> shape_32_64;
+typedef mu_tile_shape<1, 4, 2, 2, 2, 6, 3> shape_32_64_wide;
+typedef mu_tile_shape<1, 2, 4, 2, 2, 4, 3> shape_64_32;
+typedef mu_tile_shape<1, 2, 2, 2, 4, 4, 3> shape_32_32;
+typedef mu_tile_shape<1, 2, 4, 1, 2, 6, 4> shape_64_16;
+typedef mu_tile_shape<1, 2, 2, 1, 2, 8, 6> shape_32_16;
+
+/* For measuring: MUSTER_TILES=LSH, digits: of large tiles 0 … 3, of small ones 0 or 1; H 0: no low tiles. */
+static int choice(int which)
+{
+    static int chosen[3] = {-1, -1, -1};
+    if (chosen[0] < 0) {
+        const char *v = getenv("MUSTER_TILES");
+        if (!v || strlen(v) != 3) v = "301";
+        for (int i = 2; i >= 0; i--) chosen[i] = v[i] - '0';
+    }
+    return chosen[which];
+}
+
+template <uint32_t type> struct tiles_of {
+    /* Measured with every shape; the other types have one of each kind. */
+    static constexpr bool TRIED = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
+
+    template <typename Shape> static bool in(struct mu_device *d, struct mu_tile_args *x)
+    {
+        if (mu_tile_memory<type, Shape>::BYTES > (int)d->shared_max) return false;
+        launch<type, Shape>(d, x);
+        return true;
+    }
+    static bool large(struct mu_device *d, struct mu_tile_args *x)
+    {
+        if constexpr (TRIED) {
+            if (choice(0) == 0) return in<shape_128_128>(d, x);
+            if (choice(0) == 1) return in<shape_256_128>(d, x);
+            if (choice(0) == 2) return in<shape_128_256>(d, x);
+        }
+        return in<shape_128_128_wide>(d, x);
+    }
+    static bool few_rows(struct mu_device *d, struct mu_tile_args *x, int n_each)
+    {
+        if constexpr (TRIED) {
+            if (n_each > 32) return choice(1) == 1 ? in<shape_32_64_wide>(d, x) : in<shape_32_64>(d, x);
+            if (n_each > 16) return in<shape_32_32>(d, x);
+            return in<shape_32_16>(d, x);
+        }
+        return false;
+    }
+    static void run(struct mu_device *d, struct mu_tile_args *x, int n_each)
+    {
+        int rows = 0;
+        bool low = choice(2) != 0;
+        for (int j = 0; j < x->n_job; j++) {
+            rows += x->job[j].n_row * (x->job[j].up ? 2 : 1);
+            low = low && !x->job[j].up;
+        }
+        /* Large tiles where there are enough of them for every multiprocessor; tiles of 32 rows where those of 64 would
+         * be too few, but for a gated pair, which needs 64 for its result's blocks of 32. */
+        int tiles = (rows + 127) / 128 * ((x->n_vec + 127) / 128);
+        if (n_each > 64 && 2 * tiles >= 3 * d->n_sm && large(d, x)) return;
+        low = low && (rows + 63) / 64 * ((x->n_vec + 63) / 64) < 2 * d->n_sm;
+        if (low && few_rows(d, x, n_each)) return;
+        if constexpr (TRIED) {
+            if (n_each > 32 && choice(1) == 1 && in<shape_64_64>(d, x)) return;
+        }
+        if (n_each > 32)
+            launch<type, shape_64_64_wide>(d, x);
+        else if (n_each > 16)
+            launch<type, shape_64_32>(d, x);
+        else
+            launch<type, shape_64_16>(d, x);
+    }
+};
+
+#endif

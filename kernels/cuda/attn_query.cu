@@ -57,7 +57,7 @@ static __host__ __device__ int heads_begin(const struct mu_device_attn &a, int j
 }
 
 /* Shared memory of a block of threads. */
-template <int HEADS> struct block {
+template <int HEADS> struct alignas(16) block {
     float p[HEADS * ROW];
     float warp_max[HEADS][WARPS];
     float sum_m[HEADS], sum_l[HEADS], keep[HEADS], take[HEADS];

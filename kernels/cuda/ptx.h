@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #ifdef MU_EMULATED_CUDA
-#include "tests/stubs/cuda/ptx_emulated.h"
+#include <ptx_emulated.h> /* beside the emulated cuda_runtime.h */
 #else
 
 #define MU_PTX static __device__ __forceinline__

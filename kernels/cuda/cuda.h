@@ -87,13 +87,21 @@ static inline void mu_launch_early(struct mu_device *d, const char *what, void (
     d->packed = false;
 }
 
+/* runtime.cu: whether the kernel is to be told on this device that it may have so much, which it is then until
+ * mu_shared_end. What it was told never shrinks: another rank of this process may be about to launch it. */
+bool mu_shared_begin(const struct mu_device *d, const void *kernel, size_t bytes);
+void mu_shared_end(void);
+
 /* Before a launch with more than 48 KiB of MU_SHARED memory; cheap enough for every one of them. The kernel gets all that a
  * multiprocessor can make shared: only kernels that agree on this run beside each other. */
 template <typename... Params>
 static inline void mu_allow_shared(struct mu_device *d, const char *what, void (*kernel)(Params...), size_t bytes)
 {
-    mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), what);
-    mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), what);
+    if (mu_shared_begin(d, reinterpret_cast<const void *>(kernel), bytes)) {
+        mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes), what);
+        mu_note(d, cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, 100), what);
+    }
+    mu_shared_end();
 }
 
 #ifndef MU_SHARED /* the emulation has its own */

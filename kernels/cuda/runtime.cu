@@ -32,6 +32,38 @@ struct mu_device_graph {
 
 static const double MIB = 1024.0 * 1024.0;
 
+/* ---- what kernels were told of shared memory ---- */
+
+enum { SHARED_PLACES = 4096 }; /* by hash; a kernel that finds no place is told at each launch */
+
+struct told {
+    const void *kernel;
+    int index; /* of the device */
+    size_t bytes;
+};
+
+static pthread_mutex_t shared_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct told shared_told[SHARED_PLACES];
+
+bool mu_shared_begin(const struct mu_device *d, const void *kernel, size_t bytes)
+{
+    size_t at = ((size_t)(uintptr_t)kernel / 16 * 31 + (size_t)d->index) % SHARED_PLACES;
+    pthread_mutex_lock(&shared_lock);
+    for (int i = 0; i < SHARED_PLACES; i++, at = (at + 1) % SHARED_PLACES) {
+        struct told *t = &shared_told[at];
+        if (t->kernel && (t->kernel != kernel || t->index != d->index)) continue;
+        if (t->kernel && t->bytes >= bytes) return false;
+        *t = {kernel, d->index, bytes};
+        break;
+    }
+    return true;
+}
+
+void mu_shared_end(void)
+{
+    pthread_mutex_unlock(&shared_lock);
+}
+
 static enum mu_status cuda_fail(struct mu_err *err, const struct mu_device *d, const char *what, cudaError_t e)
 {
     return mu_fail(err, MU_EINTERNAL, "GPU %d (%s): %s: %s (%s)", d->index, d->name, what, cudaGetErrorString(e),

@@ -26,12 +26,15 @@ extern "C" {
 
 struct mu_device_memory; /* runtime.cu's */
 
+enum { MU_MEETINGS = 1 << 17 };
+
 struct mu_device {
     int index, n_sm, capability;
     char name[64];
     size_t shared_max; /* bytes of shared memory that a block may have */
     cudaStream_t stream;
     cudaEvent_t mark[MU_DEVICE_MARKS];
+    unsigned *meetings; /* [MU_MEETINGS]: where blocks of a product count each other; 0 between launches */
     cudaError_t failed; /* the first thing that went wrong, and in what */
     const char *failed_in;
     char lost[256]; /* a link that failed, in words; "": none */

@@ -40,7 +40,6 @@ enum {
     ITEM_BLOCKS = 8, /* of 32 columns */
     ROW_PITCH = 48,  /* bytes of a plane's row */
     PLANE = 16 * ROW_PITCH + 16,
-    MEETINGS = 1 << 17, /* pairs of groups, by chains, that can meet in a launch */
     LOADS = 4,          /* words of a vector that a thread has on their way */
     STAGE_BYTES = 4096, /* what a warp has on its way, or two items */
 };
@@ -60,6 +59,7 @@ struct matvec_args {
     const int8_t *q;
     const float *s;
     const int16_t *sum;
+    unsigned *meetings;            /* the device's */
     int n_expert, n_used, n_place; /* n_expert 0: no experts */
     size_t m_bytes, up_bytes;
     const int32_t *begin, *place;
@@ -437,8 +437,6 @@ __device__ static inline float chain_item(float acc, const uint8_t *slot, const 
 
 /* ---- the end of a group ---- */
 
-__device__ unsigned meetings[MEETINGS]; /* 0 between launches */
-
 /* C1 of 32 rows, of which this warp has finished a half (y, stored in out by all) and another block's warp the other: who
  * comes first leaves it to the second, who finds the first's values in out. Lanes are rows and one or two vectors; in: of
  * one that is there. */
@@ -491,7 +489,7 @@ __device__ static void group_end(const struct matvec_args &a, const struct place
     }
     if (job.e.form.q) {
         int pair = (a.n_expert ? p.expert * (job.n_group / 2) : 0) + p.group / 2;
-        meet(job.e, &meetings[(job.meet0 + pair) * n_chain + chain], p.group, v, in, y, lane);
+        meet(job.e, &a.meetings[(job.meet0 + pair) * n_chain + chain], p.group, v, in, y, lane);
     }
 }
 
@@ -666,7 +664,7 @@ bool mu_cuda_matvec_try(struct mu_device *d, const struct mu_device_job *job, in
     a.n_job = n_job;
     a.n_vec = x->n_tok;
     a.n_block = x->n_col / MU_Q_BLOCK;
-    a.q = x->q, a.s = x->s, a.sum = x->sum;
+    a.q = x->q, a.s = x->s, a.sum = x->sum, a.meetings = d->meetings;
     if (experts) {
         if (experts->by_place) n_column /= experts->n_used; /* a token has an expert once at most */
         a.n_expert = experts->n_expert, a.n_used = experts->n_used, a.n_place = n_column * experts->n_used;
@@ -684,7 +682,7 @@ bool mu_cuda_matvec_try(struct mu_device *d, const struct mu_device_job *job, in
         a.n_unit += to->n_group;
         if (!job[j].form.q) continue;
         int n = to->n_group / 2 * (experts ? experts->n_expert : 1);
-        form_after[j] = n > MEETINGS / 4 - n_meeting; /* up to four chains */
+        form_after[j] = n > MU_MEETINGS / 4 - n_meeting; /* up to four chains */
         if (form_after[j])
             to->e.form.q = NULL;
         else

@@ -202,6 +202,8 @@ enum mu_status mu_cuda_open(int index, struct mu_device **dev_out, struct mu_err
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
     for (int i = 0; i < MU_DEVICE_MARKS && e == cudaSuccess; i++)
         e = cudaEventCreateWithFlags(&d->mark[i], cudaEventDisableTiming);
+    if (e == cudaSuccess) e = cudaMalloc(reinterpret_cast<void **>(&d->meetings), MU_MEETINGS * sizeof *d->meetings);
+    if (e == cudaSuccess) e = cudaMemsetAsync(d->meetings, 0, MU_MEETINGS * sizeof *d->meetings, d->stream);
     if (e != cudaSuccess) {
         st = cuda_fail(err, d, "it cannot be opened", e);
         mu_cuda_close(d);
@@ -245,6 +247,7 @@ void mu_cuda_close(struct mu_device *d)
     if (idle) {
         for (int i = 0; i < MU_DEVICE_MARKS; i++)
             if (d->mark[i]) (void)cudaEventDestroy(d->mark[i]);
+        if (d->meetings) (void)cudaFree(d->meetings);
         if (d->stream) (void)cudaStreamDestroy(d->stream);
     }
     (void)cudaGetLastError();

@@ -144,7 +144,7 @@ static void full(uint32_t type, int n_row, int n_col, int n_tok, enum mu_device_
         if (with & BIAS) job.bias = bias.at[i];
         if ((with & BIAS) && (with & UP)) job.up_bias = up_bias.at[i];
         if (with & LORA) job.lora = lora.at[i], job.lora_scale = lora_scale.at[i];
-        if ((with & LORA) && (with & UP)) job.lora_up = lora_up.at[i];
+        if ((with & LORA) && (with & UP)) job.lora_up = lora_up.at[i], job.lora_up_scale = lora_scale.at[i];
         if (with & PLUS) job.plus = plus.at[i];
         if (with & CAP) job.cap = 3.0f;
         if (with & FORM)

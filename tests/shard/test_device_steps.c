@@ -9,7 +9,7 @@
 
 static int only = -1; /* one model of a list */
 
-enum { N_SLOT = 5, N_CTX = 400, STEP_TOKENS = 120, N_DECODE = 10, N_MIXED = 16 };
+enum { N_SLOT = 5, N_CTX = 400, STEP_TOKENS = 120, N_DECODE = 15, N_MIXED = 16, N_SHAPE = 5 };
 
 static uint64_t rng_state;
 static uint32_t rng(uint32_t n) /* [0, n) */
@@ -60,6 +60,7 @@ struct script { /* whoever runs it makes the same of it */
     int32_t ids[N_SLOT][N_CTX];
     uint16_t adapter[N_SLOT];
     float scale[N_SLOT];
+    uint8_t far[N_SLOT];
     int n_adapter;
 };
 
@@ -71,6 +72,7 @@ static void slot_begin(struct script *c, uint32_t slot)
     c->position[slot] = c->n_page[slot] = 0;
     c->adapter[slot] = (uint16_t)rng((uint32_t)c->n_adapter + 1);
     c->scale[slot] = rng(2) ? 1.0f : 0.25f;
+    c->far[slot] = (uint8_t)rng(2);
     for (int i = 0; i < N_CTX; i++) c->ids[slot][i] = (int32_t)rng((uint32_t)c->m->cfg.n_vocab);
 }
 
@@ -88,6 +90,7 @@ static void slot_share(struct script *c, uint32_t slot, uint32_t from)
     if (n == 0 || c->position[slot] > 0 || c->n_page[slot] > 0) return;
     c->adapter[slot] = c->adapter[from];
     c->scale[slot] = c->scale[from];
+    c->far[slot] = c->far[from];
     memcpy(c->ids[slot], c->ids[from], n * MU_PAGE_TOKENS * sizeof **c->ids);
     for (uint32_t i = 0; i < n; i++) page_add(c, slot, c->page[from][i]);
     c->position[slot] = n * MU_PAGE_TOKENS;
@@ -123,6 +126,7 @@ static void seq_add(struct script *c, uint32_t slot, uint32_t n, enum mu_out_kin
                               .n_tok = n,
                               .tok_off = s->n_tok,
                               .out = (uint8_t)out,
+                              .far = c->far[slot],
                               .adapter = c->adapter[slot],
                               .adapter_scale = c->scale[slot]};
     while (c->n_page[slot] * MU_PAGE_TOKENS < c->position[slot] + n) {
@@ -136,10 +140,13 @@ static void seq_add(struct script *c, uint32_t slot, uint32_t n, enum mu_out_kin
     c->position[slot] += n;
 }
 
-/* Slots in order, or all but one: two shapes, of which each comes often. */
+/* Five shapes, of which each comes often: all slots; all but one; all, but one gives its logits, nothing, or its state. */
 static void step_decode(struct script *c, int round)
 {
-    for (uint32_t slot = 0; slot < (round % 3 ? N_SLOT : N_SLOT - 1); slot++) seq_add(c, slot, 1, MU_OUT_SAMPLE, true);
+    static const enum mu_out_kind second[N_SHAPE] = {MU_OUT_SAMPLE, MU_OUT_SAMPLE, MU_OUT_LOGITS, MU_OUT_NONE,
+                                                     MU_OUT_STATE};
+    for (uint32_t slot = 0; slot < (round % N_SHAPE == 1 ? N_SLOT - 1 : N_SLOT); slot++)
+        seq_add(c, slot, 1, slot == 1 ? second[round % N_SHAPE] : MU_OUT_SAMPLE, true);
 }
 
 static void step_mixed(struct script *c)
@@ -227,7 +234,7 @@ static void check_script(const struct mu_model *m, const struct mu_adapters *a, 
             struct output got = script_run(m, how, n_adapter, seed, graphs, &replays);
             output_same(&got, &want, what);
             if (!graphs) assert_int_equal(replays, 0);
-            if (graphs && i == 0 && !a) assert_true(replays >= N_DECODE - 2); /* of two shapes, each seen once before */
+            if (graphs && i == 0 && !a) assert_true(replays >= N_DECODE - N_SHAPE);
             free(got.at);
         }
     }

@@ -522,7 +522,7 @@ static const int MAX_DEVICES = 16;
 static device devices[MAX_DEVICES];
 static int open_depth;
 static pthread_key_t here_key;
-static std::map<const void *, int> dynamic_allowed; /* kernels' cudaFuncAttributeMaxDynamicSharedMemorySize */
+static std::map<std::pair<const void *, int>, int> dynamic_allowed; /* by kernel and device: cudaFuncAttributeMaxDynamicSharedMemorySize */
 
 static long setting(const char *name, long otherwise)
 {
@@ -912,7 +912,7 @@ cudaError_t mu_emulated_func_set(const void *func, cudaFuncAttribute attr, int v
     locked lock;
     if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
     if (value < 0 || (size_t)value > SHARED_MOST) return told(cudaErrorInvalidValue);
-    dynamic_allowed[func] = value;
+    dynamic_allowed[{func, my()->device}] = value;
     return cudaSuccess;
 }
 
@@ -931,7 +931,7 @@ cudaError_t mu_emulated_launch(const cudaLaunchConfig_t *c, const void *kernel, 
     if (devices[c->stream->device].failed) return told(devices[c->stream->device].failed);
     {
         locked lock;
-        auto a = dynamic_allowed.find(kernel);
+        auto a = dynamic_allowed.find({kernel, c->stream->device});
         if (a != dynamic_allowed.end() && (size_t)a->second > allowed) allowed = (size_t)a->second;
     }
     if (n == 0 || n > (uint64_t)MAX_THREADS || block.z > 64 || n_block == 0 || n_block >= 1ull << 32 ||

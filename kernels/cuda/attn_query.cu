@@ -393,7 +393,7 @@ static void launch(struct mu_device *d, const struct args &args, int n_query, in
     size_t row = (size_t)(args.a.kv.d_head + MU_KV_UNIT - 1) / MU_KV_UNIT * MU_KV_UNIT;
     size_t shared = sizeof(struct block<HEADS>) + HEADS * row * sizeof(float);
     if (!args.part_o) shared += HEADS * (size_t)args.a.kv.d_head * sizeof(float);
-    if (shared > 48 * 1024) mu_allow_shared(d, "attention", attend<KV, HEADS>, shared);
+    mu_allow_shared(d, "attention", attend<KV, HEADS>, shared); /* little or much: to run beside the products */
     unsigned blocks = (unsigned)(n_query * args.a.kv.n_head * args.n_pass);
     mu_launch_early(d, "attention", attend<KV, HEADS>, dim3(blocks, (unsigned)n_seg), dim3(THREADS), shared, args);
 }

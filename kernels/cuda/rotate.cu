@@ -94,11 +94,17 @@ template <typename KV> static __global__ void __launch_bounds__(32 * WARPS) rota
         KV::key_store(page, n, pos % MU_KV_PAGE, x, lane);
 }
 
-void mu_cuda_rotate(struct mu_device *d, const struct mu_device_rotate *a)
+template <typename KV> static void launch(struct mu_device *d, const struct mu_device_rotate *a)
 {
     dim3 grid((unsigned)a->n_tok, (unsigned)((a->n_head + 2 * a->kv.n_head + WARPS - 1) / WARPS));
+    mu_allow_shared(d, "rotate", rotate<KV>, 0); /* to run beside the products */
+    mu_launch_early(d, "rotate", rotate<KV>, grid, dim3(32 * WARPS), 0, *a);
+}
+
+void mu_cuda_rotate(struct mu_device *d, const struct mu_device_rotate *a)
+{
     if (a->kv.type == MU_KV_Q8_0)
-        mu_launch_early(d, "rotate", rotate<mu_kv_q8<true>>, grid, dim3(32 * WARPS), 0, *a);
+        launch<mu_kv_q8<true>>(d, a);
     else
-        mu_launch_early(d, "rotate", rotate<mu_kv_f16<true>>, grid, dim3(32 * WARPS), 0, *a);
+        launch<mu_kv_f16<true>>(d, a);
 }

@@ -168,9 +168,11 @@ struct mu_device_attn {
     int n_head, head0, group, kv_head0;
     int window;
     float scale, softcap;
-    const float *sink; /* [n_head]; NULL: none */
-    const float *q;    /* [tokens][n_head][d_head] */
-    float *out;        /* likewise */
+    const float *sink;     /* [n_head]; NULL: none */
+    const float *q;        /* [tokens][n_head][d_head] */
+    float *out;            /* likewise */
+    struct mu_act_to form; /* of query by query's results: as vectors of n_head · d_head values; f32 stays NULL, for
+                            * out is that. Block by block: not wanted */
     int n_query;
     const int32_t *query, *pos, *slot;
     int n_block;

@@ -284,8 +284,8 @@ static struct mu_device_attn attn_of(const struct queue *r, int index, int begin
                                    .part_bytes = r->v->size.part};
 }
 
-/* Neighbours of few tokens together, query by query. */
-static void attend_short(const struct queue *r, int index, float *out)
+/* Neighbours of few tokens together, query by query. form: of all tokens, where no others are. */
+static void attend_short(const struct queue *r, int index, float *out, const struct mu_act_to *form)
 {
     const struct mu_step *step = r->s->step;
     size_t stride = (size_t)mu_range_len(r->s->me.heads) * (size_t)r->s->cfg.d_head;
@@ -299,25 +299,32 @@ static void attend_short(const struct queue *r, int index, float *out)
         int begin = (int)step->seq[first].tok_off, end = (int)(step->seq[i - 1].tok_off + step->seq[i - 1].n_tok);
         struct mu_device_attn a = attn_of(r, index, begin, out + (size_t)begin * stride);
         a.n_query = end - begin;
+        a.form = *form;
         r->ops->attn(r->v->d, &a);
     }
 }
 
-static void attend_queue(const struct queue *r, int index, bool prune, float *out)
+/* Into to's f32 and its forms. Where all goes query by query, that writes the forms: of a prompt's blocks they are made
+ * afterwards. */
+static void attend_queue(const struct queue *r, int index, bool prune, const struct dev_part *to)
 {
-    struct mu_device_attn a = attn_of(r, index, 0, out);
+    struct mu_device_attn a = attn_of(r, index, 0, to->f32);
+    const struct mu_act_to none = {0}, *form = r->n_block > 0 ? &none : &to->form;
     if (mu_range_len(r->s->me.heads) == 0) return;
     rotate_queue(r, index);
     if (prune) {
         a.n_query = r->s->n_live;
         a.query = r->v->in.live;
+        a.form = to->form;
         if (a.n_query > 0) r->ops->attn(r->v->d, &a);
         return;
     }
     a.n_block = r->n_block;
     a.block = r->v->in.block;
     if (a.n_block > 0) r->ops->attn(r->v->d, &a);
-    attend_short(r, index, out);
+    attend_short(r, index, to->f32, form);
+    if (a.n_block > 0 && (to->form.q || to->form.bf16))
+        r->ops->form(r->v->d, to->f32, (size_t)to->width, to->n_vec, to->width, &to->form);
 }
 
 /* The layer goes on with the live tokens alone. */
@@ -364,10 +371,8 @@ static bool attention_queue(struct queue *r, int index, bool last)
     in = mu_dev_act(&v->act, r->n_tok, s->cfg.d_model);
     mu_dev_matmul(r, jobs, 3, &in, NULL);
     struct dev_part part = mu_dev_input_begin(r, INPUT_O, layer->o_in, prune ? s->n_live : r->n_tok);
-    attend_queue(r, index, prune, part.f32);
+    attend_queue(r, index, prune, &part);
     if (prune) prune_queue(r);
-    if (part.width > 0 && (part.form.q || part.form.bf16))
-        r->ops->form(v->d, part.f32, (size_t)part.width, part.n_vec, part.width, &part.form);
     if (!mu_dev_input_end(r, &part, &in)) return false;
     const struct job job = mu_job_added(s, layer, MU_T_O, MU_T_O_B, parallel ? v->y_attn : v->y);
     if (!parallel) return project_queue(r, &job, &in, layer->o_round, layer->vec[MU_T_POST_ATTN_NORM]);

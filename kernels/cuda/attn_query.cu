@@ -10,9 +10,16 @@
  * merges: its exponentials are computed for 128 segments at a time, so that the chain over segments is one fused
  * multiply-add each. Where there are many, a block goes through all segments of its query.
  *
+ * Few queries with short contexts are a matter of waiting: there are fewer blocks than multiprocessors, so heads that
+ * would share a block get blocks of their own, and pages are on their way to the L2 cache as soon as they are known.
+ *
+ * Results in the forms that the next matrix wants are written with them where blocks of 32 (C1) are lanes of a warp, that
+ * is, where they do not go over from one head to the next.
+ *
  * Positions that a query does not see are never multiplied: their scores are dropped, and the sum over values leaves
  * them out. A page of which it sees nothing is not even looked up. */
 #include "kernels/cuda/attn.h"
+#include "kernels/cuda/form.h"
 
 enum {
     WARPS = 4,
@@ -30,6 +37,7 @@ struct args {
     int query0;                      /* the first of this launch */
     int n_pass;                      /* times HEADS heads for each KV head */
     int n_seg;                       /* segments of a query, at most */
+    bool few;                        /* fewer blocks than multiprocessors */
     float *part_o, *part_m, *part_l; /* [query][n_head][n_seg][d_head]; [query][n_head][n_seg]. NULL: no parts */
 };
 
@@ -38,15 +46,28 @@ struct query {
     int tok, pos, first; /* sees [first, pos] */
     int begin, end;      /* segments */
 };
-static __device__ struct query query_of(const struct mu_device_attn &a, int i)
+static __device__ struct query query_of(const struct mu_device_attn &a, int tok, int pos)
 {
     struct query q;
-    q.tok = a.query ? a.query[i] : i;
-    q.pos = a.pos[q.tok];
+    q.tok = tok;
+    q.pos = pos;
     q.first = mu_attn_first(q.pos, a.window);
     q.begin = q.first / MU_ATTN_SEGMENT;
     q.end = q.pos / MU_ATTN_SEGMENT + 1;
     return q;
+}
+
+static __device__ inline int token_of(const struct mu_device_attn &a, int i)
+{
+    return a.query ? a.query[i] : i;
+}
+
+/* A result, which is value d of head h. */
+static __device__ inline void result(const struct mu_device_attn &a, size_t at, float x)
+{
+    const float v[1] = {x};
+    a.out[at] = x;
+    mu_store_forms<1>(a.form, at, true, v); /* forms are wanted: whole warps */
 }
 
 /* My query heads [begin, end) that KV head j's pass has. */
@@ -186,7 +207,7 @@ static __device__ void finish(const struct args &args, const struct place &at, s
             sum[h * n + d] = x;
             continue;
         }
-        a.out[at.out + (size_t)(at.head + h) * (size_t)n + (size_t)d] = mu_attn_last(b->end[h], x);
+        result(a, at.out + (size_t)(at.head + h) * (size_t)n + (size_t)d, mu_attn_last(b->end[h], x));
     }
 }
 
@@ -198,7 +219,15 @@ template <typename KV, int HEADS> static __global__ void __launch_bounds__(THREA
     int unit = (int)blockIdx.x % (a.kv.n_head * args.n_pass), i = (int)blockIdx.x / (a.kv.n_head * args.n_pass);
     int j = unit / args.n_pass, head = heads_begin(a, j) + unit % args.n_pass * HEADS;
     int n_head = heads_begin(a, j + 1) - head;
-    struct query query = query_of(a, args.query0 + i);
+    int row = (n + MU_KV_UNIT - 1) / MU_KV_UNIT * MU_KV_UNIT;
+    float *q = reinterpret_cast<float *>(b + 1), *sum = q + HEADS * row;
+    mu_grid_begin();
+    int tok = token_of(a, args.query0 + i), pos = a.pos[tok], slot = a.slot[tok];
+    const float *from = a.q + ((size_t)tok * (size_t)a.n_head + (size_t)head) * (size_t)n;
+    for (int h = 0; h < HEADS; h++)
+        for (int d = tid; d < row; d += THREADS)
+            q[h * row + d] = h < n_head && d < n ? from[h * n + d] * a.scale : 0.0f;
+    struct query query = query_of(a, tok, pos);
     bool apart = args.part_o != NULL;
     int seg = query.begin + (apart ? (int)blockIdx.y : 0), end = apart && seg < query.end ? seg + 1 : query.end;
     if (n_head <= 0) end = seg;
@@ -212,17 +241,9 @@ template <typename KV, int HEADS> static __global__ void __launch_bounds__(THREA
     at.part = ((size_t)i * (size_t)a.n_head + (size_t)head) * (size_t)args.n_seg + blockIdx.y;
     at.out = (size_t)(args.query0 + i) * (size_t)a.n_head * (size_t)n;
 
-    int row = (n + MU_KV_UNIT - 1) / MU_KV_UNIT * MU_KV_UNIT, slot = a.slot[query.tok];
-    float *q = reinterpret_cast<float *>(b + 1), *sum = q + HEADS * row;
-    if (seg < end) {
-        const float *from = a.q + ((size_t)query.tok * (size_t)a.n_head + (size_t)head) * (size_t)n;
-        for (int h = 0; h < HEADS; h++)
-            for (int d = tid; d < row; d += THREADS)
-                q[h * row + d] = h < n_head && d < n ? from[h * n + d] * a.scale : 0.0f;
-        if (tid < HEADS) {
-            b->sum_m[tid] = -INFINITY;
-            b->sum_l[tid] = 0.0f;
-        }
+    if (tid < HEADS) {
+        b->sum_m[tid] = -INFINITY;
+        b->sum_l[tid] = 0.0f;
     }
     for (int parity = 0; seg < end; seg++, parity ^= 1) { /* the same for the whole block */
         int base = seg * MU_ATTN_SEGMENT, from = query.first - base, to = query.pos + 1 - base;
@@ -230,7 +251,9 @@ template <typename KV, int HEADS> static __global__ void __launch_bounds__(THREA
         to = to < MU_ATTN_SEGMENT ? to : MU_ATTN_SEGMENT;
         if (tid < MU_SEGMENT_PAGES) {
             bool seen = tid * MU_KV_PAGE < to && (tid + 1) * MU_KV_PAGE > from;
-            b->page[parity][tid] = seen ? mu_kv_page(&a.kv, j, slot, base / MU_KV_PAGE + tid) : NULL;
+            const unsigned char *page = seen ? mu_kv_page(&a.kv, j, slot, base / MU_KV_PAGE + tid) : NULL;
+            b->page[parity][tid] = page;
+            if (seen && args.few) mu_prefetch_l2(page, a.kv.page_bytes);
         }
         __syncthreads(); /* pages; and the last segment's probabilities have been used */
 
@@ -311,7 +334,9 @@ static __global__ void __launch_bounds__(MERGE_THREADS) merge(struct args args)
     __shared__ float keep[MERGE_THREADS], take[MERGE_THREADS], l[MERGE_THREADS], warp_max[MERGE_THREADS / 32];
     const struct mu_device_attn &a = args.a;
     int tid = (int)threadIdx.x, lane = tid % 32, n = a.kv.d_head, h = (int)blockIdx.x, i = (int)blockIdx.y;
-    struct query query = query_of(a, args.query0 + i);
+    mu_grid_begin();
+    int tok = token_of(a, args.query0 + i);
+    struct query query = query_of(a, tok, a.pos[tok]);
     int n_seg = query.end - query.begin;
     size_t part = ((size_t)i * (size_t)a.n_head + (size_t)h) * (size_t)args.n_seg;
     float sum[MU_MAX_D_HEAD / MERGE_THREADS] = {0}, sum_m = -INFINITY, sum_l = 0.0f;
@@ -351,10 +376,10 @@ static __global__ void __launch_bounds__(MERGE_THREADS) merge(struct args args)
         }
     }
     struct mu_attn_end e = mu_attn_end_of(sum_m, sum_l, a.sink ? a.sink + h : NULL);
-    float *out = a.out + ((size_t)(args.query0 + i) * (size_t)a.n_head + (size_t)h) * (size_t)n;
+    size_t out = ((size_t)(args.query0 + i) * (size_t)a.n_head + (size_t)h) * (size_t)n;
 #pragma unroll
     for (int k = 0; k < MU_MAX_D_HEAD / MERGE_THREADS; k++)
-        if (k * MERGE_THREADS + tid < n) out[k * MERGE_THREADS + tid] = mu_attn_last(e, sum[k]);
+        if (k * MERGE_THREADS + tid < n) result(a, out + (size_t)(k * MERGE_THREADS + tid), mu_attn_last(e, sum[k]));
 }
 
 static bool ragged(const struct mu_device_attn &a)
@@ -368,9 +393,9 @@ static void launch(struct mu_device *d, const struct args &args, int n_query, in
     size_t row = (size_t)(args.a.kv.d_head + MU_KV_UNIT - 1) / MU_KV_UNIT * MU_KV_UNIT;
     size_t shared = sizeof(struct block<HEADS>) + HEADS * row * sizeof(float);
     if (!args.part_o) shared += HEADS * (size_t)args.a.kv.d_head * sizeof(float);
-    if (shared > 48 * 1024) mu_allow_shared(d, "attention", attend<KV, HEADS>, shared);
+    mu_allow_shared(d, "attention", attend<KV, HEADS>, shared); /* little or much: to run beside the products */
     unsigned blocks = (unsigned)(n_query * args.a.kv.n_head * args.n_pass);
-    mu_launch(d, "attention", attend<KV, HEADS>, dim3(blocks, (unsigned)n_seg), dim3(THREADS), shared, args);
+    mu_launch_early(d, "attention", attend<KV, HEADS>, dim3(blocks, (unsigned)n_seg), dim3(THREADS), shared, args);
 }
 
 template <template <bool> class KV>
@@ -400,6 +425,7 @@ static int segments_of(const struct mu_device_attn *a)
 void mu_cuda_attn_queries(struct mu_device *d, const struct mu_device_attn *a)
 {
     struct args args = {};
+    bool form_here = a->kv.d_head % MU_Q_BLOCK == 0;
     int most = 1, heads = 1; /* heads of a KV head, and of a block of threads */
     for (int j = 0; j < a->kv.n_head; j++) {
         int n = heads_begin(*a, j + 1) - heads_begin(*a, j);
@@ -416,6 +442,11 @@ void mu_cuda_attn_queries(struct mu_device *d, const struct mu_device_attn *a)
     int blocks = a->n_query * a->kv.n_head * args.n_pass;
     bool cut = room > 0 && blocks < BUSY * d->n_sm;
     int step = cut && room < (size_t)a->n_query ? (int)room : a->n_query;
+    blocks = step * a->kv.n_head * args.n_pass * (cut ? args.n_seg : 1);
+    for (; !ragged(*a) && heads > 1 && 2 * blocks <= d->n_sm; heads /= 2) blocks *= 2;
+    args.n_pass = (most + heads - 1) / heads;
+    args.few = blocks <= d->n_sm;
+    if (!form_here) args.a.form = (struct mu_act_to){};
     for (; args.query0 < a->n_query; args.query0 += step) {
         int n = a->n_query - args.query0 < step ? a->n_query - args.query0 : step;
         if (cut) {
@@ -428,7 +459,9 @@ void mu_cuda_attn_queries(struct mu_device *d, const struct mu_device_attn *a)
         else
             launch_for<mu_kv_f16>(d, args, heads, n, cut ? args.n_seg : 1);
         if (cut)
-            mu_launch(d, "attention's merge", merge, dim3((unsigned)a->n_head, (unsigned)n), dim3(MERGE_THREADS), 0,
-                      args);
+            mu_launch_early(d, "attention's merge", merge, dim3((unsigned)a->n_head, (unsigned)n), dim3(MERGE_THREADS),
+                            0, args);
     }
+    int n = a->n_head * a->kv.d_head;
+    if (!form_here && (a->form.q || a->form.bf16)) mu_cuda_form(d, a->out, (size_t)n, a->n_query, n, &a->form);
 }

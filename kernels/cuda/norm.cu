@@ -21,8 +21,8 @@ enum {
     SPARE = LANES * AHEAD,
     THREADS_FEW = 1024,
     THREADS_MANY = 256,
-    SHARED_OWN = 1 << 10,                   /* bytes beside MU_SHARED, at most */
-    SHARED_ALWAYS = (48 << 10) - SHARED_OWN /* bytes that need no leave */
+    FEW_PER_SM = 2, /* as for registers, 32 a thread: half of a multiprocessor's, which a product leaves (matvec.cu) */
+    SHARED_OWN = 1 << 10 /* bytes beside MU_SHARED, at most */
 };
 
 template <bool SQUARES> static __device__ inline float chain(float acc, float x)
@@ -129,7 +129,8 @@ static __device__ void residual(const struct mu_device_norm &a, size_t at, float
 
 /* Vector blockIdx.x. */
 template <int V>
-static __global__ void __launch_bounds__(THREADS_FEW) norm_kernel(const struct mu_device_norm a, bool staged)
+static __global__ void __launch_bounds__(THREADS_FEW, FEW_PER_SM)
+    norm_kernel(const struct mu_device_norm a, bool staged)
 {
     MU_SHARED(float, v); /* n values and SPARE, then what is staged */
     float *room = staged ? v + a.n + SPARE : NULL;
@@ -190,6 +191,6 @@ void mu_cuda_norm(struct mu_device *d, const struct mu_device_norm *a)
         return;
     }
     if (staged) shared = all;
-    if (shared > SHARED_ALWAYS) mu_allow_shared(d, "norm", kernel, shared);
+    mu_allow_shared(d, "norm", kernel, shared); /* little or much: to run beside the products */
     mu_launch_early(d, "norm", kernel, dim3(a->n_tok), dim3(threads < most ? threads : most), shared, *a, staged);
 }

@@ -136,9 +136,12 @@ MU_PTX uint32_t mu_ld_stream4(const void *p)
     asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
 }
-MU_PTX void mu_prefetch_l2(const void *p)
+/* n bytes are on their way to the L2 cache; both a multiple of 16. Nothing before sm_90. */
+MU_PTX void mu_prefetch_l2(const void *p, size_t n)
 {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(p), "r"((uint32_t)n) : "memory");
+#endif
 }
 
 /* ---- barriers of some warps of a block ----

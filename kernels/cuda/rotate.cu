@@ -1,5 +1,6 @@
 /* Heads before attention: norm, rotation, the queries' own factor; keys and values into the cache. A warp has one vector of
- * one token, in shared memory while it changes; everything happens in one reading and one writing of it. */
+ * one token, in shared memory while it changes; everything happens in one reading and one writing of it. For one token
+ * all of this is waiting for memory, so what is read is asked for at once, and its angles with it. */
 #include "kernels/cuda/kv.h"
 #include "kernels/math.h"
 
@@ -9,6 +10,7 @@ static __global__ void rope_table(const float *freq, const float *freq_far, cons
                                   int n_tok, int n_pair, float mscale, float *out)
 {
     size_t at = (size_t)blockIdx.x * blockDim.x + threadIdx.x, n = (size_t)n_tok * (size_t)n_pair;
+    mu_grid_begin();
     if (at >= n) return;
     size_t t = at / (size_t)n_pair, i = at % (size_t)n_pair;
     const float *f = far && far[t] ? freq_far : freq;
@@ -22,8 +24,8 @@ void mu_cuda_rope_table(struct mu_device *d, const float *freq, const float *fre
                         const int32_t *pos, int n_tok, int n_pair, float mscale, float *out)
 {
     size_t n = (size_t)n_tok * (size_t)n_pair;
-    mu_launch(d, "rope_table", rope_table, dim3((unsigned)((n + TABLE_THREADS - 1) / TABLE_THREADS)),
-              dim3(TABLE_THREADS), 0, freq, freq_far, far, pos, n_tok, n_pair, mscale, out);
+    mu_launch_early(d, "rope_table", rope_table, dim3((unsigned)((n + TABLE_THREADS - 1) / TABLE_THREADS)),
+                    dim3(TABLE_THREADS), 0, freq, freq_far, far, pos, n_tok, n_pair, mscale, out);
 }
 
 /* rms_norm of C6 in place: lane i mod 16 of the contract is lanes i and i + 16 of the warp, both with all of its sum. */
@@ -36,6 +38,12 @@ static __device__ void head_norm(float *x, const float *w, int n, float eps, int
     __syncwarp();
     for (int i = lane; i < n; i += 32) x[i] = (x[i] * r) * w[i];
     __syncwarp();
+}
+
+/* n values on their way to shared memory, by a warp. */
+static __device__ inline void fetch(float *to, const float *from, int n, int lane)
+{
+    for (int i = lane; i < n; i += 32) mu_cp_async4(to + i, from + i);
 }
 
 static __device__ void turn(float *x, const float *cos_sin, int n_rot, int neox, int lane)
@@ -51,43 +59,52 @@ static __device__ void turn(float *x, const float *cos_sin, int n_rot, int neox,
     __syncwarp();
 }
 
+/* Token blockIdx.x. */
 template <typename KV> static __global__ void __launch_bounds__(32 * WARPS) rotate(struct mu_device_rotate a)
 {
-    __shared__ float vector[WARPS][MU_MAX_D_HEAD];
+    __shared__ float vector[WARPS][MU_MAX_D_HEAD], angles[WARPS][MU_MAX_D_HEAD];
     int lane = (int)threadIdx.x % 32, n = a.kv.d_head, n_kv = a.kv.n_head;
-    float *x = vector[threadIdx.x / 32];
-    size_t each = (size_t)(a.n_head + 2 * n_kv), item = (size_t)blockIdx.x * WARPS + threadIdx.x / 32;
-    if (item >= (size_t)a.n_tok * each) return; /* a warp's own affair: there are no barriers of the block */
-    size_t t = item / each;
-    int h = (int)(item % each), j = h - a.n_head; /* a query head; else a key, then a value */
-    bool is_query = j < 0, is_value = j >= n_kv;
+    float *x = vector[threadIdx.x / 32], *cos_sin = angles[threadIdx.x / 32];
+    size_t t = blockIdx.x;
+    int h = (int)(blockIdx.y * WARPS + threadIdx.x / 32), j = h - a.n_head; /* a query head; else a key, then a value */
+    bool is_query = j < 0, is_value = j >= n_kv, turns = a.cos_sin && !is_value;
+    mu_grid_begin();
+    if (h >= a.n_head + 2 * n_kv) return; /* a warp's own affair: there are no barriers of the block */
     if (is_value) j -= n_kv;
 
     float *from = is_query ? a.q + (t * (size_t)a.n_head + (size_t)h) * (size_t)n
                            : (is_value ? a.v : a.k) + (t * (size_t)n_kv + (size_t)j) * (size_t)n;
-    for (int d = lane; d < n; d += 32) x[d] = from[d];
+    fetch(x, from, n, lane);
+    if (turns) fetch(cos_sin, a.cos_sin + t * (size_t)a.n_rot, a.n_rot, lane);
+    mu_cp_async_commit();
+    int pos = is_query ? 0 : a.pos[t];
+    unsigned char *page = is_query ? NULL : mu_kv_page(&a.kv, j, a.slot[t], pos / MU_KV_PAGE);
+    mu_cp_async_wait<0>();
     __syncwarp();
     const float *w = is_query ? a.q_norm : is_value ? NULL : a.k_norm;
     if (w) head_norm(x, w, n, a.eps, lane);
-    if (a.cos_sin && !is_value) turn(x, a.cos_sin + t * (size_t)a.n_rot, a.n_rot, a.neox, lane);
+    if (turns) turn(x, cos_sin, a.n_rot, a.neox, lane);
     if (is_query) {
         for (int d = lane; d < n; d += 32) from[d] = a.q_scale ? x[d] * a.q_scale[t] : x[d];
         return;
     }
-    int pos = a.pos[t];
-    unsigned char *page = mu_kv_page(&a.kv, j, a.slot[t], pos / MU_KV_PAGE);
     if (is_value)
         KV::value_store(page + a.kv.page_bytes / 2, n, pos % MU_KV_PAGE, x, lane);
     else
         KV::key_store(page, n, pos % MU_KV_PAGE, x, lane);
 }
 
+template <typename KV> static void launch(struct mu_device *d, const struct mu_device_rotate *a)
+{
+    dim3 grid((unsigned)a->n_tok, (unsigned)((a->n_head + 2 * a->kv.n_head + WARPS - 1) / WARPS));
+    mu_allow_shared(d, "rotate", rotate<KV>, 0); /* to run beside the products */
+    mu_launch_early(d, "rotate", rotate<KV>, grid, dim3(32 * WARPS), 0, *a);
+}
+
 void mu_cuda_rotate(struct mu_device *d, const struct mu_device_rotate *a)
 {
-    size_t n = (size_t)a->n_tok * (size_t)(a->n_head + 2 * a->kv.n_head);
-    dim3 grid((unsigned)((n + WARPS - 1) / WARPS));
     if (a->kv.type == MU_KV_Q8_0)
-        mu_launch(d, "rotate", rotate<mu_kv_q8<true>>, grid, dim3(32 * WARPS), 0, *a);
+        launch<mu_kv_q8<true>>(d, a);
     else
-        mu_launch(d, "rotate", rotate<mu_kv_f16<true>>, grid, dim3(32 * WARPS), 0, *a);
+        launch<mu_kv_f16<true>>(d, a);
 }

@@ -188,6 +188,27 @@ static size_t row_of(const struct model *m)
     return (size_t)m->n_head * (size_t)m->d_head;
 }
 
+/* Results in the forms that are wanted, too: which ones goes round, and codes only where the vectors are whole blocks. */
+struct forms {
+    struct dt_pair bf16, q, s, sum;
+};
+static struct forms forms_blank(size_t n_tok, size_t n)
+{
+    static unsigned turn;
+    struct forms f = {0};
+    unsigned wanted = turn++ % 4; /* neither, bf16, codes, codes with sums and bf16 */
+    if (wanted % 2 == 1) f.bf16 = dt_blank(n_tok * n * sizeof(uint16_t));
+    if (wanted < 2 || n % 32 != 0) return f;
+    f.q = dt_blank(n_tok * n);
+    f.s = dt_blank(n_tok * n / 32 * sizeof(float));
+    if (wanted == 3) f.sum = dt_blank(n_tok * n / 16 * sizeof(int16_t));
+    return f;
+}
+static struct mu_act_to forms_at(const struct forms *f, int side)
+{
+    return (struct mu_act_to){.bf16 = f->bf16.at[side], .q = f->q.at[side], .s = f->s.at[side], .sum = f->sum.at[side]};
+}
+
 /* The last token of each sequence, `times` over: queries in reverse order. Returns what the plugin has. */
 static float *queries_check(int times, int room)
 {
@@ -203,16 +224,22 @@ static float *queries_check(int times, int room)
     size_t count = (size_t)n * row_of(&c.m);
     struct dt_pair q = dt_floats(count, ORDINARY), out = dt_blank(count * sizeof(float));
     struct dt_pair p = dt_ints(pos, n), s = dt_ints(slot, n), list = dt_ints(query, n);
+    struct forms forms = forms_blank((size_t)n, row_of(&c.m));
     scratch(room, (c.max_pos + 255) / 256 * 256);
     for (int i = 0; i < DT_SIDES; i++) {
         struct mu_device_attn a = attn_of(i, q, out);
         a.n_query = n;
         a.query = times > 1 ? list.at[i] : NULL;
+        a.form = forms_at(&forms, i);
         a.pos = p.at[i];
         a.slot = s.at[i];
         dt.ops[i]->attn(dt.dev[i], &a);
     }
     dt_same(out, DT_F32, NAMED ", room for %d", NAMES("queries"), room);
+    if (forms.bf16.bytes) dt_same(forms.bf16, DT_BF16, NAMED ", bf16", NAMES("queries"));
+    if (forms.q.bytes) dt_same(forms.q, DT_BYTES, NAMED ", codes", NAMES("queries"));
+    if (forms.s.bytes) dt_same(forms.s, DT_F32, NAMED ", scales", NAMES("queries"));
+    if (forms.sum.bytes) dt_same(forms.sum, DT_I16, NAMED ", sums", NAMES("queries"));
     float *got = mu_malloc(count * sizeof *got);
     dt_read(out, DT_PLUGIN, got);
     return got;
@@ -413,6 +440,22 @@ static void long_context(void **state)
     dt_free_all();
 }
 
+/* Every combination of forms, with blocks of codes inside heads and across them; one token, some, whole queries; parts. */
+static void forms(void **state)
+{
+    (void)state;
+    static const int d_heads[] = {32, 64, 96, 128, 256, 16, 24};
+    for (size_t i = 0; i < sizeof d_heads / sizeof *d_heads; i++)
+        for (int t = 0; t < MU_KV_TYPE_COUNT; t++) {
+            cache_open((struct model){.type = (enum mu_kv_type)t, .d_head = d_heads[i], .n_head = 4, .n_kv = 1},
+                       (struct seqs){2, {i % 2 ? 290 : 90, 33}, 0});
+            cache_fill(&(struct way){.broken = i % 3 == 2});
+            for (int k = 0; k < 4; k++) mu_free(queries_check(1, k % 2 + 1));
+            for (int k = 0; k < 4; k++) mu_free(queries_check(32, 64));
+            dt_free_all();
+        }
+}
+
 /* Queries that are not finite, and values that became infinite in f16, show where they are seen and nowhere else. */
 static void not_finite(void **state)
 {
@@ -448,7 +491,7 @@ int main(void)
         cmocka_unit_test(head_sizes), cmocka_unit_test(lengths),        cmocka_unit_test(groups),
         cmocka_unit_test(windows),    cmocka_unit_test(caps_and_sinks), cmocka_unit_test(shared_pages),
         cmocka_unit_test(cuts),       cmocka_unit_test(long_context),   cmocka_unit_test(not_finite),
-        cmocka_unit_test(nothing),
+        cmocka_unit_test(nothing),    cmocka_unit_test(forms),
     };
     return cmocka_run_group_tests(tests, dt_open, dt_close);
 }

@@ -482,6 +482,7 @@ static void attend_all(struct mu_device *d, const struct mu_device_attn *a, cons
     }
     if (a->n_block > 0) return;
     NEED(a->out, (size_t)a->n_query * row);
+    form_check(d, "attn", &a->form, (size_t)a->n_query, (int)row);
     for (int i = 0; i < a->n_query; i++) {
         int t = a->query ? a->query[i] : i;
         REFUSE(t < 0, "a query of token -1");
@@ -490,6 +491,7 @@ static void attend_all(struct mu_device *d, const struct mu_device_attn *a, cons
         NEED(a->slot, t + 1);
         for (int h = 0; h < a->n_head; h++)
             if (!attend_one(d, a, h, t, a->pos[t], a->slot[t], i, pages)) return;
+        form_vector(&a->form, (size_t)i, (int)row, a->out + (size_t)i * row);
     }
 }
 
@@ -497,6 +499,7 @@ void mu_host_attn(struct mu_device *d, const struct mu_device_attn *a)
 {
     if (a->n_head == 0 || (a->n_block == 0 && a->n_query == 0)) return;
     size_t segments = ((size_t)a->max_pos + MU_ATTN_SEGMENT - 1) / MU_ATTN_SEGMENT;
+    REFUSE(a->form.f32 || (a->n_block > 0 && (a->form.q || a->form.bf16)), "form.f32, or forms of blocks");
     REFUSE(a->part_bytes / sizeof *a->part < segments * (size_t)a->n_head * ((size_t)a->kv.d_head + 2),
            "too little scratch");
     NEED(a->part, a->part_bytes / sizeof *a->part);

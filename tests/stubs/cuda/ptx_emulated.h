@@ -127,9 +127,10 @@ static inline uint32_t mu_ld_stream4(const void *p)
     mu_emulated_aligned(p, 4);
     return *(const uint32_t *)p;
 }
-static inline void mu_prefetch_l2(const void *p)
+static inline void mu_prefetch_l2(const void *p, size_t n)
 {
-    (void)p;
+    mu_emulated_aligned(p, 16);
+    mu_emulated_aligned((const void *)n, 16);
 }
 static inline void mu_barrier_wait(int id, int n)
 {

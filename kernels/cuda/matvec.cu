@@ -11,8 +11,8 @@
  * A thread block walks over its groups, and a gated pair (up) is a group's two matrices one after the other, as one
  * sequence of items, so that the next group's weights are on their way while one ends. Each producer copies its items itself,
  * STAGES ahead, into its own shared memory (cp.async: no registers are held by what is on its way). The first copies start
- * before the kernel ahead has finished (mu_launch_early): weights do not depend on it. With two blocks a multiprocessor
- * and little shared memory the next kernel's blocks find room beside these.
+ * before the kernel ahead has finished (mu_launch_early): weights do not depend on it. The next kernel's blocks find
+ * room where these leave some (a small matrix), or as they end.
  *
  * I comes from the tensor cores (mma.m16n8k32, or two m16n8k16 where halves have scales of their own), of which the eight
  * columns are filled with blocks where there are fewer vectors: NT vectors (1, 2, 4, 8) share an accumulator by 8/NT
@@ -30,12 +30,13 @@
  * integers; with m and halves (Q2_K) for each vector the sums of minimums; the scales D; with m the minimums.
  *
  * form's int8 needs 32 neighbouring rows, of which a group is half: who finishes second does it (meet). */
+#include <stdlib.h>
+
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/epilogue.h"
 #include "kernels/cuda/layout.h"
 
 enum {
-    BLOCKS_PER_SM = 2,
     PRODUCERS = 7,   /* two barriers each, of 15 */
     ITEM_BLOCKS = 8, /* of 32 columns */
     ROW_PITCH = 48,  /* bytes of a plane's row */
@@ -75,6 +76,9 @@ template <uint32_t type, int NT> struct item_of {
         STAGES = 2 * BYTES >= STAGE_BYTES ? 2 : 3,
         SHARE = 8 / NT, /* blocks that share an accumulator */
         CHAINS = NT <= 2 ? 1 : NT / 2,
+        BLOCKS_PER_SM = NT == 1   ? 4
+                        : NT <= 4 ? 3
+                                  : 2, /* where there is shared memory for them */
         WARPS = PRODUCERS + CHAINS,
         HAS_SUMS = L::HAS_MIN && L::HAS_HALVES,
         SUMS_AT = NT * PLANE,
@@ -114,7 +118,7 @@ __host__ __device__ static inline struct shared_map shared_map_of(int n_vec, int
 struct walk {
     int unit, item;      /* of the unit's matrix */
     bool up;             /* the unit's second matrix */
-    const uint8_t *base; /* of the group in it */
+    const uint8_t *base; /* of the group in it, this lane's first 16 bytes */
 };
 
 struct place {                        /* a unit's */
@@ -140,7 +144,8 @@ __device__ static inline void walk_base(struct walk *w, const struct matvec_args
     if (w->unit >= n_unit) return;
     struct place p = place_of(a, entry, w->unit);
     const uint8_t *m = w->up ? a.job[p.job].up : a.job[p.job].m;
-    w->base = m + (size_t)p.expert * (w->up ? a.up_bytes : a.m_bytes) + (size_t)p.group * a.group_bytes;
+    w->base = m + (size_t)p.expert * (w->up ? a.up_bytes : a.m_bytes) + (size_t)p.group * a.group_bytes +
+              16 * (threadIdx.x % 32);
 }
 
 /* n items on. */
@@ -163,11 +168,10 @@ __device__ static inline void walk_on(struct walk *w, int n, int n_item, const s
 
 /* ---- loading ---- */
 
-/* BYTES of a multiple of 16, by the whole warp. */
+/* BYTES of a multiple of 16, by the whole warp. from: this lane's first. */
 template <int BYTES> __device__ static inline void copy_piece(uint8_t *to, const uint8_t *from, int lane)
 {
     to += 16 * lane;
-    from += 16 * lane;
 #pragma unroll
     for (int i = 0; i + 512 <= BYTES; i += 512) mu_cp_async16(to + i, from + i);
     if (BYTES % 512 && 16 * lane < BYTES % 512) mu_cp_async16(to + BYTES / 512 * 512, from + BYTES / 512 * 512);
@@ -390,46 +394,54 @@ __device__ static inline void item_make(uint8_t *slot, const uint8_t *stage, int
 
 /* ---- chains ---- */
 
-/* acc of a row and vector on from an item's slot, of which n_left blocks are there (the last item may be short). */
+/* What four blocks' fmafs of a row and vector take: x·y, and with minimums x2·y2. */
+struct four {
+    float x[4], y[4], x2[4], y2[4];
+};
+
+/* Of a row (its place in the planes) and vector: blocks 4q … of an item. factors: the vector's first in the item. */
 template <uint32_t type, int NT>
-__device__ static inline float chain_item(float acc, const uint8_t *slot, const uint4 *factors, int n_vec, int row,
-                                          int tok, int n_left)
+__device__ static inline struct four four_load(const uint8_t *slot, const uint4 *factors, int n_vec, int row, int tok,
+                                               int q)
 {
     typedef mu_layout<type> L;
     typedef item_of<type, NT> I;
     const uint8_t *x_at = slot + tok * PLANE + row * ROW_PITCH, *d_at = slot + I::D_AT + row * ROW_PITCH;
-    float x[ITEM_BLOCKS], y[ITEM_BLOCKS], x2[ITEM_BLOCKS], y2[ITEM_BLOCKS];
+    struct four r;
+    float4 xs = reinterpret_cast<const float4 *>(x_at)[q], ds = reinterpret_cast<const float4 *>(d_at)[q];
+    float4 ms = {}, zs = {};
+    if (L::HAS_MIN) ms = reinterpret_cast<const float4 *>(d_at + I::M_AT - I::D_AT)[q];
+    if (I::HAS_SUMS) zs = reinterpret_cast<const float4 *>(x_at + I::SUMS_AT)[q];
+    const float xk[4] = {xs.x, xs.y, xs.z, xs.w}, dk[4] = {ds.x, ds.y, ds.z, ds.w};
+    const float mk[4] = {ms.x, ms.y, ms.z, ms.w}, zk[4] = {zs.x, zs.y, zs.z, zs.w};
 #pragma unroll
-    for (int q = 0; q < ITEM_BLOCKS / 4; q++) {
-        float4 xs = reinterpret_cast<const float4 *>(x_at)[q], ds = reinterpret_cast<const float4 *>(d_at)[q];
-        float4 ms = {}, zs = {};
-        if (L::HAS_MIN) ms = reinterpret_cast<const float4 *>(d_at + I::M_AT - I::D_AT)[q];
-        if (I::HAS_SUMS) zs = reinterpret_cast<const float4 *>(x_at + I::SUMS_AT)[q];
-        const float xk[4] = {xs.x, xs.y, xs.z, xs.w}, dk[4] = {ds.x, ds.y, ds.z, ds.w};
-        const float mk[4] = {ms.x, ms.y, ms.z, ms.w}, zk[4] = {zs.x, zs.y, zs.z, zs.w};
+    for (int k = 0; k < 4; k++) {
+        uint4 f = factors[(2 * q + k / 2) * n_vec];
+        float s = __uint_as_float(k % 2 ? f.z : f.x), extra = __uint_as_float(k % 2 ? f.w : f.y);
+        r.x[k] = L::HAS_HALVES ? xk[k] : xk[k] - (L::HAS_MIN ? 12582912.0f : extra);
+        r.y[k] = dk[k] * s;
+        r.x2[k] = I::HAS_SUMS ? zk[k] : mk[k];
+        r.y2[k] = I::HAS_SUMS ? mk[k] * s : extra;
+    }
+    return r;
+}
+
+/* acc on from four blocks, of which n_left are there (the last item may be short). */
+template <uint32_t type> __device__ static inline float four_add(float acc, const struct four &f, int n_left)
+{
+    typedef mu_layout<type> L;
+    if (L::BLOCKS > 2 || n_left >= 4) {
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            uint4 f = factors[(2 * q + k / 2) * n_vec];
-            float s = __uint_as_float(k % 2 ? f.z : f.x), extra = __uint_as_float(k % 2 ? f.w : f.y);
-            int j = 4 * q + k;
-            x[j] = L::HAS_HALVES ? xk[k] : xk[k] - (L::HAS_MIN ? 12582912.0f : extra);
-            y[j] = dk[k] * s;
-            x2[j] = I::HAS_SUMS ? zk[k] : mk[k];
-            y2[j] = I::HAS_SUMS ? mk[k] * s : extra;
-        }
-    }
-    if (L::BLOCKS > 2 || n_left >= ITEM_BLOCKS) {
-#pragma unroll
-        for (int j = 0; j < ITEM_BLOCKS; j++) {
-            acc = fmaf(x[j], y[j], acc);
-            if (L::HAS_MIN) acc = fmaf(x2[j], y2[j], acc);
+            acc = fmaf(f.x[k], f.y[k], acc);
+            if (L::HAS_MIN) acc = fmaf(f.x2[k], f.y2[k], acc);
         }
     } else {
 #pragma unroll
-        for (int j = 0; j < ITEM_BLOCKS - 1; j++) {
-            float next = fmaf(x[j], y[j], acc);
-            if (L::HAS_MIN) next = fmaf(x2[j], y2[j], next);
-            acc = j < n_left ? next : acc;
+        for (int k = 0; k < 3; k++) {
+            float next = fmaf(f.x[k], f.y[k], acc);
+            if (L::HAS_MIN) next = fmaf(f.x2[k], f.y2[k], next);
+            acc = k < n_left ? next : acc;
         }
     }
     return acc;
@@ -541,6 +553,8 @@ __device__ static void produce(const struct matvec_args &a, uint8_t *shared, con
     }
 }
 
+/* Everything a block computes goes through its chains, an item after the other: what four blocks take is read while the
+ * fmafs of the four before run. */
 template <uint32_t type, int NT>
 __device__ static void chain(const struct matvec_args &a, uint8_t *shared, const struct shared_map &map, int n_item,
                              int n_unit, int number, int lane)
@@ -548,38 +562,49 @@ __device__ static void chain(const struct matvec_args &a, uint8_t *shared, const
     typedef item_of<type, NT> I;
     const struct expert_entry *entry = reinterpret_cast<const struct expert_entry *>(shared + map.entry);
     const int *vec_of = reinterpret_cast<const int *>(shared + map.vec_of);
-    const uint4 *factors = reinterpret_cast<const uint4 *>(shared + map.factors);
-    const int row = lane % 16, tok = 2 * number + lane / 16, in_slot = tok < NT ? tok : NT - 1;
+    const int row = lane % 16, tok = 2 * number + lane / 16, in_slot = tok < NT ? tok : NT - 1, n_vec = a.n_vec;
     int w = 0, left = 0; /* whose item is next, items that are to come */
     for (int unit = blockIdx.x; unit < n_unit; unit += gridDim.x)
         left += a.job[place_of(a, entry, unit).job].up ? 2 * n_item : n_item;
     for (int unit = blockIdx.x; unit < n_unit; unit += gridDim.x) {
-        const struct place p = place_of(a, entry, unit);
-        const int vec = vector_of(a, p, vec_of, tok);
-        const bool gated = a.job[p.job].up != NULL;
+        struct place p = place_of(a, entry, unit);
+        const int n_half = a.job[p.job].up ? 2 : 1, vec = vector_of(a, p, vec_of, tok);
         float gate = 0.0f, acc = 0.0f;
-        for (int half = 0; half < (gated ? 2 : 1); half++) {
+#pragma unroll 1
+        for (int half = 0; half < n_half; half++) {
+            const uint4 *factors = reinterpret_cast<const uint4 *>(shared + map.factors) + vec;
+            int n_left = a.n_block;
             gate = acc;
             acc = 0.0f;
+            mu_barrier_wait(full(w), 32 * (1 + I::CHAINS));
+            struct four first =
+                four_load<type, NT>(shared + map.slot + w * I::SLOT_BYTES, factors, n_vec, row, in_slot, 0);
+#pragma unroll 1
             for (int item = 0; item < n_item; item++) {
-                mu_barrier_wait(full(w), 32 * (1 + I::CHAINS));
-                acc = chain_item<type, NT>(acc, shared + map.slot + w * I::SLOT_BYTES,
-                                           factors + item * (ITEM_BLOCKS / 2) * a.n_vec + vec, a.n_vec, row, in_slot,
-                                           a.n_block - item * ITEM_BLOCKS);
+                struct four second =
+                    four_load<type, NT>(shared + map.slot + w * I::SLOT_BYTES, factors, n_vec, row, in_slot, 1);
                 if (left > PRODUCERS) mu_barrier_arrive(empty(w), 32 * (1 + I::CHAINS)); /* it has another item */
                 left--;
                 w = w + 1 == PRODUCERS ? 0 : w + 1;
+                factors += ITEM_BLOCKS / 2 * n_vec;
+                acc = four_add<type>(acc, first, n_left);
+                if (item + 1 < n_item) {
+                    mu_barrier_wait(full(w), 32 * (1 + I::CHAINS));
+                    first = four_load<type, NT>(shared + map.slot + w * I::SLOT_BYTES, factors, n_vec, row, in_slot, 0);
+                }
+                acc = four_add<type>(acc, second, n_left - 4);
+                n_left -= ITEM_BLOCKS;
             }
         }
-        group_end(a, p, number, I::CHAINS, tok, gated ? gate : acc, acc, lane);
+        p = place_of(a, entry, unit); /* again: it takes fewer registers than keeping it */
+        group_end(a, p, number, I::CHAINS, tok, n_half == 2 ? gate : acc, acc, lane);
     }
 }
 
-/* As many blocks as shall run at once. */
+/* As many blocks as run at once, or fewer. */
 template <uint32_t type, int NT>
-__global__ static __launch_bounds__(
-    32 * item_of<type, NT>::WARPS,
-    NT == 1 ? 2 * BLOCKS_PER_SM : BLOCKS_PER_SM) void matvec_kernel(const __grid_constant__ struct matvec_args a)
+__global__ static __launch_bounds__(32 * item_of<type, NT>::WARPS, item_of<type, NT>::BLOCKS_PER_SM) void matvec_kernel(
+    const __grid_constant__ struct matvec_args a)
 {
     typedef item_of<type, NT> I;
     MU_SHARED(uint8_t, shared);
@@ -616,13 +641,21 @@ __global__ static __launch_bounds__(
 
 /* ---- the host's side ---- */
 
+static int blocks_most(void) /* an experiment's: MUSTER_MATVEC=2 … 4 */
+{
+    static const char *text = getenv("MUSTER_MATVEC");
+    return text ? atoi(text) : 4;
+}
+
 template <uint32_t type> struct launch {
     template <int NT> static bool of(struct mu_device *d, const struct matvec_args &a)
     {
         size_t bytes = (size_t)shared_map_of<type, NT>(a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
-        int n_grid = d->n_sm;
+        int n_per_sm = item_of<type, NT>::BLOCKS_PER_SM, n_grid;
+        if (n_per_sm > blocks_most()) n_per_sm = blocks_most();
         if (bytes > d->shared_max) return false;
-        if (bytes <= d->shared_max / BLOCKS_PER_SM - 1024) n_grid *= BLOCKS_PER_SM;
+        while (n_per_sm > 1 && bytes > d->shared_max / (size_t)n_per_sm - 1024) n_per_sm--;
+        n_grid = d->n_sm * n_per_sm;
         if (!a.n_expert && a.n_unit < n_grid) n_grid = a.n_unit;
         mu_allow_shared(d, "a product with few vectors", matvec_kernel<type, NT>, bytes);
         mu_launch_early(d, "a product with few vectors", matvec_kernel<type, NT>, dim3((unsigned)n_grid),

@@ -3,9 +3,6 @@
 #ifndef MU_KERNELS_CUDA_TILES_LAUNCH_H
 #define MU_KERNELS_CUDA_TILES_LAUNCH_H
 
-#include <stdlib.h>
-#include <string.h>
-
 #include "kernels/cuda/tiles_kernel.h"
 
 /* Where this block's tile is; n 0: nowhere. Whole warps; every warp finds the same. */
@@ -116,34 +113,17 @@ template <uint32_t type, typename Shape> static void launch(struct mu_device *d,
 }
 
 /* Rows × vectors. */
-typedef mu_tile_shape<2, 8, 4, 2, 2, 3, 2> shape_128_128;
-typedef mu_tile_shape<4, 8, 4, 2, 2, 3, 1> shape_256_128;
-typedef mu_tile_shape<4, 8, 2, 4, 2, 3, 1> shape_128_256;
-typedef mu_tile_shape<4, 8, 2, 2, 2, 3, 2> shape_128_128_wide;
-typedef mu_tile_shape<1, 4, 4, 2, 2, 4, 2> shape_64_64;
-typedef mu_tile_shape<2, 4, 2, 2, 2, 4, 3> shape_64_64_wide;
-typedef mu_tile_shape<1, 2, 2, 4, 4, 4, 2> shape_32_64;
-typedef mu_tile_shape<1, 4, 2, 2, 2, 6, 3> shape_32_64_wide;
+typedef mu_tile_shape<4, 8, 2, 2, 2, 3, 2> shape_128_128;
+typedef mu_tile_shape<2, 4, 2, 2, 2, 4, 3> shape_64_64;
 typedef mu_tile_shape<1, 2, 4, 2, 2, 4, 3> shape_64_32;
-typedef mu_tile_shape<1, 2, 2, 2, 4, 4, 3> shape_32_32;
 typedef mu_tile_shape<1, 2, 4, 1, 2, 6, 4> shape_64_16;
+typedef mu_tile_shape<1, 2, 2, 4, 4, 4, 2> shape_32_64;
+typedef mu_tile_shape<1, 2, 2, 2, 4, 4, 3> shape_32_32;
 typedef mu_tile_shape<1, 2, 2, 1, 2, 8, 6> shape_32_16;
 
-/* For measuring: MUSTER_TILES=LSH, digits: of large tiles 0 … 3, of small ones 0 or 1; H 0: no low tiles. */
-static int choice(int which)
-{
-    static int chosen[3] = {-1, -1, -1};
-    if (chosen[0] < 0) {
-        const char *v = getenv("MUSTER_TILES");
-        if (!v || strlen(v) != 3) v = "301";
-        for (int i = 2; i >= 0; i--) chosen[i] = v[i] - '0';
-    }
-    return chosen[which];
-}
-
 template <uint32_t type> struct tiles_of {
-    /* Measured with every shape; the other types have one of each kind. */
-    static constexpr bool TRIED = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
+    /* The other types have no tiles of 32 rows. */
+    static constexpr bool COMMON = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
 
     template <typename Shape> static bool in(struct mu_device *d, struct mu_tile_args *x)
     {
@@ -151,19 +131,10 @@ template <uint32_t type> struct tiles_of {
         launch<type, Shape>(d, x);
         return true;
     }
-    static bool large(struct mu_device *d, struct mu_tile_args *x)
-    {
-        if constexpr (TRIED) {
-            if (choice(0) == 0) return in<shape_128_128>(d, x);
-            if (choice(0) == 1) return in<shape_256_128>(d, x);
-            if (choice(0) == 2) return in<shape_128_256>(d, x);
-        }
-        return in<shape_128_128_wide>(d, x);
-    }
     static bool few_rows(struct mu_device *d, struct mu_tile_args *x, int n_each)
     {
-        if constexpr (TRIED) {
-            if (n_each > 32) return choice(1) == 1 ? in<shape_32_64_wide>(d, x) : in<shape_32_64>(d, x);
+        if constexpr (COMMON) {
+            if (n_each > 32) return in<shape_32_64>(d, x);
             if (n_each > 16) return in<shape_32_32>(d, x);
             return in<shape_32_16>(d, x);
         }
@@ -172,7 +143,7 @@ template <uint32_t type> struct tiles_of {
     static void run(struct mu_device *d, struct mu_tile_args *x, int n_each)
     {
         int rows = 0;
-        bool low = choice(2) != 0;
+        bool low = true; /* no job is a gated pair */
         for (int j = 0; j < x->n_job; j++) {
             rows += x->job[j].n_row * (x->job[j].up ? 2 : 1);
             low = low && !x->job[j].up;
@@ -180,14 +151,11 @@ template <uint32_t type> struct tiles_of {
         /* Large tiles where there are enough of them for every multiprocessor; tiles of 32 rows where those of 64 would
          * be too few, but for a gated pair, which needs 64 for its result's blocks of 32. */
         int tiles = (rows + 127) / 128 * ((x->n_vec + 127) / 128);
-        if (n_each > 64 && 2 * tiles >= 3 * d->n_sm && large(d, x)) return;
+        if (n_each > 64 && 2 * tiles >= 3 * d->n_sm && in<shape_128_128>(d, x)) return;
         low = low && (rows + 63) / 64 * ((x->n_vec + 63) / 64) < 2 * d->n_sm;
         if (low && few_rows(d, x, n_each)) return;
-        if constexpr (TRIED) {
-            if (n_each > 32 && choice(1) == 1 && in<shape_64_64>(d, x)) return;
-        }
         if (n_each > 32)
-            launch<type, shape_64_64_wide>(d, x);
+            launch<type, shape_64_64>(d, x);
         else if (n_each > 16)
             launch<type, shape_64_32>(d, x);
         else

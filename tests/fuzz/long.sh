@@ -46,7 +46,7 @@ fuzz() {
 }
 
 build() {
-    CC=${CC:-clang} cmake -S . -B build-fuzz -G Ninja -DCMAKE_BUILD_TYPE=Debug -DMUSTER_ASAN=ON -DMUSTER_FUZZ=ON >/dev/null
+    CC=${CC:-clang} cmake -S . -B build-fuzz -G Ninja -DCMAKE_BUILD_TYPE=Debug -DMUSTER_ASAN=ON -DMUSTER_FUZZ=ON -DMUSTER_EMULATED_GPU=OFF >/dev/null
     local targets=()
     for name in "${names[@]}"; do targets+=(fuzz_"$name" fuzz_"$name"_libfuzzer); done
     ninja -C build-fuzz --quiet "${targets[@]}"

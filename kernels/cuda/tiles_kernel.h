@@ -22,7 +22,9 @@
  *                  prepare the scales of stage i + 1; multiply stage i
  *
  * One barrier a stage does for all: it shows what iteration i - 1 prepared for stage i, and that stage i - 1 is done
- * with. Several blocks share a multiprocessor, so that one multiplies while another waits.
+ * with. Several blocks share a multiprocessor, so that one multiplies while another waits. Where there are too few
+ * of them for that, some warps (movers) only copy and prepare, and the others only multiply: a stage then takes the
+ * longer of the two, not both.
  *
  * Vectors are taken in an order that lets a lane have four neighbours in two products: vector 16p + 4t + 2j + c (c of 0,
  * 1) is column 2t + c of product 2p + j. In shared memory they lie in the products' order, so that ldmatrix reads eight
@@ -62,8 +64,9 @@ void mu_tiles_min(struct mu_device *d, struct mu_tile_args *x, uint32_t type, in
 void mu_tiles_halves(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
 void mu_tiles_table(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
 
-/* The shape of a block of threads; CTAS of them at once on a multiprocessor. */
-template <int rt, int nt, int wr, int wt, int p, int st, int ctas> struct mu_tile_shape {
+/* The shape of a block of threads; CTAS of them at once on a multiprocessor. movers: warps beside those that multiply
+ * which do nothing but copy and prepare; 0: all do both. */
+template <int rt, int nt, int wr, int wt, int p, int st, int ctas, int movers = 0> struct mu_tile_shape {
     enum {
         RT = rt,
         NT = nt,
@@ -75,10 +78,13 @@ template <int rt, int nt, int wr, int wt, int p, int st, int ctas> struct mu_til
         GROUPS = wr * rt, /* of 16 rows */
         ROWS = 16 * GROUPS,
         VECS = wt * nt * 8,
-        THREADS = 32 * wr * wt,
+        MULTIPLIERS = 32 * wr * wt, /* threads */
+        THREADS = MULTIPLIERS + 32 * movers,
+        FIRST_MOVER = movers ? MULTIPLIERS : 0,
+        MOVERS = THREADS - FIRST_MOVER,
         BLOCKS = 2 * p /* of 32 columns in a stage */
     };
-    static_assert(nt % 2 == 0 && st >= 3 && THREADS % GROUPS == 0, "a shape that the kernel can do");
+    static_assert(nt % 2 == 0 && st >= 3 && MOVERS % GROUPS == 0, "a shape that the kernel can do");
 };
 
 /* Where things lie in shared memory; bytes. */
@@ -138,16 +144,19 @@ template <uint32_t type, typename Shape> struct mu_tile {
     typedef mu_tile_memory<type, Shape> M;
     static constexpr int LIFT = mu_tile_codes<type>::LIFT;
     static constexpr float UNLIFT = 1.0f / (1 << LIFT);
-    static constexpr int UNROLL = Shape::RT * Shape::NT <= 8 ? Shape::P : 1; /* pairs */
+    static constexpr int UNROLL = Shape::RT * Shape::NT <= 24 ? Shape::P : 1; /* pairs */
 
     /* ---- one stage's copies ----
      *
      * Offsets are unsigned and 32 bits wide where they can be: one instruction then makes an address. */
 
+    /* The thread's number among those that copy and prepare. */
+    __device__ static unsigned mover() { return threadIdx.x - Shape::FIRST_MOVER; }
+
     /* `bytes` bytes by as many threads as there are for a group, of which this is number i; both multiples of 16. */
     template <unsigned bytes> __device__ static void copy(uint8_t *dst, const uint8_t *src, unsigned i)
     {
-        constexpr unsigned step = 16 * (Shape::THREADS / Shape::GROUPS);
+        constexpr unsigned step = 16 * (Shape::MOVERS / Shape::GROUPS);
 #pragma unroll
         for (unsigned at = 0; at < bytes; at += step)
             if (at + step <= bytes || at + 16 * i < bytes) mu_cp_async16(dst + 16 * i + at, src + 16 * i + at);
@@ -156,9 +165,9 @@ template <uint32_t type, typename Shape> struct mu_tile {
     /* The group's bits and scales of the blocks from b on. */
     __device__ static void copy_codes(uint8_t *stage, const uint8_t *group, unsigned n_block, unsigned b)
     {
-        constexpr unsigned each = Shape::THREADS / Shape::GROUPS;
-        unsigned i = threadIdx.x % each;
-        uint8_t *dst = stage + threadIdx.x / each * M::GROUP;
+        constexpr unsigned each = Shape::MOVERS / Shape::GROUPS;
+        unsigned i = mover() % each;
+        uint8_t *dst = stage + mover() / each * M::GROUP;
         if constexpr (M::WHOLE) {
             const uint8_t *src = group + (size_t)(b / 2) * L::UNIT_BYTES;
             if (b + Shape::BLOCKS <= n_block + 1)
@@ -186,10 +195,10 @@ template <uint32_t type, typename Shape> struct mu_tile {
     __device__ static void copy_vectors(uint8_t *stage, const struct mu_tile_args &x, const uint32_t *vector,
                                         unsigned n_block, unsigned b)
     {
-        constexpr unsigned pieces = M::Q_ROW / 16, rows = Shape::THREADS / pieces;
-        static_assert(Shape::THREADS % pieces == 0 && (rows == 8 || rows % 16 == 0) && Shape::VECS % rows == 0,
+        constexpr unsigned pieces = M::Q_ROW / 16, rows = Shape::MOVERS / pieces;
+        static_assert(Shape::MOVERS % pieces == 0 && (rows == 8 || rows % 16 == 0) && Shape::VECS % rows == 0,
                       "equal shares");
-        unsigned c = threadIdx.x % pieces, row = threadIdx.x / pieces;
+        unsigned c = mover() % pieces, row = mover() / pieces;
         if (2 * (n_block - b) > c) {
             const int8_t *q = x.q + (32 * b + 16 * c);
             const uint32_t *at = vector + vector_at(row);
@@ -202,9 +211,9 @@ template <uint32_t type, typename Shape> struct mu_tile {
             for (unsigned i = 0; i < Shape::VECS; i += rows)
                 mu_cp_async16(dst + i * M::Q_ROW, q + (size_t)from[i / rows] * (unsigned)x.n_col);
         }
-        constexpr unsigned vecs = Shape::THREADS / Shape::BLOCKS;
-        static_assert(Shape::THREADS % Shape::BLOCKS == 0, "equal shares");
-        unsigned k = threadIdx.x % Shape::BLOCKS, v = threadIdx.x / Shape::BLOCKS;
+        constexpr unsigned vecs = Shape::MOVERS / Shape::BLOCKS;
+        static_assert(Shape::MOVERS % Shape::BLOCKS == 0, "equal shares");
+        unsigned k = mover() % Shape::BLOCKS, v = mover() / Shape::BLOCKS;
         if (n_block - b > k) {
             const uint8_t *s = reinterpret_cast<const uint8_t *>(x.s) + 4 * (b + k);
             const uint8_t *sum = reinterpret_cast<const uint8_t *>(x.sum) + 4 * (b + k);
@@ -265,9 +274,9 @@ template <uint32_t type, typename Shape> struct mu_tile {
     {
         constexpr unsigned rows = Shape::GROUPS * 8, n_row = rows * 2 * Shape::P, n_vec = Shape::BLOCKS * Shape::VECS;
 #pragma unroll
-        for (unsigned first = 0; first < n_row; first += Shape::THREADS) {
-            unsigned i = first + threadIdx.x, group = i % rows / 8, g = i % 8, h = i / rows % 2, p = i / rows / 2;
-            if (first + Shape::THREADS > n_row && i >= n_row) break;
+        for (unsigned first = 0; first < n_row; first += Shape::MOVERS) {
+            unsigned i = first + mover(), group = i % rows / 8, g = i % 8, h = i / rows % 2, p = i / rows / 2;
+            if (first + Shape::MOVERS > n_row && i >= n_row) break;
             const uint8_t *at = stage + group * M::GROUP + M::SCALES_AT + (M::WHOLE ? p * (int)L::UNIT_BYTES : 0);
             struct mu_scales scales = mu_scales_load<type>(at, (int)g);
             unsigned pair = M::WHOLE ? 0 : b % L::BLOCKS / 2 + p; /* of the unit */
@@ -278,20 +287,20 @@ template <uint32_t type, typename Shape> struct mu_tile {
                 factors_pair<M::WHOLE ? 0 : 1>(factors, scales, (int)p, (int)group, (int)g, (int)h);
         }
         if constexpr (M::HAS_TOTAL) {
-            constexpr unsigned n = (n_vec + Shape::THREADS - 1) / Shape::THREADS;
+            constexpr unsigned n = (n_vec + Shape::MOVERS - 1) / Shape::MOVERS;
             uint32_t two[n];
             float s[n];
 #pragma unroll
             for (unsigned k = 0; k < n; k++) { /* all are read before the first is written */
-                unsigned i = k * Shape::THREADS + threadIdx.x, at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
-                if (n_vec % Shape::THREADS != 0 && i >= n_vec) break;
+                unsigned i = k * Shape::MOVERS + mover(), at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
+                if (n_vec % Shape::MOVERS != 0 && i >= n_vec) break;
                 two[k] = reinterpret_cast<const uint32_t *>(stage + M::SUM)[at];
                 s[k] = reinterpret_cast<const float *>(stage + M::S)[at];
             }
 #pragma unroll
             for (unsigned k = 0; k < n; k++) {
-                unsigned i = k * Shape::THREADS + threadIdx.x, at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
-                if (n_vec % Shape::THREADS != 0 && i >= n_vec) break;
+                unsigned i = k * Shape::MOVERS + mover(), at = i / Shape::VECS * M::S_ROW + i % Shape::VECS;
+                if (n_vec % Shape::MOVERS != 0 && i >= n_vec) break;
                 total[at] = (float)((int16_t)two[k] + (int16_t)(two[k] >> 16)) * s[k];
             }
         }
@@ -299,25 +308,29 @@ template <uint32_t type, typename Shape> struct mu_tile {
 
     /* ---- the product ---- */
 
+    /* Bytes, made once: the loop's other values leave no registers to make them again. */
     struct lane_place {
-        int lane, group, vec; /* the warp's first group and vector in the tile */
-        int q;                /* byte in the stage of the row of q that the lane names to ldmatrix, at piece 0 */
-        int turn;             /* 16 · (what its pieces' numbers are changed by), with the half that it names */
+        unsigned lane;
+        unsigned group;  /* in a stage, the warp's first group */
+        unsigned q;      /* in a stage, the row of q that the lane names to ldmatrix, at piece 0 */
+        unsigned turn;   /* 16 · (what its pieces' numbers are changed by), with the half that it names */
+        unsigned s;      /* in a stage, behind S, or SUM; in `total`: its first vector */
+        unsigned factor; /* in `factors`, its first row */
     };
 
     /* Block k of the stage, whose operand A is a. */
-    __device__ static void multiply(const uint8_t *stage, const uint8_t *factors, const float *total,
+    __device__ static void multiply(const uint8_t *stage, const uint8_t *factors, const uint8_t *total,
                                     const struct lane_place &w, int k, const uint32_t a[Shape::RT][4],
                                     float acc[Shape::RT][Shape::NT][4])
     {
         const int magic[4] = {MU_TILE_MAGIC, MU_TILE_MAGIC, MU_TILE_MAGIC, MU_TILE_MAGIC};
-        int g = w.lane / 4, t = w.lane % 4;
         float f[Shape::RT][M::FACTORS][2];
 #pragma unroll
         for (int r = 0; r < Shape::RT; r++)
 #pragma unroll
             for (int i = 0; i < M::FACTORS; i++) {
-                float2 v = *factor_at(const_cast<uint8_t *>(factors), k, w.group + r, i, g);
+                float2 v = *reinterpret_cast<const float2 *>(factors + w.factor +
+                                                             ((k * Shape::GROUPS + r) * M::FACTORS + i) * 64);
                 f[r][i][0] = v.x, f[r][i][1] = v.y;
             }
         const uint8_t *q = stage + w.q + (w.turn ^ 32 * k);
@@ -325,15 +338,15 @@ template <uint32_t type, typename Shape> struct mu_tile {
         for (int n = 0; n < Shape::NT; n += 2) {
             uint32_t b[4];
             mu_ldmatrix_x4(b, q + n * 8 * M::Q_ROW);
-            int at = k * M::S_ROW + w.vec + 8 * n + 4 * t;
-            float4 s4 = *reinterpret_cast<const float4 *>(stage + M::S + 4 * at);
+            const uint8_t *at = stage + w.s + 4 * (k * M::S_ROW + 8 * n);
+            float4 s4 = *reinterpret_cast<const float4 *>(at + M::S);
             float s[4] = {s4.x, s4.y, s4.z, s4.w}, sums[4];
             int s0[4], s1[4];
             if (M::HAS_TOTAL) {
-                float4 v = *reinterpret_cast<const float4 *>(total + at);
+                float4 v = *reinterpret_cast<const float4 *>(total + w.s + 4 * (k * M::S_ROW + 8 * n));
                 sums[0] = v.x, sums[1] = v.y, sums[2] = v.z, sums[3] = v.w;
             } else if (L::HAS_MIN) {
-                uint4 v = *reinterpret_cast<const uint4 *>(stage + M::SUM + 4 * at);
+                uint4 v = *reinterpret_cast<const uint4 *>(at + M::SUM);
                 uint32_t two[4] = {v.x, v.y, v.z, v.w};
 #pragma unroll
                 for (int i = 0; i < 4; i++) s0[i] = (int16_t)two[i], s1[i] = (int16_t)(two[i] >> 16);
@@ -383,16 +396,16 @@ template <uint32_t type, typename Shape> struct mu_tile {
 
     /* Pair p of the stage; both its blocks, or the first. */
     template <bool both>
-    __device__ static void multiply_pair(const uint8_t *stage, const uint8_t *factors, const float *total,
+    __device__ static void multiply_pair(const uint8_t *stage, const uint8_t *factors, const uint8_t *total,
                                          const struct lane_place &w, int p, float acc[Shape::RT][Shape::NT][4])
     {
-        const uint8_t *group = stage + w.group * M::GROUP;
+        const uint8_t *group = stage + w.group;
         struct mu_tile_codes<type> codes[Shape::RT];
         uint32_t a[Shape::RT][4];
 #pragma unroll
         for (int r = 0; r < Shape::RT; r++)
             codes[r] = mu_tile_codes_load<type>(group + r * M::GROUP + p * M::LOW_STEP,
-                                                group + r * M::GROUP + M::HIGH + p * M::HIGH_STEP, w.lane);
+                                                group + r * M::GROUP + M::HIGH + p * M::HIGH_STEP, (int)w.lane);
 #pragma unroll
         for (int r = 0; r < Shape::RT; r++) mu_tile_codes_block<type, 0>(codes[r], a[r]);
         multiply(stage, factors, total, w, 2 * p, a, acc);
@@ -403,9 +416,9 @@ template <uint32_t type, typename Shape> struct mu_tile {
         }
     }
 
-    /* The first n blocks of the stage. A small tile's stages are unrolled: its warps are few, and must not wait for one
-     * block's results before they begin the next. */
-    __device__ static void multiply_stage(const uint8_t *stage, const uint8_t *factors, const float *total,
+    /* The first n blocks of the stage. Stages are unrolled, so that no warp waits for one block's results before it
+     * begins the next; but not the largest tiles', which have no registers for that. */
+    __device__ static void multiply_stage(const uint8_t *stage, const uint8_t *factors, const uint8_t *total,
                                           const struct lane_place &w, int n, float acc[Shape::RT][Shape::NT][4])
     {
         if (!M::WHOLE || n == Shape::BLOCKS) { /* K types' stages are always full */
@@ -422,58 +435,77 @@ template <uint32_t type, typename Shape> struct mu_tile {
         }
     }
 
-    /* The whole product of the tile. group: where the group of rows lies that this thread helps to copy; vector: row of
-     * x of each of the tile's vectors (shared memory). */
-    __device__ static void product(uint8_t *bytes, const struct mu_tile_args &x, const uint8_t *group,
-                                   float acc[Shape::RT][Shape::NT][4])
+    /* The whole product of the tile, or the part of it that movers or the others have: each then keeps in registers what
+     * it needs itself. */
+    template <bool moves, bool multiplies>
+    __device__ static void part(uint8_t *bytes, const struct mu_tile_args &x, const uint8_t *group,
+                                float acc[Shape::RT][Shape::NT][4])
     {
         const uint32_t *vector = reinterpret_cast<const uint32_t *>(bytes + M::VECTOR);
         uint8_t *factors = bytes + Shape::ST * M::STAGE;
-        float *total = reinterpret_cast<float *>(bytes + M::TOTAL);
+        uint8_t *total = bytes + M::TOTAL;
         int n_block = x.n_col / 32, n_stage = (n_block + Shape::BLOCKS - 1) / Shape::BLOCKS;
-        int warp = (int)threadIdx.x / 32;
+        unsigned warp = threadIdx.x / 32;
         struct lane_place w;
-        w.lane = (int)threadIdx.x % 32;
-        w.group = warp % Shape::WR * Shape::RT;
-        w.vec = warp / Shape::WR * Shape::NT * 8;
-        int row = w.vec + (w.lane & 7) + (w.lane >> 4) * 8;
+        w.lane = threadIdx.x % 32;
+        unsigned first = warp % Shape::WR * Shape::RT, vec = warp / Shape::WR * Shape::NT * 8;
+        unsigned row = vec + (w.lane & 7) + (w.lane >> 4) * 8;
+        w.group = first * M::GROUP;
         w.q = M::Q + row * M::Q_ROW;
         w.turn = 16 * ((w.lane >> 3 & 1) ^ (row & 7));
+        w.s = 4 * (vec + 4 * (w.lane % 4));
+        w.factor = (first * M::FACTORS * 8 + w.lane / 4) * 8;
 #pragma unroll
         for (int i = 0; i < Shape::ST - 1; i++)
-            if (i < n_stage) copy_codes(bytes + i * M::STAGE, group, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
+            if (moves && i < n_stage)
+                copy_codes(bytes + i * M::STAGE, group, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
         mu_grid_wait(); /* the weights are there; the vectors may still be in the making */
 #pragma unroll
         for (int i = 0; i < Shape::ST - 1; i++) {
-            if (i < n_stage)
+            if (moves && i < n_stage)
                 copy_vectors(bytes + i * M::STAGE, x, vector, (unsigned)n_block, (unsigned)(i * Shape::BLOCKS));
             mu_cp_async_commit();
         }
         mu_cp_async_wait<Shape::ST - 2>();
         __syncthreads();
-        prepare(bytes, factors, total, 0);
+        if (moves) prepare(bytes, factors, reinterpret_cast<float *>(total), 0);
         int now = 0; /* where stage i is */
 #pragma unroll 1
         for (int i = 0; i < n_stage; i++) {
             int next = now + 1 < Shape::ST ? now + 1 : 0, last = now > 0 ? now - 1 : Shape::ST - 1;
             mu_cp_async_wait<Shape::ST - 3>();
             __syncthreads();
-            if (i + Shape::ST - 1 < n_stage) {
+            if (moves && i + Shape::ST - 1 < n_stage) {
                 unsigned b = (unsigned)((i + Shape::ST - 1) * Shape::BLOCKS);
                 copy_codes(bytes + last * M::STAGE, group, (unsigned)n_block, b);
                 copy_vectors(bytes + last * M::STAGE, x, vector, (unsigned)n_block, b);
             }
             mu_cp_async_commit();
             int parity = i % 2, left = n_block - i * Shape::BLOCKS;
-            if (i + 1 < n_stage)
+            if (moves && i + 1 < n_stage)
                 prepare(bytes + next * M::STAGE, factors + (1 - parity) * M::FACTORS_STAGE,
-                        total + (1 - parity) * (M::TOTAL_STAGE / 4), (unsigned)((i + 1) * Shape::BLOCKS));
-            multiply_stage(bytes + now * M::STAGE, factors + parity * M::FACTORS_STAGE,
-                           total + parity * (M::TOTAL_STAGE / 4), w, left < Shape::BLOCKS ? left : Shape::BLOCKS, acc);
+                        reinterpret_cast<float *>(total + (1 - parity) * M::TOTAL_STAGE),
+                        (unsigned)((i + 1) * Shape::BLOCKS));
+            if (multiplies)
+                multiply_stage(bytes + now * M::STAGE, factors + parity * M::FACTORS_STAGE,
+                               total + parity * M::TOTAL_STAGE, w, left < Shape::BLOCKS ? left : Shape::BLOCKS, acc);
             now = next;
         }
         mu_cp_async_wait<0>();
         __syncthreads();
+    }
+
+    /* group: where the group of rows lies that this thread helps to copy; vector: row of x of each of the tile's vectors
+     * (shared memory). acc: not of movers. */
+    __device__ static void product(uint8_t *bytes, const struct mu_tile_args &x, const uint8_t *group,
+                                   float acc[Shape::RT][Shape::NT][4])
+    {
+        if (Shape::FIRST_MOVER == 0)
+            part<true, true>(bytes, x, group, acc);
+        else if ((int)threadIdx.x >= Shape::FIRST_MOVER)
+            part<true, false>(bytes, x, group, acc);
+        else
+            part<false, true>(bytes, x, group, acc);
     }
 };
 

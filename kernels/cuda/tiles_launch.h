@@ -3,6 +3,9 @@
 #ifndef MU_KERNELS_CUDA_TILES_LAUNCH_H
 #define MU_KERNELS_CUDA_TILES_LAUNCH_H
 
+#include <stdlib.h>
+#include <string.h>
+
 #include "kernels/cuda/tiles_kernel.h"
 
 /* Where this block's tile is; n 0: nowhere. Whole warps; every warp finds the same. */
@@ -61,7 +64,8 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
             vector[i] =
                 (uint32_t)(x.experts.n_expert == 0 || x.experts.by_place ? p : x.experts.place[p] / x.experts.n_used);
         }
-        int mine = (int)threadIdx.x / (Shape::THREADS / Shape::GROUPS), group = place.tile * groups + mine % groups;
+        int mover = (int)threadIdx.x - (int)Shape::FIRST_MOVER;
+        int mine = mover < 0 ? 0 : mover / (Shape::MOVERS / Shape::GROUPS), group = place.tile * groups + mine % groups;
         const uint8_t *m = mine < groups ? job.m : job.up;
         int most = (job.n_row + 15) / 16 - 1;
         m += (size_t)place.expert * (mine < groups ? x.experts.m_bytes : x.experts.up_bytes);
@@ -79,7 +83,7 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
 #pragma unroll
             for (int n = 0; n < Shape::NT; n++)
 #pragma unroll
-                for (int e = 0; e < 4; e++)
+                for (int e = 0; e < 4 && (int)threadIdx.x < Shape::MULTIPLIERS; e++)
                     y[(vec0 + n / 2 * 16 + n % 2 * 2 + e % 2) * M::Y_ROW + row0 + r * 16 + e / 2 * 8] = acc[r][n][e];
         __syncthreads();
         constexpr int threads = Shape::THREADS, all = Shape::ROWS, half = Shape::ROWS / 2;
@@ -114,16 +118,38 @@ template <uint32_t type, typename Shape> static void launch(struct mu_device *d,
 
 /* Rows × vectors. */
 typedef mu_tile_shape<4, 8, 2, 2, 2, 3, 2> shape_128_128;
+typedef mu_tile_shape<4, 6, 2, 2, 2, 3, 2> shape_128_96;
+typedef mu_tile_shape<2, 8, 4, 3, 2, 4, 1, 4> shape_128_192_moved;
+typedef mu_tile_shape<4, 6, 2, 2, 2, 3, 2, 2> shape_128_96_moved;
 typedef mu_tile_shape<2, 4, 2, 2, 2, 4, 3> shape_64_64;
 typedef mu_tile_shape<1, 2, 4, 2, 2, 4, 3> shape_64_32;
 typedef mu_tile_shape<1, 2, 4, 1, 2, 6, 4> shape_64_16;
 typedef mu_tile_shape<1, 2, 2, 4, 4, 4, 2> shape_32_64;
 typedef mu_tile_shape<1, 2, 2, 2, 4, 4, 3> shape_32_32;
 typedef mu_tile_shape<1, 2, 2, 1, 2, 8, 6> shape_32_16;
+typedef mu_tile_shape<1, 4, 4, 2, 2, 4, 2, 4> shape_64_64_moved;
+typedef mu_tile_shape<1, 2, 4, 2, 2, 4, 2, 4> shape_64_32_moved;
+typedef mu_tile_shape<1, 2, 4, 1, 2, 4, 4, 2> shape_64_16_moved;
+typedef mu_tile_shape<1, 2, 2, 4, 4, 4, 1, 4> shape_32_64_moved;
+typedef mu_tile_shape<1, 2, 2, 2, 4, 4, 2, 4> shape_32_32_moved;
+typedef mu_tile_shape<1, 2, 2, 1, 4, 5, 2, 4> shape_32_16_moved;
+
+/* For measuring: MUSTER_TILES=LS, digits: large tiles of 128 × 128 (0), 128 × 96 (1), and with movers 128 × 192 (2) and
+ * 128 × 96 (3); small ones without movers (0) or with them (1). */
+static int choice(int which)
+{
+    static int chosen[2] = {-1, -1};
+    if (chosen[0] < 0) {
+        const char *v = getenv("MUSTER_TILES");
+        if (!v || strlen(v) != 2) v = "00";
+        for (int i = 1; i >= 0; i--) chosen[i] = v[i] - '0';
+    }
+    return chosen[which];
+}
 
 template <uint32_t type> struct tiles_of {
-    /* The other types have no tiles of 32 rows. */
-    static constexpr bool COMMON = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
+    /* Measured with every shape; the other types have one of each kind. */
+    static constexpr bool TRIED = type == MU_Q8_0 || type == MU_Q4_0 || type == MU_Q4_K || type == MU_Q6_K;
 
     template <typename Shape> static bool in(struct mu_device *d, struct mu_tile_args *x)
     {
@@ -131,19 +157,39 @@ template <uint32_t type> struct tiles_of {
         launch<type, Shape>(d, x);
         return true;
     }
+    static bool large(struct mu_device *d, struct mu_tile_args *x)
+    {
+        if constexpr (TRIED) {
+            if (choice(0) == 1) return in<shape_128_96>(d, x);
+            if (choice(0) == 2) return in<shape_128_192_moved>(d, x);
+            if (choice(0) == 3) return in<shape_128_96_moved>(d, x);
+        }
+        return in<shape_128_128>(d, x);
+    }
     static bool few_rows(struct mu_device *d, struct mu_tile_args *x, int n_each)
     {
-        if constexpr (COMMON) {
-            if (n_each > 32) return in<shape_32_64>(d, x);
-            if (n_each > 16) return in<shape_32_32>(d, x);
-            return in<shape_32_16>(d, x);
+        if constexpr (TRIED) {
+            bool moved = choice(1) == 1;
+            if (n_each > 32) return moved ? in<shape_32_64_moved>(d, x) : in<shape_32_64>(d, x);
+            if (n_each > 16) return moved ? in<shape_32_32_moved>(d, x) : in<shape_32_32>(d, x);
+            return moved ? in<shape_32_16_moved>(d, x) : in<shape_32_16>(d, x);
+        }
+        return false;
+    }
+    static bool small_moved(struct mu_device *d, struct mu_tile_args *x, int n_each)
+    {
+        if constexpr (TRIED) {
+            if (choice(1) != 1) return false;
+            if (n_each > 32) return in<shape_64_64_moved>(d, x);
+            if (n_each > 16) return in<shape_64_32_moved>(d, x);
+            return in<shape_64_16_moved>(d, x);
         }
         return false;
     }
     static void run(struct mu_device *d, struct mu_tile_args *x, int n_each)
     {
         int rows = 0;
-        bool low = true; /* no job is a gated pair */
+        bool low = true;
         for (int j = 0; j < x->n_job; j++) {
             rows += x->job[j].n_row * (x->job[j].up ? 2 : 1);
             low = low && !x->job[j].up;
@@ -151,9 +197,10 @@ template <uint32_t type> struct tiles_of {
         /* Large tiles where there are enough of them for every multiprocessor; tiles of 32 rows where those of 64 would
          * be too few, but for a gated pair, which needs 64 for its result's blocks of 32. */
         int tiles = (rows + 127) / 128 * ((x->n_vec + 127) / 128);
-        if (n_each > 64 && 2 * tiles >= 3 * d->n_sm && in<shape_128_128>(d, x)) return;
+        if (n_each > 64 && 2 * tiles >= 3 * d->n_sm && large(d, x)) return;
         low = low && (rows + 63) / 64 * ((x->n_vec + 63) / 64) < 2 * d->n_sm;
         if (low && few_rows(d, x, n_each)) return;
+        if (small_moved(d, x, n_each)) return;
         if (n_each > 32)
             launch<type, shape_64_64>(d, x);
         else if (n_each > 16)

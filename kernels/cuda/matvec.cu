@@ -15,8 +15,8 @@
  * room where these leave some (a small matrix), or as they end.
  *
  * I comes from the tensor cores (mma.m16n8k32, or two m16n8k16 where halves have scales of their own), of which the eight
- * columns are filled with blocks where there are fewer vectors: NT vectors (1, 2, 4, 8) share an accumulator by 8/NT
- * blocks, each multiplied with zeros in the others' columns. Column n is of vector n / (8/NT) and block n % (8/NT); so
+ * columns are filled with blocks where there are fewer vectors: NT vectors (1, 2, 4, 8) share an operand B by 8/NT
+ * blocks (with halves an accumulator too, each multiplied with zeros in the others' columns). Column n is of vector n / (8/NT) and block n % (8/NT); so
  * every lane's results are of use. Vectors beyond those that are there repeat the last. Integers below 2^22 are
  * converted without the slow instruction: products start at 0x4b400000, whose bits are the float 1.5·2^23; it is
  * subtracted later, and with it the offset's share, offset·Σq.
@@ -26,23 +26,23 @@
  *   words   [block][vector][t]   the words of columns 4t and 16+4t
  *   factors [pair][vector]       s and the extra of the first block, of the second; extra: what the type needs of the sums
  *
- * A slot: planes of 16 rows by 8 blocks of floats, a row's 32 bytes 48 apart (no bank conflicts): for each vector the
+ * A slot: planes of 16 rows by 8 blocks of floats, a row's two halves exchanged in every second four rows (no bank
+ * conflicts, no padding: two thread blocks with 8 vectors shall fit in a multiprocessor). Planes: for each vector the
  * integers; with m and halves (Q2_K) for each vector the sums of minimums; the scales D; with m the minimums.
  *
  * form's int8 needs 32 neighbouring rows, of which a group is half: who finishes second does it (meet). */
 #include <stdlib.h>
+#include <string.h>
 
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/epilogue.h"
 #include "kernels/cuda/layout.h"
 
 enum {
-    PRODUCERS = 7,   /* two barriers each, of 15 */
-    ITEM_BLOCKS = 8, /* of 32 columns */
-    ROW_PITCH = 48,  /* bytes of a plane's row */
-    PLANE = 16 * ROW_PITCH + 16,
-    LOADS = 4,          /* words of a vector that a thread has on their way */
-    STAGE_BYTES = 4096, /* what a warp has on its way, or two items */
+    PRODUCERS = 7,                     /* two barriers each, of 15 */
+    ITEM_BLOCKS = 8,                   /* of 32 columns */
+    PLANE = 16 * ITEM_BLOCKS * 4 + 16, /* bytes */
+    STAGE_BYTES = 4096,                /* what a warp has on its way, or two items */
 };
 
 struct job_args {
@@ -203,32 +203,31 @@ template <uint32_t type> __device__ static inline uint32_t extra_of(float s, int
 }
 
 /* All vectors into words and factors. Whole blocks only: what an odd last pair or a short last item lacks is read, but
- * not used. */
-template <uint32_t type>
-__device__ static void vectors_load(const struct matvec_args &a, uint32_t *words, uint32_t *factors)
+ * not used. All that a thread has to read is on its way together, two blocks at once: the next kernel's start is the time of
+ * a few such reads. */
+template <uint32_t type> __device__ static void vectors_load(const struct matvec_args &a, uint4 *words, uint2 *factors)
 {
-    const uint32_t *q = reinterpret_cast<const uint32_t *>(a.q);
-    int n_word = 8 * a.n_block;
-    for (int v = 0; v < a.n_vec; v++) {
-        for (int first = threadIdx.x; first < n_word; first += LOADS * blockDim.x) {
-            uint32_t four[LOADS]; /* read together: the next kernel's start is the time of a few such reads */
+    const uint4 *q = reinterpret_cast<const uint4 *>(a.q);
+    const uint32_t *sums = reinterpret_cast<const uint32_t *>(a.sum);
+    int n = a.n_vec * a.n_block;
+    for (int first = threadIdx.x; first < n; first += 2 * blockDim.x) {
+        uint4 low[2] = {}, high[2] = {};
+        float s[2] = {};
+        uint32_t sum[2] = {};
 #pragma unroll
-            for (int k = 0; k < LOADS; k++) {
-                int i = first + k * (int)blockDim.x;
-                four[k] = i < n_word ? q[(size_t)v * (size_t)n_word + (size_t)i] : 0;
-            }
-#pragma unroll
-            for (int k = 0; k < LOADS; k++) {
-                int i = first + k * (int)blockDim.x, block = i / 8, word = i % 8;
-                if (i < n_word) words[((block * a.n_vec + v) * 4 + word % 4) * 2 + word / 4] = four[k];
-            }
+        for (int k = 0; k < 2; k++) {
+            int i = first + k * (int)blockDim.x;
+            if (i < n) low[k] = q[2 * i], high[k] = q[2 * i + 1], s[k] = a.s[i], sum[k] = sums[i];
         }
-        for (int block = threadIdx.x; block < a.n_block; block += blockDim.x) {
-            size_t at = (size_t)v * (size_t)a.n_block + (size_t)block;
-            float s = a.s[at];
-            uint32_t *to = factors + ((block / 2) * a.n_vec + v) * 4 + block % 2 * 2;
-            to[0] = __float_as_uint(s);
-            to[1] = extra_of<type>(s, a.sum[2 * at], a.sum[2 * at + 1]);
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            int i = first + k * (int)blockDim.x, v = i / a.n_block, block = i % a.n_block;
+            uint4 *to = words + (block * a.n_vec + v) * 2;
+            if (i >= n) continue;
+            to[0] = make_uint4(low[k].x, high[k].x, low[k].y, high[k].y);
+            to[1] = make_uint4(low[k].z, high[k].z, low[k].w, high[k].w);
+            factors[(block / 2 * a.n_vec + v) * 2 + block % 2] =
+                make_uint2(__float_as_uint(s[k]), extra_of<type>(s[k], (int16_t)sum[k], (int16_t)(sum[k] >> 16)));
         }
     }
 }
@@ -263,10 +262,23 @@ __device__ static inline int vector_of(const struct matvec_args &a, const struct
     return a.n_expert ? vec_of[p.begin + i] : i;
 }
 
-/* Row g + 8h of a plane. */
-__device__ static inline float *plane_row(uint8_t *plane, int g, int h)
+/* Of a plane, a row's float of a block, beside those of blocks up to the next fourth one. */
+__device__ static inline int plane_at(int row, int block)
 {
-    return reinterpret_cast<float *>(plane + (g + 8 * h) * ROW_PITCH);
+    return row * ITEM_BLOCKS + (block ^ (row & 4));
+}
+/* Two and four of them. */
+__device__ static inline void plane_store(uint8_t *plane, int row, int block, float2 v)
+{
+    *reinterpret_cast<float2 *>(reinterpret_cast<float *>(plane) + plane_at(row, block)) = v;
+}
+__device__ static inline void plane_store(uint8_t *plane, int row, int block, float4 v)
+{
+    *reinterpret_cast<float4 *>(reinterpret_cast<float *>(plane) + plane_at(row, block)) = v;
+}
+__device__ static inline float4 plane_load(const uint8_t *plane, int row, int block)
+{
+    return *reinterpret_cast<const float4 *>(reinterpret_cast<const float *>(plane) + plane_at(row, block));
 }
 
 /* D, and M, of rows g and g + 8 and blocks 2t and 2t + 1. halves: scales whose second half was put first where t needs it. */
@@ -283,8 +295,8 @@ __device__ static inline void scales_store(uint8_t *slot, const uint8_t *stage, 
     for (int h = 0; h < 2; h++) {
         struct mu_row_scale first = mu_scale_of<type>(s, L::BLOCKS == 2 ? 0 : 2 * (t & 1), h);
         struct mu_row_scale second = mu_scale_of<type>(s, L::BLOCKS == 2 ? 1 : 2 * (t & 1) + 1, h);
-        reinterpret_cast<float2 *>(plane_row(slot + I::D_AT, g, h))[t] = make_float2(first.d, second.d);
-        if (L::HAS_MIN) reinterpret_cast<float2 *>(plane_row(slot + I::M_AT, g, h))[t] = make_float2(first.m, second.m);
+        plane_store(slot + I::D_AT, g + 8 * h, 2 * t, make_float2(first.d, second.d));
+        if (L::HAS_MIN) plane_store(slot + I::M_AT, g + 8 * h, 2 * t, make_float2(first.m, second.m));
     }
 }
 
@@ -322,33 +334,59 @@ __device__ static inline void results_store(uint8_t *planes, const float v[N][4]
         if constexpr (NT == 8) { /* four blocks of two vectors */
 #pragma unroll
             for (int c = 0; c < 2; c++)
-                reinterpret_cast<float4 *>(plane_row(planes + (2 * t + c) * PLANE, g, h))[block / 4] =
-                    make_float4(v[0][2 * h + c], v[1][2 * h + c], v[2][2 * h + c], v[3][2 * h + c]);
+                plane_store(planes + (2 * t + c) * PLANE, g + 8 * h, block,
+                            make_float4(v[0][2 * h + c], v[1][2 * h + c], v[2][2 * h + c], v[3][2 * h + c]));
         } else { /* two blocks of one vector */
-            float *row = plane_row(planes + 2 * t / SHARE * PLANE, g, h) + block + 2 * t % SHARE;
-            *reinterpret_cast<float2 *>(row) = make_float2(v[0][2 * h], v[0][2 * h + 1]);
+            plane_store(planes + 2 * t / SHARE * PLANE, g + 8 * h, block + 2 * t % SHARE,
+                        make_float2(v[0][2 * h], v[0][2 * h + 1]));
         }
 }
 
-/* own: vectors of this lane's columns of results; of_b: of its column of operand B. */
+/* Integers without halves, of fewer than 8 vectors: no zeros are needed, each product is taken from the columns of its own
+ * block (a lane has those of two neighbouring blocks or of neither), and none waits for another. */
 template <uint32_t type, int NT>
-__device__ static inline void item_make(uint8_t *slot, const uint8_t *stage, int item, int n_vec, const uint2 *words,
-                                        const uint32_t *factors, int of_b, const int own[2], int lane)
+__device__ static inline void integers_plain(uint8_t *slot, const uint8_t *stage, int item, int n_vec,
+                                             const uint2 *words, int of_b, int lane)
+{
+    typedef mu_layout<type> L;
+    enum { SHARE = 8 / NT };
+    const int g = lane / 4, t = lane % 4, first[4] = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
+    uint2 b = {};
+#pragma unroll
+    for (int j = 0; j < ITEM_BLOCKS; j += 2) {
+        uint32_t a[2][4];
+        int d[2][4];
+        if (L::BLOCKS == 2)
+            mu_codes_pair<type>(stage + j / 2 * L::UNIT_BYTES, 0, lane, a);
+        else
+            mu_codes_pair<type>(stage, j / 2, lane, a);
+        if (j % SHARE == 0) b = words[((item * ITEM_BLOCKS + j + g % SHARE) * n_vec + of_b) * 4 + t];
+        const uint32_t of_blocks[2] = {b.x, b.y};
+#pragma unroll
+        for (int k = 0; k < 2; k++) mu_mma_s8_k32(d[k], a[k], of_blocks, first);
+        if (2 * t % SHARE == j % SHARE)
+#pragma unroll
+            for (int h = 0; h < 2; h++)
+                plane_store(slot + 2 * t / SHARE * PLANE, g + 8 * h, j,
+                            make_float2(__int_as_float(d[0][2 * h]), __int_as_float(d[1][2 * h + 1])));
+    }
+}
+
+/* Those of halves, or of 8 vectors. own: vectors of this lane's columns of results; of_b: of its column of operand B. */
+template <uint32_t type, int NT>
+__device__ static inline void integers_shared(uint8_t *slot, const uint8_t *stage, int item, int n_vec,
+                                              const uint2 *words, const uint32_t *factors, int of_b, const int own[2],
+                                              const struct mu_scales &scales, const struct mu_scales &halves, int lane)
 {
     typedef mu_layout<type> L;
     typedef item_of<type, NT> I;
     enum { AT_ONCE = NT == 8 ? 4 : 1 };
     const int g = lane / 4, t = lane % 4;
-    struct mu_scales scales = {}, halves = {};
     float v[AT_ONCE][4], sum[AT_ONCE][4];
     uint32_t a[2][4];
     int d0[4], d1[4];
     int16_t s0[2], s1[2];
     uint2 b = {};
-    if (L::BLOCKS > 2) {
-        scales = halves = mu_scales_load<type>(stage + L::SCALES_AT, g);
-        mu_scales_half<type>(&halves, t >= 2);
-    }
 #pragma unroll
     for (int j = 0; j < ITEM_BLOCKS; j++) {
         const int share = j % I::SHARE, first = j - share, at_once = j / I::SHARE % AT_ONCE;
@@ -389,6 +427,24 @@ __device__ static inline void item_make(uint8_t *slot, const uint8_t *stage, int
         results_store<NT, AT_ONCE>(slot, v, block, lane);
         if (I::HAS_SUMS) results_store<NT, AT_ONCE>(slot + I::SUMS_AT, sum, block, lane);
     }
+}
+
+/* own: vectors of this lane's columns of results; of_b: of its column of operand B. */
+template <uint32_t type, int NT>
+__device__ static inline void item_make(uint8_t *slot, const uint8_t *stage, int item, int n_vec, const uint2 *words,
+                                        const uint32_t *factors, int of_b, const int own[2], int lane)
+{
+    typedef mu_layout<type> L;
+    const int g = lane / 4, t = lane % 4;
+    struct mu_scales scales = {}, halves = {};
+    if (L::BLOCKS > 2) {
+        scales = halves = mu_scales_load<type>(stage + L::SCALES_AT, g);
+        mu_scales_half<type>(&halves, t >= 2);
+    }
+    if constexpr (!L::HAS_HALVES && NT < 8)
+        integers_plain<type, NT>(slot, stage, item, n_vec, words, of_b, lane);
+    else
+        integers_shared<type, NT>(slot, stage, item, n_vec, words, factors, of_b, own, scales, halves, lane);
     scales_store<type, NT>(slot, stage, halves, lane);
 }
 
@@ -406,12 +462,11 @@ __device__ static inline struct four four_load(const uint8_t *slot, const uint4 
 {
     typedef mu_layout<type> L;
     typedef item_of<type, NT> I;
-    const uint8_t *x_at = slot + tok * PLANE + row * ROW_PITCH, *d_at = slot + I::D_AT + row * ROW_PITCH;
     struct four r;
-    float4 xs = reinterpret_cast<const float4 *>(x_at)[q], ds = reinterpret_cast<const float4 *>(d_at)[q];
+    float4 xs = plane_load(slot + tok * PLANE, row, 4 * q), ds = plane_load(slot + I::D_AT, row, 4 * q);
     float4 ms = {}, zs = {};
-    if (L::HAS_MIN) ms = reinterpret_cast<const float4 *>(d_at + I::M_AT - I::D_AT)[q];
-    if (I::HAS_SUMS) zs = reinterpret_cast<const float4 *>(x_at + I::SUMS_AT)[q];
+    if (L::HAS_MIN) ms = plane_load(slot + I::M_AT, row, 4 * q);
+    if (I::HAS_SUMS) zs = plane_load(slot + I::SUMS_AT + tok * PLANE, row, 4 * q);
     const float xk[4] = {xs.x, xs.y, xs.z, xs.w}, dk[4] = {ds.x, ds.y, ds.z, ds.w};
     const float mk[4] = {ms.x, ms.y, ms.z, ms.w}, zk[4] = {zs.x, zs.y, zs.z, zs.w};
 #pragma unroll
@@ -630,8 +685,8 @@ __global__ static __launch_bounds__(32 * item_of<type, NT>::WARPS, item_of<type,
         }
     }
     mu_grid_wait();
-    vectors_load<type>(a, reinterpret_cast<uint32_t *>(shared + map.words),
-                       reinterpret_cast<uint32_t *>(shared + map.factors));
+    vectors_load<type>(a, reinterpret_cast<uint4 *>(shared + map.words),
+                       reinterpret_cast<uint2 *>(shared + map.factors));
     __syncthreads();
     if (warp < PRODUCERS)
         produce<type, NT>(a, shared, map, ahead, n_item, n_unit, warp, lane);
@@ -641,9 +696,12 @@ __global__ static __launch_bounds__(32 * item_of<type, NT>::WARPS, item_of<type,
 
 /* ---- the host's side ---- */
 
-static int blocks_most(void) /* an experiment's: MUSTER_MATVEC=2 … 4 */
+/* An experiment's: MUSTER_MATVEC=blocks per multiprocessor,vectors (1 … 4, 0 … 8). */
+static int experiment(int vectors)
 {
     static const char *text = getenv("MUSTER_MATVEC");
+    const char *comma = text ? strchr(text, ',') : NULL;
+    if (vectors) return comma ? atoi(comma + 1) : MU_MATVEC_MOST;
     return text ? atoi(text) : 4;
 }
 
@@ -652,9 +710,9 @@ template <uint32_t type> struct launch {
     {
         size_t bytes = (size_t)shared_map_of<type, NT>(a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
         int n_per_sm = item_of<type, NT>::BLOCKS_PER_SM, n_grid;
-        if (n_per_sm > blocks_most()) n_per_sm = blocks_most();
+        if (n_per_sm > experiment(0)) n_per_sm = experiment(0);
         if (bytes > d->shared_max) return false;
-        while (n_per_sm > 1 && bytes > d->shared_max / (size_t)n_per_sm - 1024) n_per_sm--;
+        while (n_per_sm > 1 && (size_t)n_per_sm * (bytes + 1024 + 128) > d->shared_max + 1024) n_per_sm--;
         n_grid = d->n_sm * n_per_sm;
         if (!a.n_expert && a.n_unit < n_grid) n_grid = a.n_unit;
         mu_allow_shared(d, "a product with few vectors", matvec_kernel<type, NT>, bytes);
@@ -704,7 +762,7 @@ bool mu_cuda_matvec_try(struct mu_device *d, const struct mu_device_job *job, in
         a.m_bytes = experts->m_bytes, a.up_bytes = experts->up_bytes;
         a.begin = experts->begin, a.place = experts->place, a.by_place = experts->by_place;
     }
-    if (n_column > MU_MATVEC_MOST) return false;
+    if (n_column > experiment(1)) return false;
     for (int j = 0; j < n_job; j++) {
         const struct mu_mat *up = mu_epilogue_second(&job[j]);
         struct job_args *to = &a.job[j];

@@ -696,11 +696,13 @@ __global__ static __launch_bounds__(32 * item_of<type, NT>::WARPS, item_of<type,
 
 /* ---- the host's side ---- */
 
-/* An experiment's: MUSTER_MATVEC=blocks per multiprocessor,vectors (2 … 4, 4 … 8). */
+/* An experiment's: MUSTER_MATVEC=blocks per multiprocessor,vectors (1 … 4, 0 … 8). */
 static int experiment(int vectors)
 {
     static const char *text = getenv("MUSTER_MATVEC");
-    return !text || (int)strlen(text) < 3 ? (vectors ? MU_MATVEC_MOST : 4) : atoi(text + 2 * vectors);
+    const char *comma = text ? strchr(text, ',') : NULL;
+    if (vectors) return comma ? atoi(comma + 1) : MU_MATVEC_MOST;
+    return text ? atoi(text) : 4;
 }
 
 template <uint32_t type> struct launch {

@@ -61,21 +61,13 @@ MU_PTX void mu_mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2]
 
 /* ---- fragments from shared memory ----
  *
- * Whole warps. Four (two) matrices of 8 rows of 16 bytes: lane 8m + i names row i of matrix m (16-byte aligned; of the
- * form for two, lanes 16 and up are not looked at, but must hold some such pointer). r[m] of lane l is the 32-bit word
- * l % 4 of row l / 4 of matrix m. For mma's a (k32) that is: matrices 0 … 3 = rows 0-7 bytes 0-15, rows 8-15 bytes
+ * Whole warps. Four matrices of 8 rows of 16 bytes: lane 8m + i names row i of matrix m (16-byte aligned). r[m] of lane l
+ * is the 32-bit word l % 4 of row l / 4 of matrix m. For mma's a (k32) that is: matrices 0 … 3 = rows 0-7 bytes 0-15, rows 8-15 bytes
  * 0-15, rows 0-7 bytes 16-31, rows 8-15 bytes 16-31; for its b: the columns' bytes 0-15, 16-31. */
 MU_PTX void mu_ldmatrix_x4(uint32_t r[4], const void *row)
 {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(mu_ptx_shared(row))
-                 : "memory");
-}
-MU_PTX void mu_ldmatrix_x2(uint32_t r[2], const void *row)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[0]), "=r"(r[1])
                  : "r"(mu_ptx_shared(row))
                  : "memory");
 }
@@ -93,11 +85,6 @@ MU_PTX void mu_cp_async16(void *dst_shared, const void *src)
 MU_PTX void mu_cp_async16(void *dst_shared, const void *src, int n)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(mu_ptx_shared(dst_shared)), "l"(src), "r"(n)
-                 : "memory");
-}
-MU_PTX void mu_cp_async8(void *dst_shared, const void *src, int n = 8)
-{
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(mu_ptx_shared(dst_shared)), "l"(src), "r"(n)
                  : "memory");
 }
 MU_PTX void mu_cp_async4(void *dst_shared, const void *src, int n = 4)
@@ -124,18 +111,6 @@ MU_PTX uint4 mu_ld_stream16(const void *p)
                  : "l"(p));
     return v;
 }
-MU_PTX uint2 mu_ld_stream8(const void *p)
-{
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
-    return v;
-}
-MU_PTX uint32_t mu_ld_stream4(const void *p)
-{
-    uint32_t v;
-    asm volatile("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(p));
-    return v;
-}
 /* n bytes are on their way to the L2 cache; both a multiple of 16. Nothing before sm_90. */
 MU_PTX void mu_prefetch_l2(const void *p, size_t n)
 {
@@ -155,12 +130,6 @@ MU_PTX void mu_barrier_wait(int id, int n)
 MU_PTX void mu_barrier_arrive(int id, int n)
 {
     asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(n) : "memory");
-}
-
-/* x is computed before what follows here: the compiler would put it off to where it is needed. */
-MU_PTX void mu_pin(float &x)
-{
-    asm volatile("" : "+f"(x));
 }
 
 /* ---- the kernel before and the one after (launched with leave to overlap; nothing before sm_90) ----
@@ -207,12 +176,6 @@ MU_PTX uint16_t mu_f32_to_half(float f)
 {
     uint16_t h;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
-    return h;
-}
-MU_PTX uint16_t mu_f32_to_bf16_rn(float f)
-{
-    uint16_t h;
-    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h) : "f"(f));
     return h;
 }
 

@@ -82,18 +82,10 @@ static inline void mu_ldmatrix_x4(uint32_t r[4], const void *row, int line = __b
 {
     mu_emulated_ldmatrix(r, 4, row, "mu_ldmatrix_x4", line);
 }
-static inline void mu_ldmatrix_x2(uint32_t r[2], const void *row, int line = __builtin_LINE())
-{
-    mu_emulated_ldmatrix(r, 2, row, "mu_ldmatrix_x2", line);
-}
 
 static inline void mu_cp_async16(void *dst, const void *src, int n = 16)
 {
     mu_emulated_copy(dst, src, 16, n);
-}
-static inline void mu_cp_async8(void *dst, const void *src, int n = 8)
-{
-    mu_emulated_copy(dst, src, 8, n);
 }
 static inline void mu_cp_async4(void *dst, const void *src, int n = 4)
 {
@@ -117,16 +109,6 @@ static inline uint4 mu_ld_stream16(const void *p)
     mu_emulated_aligned(p, 16);
     return *(const uint4 *)p;
 }
-static inline uint2 mu_ld_stream8(const void *p)
-{
-    mu_emulated_aligned(p, 8);
-    return *(const uint2 *)p;
-}
-static inline uint32_t mu_ld_stream4(const void *p)
-{
-    mu_emulated_aligned(p, 4);
-    return *(const uint32_t *)p;
-}
 static inline void mu_prefetch_l2(const void *p, size_t n)
 {
     mu_emulated_aligned(p, 16);
@@ -139,10 +121,6 @@ static inline void mu_barrier_wait(int id, int n)
 static inline void mu_barrier_arrive(int id, int n)
 {
     mu_emulated_named_barrier(id, n, false);
-}
-static inline void mu_pin(float &x)
-{
-    (void)x;
 }
 static inline void mu_grid_wait(void)
 {
@@ -186,12 +164,6 @@ static inline uint16_t mu_f32_to_half(float f)
     u &= 0x7fffffffu;
     u += 0xfff + (u >> 13 & 1);
     return (uint16_t)(sign | (u - (112u << 23)) >> 13);
-}
-static inline uint16_t mu_f32_to_bf16_rn(float f)
-{
-    uint32_t u = __float_as_uint(f);
-    if (f != f) return 0x7fff;
-    return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
 #endif

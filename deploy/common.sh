@@ -36,6 +36,7 @@ configure() { # configure FOLDER OPTIONS…
     local dir=$1
     shift
     cmake -S . -B "$dir" -G Ninja "$@" >"$dir.log" 2>&1 || { cat "$dir.log" >&2; echo "configuring $dir failed" >&2; exit 1; }
+    sed -n 's/^-- \(.*GPU ranks are not built.*\)/\1/p' "$dir.log"
     rm -f "$dir.log"
 }
 

@@ -522,7 +522,8 @@ static const int MAX_DEVICES = 16;
 static device devices[MAX_DEVICES];
 static int open_depth;
 static pthread_key_t here_key;
-static std::map<std::pair<const void *, int>, int> dynamic_allowed; /* by kernel and device: cudaFuncAttributeMaxDynamicSharedMemorySize */
+static std::map<std::pair<const void *, int>, int>
+    dynamic_allowed; /* by kernel and device: cudaFuncAttributeMaxDynamicSharedMemorySize */
 
 static long setting(const char *name, long otherwise)
 {

@@ -22,6 +22,8 @@
 
 extern char **environ;
 
+enum { END_MS = 2000 }; /* that a child may take to end */
+
 void mu_gpu_describe(const struct mu_gpus *gpus, int device, char text[MU_GPU_TEXT])
 {
     if (device >= 0 && device < gpus->n)
@@ -163,6 +165,24 @@ static size_t answer_read(int fd, int64_t deadline_ns, void *buf, size_t bytes)
     }
 }
 
+/* How it ended; force: it shall now. A driver may hang at its exit too, and inside the driver a process may outlive a kill:
+ * it is left behind, and 0 is returned. */
+static int child_end(pid_t pid, bool force)
+{
+    int status = 0;
+    int64_t until = mu_now_ns() + END_MS * MU_MS;
+    if (force) kill(pid, SIGKILL);
+    for (;;) {
+        pid_t got = waitpid(pid, &status, WNOHANG);
+        if (got == pid) return status;
+        if (got < 0 && errno != EINTR) return 0;
+        if (mu_now_ns() >= until) break;
+        mu_sleep_ms(1);
+    }
+    kill(pid, SIGKILL);
+    return 0;
+}
+
 void mu_gpus_ask(bool want_measure, int deadline_ms, struct mu_gpus *gpus_out)
 {
     struct mu_gpus gpus = {0};
@@ -175,11 +195,11 @@ void mu_gpus_ask(bool want_measure, int deadline_ms, struct mu_gpus *gpus_out)
         snprintf(gpus_out->why, MU_GPUS_WHY, "cannot start a process that looks for them: %s", strerror(e));
         return;
     }
-    bool whole = answer_read(fd, deadline_ns, &gpus, sizeof gpus) == sizeof gpus;
+    bool whole =
+        answer_read(fd, deadline_ns, &gpus, sizeof gpus) == sizeof gpus && gpus.n >= 0 && gpus.n <= MU_MAX_GPUS;
     bool late = !whole && mu_now_ns() >= deadline_ns;
     close(fd);
-    if (!whole) kill(pid, SIGKILL);
-    waitpid(pid, &status, 0);
+    status = child_end(pid, late);
     if (!whole) {
         gpus = (struct mu_gpus){.broken = true};
         if (late)

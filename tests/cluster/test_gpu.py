@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -167,6 +168,14 @@ class Said(unittest.TestCase):
                 for pid in server.processes():
                     with open(f"/proc/{pid}/cmdline", "rb") as f:
                         self.assertNotIn(b"_gpus", f.read())
+
+    def test_driver_hangs_at_the_end(self):
+        """What was found counts; nobody waits for more than a moment for the process that found it."""
+        start = time.monotonic()
+        done = self.plan("--device", "gpu", env=dict(GPU, MUSTER_DEVICE_HOST_HANGS="1"))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("1@gpu0", done.stdout)
+        self.assertLess(time.monotonic() - start, 30)
 
     def test_broken_plugin(self):
         with tempfile.NamedTemporaryFile(suffix=".so") as f:

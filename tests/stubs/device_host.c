@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/asan_interface.h>
@@ -742,6 +743,15 @@ static size_t mat_bytes(uint32_t type, int n_row, int n_col)
     const char *lacks = getenv("MUSTER_DEVICE_HOST_LACKS");
     const struct mu_type_info *t = mu_type_info(type);
     return lacks && t && strcmp(t->name, lacks) == 0 ? 0 : mu_ref_mat_bytes(type, n_row, n_col);
+}
+
+__attribute__((destructor)) static void hang(void)
+{
+    char line[64] = "";
+    FILE *f = getenv("MUSTER_DEVICE_HOST_HANGS") ? fopen("/proc/self/cmdline", "r") : NULL;
+    size_t n = f ? fread(line, 1, sizeof line - 1, f) : 0;
+    if (f) fclose(f);
+    while (memmem(line, n, "_gpus", 5)) pause();
 }
 
 static const struct mu_device_ops ops = {

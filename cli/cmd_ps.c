@@ -4,6 +4,7 @@
 #include "base/clock.h"
 #include "cli/cli.h"
 #include "coordinator/epoch.h"
+#include "coordinator/gpus.h"
 #include "muster/v1/muster.pb-c.h"
 #include "transport/rpc.h"
 
@@ -56,21 +57,10 @@ static void print_gang(const Muster__V1__Gang *g)
 
 static void print_gpus(const Muster__V1__Node *n)
 {
-    for (size_t i = 0; i < n->n_gpu; i++) {
-        const Muster__V1__Gpu *m = n->gpu[i];
-        struct mu_gpu g = {.numa = m->numa,
-                           .memory_bytes = m->memory_bytes,
-                           .free_bytes = m->free_bytes,
-                           .read_gbps = m->read_gbps,
-                           .up_gbps = m->up_gbps,
-                           .down_gbps = m->down_gbps,
-                           .int8_gops = m->int8_gops,
-                           .bf16_gops = m->bf16_gops,
-                           .f32_gops = m->f32_gops};
-        snprintf(g.name, sizeof g.name, "%s", m->name);
-        mu_gpu_print(&g, (int)i, "       ");
-    }
-    if (n->gpus_broken) printf("       no GPU: %s\n", n->no_gpu);
+    struct mu_gpus gpus;
+    mu_gpus_of_node(n, &gpus);
+    for (int i = 0; i < gpus.n; i++) mu_gpu_print(&gpus.gpu[i], i, "       ");
+    if (gpus.broken) printf("       no GPU: %s\n", gpus.why);
 }
 
 int mu_cmd_ps(int argc, char **argv)

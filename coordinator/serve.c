@@ -27,6 +27,7 @@
 #include "base/topo.h"
 #include "base/watchdog.h"
 #include "coordinator/epoch.h"
+#include "coordinator/gpus.h"
 #include "coordinator/hub.h"
 #include "coordinator/local_worker.h"
 #include "coordinator/msg.h"
@@ -87,31 +88,6 @@ done:
     return st;
 }
 
-/* As the worker told them. */
-static void gpus_of(const Muster__V1__Node *node, struct mu_gpus *gpus)
-{
-    memset(gpus, 0, sizeof *gpus);
-    gpus->broken = node->gpus_broken;
-    snprintf(gpus->why, sizeof gpus->why, "%s", node->no_gpu);
-    for (size_t i = 0; i < node->n_gpu && i < MU_MAX_GPUS; i++) {
-        const Muster__V1__Gpu *m = node->gpu[i];
-        struct mu_gpu *g = &gpus->gpu[gpus->n++];
-        *g = (struct mu_gpu){.numa = m->numa,
-                             .capability = (int)m->capability,
-                             .has_link = m->has_link,
-                             .memory_bytes = m->memory_bytes,
-                             .free_bytes = m->free_bytes,
-                             .read_gbps = m->read_gbps,
-                             .up_gbps = m->up_gbps,
-                             .down_gbps = m->down_gbps,
-                             .int8_gops = m->int8_gops,
-                             .bf16_gops = m->bf16_gops,
-                             .f32_gops = m->f32_gops};
-        snprintf(g->name, sizeof g->name, "%s", m->name);
-        snprintf(g->pci, sizeof g->pci, "%s", m->pci);
-    }
-}
-
 /* Where ranks run, as far as that is not plain. */
 static void say_where(const struct serve *s, const struct mu_plan_node *node, const char *why)
 {
@@ -146,7 +122,7 @@ static enum mu_status plan_gang(struct serve *s, const Muster__V1__Node *worker,
                                   .int8_gops = worker->int8_gops,
                                   .memory_bytes = topo->mem_available_bytes};
     snprintf(node->name, sizeof node->name, "%s", topo->host);
-    gpus_of(worker, &node->gpus);
+    mu_gpus_of_node(worker, &node->gpus);
     MU_TRY(st, mu_plan_where(h->model, node, text, h->opt->device, &h->serving, &h->split, why, err), done);
     mu_split_format(&h->split, h->split_text, sizeof h->split_text);
     h->serving.n_thread = h->opt->threads ? h->opt->threads : mu_plan_threads_share(&h->split, topo->n_usable);

@@ -15,29 +15,13 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
-#include "kernels/device.h"
+#include "tests/bench/device_bench.h"
 #include "tests/kernels/values.h"
 
-enum { MOST_LIST = 32, MOST_CALLS = 4, MOST_COPIES = 64, LIMIT_MS = 120000 };
+enum { MOST_LIST = 32, MOST_CALLS = 4, MOST_COPIES = 64 };
 
-static const struct mu_device_ops *ops;
-static struct mu_device *dev;
-static struct mu_device_speed speed;
 static int n_repeat = 5;
 static size_t most_bytes = (size_t)768 << 20;
-
-static void must(enum mu_status st, const struct mu_err *err)
-{
-    if (st == MU_OK) return;
-    fprintf(stderr, "bench_device: %s\n", err->text);
-    exit(1);
-}
-
-static void settle(void)
-{
-    struct mu_err err = MU_ERR_INIT;
-    must(ops->wait(dev, MU_DEVICE_MARKS, LIMIT_MS, "the benchmark", &err), &err);
-}
 
 static void *on_device(size_t bytes)
 {

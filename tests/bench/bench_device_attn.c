@@ -11,39 +11,15 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/alloc.h"
-#include "kernels/device.h"
+#include "tests/bench/device_bench.h"
 
-enum { REPEATS = 5, LIMIT_MS = 60000, PAGE = 32, MAX_SEQ = 64, MAX_LAYERS = 16, MAX_MEMORY = 64 };
+enum { REPEATS = 5, PAGE = 32, MAX_SEQ = 64, MAX_LAYERS = 16, MAX_MEMORY = 64 };
 static const size_t BEYOND_CACHES = (size_t)256 << 20;
 
-static const struct mu_device_ops *ops;
-static struct mu_device *dev;
-static struct mu_device_speed speed;
 static void *memory[MAX_MEMORY];
 static int n_memory;
-
-static void must(enum mu_status st, const struct mu_err *err)
-{
-    if (st == MU_OK) return;
-    fprintf(stderr, "bench_device_attn: %s\n", err->text);
-    exit(1);
-}
-
-static void settle(void)
-{
-    struct mu_err err = MU_ERR_INIT;
-    must(ops->wait(dev, MU_DEVICE_MARKS, LIMIT_MS, "the benchmark", &err), &err);
-}
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Zeros on the device, until memory_end. */
 static void *room(size_t bytes)
@@ -187,10 +163,10 @@ static double time_of(struct run *r, bool rotate)
     ops->replay(dev, g);
     settle();
     for (int i = 0; i < REPEATS; i++) {
-        double begin = now();
+        int64_t begin = mu_now_ns();
         ops->replay(dev, g);
         settle();
-        double t = now() - begin;
+        double t = (double)(mu_now_ns() - begin) * 1e-9;
         best = t < best ? t : best;
     }
     ops->graph_free(dev, g);

@@ -6,46 +6,12 @@
  * shown. Its operands are the same each time, so small ones come from the caches. */
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
-#include "kernels/device.h"
+#include "tests/bench/device_bench.h"
 
-enum {
-    REPEATS = 7,
-    WAIT_MS = 60000,
-    N = 4096,
-    FF = 14336,
-    VOCAB = 128256,
-    EXPERTS = 64,
-    USED = 8,
-    TOKENS = 2048,
-    FRESH = 1 << 20
-};
+enum { REPEATS = 7, N = 4096, FF = 14336, VOCAB = 128256, EXPERTS = 64, USED = 8, TOKENS = 2048, FRESH = 1 << 20 };
 
-static const struct mu_device_ops *ops;
-static struct mu_device *dev;
-static struct mu_device_speed speed;
 static int n_call = 50;
-
-static void must(enum mu_status st, const struct mu_err *err)
-{
-    if (st == MU_OK) return;
-    fprintf(stderr, "%s\n", err->text);
-    exit(1);
-}
-
-static void settle(void)
-{
-    struct mu_err err = MU_ERR_INIT;
-    must(ops->wait(dev, MU_DEVICE_MARKS, WAIT_MS, "a benchmark", &err), &err);
-}
-
-static double now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* Memory of zeros; n values of -1 … 1, random up to FRESH. */
 static void *room(size_t bytes)
@@ -117,10 +83,10 @@ static void show(const char *name, void (*call)(const struct args *), const stru
         exit(1);
     }
     for (int i = 0; i < REPEATS; i++) {
-        double begin = now();
+        int64_t begin = mu_now_ns();
         ops->replay(dev, graph);
         settle();
-        double seconds = (now() - begin) / n_call;
+        double seconds = (double)(mu_now_ns() - begin) * 1e-9 / n_call;
         if (seconds < best) best = seconds;
     }
     ops->graph_free(dev, graph);

@@ -265,6 +265,9 @@ static int add_decodes(struct mu_sched *s, struct flight *f, struct mu_step *ste
     int n = idle_collect(s, true, by_last_step), n_free_stage = s->opt.n_stage;
     for (int i = 0; i < s->n_flight; i++)
         n_free_stage -= s->flight[(s->flight_head + i) % s->max_in_flight].n_decode > 0;
+    /* Every stage has a step with decodes: one more would only stand behind them. Who is ready waits for the next that
+     * come back and goes on with them, so that streams which began apart share a step. */
+    if (n_free_stage <= 0) return n_decoding;
     /* One at least is left for each other stage that has no decodes yet. */
     int quota = (n_decoding + s->opt.n_stage - 1) / s->opt.n_stage, budget = s->opt.serving.step_tokens;
     if (quota > n - (n_free_stage - 1)) quota = n - (n_free_stage - 1) > 1 ? n - (n_free_stage - 1) : 1;

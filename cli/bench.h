@@ -75,13 +75,16 @@ struct mu_bench_result {
     double of_bound; /* median of the repeats' bound / time, each by its own reading of memory */
     double load_s;
     double delayed; /* share of the threads' time that they could have run and had no core */
+    int n_step;     /* of a prompt; rounds of decoding */
     int n_rank;
     struct mu_bench_times rank[MU_MAX_RANKS];
 };
 
-/* How many groups of streams a round of decoding is cut into: a step each. Ranks that are threads of one process run
- * one step at a time. */
-int mu_bench_groups(const struct mu_plan *plan, int n_stream, bool is_mpi);
+/* How many steps a prompt, or a round of decoding all streams, is cut into, so that stages work side by side (as the
+ * scheduler does it). Ranks that are threads of one process run one step at a time. */
+int mu_bench_groups(const struct mu_plan *plan, const struct mu_bench_case *c, bool is_mpi);
+/* The tokens of each of a prompt's steps; the last one may have fewer. */
+int mu_bench_chunk(const struct mu_plan *plan, int n_tok, bool is_mpi);
 void mu_bench_work(const struct mu_model *m, const struct mu_plan *plan, const struct mu_bench_case *c, int n_group,
                    enum mu_kv_type kv, struct mu_bench_work *work_out);
 struct mu_bench_bound mu_bench_bound(const struct mu_bench_work *w, const struct mu_bench_limits *l);

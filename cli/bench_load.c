@@ -124,15 +124,15 @@ static void add(struct load *l, int i, uint32_t n, bool out)
     }
 }
 
-/* The first n slots up to `until` tokens each, many of them in one step. */
-static enum mu_status fill(struct load *l, int n, uint32_t until, bool out, struct mu_err *err)
+/* The first n slots up to `until` tokens each, `most` of them in one step. */
+static enum mu_status fill(struct load *l, int n, uint32_t until, uint32_t most, bool out, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
     for (int i = 0; i < n && !st;) {
         begin(l);
-        while (i < n && l->step->n_tok < MU_BENCH_STEP_TOKENS) {
+        while (i < n && l->step->n_tok < most) {
             uint32_t left = until > l->slot[i].pos ? until - l->slot[i].pos : 0;
-            uint32_t room = MU_BENCH_STEP_TOKENS - l->step->n_tok, take = left < room ? left : room;
+            uint32_t room = most - l->step->n_tok, take = left < room ? left : room;
             if (take) add(l, i, take, out && take == left);
             if (take == left) i++;
         }
@@ -163,7 +163,7 @@ static enum mu_status hear(struct load *l, struct mu_err *err)
 static enum mu_status decode(struct load *l, int n_round, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
-    int n_stream = l->c->n_stream, groups = mu_bench_groups(l->plan, n_stream, l->comm);
+    int n_stream = l->c->n_stream, groups = mu_bench_groups(l->plan, l->c, l->comm);
     int total = n_round * groups;
     for (int k = 0; k < total + groups && !st; k++) {
         if (k >= groups && (st = hear(l, err))) return st;
@@ -398,14 +398,15 @@ static enum mu_status case_ready(struct load *l, struct mu_err *err)
     l->bar = (struct mu_bar){.label = "filling the context"};
     l->filled = 0;
     l->fill_total = missing;
-    enum mu_status st = fill(l, c->n_stream, (uint32_t)c->n_context, false, err);
+    enum mu_status st = fill(l, c->n_stream, (uint32_t)c->n_context, MU_BENCH_STEP_TOKENS, false, err);
     l->fill_total = 0;
     return st;
 }
 
 static enum mu_status case_run(struct load *l, int n_tok, struct mu_err *err)
 {
-    return l->c->phase == MU_BENCH_PROMPT ? fill(l, 1, (uint32_t)n_tok, true, err) : decode(l, n_tok, err);
+    uint32_t chunk = (uint32_t)mu_bench_chunk(l->plan, l->c->n_tok, l->comm);
+    return l->c->phase == MU_BENCH_PROMPT ? fill(l, 1, (uint32_t)n_tok, chunk, true, err) : decode(l, n_tok, err);
 }
 
 /* Sequences give back pages that this case needs: first those that it does not have, then those longer than it wants. */
@@ -422,7 +423,7 @@ static void case_make_room(struct load *l)
 
 static struct mu_bench_bound bound_of(const struct load *l, const struct mu_bench_limits *cpu)
 {
-    return mu_bench_bound_places(l->model, l->plan, l->c, mu_bench_groups(l->plan, l->c->n_stream, l->comm), l->comm,
+    return mu_bench_bound_places(l->model, l->plan, l->c, mu_bench_groups(l->plan, l->c, l->comm), l->comm,
                                  l->serving->kv, cpu, l->job->gpu);
 }
 
@@ -457,8 +458,10 @@ static enum mu_status case_measure(struct load *l, struct mu_bench_result *r, st
     struct mu_shard_times times[MU_MAX_RANKS];
     struct mu_shard_trace trace[MU_MAX_RANKS] = {{0}};
     struct mu_bench_work work;
-    mu_bench_work(l->model, l->plan, l->c, mu_bench_groups(l->plan, l->c->n_stream, l->comm), l->serving->kv, &work);
-    *r = (struct mu_bench_result){.load_s = l->load_s};
+    int n_group = mu_bench_groups(l->plan, l->c, l->comm);
+    mu_bench_work(l->model, l->plan, l->c, n_group, l->serving->kv, &work);
+    *r =
+        (struct mu_bench_result){.load_s = l->load_s, .n_step = l->c->phase == MU_BENCH_PROMPT ? n_group : l->c->n_tok};
     case_make_room(l);
     l->delayed_ns = 0;
     for (int i = 0; i < l->n_share; i++) l->share[i].sum = (struct mu_shard_times){0};

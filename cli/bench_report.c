@@ -247,8 +247,6 @@ static bool print_breakdown(const struct mu_bench_sweep *s)
         const struct mu_bench_point *p = &s->point[i];
         char t[N_COL][CELL], split[MU_SPLIT_TEXT];
         if (!is_shown(s, p)) continue;
-        double steps = p->c->phase == MU_BENCH_DECODE ? p->c->n_tok
-                                                      : (p->c->n_tok + MU_BENCH_STEP_TOKENS - 1) / MU_BENCH_STEP_TOKENS;
         for (int k = 0; k < p->r.n_rank; k++) {
             const struct mu_bench_times *x = &p->r.rank[k];
             const char *cells[N_COL];
@@ -260,7 +258,7 @@ static bool print_breakdown(const struct mu_bench_sweep *s)
                 snprintf(t[0] + len, CELL - len, ", %.12s", split_name(s, p->i_split, split));
             }
             snprintf(t[1], CELL, "%d", k);
-            mu_chart_number(1e3 * p->r.s.median / steps, t[2], CELL);
+            mu_chart_number(1e3 * p->r.s.median / p->r.n_step, t[2], CELL);
             percent(t[3], x->matrix_s, sum);
             percent(t[4], x->attention_s, sum);
             percent(t[5], x->sampling_s, sum);

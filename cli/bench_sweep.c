@@ -118,7 +118,7 @@ static void point_check(struct run *r, struct mu_bench_point *p)
     struct mu_serving alone = {.kv = r->sweep->opt->kv};
     struct mu_fit_place full;
     bool is_mpi = r->plan->n_rank > 1 && !r->sweep->opt->local;
-    mu_bench_work(m, r->plan, p->c, mu_bench_groups(r->plan, p->c->n_stream, is_mpi), r->sweep->opt->kv, &p->work);
+    mu_bench_work(m, r->plan, p->c, mu_bench_groups(r->plan, p->c, is_mpi), r->sweep->opt->kv, &p->work);
     serving_add(&alone, p->c);
     p->need_bytes = need_of(r, &alone);
     if (case_length(p->c) > m->cfg.n_ctx_train) {

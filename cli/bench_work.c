@@ -16,10 +16,17 @@
 #include "cli/bench.h"
 #include "kernels/types.h"
 
-int mu_bench_groups(const struct mu_plan *plan, int n_stream, bool is_mpi)
+int mu_bench_chunk(const struct mu_plan *plan, int n_tok, bool is_mpi)
 {
+    return (int)mu_plan_chunk((uint64_t)n_tok, is_mpi ? plan->n_stage : 1, MU_BENCH_STEP_TOKENS, 0);
+}
+
+int mu_bench_groups(const struct mu_plan *plan, const struct mu_bench_case *c, bool is_mpi)
+{
+    int chunk = mu_bench_chunk(plan, c->n_tok, is_mpi);
+    if (c->phase == MU_BENCH_PROMPT) return (c->n_tok + chunk - 1) / chunk;
     if (!is_mpi) return 1;
-    return plan->n_stage < n_stream ? plan->n_stage : n_stream;
+    return plan->n_stage < c->n_stream ? plan->n_stage : c->n_stream;
 }
 
 /* ---- work ---- */
@@ -119,9 +126,8 @@ static void work_of(const struct mu_model *m, const struct mu_plan *plan, const 
     struct ops ops = {0};
     bool prompt = c->phase == MU_BENCH_PROMPT;
     double n_tok = prompt ? c->n_tok : (double)c->n_tok * c->n_stream, steps, logits = prompt ? 1 : n_tok;
-    double in_step =
-        prompt ? (c->n_tok < MU_BENCH_STEP_TOKENS ? c->n_tok : MU_BENCH_STEP_TOKENS) : (double)c->n_stream / n_group;
-    steps = prompt ? ceil(n_tok / MU_BENCH_STEP_TOKENS) : (double)c->n_tok * n_group;
+    double in_step = (prompt ? n_tok : c->n_stream) / n_group;
+    steps = prompt ? n_group : (double)c->n_tok * n_group;
     for (int i = 0; i < plan->n_rank; i++) {
         const struct mu_plan_rank *r = &plan->rank[i];
         if (stage != ALL && (r->stage != stage || plan->split.device[i] != device)) continue;
@@ -181,11 +187,10 @@ static void bound_add(struct mu_bench_bound *to, const struct mu_bench_bound *b)
 }
 
 /* Steps that may be on their way at once. */
-static int in_flight(const struct mu_plan *plan, const struct mu_bench_case *c, int n_group, bool is_mpi)
+static int in_flight(const struct mu_plan *plan, int n_group, bool is_mpi)
 {
-    int n = c->phase == MU_BENCH_DECODE ? n_group : (c->n_tok + MU_BENCH_STEP_TOKENS - 1) / MU_BENCH_STEP_TOKENS;
     if (!is_mpi) return 1;
-    return n < plan->n_stage ? (n > 1 ? n : 1) : plan->n_stage;
+    return n_group < plan->n_stage ? n_group : plan->n_stage;
 }
 
 struct mu_bench_bound mu_bench_bound_places(const struct mu_model *m, const struct mu_plan *plan,
@@ -208,7 +213,7 @@ struct mu_bench_bound mu_bench_bound_places(const struct mu_model *m, const stru
         }
         bound_add(&all, &slowest);
     }
-    double s = all.s / in_flight(plan, c, n_group, is_mpi);
+    double s = all.s / in_flight(plan, n_group, is_mpi);
     for (int i = 0; i < 1 + MU_MAX_GPUS; i++)
         if (place[i].s > s) s = place[i].s;
     double share = all.s > 0 ? s / all.s : 0;

@@ -88,6 +88,12 @@ uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_pla
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);
 
+/* How many tokens of prompts that have n_tok altogether a step should take where nothing decodes, at most `most`. With one
+ * stage as many as may be. Several stages work at once only on several steps: with pieces of c tokens, in steps that cost
+ * as much as fixed_tokens tokens beside (0: not known), n_tok / c + n_stage - 1 times fixed_tokens + c is least for
+ * c = sqrt(n_tok * fixed_tokens / (n_stage - 1)). Whole pages, pieces alike. */
+uint32_t mu_plan_chunk(uint64_t n_tok, int n_stage, uint32_t most, double fixed_tokens);
+
 /* Memory that a rank takes for adapters beside that: of its GPU's, where it is on one. adapters may be NULL. */
 uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
                                const struct mu_adapters *adapters);

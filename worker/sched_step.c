@@ -288,17 +288,28 @@ static int add_decodes(struct mu_sched *s, struct flight *f, struct mu_step *ste
     return n_decoding;
 }
 
+/* The tokens of all prompts that run or wait and are not read to their end. */
+static uint64_t prefill_tokens(const struct mu_sched *s)
+{
+    uint64_t n = 0;
+    for (int i = 0; i < s->opt.serving.n_slot; i++)
+        if (s->active[i] && s->active[i]->n_fed < s->active[i]->n_ids) n += s->active[i]->n_ids;
+    for (const struct seq *q = s->waiting; q; q = q->next) n += q->n_ids;
+    return n;
+}
+
 /* How many tokens the step may prefill. Streams wait for it: so many that their gaps are MIXED times as long as with
  * decodes alone, as far as that is known. And where every stage has a step already, one more without decodes would only stand between
- * a stream and its next token. */
+ * a stream and its next token. Without streams, so many that every stage has its piece soon. */
 static uint32_t prefill_budget(const struct mu_sched *s, const struct flight *f, const struct mu_step *step,
                                int n_decoding)
 {
     uint32_t budget = (uint32_t)s->opt.serving.step_tokens - step->n_tok, share = mixed_share(s);
-    if (!n_decoding) return budget;
+    double fixed_tokens = s->cost.token_us > 0 ? s->cost.gap_us / (s->cost.token_us * s->opt.n_stage) : 0;
+    if (!n_decoding) return mu_plan_chunk(prefill_tokens(s), s->opt.n_stage, budget, fixed_tokens);
     if (!f->n_decode && s->n_flight >= s->opt.n_stage) return 0;
     if (s->cost.gap_us > 0 && s->cost.token_us > 0) { /* as many steps as stages lie between two tokens */
-        double n = (MIXED - 1) * s->cost.gap_us / (s->cost.token_us * s->opt.n_stage);
+        double n = (MIXED - 1) * fixed_tokens;
         share = n < LEAST_CHUNK ? LEAST_CHUNK : n < budget ? (uint32_t)n : budget;
     }
     return share < budget ? share : budget;

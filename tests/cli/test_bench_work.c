@@ -50,10 +50,14 @@ static void work_of_decodes(void **state)
     near(v.int8_ops, w.int8_ops, 1e-12);
     near(v.f32_ops, w.f32_ops, 1e-12);
     near(v.kv_bytes, w.kv_bytes, 1e-12);
-    assert_int_equal(mu_bench_groups(&stages, 3, true), 2);
-    assert_int_equal(mu_bench_groups(&stages, 1, true), 1);
-    assert_int_equal(mu_bench_groups(&stages, 3, false), 1);
-    mu_bench_work(model, &stages, &c, 2, MU_KV_F16, &v); /* each group of streams reads all weights */
+    const struct mu_bench_case three = {MU_BENCH_DECODE, 1, 3, 0}, single = {MU_BENCH_DECODE, 1, 1, 0},
+                               prompt = {MU_BENCH_PROMPT, 1300, 1, 0};
+    assert_int_equal(mu_bench_groups(&stages, &three, true), 2);
+    assert_int_equal(mu_bench_groups(&stages, &single, true), 1);
+    assert_int_equal(mu_bench_groups(&stages, &three, false), 1);
+    assert_int_equal(mu_bench_groups(&stages, &prompt, false), 3);
+    assert_true(mu_bench_groups(&stages, &prompt, true) > 6); /* or stages would wait for each other */
+    mu_bench_work(model, &stages, &c, 2, MU_KV_F16, &v);      /* each group of streams reads all weights */
     near(v.weight_bytes, 2 * w.weight_bytes, 0.01);
     near(v.kv_bytes, w.kv_bytes, 1e-12);
 }

@@ -180,7 +180,10 @@ static void test_stages_are_busy(void **state)
     (void)state;
     for (int n_stage = 2; n_stage <= 4; n_stage++)
         for (int n_stream = n_stage; n_stream <= 9; n_stream += n_stream < 4 ? 1 : 5) {
-            assert_true(run(&cpu, n_stage, n_stream, 0, 60000).least_busy >= 0.9);
+            struct outcome o = run(&cpu, n_stage, n_stream, 0, 60000);
+            assert_true(o.least_busy >= 0.9);
+            /* and streams, which did not begin in the same step, share as many steps as there are stages */
+            assert_true(o.median < 1.1 * (cpu.fixed + cpu.decode * n_stream / n_stage));
             assert_true(run(&cpu, n_stage, n_stream, 15000, 200000).least_busy >= 0.9);
         }
     /* and with nothing but prompts */
@@ -203,6 +206,47 @@ static void test_streams_keep_their_pace(void **state)
                     assert_true(o.n_answered >= (load == 3 ? o.n_prompt / 4 : o.n_prompt * 3 / 4 - 1));
                 }
             }
+}
+
+/* How long a prompt that is alone takes, in the least that it could: all stages at work all the time. */
+static double alone(const struct costs *c, int n_stage, uint32_t n_prompt)
+{
+    struct world w = {.n_stage = n_stage, .noise = 1};
+    struct mu_err err = MU_ERR_INIT;
+    const struct mu_sched_options opt = {
+        .serving = {.n_ctx = N_CTX, .n_slot = N_SLOT, .n_page = N_SLOT * N_CTX / MU_PAGE_TOKENS, .step_tokens = 512},
+        .n_stage = n_stage,
+        .n_vocab = 1000,
+        .max_waiting = 4};
+    double took = 0;
+    assert_int_equal(mu_sched_create(&opt, &w.s, &err), MU_OK);
+    for (int i = 0; i < MAX_FLIGHT; i++)
+        assert_int_equal(mu_step_create(&opt.serving, opt.n_vocab, &w.step[i], &err), MU_OK);
+    for (int round = 0; round < 2; round++) { /* the first one's answer tells what steps cost */
+        double began = w.now;
+        submit(&w, (uint64_t)round, n_prompt, round ? 1 : 64);
+        for (w.n_answered = 0; !w.n_answered; complete(&w))
+            while (plan(&w, c)) {}
+        took = w.now - began;
+    }
+    for (int i = 0; i < MAX_FLIGHT; i++) mu_free(w.step[i]);
+    mu_sched_destroy(w.s);
+    double least = (c->fixed + c->prefill * n_prompt) / n_stage;
+    print_message("%-5s %d stages, a prompt of %4u alone: %5.0f ms, %.2f of the least\n", c->name, n_stage, n_prompt,
+                  took, took / least);
+    return took / least;
+}
+
+/* One prompt is cut into steps for all stages; but not where a step costs as much as the prompt. */
+static void test_one_prompt_keeps_stages_busy(void **state)
+{
+    (void)state;
+    for (int n_stage = 1; n_stage <= 4; n_stage++) {
+        assert_true(alone(&cpu, n_stage, 512) < 1.01 + 0.3 * (n_stage - 1));
+        assert_true(alone(&cpu, n_stage, 4096) < 1.02 + 0.1 * (n_stage - 1));
+        assert_true(alone(&gpu, n_stage, 512) < 1.35 * n_stage); /* in one step it would be n_stage */
+        assert_true(alone(&gpu, n_stage, 4096) < 1.65 + 0.3 * (n_stage - 1));
+    }
 }
 
 /* Texts that repeat themselves go faster with drafts, others no slower; where drafts cost more than they give there are
@@ -228,8 +272,8 @@ static void test_speculation_pays_or_stops(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_stages_are_busy),
-                                       cmocka_unit_test(test_streams_keep_their_pace),
-                                       cmocka_unit_test(test_speculation_pays_or_stops)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_stages_are_busy), cmocka_unit_test(test_streams_keep_their_pace),
+        cmocka_unit_test(test_one_prompt_keeps_stages_busy), cmocka_unit_test(test_speculation_pays_or_stops)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -25,14 +25,28 @@ shift $((OPTIND - 1))
 (($#)) || set -- gguf hf tokenizer_json template modelfile tokenizer store adapter reply
 names=("$@")
 
+# What a target's code compares with: the texts in its sources, as libFuzzer's dictionary.
+words() {
+    local files
+    case $1 in
+    gguf) files="model/gguf*.c model/arch.c model/config.c model/model.c" ;;
+    hf) files="model/hf*.c model/safetensors.c" ;;
+    tokenizer_json | tokenizer) files="model/hf_*.c model/tokenizer*.c model/pretokenizer.c" ;;
+    template) files="model/jinja*.c model/chat_template*.c" ;;
+    reply) files="cli/reply.c model/thinking.c" ;;
+    *) files="model/$1*.c" ;;
+    esac
+    LC_ALL=C grep -hoE '"[] !#$&-[^-~]{2,40}"' $files | LC_ALL=C sort -u || true
+}
+
 # One target: its corpus, its hour, one line of what came of it.
 fuzz() {
-    local name=$1 dict=tests/fuzz/dict/fuzz_$1 TIMEFORMAT='%U %S' cpu
+    local name=$1 dict=$out/$1.dict TIMEFORMAT='%U %S' cpu
     mkdir -p "$out/$name"
+    words "$name" >"$dict"
     build-fuzz/tests/fuzz/fuzz_"$name" -w "$out/$name"
     local args=("$out/$name" -artifact_prefix="$out/$name-" -max_total_time="$seconds" -timeout="$timeout" -rss_limit_mb=2048
-        -malloc_limit_mb=512 -max_len=65536 -print_final_stats=1)
-    [[ -e $dict ]] && args+=(-dict="$dict")
+        -malloc_limit_mb=512 -max_len=65536 -print_final_stats=1 -dict="$dict")
     [[ -d tests/fuzz/corpus/fuzz_$name ]] && args+=("tests/fuzz/corpus/fuzz_$name")
     local verdict="nothing found"
     cpu=$({ time nice -n 19 build-fuzz/tests/fuzz/fuzz_"$name"_libfuzzer "${args[@]}" >"$out/$name.log" 2>&1; } 2>&1) || verdict="FOUND, see $out/$name.log"

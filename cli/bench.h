@@ -20,7 +20,7 @@
 
 /* ---- cases ---- */
 
-enum { MU_BENCH_MAX_CASES = 256, MU_BENCH_STEP_TOKENS = 512, MU_BENCH_MAX_REPEATS = 100, MU_BENCH_MAX_SPLITS = 16 };
+enum { MU_BENCH_MAX_CASES = 256, MU_BENCH_MAX_REPEATS = 100, MU_BENCH_MAX_SPLITS = 16 };
 enum mu_bench_phase { MU_BENCH_PROMPT, MU_BENCH_DECODE };
 
 struct mu_bench_case {

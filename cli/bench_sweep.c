@@ -76,7 +76,7 @@ static void serving_add(struct mu_serving *v, const struct mu_bench_case *c)
     if (pages * MU_PAGE_TOKENS > v->n_ctx) v->n_ctx = pages * MU_PAGE_TOKENS;
     if (c->n_stream > v->n_slot) v->n_slot = c->n_stream;
     if (all > v->n_page) v->n_page = all;
-    v->step_tokens = v->n_slot > MU_BENCH_STEP_TOKENS ? v->n_slot : MU_BENCH_STEP_TOKENS;
+    v->step_tokens = v->n_slot > MU_STEP_TOKENS ? v->n_slot : MU_STEP_TOKENS;
 }
 
 static uint64_t need_of(const struct run *r, const struct mu_serving *v)
@@ -300,7 +300,7 @@ static enum mu_status auto_split(struct mu_bench_sweep *s, struct mu_err *err)
     const struct mu_bench_sweep_options *o = s->opt;
     int decode = o->n_decode ? least_of(&o->context) + o->n_decode : least_of(&o->prompt), n_ctx = decode;
     if (o->prompt.n && least_of(&o->prompt) < n_ctx) n_ctx = least_of(&o->prompt);
-    struct mu_serving v = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = MU_BENCH_STEP_TOKENS, .kv = o->kv};
+    struct mu_serving v = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = MU_STEP_TOKENS, .kv = o->kv};
     struct mu_plan_node node = s->node;
     node.n_numa = 1;
     s->n_split = 1;

@@ -15,7 +15,6 @@
 enum {
     MAX_FILE = 1 << 30,
     DEFAULT_CTX = 8192,
-    STEP_TOKENS = 512,
     /* of one call to a server */
     CALL_INPUTS = 16, /* vectors of 60,000 values fit a reply */
     CALL_BYTES = 2 << 20,
@@ -283,7 +282,7 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
         total += in->ids[i].n;
         if (in->ids[i].n > longest) longest = in->ids[i].n;
     }
-    int step_tokens = a->chunk ? a->chunk : STEP_TOKENS, n_slot = (size_t)a->batch < in->n ? a->batch : (int)in->n;
+    int step_tokens = a->chunk ? a->chunk : MU_STEP_TOKENS, n_slot = (size_t)a->batch < in->n ? a->batch : (int)in->n;
     /* Pages for what a few steps hold and for the longest text, if that is less than all slots full. */
     size_t page_tokens = (size_t)n_slot * MU_PAGE_TOKENS + longest + 2 * (size_t)step_tokens,
            all = longest * (size_t)n_slot;

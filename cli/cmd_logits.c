@@ -146,7 +146,7 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
     opt.adapters = o.adapters;
     opt.n_thread = a->threads ? a->threads : mu_default_threads(&opt.split);
     /* Steps of logits at every position are kept small: rows × vocabulary × 4 bytes. */
-    int step_tokens = a->all ? 64 : 512;
+    int step_tokens = a->all ? 64 : MU_STEP_TOKENS;
     if (a->batch > step_tokens) step_tokens = a->batch;
     opt.serving = (struct mu_serving){
         .n_ctx = (int)n < 2 ? 2 : (int)n, .n_slot = a->batch, .step_tokens = step_tokens, .kv = a->kv};

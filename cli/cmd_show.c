@@ -137,7 +137,7 @@ static enum mu_status read_memory(struct shown *s, enum mu_kv_type kv, struct mu
         struct mu_serving serving = {.n_ctx = ctx,
                                      .n_slot = 1,
                                      .kv = kv,
-                                     .step_tokens = ctx < 512 ? ctx : 512,
+                                     .step_tokens = ctx < MU_STEP_TOKENS ? ctx : MU_STEP_TOKENS,
                                      .n_page = (uint32_t)((ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS)};
         struct memory *to = &s->memory[s->n_memory++];
         to->n_ctx = ctx;

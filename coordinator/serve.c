@@ -35,7 +35,7 @@
 #include "shard/plan_fit.h"
 #include "shard/plan_where.h"
 
-enum { MAX_METHODS = 16, DEFAULT_CONTEXT = 8192, DEFAULT_PARALLEL = 32, STEP_TOKENS = 512 };
+enum { MAX_METHODS = 16, DEFAULT_CONTEXT = 8192, DEFAULT_PARALLEL = 32 };
 enum {
     WORKER_START_MS = 10000,
     WORKER_ASK_MS = 500,
@@ -186,7 +186,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     if (!ctx) ctx = trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
     h->serving = (struct mu_serving){.n_ctx = ctx,
                                      .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL,
-                                     .step_tokens = STEP_TOKENS,
+                                     .step_tokens = MU_STEP_TOKENS,
                                      .kv = h->opt->kv};
     if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
     h->serving.n_adapter = h->adapters->n;

@@ -83,7 +83,9 @@ struct mu_rank_memory {
     uint64_t weights, kv, scratch; /* where it computes: on its GPU, else in the host's memory */
     uint64_t host;                 /* of a rank on a GPU, beside that */
 };
-enum { MU_PAGE_TOKENS = 32 };
+/* A step takes MU_STEP_TOKENS where nobody says otherwise: products are at full speed well below that, and each more takes
+ * memory on every rank. */
+enum { MU_PAGE_TOKENS = 32, MU_STEP_TOKENS = 512 };
 uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank, enum mu_kv_type kv);
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);

@@ -27,7 +27,6 @@ extern char **environ;
 enum {
     DEFAULT_CONTEXT = 8192,
     DEFAULT_PARALLEL = 32,
-    DEFAULT_STEP_TOKENS = 512,
     DEFAULT_STALL_MS = 3000,
     DEFAULT_LOAD_MS = 600000,
     MAX_CONTEXT = 1 << 22,
@@ -56,7 +55,7 @@ static enum mu_status defaults_fill(Muster__Internal__V1__StartGangRequest *r, c
     if (!r->threads) r->threads = (uint32_t)mu_plan_threads_share(split, topo->n_usable);
     if (!r->context) r->context = trained > 0 && trained < DEFAULT_CONTEXT ? (uint32_t)trained : DEFAULT_CONTEXT;
     if (!r->parallel) r->parallel = DEFAULT_PARALLEL;
-    if (!r->step_tokens) r->step_tokens = DEFAULT_STEP_TOKENS;
+    if (!r->step_tokens) r->step_tokens = MU_STEP_TOKENS;
     if (!r->stall_timeout_ms) r->stall_timeout_ms = DEFAULT_STALL_MS;
     if (!r->load_timeout_ms) r->load_timeout_ms = DEFAULT_LOAD_MS;
     if (mu_kv_type_by_name(r->kv) < 0)

@@ -110,17 +110,19 @@ struct mu_bench_times mu_bench_times_mean(const struct mu_bench_result *r);
 
 /* ---- bench_load.c: what every rank runs; in this process (threads for ranks), or as one rank of an MPI job ---- */
 
-/* Called on the leader for each case that is done, in order. */
+/* Called for each case that is done, in order; of an MPI job on rank 0. */
 typedef enum mu_status mu_bench_done(const struct mu_bench_result *r, int i, void *ctx, struct mu_err *err);
 /* MU_ECANCELLED after Ctrl-C. */
 enum mu_status mu_bench_local(const struct mu_bench_job *job, mu_bench_done *done, void *ctx, struct mu_err *err);
-enum mu_status mu_bench_rank(const struct mu_bench_job *job, mu_bench_done *done, void *ctx, struct mu_err *err);
+struct mu_comm;
+enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *comm, mu_bench_done *done, void *ctx,
+                             struct mu_err *err);
 
 /* ---- bench_mpi.c ---- */
 
-/* mpirun with this program on every rank; on_result is called with results in order as they come. MU_ECANCELLED after
- * Ctrl-C. */
-enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank,
+/* mpirun with this program on every rank; on_result is called with results in order as they come. hosts: machines for the
+ * ranks, as mpirun's --host has them, the first of them this one; NULL: all here. MU_ECANCELLED after Ctrl-C. */
+enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank, const char *hosts,
                             void (*on_result)(const struct mu_bench_result *r, int i, void *ctx), void *ctx,
                             struct mu_err *err);
 /* The other side: the whole program of a rank that mu_bench_mpi started (MUSTER_BENCH_RANK names its folder). */
@@ -181,6 +183,7 @@ void mu_bench_warnings_print(const struct mu_bench_warnings *w);
 
 struct mu_bench_sweep_options {
     const char *model, *quantize; /* quantize: NULL, as in the file */
+    const char *hosts;            /* as mu_bench_mpi has them */
     enum mu_kv_type kv;
     enum mu_device_wish device;
     int n_split; /* 0: auto, of one rank on processors or of GPUs */

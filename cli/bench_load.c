@@ -496,6 +496,14 @@ done:
     return st;
 }
 
+/* Rank 0 has it then. */
+static enum mu_status result_tell(struct load *l, struct mu_bench_result *r, struct mu_err *err)
+{
+    if (!l->comm || l->plan->leader == 0) return MU_OK;
+    if (l->rank == l->plan->leader) return mu_comm_send(l->comm, 0, r, sizeof *r, err);
+    return l->rank == 0 ? mu_comm_recv(l->comm, l->plan->leader, r, sizeof *r, err) : MU_OK;
+}
+
 static enum mu_status cases_measure(struct load *l, mu_bench_done *done, void *ctx, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
@@ -503,7 +511,8 @@ static enum mu_status cases_measure(struct load *l, mu_bench_done *done, void *c
         struct mu_bench_result r;
         l->c = &l->job->cases[i];
         st = case_measure(l, &r, err);
-        if (!st && (!l->comm || l->rank == l->plan->leader)) st = done(&r, i, ctx, err);
+        if (!st) st = result_tell(l, &r, err);
+        if (!st && l->rank == 0) st = done(&r, i, ctx, err);
     }
     return st;
 }
@@ -606,7 +615,8 @@ out:
     return st;
 }
 
-enum mu_status mu_bench_rank(const struct mu_bench_job *job, mu_bench_done *done, void *ctx, struct mu_err *err)
+enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *comm, mu_bench_done *done, void *ctx,
+                             struct mu_err *err)
 {
     enum mu_status st;
     struct mu_model *model = NULL;
@@ -614,12 +624,10 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, mu_bench_done *done
     struct mu_plan *plan = mu_calloc(1, sizeof *plan);
     struct mu_shard_link *link = NULL;
     struct load l = {.job = job, .serving = &job->serving, .n_share = 1};
-    struct mu_comm *comm = NULL;
     struct mu_topo *topo = NULL;
     struct mu_split split;
     if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for the plan");
     MU_TRY(st, mu_split_parse(job->split, &split, err), out);
-    MU_TRY(st, mu_comm_mpi_open(&comm, err), out);
     if (comm->n_rank != split.n_rank) {
         st = mu_fail(err, MU_EINVAL, "mpirun started %d ranks, the split has %d", comm->n_rank, split.n_rank);
         goto out;
@@ -664,7 +672,6 @@ out:
     mu_shard_link_destroy(link);
     mu_pool_destroy(pool);
     mu_model_close(model);
-    mu_comm_close(comm);
     mu_free(topo);
     mu_free(plan);
     return st;

@@ -64,6 +64,7 @@ struct load {
     struct mu_solo *solo; /* one of the two */
     struct mu_shard *shard;
     struct mu_comm *comm;
+    struct mu_bench_links *links; /* of comm */
     int rank, n_vocab, n_share;
     struct share *share;   /* [n_share] */
     int n_cpu;             /* ranks on processors, of all */
@@ -490,6 +491,7 @@ static enum mu_status case_measure(struct load *l, struct mu_bench_result *r, st
     r->of_bound = mu_bench_spread_of(fraction, (size_t)n).median;
     result_limits(l, &work, r);
     result_times(l, times, trace, r);
+    if (l->comm) mu_bench_predict(l->model, l->plan, l->job, l->c, l->links, r);
 done:
     for (int i = 0; l->comm && i < l->plan->n_rank; i++)
         if (trace[i].span != l->share[0].trace.span) mu_free(trace[i].span);
@@ -547,6 +549,7 @@ static void load_free(struct load *l)
 {
     for (int i = 0; l->share && i < l->n_share; i++) mu_free(l->share[i].trace.span);
     mu_free(l->share);
+    mu_free(l->links);
     mu_free(l->step);
     mu_free(l->slot);
     mu_free(l->dirty);
@@ -661,6 +664,7 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
     l.rank = comm->rank;
     l.probe = first >= 0 ? pool : NULL;
     MU_TRY(st, probe_open(&l, err), out);
+    MU_TRY(st, mu_bench_links_measure(comm, plan, &l.links, err), out);
     if (!(st = cases_measure(&l, done, ctx, err))) {
         int idle; /* the other stages have everything: the sends complete as soon as MPI may look */
         while ((idle = mu_shard_idle(l.shard, err)) == 0) {}

@@ -6,7 +6,8 @@
  *   bench_mpi.c      an MPI job of this program                                  bench_server.c   a server of our own
  *   bench_work.c     what a case costs at least, and what limits it              bench_told.c     tables and JSON of it
  *   bench_report.c   tables and JSON of the sweep                                bench_svg.c      pictures
- *   bench_machine.c  the machine, and who else uses it                           bench_stats.c    lists, percentiles, chance */
+ *   bench_machine.c  the machine, and who else uses it                           bench_stats.c    lists, percentiles, chance
+ *   bench_predict.c  links between ranks, and what is expected of a case */
 #ifndef MU_CLI_BENCH_H
 #define MU_CLI_BENCH_H
 
@@ -15,6 +16,7 @@
 
 #include "cli/bench_stats.h"
 #include "cli/cli.h"
+#include "shard/plan_predict.h"
 #include "shard/plan_where.h"
 #include "shard/shard.h"
 
@@ -74,8 +76,10 @@ struct mu_bench_result {
     double of_bf16;  /* operations of matrices and attention, as a fraction of the GPUs' bf16 rate; 0: processors */
     double of_bound; /* median of the repeats' bound / time, each by its own reading of memory */
     double load_s;
-    double delayed; /* share of the threads' time that they could have run and had no core */
-    int n_step;     /* of a prompt; rounds of decoding */
+    int n_step;                          /* of a prompt; rounds of decoding */
+    double predicted_s;                  /* 0: unknown, as in one process */
+    struct mu_plan_link inside, between; /* the slowest links inside machines, between them; gbps 0: none */
+    double delayed;                      /* share of the threads' time that they could have run and had no core */
     int n_rank;
     struct mu_bench_times rank[MU_MAX_RANKS];
 };
@@ -113,17 +117,29 @@ struct mu_bench_times mu_bench_times_mean(const struct mu_bench_result *r);
 
 /* ---- bench_load.c: what every rank runs; in this process (threads for ranks), or as one rank of an MPI job ---- */
 
-/* Called on the leader for each case that is done, in order. */
+/* Called for each case that is done, in order; of an MPI job on rank 0. */
 typedef enum mu_status mu_bench_done(const struct mu_bench_result *r, int i, void *ctx, struct mu_err *err);
 /* MU_ECANCELLED after Ctrl-C. */
 enum mu_status mu_bench_local(const struct mu_bench_job *job, mu_bench_done *done, void *ctx, struct mu_err *err);
-enum mu_status mu_bench_rank(const struct mu_bench_job *job, mu_bench_done *done, void *ctx, struct mu_err *err);
+struct mu_comm;
+enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *comm, mu_bench_done *done, void *ctx,
+                             struct mu_err *err);
+
+/* ---- bench_predict.c: of an MPI job ---- */
+
+struct mu_bench_links;
+/* By all ranks together; of each pair that the plan has talking to each other. Freed with mu_free. */
+enum mu_status mu_bench_links_measure(struct mu_comm *comm, const struct mu_plan *plan,
+                                      struct mu_bench_links **links_out, struct mu_err *err);
+/* Fills the result's prediction and links, from its host's limits and the job's GPUs. */
+void mu_bench_predict(const struct mu_model *model, const struct mu_plan *plan, const struct mu_bench_job *job,
+                      const struct mu_bench_case *c, struct mu_bench_links *l, struct mu_bench_result *r);
 
 /* ---- bench_mpi.c ---- */
 
-/* mpirun with this program on every rank; on_result is called with results in order as they come. MU_ECANCELLED after
- * Ctrl-C. */
-enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank,
+/* mpirun with this program on every rank; on_result is called with results in order as they come. hosts: machines for the
+ * ranks, as mpirun's --host has them, the first of them this one; NULL: all here. MU_ECANCELLED after Ctrl-C. */
+enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank, const char *hosts,
                             void (*on_result)(const struct mu_bench_result *r, int i, void *ctx), void *ctx,
                             struct mu_err *err);
 /* The other side: the whole program of a rank that mu_bench_mpi started (MUSTER_BENCH_RANK names its folder). */
@@ -184,6 +200,7 @@ void mu_bench_warnings_print(const struct mu_bench_warnings *w);
 
 struct mu_bench_sweep_options {
     const char *model, *quantize; /* quantize: NULL, as in the file */
+    const char *hosts;            /* as mu_bench_mpi has them */
     enum mu_kv_type kv;
     enum mu_device_wish device;
     int n_split; /* 0: auto, of one rank on processors or of GPUs */

@@ -64,6 +64,7 @@ struct load {
     struct mu_solo *solo; /* one of the two */
     struct mu_shard *shard;
     struct mu_comm *comm;
+    struct mu_bench_links *links; /* of comm */
     int rank, n_vocab, n_share;
     struct share *share;   /* [n_share] */
     int n_cpu;             /* ranks on processors, of all */
@@ -493,10 +494,19 @@ static enum mu_status case_measure(struct load *l, struct mu_bench_result *r, st
     r->of_bound = mu_bench_spread_of(fraction, (size_t)n).median;
     result_limits(l, &work, r);
     result_times(l, times, trace, r);
+    if (l->comm) mu_bench_predict(l->model, l->plan, l->job, l->c, l->links, r);
 done:
     for (int i = 0; l->comm && i < l->plan->n_rank; i++)
         if (trace[i].span != l->share[0].trace.span) mu_free(trace[i].span);
     return st;
+}
+
+/* Rank 0 has it then. */
+static enum mu_status result_tell(struct load *l, struct mu_bench_result *r, struct mu_err *err)
+{
+    if (!l->comm || l->plan->leader == 0) return MU_OK;
+    if (l->rank == l->plan->leader) return mu_comm_send(l->comm, 0, r, sizeof *r, err);
+    return l->rank == 0 ? mu_comm_recv(l->comm, l->plan->leader, r, sizeof *r, err) : MU_OK;
 }
 
 static enum mu_status cases_measure(struct load *l, mu_bench_done *done, void *ctx, struct mu_err *err)
@@ -506,7 +516,8 @@ static enum mu_status cases_measure(struct load *l, mu_bench_done *done, void *c
         struct mu_bench_result r;
         l->c = &l->job->cases[i];
         st = case_measure(l, &r, err);
-        if (!st && (!l->comm || l->rank == l->plan->leader)) st = done(&r, i, ctx, err);
+        if (!st) st = result_tell(l, &r, err);
+        if (!st && l->rank == 0) st = done(&r, i, ctx, err);
     }
     return st;
 }
@@ -541,6 +552,7 @@ static void load_free(struct load *l)
 {
     for (int i = 0; l->share && i < l->n_share; i++) mu_free(l->share[i].trace.span);
     mu_free(l->share);
+    mu_free(l->links);
     mu_free(l->step);
     mu_free(l->slot);
     mu_free(l->dirty);
@@ -609,7 +621,8 @@ out:
     return st;
 }
 
-enum mu_status mu_bench_rank(const struct mu_bench_job *job, mu_bench_done *done, void *ctx, struct mu_err *err)
+enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *comm, mu_bench_done *done, void *ctx,
+                             struct mu_err *err)
 {
     enum mu_status st;
     struct mu_model *model = NULL;
@@ -617,12 +630,10 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, mu_bench_done *done
     struct mu_plan *plan = mu_calloc(1, sizeof *plan);
     struct mu_shard_link *link = NULL;
     struct load l = {.job = job, .serving = &job->serving, .n_share = 1};
-    struct mu_comm *comm = NULL;
     struct mu_topo *topo = NULL;
     struct mu_split split;
     if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for the plan");
     MU_TRY(st, mu_split_parse(job->split, &split, err), out);
-    MU_TRY(st, mu_comm_mpi_open(&comm, err), out);
     if (comm->n_rank != split.n_rank) {
         st = mu_fail(err, MU_EINVAL, "mpirun started %d ranks, the split has %d", comm->n_rank, split.n_rank);
         goto out;
@@ -656,6 +667,7 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, mu_bench_done *done
     l.rank = comm->rank;
     l.probe = first >= 0 ? pool : NULL;
     MU_TRY(st, probe_open(&l, err), out);
+    MU_TRY(st, mu_bench_links_measure(comm, plan, &l.links, err), out);
     if (!(st = cases_measure(&l, done, ctx, err))) {
         int idle; /* the other stages have everything: the sends complete as soon as MPI may look */
         while ((idle = mu_shard_idle(l.shard, err)) == 0) {}
@@ -667,7 +679,6 @@ out:
     mu_shard_link_destroy(link);
     mu_pool_destroy(pool);
     mu_model_close(model);
-    mu_comm_close(comm);
     mu_free(topo);
     mu_free(plan);
     return st;

@@ -1,10 +1,12 @@
 /* An MPI job of this program: mpirun starts `muster bench` once a rank, with MUSTER_BENCH_RANK naming a folder.
  *
- *   folder/job       the parent's struct mu_bench_job
- *   folder/results   the leader's results, one struct after another as cases are done; the parent reads what is new
+ *   folder/job       the parent's struct mu_bench_job, which rank 0 tells the others
+ *   folder/results   results, one struct after another as cases are done, which rank 0 has from the leader; the parent
+ *                    reads what is new
  *
- * Parent and ranks are the same binary, so both are plain structs. Ctrl-C reaches mpirun too (one process group), which
- * ends the ranks; the results that are there stay. */
+ * Parent and ranks are the same binary, so both are plain structs. Rank 0 is on this machine; the others are where
+ * hosts say, started by mpirun's own means (ssh, or what OMPI_MCA_plm_rsh_agent names). Ctrl-C reaches mpirun too (one
+ * process group), which ends the ranks; the results that are there stay. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -20,6 +22,7 @@
 #include "base/io.h"
 #include "cli/bench.h"
 #include "kernels/kernels.h"
+#include "transport/comm.h"
 
 extern char **environ;
 
@@ -47,18 +50,34 @@ static enum mu_status job_read(const char *folder, struct mu_bench_job *job, str
     return st;
 }
 
+/* Rank 0's folder has the job. A file's length was checked, so a rank that could not read it ends the MPI job. */
+static enum mu_status job_share(struct mu_comm *comm, const char *folder, struct mu_bench_job *job, struct mu_err *err)
+{
+    enum mu_status st = comm->rank == 0 ? job_read(folder, job, err) : MU_OK;
+    return st ? st : mu_comm_broadcast(comm, 0, job, sizeof *job, err);
+}
+
+static enum mu_status rank_run(struct mu_comm *comm, const char *folder, struct mu_bench_job *job, struct mu_err *err)
+{
+    enum mu_status st = job_share(comm, folder, job, err);
+    char *path = st ? NULL : mu_asprintf("%s/results", folder);
+    FILE *f = path && comm->rank == 0 ? fopen(path, "ab") : NULL;
+    if (!st && comm->rank == 0 && !f) st = mu_fail(err, MU_EIO, "cannot open %s/results", folder);
+    if (!st) st = mu_kernels_init(NULL, err);
+    if (!st) st = mu_bench_rank(job, comm, result_append, f, err);
+    if (f) fclose(f);
+    mu_free(path);
+    return st;
+}
+
 int mu_bench_rank_main(const char *folder)
 {
     struct mu_err err = MU_ERR_INIT;
+    struct mu_comm *comm = NULL;
     struct mu_bench_job *job = mu_calloc(1, sizeof *job);
-    char *path = mu_asprintf("%s/results", folder);
-    FILE *f = path ? fopen(path, "ab") : NULL; /* of the leader's; the others write nothing */
-    enum mu_status st =
-        job && f ? job_read(folder, job, &err) : mu_fail(&err, MU_EIO, "cannot open %s/results", folder);
-    if (!st) st = mu_kernels_init(NULL, &err);
-    if (!st) st = mu_bench_rank(job, result_append, f, &err);
-    if (f) fclose(f);
-    mu_free(path);
+    enum mu_status st = job ? mu_comm_mpi_open(&comm, &err) : mu_fail(&err, MU_ENOMEM, "no memory for the job");
+    if (!st) st = rank_run(comm, folder, job, &err);
+    mu_comm_close(comm);
     mu_free(job);
     if (!st) return MU_EXIT_OK;
     mu_cli_fail("bench", &err);
@@ -76,7 +95,8 @@ static enum mu_status job_write(const char *folder, const struct mu_bench_job *j
     return st;
 }
 
-static enum mu_status mpirun_start(const char *folder, int n_rank, pid_t *pid_out, struct mu_err *err)
+static enum mu_status mpirun_start(const char *folder, int n_rank, const char *hosts, pid_t *pid_out,
+                                   struct mu_err *err)
 {
     static const char *const options[] = {"--oversubscribe",
                                           "--bind-to",
@@ -84,9 +104,6 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, pid_t *pid_ou
                                           "--mca",
                                           "pml",
                                           "ob1",
-                                          "--mca",
-                                          "btl",
-                                          "vader,self",
                                           "--mca",
                                           "btl_vader_eager_limit",
                                           "16384",
@@ -107,6 +124,15 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, pid_t *pid_ou
     snprintf(np, sizeof np, "%d", n_rank);
     argv[n++] = "mpirun";
     for (size_t i = 0; i < sizeof options / sizeof *options; i++) argv[n++] = (char *)options[i];
+    argv[n++] = "--mca";
+    argv[n++] = "btl";
+    argv[n++] = hosts ? "tcp,vader,self" : "vader,self";
+    if (hosts) {
+        argv[n++] = "--host";
+        argv[n++] = (char *)hosts;
+        argv[n++] = "-x";
+        argv[n++] = "MUSTER_BENCH_RANK";
+    }
     argv[n++] = "-np";
     argv[n++] = np;
     argv[n++] = self;
@@ -143,7 +169,7 @@ static enum mu_status results_read(int fd, const struct mu_bench_job *job, int *
     return MU_OK;
 }
 
-enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank,
+enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank, const char *hosts,
                             void (*on_result)(const struct mu_bench_result *r, int i, void *ctx), void *ctx,
                             struct mu_err *err)
 {
@@ -160,7 +186,7 @@ enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank,
         st = mu_fail(err, MU_EIO, "cannot create %s/results: %s", dir, strerror(errno));
         goto done;
     }
-    MU_TRY(st, mpirun_start(dir, n_rank, &pid, err), done);
+    MU_TRY(st, mpirun_start(dir, n_rank, hosts, &pid, err), done);
     for (;;) {
         pid_t ended = waitpid(pid, &status, WNOHANG);
         if (!st) st = results_read(fd, job, &n, on_result, ctx, err);

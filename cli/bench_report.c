@@ -111,6 +111,15 @@ static void print_gpus(const struct mu_bench_sweep *s)
     if (s->why[0]) printf("%s\n", s->why);
 }
 
+static void print_links(const struct mu_bench_result *r)
+{
+    const struct mu_plan_link *const link[] = {&r->inside, &r->between};
+    for (int i = 0; i < 2; i++)
+        if (link[i]->gbps > 0)
+            printf("  links %s: %.3g µs, %.3g GB/s\n", i ? "between machines" : "inside a machine", link[i]->us,
+                   link[i]->gbps);
+}
+
 static void print_head(const struct mu_bench_sweep *s)
 {
     char what[256], split[MU_SPLIT_TEXT];
@@ -126,6 +135,7 @@ static void print_head(const struct mu_bench_sweep *s)
             printf(": this machine reads %.1f GB/s, int8 %.0f GOP/s, f32 %.0f GFLOP/s", l->read_gbps, l->int8_gops,
                    l->f32_gflops);
         putchar('\n');
+        print_links(&p->r);
     }
     print_gpus(s);
     putchar('\n');
@@ -232,6 +242,8 @@ static void percent(char *cell, double part, double whole)
     snprintf(cell, CELL, "%.0f%%", whole > 0 ? 100 * part / whole : 0);
 }
 
+/* Of a decode those of one stream. */
+
 static bool print_breakdown(const struct mu_bench_sweep *s)
 {
     enum { N_COL = 8 };
@@ -270,6 +282,35 @@ static bool print_breakdown(const struct mu_bench_sweep *s)
     }
     putchar('\n');
     return grid_print(&g, right);
+}
+
+/* What the planner's model says, beside what it took. */
+static bool print_predictions(const struct mu_bench_sweep *s)
+{
+    enum { N_COL = 4 };
+    static const bool right[N_COL] = {false, true, true, true};
+    static const char *const head[N_COL] = {"predicted", "ms", "took", "more"};
+    struct grid g;
+    bool any = false;
+    if (!grid_init(&g, s->n_point + 1, N_COL)) return false;
+    grid_row(&g, head);
+    for (int i = 0; i < s->n_point; i++) {
+        const struct mu_bench_point *p = &s->point[i];
+        char t[N_COL][CELL], split[MU_SPLIT_TEXT];
+        if (!is_shown(s, p) || !(p->r.predicted_s > 0)) continue;
+        mu_bench_case_name(p->c, t[0], CELL);
+        size_t len = strlen(t[0]);
+        snprintf(t[0] + len, CELL - len, ", %.12s", split_name(s, p->i_split, split));
+        mu_chart_number(1e3 * p->r.predicted_s / p->r.n_step, t[1], CELL);
+        mu_chart_number(1e3 * p->r.s.median / p->r.n_step, t[2], CELL);
+        snprintf(t[3], CELL, "%+.0f%%", 100 * (p->r.s.median / p->r.predicted_s - 1));
+        grid_row(&g, (const char *const[]){t[0], t[1], t[2], t[3]});
+        any = true;
+    }
+    if (any) putchar('\n');
+    if (any) return grid_print(&g, right);
+    mu_free(g.text);
+    return true;
 }
 
 /* A sentence wherever the limit is another than the line's above. */
@@ -332,28 +373,35 @@ static json_t *ranks_json(const struct mu_bench_result *r)
     return all;
 }
 
+static json_t *links_json(const struct mu_bench_result *r)
+{
+    return json_pack("{s:{s:f, s:f}, s:{s:f, s:f}}", "inside", "us", r->inside.us, "gbps", r->inside.gbps, "between",
+                     "us", r->between.us, "gbps", r->between.gbps);
+}
+
 static void measured_json(const struct mu_bench_point *p, json_t *to)
 {
     const struct mu_bench_result *r = &p->r;
     char say[320];
     mu_bench_limit_say(r, &p->work, say, sizeof say);
     json_object_update_new(
-        to, json_pack(
-                "{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:s, s:s, s:o}", "tokens_per_s",
-                tokens_per_s(p), "tokens_per_s_each", tokens_per_s(p) / p->c->n_stream, "noise", mu_bench_noise(&r->s),
-                "delayed", r->delayed, "of_bound", r->of_bound, "of_bf16", r->of_bf16, "load_s", r->load_s, "seconds",
-                json_pack("{s:i, s:f, s:f, s:f, s:f}", "n", (int)r->s.n, "median", r->s.median, "mean", r->s.mean,
-                          "min", r->s.min, "max", r->s.max),
-                "work",
-                json_pack("{s:f, s:f, s:f, s:f}", "weight_bytes", p->work.weight_bytes, "kv_bytes", p->work.kv_bytes,
-                          "int8_ops", p->work.int8_ops, "f32_ops", p->work.f32_ops),
-                "rates",
-                json_pack("{s:f, s:f, s:f, s:f}", "read_gbps", r->limits.read_gbps, "int8_gops", r->limits.int8_gops,
-                          "f32_gflops", r->limits.f32_gflops, "bf16_gflops", r->limits.bf16_gflops),
-                "bound",
-                json_pack("{s:f, s:f, s:f, s:f, s:f}", "read_s", r->bound.read_s, "int8_s", r->bound.int8_s, "f32_s",
-                          r->bound.f32_s, "seconds", r->bound.s, "tokens_per_s", bound_per_s(p)),
-                "limit", mu_bench_limit_name(mu_bench_limit_of(r)), "limit_text", say, "ranks", ranks_json(r)));
+        to,
+        json_pack("{s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:o, s:o, s:o, s:o, s:o, s:s, s:s, s:o}", "tokens_per_s",
+                  tokens_per_s(p), "tokens_per_s_each", tokens_per_s(p) / p->c->n_stream, "noise",
+                  mu_bench_noise(&r->s), "delayed", r->delayed, "of_bound", r->of_bound, "of_bf16", r->of_bf16,
+                  "load_s", r->load_s, "predicted_s", r->predicted_s, "links", links_json(r), "seconds",
+                  json_pack("{s:i, s:f, s:f, s:f, s:f}", "n", (int)r->s.n, "median", r->s.median, "mean", r->s.mean,
+                            "min", r->s.min, "max", r->s.max),
+                  "work",
+                  json_pack("{s:f, s:f, s:f, s:f}", "weight_bytes", p->work.weight_bytes, "kv_bytes", p->work.kv_bytes,
+                            "int8_ops", p->work.int8_ops, "f32_ops", p->work.f32_ops),
+                  "rates",
+                  json_pack("{s:f, s:f, s:f, s:f}", "read_gbps", r->limits.read_gbps, "int8_gops", r->limits.int8_gops,
+                            "f32_gflops", r->limits.f32_gflops, "bf16_gflops", r->limits.bf16_gflops),
+                  "bound",
+                  json_pack("{s:f, s:f, s:f, s:f, s:f}", "read_s", r->bound.read_s, "int8_s", r->bound.int8_s, "f32_s",
+                            r->bound.f32_s, "seconds", r->bound.s, "tokens_per_s", bound_per_s(p)),
+                  "limit", mu_bench_limit_name(mu_bench_limit_of(r)), "limit_text", say, "ranks", ranks_json(r)));
 }
 
 static json_t *point_json(const struct mu_bench_sweep *s, const struct mu_bench_point *p)
@@ -503,7 +551,8 @@ enum mu_status mu_bench_sweep_report(const struct mu_bench_sweep *s, struct mu_e
     if (o->format == MU_BENCH_SVG) return sweep_svg(s, o->out, err);
     if (o->format == MU_BENCH_JSON) return mu_bench_write_json(o, sweep_json(s), err);
     print_head(s);
-    if (!print_points(s) || !print_breakdown(s)) return mu_fail(err, MU_ENOMEM, "no memory for the table");
+    if (!print_points(s) || !print_breakdown(s) || !print_predictions(s))
+        return mu_fail(err, MU_ENOMEM, "no memory for the table");
     print_limits(s);
     mu_bench_warnings_print(&s->warnings);
     if (s->interrupted) puts("interrupted: cases that are not in the table did not run");

@@ -228,7 +228,8 @@ static enum mu_status split_run(struct run *r, int i_split, struct mu_err *err)
 {
     int n_rank = r->sweep->split[i_split].n_rank;
     if (!r->job.n_case) return MU_OK;
-    if (n_rank > 1 && !r->sweep->opt->local) return mu_bench_mpi(&r->job, n_rank, on_result, r, err);
+    if (n_rank > 1 && !r->sweep->opt->local)
+        return mu_bench_mpi(&r->job, n_rank, r->sweep->opt->hosts, on_result, r, err);
     return mu_bench_local(&r->job, on_done, r, err);
 }
 

@@ -37,7 +37,8 @@ enum {
     OPT_SEED,
     OPT_SLO,
     OPT_CTX,
-    OPT_PARALLEL
+    OPT_PARALLEL,
+    OPT_HOSTS
 };
 
 static void list_set(const char *arg, int min, int max, const char *what, struct mu_bench_list *to,
@@ -149,6 +150,7 @@ static void check(struct bench_args *a, struct argp_state *state)
             "--server runs already: --ctx, --parallel, --threads, --split, --device, --quantize and --kv are for "
             "a server of our own (--serve)");
     if (a->is_serve && a->steps.n_split > 1) argp_error(state, "--serve takes one --split");
+    if (a->steps.hosts && a->steps.local) argp_error(state, "--hosts is for --transport mpi");
     if (out->format == MU_BENCH_TABLE && out->out) argp_error(state, "--out FILE is for -o json and -o svg");
     if (!a->is_serve && !a->steps.prompt.n && !a->steps.n_decode)
         argp_error(state, "neither a prompt nor a decode is left to measure");
@@ -203,6 +205,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         o->local = !strcmp(arg, "local");
         a->of_steps = "--transport";
         return 0;
+    case OPT_HOSTS:
+        if (!arg[0] || arg[0] == '-') argp_error(state, "--hosts is a list of machines, not '%s'", arg);
+        o->hosts = arg;
+        a->of_steps = "--hosts";
+        return 0;
     case OPT_BREAKDOWN:
         o->breakdown = true;
         a->of_steps = "--breakdown";
@@ -242,6 +249,7 @@ static const struct argp_option options[] = {
     MU_DEVICE_OPTION(1),
     {"splits", OPT_SPLITS, "S,S", 0, "several splits, one after another", 1},
     {"transport", OPT_TRANSPORT, "T", 0, "mpi: a process a rank; local: threads (mpi)", 1},
+    {"hosts", OPT_HOSTS, "LIST", 0, "machines of the ranks, as mpirun --host has them, this one first", 1},
     {"threads", 't', "N", 0, "threads a rank (the cores, shared out)", 1},
     {"repeat", 'r', "N", 0, "repeats; the median is told (5)", 1},
     {"breakdown", OPT_BREAKDOWN, 0, 0, "where the time goes: of every case", 1},

@@ -6,6 +6,7 @@
 #include "base/topo.h"
 #include "cli/cli.h"
 #include "kernels/kernels.h"
+#include "shard/plan_predict.h"
 #include "shard/plan_where.h"
 #include "worker/measure.h"
 
@@ -102,7 +103,7 @@ static void print_speed(const struct mu_model *m, const struct mu_plan *plan, co
 {
     int node_of[MU_MAX_RANKS] = {0};
     struct mu_prediction p;
-    mu_plan_predict(m, plan, node, node_of, &p);
+    mu_plan_predict(m, plan, node, node_of, NULL, &p);
     printf("on %s (%d cores, reads %.1f GB/s, int8 %.0f GOP/s) all ranks together should decode a token in %.2f ms and "
            "take %.3f ms a prompt token\n",
            node->name, node->n_core, node->read_gbps, node->int8_gops, p.decode_ms, p.prefill_ms_per_token);

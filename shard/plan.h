@@ -106,14 +106,10 @@ struct mu_plan_node {
     char name[64];
     int n_core, n_numa;
     double read_gbps, int8_gops; /* of its processors, measured; 0: unknown */
+    double f32_gflops;           /* likewise; 0: unknown */
     uint64_t memory_bytes;       /* free for Muster */
     struct mu_gpus gpus;
 };
-struct mu_prediction {
-    double decode_ms, prefill_ms_per_token; /* one stream; 0: unknown */
-    double decode_read_ms, decode_compute_ms, decode_wire_ms;
-};
-
 enum mu_device_wish { MU_DEVICE_AUTO, MU_DEVICE_CPU, MU_DEVICE_GPU };
 enum { MU_PLAN_WHY = 320 };
 
@@ -131,11 +127,4 @@ enum { MU_PLAN_WHY = 320 };
 enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
                             const struct mu_serving *serving, enum mu_device_wish wish, struct mu_split *split_out,
                             char why[MU_PLAN_WHY], struct mu_err *err);
-/* Roofline of the plan on those nodes (rank i on node_of[i]), short context. Links are not measured yet: exchanges
- * inside a node are taken as 5 µs at 10 GB/s, between nodes as 100 µs at 1 Gbit/s. Of a GPU's measured figures decoding
- * and prompts reach a part; a step costs it a fixed time beside, and what goes to or from it a hop over PCIe. Prefill:
- * chunks follow each other, so the slowest stage counts. */
-void mu_plan_predict(const struct mu_model *model, const struct mu_plan *plan, const struct mu_plan_node *node,
-                     const int *node_of, struct mu_prediction *prediction_out);
-
 #endif

@@ -1,4 +1,4 @@
-/* The planner: stages for processors and GPUs, and what to expect of them.
+/* The planner: stages for processors and GPUs.
  *
  * A site is what can carry a stage: a node's processors (a rank a NUMA node), or one of its GPUs (a rank). Given some
  * sites, layers are shared out by speed, then moved one at a time from the site that is most over its memory to the one
@@ -14,6 +14,7 @@
 
 #include "shard/plan.h"
 #include "shard/plan_fit.h"
+#include "shard/plan_predict.h"
 
 enum { MAX_SITES = MU_MAX_STAGES };
 
@@ -259,7 +260,7 @@ static enum mu_status choose(const struct mu_model *model, const struct mu_plan_
     enum mu_status st = sites_plan(model, serving, &c->sites, &c->split, c->node_of, err);
     if (st == MU_OK) st = mu_plan_build(model, &c->split, &plan, err);
     if (st != MU_OK) return st;
-    mu_plan_predict(model, &plan, node, c->node_of, &p);
+    mu_plan_predict(model, &plan, node, c->node_of, NULL, &p);
     c->decode_ms = p.decode_ms;
     return MU_OK;
 }
@@ -389,144 +390,4 @@ enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_n
     st = MU_OK;
 done:
     return st;
-}
-
-/* ---- prediction ---- */
-
-static const double LOCAL_US = 5, LOCAL_GBPS = 10, REMOTE_US = 100, REMOTE_GBPS = 0.125;
-
-/* What a GPU rank reaches of its measured figures, the fixed time of a layer's small kernels in a decode, and of a move
- * over PCIe. Of an H200 and 8B: a decode takes 3.24 ms of Q8_0 and 2.56 of Q4_K (3.3 and 2.3 by these), prompts go at 14
- * and 11% of the int8 rate. */
-static const double GPU_READ_SHARE = 0.8, GPU_INT8_SHARE = 0.13, GPU_F32_SHARE = 0.5, GPU_LAYER_MS = 0.03,
-                    GPU_HOP_MS = 0.03, GPU_HOP_GBPS = 10;
-
-struct
-    token_cost { /* of one token in a rank's matrices: operations (a multiplication with an addition is two), bytes */
-    double int8_ops, f32_ops, bytes;
-};
-
-static void cost_add(struct token_cost *c, const struct mu_gguf_tensor *t, double n_row)
-{
-    const struct mu_type_info *type = mu_type_info(t->type);
-    double ops = 2 * n_row * (double)t->ne[0];
-    if (type && type->act == MU_ACT_Q8)
-        c->int8_ops += ops;
-    else
-        c->f32_ops += ops;
-    c->bytes += n_row * (double)t->row_bytes;
-}
-
-/* Of experts those that a token uses. */
-static struct token_cost rank_cost(const struct mu_model *model, const struct mu_plan *plan,
-                                   const struct mu_plan_rank *r)
-{
-    struct token_cost c = {0};
-    cost_add(&c, model->output, mu_range_len(r->vocab));
-    for (int l = plan->stage[r->stage].layers.begin; l < plan->stage[r->stage].layers.end; l++) {
-        for (int id = 0; id < MU_T_MATRIX_COUNT; id++) {
-            if (!model->layer[l][id]) continue;
-            int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
-            int n = mu_config_copies(&model->cfg, (enum mu_tensor_id)id) > 1 ? model->cfg.n_expert_used : 1;
-            cost_add(&c, model->layer[l][id], (double)n * n_row);
-        }
-    }
-    return c;
-}
-
-struct rank_ms {
-    double read, compute, fixed; /* of a decode; 0: unknown */
-    double prefill;              /* of a token of a prompt */
-};
-
-static bool rank_on_gpu(const struct token_cost *c, int n_layer, const struct mu_gpu *g, struct rank_ms *ms)
-{
-    if (!(g->read_gbps > 0 && g->int8_gops > 0)) return false;
-    double f32_gops = g->f32_gops > 0 ? g->f32_gops : g->int8_gops;
-    ms->read = c->bytes / (g->read_gbps * GPU_READ_SHARE) / 1e6;
-    ms->compute = ms->prefill =
-        (c->int8_ops / (g->int8_gops * GPU_INT8_SHARE) + c->f32_ops / (f32_gops * GPU_F32_SHARE)) / 1e6;
-    ms->fixed = GPU_LAYER_MS * n_layer;
-    return true;
-}
-
-/* sharers: ranks of the stage that share the node's memory and cores. */
-static bool rank_on_cpu(const struct token_cost *c, const struct mu_plan_node *n, int sharers, struct rank_ms *ms)
-{
-    if (!(n->read_gbps > 0 && n->int8_gops > 0)) return false;
-    ms->read = c->bytes * sharers / n->read_gbps / 1e6;
-    ms->compute = ms->prefill = (c->int8_ops + c->f32_ops) * sharers / n->int8_gops / 1e6;
-    return true;
-}
-
-static double hop_ms(bool same_node, double bytes)
-{
-    double us = same_node ? LOCAL_US : REMOTE_US, gbps = same_node ? LOCAL_GBPS : REMOTE_GBPS;
-    return us / 1e3 + bytes / gbps / 1e6;
-}
-
-/* Up or down. */
-static double pcie_ms(double gbps, double bytes)
-{
-    return GPU_HOP_MS + bytes / (gbps > 0 ? gbps : GPU_HOP_GBPS) / 1e6;
-}
-
-/* What a rank's talks cost it more where it is on a GPU. */
-static double gpu_talk_ms(const struct mu_plan *plan, const struct mu_plan_node *node, const int *node_of, int rank,
-                          double bytes, bool is_sender)
-{
-    if (plan->split.device[rank] == MU_ON_CPU) return 0;
-    const struct mu_gpu *g = &node[node_of[rank]].gpus.gpu[plan->split.device[rank]];
-    return is_sender ? pcie_ms(g->down_gbps, bytes) : pcie_ms(g->up_gbps, bytes);
-}
-
-void mu_plan_predict(const struct mu_model *model, const struct mu_plan *plan, const struct mu_plan_node *node,
-                     const int *node_of, struct mu_prediction *prediction_out)
-{
-    struct mu_prediction p = {0};
-    bool known = true;
-    double d = model->cfg.d_model;
-    for (int s = 0; s < plan->n_stage; s++) {
-        const struct mu_plan_stage *st = &plan->stage[s];
-        double read = 0, compute = 0, slowest = 0, prefill = 0, talk = 0;
-        bool same = true;
-        for (int i = st->first_rank; i < st->first_rank + st->n_rank; i++) {
-            const struct mu_plan_node *n = &node[node_of[i]];
-            int sharers = 0, device = plan->split.device[i];
-            for (int k = st->first_rank; k < st->first_rank + st->n_rank; k++)
-                sharers += node_of[k] == node_of[i] && plan->split.device[k] == device;
-            struct token_cost cost = rank_cost(model, plan, &plan->rank[i]);
-            struct rank_ms ms = {0};
-            known = known && (device == MU_ON_CPU ? rank_on_cpu(&cost, n, sharers, &ms)
-                                                  : device < n->gpus.n && rank_on_gpu(&cost, mu_range_len(st->layers),
-                                                                                      &n->gpus.gpu[device], &ms));
-            if (!known) break;
-            double step = (ms.read > ms.compute ? ms.read : ms.compute) + ms.fixed;
-            if (ms.read > read) read = ms.read;
-            if (ms.compute > compute) compute = ms.compute;
-            if (step > slowest) slowest = step;
-            if (ms.prefill > prefill) prefill = ms.prefill;
-            double exchange = st->n_rank > 1 ? gpu_talk_ms(plan, node, node_of, i, 9 * d / 4, true) +
-                                                   gpu_talk_ms(plan, node, node_of, i, 9 * d / 4, false)
-                                             : 0;
-            if (exchange > talk) talk = exchange;
-            same = same && node_of[i] == node_of[st->first_rank];
-        }
-        if (!known) break;
-        int n_layer = mu_range_len(st->layers), first = st->first_rank;
-        double wire = st->n_rank > 1 ? n_layer * (3 * hop_ms(same, 0) + hop_ms(same, 9 * d) + 4 * talk) : 0;
-        if (s > 0) {
-            int before = plan->stage[s - 1].first_rank;
-            wire += hop_ms(node_of[first] == node_of[before], 4 * d) +
-                    gpu_talk_ms(plan, node, node_of, before, 4 * d, true) +
-                    gpu_talk_ms(plan, node, node_of, first, 4 * d, false);
-        }
-        p.decode_read_ms += read;
-        p.decode_compute_ms += compute;
-        p.decode_wire_ms += wire;
-        p.decode_ms += slowest + wire;
-        if (prefill > p.prefill_ms_per_token) p.prefill_ms_per_token = prefill;
-    }
-    if (!known) p = (struct mu_prediction){0};
-    *prediction_out = p;
 }

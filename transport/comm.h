@@ -71,6 +71,9 @@ enum mu_status mu_comm_gather(struct mu_comm *c, int first, int n, void *buf, co
 /* From root to all others (start-up only). */
 enum mu_status mu_comm_broadcast(struct mu_comm *c, int root, void *buf, size_t len, struct mu_err *err);
 enum mu_status mu_comm_barrier(struct mu_comm *c, struct mu_err *err);
+/* The link to peer, which calls it with us at the same time: one way, what an empty message takes, and then bytes a ns.
+ * Some 80 messages: 0.1 s at 1 Gbit/s and 0.2 ms. */
+enum mu_status mu_comm_measure(struct mu_comm *c, int peer, double *us_out, double *gbps_out, struct mu_err *err);
 void mu_comm_close(struct mu_comm *c); /* NULL is fine */
 
 /* n_rank comms that talk to each other inside this process. comms_out has n_rank entries; close each (any order, from

@@ -7,11 +7,16 @@
  *
  * Open MPI moves data only inside its calls: progress() is one Iprobe for a tag that nobody uses.
  *
+ * Between machines a message of up to 8 MB goes at once. By default Open MPI asks the receiver first above 64 KB, and
+ * then has it ask for each 128 KB: a round trip of the link's latency for each. What arrives before its receive is
+ * posted is kept by Open MPI; there is never more than the parts of the next exchange, or the steps in flight.
+ *
  * Thread: the one that opened it (MPI_THREAD_FUNNELED). */
 #include <limits.h>
 #include <mpi.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "base/alloc.h"
 #include "transport/comm.h"
@@ -183,6 +188,19 @@ static const struct mu_comm_ops mpi_ops = {
     .close = mpi_close,
 };
 
+/* Parameters of Open MPI's TCP; what mpirun was told of them holds. */
+static void tcp_settle(void)
+{
+    static const char *const with[][2] = {
+        {"OMPI_MCA_btl_tcp_eager_limit", "8388608"},
+        {"OMPI_MCA_btl_tcp_rndv_eager_limit", "8388608"},
+        {"OMPI_MCA_btl_tcp_max_send_size", "8388608"},
+        {"OMPI_MCA_btl_tcp_free_list_num", "1"}, /* buffers of that size: as many as are used, not 32 at once */
+        {"OMPI_MCA_btl_tcp_free_list_inc", "1"},
+    };
+    for (size_t i = 0; i < sizeof with / sizeof *with; i++) setenv(with[i][0], with[i][1], 0);
+}
+
 enum mu_status mu_comm_mpi_open(struct mu_comm **comm_out, struct mu_err *err)
 {
     struct mpi *m = mu_calloc(1, sizeof *m);
@@ -190,6 +208,7 @@ enum mu_status mu_comm_mpi_open(struct mu_comm **comm_out, struct mu_err *err)
     m->comm = MPI_COMM_NULL;
     m->head.ops = &mpi_ops;
     int provided = MPI_THREAD_SINGLE;
+    tcp_settle();
     int rc = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &provided);
     if (rc != MPI_SUCCESS) {
         mpi_failed(m, rc, "MPI_Init_thread", -1, err);

@@ -120,11 +120,36 @@ class Steps(Documents):
             self.assertEqual([p["split"] for p in doc["points"]], [s for s in ("1", "1:1", "2:1/1", "1/1") for _ in range(3)])
             for p in doc["points"]:
                 self.point(p)
+                measured = p["n_rank"] > 1 and transport == "mpi"
+                self.assertEqual(p["predicted_s"] > 0, measured)
+                self.assertEqual(p["links"]["inside"]["gbps"] > 0, measured)
+                self.assertEqual(p["links"]["between"], {"us": 0, "gbps": 0})
                 if p["n_rank"] > 1:
                     self.assertGreater(sum(rank["wire_s"] for rank in p["ranks"]), 0)
             groups = [p["work"]["weight_bytes"] for p in doc["points"] if p["phase"] == "decode" and p["streams"] == 3]
             if transport == "mpi":
                 self.assertAlmostEqual(groups[3] / groups[0], 2, delta=0.05)  # two groups of streams, each reads all weights
+
+    def test_hosts(self):
+        """Over links of 5 ms: more than anything else takes, so the prediction holds on a busy machine, too."""
+        links = os.path.join(os.environ["MUSTER_BINARY_DIR"], "tests", "links", "links")
+        trial = subprocess.run([links, "true"], capture_output=True, text=True)
+        if trial.returncode:
+            self.skipTest(trial.stderr)
+        done = subprocess.run([links, "-d", "5000", harness.MUSTER, "bench", BARD, "-p", "0", "--splits", "1:1,1/1", "--hosts", "node0,node1", "-o",
+                               "json", "-n", "8", "-r", "2", "-t", "1"], capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for p in json.loads(done.stdout)["points"]:
+            self.point(p)
+            self.assertEqual(p["links"]["inside"], {"us": 0, "gbps": 0})
+            self.assertTrue(5000 <= p["links"]["between"]["us"] < 50000, p["links"])
+            self.assertTrue(0 < p["links"]["between"]["gbps"] < 0.125, p["links"])
+            self.assertGreater(p["seconds"]["min"], 7 * 0.010)
+            self.assertTrue(0.3 < p["seconds"]["median"] / p["predicted_s"] < 3, (p["seconds"], p["predicted_s"]))
+
+    def test_hosts_refused(self):
+        for args in (("--hosts", "-x"), ("--hosts", "a", "--transport", "local"), ("--hosts", "a", "--serve")):
+            self.assertEqual(run("bench", BARD, *args).returncode, 2)
 
     def test_table_fits_a_terminal(self):
         done = run("bench", BARD, "-p", "32", "-b", "1,2", "--context", "0,64", "--splits", "1,1:1", *STEPS)

@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "shard/plan_fit.h"
+#include "shard/plan_predict.h"
 
 enum { MAX_LAYER = 64 };
 
@@ -219,20 +220,73 @@ static void test_predict(void **state)
                                 {.n_core = 2, .read_gbps = 20, .int8_gops = 1000}};
     struct mu_prediction one, two, apart;
     struct mu_plan plan = plan_of(&p, "1");
-    mu_plan_predict(&p.model, &plan, n, (int[]){0}, &one);
+    mu_plan_predict(&p.model, &plan, n, (int[]){0}, NULL, &one);
     double bytes = (double)(plan.rank[0].weight_bytes - p.embed.bytes);
     assert_true(one.decode_read_ms > 0.999 * bytes / 40e6 && one.decode_read_ms < 1.001 * bytes / 40e6);
     assert_true(one.decode_wire_ms == 0 && one.decode_ms >= one.decode_read_ms);
     assert_true(one.prefill_ms_per_token > 0 && one.prefill_ms_per_token < one.decode_ms);
     plan = plan_of(&p, "1:1"); /* sharing one node's memory: no gain but the wire's cost */
-    mu_plan_predict(&p.model, &plan, n, (int[]){0, 0}, &two);
+    mu_plan_predict(&p.model, &plan, n, (int[]){0, 0}, NULL, &two);
     assert_true(two.decode_wire_ms > 0 && two.decode_ms > one.decode_ms && two.decode_ms < 1.2 * one.decode_ms);
     plan = plan_of(&p, "2:1"); /* two nodes by their speeds: faster reading, slower wire */
-    mu_plan_predict(&p.model, &plan, n, (int[]){0, 1}, &apart);
+    mu_plan_predict(&p.model, &plan, n, (int[]){0, 1}, NULL, &apart);
     assert_true(apart.decode_read_ms < 0.75 * one.decode_read_ms && apart.decode_wire_ms > two.decode_wire_ms);
     n[1].read_gbps = 0;
-    mu_plan_predict(&p.model, &plan, n, (int[]){0, 1}, &apart);
+    mu_plan_predict(&p.model, &plan, n, (int[]){0, 1}, NULL, &apart);
     assert_true(apart.decode_ms == 0); /* unknown */
+}
+
+static void near(double got, double want)
+{
+    if (!(got > 0.9999 * want && got < 1.0001 * want)) fail_msg("%g, expected %g", got, want);
+}
+
+/* A rank of a stage of two has half of every part: 9,856 bytes of a token and layer go each way, in four exchanges. */
+static void test_predict_links(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    struct mu_plan_node n[2] = {{.n_core = 2, .read_gbps = 40, .int8_gops = 1000},
+                                {.n_core = 2, .read_gbps = 40, .int8_gops = 1000}};
+    const struct mu_plan_link at[4] = {{5, 10}, {1000, 0.1}, {1000, 0.1}, {5, 10}};
+    const struct mu_plan_links links = {2, at};
+    const int apart[] = {0, 1}, same[] = {0, 0};
+    const struct mu_plan_step one = {1, 1, 0}, chunk = {512, 0, 256}, last = {512, 1, 256};
+    struct mu_step_times t, far, alone;
+    struct mu_plan plan = plan_of(&p, "1:1");
+    mu_plan_predict_step(&p.model, &plan, n, apart, &links, &one, &t);
+    assert_true(t.known);
+    near(t.exchange[0], 16 * (4 * 1 + 9856 / 0.1e6) + 1); /* and one for the best ids */
+    near(t.stage[0], t.read[0] + t.exchange[0]);
+    near(mu_plan_predict_run(&plan, &t, 10, 1), 10 * t.stage[0]);
+    mu_plan_predict_step(&p.model, &plan, n, apart, &links, &chunk, &t);
+    near(t.exchange[0], 15 * (4 * 1 + 512 * 9856 / 0.1e6)); /* nothing behind the last layer's attention is wanted */
+    mu_plan_predict_step(&p.model, &plan, n, apart, &links, &last, &far);
+    near(far.exchange[0], t.exchange[0] + 4 * 1 + 9856 / 0.1e6 + 1);
+    mu_plan_predict_step(&p.model, &plan, n, same, &links, &one, &t);
+    near(t.exchange[0], 16 * (4 * 5e-3 + 9856 / 10e6) + 5e-3);
+    mu_plan_predict_step(&p.model, &plan, n, apart, NULL, &one, &t); /* not measured: 100 us at 1 Gbit/s */
+    near(t.exchange[0], 16 * (4 * 0.1 + 9856 / 0.125e6) + 0.1);
+    plan = plan_of(&p, "1:1:1:1"); /* two ranks a node: both parts go through its port, to two ranks each */
+    mu_plan_predict_step(&p.model, &plan, n, (const int[]){0, 0, 1, 1}, &links, &one, &far);
+    assert_true(far.exchange[0] > 16 * (4 * 1 + 2 * 9856 / 0.1e6) &&
+                far.exchange[0] < 16 * (4 * 1 + 2.1 * 9856 / 0.1e6) + 1);
+    plan = plan_of(&p, "1/1");
+    mu_plan_predict_step(&p.model, &plan, n, apart, &links, &one, &t);
+    near(t.hop[1], 1 + 4 * 2048 / 0.1e6);
+    near(t.busy[1], 4 * 2048 / 0.1e6);
+    assert_true(t.exchange[0] == 0 && t.hop[0] == 0 && t.back == 1);
+    double through = t.stage[0] + t.stage[1] + t.hop[1];
+    near(mu_plan_predict_run(&plan, &t, 1, 1), through);
+    near(mu_plan_predict_run(&plan, &t, 11, 1), through + 10 * (through + 1));
+    near(mu_plan_predict_run(&plan, &t, 11, 2), through + 10 * (through + 1) / 2);
+    near(mu_plan_predict_run(&plan, &t, 11, 50), through + 10 * t.stage[1]); /* the output matrix is there */
+    near(mu_plan_predict_run(&plan, &t, 11, 0), through + 10 * t.stage[1]);
+    mu_plan_predict_step(&p.model, &plan, n, apart, &links, &chunk, &t);
+    plan = plan_of(&p, "1");
+    mu_plan_predict_step(&p.model, &plan, n, same, &links, &chunk, &alone);
+    near(t.compute[0] + t.compute[1], alone.compute[0]);
 }
 
 /* ---- GPUs ---- */
@@ -406,26 +460,26 @@ static void test_gpus_predict(void **state)
     struct mu_plan_node n = gpu_node(2, 80000000000);
     struct mu_prediction cpu, gpu, two, mixed;
     struct mu_plan plan = plan_of(&p, "1");
-    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, &cpu);
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, NULL, &cpu);
     plan = plan_of(&p, "1@gpu0");
-    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, &gpu);
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, NULL, &gpu);
     double bytes = (double)(plan.rank[0].weight_bytes - p.embed.bytes);
     assert_true(gpu.decode_read_ms >= bytes / 3000e6 && gpu.decode_read_ms < 2 * bytes / 3000e6);
     assert_true(gpu.decode_ms > gpu.decode_read_ms && gpu.decode_ms < cpu.decode_ms / 10);
     assert_true(gpu.prefill_ms_per_token < cpu.prefill_ms_per_token / 10);
     plan = plan_of(&p, "1@gpu0/1@gpu1"); /* one after the other: no faster, and a hop */
-    mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, &two);
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, NULL, &two);
     assert_true(two.decode_wire_ms > 0 && two.decode_ms > gpu.decode_ms);
     assert_true(two.prefill_ms_per_token < gpu.prefill_ms_per_token);
     plan = plan_of(&p, "1@gpu0/1");
-    mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, &mixed);
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, NULL, &mixed);
     assert_true(mixed.decode_ms > cpu.decode_ms / 2 && mixed.decode_ms < cpu.decode_ms);
     plan = plan_of(&p, "1@gpu2"); /* there is none */
-    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, &gpu);
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, NULL, &gpu);
     assert_true(gpu.decode_ms == 0);
     n.gpus.gpu[0].read_gbps = 0;
     plan = plan_of(&p, "1@gpu0");
-    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, &gpu);
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, NULL, &gpu);
     assert_true(gpu.decode_ms == 0);
 }
 
@@ -556,6 +610,7 @@ int main(void)
                                        cmocka_unit_test(test_units),
                                        cmocka_unit_test(test_auto),
                                        cmocka_unit_test(test_predict),
+                                       cmocka_unit_test(test_predict_links),
                                        cmocka_unit_test(test_gpus),
                                        cmocka_unit_test(test_gpus_refused),
                                        cmocka_unit_test(test_gpus_fit_what_is_chosen),

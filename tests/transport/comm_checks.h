@@ -77,6 +77,17 @@ static int check_ring(struct mu_comm *c, size_t len)
     return 0;
 }
 
+/* Slow, of a machine that may be busy: nothing is said of how fast it is. */
+static int check_measure(struct mu_comm *c)
+{
+    struct mu_err err = MU_ERR_INIT;
+    double us = 0, gbps = 0;
+    if (c->rank > 1) return 0;
+    CHECK(mu_comm_measure(c, 1 - c->rank, &us, &gbps, &err) == MU_OK, "%s", err.text);
+    CHECK(us > 0 && gbps > 0, "%g us, %g GB/s", us, gbps);
+    return 0;
+}
+
 static int check_all(struct mu_comm *c)
 {
     struct mu_err err = MU_ERR_INIT;
@@ -84,7 +95,7 @@ static int check_all(struct mu_comm *c)
     for (int k = 0; k < 20; k++)
         if (check_gather(c, 0, c->n_rank, k, (size_t)1 << (k % 18))) return 1;
     if (c->rank > 0 && check_gather(c, 1, c->n_rank - 1, 5, 1000)) return 1;
-    if (check_ring(c, 3) || check_ring(c, 700000)) return 1;
+    if (check_ring(c, 3) || check_ring(c, 700000) || check_measure(c)) return 1;
     int value = c->rank == 1 ? 4711 : 0;
     CHECK(mu_comm_broadcast(c, 1, &value, sizeof value, &err) == MU_OK, "%s", err.text);
     CHECK(value == 4711, "broadcast brought %d", value);

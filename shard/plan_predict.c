@@ -1,0 +1,288 @@
+/* What a step should take. Work is counted from the model's shape and the plan; what travels as exchange.c has it. */
+#include "shard/plan_predict.h"
+
+enum { CHUNK_TOKENS = 512 };
+
+static const struct mu_plan_link INSIDE = {5, 10}, BETWEEN = {100, 0.125};
+
+/* What processors reach of their measured int8 and f32 rates with a chunk of a prompt (AVX-512, Q4_0: 68 to 70%, and
+ * attention 75 to 88%); reading weights they reach the measured rate. f32 where it was not measured: AVX-512's. */
+static const double CPU_INT8_SHARE = 0.7, CPU_F32_SHARE = 0.8, CPU_F32_OF_INT8 = 0.25;
+
+/* What a GPU rank reaches of its measured figures, the fixed time of a layer's small kernels in a decode, and of a move
+ * over PCIe. Of an H200 and 8B: a decode takes 3.24 ms of Q8_0 and 2.56 of Q4_K (3.3 and 2.3 by these), prompts go at 14
+ * and 11% of the int8 rate, attention in it. */
+static const double GPU_READ_SHARE = 0.8, GPU_INT8_SHARE = 0.13, GPU_F32_SHARE = 0.5, GPU_LAYER_MS = 0.03,
+                    GPU_HOP_MS = 0.03, GPU_HOP_GBPS = 10;
+
+struct predict {
+    const struct mu_model *model;
+    const struct mu_plan *plan;
+    const struct mu_plan_node *node;
+    const int *node_of;
+    const struct mu_plan_links *links;
+    const struct mu_plan_step *step;
+};
+
+/* ---- a rank ---- */
+
+struct step_cost { /* operations (a multiplication with an addition is two), bytes of matrices */
+    double int8_ops, f32_ops, attention_ops, bytes;
+};
+
+static void cost_add(struct step_cost *c, const struct mu_gguf_tensor *t, double n_row, double n_tok, double n_copy)
+{
+    const struct mu_type_info *type = mu_type_info(t->type);
+    double ops = 2 * n_row * (double)t->ne[0] * n_tok;
+    if (type && type->act == MU_ACT_Q8)
+        c->int8_ops += ops;
+    else
+        c->f32_ops += ops;
+    c->bytes += n_row * (double)t->row_bytes * n_copy;
+}
+
+/* Of experts those that are used, none of them by two tokens while there are others. Behind the attention of the
+ * model's last layer only tokens whose logits are wanted go on. */
+static struct step_cost rank_cost(const struct predict *p, const struct mu_plan_rank *r)
+{
+    struct step_cost c = {0};
+    const struct mu_model *m = p->model;
+    double n_tok = p->step->n_tok, n_row = p->step->n_row;
+    if (n_row > 0) cost_add(&c, m->output, mu_range_len(r->vocab), n_row, 1);
+    for (int l = p->plan->stage[r->stage].layers.begin; l < p->plan->stage[r->stage].layers.end; l++) {
+        double behind = l == m->cfg.n_layer - 1 ? n_row : n_tok, window = mu_config_window(&m->cfg, l);
+        double seen = window > 0 && window < p->step->n_seen ? window : p->step->n_seen;
+        for (int id = 0; id < MU_T_MATRIX_COUNT; id++) {
+            const struct mu_gguf_tensor *t = m->layer[l][id];
+            if (!t) continue;
+            int row0, n = mu_plan_rows(m, r, (enum mu_tensor_id)id, &row0);
+            double tokens = id >= MU_T_O ? behind : n_tok, used = 1, copies = 1;
+            if (mu_config_copies(&m->cfg, (enum mu_tensor_id)id) > 1) {
+                used = m->cfg.n_expert_used;
+                copies = used * tokens < m->cfg.n_expert ? used * tokens : m->cfg.n_expert;
+            }
+            cost_add(&c, t, n, tokens * used, copies);
+        }
+        c.attention_ops += 4.0 * mu_range_len(r->heads) * m->cfg.d_head * seen * n_tok;
+    }
+    return c;
+}
+
+struct rank_ms {
+    double read, compute, fixed;
+};
+
+static bool rank_on_gpu(const struct step_cost *c, int n_layer, const struct mu_gpu *g, struct rank_ms *ms)
+{
+    if (!(g->read_gbps > 0 && g->int8_gops > 0)) return false;
+    double f32_gops = g->f32_gops > 0 ? g->f32_gops : g->int8_gops;
+    ms->read = c->bytes / (g->read_gbps * GPU_READ_SHARE) / 1e6;
+    ms->compute = (c->int8_ops / (g->int8_gops * GPU_INT8_SHARE) + c->f32_ops / (f32_gops * GPU_F32_SHARE)) / 1e6;
+    ms->fixed = GPU_LAYER_MS * n_layer;
+    return true;
+}
+
+/* sharers: ranks of the stage that share the node's memory and cores. */
+static bool rank_on_cpu(const struct step_cost *c, const struct mu_plan_node *n, int sharers, struct rank_ms *ms)
+{
+    if (!(n->read_gbps > 0 && n->int8_gops > 0)) return false;
+    double f32_gops = n->f32_gflops > 0 ? n->f32_gflops : n->int8_gops * CPU_F32_OF_INT8;
+    ms->read = c->bytes * sharers / n->read_gbps / 1e6;
+    ms->compute =
+        (c->int8_ops / (n->int8_gops * CPU_INT8_SHARE) + (c->f32_ops + c->attention_ops) / (f32_gops * CPU_F32_SHARE)) *
+        sharers / 1e6;
+    return true;
+}
+
+static bool rank_ms(const struct predict *p, int rank, struct rank_ms *ms_out)
+{
+    const struct mu_plan_rank *r = &p->plan->rank[rank];
+    const struct mu_plan_stage *st = &p->plan->stage[r->stage];
+    const struct mu_plan_node *n = &p->node[p->node_of[rank]];
+    int sharers = 0, device = p->plan->split.device[rank];
+    for (int k = st->first_rank; k < st->first_rank + st->n_rank; k++)
+        sharers += p->node_of[k] == p->node_of[rank] && p->plan->split.device[k] == device;
+    struct step_cost c = rank_cost(p, r);
+    if (device == MU_ON_CPU) return rank_on_cpu(&c, n, sharers, ms_out);
+    return device < n->gpus.n && rank_on_gpu(&c, mu_range_len(st->layers), &n->gpus.gpu[device], ms_out);
+}
+
+/* ---- links ---- */
+
+static struct mu_plan_link link_of(const struct predict *p, int from, int to)
+{
+    int a = p->node_of[from], b = p->node_of[to];
+    if (p->links) {
+        struct mu_plan_link l = p->links->at[a * p->links->n_node + b];
+        if (l.gbps > 0) return l;
+    }
+    return a == b ? INSIDE : BETWEEN;
+}
+
+static double bytes_ms(double bytes, double gbps)
+{
+    return bytes / gbps / 1e6;
+}
+
+/* Up or down. */
+static double pcie_ms(double gbps, double bytes)
+{
+    return GPU_HOP_MS + bytes_ms(bytes, gbps > 0 ? gbps : GPU_HOP_GBPS);
+}
+
+/* What a talk costs a rank more where it is on a GPU. */
+static double gpu_talk_ms(const struct predict *p, int rank, double up_bytes, double down_bytes)
+{
+    if (p->plan->split.device[rank] == MU_ON_CPU) return 0;
+    const struct mu_gpu *g = &p->node[p->node_of[rank]].gpus.gpu[p->plan->split.device[rank]];
+    return (up_bytes > 0 ? pcie_ms(g->up_gbps, up_bytes) : 0) +
+           (down_bytes > 0 ? pcie_ms(g->down_gbps, down_bytes) : 0);
+}
+
+/* One exchange: part[i] bytes of the stage's i-th rank go to each of the others. Ranks of a node share its port. */
+static double exchange_ms(const struct predict *p, const struct mu_plan_stage *st, const double *part)
+{
+    double in[MU_MAX_RANKS] = {0}, out[MU_MAX_RANKS] = {0}, local[MU_MAX_RANKS] = {0}, us = 0, slowest = 0;
+    for (int i = 0; i < st->n_rank; i++) {
+        double up = 0;
+        for (int j = 0; j < st->n_rank; j++) {
+            struct mu_plan_link l = link_of(p, st->first_rank + i, st->first_rank + j);
+            if (i == j) continue;
+            if (l.us > us) us = l.us;
+            up += part[j];
+            if (p->node_of[st->first_rank + i] == p->node_of[st->first_rank + j]) {
+                local[i] += bytes_ms(part[j], l.gbps);
+            } else {
+                in[i] += bytes_ms(part[j], l.gbps);
+                out[i] += bytes_ms(part[i], l.gbps);
+            }
+        }
+        local[i] += gpu_talk_ms(p, st->first_rank + i, up, part[i]);
+    }
+    for (int i = 0; i < st->n_rank; i++) {
+        double port_in = 0, port_out = 0;
+        for (int j = 0; j < st->n_rank; j++) {
+            if (p->node_of[st->first_rank + i] != p->node_of[st->first_rank + j]) continue;
+            port_in += in[j];
+            port_out += out[j];
+        }
+        double ms = local[i] + (port_in > port_out ? port_in : port_out);
+        if (ms > slowest) slowest = ms;
+    }
+    return us / 1e3 + slowest;
+}
+
+enum what { HEADS, HIDDEN, MODEL };
+
+static double exchange_of(const struct predict *p, const struct mu_plan_stage *st, enum what what, double bytes)
+{
+    double part[MU_MAX_RANKS];
+    for (int i = 0; i < st->n_rank; i++) {
+        const struct mu_plan_rank *r = &p->plan->rank[st->first_rank + i];
+        double n = what == HEADS    ? (double)mu_range_len(r->heads) * p->model->cfg.d_head
+                   : what == HIDDEN ? mu_range_len(r->ff)
+                                    : mu_range_len(r->model);
+        part[i] = n * bytes;
+    }
+    return exchange_ms(p, st, part);
+}
+
+/* A matrix's input and then what it produces; n_in, n_out vectors. */
+static double exchanges_around(const struct predict *p, const struct mu_plan_stage *st,
+                               const struct mu_gguf_tensor *matrix, enum what what, double n_in, double n_out)
+{
+    const struct mu_type_info *type = mu_type_info(matrix->type);
+    bool q8 = type && type->act == MU_ACT_Q8, bf16 = type && type->act == MU_ACT_BF16;
+    double ms = exchange_of(p, st, what, n_in * (q8 ? 1.125 : bf16 ? 2 : 4));
+    return n_out > 0 ? ms + exchange_of(p, st, MODEL, n_out * (q8 ? 2 : 4)) : ms;
+}
+
+static double stage_exchanges(const struct predict *p, const struct mu_plan_stage *st)
+{
+    const struct mu_model *m = p->model;
+    double ms = 0, used = m->cfg.n_expert > 0 ? m->cfg.n_expert_used : 1;
+    if (st->n_rank == 1) return 0;
+    for (int l = st->layers.begin; l < st->layers.end; l++) {
+        double n = l == m->cfg.n_layer - 1 ? p->step->n_row : p->step->n_tok;
+        if (n == 0) continue;
+        ms += exchanges_around(p, st, m->layer[l][MU_T_O], HEADS, n, m->arch->parallel ? 0 : n);
+        ms += exchanges_around(p, st, m->layer[l][MU_T_DOWN], HIDDEN, n * used, n);
+    }
+    if (st->layers.end == m->cfg.n_layer && p->step->n_row > 0) ms += exchange_of(p, st, MODEL, 0); /* the best ids */
+    return ms;
+}
+
+/* ---- all of it ---- */
+
+static void hop_predict(const struct predict *p, int stage, struct mu_step_times *t)
+{
+    const struct mu_plan_stage *st = &p->plan->stage[stage], *before = &p->plan->stage[stage - 1];
+    double bytes = 4.0 * p->model->cfg.d_model * p->step->n_tok;
+    int each = (st->n_rank + before->n_rank - 1) / before->n_rank; /* so many ranks has one to send to */
+    struct mu_plan_link l = link_of(p, before->first_rank, st->first_rank);
+    t->busy[stage] = bytes_ms(bytes * each, l.gbps);
+    t->hop[stage] = l.us / 1e3 + t->busy[stage] + gpu_talk_ms(p, before->first_rank, 0, bytes) +
+                    gpu_talk_ms(p, st->first_rank, bytes, 0);
+}
+
+void mu_plan_predict_step(const struct mu_model *model, const struct mu_plan *plan, const struct mu_plan_node *node,
+                          const int *node_of, const struct mu_plan_links *links, const struct mu_plan_step *step,
+                          struct mu_step_times *times_out)
+{
+    const struct predict p = {model, plan, node, node_of, links, step};
+    struct mu_step_times t = {.known = true};
+    for (int s = 0; s < plan->n_stage; s++) {
+        const struct mu_plan_stage *st = &plan->stage[s];
+        double slowest = 0;
+        for (int i = st->first_rank; i < st->first_rank + st->n_rank; i++) {
+            struct rank_ms ms = {0};
+            if (!rank_ms(&p, i, &ms)) {
+                *times_out = (struct mu_step_times){0};
+                return;
+            }
+            double all = (ms.read > ms.compute ? ms.read : ms.compute) + ms.fixed;
+            if (ms.read > t.read[s]) t.read[s] = ms.read;
+            if (ms.compute > t.compute[s]) t.compute[s] = ms.compute;
+            if (all > slowest) slowest = all;
+        }
+        t.exchange[s] = stage_exchanges(&p, st);
+        t.stage[s] = slowest + t.exchange[s];
+        if (s > 0) hop_predict(&p, s, &t);
+    }
+    if (plan->n_stage > 1) t.back = link_of(&p, plan->leader, plan->stage[0].first_rank).us / 1e3;
+    *times_out = t;
+}
+
+double mu_plan_predict_run(const struct mu_plan *plan, const struct mu_step_times *t, int n_step, int n_flight)
+{
+    double through = 0, slowest = 0;
+    for (int s = 0; s < plan->n_stage; s++) {
+        through += t->stage[s] + t->hop[s];
+        if (t->stage[s] > slowest) slowest = t->stage[s];
+        if (t->busy[s] > slowest) slowest = t->busy[s];
+    }
+    double each = n_flight > 0 ? (through + t->back) / n_flight : 0; /* a round has n_flight steps */
+    if (slowest > each) each = slowest;
+    return through + (n_step - 1) * each;
+}
+
+void mu_plan_predict(const struct mu_model *model, const struct mu_plan *plan, const struct mu_plan_node *node,
+                     const int *node_of, const struct mu_plan_links *links, struct mu_prediction *prediction_out)
+{
+    static const struct mu_plan_step decode = {1, 1, 0}, chunk = {CHUNK_TOKENS, 0, CHUNK_TOKENS / 2.0};
+    struct mu_prediction p = {0};
+    struct mu_step_times one, many;
+    mu_plan_predict_step(model, plan, node, node_of, links, &decode, &one);
+    mu_plan_predict_step(model, plan, node, node_of, links, &chunk, &many);
+    for (int s = 0; s < plan->n_stage; s++) {
+        double slowest = many.stage[s] > many.busy[s] ? many.stage[s] : many.busy[s];
+        p.decode_ms += one.stage[s] + one.hop[s];
+        p.decode_read_ms += one.read[s];
+        p.decode_compute_ms += one.compute[s];
+        p.decode_wire_ms += one.exchange[s] + one.hop[s];
+        if (slowest / CHUNK_TOKENS > p.prefill_ms_per_token) p.prefill_ms_per_token = slowest / CHUNK_TOKENS;
+    }
+    p.decode_ms += one.back;
+    p.decode_wire_ms += one.back;
+    *prediction_out = p;
+}

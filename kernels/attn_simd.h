@@ -122,9 +122,9 @@ ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
             }
 #pragma GCC unroll 8
             for (int r = 0; r < n_row; r++) {
-                vf q = vf_set(s->block->q[r][d]);
+                const float *q = &s->block->q[r][d];
 #pragma GCC unroll 4
-                for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(q, x[v], acc[r][v]);
+                for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma_at(q, x[v], acc[r][v]);
             }
         }
     }
@@ -224,7 +224,7 @@ ALWAYS_INLINE vf value_load(enum mu_kv_type kv, const char *x, const float *scal
         return n == VF_LANES ? vf_load_f16(h) : vf_load_f16_n(h, n);
     }
     const int8_t *q = (const int8_t *)x;
-    return vf_mul(n == VF_LANES ? vf_load_i8(q) : vf_load_i8_n(q, n), vf_set(*scale));
+    return vf_mul_at(scale, n == VF_LANES ? vf_load_i8(q) : vf_load_i8_n(q, n));
 }
 
 /* o of n_row rows × n_vec vectors of dimensions from d0, merged into out; the last vector has n_lane lanes. */
@@ -258,9 +258,9 @@ ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
                 for (int b = 0; b < kv_share(kv, n_vec * VF_LANES); b += 64) simd_fetch(ahead + b);
 #pragma GCC unroll 8
                 for (int r = 0; r < n_row; r++) {
-                    vf p = vf_set(s->p[r][j]);
+                    const float *p = &s->p[r][j];
 #pragma GCC unroll 4
-                    for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(p, x[v], acc[r][v]);
+                    for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma_at(p, x[v], acc[r][v]);
                 }
             }
             continue;

@@ -80,6 +80,12 @@ struct pass {
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
+/* Bytes that n values take, with their share of the scales; those of keys and of values alike. */
+ALWAYS_INLINE int kv_share(enum mu_kv_type kv, int n)
+{
+    return kv == MU_KV_F16 ? 2 * n : n + n * (int)sizeof(float) / MU_Q_BLOCK;
+}
+
 /* n_row rows × n_vec vectors of scores, from group g. */
 ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int n_vec, int g)
 {
@@ -112,13 +118,13 @@ ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
                 const char *at = k[v] + (size_t)d * GROUP * value;
                 x[v] = kv == MU_KV_F16 ? vf_load_f16((const uint16_t *)(const void *)at)
                                        : vf_mul(vf_load_i8((const int8_t *)at), scale[v]);
-                if (v % GROUP_VECS == 0) simd_fetch(s->v[g + v / GROUP_VECS] + (size_t)d * GROUP * value);
+                if (v % GROUP_VECS == 0) simd_fetch(s->v[g + v / GROUP_VECS] + kv_share(kv, GROUP * d));
             }
 #pragma GCC unroll 8
             for (int r = 0; r < n_row; r++) {
-                vf q = vf_set(s->block->q[r][d]);
+                const float *q = &s->block->q[r][d];
 #pragma GCC unroll 4
-                for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(q, x[v], acc[r][v]);
+                for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma_at(q, x[v], acc[r][v]);
             }
         }
     }
@@ -218,7 +224,7 @@ ALWAYS_INLINE vf value_load(enum mu_kv_type kv, const char *x, const float *scal
         return n == VF_LANES ? vf_load_f16(h) : vf_load_f16_n(h, n);
     }
     const int8_t *q = (const int8_t *)x;
-    return vf_mul(n == VF_LANES ? vf_load_i8(q) : vf_load_i8_n(q, n), vf_set(*scale));
+    return vf_mul_at(scale, n == VF_LANES ? vf_load_i8(q) : vf_load_i8_n(q, n));
 }
 
 /* o of n_row rows × n_vec vectors of dimensions from d0, merged into out; the last vector has n_lane lanes. */
@@ -229,7 +235,7 @@ ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) acc[r][v] = vf_set(0.0f);
-    const int vec_bytes = VF_LANES * (kv == MU_KV_F16 ? 2 : 1), tile_bytes = n_vec * vec_bytes;
+    const int vec_bytes = VF_LANES * (kv == MU_KV_F16 ? 2 : 1);
     const size_t value = kv == MU_KV_F16 ? sizeof(uint16_t) : 1, d_head = (size_t)s->a->d_head;
     const size_t row_bytes = d_head * value, blocks = (size_t)mu_kv_blocks(s->a->d_head);
 
@@ -241,20 +247,20 @@ ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
         if (j >= s->common_lo && j < s->common_hi) {
             int end = (j / GROUP + 1) * GROUP;
             if (end > s->common_hi) end = s->common_hi;
-            const char *ahead = s->ahead[j / GROUP] + skip;
-            for (; j < end; j++, at += row_bytes, scale += blocks, ahead += row_bytes) {
+            const char *ahead = s->ahead[j / GROUP] + kv_share(kv, (int)row * s->a->d_head + d0);
+            for (; j < end; j++, at += row_bytes, scale += blocks, ahead += kv_share(kv, s->a->d_head)) {
                 vf x[4];
 #pragma GCC unroll 4
                 for (int v = 0; v < n_vec; v++)
                     x[v] = value_load(kv, at + v * vec_bytes, scale + v * VF_LANES / MU_Q_BLOCK,
                                       v + 1 < n_vec ? (int)VF_LANES : n_lane);
 #pragma GCC unroll 4
-                for (int b = 0; b < tile_bytes; b += 64) simd_fetch(ahead + b);
+                for (int b = 0; b < kv_share(kv, n_vec * VF_LANES); b += 64) simd_fetch(ahead + b);
 #pragma GCC unroll 8
                 for (int r = 0; r < n_row; r++) {
-                    vf p = vf_set(s->p[r][j]);
+                    const float *p = &s->p[r][j];
 #pragma GCC unroll 4
-                    for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma(p, x[v], acc[r][v]);
+                    for (int v = 0; v < n_vec; v++) acc[r][v] = vf_fma_at(p, x[v], acc[r][v]);
                 }
             }
             continue;

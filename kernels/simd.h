@@ -4,6 +4,7 @@
  *
  *   vf_load, vf_store      VF_LANES floats at any address
  *   vf_load_n, vf_store_n  the first n lanes only, 0 ≤ n ≤ VF_LANES; the others load as +0
+ *   vf_fma_at, vf_mul_at   vf_fma and vf_mul by the one float that lies at an address
  *   vf_load_f16, _n        f16 values, widened; f16_store_n rounds to f16 (nearest even, overflow to infinity)
  *   vi_load_u16, vi_shr16  16-bit values into 32-bit lanes; the upper half of each lane
  *   vf_max                 a > b ? a : b
@@ -29,6 +30,17 @@ enum {
 #include "kernels/arm/simd.h"
 #else
 #include "kernels/x86/simd.h"
+#endif
+
+#if !defined(MU_MATH_AVX512)
+static inline vf vf_fma_at(const float *a, vf b, vf c)
+{
+    return vf_fma(vf_set(*a), b, c);
+}
+static inline vf vf_mul_at(const float *a, vf b)
+{
+    return vf_mul(vf_set(*a), b);
+}
 #endif
 
 #endif

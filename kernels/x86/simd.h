@@ -11,6 +11,18 @@ static inline void vf_store(float *p, vf x)
 {
     _mm512_storeu_ps(p, x);
 }
+/* Written out, for gcc would broadcast once into a register and use that: on Zen 4 a broadcast of 512 bits takes the
+ * pipes of widening and of half the FMAs, as a part of the operand's load it takes none. */
+static inline vf vf_fma_at(const float *a, vf b, vf c)
+{
+    __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(c) : "v"(b), "m"(*a));
+    return c;
+}
+static inline vf vf_mul_at(const float *a, vf b)
+{
+    __asm__("vmulps %1%{1to16%}, %0, %0" : "+v"(b) : "m"(*a));
+    return b;
+}
 static inline vm vm_first(int n)
 {
     return (__mmask16)((1u << n) - 1);

@@ -1,5 +1,6 @@
 /* How fast attention is, beside what bounds it. Not a test; run by hand:
- *   bench_attn [threads] [f16|q8_0]          MUSTER_KERNELS=ref|avx2|avx512 to compare
+ *   bench_attn [threads] [f16|q8_0]                       MUSTER_KERNELS=ref|avx2|avx512 to compare
+ *   bench_attn threads f16|q8_0 n_rep d_head [context]    decoding with heads of that shape alone; context: 32768
  *
  * Each thread has its own KV heads, as in a rank. FLOPs are 4·d_head per query head and visible position. No call can be
  * faster than the larger of its FLOPs at the f32 rate that the threads reach in registers, and of its bytes of cache at
@@ -158,15 +159,22 @@ static void decode(int threads, enum mu_kv_type kv, int context, int d_head, int
 {
     size_t head_bytes = (size_t)context * 4 * (size_t)d_head;
     struct shape s = {.kv = kv, .n_tok = 1, .d_head = d_head, .n_rep = n_rep, .pos0 = context - 1};
-    s.n_kv_head = (int)(DECODE_BYTES / head_bytes);
+    s.n_kv_head = head_bytes < DECODE_BYTES ? (int)(DECODE_BYTES / head_bytes) : 1;
     run(threads, s, "decode", context, (double)context * n_rep);
 }
 
 int main(int argc, char **argv)
 {
     int threads = argc > 1 ? atoi(argv[1]) : 2, only = argc > 2 ? mu_kv_type_by_name(argv[2]) : MU_KV_TYPE_COUNT;
+    int n_rep = argc > 4 ? atoi(argv[3]) : 0, d_head = argc > 4 ? atoi(argv[4]) : 0;
+    int context = argc > 5 ? atoi(argv[5]) : 32768;
     if (threads < 1 || threads > MAX_THREADS || only < 0) {
         fprintf(stderr, "bench_attn: threads must be 1 to %d, the format f16 or q8_0\n", MAX_THREADS);
+        return 2;
+    }
+    if (argc > 3 &&
+        (n_rep < 1 || n_rep > 64 || d_head < 1 || d_head > MU_MAX_D_HEAD || context < 1 || context > 1 << 20)) {
+        fprintf(stderr, "bench_attn: n_rep must be 1 to 64, d_head 1 to %d, the context 1 to 1048576\n", MU_MAX_D_HEAD);
         return 2;
     }
     struct mu_err err = MU_ERR_INIT;
@@ -175,6 +183,10 @@ int main(int argc, char **argv)
         return 1;
     }
     printf("%s, %d thread%s\n", mu_kernels()->name, threads, threads == 1 ? "" : "s");
+    if (n_rep > 0) {
+        decode(threads, (enum mu_kv_type)only, context, d_head, n_rep);
+        return 0;
+    }
     for (int i = 0; i < MU_KV_TYPE_COUNT; i++) {
         enum mu_kv_type kv = (enum mu_kv_type)i;
         if (only != MU_KV_TYPE_COUNT && only != i) continue;

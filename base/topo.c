@@ -22,6 +22,15 @@ static unsigned core_key(hwloc_topology_t topology, hwloc_obj_t pu)
     return core ? core->logical_index : pu->logical_index;
 }
 
+/* Where nobody says how much memory any node has, all have some. */
+static bool has_memory(hwloc_topology_t topology, hwloc_obj_t node)
+{
+    bool known = false;
+    for (hwloc_obj_t n = NULL; (n = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, n));)
+        known = known || n->attr->numanode.local_memory > 0;
+    return !known || node->attr->numanode.local_memory > 0;
+}
+
 /* The node whose memory is this CPU's own; NULL: there is none. What lies near fewest CPUs wins: memory of the whole
  * machine (an expander) is near all of them. Of several that are equally near (fast memory beside a processor's usual
  * one) the first number is the usual one. */
@@ -29,7 +38,7 @@ static hwloc_obj_t own_node(hwloc_topology_t topology, unsigned cpu)
 {
     hwloc_obj_t best = NULL;
     for (hwloc_obj_t node = NULL; (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));) {
-        if (!hwloc_bitmap_isset(node->cpuset, cpu) || node->attr->numanode.local_memory == 0) continue;
+        if (!hwloc_bitmap_isset(node->cpuset, cpu) || !has_memory(topology, node)) continue;
         int n = hwloc_bitmap_weight(node->cpuset), n_best = best ? hwloc_bitmap_weight(best->cpuset) : 0;
         if (!best || n < n_best || (n == n_best && node->os_index < best->os_index)) best = node;
     }
@@ -43,13 +52,13 @@ static hwloc_obj_t nearest_node(hwloc_topology_t topology, unsigned cpu)
     unsigned n = 1;
     hwloc_obj_t from = NULL, best = NULL, node = NULL;
     while ((node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node)))
-        if (hwloc_bitmap_isset(node->cpuset, cpu) && node->attr->numanode.local_memory == 0) from = node;
+        if (hwloc_bitmap_isset(node->cpuset, cpu) && !has_memory(topology, node)) from = node;
     if (from &&
         hwloc_distances_get_by_type(topology, HWLOC_OBJ_NUMANODE, &n, &d, HWLOC_DISTANCES_KIND_MEANS_LATENCY, 0) == 0 &&
         n == 1) {
         hwloc_uint64_t least = UINT64_MAX, there, back;
         for (node = NULL; (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));) {
-            if (node->attr->numanode.local_memory == 0 || hwloc_bitmap_iszero(node->cpuset) ||
+            if (!has_memory(topology, node) || hwloc_bitmap_iszero(node->cpuset) ||
                 hwloc_distances_obj_pair_values(d, from, node, &there, &back) != 0 || there >= least)
                 continue;
             least = there;
@@ -58,7 +67,7 @@ static hwloc_obj_t nearest_node(hwloc_topology_t topology, unsigned cpu)
     }
     if (n == 1 && d) hwloc_distances_release(topology, d);
     for (node = NULL; !best && (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));)
-        if (node->attr->numanode.local_memory) best = node;
+        if (has_memory(topology, node)) best = node;
     return best;
 }
 

@@ -66,7 +66,7 @@ struct mu_pool {
     int n_started; /* threads that exist: members 1..n_started */
     int spin_pauses;
     struct mu_pool_options opt; /* opt.cpus is not used after creation */
-    int *cpus;                  /* CPU of each member, or NULL = not pinned */
+    int *cpus;                  /* CPU of each member, or [opt.n_shared] for all; NULL = not pinned */
     hwloc_topology_t topology;  /* for binding; NULL without pinning */
     hwloc_bitmap_t old_binding; /* the caller's, restored at the end */
     struct member *members;     /* [n]; 0 has no thread */
@@ -132,7 +132,10 @@ static void member_bind(struct mu_pool *p, struct member *m)
 {
     if (!p->cpus) return;
     hwloc_bitmap_t set = hwloc_bitmap_alloc();
-    if (!set || hwloc_bitmap_only(set, (unsigned)p->cpus[m->index]) != 0)
+    bool ok = set != NULL;
+    for (int i = 0; ok && i < p->opt.n_shared; i++) ok = hwloc_bitmap_set(set, (unsigned)p->cpus[i]) == 0;
+    if (ok && !p->opt.n_shared) ok = hwloc_bitmap_only(set, (unsigned)p->cpus[m->index]) == 0;
+    if (!ok)
         m->bind_errno = ENOMEM;
     else if (hwloc_set_cpubind(p->topology, set, HWLOC_CPUBIND_THREAD) != 0)
         m->bind_errno = errno ? errno : EINVAL;
@@ -241,12 +244,13 @@ static enum mu_status cpus_choose(struct mu_pool *p, struct mu_err *err)
         if (st != MU_OK || p->n > topo->n_core) goto done;
         cpus = topo->cpus;
     }
-    for (int i = 0; i < p->n; i++)
+    int n = p->opt.n_shared ? p->opt.n_shared : p->n;
+    for (int i = 0; i < n; i++)
         if (cpus[i] < 0) {
             st = mu_fail(err, MU_EINVAL, "thread %d: %d is no CPU number", i, cpus[i]);
             goto done;
         }
-    p->cpus = mu_calloc((size_t)p->n, sizeof *p->cpus);
+    p->cpus = mu_calloc((size_t)n, sizeof *p->cpus);
     p->old_binding = hwloc_bitmap_alloc();
     if (!p->cpus || !p->old_binding || hwloc_topology_init(&p->topology) != 0) {
         st = mu_fail(err, MU_ENOMEM, "out of memory for pinning threads");
@@ -256,7 +260,7 @@ static enum mu_status cpus_choose(struct mu_pool *p, struct mu_err *err)
         st = mu_fail(err, MU_EIO, "hwloc cannot read this machine's topology: %s", strerror(errno));
         goto done;
     }
-    memcpy(p->cpus, cpus, (size_t)p->n * sizeof *p->cpus);
+    memcpy(p->cpus, cpus, (size_t)n * sizeof *p->cpus);
     if (hwloc_get_cpubind(p->topology, p->old_binding, HWLOC_CPUBIND_THREAD) != 0)
         hwloc_bitmap_copy(p->old_binding, hwloc_topology_get_allowed_cpuset(p->topology));
 done:
@@ -288,7 +292,11 @@ static enum mu_status threads_start(struct mu_pool *p, struct mu_err *err)
 static enum mu_status bindings_check(const struct mu_pool *p, struct mu_err *err)
 {
     for (int i = 0; i < p->n && p->opt.cpus; i++)
-        if (p->members[i].bind_errno)
+        if (p->members[i].bind_errno && p->opt.n_shared)
+            return mu_fail(err, MU_EINVAL,
+                           "cannot bind thread %d to %d CPUs from %d on: %s; name CPUs that this process may use", i,
+                           p->opt.n_shared, p->opt.cpus[0], strerror(p->members[i].bind_errno));
+        else if (p->members[i].bind_errno)
             return mu_fail(err, MU_EINVAL, "cannot pin thread %d to CPU %d: %s; name CPUs that this process may use", i,
                            p->opt.cpus[i], strerror(p->members[i].bind_errno));
     return MU_OK;

@@ -21,6 +21,7 @@ struct mu_pool;
 struct mu_pool_options {
     int n_threads;                  /* ≥ 1, the caller included */
     const int *cpus;                /* logical CPU of each member, or NULL = choose: one core each, near each other */
+    int n_shared;                   /* > 0: each member may use all of cpus[n_shared] instead */
     int pin;                        /* 0 = leave the threads where the system puts them */
     void (*thread_init)(void *ctx); /* run by every member before anything else (MXCSR); may be NULL */
     void *ctx;

@@ -36,7 +36,8 @@ struct mu_rank_record { /* 128 bytes, 64-aligned */
     char pad0[4];
     /* What its steps have taken so far (shard/shard.h); attention and sampling are parts of compute. */
     _Atomic uint64_t compute_ns, attention_ns, sampling_ns, exchange_ns, recv_ns, send_ns;
-    char pad[16];
+    _Atomic int32_t numa_permille; /* 1 + how much of its memory is on its NUMA node, of 1000; 0: not known */
+    char pad[12];
 };
 _Static_assert(sizeof(struct mu_rank_record) == 128, "the worker and its ranks map the same layout");
 

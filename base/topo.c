@@ -22,11 +22,60 @@ static unsigned core_key(hwloc_topology_t topology, hwloc_obj_t pu)
     return core ? core->logical_index : pu->logical_index;
 }
 
+/* Where nobody says how much memory any node has, all have some. */
+static bool has_memory(hwloc_topology_t topology, hwloc_obj_t node)
+{
+    bool known = false;
+    for (hwloc_obj_t n = NULL; (n = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, n));)
+        known = known || n->attr->numanode.local_memory > 0;
+    return !known || node->attr->numanode.local_memory > 0;
+}
+
+/* The node whose memory is this CPU's own; NULL: there is none. What lies near fewest CPUs wins: memory of the whole
+ * machine (an expander) is near all of them. Of several that are equally near (fast memory beside a processor's usual
+ * one) the first number is the usual one. */
+static hwloc_obj_t own_node(hwloc_topology_t topology, unsigned cpu)
+{
+    hwloc_obj_t best = NULL;
+    for (hwloc_obj_t node = NULL; (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));) {
+        if (!hwloc_bitmap_isset(node->cpuset, cpu) || !has_memory(topology, node)) continue;
+        int n = hwloc_bitmap_weight(node->cpuset), n_best = best ? hwloc_bitmap_weight(best->cpuset) : 0;
+        if (!best || n < n_best || (n == n_best && node->os_index < best->os_index)) best = node;
+    }
+    return best;
+}
+
+/* By the distances that the firmware gives, where it does, else the first: the node with memory nearest to one without. */
+static hwloc_obj_t nearest_node(hwloc_topology_t topology, unsigned cpu)
+{
+    struct hwloc_distances_s *d = NULL;
+    unsigned n = 1;
+    hwloc_obj_t from = NULL, best = NULL, node = NULL;
+    while ((node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node)))
+        if (hwloc_bitmap_isset(node->cpuset, cpu) && !has_memory(topology, node)) from = node;
+    if (from &&
+        hwloc_distances_get_by_type(topology, HWLOC_OBJ_NUMANODE, &n, &d, HWLOC_DISTANCES_KIND_MEANS_LATENCY, 0) == 0 &&
+        n == 1) {
+        hwloc_uint64_t least = UINT64_MAX, there, back;
+        for (node = NULL; (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));) {
+            if (!has_memory(topology, node) || hwloc_bitmap_iszero(node->cpuset) ||
+                hwloc_distances_obj_pair_values(d, from, node, &there, &back) != 0 || there >= least)
+                continue;
+            least = there;
+            best = node;
+        }
+    }
+    if (n == 1 && d) hwloc_distances_release(topology, d);
+    for (node = NULL; !best && (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));)
+        if (has_memory(topology, node)) best = node;
+    return best;
+}
+
 static int numa_node_of(hwloc_topology_t topology, unsigned cpu)
 {
-    for (hwloc_obj_t node = NULL; (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));)
-        if (hwloc_bitmap_isset(node->cpuset, cpu)) return (int)node->os_index;
-    return 0;
+    hwloc_obj_t node = own_node(topology, cpu);
+    if (!node) node = nearest_node(topology, cpu);
+    return node ? (int)node->os_index : 0;
 }
 
 /* Appends the CPUs in allowed: with siblings = 0 the first one of each core (taken into seen), with 1 the others. */
@@ -49,15 +98,26 @@ static void cpus_append(hwloc_topology_t topology, hwloc_const_bitmap_t allowed,
     }
 }
 
-static int count_numa(const struct mu_topo *t)
+static uint64_t memory_of(hwloc_topology_t topology, int node)
 {
-    int n = 0;
+    hwloc_obj_t obj = hwloc_get_numanode_obj_by_os_index(topology, (unsigned)node);
+    return obj ? obj->attr->numanode.local_memory : 0;
+}
+
+static void nodes_list(hwloc_topology_t topology, struct mu_topo *t)
+{
     for (int i = 0; i < t->n_cpu; i++) {
-        int earlier = 0;
-        while (earlier < i && t->numa_of[earlier] != t->numa_of[i]) earlier++;
-        n += earlier == i;
+        int k = 0;
+        while (k < t->n_numa && t->numa[k].node != t->numa_of[i]) k++;
+        if (k == MU_TOPO_MAX_NUMA) { /* more than any machine has: they count as the last one */
+            t->numa_of[i] = t->numa[--k].node;
+        } else if (k == t->n_numa) {
+            t->numa[t->n_numa++] =
+                (struct mu_topo_numa){.node = t->numa_of[i], .memory_bytes = memory_of(topology, t->numa_of[i])};
+        }
+        t->numa[k].n_cpu++;
+        t->numa[k].n_core += i < t->n_core;
     }
-    return n;
 }
 
 static enum mu_status cpus_read(struct mu_topo *t, struct mu_err *err)
@@ -80,7 +140,7 @@ static enum mu_status cpus_read(struct mu_topo *t, struct mu_err *err)
     cpus_append(topology, allowed, seen, 0, t);
     t->n_core = t->n_cpu;
     cpus_append(topology, allowed, seen, 1, t);
-    t->n_numa = count_numa(t);
+    nodes_list(topology, t);
     if (t->n_cpu == 0)
         st = mu_fail(err, MU_EIO, "hwloc finds no CPU that this process may use; check its affinity mask");
 done:

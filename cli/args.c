@@ -135,7 +135,7 @@ int mu_default_threads(const struct mu_split *split)
 {
     struct mu_topo *topo = mu_calloc(1, sizeof *topo);
     int n = 1;
-    if (topo && mu_topo_read(topo, NULL) == MU_OK) n = mu_plan_threads_share(split, topo->n_usable);
+    if (topo && mu_topo_read(topo, NULL) == MU_OK) n = mu_plan_threads(topo, split);
     mu_free(topo);
     return n;
 }
@@ -155,9 +155,7 @@ enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out,
     if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
     enum mu_status st = mu_topo_read(topo, err);
     if (st == MU_OK) {
-        *node_out = (struct mu_plan_node){
-            .n_core = topo->n_usable, .n_numa = topo->n_numa, .memory_bytes = topo->mem_available_bytes};
-        snprintf(node_out->name, sizeof node_out->name, "%s", topo->host);
+        mu_plan_node_of(topo, node_out);
         if (look == MU_LOOK) mu_gpus_ask(false, GPUS_MS, &node_out->gpus);
         if (look == MU_LOOK_MEASURE) mu_gpus_ask(true, GPUS_MEASURE_MS, &node_out->gpus);
     }

@@ -71,7 +71,7 @@ static void tell_where(struct local *l, const struct mu_plan_node *node, const s
     }
 }
 
-/* The split, and whether it fits. All threads of the processors are one rank, however many NUMA nodes there are. */
+/* The split, and whether it fits. */
 static enum mu_status where(struct local *l, unsigned asked, struct mu_solo_options *opt, char text[MU_FIT_TEXT],
                             struct mu_err *err)
 {
@@ -81,7 +81,6 @@ static enum mu_status where(struct local *l, unsigned asked, struct mu_solo_opti
     if (!node) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
     MU_TRY(st, mu_plan_where_text(l->split, l->device, err), done);
     MU_TRY(st, mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK : MU_LOOK_NOT, node, err), done);
-    node->n_numa = 1;
     MU_TRY(st, mu_plan_where(l->o.model, node, l->split, l->device, &opt->serving, &opt->split, why, err), done);
     tell_where(l, node, &opt->split, why);
     st = mu_cli_fit(l->o.model, l->o.adapters, &opt->split, asked, node, &opt->serving, text, err);

@@ -67,6 +67,13 @@ struct mu_bench_times {
     double wire_s; /* bytes moving between ranks */
     double wait_s; /* for a rank that was not there yet, and between steps */
 };
+/* Where a rank on processors ran. */
+struct mu_bench_seat {
+    int numa;          /* -1: no single node */
+    double numa_share; /* of its memory, on that node; -1: not known */
+    double read_gbps;  /* by its threads while all others read too; the best */
+    char cpus[64];
+};
 /* What a case came to. Without pointers, as the job. */
 struct mu_bench_result {
     struct mu_bench_spread s;      /* seconds */
@@ -82,6 +89,7 @@ struct mu_bench_result {
     double delayed;                      /* share of the threads' time that they could have run and had no core */
     int n_rank;
     struct mu_bench_times rank[MU_MAX_RANKS];
+    struct mu_bench_seat seat[MU_MAX_RANKS];
 };
 
 /* How many steps a prompt, or a round of decoding all streams, is cut into, so that stages work side by side (as the
@@ -203,7 +211,7 @@ struct mu_bench_sweep_options {
     const char *hosts;            /* as mu_bench_mpi has them */
     enum mu_kv_type kv;
     enum mu_device_wish device;
-    int n_split; /* 0: auto, of one rank on processors or of GPUs */
+    int n_split; /* 0: auto, of a rank a NUMA node or of GPUs */
     struct mu_split split[MU_BENCH_MAX_SPLITS];
     struct mu_bench_list prompt, stream, context; /* n 0: none */
     int n_decode, n_thread, n_repeat;             /* n_thread 0: the cores, shared out; n_decode 0: no decode */

@@ -27,6 +27,7 @@
 #include "kernels/peak.h"
 #include "transport/comm.h"
 #include "worker/device_link.h"
+#include "worker/seat.h"
 #include "worker/shard_comm.h"
 #include "worker/solo.h"
 
@@ -40,6 +41,8 @@ enum {
 
 struct share { /* a rank's, whose times are taken here */
     struct mu_shard *shard;
+    struct mu_bench_seat seat;
+    int n_probe;               /* members of the probe that are this rank's */
     struct mu_shard_times sum; /* of the case's repeats */
     struct mu_shard_trace trace;
 };
@@ -68,6 +71,8 @@ struct load {
     int rank, n_vocab, n_share;
     struct share *share;   /* [n_share] */
     int n_cpu;             /* ranks on processors, of all */
+    int n_cpu_thread;      /* their threads */
+    int n_all_thread;      /* and those of ranks on GPUs */
     struct mu_pool *probe; /* reads memory between; the shard's own, idle then, where there is one; NULL: no rank of
                             * this process is on processors */
     unsigned char *probe_buf;
@@ -191,9 +196,18 @@ static int probe_times(const struct load *l)
 static void probe_read(void *arg, int member, int n)
 {
     const struct load *l = arg;
+    int64_t start = mu_now_ns();
     (void)n;
     for (int i = probe_times(l); i > 0; i--)
         mu_peak_read_gbps(l->probe_buf + (size_t)member * l->probe_each, l->probe_each);
+    l->probe_rate[member] = (double)l->probe_each * probe_times(l) / (double)(mu_now_ns() - start);
+}
+/* The first touch decides the NUMA node. */
+static void probe_touch(void *arg, int member, int n)
+{
+    const struct load *l = arg;
+    (void)n;
+    memset(l->probe_buf + (size_t)member * l->probe_each, 1, l->probe_each);
 }
 static void probe_int8(void *arg, int member, int n)
 {
@@ -213,16 +227,26 @@ static size_t probe_bytes(const struct load *l)
 
 static enum mu_status probe_open(struct load *l, struct mu_err *err)
 {
-    size_t threads = (size_t)l->job->n_thread * (size_t)(l->n_cpu ? l->n_cpu : 1);
-    l->probe_each = (size_t)(l->job->probe_bytes / threads) / 64 * 64;
+    size_t threads = (size_t)(l->n_cpu_thread ? l->n_cpu_thread : 1), page = 4096;
+    l->probe_each = (size_t)(l->job->probe_bytes / threads) / page * page;
     if (l->probe_each < PROBE_MIN_BYTES) l->probe_each = PROBE_MIN_BYTES;
     if (!l->probe) return MU_OK;
     l->probe_rate = mu_calloc((size_t)mu_pool_size(l->probe), sizeof *l->probe_rate);
     l->probe_buf = mu_pages_alloc(probe_bytes(l));
     if (!l->probe_buf || !l->probe_rate)
         return mu_fail(err, MU_ENOMEM, "no memory to measure bandwidth (%zu MB)", probe_bytes(l) >> 20);
-    memset(l->probe_buf, 1, probe_bytes(l));
+    mu_pool_run(l->probe, probe_touch, l);
     return MU_OK;
+}
+
+/* Each rank's part of what its threads have just read, where it was the best so far. */
+static void probe_seats(struct load *l)
+{
+    for (int i = 0, k = 0; l->probe && i < l->n_share; i++) {
+        double sum = 0;
+        for (int n = l->share[i].n_probe; n > 0; n--) sum += l->probe_rate[k++];
+        if (sum > l->share[i].seat.read_gbps) l->share[i].seat.read_gbps = sum;
+    }
 }
 
 /* Common passes of all threads of all ranks on processors: adding up what each reaches while others start or end promises too much. The
@@ -230,7 +254,7 @@ static enum mu_status probe_open(struct load *l, struct mu_err *err)
 static enum mu_status probe_memory(struct load *l, double *gbps_out, struct mu_err *err)
 {
     enum mu_status st = meet(l, err);
-    double bytes = (double)l->probe_each * l->job->n_thread * l->n_cpu * probe_times(l);
+    double bytes = (double)l->probe_each * l->n_cpu_thread * probe_times(l);
     *gbps_out = 0;
     for (int pass = 0; pass < PROBE_PASSES && !st && l->n_cpu; pass++) {
         int64_t start = mu_now_ns();
@@ -238,6 +262,7 @@ static enum mu_status probe_memory(struct load *l, double *gbps_out, struct mu_e
         st = meet(l, err);
         double gbps = bytes / (double)(mu_now_ns() - start);
         if (gbps > *gbps_out) *gbps_out = gbps;
+        probe_seats(l);
     }
     return st;
 }
@@ -311,24 +336,27 @@ static void times_add(struct load *l)
 struct rank_report { /* of a rank that is not the leader, then its spans */
     struct mu_shard_times sum;
     struct mu_bench_limits limits;
+    struct mu_bench_seat seat;
     int64_t delayed_ns;
     uint64_t n_span;
 };
 
-/* The leader's view of all ranks: times_out[n_rank], trace[n_rank]; limits and delays become sums. Others send theirs. */
+/* The leader's view of all ranks: times_out[n_rank], trace[n_rank], seat_out[n_rank]; limits and delays become sums. Others send theirs. */
 static enum mu_status reports_gather(struct load *l, struct mu_bench_limits *limits, struct mu_shard_times *times_out,
-                                     struct mu_shard_trace *trace, struct mu_err *err)
+                                     struct mu_shard_trace *trace, struct mu_bench_seat *seat_out, struct mu_err *err)
 {
     enum mu_status st;
     const struct share *own = &l->share[0];
+    for (int i = 0; i < l->n_share; i++) l->share[i].seat.numa_share = mu_shard_numa_share(l->share[i].shard);
     if (!l->comm) {
         for (int i = 0; i < l->n_share; i++) {
             times_out[i] = l->share[i].sum;
             trace[i] = l->share[i].trace;
+            seat_out[i] = l->share[i].seat;
         }
         return MU_OK;
     }
-    struct rank_report report = {own->sum, *limits, l->delayed_ns, own->trace.n};
+    struct rank_report report = {own->sum, *limits, own->seat, l->delayed_ns, own->trace.n};
     if (l->rank != l->plan->leader) {
         MU_TRY(st, mu_comm_send(l->comm, l->plan->leader, &report, sizeof report, err), done);
         st = mu_comm_send(l->comm, l->plan->leader, own->trace.span, own->trace.n * sizeof *own->trace.span, err);
@@ -337,6 +365,7 @@ static enum mu_status reports_gather(struct load *l, struct mu_bench_limits *lim
     for (int i = 0; i < l->plan->n_rank; i++) {
         times_out[i] = own->sum;
         trace[i] = own->trace;
+        seat_out[i] = own->seat;
         if (i == l->rank) continue;
         MU_TRY(st, mu_comm_recv(l->comm, i, &report, sizeof report, err), done);
         trace[i] = (struct mu_shard_trace){.n = (size_t)report.n_span, .max = MAX_SPANS};
@@ -344,6 +373,8 @@ static enum mu_status reports_gather(struct load *l, struct mu_bench_limits *lim
         if (!trace[i].span) return mu_fail(err, MU_ENOMEM, "no memory for the times of rank %d", i);
         MU_TRY(st, mu_comm_recv(l->comm, i, trace[i].span, trace[i].n * sizeof *trace[i].span, err), done);
         times_out[i] = report.sum;
+        seat_out[i] = report.seat;
+        seat_out[i].cpus[sizeof seat_out[i].cpus - 1] = '\0';
         limits->int8_gops += report.limits.int8_gops;
         limits->f32_gflops += report.limits.f32_gflops;
         l->delayed_ns += report.delayed_ns;
@@ -369,7 +400,7 @@ static void result_times(struct load *l, const struct mu_shard_times *times, con
     double n = (double)r->s.n;
     mu_bench_waits(l->plan, trace, wait_ns);
     r->n_rank = l->plan->n_rank;
-    r->delayed = (double)l->delayed_ns / 1e9 / (r->s.mean * n * mu_plan_threads_sum(&l->plan->split, l->job->n_thread));
+    r->delayed = (double)l->delayed_ns / 1e9 / (r->s.mean * n * l->n_all_thread);
     if (r->delayed > 1) r->delayed = 1; /* the threads of the probe that fall asleep count too */
     for (int i = 0; i < r->n_rank; i++) {
         const struct mu_shard_times *t = &times[i];
@@ -482,7 +513,7 @@ static enum mu_status case_measure(struct load *l, struct mu_bench_result *r, st
         read[i] = (before + after) / 2;
     }
     MU_TRY(st, probe_arithmetic(l, &r->limits, err), done);
-    MU_TRY(st, reports_gather(l, &r->limits, times, trace, err), done);
+    MU_TRY(st, reports_gather(l, &r->limits, times, trace, r->seat, err), done);
     if (l->comm && l->rank != l->plan->leader) goto done;
     for (int i = 0; i < n; i++) {
         struct mu_bench_limits then = r->limits;
@@ -562,12 +593,6 @@ static void load_free(struct load *l)
     if (l->probe_buf) mu_pages_free(l->probe_buf, probe_bytes(l));
 }
 
-static void fp_init(void *ctx)
-{
-    (void)ctx;
-    mu_fp_env_set();
-}
-
 /* The machine as this thread may use it, so to be asked for before a pool pins the thread. Freed with mu_free. */
 static enum mu_status topo_open(struct mu_topo **topo_out, struct mu_err *err)
 {
@@ -576,14 +601,50 @@ static enum mu_status topo_open(struct mu_topo **topo_out, struct mu_err *err)
     return mu_topo_read(*topo_out, err);
 }
 
-/* n_thread threads from core `first` on, pinned where all `n_all` of them have one of their own; first -1: not. */
-static enum mu_status pool_open(const struct mu_topo *topo, int n_thread, int first, int n_all,
-                                struct mu_pool **pool_out, struct mu_err *err)
+static void fp_init(void *ctx)
 {
-    struct mu_pool_options po = {.n_threads = n_thread, .thread_init = fp_init};
-    po.pin = first >= 0 && n_all <= topo->n_core;
-    if (po.pin) po.cpus = topo->cpus + first;
-    return mu_pool_create(&po, pool_out, err);
+    (void)ctx;
+    mu_fp_env_set();
+}
+
+static void threads_count(struct load *l, const struct mu_topo *topo, const struct mu_split *split)
+{
+    l->n_cpu = mu_split_cpu_ranks(split);
+    l->n_all_thread = mu_plan_threads_sum(topo, split, l->job->n_thread);
+    for (int i = 0; i < split->n_rank; i++) {
+        struct mu_place place;
+        mu_plan_place(topo, split, -1, l->job->n_thread, i, &place);
+        if (split->device[i] == MU_ON_CPU) l->n_cpu_thread += place.n_thread;
+    }
+}
+
+static void share_seat(struct share *s, const struct mu_place *place, bool on_cpu)
+{
+    s->seat = (struct mu_bench_seat){.numa = place->numa, .numa_share = -1};
+    s->n_probe = on_cpu ? place->n_thread : 0;
+    mu_place_cpus_text(place->cpu, place->n_cpu, s->seat.cpus, sizeof s->seat.cpus);
+}
+
+/* One thread where each of all ranks' threads is; not bound where any of those is not. */
+static enum mu_status probe_pool_open(struct load *l, const struct mu_topo *topo, const struct mu_split *split,
+                                      struct mu_err *err)
+{
+    int *cpus = mu_calloc((size_t)l->n_cpu_thread + 1, sizeof *cpus), n = 0;
+    if (!cpus) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
+    struct mu_pool_options po = {.n_threads = l->n_cpu_thread, .thread_init = fp_init, .pin = 1, .cpus = cpus};
+    for (int i = 0; i < split->n_rank; i++) {
+        struct mu_place place;
+        bool on_cpu = split->device[i] == MU_ON_CPU;
+        mu_plan_place(topo, split, -1, l->job->n_thread, i, &place);
+        share_seat(&l->share[i], &place, on_cpu);
+        if (!on_cpu) continue;
+        if (!place.pinned) po.pin = 0;
+        for (int k = 0; k < place.n_thread; k++) cpus[n++] = place.cpu[k];
+    }
+    if (!po.pin) po.cpus = NULL;
+    enum mu_status st = l->n_cpu ? mu_pool_create(&po, &l->probe, err) : MU_OK;
+    mu_free(cpus);
+    return st;
 }
 
 enum mu_status mu_bench_local(const struct mu_bench_job *job, mu_bench_done *done, void *ctx, struct mu_err *err)
@@ -608,8 +669,8 @@ enum mu_status mu_bench_local(const struct mu_bench_job *job, mu_bench_done *don
     l.load_s = (double)(mu_now_ns() - start) / 1e9;
     l.plan = mu_solo_plan(l.solo);
     for (int i = 0; i < l.n_share; i++) l.share[i].shard = mu_solo_shard(l.solo, i);
-    l.n_cpu = mu_split_cpu_ranks(&so.split);
-    if (l.n_cpu) MU_TRY(st, pool_open(topo, job->n_thread * l.n_cpu, 0, job->n_thread * l.n_cpu, &l.probe, err), out);
+    threads_count(&l, topo, &so.split);
+    MU_TRY(st, probe_pool_open(&l, topo, &so.split, err), out);
     MU_TRY(st, probe_open(&l, err), out);
     st = cases_measure(&l, done, ctx, err);
 out:
@@ -626,7 +687,7 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
 {
     enum mu_status st;
     struct mu_model *model = NULL;
-    struct mu_pool *pool = NULL;
+    struct mu_seat seat = {0};
     struct mu_plan *plan = mu_calloc(1, sizeof *plan);
     struct mu_shard_link *link = NULL;
     struct load l = {.job = job, .serving = &job->serving, .n_share = 1};
@@ -639,12 +700,8 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
         goto out;
     }
     MU_TRY(st, topo_open(&topo, err), out);
-    l.n_cpu = mu_split_cpu_ranks(&split);
-    int first = mu_plan_first_core(&split, comm->rank, job->n_thread);
-    MU_TRY(st,
-           pool_open(topo, mu_plan_threads(&split, comm->rank, job->n_thread), first,
-                     mu_plan_threads_sum(&split, job->n_thread), &pool, err),
-           out);
+    threads_count(&l, topo, &split);
+    MU_TRY(st, mu_seat_open(topo, &split, comm->rank, job->n_thread, true, &seat, err), out);
     MU_TRY(st, mu_model_open(job->path, &model, err), out);
     MU_TRY(st, mu_model_quantize(model, job->quantize, err), out);
     MU_TRY(st, mu_plan_build(model, &split, plan, err), out);
@@ -652,8 +709,12 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
     l.n_vocab = model->cfg.n_vocab;
     l.plan = plan;
     MU_TRY(st, load_init(&l, err), out);
-    struct mu_shard_options so = {
-        .model = model, .plan = plan, .rank = comm->rank, .serving = job->serving, .pool = pool};
+    struct mu_shard_options so = {.model = model,
+                                  .plan = plan,
+                                  .rank = comm->rank,
+                                  .serving = job->serving,
+                                  .pool = seat.pool,
+                                  .numa = seat.numa};
     unsigned char link_id[MU_DEVICE_LINK_ID];
     bool linked;
     MU_TRY(st, mu_shard_link_create(comm, plan, &link, &so.comm, err), out);
@@ -665,7 +726,8 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
     l.share[0].shard = l.shard;
     l.comm = comm;
     l.rank = comm->rank;
-    l.probe = first >= 0 ? pool : NULL;
+    share_seat(&l.share[0], &seat.place, split.device[comm->rank] == MU_ON_CPU);
+    l.probe = split.device[comm->rank] == MU_ON_CPU ? seat.pool : NULL;
     MU_TRY(st, probe_open(&l, err), out);
     MU_TRY(st, mu_bench_links_measure(comm, plan, &l.links, err), out);
     if (!(st = cases_measure(&l, done, ctx, err))) {
@@ -677,7 +739,7 @@ out:
     load_free(&l);
     mu_shard_destroy(l.shard);
     mu_shard_link_destroy(link);
-    mu_pool_destroy(pool);
+    mu_seat_close(&seat);
     mu_model_close(model);
     mu_free(topo);
     mu_free(plan);

@@ -120,6 +120,20 @@ static void print_links(const struct mu_bench_result *r)
                    link[i]->gbps);
 }
 
+/* Where a rank on processors ran: machines with several NUMA nodes. */
+static void print_seat(const struct mu_bench_sweep *s, int i_split, int rank, const struct mu_bench_seat *seat)
+{
+    if (s->split[i_split].device[rank] != MU_ON_CPU) return;
+    printf("  rank %d: ", rank);
+    if (seat->numa >= 0)
+        printf("NUMA node %d", seat->numa);
+    else
+        printf("no NUMA node of its own");
+    if (seat->cpus[0]) printf(", CPUs %s", seat->cpus);
+    if (seat->numa_share >= 0) printf(", %.0f%% of its memory there", 100 * seat->numa_share);
+    printf(", reads %.1f GB/s\n", seat->read_gbps);
+}
+
 static void print_head(const struct mu_bench_sweep *s)
 {
     char what[256], split[MU_SPLIT_TEXT];
@@ -136,6 +150,7 @@ static void print_head(const struct mu_bench_sweep *s)
                    l->f32_gflops);
         putchar('\n');
         print_links(&p->r);
+        for (int k = 0; k < p->r.n_rank && s->node.n_numa > 1; k++) print_seat(s, i, k, &p->r.seat[k]);
     }
     print_gpus(s);
     putchar('\n');
@@ -367,9 +382,11 @@ static json_t *ranks_json(const struct mu_bench_result *r)
     json_t *all = json_array();
     for (int i = 0; i < r->n_rank; i++)
         json_array_append_new(all,
-                              json_pack("{s:i, s:f, s:f, s:f, s:f, s:f}", "rank", i, "matrix_s", r->rank[i].matrix_s,
-                                        "attention_s", r->rank[i].attention_s, "sampling_s", r->rank[i].sampling_s,
-                                        "wire_s", r->rank[i].wire_s, "wait_s", r->rank[i].wait_s));
+                              json_pack("{s:i, s:f, s:f, s:f, s:f, s:f, s:i, s:f, s:s, s:f}", "rank", i, "matrix_s",
+                                        r->rank[i].matrix_s, "attention_s", r->rank[i].attention_s, "sampling_s",
+                                        r->rank[i].sampling_s, "wire_s", r->rank[i].wire_s, "wait_s", r->rank[i].wait_s,
+                                        "numa", r->seat[i].numa, "numa_share", r->seat[i].numa_share, "cpus",
+                                        r->seat[i].cpus, "read_gbps", r->seat[i].read_gbps));
     return all;
 }
 

@@ -294,7 +294,7 @@ static int least_of(const struct mu_bench_list *l)
     return least;
 }
 
-/* A split that is not named: GPUs as the planner has them for the smallest case, else one rank with all threads. What
+/* A split that is not named: GPUs as the planner has them for the smallest case, else a rank with all threads on each NUMA node. What
  * larger cases do not fit is refused case by case. */
 static enum mu_status auto_split(struct mu_bench_sweep *s, struct mu_err *err)
 {
@@ -302,11 +302,9 @@ static enum mu_status auto_split(struct mu_bench_sweep *s, struct mu_err *err)
     int decode = o->n_decode ? least_of(&o->context) + o->n_decode : least_of(&o->prompt), n_ctx = decode;
     if (o->prompt.n && least_of(&o->prompt) < n_ctx) n_ctx = least_of(&o->prompt);
     struct mu_serving v = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = MU_STEP_TOKENS, .kv = o->kv};
-    struct mu_plan_node node = s->node;
-    node.n_numa = 1;
     s->n_split = 1;
     v.n_page = mu_fit_pages_of(n_ctx);
-    enum mu_status st = mu_plan_where(s->model, &node, "auto", o->device, &v, &s->split[0], s->why, err);
+    enum mu_status st = mu_plan_where(s->model, &s->node, "auto", o->device, &v, &s->split[0], s->why, err);
     return st == MU_ENOMEM && o->device != MU_DEVICE_GPU ? mu_split_parse("1", &s->split[0], err) : st;
 }
 

@@ -88,15 +88,36 @@ static void print_picture(const struct mu_plan *plan)
 }
 
 /* GPUs are looked at whatever the split: they are part of what could be planned. */
-static enum mu_status this_node(struct mu_plan_node *node, struct mu_err *err)
+static enum mu_status this_node(struct mu_plan_node *node, struct mu_topo *topo, double node_gbps[MU_TOPO_MAX_NUMA],
+                                struct mu_err *err)
 {
-    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
-    if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
     enum mu_status st = mu_cli_node(MU_LOOK_MEASURE, node, err);
     if (st == MU_OK) st = mu_topo_read(topo, err);
-    if (st == MU_OK) st = mu_processors_measure(topo, &node->read_gbps, &node->int8_gops, err);
-    mu_free(topo);
+    if (st == MU_OK) st = mu_processors_measure(topo, &node->read_gbps, &node->int8_gops, node_gbps, err);
     return st;
+}
+
+/* Of machines with several NUMA nodes: what each has, and which ranks it gets. */
+static void print_numa(const struct mu_topo *topo, const double node_gbps[MU_TOPO_MAX_NUMA],
+                       const struct mu_plan_node *node, const struct mu_split *split)
+{
+    char text[80], memory[32];
+    for (int k = 0; k < topo->n_numa && topo->n_numa > 1; k++) {
+        mu_human_bytes(topo->numa[k].memory_bytes, memory, sizeof memory);
+        printf("NUMA node %d: %d core%s, %s memory, reads %.1f GB/s by itself\n", topo->numa[k].node,
+               topo->numa[k].n_core, topo->numa[k].n_core == 1 ? "" : "s", memory, node_gbps[k]);
+    }
+    for (int i = 0; i < split->n_rank && topo->n_numa > 1; i++) {
+        struct mu_place place;
+        int device = split->device[i];
+        bool known = device >= 0 && device < node->gpus.n;
+        mu_plan_place(topo, split, known ? node->gpus.gpu[device].numa : -1, mu_plan_threads(topo, split), i, &place);
+        mu_place_cpus_text(place.cpu, place.n_cpu, text, sizeof text);
+        if (place.numa >= 0)
+            printf("rank %d: NUMA node %d, CPUs %s\n", i, place.numa, place.n_cpu ? text : "any");
+        else
+            printf("rank %d: CPUs %s, on no single NUMA node\n", i, place.n_cpu ? text : "any");
+    }
 }
 
 static void print_speed(const struct mu_model *m, const struct mu_plan *plan, const struct mu_plan_node *node)
@@ -118,7 +139,12 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     struct mu_split split;
     struct mu_plan_node node = {0};
     struct mu_plan *plan = mu_calloc(1, sizeof *plan);
-    if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
+    struct mu_topo *topo = mu_calloc(1, sizeof *topo);
+    double node_gbps[MU_TOPO_MAX_NUMA] = {0};
+    if (!plan || !topo) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for a plan");
+        goto done;
+    }
     MU_TRY(st, mu_kernels_init(NULL, err), done);
     MU_TRY(st, mu_cli_open(a->model, false, &o, err), done);
     MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
@@ -127,7 +153,7 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
                                  .n_slot = a->parallel ? a->parallel : 32,
                                  .step_tokens = MU_STEP_TOKENS,
                                  .kv = a->kv};
-    MU_TRY(st, this_node(&node, err), done);
+    MU_TRY(st, this_node(&node, topo, node_gbps, err), done);
     char reason[MU_PLAN_WHY];
     MU_TRY(st, mu_plan_where(o.model, &node, a->split, a->device, &serving, &split, reason, err), done);
     MU_TRY(st, mu_plan_build(o.model, &split, plan, err), done);
@@ -149,9 +175,11 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     print_picture(plan);
     printf("memory: %s\n", why.code ? why.text : memory);
     print_speed(o.model, plan, &node);
+    print_numa(topo, node_gbps, &node, &split);
 done:
     mu_cli_close(&o);
     mu_free(plan);
+    mu_free(topo);
     return st;
 }
 

@@ -24,6 +24,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 enum { N_COL = 10, MAX_ROWS = MU_MAX_RANKS + 1 };
 
+/* On machines with several NUMA nodes. */
+static void print_seat(const Muster__V1__Rank *r)
+{
+    if (r->_numa_share_case != MUSTER__V1__RANK___NUMA_SHARE_NUMA_SHARE) return;
+    printf("  rank %u: NUMA node %u, CPUs %s, %.0f%% of its memory there\n", r->rank, r->numa, r->cpus,
+           100 * r->numa_share);
+}
+
 static void print_gang(const Muster__V1__Gang *g)
 {
     char epoch[MU_EPOCH_TEXT];
@@ -53,6 +61,16 @@ static void print_gang(const Muster__V1__Gang *g)
     static const bool right[N_COL] = {false, true, false, true, true, true, true, true, true, true};
     mu_table_print(cells, n, N_COL, right);
     puts("* leader: schedules and samples");
+    for (size_t i = 0; i < g->n_rank; i++) print_seat(g->rank[i]);
+}
+
+static void print_numa(const Muster__V1__Numa *numa)
+{
+    char memory[32];
+    mu_human_bytes(numa->memory_bytes, memory, sizeof memory);
+    printf("       NUMA node %u: CPUs %s, %s memory", numa->node, numa->cpus, memory);
+    if (numa->read_gbps > 0) printf(", reads %.1f GB/s by itself", numa->read_gbps);
+    putchar('\n');
 }
 
 static void print_gpus(const Muster__V1__Node *n)
@@ -100,6 +118,7 @@ int mu_cmd_ps(int argc, char **argv)
         printf("node   %s: %u cores, %s memory (%s free)", n->name, n->cores, total, avail);
         if (n->read_gbps > 0) printf(", reads %.1f GB/s, int8 %.0f GOP/s", n->read_gbps, n->int8_gops);
         printf(", worker %d\n", n->worker_pid);
+        for (size_t k = 0; k < n->n_numa; k++) print_numa(n->numa[k]);
         print_gpus(n);
     }
     for (size_t i = 0; i < r->n_gang; i++) print_gang(r->gang[i]);

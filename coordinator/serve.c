@@ -116,16 +116,13 @@ static enum mu_status plan_gang(struct serve *s, const Muster__V1__Node *worker,
         goto done;
     }
     MU_TRY(st, mu_topo_read(topo, err), done);
-    *node = (struct mu_plan_node){.n_core = topo->n_usable,
-                                  .n_numa = topo->n_numa,
-                                  .read_gbps = worker->read_gbps,
-                                  .int8_gops = worker->int8_gops,
-                                  .memory_bytes = topo->mem_available_bytes};
-    snprintf(node->name, sizeof node->name, "%s", topo->host);
+    mu_plan_node_of(topo, node);
+    node->read_gbps = worker->read_gbps;
+    node->int8_gops = worker->int8_gops;
     mu_gpus_of_node(worker, &node->gpus);
     MU_TRY(st, mu_plan_where(h->model, node, text, h->opt->device, &h->serving, &h->split, why, err), done);
     mu_split_format(&h->split, h->split_text, sizeof h->split_text);
-    h->serving.n_thread = h->opt->threads ? h->opt->threads : mu_plan_threads_share(&h->split, topo->n_usable);
+    h->serving.n_thread = h->opt->threads ? h->opt->threads : mu_plan_threads(topo, &h->split);
     say_where(s, node, why);
     st = plan_memory(s, node, err);
 done:

@@ -12,6 +12,8 @@
  * writable mapping is left, and from then on nobody can change a byte or the length, whoever holds the descriptor. A
  * checksum of a gigabyte would cost more than the mapping that it guards.
  *
+ * Where the rank has a NUMA node, so has the memory itself, for whoever maps it; the next launch moves there what is not.
+ *
  * The header is compared whole with what this rank would write: model (files, sizes, times, inodes), place in the split,
  * types and rows of every matrix, the arithmetic's version, the kernels' layout, the program. Whatever does not agree is
  * not used; the rank then packs into memory of its own and says so. It never runs on what it cannot account for. */
@@ -137,6 +139,30 @@ static void huge_main(void *arg, int member, int n_member)
     }
 }
 
+/* Reads a byte of each page, so that all are mapped: memory moves only where it is. */
+static void touch_main(void *arg, int member, int n_member)
+{
+    const struct mu_shard *s = arg;
+    const volatile char *p = s->weights.p;
+    size_t n = s->weights.bytes, begin = n / PAGE * (size_t)member / (size_t)n_member * PAGE,
+           end = n / PAGE * (size_t)(member + 1) / (size_t)n_member * PAGE;
+    for (size_t i = begin; i < end; i += PAGE) (void)p[i];
+}
+
+/* What an earlier launch packed lies where that one's rank was: after a change of the cpuset, or with fewer nodes, on
+ * another node than ours. */
+static void move_here(struct mu_shard *s)
+{
+    if (!s->numa) return;
+    mu_pool_run(s->pool, touch_main, s);
+    double before = mu_numa_share(s->numa, s->weights.p, s->weights.bytes);
+    mu_numa_bind(s->numa, s->weights.p, s->weights.bytes);
+    double after = mu_numa_share(s->numa, s->weights.p, s->weights.bytes);
+    if (after > before)
+        mu_info("rank", "%.0f%% of the weights have moved to NUMA node %d", 100 * (after - before),
+                mu_numa_node(s->numa));
+}
+
 bool mu_kept_open(struct mu_shard *s, int fd, uint64_t layout)
 {
     struct kept_header want = header_of(s, layout);
@@ -148,12 +174,14 @@ bool mu_kept_open(struct mu_shard *s, int fd, uint64_t layout)
         if (why || (seals & SEALS) != SEALS) return not_kept(s, why ? why : "it may still change its length");
         s->weights.p = map_sealed(fd, NULL, bytes);
         s->kept_full = s->weights.p != NULL;
+        if (s->kept_full) move_here(s);
         return s->weights.p || not_kept(s, strerror(errno));
     }
     if (ftruncate(fd, 0) != 0 || ftruncate(fd, (off_t)(header_at(bytes) + PAGE)) != 0)
         return not_kept(s, strerror(errno));
     s->weights.p = mu_pages_map(fd, bytes, true, NULL);
     if (!s->weights.p) return not_kept(s, strerror(errno));
+    mu_numa_bind(s->numa, s->weights.p, bytes);
     struct huge huge = {.p = s->weights.p, .n = bytes / HUGE};
     mu_pool_run(s->pool, huge_main, &huge);
     s->kept_huge = atomic_load(&huge.n_given);

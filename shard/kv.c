@@ -26,6 +26,7 @@ enum mu_status mu_kv_create(struct mu_shard *s, struct mu_err *err)
     kv->pages = mu_calloc(n_entry, sizeof *kv->pages);
     bool here = kv->bytes && s->plan.split.device[s->rank] == MU_ON_CPU;
     if (here) kv->data = mu_pages_alloc(kv->bytes);
+    mu_numa_bind(s->numa, kv->data, kv->bytes);
     if (!kv->slot || !kv->pages || (here && !kv->data))
         return mu_fail(err, MU_ENOMEM, "no memory for %u KV pages (%zu MB): use fewer slots or a shorter context",
                        kv->n_page, kv->bytes >> 20);

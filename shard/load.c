@@ -4,8 +4,8 @@
  * folder's) or that are quantised on the way pass through a member's buffer of one group. A row is quantised whole, so
  * no bit of it depends on who owns it.
  *
- * Weights are one block of pages straight from the system; the member that packs a piece touches it first, so it lies
- * on the NUMA node where the rank runs. In a gang the block is the worker's (kept.c): a rank that is launched again finds
+ * Weights are one block of pages straight from the system, on the NUMA node where the rank runs: they are bound to it
+ * (base/numa.h), and the members that pack them, who touch them first, run there. So are cache and scratch. In a gang the block is the worker's (kept.c): a rank that is launched again finds
  * it packed. Vectors are small and copied whole (small.c). The embedding is read from the
  * mapped file: a step touches a row a token. */
 #include <stdio.h>
@@ -209,6 +209,7 @@ static enum mu_status weights_alloc(struct load *l, struct mu_err *err)
     s->weights.bytes = total;
     l->kept = total && l->opt->kept_fd > 0 && mu_kept_open(s, l->opt->kept_fd, layout_of(l));
     if (total && !l->kept) s->weights.p = mu_pages_alloc(total);
+    if (!l->kept) mu_numa_bind(s->numa, s->weights.p, total);
     if (total && !s->weights.p)
         return mu_fail(err, MU_ENOMEM,
                        "no memory for the weights of rank %d (%zu MB): use more ranks or a smaller model", l->opt->rank,
@@ -368,6 +369,7 @@ static enum mu_status scratch_create(struct mu_shard *s, const struct mu_shard_o
         return mu_fail(err, MU_ENOMEM, "%d tokens a step are too many", s->serving.step_tokens);
     scratch_carve(s, NULL, &bytes);
     s->scratch = (struct block){mu_pages_alloc(bytes + 1), bytes + 1};
+    mu_numa_bind(s->numa, s->scratch.p, s->scratch.bytes);
     s->member = mu_calloc((size_t)n_member + 1, sizeof *s->member);
     bytes = 0;
     member_carve(s, &(struct member){0}, NULL, &bytes);
@@ -434,6 +436,7 @@ enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_sha
     s->serving.n_adapter = opt->adapters ? opt->adapters->n : 0;
     s->serving.lora_rank = opt->adapters ? opt->adapters->max_rank : 0;
     s->pool = opt->pool;
+    s->numa = opt->numa;
     s->comm = opt->comm;
     s->record = opt->record;
     s->k = mu_kernels();
@@ -454,6 +457,19 @@ enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_sha
 fail:
     mu_shard_destroy(s);
     return st;
+}
+
+double mu_shard_numa_share(const struct mu_shard *s)
+{
+    const struct block blocks[] = {s->weights, s->scratch, {s->kv.data, s->kv.bytes}};
+    double here = 0, all = 0;
+    for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++) {
+        double share = mu_numa_share(s->numa, blocks[i].p, blocks[i].bytes);
+        if (share < 0) continue;
+        here += share * (double)blocks[i].bytes;
+        all += (double)blocks[i].bytes;
+    }
+    return all > 0 ? here / all : -1;
 }
 
 void mu_shard_destroy(struct mu_shard *s)

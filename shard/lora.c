@@ -128,6 +128,7 @@ enum mu_status mu_lora_load(struct mu_shard *s, const struct mu_shard_options *o
     bool here = bytes > 0 && !s->dev;
     if (here) s->lora_data.bytes = (size_t)bytes;
     if (here) s->lora_data.p = mu_pages_alloc(s->lora_data.bytes);
+    mu_numa_bind(s->numa, s->lora_data.p, s->lora_data.bytes);
     if (!s->lora || !s->lora_group || !p.raw || (here && !s->lora_data.p)) {
         st = mu_fail(err, MU_ENOMEM, "no memory for %d adapters of rank %d (%llu MB): load fewer of them",
                      s->serving.n_adapter, opt->rank, (unsigned long long)(bytes >> 20));

@@ -132,6 +132,7 @@ struct mu_shard {
     bool first_stage, last_stage, leader;
     struct mu_serving serving;
     struct mu_pool *pool;
+    const struct mu_numa *numa; /* where its memory is to be; NULL: wherever it comes */
     struct mu_shard_comm comm;
     struct mu_rank_record *record;
     const struct mu_kernels *k;

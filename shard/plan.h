@@ -102,12 +102,14 @@ uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_pla
 
 /* ---- the planner ---- */
 
+enum { MU_PLAN_MAX_NUMA = 32 };
 struct mu_plan_node {
     char name[64];
-    int n_core, n_numa;
-    double read_gbps, int8_gops; /* of its processors, measured; 0: unknown */
-    double f32_gflops;           /* likewise; 0: unknown */
-    uint64_t memory_bytes;       /* free for Muster */
+    int n_core, n_numa;              /* that pay; NUMA nodes that get a rank each */
+    int numa_core[MU_PLAN_MAX_NUMA]; /* [n_numa]: of n_core; zeros: as many on each */
+    double read_gbps, int8_gops;     /* of its processors, measured; 0: unknown */
+    double f32_gflops;               /* likewise */
+    uint64_t memory_bytes;           /* free for Muster */
     struct mu_gpus gpus;
 };
 enum mu_device_wish { MU_DEVICE_AUTO, MU_DEVICE_CPU, MU_DEVICE_GPU };
@@ -115,7 +117,8 @@ enum { MU_PLAN_WHY = 320 };
 
 /* Chooses a split for the nodes, and says why in a sentence (why, "" where there was nothing to choose between).
  *
- * On processors: one stage a node, in their order; one rank per NUMA node; layers by measured read bandwidth (by cores
+ * On processors: one stage a node, in their order; one rank per NUMA node, with weights by their cores where that is the
+ * only stage; layers by measured read bandwidth (by cores
  * where a node has no figure); a node whose memory is too small for its share gets fewer layers, and none at all (it
  * has no stage) where not even one fits.
  * On GPUs, one rank and one stage each: as few as hold the model with one sequence of the wanted context (as many pages

@@ -89,29 +89,49 @@ done:
 
 /* ---- threads ---- */
 
-int mu_plan_threads(const struct mu_split *split, int rank, int n_thread)
+void mu_plan_node_of(const struct mu_topo *topo, struct mu_plan_node *node_out)
 {
-    return split->device[rank] != MU_ON_CPU && n_thread > GPU_THREADS ? GPU_THREADS : n_thread;
+    int share[MU_TOPO_MAX_NUMA];
+    *node_out = (struct mu_plan_node){.n_core = topo->n_usable, .memory_bytes = topo->mem_available_bytes};
+    snprintf(node_out->name, sizeof node_out->name, "%s", topo->host);
+    mu_place_shares(topo, share);
+    node_out->n_numa = topo->n_numa <= MU_PLAN_MAX_NUMA ? topo->n_numa : 1;
+    for (int i = 0; i < node_out->n_numa; i++) {
+        node_out->numa_core[i] = share[i];
+        if (share[i] < 1) node_out->n_numa = 1;
+    }
 }
 
-int mu_plan_threads_sum(const struct mu_split *split, int n_thread)
+/* Only of this rank's GPU the node is known; those of other ranks change nothing for it. */
+static void wishes_of(const struct mu_split *split, int rank, int near, struct mu_place_wish wish[MU_MAX_RANKS])
+{
+    for (int i = 0; i < split->n_rank; i++)
+        wish[i] = (struct mu_place_wish){.on_gpu = split->device[i] != MU_ON_CPU, .near = i == rank ? near : -1};
+}
+
+int mu_plan_threads(const struct mu_topo *topo, const struct mu_split *split)
+{
+    struct mu_place_wish wish[MU_MAX_RANKS];
+    wishes_of(split, -1, -1, wish);
+    return mu_place_threads(topo, wish, split->n_rank, GPU_THREADS);
+}
+
+void mu_plan_place(const struct mu_topo *topo, const struct mu_split *split, int near, int n_thread, int rank,
+                   struct mu_place *place_out)
+{
+    struct mu_place_wish wish[MU_MAX_RANKS];
+    wishes_of(split, rank, near, wish);
+    mu_place_rank(topo, wish, split->n_rank, n_thread, n_thread < GPU_THREADS ? n_thread : GPU_THREADS, rank,
+                  place_out);
+}
+
+int mu_plan_threads_sum(const struct mu_topo *topo, const struct mu_split *split, int n_thread)
 {
     int n = 0;
-    for (int i = 0; i < split->n_rank; i++) n += mu_plan_threads(split, i, n_thread);
+    for (int i = 0; i < split->n_rank; i++) {
+        struct mu_place place;
+        mu_plan_place(topo, split, -1, n_thread, i, &place);
+        n += place.n_thread;
+    }
     return n;
-}
-
-int mu_plan_threads_share(const struct mu_split *split, int n_usable)
-{
-    int n = n_usable;
-    while (n > 1 && mu_plan_threads_sum(split, n) > n_usable) n--;
-    return n > 1 ? n : 1;
-}
-
-int mu_plan_first_core(const struct mu_split *split, int rank, int n_thread)
-{
-    int n = 0;
-    if (split->device[rank] != MU_ON_CPU) return -1;
-    for (int i = 0; i < rank; i++) n += split->device[i] == MU_ON_CPU;
-    return n * n_thread;
 }

@@ -2,6 +2,7 @@
 #ifndef MU_SHARD_PLAN_WHERE_H
 #define MU_SHARD_PLAN_WHERE_H
 
+#include "base/place.h"
 #include "shard/plan.h"
 
 /* "auto", "cpu", "gpu"; -1: another word. */
@@ -24,12 +25,18 @@ enum mu_status mu_plan_where(const struct mu_model *model, const struct mu_plan_
 enum mu_status mu_plan_where_check(const struct mu_model *model, const struct mu_plan_node *node,
                                    const struct mu_split *split, struct mu_err *err);
 
-/* Threads: ranks on processors have n_thread each, on cores of their own where there are enough; one on a GPU loads,
- * queues work and samples, for which a few do, and is never pinned: a driver starts threads that would inherit it. */
-int mu_plan_threads_share(const struct mu_split *split, int n_usable); /* n_thread, of so many cores; at least 1 */
-int mu_plan_threads(const struct mu_split *split, int rank, int n_thread);
-int mu_plan_threads_sum(const struct mu_split *split, int n_thread); /* of all ranks */
-/* The first of a rank's cores, among those of all ranks on processors; -1: it is on a GPU. */
-int mu_plan_first_core(const struct mu_split *split, int rank, int n_thread);
+/* Threads and their CPUs on this machine, by base/place.h. A rank on a GPU loads, queues work and samples, for which a few
+ * threads do; they are never pinned to a CPU each: a driver starts threads that would inherit it.
+ *
+ * n_thread is of a rank on processors, at most: mu_plan_threads gives as many as pay. near: the NUMA node of the GPU that
+ * this rank is on, -1: not known. */
+/* Of this machine: its name, cores, NUMA nodes and free memory. The rest is zero. A quota so small that a node would get
+ * no thread makes one node of all. */
+void mu_plan_node_of(const struct mu_topo *topo, struct mu_plan_node *node_out);
+int mu_plan_threads(const struct mu_topo *topo, const struct mu_split *split);
+void mu_plan_place(const struct mu_topo *topo, const struct mu_split *split, int near, int n_thread, int rank,
+                   struct mu_place *place_out);
+/* Of all ranks. */
+int mu_plan_threads_sum(const struct mu_topo *topo, const struct mu_split *split, int n_thread);
 
 #endif

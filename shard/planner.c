@@ -162,9 +162,24 @@ static void layers_share(const struct mu_model *model, struct sites *s)
     for (int i = 0; i < n; i++) s->at[at[i]].n_layer = begin[i + 1] - begin[i];
 }
 
+/* Weights count layers; where there is one stage, all of it is shared: equally, which reads better as ones, or by cores. */
+static void weights_of_one_stage(const struct mu_plan_node *node, struct mu_split *split)
+{
+    bool by_cores = split->n_rank == node->n_numa, divides = true;
+    for (int i = 0; by_cores && i < split->n_rank; i++) by_cores = node->numa_core[i] > 0;
+    for (int i = 0; i < split->n_rank; i++) split->weight[i] = by_cores ? node->numa_core[i] : 1;
+    int unit = (int)split->weight[0];
+    for (; unit > 1; unit--, divides = true) {
+        for (int i = 0; divides && i < split->n_rank; i++) divides = (int)split->weight[i] % unit == 0;
+        if (divides) break;
+    }
+    for (int i = 0; i < split->n_rank; i++) split->weight[i] /= unit;
+}
+
 /* MU_ENOMEM without words: these sites cannot hold it. */
-static enum mu_status sites_plan(const struct mu_model *model, const struct mu_serving *serving, struct sites *s,
-                                 struct mu_split *split_out, int *node_of, struct mu_err *err)
+static enum mu_status sites_plan(const struct mu_model *model, const struct mu_plan_node *node,
+                                 const struct mu_serving *serving, struct sites *s, struct mu_split *split_out,
+                                 int *node_of, struct mu_err *err)
 {
     struct mu_split split;
     layers_share(model, s);
@@ -175,8 +190,7 @@ static enum mu_status sites_plan(const struct mu_model *model, const struct mu_s
         if (moved < 0) return MU_ENOMEM;
         if (moved == 0) break;
     }
-    /* Weights count layers; where there is one stage, all of it is shared equally, which reads better as ones. */
-    for (int i = 0; split.n_stage == 1 && i < split.n_rank; i++) split.weight[i] = 1;
+    if (split.n_stage == 1) weights_of_one_stage(&node[node_of[0]], &split);
     *split_out = split;
     return MU_OK;
 }
@@ -257,7 +271,7 @@ static enum mu_status choose(const struct mu_model *model, const struct mu_plan_
     struct mu_plan plan;
     struct mu_prediction p;
     qsort(c->sites.at, (size_t)c->sites.n, sizeof *c->sites.at, place_order);
-    enum mu_status st = sites_plan(model, serving, &c->sites, &c->split, c->node_of, err);
+    enum mu_status st = sites_plan(model, node, serving, &c->sites, &c->split, c->node_of, err);
     if (st == MU_OK) st = mu_plan_build(model, &c->split, &plan, err);
     if (st != MU_OK) return st;
     mu_plan_predict(model, &plan, node, c->node_of, NULL, &p);

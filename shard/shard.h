@@ -26,6 +26,7 @@
 #ifndef MU_SHARD_SHARD_H
 #define MU_SHARD_SHARD_H
 
+#include "base/numa.h"
 #include "base/pool.h"
 #include "base/record.h"
 #include "model/model.h"
@@ -56,7 +57,8 @@ struct mu_shard_options {
     const struct mu_plan *plan;
     int rank;
     struct mu_serving serving;
-    struct mu_pool *pool; /* borrowed */
+    struct mu_pool *pool;       /* borrowed */
+    const struct mu_numa *numa; /* where its memory is to be (base/numa.h), borrowed as long; NULL: wherever it comes */
     struct mu_shard_comm comm;
     struct mu_rank_record *record;                                               /* may be NULL */
     void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx); /* may be NULL; calling thread */
@@ -78,6 +80,10 @@ struct mu_shard;
  * tensor with a non-finite scale. */
 enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_shard **shard_out, struct mu_err *err);
 void mu_shard_destroy(struct mu_shard *s);
+
+/* Which part of what it has touched so far of weights, cache and scratch is on the options' NUMA node, 0 … 1, by a sample;
+ * -1: there is none, or nobody knows. */
+double mu_shard_numa_share(const struct mu_shard *s);
 
 enum { MU_SAMPLE_NONE_ALLOWED = -3 };
 /* On every rank of the last stage `id` is filled; on the leader logits and states too. Valid until the next step. */

@@ -108,6 +108,16 @@ static void tell_ranks(struct mu_worker_gang *g, bool with_times)
         rows[i].weight_bytes = row->weight_bytes;
         rows[i].kv_bytes = row->kv_bytes;
         rows[i].leader = row->leader;
+        rows[i].cpus = (char *)row->cpus;
+        if (row->numa >= 0) {
+            rows[i]._numa_case = MUSTER__V1__RANK___NUMA_NUMA;
+            rows[i].numa = (uint32_t)row->numa;
+        }
+        int permille = atomic_load_explicit(&g->records[i].numa_permille, memory_order_relaxed) - 1;
+        if (permille >= 0) {
+            rows[i]._numa_share_case = MUSTER__V1__RANK___NUMA_SHARE_NUMA_SHARE;
+            rows[i].numa_share = permille / 1000.0;
+        }
         if (with_times) {
             times_of(g, i, now, &times[i]);
             rows[i].times = &times[i];

@@ -28,6 +28,8 @@ struct mu_worker_gang_rank_row { /* what `ready` tells of a rank */
     int gpu; /* MU_ON_CPU: none */
     char gpu_name[64];
     uint64_t weight_bytes, kv_bytes;
+    int numa; /* -1: no single node */
+    char cpus[128];
 };
 
 enum { MU_GANG_BANNER = 1024, MU_GANG_LINE = 1024, MU_GANG_POLL_FDS = MU_MAX_RANKS + 2 };

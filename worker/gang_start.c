@@ -52,7 +52,7 @@ static enum mu_status defaults_fill(Muster__Internal__V1__StartGangRequest *r, c
 {
     enum mu_status st;
     int trained = model->cfg.n_ctx_train;
-    if (!r->threads) r->threads = (uint32_t)mu_plan_threads_share(split, topo->n_usable);
+    if (!r->threads) r->threads = (uint32_t)mu_plan_threads(topo, split);
     if (!r->context) r->context = trained > 0 && trained < DEFAULT_CONTEXT ? (uint32_t)trained : DEFAULT_CONTEXT;
     if (!r->parallel) r->parallel = DEFAULT_PARALLEL;
     if (!r->step_tokens) r->step_tokens = MU_STEP_TOKENS;
@@ -107,13 +107,17 @@ static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const
 }
 
 static void row_fill(const struct mu_model *model, const struct mu_plan *plan, int rank,
-                     const struct mu_serving *serving, const struct mu_gpus *gpus, struct mu_worker_gang_rank_row *row)
+                     const struct mu_serving *serving, const struct mu_gpus *gpus, const struct mu_topo *topo,
+                     struct mu_worker_gang_rank_row *row)
 {
     const struct mu_plan_rank *p = &plan->rank[rank];
     struct mu_range layers = plan->stage[p->stage].layers;
     int device = plan->split.device[rank];
+    bool known = device >= 0 && device < gpus->n;
     struct mu_rank_memory m;
+    struct mu_place place;
     mu_plan_memory(model, plan, rank, serving, &m);
+    mu_plan_place(topo, &plan->split, known ? gpus->gpu[device].numa : -1, serving->n_thread, rank, &place);
     *row = (struct mu_worker_gang_rank_row){
         .stage = p->stage,
         .layer_begin = layers.begin,
@@ -121,12 +125,14 @@ static void row_fill(const struct mu_model *model, const struct mu_plan *plan, i
         .heads = mu_range_len(p->heads),
         .ff_rows = mu_range_len(p->ff),
         .leader = rank == plan->leader,
-        .threads = mu_plan_threads(&plan->split, rank, serving->n_thread),
+        .threads = place.n_thread,
         .gpu = device,
         .weight_bytes = p->weight_bytes,
         .kv_bytes = m.kv,
+        .numa = place.numa,
     };
-    if (device >= 0 && device < gpus->n) snprintf(row->gpu_name, sizeof row->gpu_name, "%s", gpus->gpu[device].name);
+    mu_place_cpus_text(place.cpu, place.n_cpu, row->cpus, sizeof row->cpus);
+    if (known) snprintf(row->gpu_name, sizeof row->gpu_name, "%s", gpus->gpu[device].name);
 }
 
 static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *err)
@@ -158,7 +164,7 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     struct mu_serving serving = mu_worker_gang_serving(r);
     g->n_rank = plan->n_rank;
     g->layer_ms = mu_rank_layer_ms(model, &split, &serving, (int)r->threads);
-    for (int i = 0; i < plan->n_rank; i++) row_fill(model, plan, i, &serving, &node->gpus, &g->row[i]);
+    for (int i = 0; i < plan->n_rank; i++) row_fill(model, plan, i, &serving, &node->gpus, topo, &g->row[i]);
 out:
     mu_adapters_close(adapters);
     if (model) mu_model_close(model);

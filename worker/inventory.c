@@ -10,6 +10,7 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/place.h"
 #include "base/queue.h"
 #include "base/topo.h"
 #include "muster/v1/internal.pb-c.h"
@@ -30,7 +31,9 @@ struct mu_inventory {
     pthread_t thread;
     bool started;
     /* the thread's own: */
-    double read_gbps, int8_gops;
+    double read_gbps, int8_gops, node_gbps[MU_TOPO_MAX_NUMA];
+    Muster__V1__Numa numa[MU_TOPO_MAX_NUMA], *numa_at[MU_TOPO_MAX_NUMA];
+    char numa_cpus[MU_TOPO_MAX_NUMA][64];
     struct mu_gpus gpus; /* as last looked at, with the figures of the last measurement */
     Muster__V1__Gpu gpu[MU_MAX_GPUS], *gpu_at[MU_MAX_GPUS];
 };
@@ -82,6 +85,26 @@ static void gpus_tell(struct mu_inventory *inv, Muster__V1__Node *node)
     node->gpus_broken = inv->gpus.broken;
 }
 
+/* ---- NUMA nodes ---- */
+
+static void numa_tell(struct mu_inventory *inv, const struct mu_topo *topo, Muster__V1__Node *node)
+{
+    for (int k = 0; k < topo->n_numa; k++) {
+        Muster__V1__Numa *m = inv->numa_at[k] = &inv->numa[k];
+        int cpu[MU_TOPO_MAX_CPUS], n = 0;
+        for (int i = 0; i < topo->n_cpu; i++)
+            if (topo->numa_of[i] == topo->numa[k].node) cpu[n++] = topo->cpus[i];
+        mu_place_cpus_text(cpu, n, inv->numa_cpus[k], sizeof inv->numa_cpus[k]);
+        muster__v1__numa__init(m);
+        m->node = (uint32_t)topo->numa[k].node;
+        m->cpus = inv->numa_cpus[k];
+        m->memory_bytes = topo->numa[k].memory_bytes;
+        m->read_gbps = inv->node_gbps[k];
+    }
+    node->n_numa = topo->n_numa > 1 ? (size_t)topo->n_numa : 0;
+    node->numa = inv->numa_at;
+}
+
 /* ---- answering ---- */
 
 static void answer(struct mu_inventory *inv, struct question *q)
@@ -94,10 +117,11 @@ static void answer(struct mu_inventory *inv, struct question *q)
     } else {
         Muster__Internal__V1__InventoryReply reply = MUSTER__INTERNAL__V1__INVENTORY_REPLY__INIT;
         Muster__V1__Node node = MUSTER__V1__NODE__INIT;
-        if (q->measure && mu_processors_measure(topo, &inv->read_gbps, &inv->int8_gops, &err) != MU_OK)
+        if (q->measure && mu_processors_measure(topo, &inv->read_gbps, &inv->int8_gops, inv->node_gbps, &err) != MU_OK)
             mu_log_err(MU_LOG_WARN, "worker", &err, "cannot measure this machine");
         if (q->gpus) gpus_look(inv, q->measure);
         if (q->gpus) gpus_tell(inv, &node);
+        numa_tell(inv, topo, &node);
         node.name = topo->host;
         node.cores = (uint32_t)topo->n_core;
         node.memory_bytes = topo->mem_total_bytes;

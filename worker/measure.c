@@ -7,6 +7,7 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "base/place.h"
 #include "base/pool.h"
 #include "kernels/kernels.h"
 #include "kernels/peak.h"
@@ -19,10 +20,30 @@ struct probe {
     uint8_t *buf;
     size_t slice; /* bytes of each thread */
     double int8_gops[MAX_THREADS];
+    int node_of[MAX_THREADS]; /* index into the topology's nodes */
+    int64_t took_ns[MAX_THREADS];
+    int n_node;
+    double node_gbps[MU_TOPO_MAX_NUMA];
     double read_gbps;
     int64_t until_ns;
     bool more;
 };
+
+/* Each node as fast as its slowest thread. */
+static void nodes_note(struct probe *p, int n_member)
+{
+    for (int k = 0; k < p->n_node; k++) {
+        int64_t slowest = 1;
+        size_t bytes = 0;
+        for (int i = 0; i < n_member; i++) {
+            if (p->node_of[i] != k) continue;
+            if (p->took_ns[i] > slowest) slowest = p->took_ns[i];
+            bytes += p->slice;
+        }
+        double gbps = (double)bytes / (double)slowest;
+        if (gbps > p->node_gbps[k]) p->node_gbps[k] = gbps;
+    }
+}
 
 /* All threads at once; one reading is as fast as its slowest thread. Member 0 keeps the time. */
 static void probe_main(void *arg, int member, int n_member)
@@ -35,9 +56,11 @@ static void probe_main(void *arg, int member, int n_member)
     do {
         int64_t start = mu_now_ns();
         mu_peak_read_gbps(mine, p->slice);
+        p->took_ns[member] = mu_now_ns() - start;
         mu_pool_barrier(p->pool);
         if (member == 0) {
             int64_t now = mu_now_ns();
+            nodes_note(p, n_member);
             double gbps = (double)(p->slice * (size_t)n_member) / (double)(now - start > 0 ? now - start : 1);
             if (gbps > p->read_gbps) p->read_gbps = gbps;
             p->more = now < p->until_ns;
@@ -52,14 +75,32 @@ static void thread_init(void *ctx)
     mu_fp_env_set();
 }
 
+/* Of each node as many of its cores as are its share. */
+static int cpus_choose(const struct mu_topo *topo, struct probe *p, int cpu[MAX_THREADS])
+{
+    int share[MU_TOPO_MAX_NUMA], n = 0;
+    mu_place_shares(topo, share);
+    p->n_node = topo->n_numa;
+    for (int i = 0; i < topo->n_core && n < MAX_THREADS; i++) {
+        int k = 0;
+        while (topo->numa[k].node != topo->numa_of[i]) k++;
+        if (share[k]-- <= 0) continue;
+        p->node_of[n] = k;
+        cpu[n++] = topo->cpus[i];
+    }
+    return n;
+}
+
 enum mu_status mu_processors_measure(const struct mu_topo *topo, double *read_gbps_out, double *int8_gops_out,
-                                     struct mu_err *err)
+                                     double *node_gbps_out, struct mu_err *err)
 {
     enum mu_status st;
-    struct mu_pool_options opt = {.n_threads = topo->n_usable, .pin = 1, .thread_init = thread_init};
+    struct mu_pool_options opt = {.pin = 1, .thread_init = thread_init};
+    int cpu[MAX_THREADS];
     struct probe *p = mu_calloc(1, sizeof *p);
     if (!p) return mu_fail(err, MU_ENOMEM, "out of memory for measuring");
-    if (opt.n_threads > MAX_THREADS) opt.n_threads = MAX_THREADS;
+    opt.n_threads = cpus_choose(topo, p, cpu);
+    opt.cpus = cpu;
     size_t total = topo->mem_available_bytes / 8 < read_bytes_most ? topo->mem_available_bytes / 8 : read_bytes_most;
     p->slice = total / (size_t)opt.n_threads / SLICE_ALIGN * SLICE_ALIGN;
     size_t bytes = p->slice * (size_t)opt.n_threads;
@@ -69,10 +110,15 @@ enum mu_status mu_processors_measure(const struct mu_topo *topo, double *read_gb
         goto done;
     }
     MU_TRY(st, mu_kernels_init(NULL, err), done);
-    MU_TRY(st, mu_pool_create(&opt, &p->pool, err), done);
+    st = mu_pool_create(&opt, &p->pool, err);
+    opt.pin = 0; /* a container may refuse */
+    opt.cpus = NULL;
+    if (st == MU_EINVAL) st = mu_pool_create(&opt, &p->pool, err);
+    if (st != MU_OK) goto done;
     p->until_ns = mu_now_ns() + READ_MS * MU_MS;
     mu_pool_run(p->pool, probe_main, p);
     *read_gbps_out = p->read_gbps;
+    for (int k = 0; node_gbps_out && k < p->n_node; k++) node_gbps_out[k] = p->node_gbps[k];
     *int8_gops_out = 0;
     for (int i = 0; i < opt.n_threads; i++) *int8_gops_out += p->int8_gops[i];
 done:

@@ -31,6 +31,7 @@
 #include "worker/gang_file.h"
 #include "worker/leader.h"
 #include "worker/rank.h"
+#include "worker/seat.h"
 #include "worker/shard_comm.h"
 #include "worker/spin.h"
 #include "worker/worker.h"
@@ -47,6 +48,9 @@ enum {
     GPU_ROOM_MS = 5000,
 };
 
+/* Less of the memory on the rank's NUMA node is worth a warning. */
+static const double NUMA_ENOUGH = 0.95;
+
 struct rank {
     const char *folder;
     int rank;
@@ -57,7 +61,7 @@ struct rank {
     struct mu_plan plan;
     struct mu_serving serving;
     struct mu_comm *comm;
-    struct mu_pool *pool;
+    struct mu_seat seat;
     struct mu_shard_link *link;
     struct mu_shard_comm ops;
     struct mu_shard *shard;
@@ -119,35 +123,33 @@ static void load_progress(uint64_t done, uint64_t total, void *ctx)
     mu_record_tick(record);
 }
 
-static void thread_init(void *ctx)
+/* MUSTER_PIN=0: threads and memory are left to the system. */
+static enum mu_status seat_open(struct rank *r, struct mu_err *err)
 {
-    (void)ctx;
-    mu_fp_env_set();
-}
-
-/* CPUs of our own where the gang leaves every thread a core; else the system shares them out better than we could. */
-static enum mu_status pool_open(struct rank *r, struct mu_err *err)
-{
-    const struct mu_split *split = &r->plan.split;
-    int n_thread = (int)r->req->threads, first = mu_plan_first_core(split, r->rank, n_thread);
     const char *wanted = getenv("MUSTER_PIN");
-    struct mu_pool_options opt = {.n_threads = mu_plan_threads(split, r->rank, n_thread), .thread_init = thread_init};
     struct mu_topo *topo = mu_malloc(sizeof *topo);
     if (!topo) return mu_fail(err, MU_ENOMEM, "out of memory for the machine's topology");
     enum mu_status st = mu_topo_read(topo, err);
-    if (st == MU_OK) {
-        opt.pin = first >= 0 && mu_plan_threads_sum(split, n_thread) <= topo->n_usable &&
-                  !(wanted && strcmp(wanted, "0") == 0);
-        if (opt.pin) opt.cpus = topo->cpus + first;
-        st = mu_pool_create(&opt, &r->pool, err);
-        if (st != MU_OK && opt.pin) { /* a container may refuse */
-            opt.pin = 0;
-            opt.cpus = NULL;
-            st = mu_pool_create(&opt, &r->pool, err);
-        }
-    }
+    if (st == MU_OK)
+        st = mu_seat_open(topo, &r->plan.split, r->rank, (int)r->req->threads, !(wanted && strcmp(wanted, "0") == 0),
+                          &r->seat, err);
     mu_free(topo);
     return st;
+}
+
+/* Once everything is loaded: whether our memory is where it should be. The worker tells what the record says. */
+static void seat_tell(struct rank *r)
+{
+    char cpus[64];
+    const struct mu_place *p = &r->seat.place;
+    double share = mu_shard_numa_share(r->shard);
+    if (share < 0) return;
+    atomic_store_explicit(&r->record->numa_permille, 1 + (int32_t)(share * 1000), memory_order_relaxed);
+    mu_place_cpus_text(p->cpu, p->n_cpu, cpus, sizeof cpus);
+    mu_info("rank", "on NUMA node %d, CPUs %s; %.0f%% of its memory is there", p->numa, cpus, 100 * share);
+    if (share < NUMA_ENOUGH)
+        mu_warn("rank", "%.0f%% of the memory is not on NUMA node %d and slower to read: that node is full",
+                100 * (1 - share), p->numa);
 }
 
 /* The worker's memory for our weights, as mpirun has it; 0: there is none. A GPU's memory ends with its process. */
@@ -199,7 +201,7 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
     if (r->comm->n_rank != r->plan.n_rank || r->comm->rank != r->rank)
         return mu_fail(err, MU_EINTERNAL, "mpirun says rank %d of %d; the gang has %d", r->comm->rank, r->comm->n_rank,
                        r->plan.n_rank);
-    MU_TRY(st, pool_open(r, err), out);
+    MU_TRY(st, seat_open(r, err), out);
     MU_TRY(st, mu_shard_link_create(r->comm, &r->plan, &r->link, &r->ops, err), out);
     unsigned char link_id[MU_DEVICE_LINK_ID];
     bool linked;
@@ -210,7 +212,8 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
         .plan = &r->plan,
         .rank = r->rank,
         .serving = r->serving,
-        .pool = r->pool,
+        .pool = r->seat.pool,
+        .numa = r->seat.numa,
         .comm = r->ops,
         .record = r->record,
         .load_progress = load_progress,
@@ -222,6 +225,7 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
     };
     st = mu_shard_create(&opt, &r->shard, err);
     if (opt.kept_fd > 0) close(opt.kept_fd);
+    if (st == MU_OK) seat_tell(r);
 out:
     if (st != MU_OK) mu_err_wrap(err, "cannot load %s", r->req->model_path);
     return st;

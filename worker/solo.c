@@ -17,16 +17,15 @@
 
 #include "base/alloc.h"
 #include "base/pool.h"
-#include "base/topo.h"
 #include "kernels/kernels.h"
 #include "shard/adjust.h"
-#include "shard/plan_where.h"
 #include "transport/comm.h"
 #include "worker/device_link.h"
+#include "worker/seat.h"
 #include "worker/shard_comm.h"
 
 struct solo_rank {
-    struct mu_pool *pool;
+    struct mu_seat seat;
     struct mu_comm *comm;
     struct mu_shard_link *link;
     struct mu_shard *shard;
@@ -59,7 +58,7 @@ struct mu_solo {
     uint32_t n_free_page, max_page;
     struct mu_step *step;
     uint64_t number;
-    int *cpus; /* of all threads, or NULL: do not pin */
+    struct mu_topo *topo; /* before any thread was bound */
     const struct mu_step *running;
 };
 
@@ -79,23 +78,17 @@ static void rank_create(void *arg, int member, int n_member)
     opt.adapters = s->opt.adapters;
     unsigned char link_id[MU_DEVICE_LINK_ID];
     bool linked = false;
-    int n_thread = s->opt.n_thread, first = mu_plan_first_core(&s->plan.split, member, n_thread);
-    struct mu_pool_options pool = {.n_threads = mu_plan_threads(&s->plan.split, member, n_thread),
-                                   .thread_init = rank_thread_init};
     (void)n_member;
-    if (s->cpus && first >= 0) {
-        pool.pin = 1;
-        pool.cpus = s->cpus + first;
-    }
     if (member == 0) {
         opt.load_progress = s->opt.load_progress;
         opt.load_ctx = s->opt.load_ctx;
     }
-    MU_TRY(r->st, mu_pool_create(&pool, &r->pool, &r->err), fail);
+    MU_TRY(r->st, mu_seat_open(s->topo, &s->plan.split, member, s->opt.n_thread, s->opt.pin, &r->seat, &r->err), fail);
     if (r->comm) MU_TRY(r->st, mu_shard_link_create(r->comm, &s->plan, &r->link, &opt.comm, &r->err), fail);
     if (r->comm) MU_TRY(r->st, mu_device_link_agree(r->comm, &s->plan, member, NULL, link_id, &linked, &r->err), fail);
     opt.device_link = linked ? link_id : NULL;
-    opt.pool = r->pool;
+    opt.pool = r->seat.pool;
+    opt.numa = r->seat.numa;
     MU_TRY(r->st, mu_shard_create(&opt, &r->shard, &r->err), fail);
 fail:
     return;
@@ -108,7 +101,7 @@ static void rank_destroy(void *arg, int member, int n_member)
     mu_shard_destroy(r->shard);
     if (r->comm) mu_shard_link_destroy(r->link);
     mu_comm_close(r->comm);
-    mu_pool_destroy(r->pool);
+    mu_seat_close(&r->seat);
 }
 
 static void rank_step(void *arg, int member, int n_member)
@@ -148,19 +141,6 @@ static enum mu_status ranks_status(const struct mu_solo *s, struct mu_err *err)
 }
 
 /* ---- open and close ---- */
-
-/* CPUs in hwloc's order, one core after another; NULL where there are fewer than threads. */
-static int *cpus_choose(int n)
-{
-    struct mu_topo *topo = mu_malloc(sizeof *topo);
-    int *cpus = NULL;
-    if (topo && mu_topo_read(topo, NULL) == MU_OK && n <= topo->n_cpu) {
-        cpus = mu_calloc((size_t)n, sizeof *cpus);
-        if (cpus) memcpy(cpus, topo->cpus, (size_t)n * sizeof *cpus);
-    }
-    mu_free(topo);
-    return cpus;
-}
 
 static enum mu_status slots_create(struct mu_solo *s, struct mu_err *err)
 {
@@ -208,7 +188,12 @@ enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **
     MU_TRY(st, slots_create(s, err), fail);
     MU_TRY(st, mu_step_create(&s->serving, opt->model->cfg.n_vocab, &s->step, err), fail);
     int n_rank = s->plan.n_rank;
-    if (opt->pin) s->cpus = cpus_choose(mu_plan_threads_sum(&s->plan.split, opt->n_thread));
+    s->topo = mu_malloc(sizeof *s->topo);
+    if (!s->topo) {
+        st = mu_fail(err, MU_ENOMEM, "out of memory for the machine's topology");
+        goto fail;
+    }
+    MU_TRY(st, mu_topo_read(s->topo, err), fail);
     s->rank = mu_calloc((size_t)n_rank, sizeof *s->rank);
     if (!s->rank) {
         st = mu_fail(err, MU_ENOMEM, "no memory for %d ranks", n_rank);
@@ -242,7 +227,7 @@ void mu_solo_close(struct mu_solo *s)
     mu_free(s->free_page);
     mu_free(s->ids);
     mu_free(s->step);
-    mu_free(s->cpus);
+    mu_free(s->topo);
     mu_free(s);
 }
 

@@ -100,13 +100,16 @@ static enum mu_status gang_open(struct local *l, bool asked, int n_ctx, struct m
     if (n_ctx > trained)
         return mu_fail(err, MU_EINVAL, "a context of %d is more than the %d tokens that the model was made for", n_ctx,
                        trained);
-    struct mu_solo_options opt = {
-        .model = l->o.model,
-        .adapters = l->o.adapters,
-        .pin = 1,
-        .serving = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = n_ctx < 512 ? n_ctx : 512, .kv = l->kv},
-        .load_progress = mu_bar_load,
-        .load_ctx = &bar};
+    struct mu_solo_options opt = {.model = l->o.model,
+                                  .adapters = l->o.adapters,
+                                  .pin = 1,
+                                  .serving = {.n_ctx = n_ctx,
+                                              .n_slot = 1,
+                                              .step_tokens = n_ctx < 512 ? n_ctx : 512,
+                                              .window = mu_plan_window(l->o.model),
+                                              .kv = l->kv},
+                                  .load_progress = mu_bar_load,
+                                  .load_ctx = &bar};
     char text[MU_FIT_TEXT];
     int32_t *held = mu_reallocarray(NULL, (size_t)n_ctx, sizeof *held);
     if (!held) return mu_fail(err, MU_ENOMEM, "no memory for a context of %d tokens", n_ctx);

@@ -122,8 +122,11 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     MU_TRY(st, mu_cli_open(a->model, false, &o, err), done);
     MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
     int usual = o.model->cfg.n_ctx_train < 8192 ? o.model->cfg.n_ctx_train : 8192;
-    struct mu_serving serving = {
-        .n_ctx = a->ctx ? a->ctx : usual, .n_slot = a->parallel ? a->parallel : 32, .step_tokens = 512, .kv = a->kv};
+    struct mu_serving serving = {.n_ctx = a->ctx ? a->ctx : usual,
+                                 .n_slot = a->parallel ? a->parallel : 32,
+                                 .step_tokens = 512,
+                                 .window = mu_plan_window(o.model),
+                                 .kv = a->kv};
     MU_TRY(st, this_node(&node, err), done);
     char reason[MU_PLAN_WHY];
     MU_TRY(st, mu_plan_where(o.model, &node, a->split, a->device, &serving, &split, reason, err), done);

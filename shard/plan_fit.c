@@ -124,23 +124,27 @@ static const char *count_text(uint64_t n, char *buf, size_t buf_bytes)
     return buf;
 }
 
-/* "4 × 8,192 tokens (f16)" */
+/* "4 × 8,192 tokens (f16)", "(f16, windows of 1,024)" where layers keep no more */
 static void held_text(const struct mu_serving *serving, char *buf, size_t buf_bytes)
 {
-    char ctx[24], tokens[24];
+    char ctx[24], tokens[24], window[24], kept[64];
     uint64_t whole = (uint64_t)mu_fit_pages_of(serving->n_ctx) * (uint64_t)serving->n_slot;
     count_text((uint64_t)serving->n_ctx, ctx, sizeof ctx);
     count_text((uint64_t)serving->n_page * MU_PAGE_TOKENS, tokens, sizeof tokens);
+    snprintf(kept, sizeof kept, "%s", mu_kv_type_name(serving->kv));
+    if (mu_plan_window_pages(serving))
+        snprintf(kept, sizeof kept, "%s, windows of %s", mu_kv_type_name(serving->kv),
+                 count_text((uint64_t)serving->window, window, sizeof window));
     if (serving->n_page >= whole)
-        snprintf(buf, buf_bytes, "%d × %s tokens (%s)", serving->n_slot, ctx, mu_kv_type_name(serving->kv));
+        snprintf(buf, buf_bytes, "%d × %s tokens (%s)", serving->n_slot, ctx, kept);
     else
-        snprintf(buf, buf_bytes, "%s tokens (%s), shared by up to %d sequences of at most %s", tokens,
-                 mu_kv_type_name(serving->kv), serving->n_slot, ctx);
+        snprintf(buf, buf_bytes, "%s tokens (%s), shared by up to %d sequences of at most %s", tokens, kept,
+                 serving->n_slot, ctx);
 }
 
 static void place_describe(const struct mu_fit_place *p, const struct mu_serving *serving, char *text, size_t bytes)
 {
-    char weights[24], scratch[24], kv[24], have[24], held[144];
+    char weights[24], scratch[24], kv[24], have[24], held[192];
     size_text(p->weights, weights, sizeof weights);
     size_text(p->scratch, scratch, sizeof scratch);
     size_text(mu_fit_kv_bytes(p, serving), kv, sizeof kv);

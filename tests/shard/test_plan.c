@@ -622,6 +622,7 @@ static void test_windows(void **state)
     assert_int_equal(mu_fit_settle(&f, &p.model, &plan, MU_FIT_CTX, &v, &err), MU_ENOMEM);
     const char *instead = strstr(err.text, "--ctx ");
     assert_non_null(instead);
+    assert_non_null(strstr(err.text, "1 × 1,048,576 tokens (f16, windows of 1,024)"));
     v.n_ctx = atoi(instead + 6);
     for (int more = 0; more < 2; more++, v.n_ctx += 256) {
         v.n_page = mu_fit_pages_of(v.n_ctx);

@@ -105,6 +105,7 @@ static enum mu_status gang_open(struct local *l, bool asked, int n_ctx, struct m
                                   .serving = {.n_ctx = n_ctx,
                                               .n_slot = 1,
                                               .step_tokens = n_ctx < MU_STEP_TOKENS ? n_ctx : MU_STEP_TOKENS,
+                                              .window = mu_plan_window(l->o.model),
                                               .kv = l->kv},
                                   .load_progress = mu_bar_load,
                                   .load_ctx = &bar};

@@ -152,6 +152,7 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     struct mu_serving serving = {.n_ctx = a->ctx ? a->ctx : usual,
                                  .n_slot = a->parallel ? a->parallel : 32,
                                  .step_tokens = MU_STEP_TOKENS,
+                                 .window = mu_plan_window(o.model),
                                  .kv = a->kv};
     MU_TRY(st, this_node(&node, topo, node_gbps, err), done);
     char reason[MU_PLAN_WHY];

@@ -136,6 +136,7 @@ static enum mu_status read_memory(struct shown *s, enum mu_kv_type kv, struct mu
         if (ctx > trained || (s->n_memory && ctx <= s->memory[s->n_memory - 1].n_ctx)) continue;
         struct mu_serving serving = {.n_ctx = ctx,
                                      .n_slot = 1,
+                                     .window = mu_plan_window(s->model),
                                      .kv = kv,
                                      .step_tokens = ctx < MU_STEP_TOKENS ? ctx : MU_STEP_TOKENS,
                                      .n_page = (uint32_t)((ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS)};

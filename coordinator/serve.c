@@ -184,6 +184,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     h->serving = (struct mu_serving){.n_ctx = ctx,
                                      .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL,
                                      .step_tokens = MU_STEP_TOKENS,
+                                     .window = mu_plan_window(h->model),
                                      .kv = h->opt->kv};
     if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
     h->serving.n_adapter = h->adapters->n;

@@ -72,7 +72,7 @@ static void store_one(const struct mu_shard *s, const struct mu_step_seq *q, int
     const struct kv *kv = &s->kv;
     size_t stride = (size_t)kv->n_head * (size_t)kv->d_head, at = (size_t)t * stride + (size_t)j * (size_t)kv->d_head;
     uint32_t pos = q->pos0 + ((uint32_t)t - q->tok_off);
-    char *page = mu_kv_page(kv, layer, j, kv->slot[q->slot].page[pos / MU_PAGE_TOKENS]);
+    char *page = mu_kv_page(kv, layer, j, q->slot, pos / MU_PAGE_TOKENS);
     const float *turn = turn_of(s, layer, t);
     head_norm(s, s->key + at, 1, s->layer[layer].vec[MU_T_K_NORM]);
     if (turn) s->k->rope(s->key + at, 1, kv->d_head, s->cfg.n_rot, s->model->arch->rope == MU_ROPE_HALVES, turn);
@@ -126,9 +126,8 @@ static struct mu_attn attn_of(const struct run *r, const struct mu_step_seq *q, 
 static void pages_take(const struct run *r, const struct mu_step_seq *q, int layer, int j, uint32_t begin, uint32_t end)
 {
     const struct kv *kv = &r->s->kv;
-    const struct slot *slot = &kv->slot[q->slot];
     for (uint32_t p = begin / MU_PAGE_TOKENS; p * MU_PAGE_TOKENS < end; p++) {
-        const char *page = mu_kv_page(kv, layer, j, slot->page[p]);
+        const char *page = mu_kv_page(kv, layer, j, q->slot, p);
         r->mine->k_page[p] = page;
         r->mine->v_page[p] = page + kv->page_bytes / 2;
     }

@@ -36,7 +36,7 @@ struct dev_in {
     struct mu_device_draw *draw;   /* [n_slot] */
     float *x;                      /* [step_tokens][d_model]; there it is the residual */
     /* uploaded apart, where there are any: */
-    struct mu_device_set *set; /* [n_page]: changes of the page table */
+    struct mu_device_set *set; /* [n_page + window pages that a step tells]: changes of the page tables */
     float *lora_scale;         /* [n_lora keys][n_tok of the step] */
 };
 
@@ -75,7 +75,7 @@ struct dev {
     void *weights, *kv, *scratch, *lora;
     float *vectors, *freq; /* copies of the shard's, in `weights` */
     struct dev_in in;
-    uint32_t *table; /* [n_slot][max_page] */
+    uint32_t *table; /* [group][n_slot][max_page] */
     float *live_x;   /* residual of the live tokens */
     float *q, *key, *value, *attn, *gate, *y, *y_mine, *y_attn, *rope, *part;
     struct act act, input; /* inputs of matrices: normed residuals; of o and down */

@@ -57,6 +57,7 @@ bool mu_dev_sizes(const struct mu_model *model, const struct mu_plan *plan, int 
     size_t n_tok = (size_t)serving->step_tokens, n_slot = (size_t)serving->n_slot, entries;
     size_t n_segment = ((size_t)serving->n_ctx + MU_ATTN_SEGMENT - 1) / MU_ATTN_SEGMENT;
     size_t max_page = ((size_t)serving->n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
+    size_t n_window = mu_step_max_window(serving), n_group = n_window ? KV_GROUPS : 1;
     struct mu_scratch_sizes host;
     struct dev_sizes z = {.send = !last};
     bool ok = mu_scratch_sizes(model, plan, rank, serving, &host) &&
@@ -70,8 +71,9 @@ bool mu_dev_sizes(const struct mu_model *model, const struct mu_plan *plan, int 
               mu_scratch_product(n_segment, heads * (cfg->d_head + 2), sizeof(float), &z.part) &&
               mu_scratch_product((size_t)rows, mu_range_len(r->vocab), sizeof(float), &z.logits) &&
               mu_scratch_product(n_tok, 1, sizeof(struct mu_device_pick), &z.pick) &&
-              mu_mul_size(n_slot, max_page, &entries) && mu_scratch_product(entries, 1, sizeof(uint32_t), &z.table) &&
-              mu_scratch_product(serving->n_page, 1, sizeof(struct mu_device_set), &z.set);
+              mu_mul_size(n_slot, max_page, &entries) && mu_mul_size(entries, n_group, &entries) &&
+              mu_scratch_product(entries, 1, sizeof(uint32_t), &z.table) &&
+              mu_scratch_product(serving->n_page + n_window, 1, sizeof(struct mu_device_set), &z.set);
     if (ok && cfg->n_expert > 0)
         ok = mu_scratch_product(n_tok, cfg->n_expert, sizeof(float), &z.route) &&
              mu_scratch_product(n_tok, cfg->n_expert_used, sizeof(int32_t), &z.chosen) &&

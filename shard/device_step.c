@@ -224,16 +224,16 @@ static void turns_queue(const struct queue *r)
 static struct mu_device_kv kv_of(const struct queue *r, int layer)
 {
     const struct kv *kv = &r->s->kv;
-    size_t layer_bytes = (size_t)kv->n_head * kv->n_page * kv->page_bytes;
+    const struct kv_layer *l = &kv->layer[layer];
     return (struct mu_device_kv){.type = kv->type,
                                  .n_head = kv->n_head,
                                  .d_head = kv->d_head,
                                  .page_tokens = MU_PAGE_TOKENS,
-                                 .n_page = kv->n_page,
+                                 .n_page = kv->n_page[l->group],
                                  .max_page = kv->max_page,
                                  .page_bytes = kv->page_bytes,
-                                 .data = (char *)r->v->kv + (size_t)layer * layer_bytes,
-                                 .table = r->v->table};
+                                 .data = (char *)r->v->kv + l->offset,
+                                 .table = r->v->table + (mu_kv_table(kv, l->group, 0) - kv->table)};
 }
 
 static void rotate_queue(const struct queue *r, int index)

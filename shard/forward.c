@@ -348,7 +348,7 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
     }
     enum mu_status st = step_faults(step, err);
     if (st == MU_OK) st = step_check(s, step, err);
-    if (st == MU_OK) st = mu_kv_apply(&s->kv, step, err);
+    if (st == MU_OK) st = mu_kv_apply(s, step, err);
     if (st == MU_OK && !s->last_stage && step->n_tok > 0) st = ticket_take(s, err);
     if (st != MU_OK) return st;
     step_prepare(s, step);

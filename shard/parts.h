@@ -59,21 +59,27 @@ struct member {       /* a pool member's own scratch */
     const void **k_page, **v_page; /* [pages of n_ctx] */
 };
 
-struct slot { /* a sequence's page table */
-    uint32_t n_page;
-    uint32_t *page; /* [max_page] */
+/* Groups of layers that share a page table: what they can see decides (plan.h). */
+enum kv_group { KV_FULL, KV_WINDOW, KV_GROUPS };
+enum { KV_NO_PAGE = UINT32_MAX };
+
+struct kv_layer {
+    enum kv_group group;
+    size_t offset; /* of its pages in kv.data */
 };
 
 struct kv {
-    uint32_t n_page, max_page;  /* in the pool; of one slot */
-    int n_slot, n_head, d_head; /* n_head: my KV heads */
+    uint32_t n_page[KV_GROUPS], max_page; /* in the pool; of one slot. n_page[KV_WINDOW] 0: all layers are KV_FULL */
+    int n_slot, n_head, d_head;           /* n_head: my KV heads */
+    int window;                           /* of KV_WINDOW's layers */
     enum mu_kv_type type;
     size_t page_bytes; /* of one head: keys, then as many of values */
-    char *data;        /* [layer][head][page][2][page_bytes / 2] */
+    char *data;        /* [layer][head][page of its group][2][page_bytes / 2] */
     size_t bytes;
-    struct slot *slot;
-    uint32_t *pages;           /* all slots' tables */
-    struct mu_device_set *set; /* [n_page]: what this step changed in them, for a device's copy; NULL: not wanted */
+    struct kv_layer *layer;    /* [layers of the stage] */
+    uint32_t *slot_pages;      /* [n_slot]: full ones that it has */
+    uint32_t *table;           /* [group][n_slot][max_page]; KV_NO_PAGE: a window page that it has not */
+    struct mu_device_set *set; /* what this step changed in them, for a device's copy; NULL: not wanted */
     int n_set;
 };
 
@@ -271,10 +277,18 @@ enum mu_status mu_shard_load_small(struct mu_shard *s, struct mu_err *err);
 enum mu_status mu_kv_create(struct mu_shard *s, struct mu_err *err);
 void mu_kv_destroy(struct kv *kv);
 /* Applies the step's page changes and checks that every sequence has the pages it is about to write. */
-enum mu_status mu_kv_apply(struct kv *kv, const struct mu_step *step, struct mu_err *err);
-static inline char *mu_kv_page(const struct kv *kv, int layer, int head, uint32_t page)
+enum mu_status mu_kv_apply(struct mu_shard *s, const struct mu_step *step, struct mu_err *err);
+/* The layer's pages of a slot by place, [max_page]. */
+static inline uint32_t *mu_kv_table(const struct kv *kv, enum kv_group group, uint32_t slot)
 {
-    return kv->data + (((size_t)layer * (size_t)kv->n_head + (size_t)head) * kv->n_page + page) * kv->page_bytes;
+    return kv->table + ((size_t)group * (size_t)kv->n_slot + slot) * kv->max_page;
+}
+/* Where the layer keeps what that head had at the positions of page number `at` of the slot. */
+static inline char *mu_kv_page(const struct kv *kv, int layer, int head, uint32_t slot, uint32_t at)
+{
+    const struct kv_layer *l = &kv->layer[layer];
+    size_t page = mu_kv_table(kv, l->group, slot)[at];
+    return kv->data + l->offset + ((size_t)head * kv->n_page[l->group] + page) * kv->page_bytes;
 }
 
 /* ---- forward.c: what both passes compute ---- */

@@ -189,6 +189,48 @@ uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_pla
     return heads * 2 /* K and V */ * mu_kv_bytes(kv, model->cfg.d_head, MU_PAGE_TOKENS);
 }
 
+uint64_t mu_plan_kv_window_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank, enum mu_kv_type kv)
+{
+    const struct mu_plan_rank *r = &plan->rank[rank];
+    struct mu_range layers = plan->stage[r->stage].layers;
+    uint64_t n = 0;
+    for (int l = layers.begin; l < layers.end; l++) n += mu_config_window(&model->cfg, l) > 0;
+    return n * (uint64_t)mu_range_len(r->kv_heads) * 2 * mu_kv_bytes(kv, model->cfg.d_head, MU_PAGE_TOKENS);
+}
+
+int mu_plan_window(const struct mu_model *model)
+{
+    int widest = 0;
+    for (int l = 0; l < model->cfg.n_layer; l++) {
+        int window = mu_config_window(&model->cfg, l);
+        if (window > widest) widest = window;
+    }
+    return widest;
+}
+
+/* Pages that n neighbouring tokens are in at most, wherever they begin. */
+static uint64_t pages_touched(uint64_t n)
+{
+    return (n + MU_PAGE_TOKENS - 2) / MU_PAGE_TOKENS + 1;
+}
+
+uint32_t mu_plan_window_span(const struct mu_serving *v)
+{
+    uint64_t n = pages_touched((uint64_t)v->window - 1 + (uint64_t)v->step_tokens);
+    uint64_t most = ((uint64_t)v->n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
+    return (uint32_t)(n < most ? n : most);
+}
+
+uint32_t mu_plan_window_pages(const struct mu_serving *v)
+{
+    if (v->window <= 0 || v->n_page == 0) return 0;
+    uint64_t whole = ((uint64_t)v->n_ctx + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS, span = mu_plan_window_span(v);
+    uint64_t each = span + pages_touched((uint64_t)v->window);
+    if (each >= whole) return 0;
+    uint64_t n = (each * v->n_page + whole - 1) / whole;
+    return (uint32_t)(n > span ? n : span);
+}
+
 /* Packed where it is known how, else as in the file. */
 static uint64_t packed_bytes(mu_mat_bytes_fn *by, uint32_t type, int n_row, int n_col, size_t row_bytes)
 {
@@ -230,7 +272,13 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
     uint64_t mapped = r->stage == 0 ? model->embed->bytes : 0; /* read from the mapped file */
     uint64_t host = mu_scratch_bytes(model, plan, rank, serving);
     memory_out->weights = weights + vectors + (on_gpu ? 0 : mapped);
-    memory_out->kv = mu_plan_kv_page_bytes(model, plan, rank, serving->kv) * serving->n_page;
+    uint64_t page = mu_plan_kv_page_bytes(model, plan, rank, serving->kv);
+    uint32_t n_window = mu_plan_window_pages(serving);
+    memory_out->kv = page * serving->n_page;
+    if (n_window) {
+        uint64_t window = mu_plan_kv_window_bytes(model, plan, rank, serving->kv);
+        memory_out->kv = (page - window) * serving->n_page + window * n_window;
+    }
     memory_out->scratch = host;
     memory_out->host = 0;
     if (!on_gpu) return;

@@ -77,6 +77,7 @@ struct mu_serving {
     int n_adapter;   /* LoRA adapters that sequences may name */
     int lora_rank;   /* the largest of theirs */
     int n_thread;    /* of a rank; 0: counted as one */
+    int window; /* layers with a window of so many tokens keep their own pages (below); 0: all keep all of a sequence */
     enum mu_kv_type kv;
 };
 struct mu_rank_memory {
@@ -86,7 +87,10 @@ struct mu_rank_memory {
 /* A step takes MU_STEP_TOKENS where nobody says otherwise: products are at full speed well below that, and each more takes
  * memory on every rank. */
 enum { MU_PAGE_TOKENS = 32, MU_STEP_TOKENS = 512 };
+/* Of all layers of the rank; of those with a window. */
 uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank, enum mu_kv_type kv);
+uint64_t mu_plan_kv_window_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
+                                 enum mu_kv_type kv);
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);
 
@@ -95,6 +99,31 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
  * as much as fixed_tokens tokens beside (0: not known), n_tok / c + n_stage - 1 times fixed_tokens + c is least for
  * c = sqrt(n_tok * fixed_tokens / (n_stage - 1)). Whole pages, pieces alike. */
 uint32_t mu_plan_chunk(uint64_t n_tok, int n_stage, uint32_t most, double fixed_tokens);
+
+/* ---- pages of layers with a window ----
+ *
+ *   position     0                                  p - window + 1      p   p + n_tok
+ *   full pages   [####][####][####][####][####][####][####][####][####][####]        layers that see everything
+ *   window pages  gone  gone  gone  gone  gone  gone [####][####][####][####]        layers with a window
+ *                                                    └──────── span ────────┘
+ *
+ * A model's layers are of two groups, those that see everything and those with its window, and a page is of one group: 32
+ * tokens of all its layers. What no later token can see goes back to the group's pages, so a sequence of any length has at
+ * most mu_plan_window_span of the window's. A model has one window; where layers had several, the widest would be right
+ * for all. With as many window pages as full ones nothing would be won, so short contexts have one group. */
+
+/* What layers of the model with a window see; 0: there are none. For struct mu_serving. */
+int mu_plan_window(const struct mu_model *model);
+/* Window pages that a sequence holds at most: those that the tokens of one step see. */
+uint32_t mu_plan_window_span(const struct mu_serving *serving);
+/* Window pages beside serving's n_page full ones: for each sequence of full length that these hold a span, and what one
+ * more sees that begins where a sequence ended that is cached. 0: all layers are in one group. */
+uint32_t mu_plan_window_pages(const struct mu_serving *serving);
+/* The first page that a token at pos sees of a window. */
+static inline uint32_t mu_plan_window_first(int window, uint32_t pos)
+{
+    return pos < (uint32_t)window ? 0 : (pos - (uint32_t)window + 1) / MU_PAGE_TOKENS;
+}
 
 /* Memory that a rank takes for adapters beside that: of its GPU's, where it is on one. adapters may be NULL. */
 uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,

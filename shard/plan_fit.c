@@ -28,12 +28,18 @@ static void more(uint64_t *sum, uint64_t bytes)
     *sum = bytes > UINT64_MAX - *sum ? UINT64_MAX : *sum + bytes;
 }
 
+static uint64_t times(uint64_t bytes, uint64_t n)
+{
+    return n && bytes > UINT64_MAX / n ? UINT64_MAX : bytes * n;
+}
+
 void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, const struct mu_adapters *adapters,
                     const struct mu_serving *serving, const struct mu_plan_node *node, struct mu_fit *fit_out)
 {
-    struct mu_fit fit = {.n_place = 1, .place = {place_of(MU_ON_CPU, node->memory_bytes)}};
+    struct mu_fit fit = {.serving = *serving, .n_place = 1, .place = {place_of(MU_ON_CPU, node->memory_bytes)}};
     struct mu_serving one = *serving;
     one.n_page = 1;
+    one.window = 0;
     if (!mu_kernels()) mu_kernels_init(NULL, NULL); /* packed sizes are the table's; those of the file without */
     for (int i = 0; i < plan->n_rank; i++) {
         struct mu_rank_memory m;
@@ -43,32 +49,54 @@ void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, co
         more(&place->weights, mu_plan_adapter_bytes(model, plan, i, adapters));
         more(&place->scratch, m.scratch);
         more(&place->page, m.kv);
+        more(&place->window, mu_plan_kv_window_bytes(model, plan, i, serving->kv));
         more(&fit.place[0].scratch, m.host);
     }
     *fit_out = fit;
 }
 
-/* KV pages that a place has room for. */
-static uint64_t place_room(const struct mu_fit_place *p)
+uint64_t mu_fit_kv_bytes(const struct mu_fit_place *p, const struct mu_serving *v)
 {
+    uint32_t n_window = mu_plan_window_pages(v);
+    uint64_t bytes = times(n_window ? p->page - p->window : p->page, v->n_page);
+    more(&bytes, times(p->window, n_window));
+    return bytes;
+}
+
+/* KV pages that a place has room for, where sequences may be so long. */
+static uint64_t place_room(const struct mu_fit_place *p, struct mu_serving v)
+{
+    uint32_t low = 0, high = MAX_PAGES + 1; /* so many fit; so many are not wanted, or do not */
     uint64_t fixed = p->weights;
     more(&fixed, p->scratch);
-    if (p->usable < fixed) return 0;
-    uint64_t pages = p->page ? (p->usable - fixed) / p->page : MAX_PAGES;
-    return pages < MAX_PAGES ? pages : MAX_PAGES;
+    while (fixed <= p->usable && high - low > 1) {
+        v.n_page = low + (high - low) / 2;
+        *(mu_fit_kv_bytes(p, &v) <= p->usable - fixed ? &low : &high) = v.n_page;
+    }
+    return low;
+}
+
+static const struct mu_fit_place *fullest(const struct mu_fit *fit, const struct mu_serving *v)
+{
+    const struct mu_fit_place *least = &fit->place[0];
+    for (int i = 1; i < fit->n_place; i++)
+        if (place_room(&fit->place[i], *v) < place_room(least, *v)) least = &fit->place[i];
+    return least;
+}
+
+static uint64_t room_of(const struct mu_fit *fit, const struct mu_serving *v)
+{
+    return place_room(fullest(fit, v), *v);
 }
 
 const struct mu_fit_place *mu_fit_fullest(const struct mu_fit *fit)
 {
-    const struct mu_fit_place *least = &fit->place[0];
-    for (int i = 1; i < fit->n_place; i++)
-        if (place_room(&fit->place[i]) < place_room(least)) least = &fit->place[i];
-    return least;
+    return fullest(fit, &fit->serving);
 }
 
 uint64_t mu_fit_room(const struct mu_fit *fit)
 {
-    return place_room(mu_fit_fullest(fit));
+    return room_of(fit, &fit->serving);
 }
 
 /* ---- words ---- */
@@ -96,26 +124,30 @@ static const char *count_text(uint64_t n, char *buf, size_t buf_bytes)
     return buf;
 }
 
-/* "4 × 8,192 tokens (f16)" */
+/* "4 × 8,192 tokens (f16)", "(f16, windows of 1,024)" where layers keep no more */
 static void held_text(const struct mu_serving *serving, char *buf, size_t buf_bytes)
 {
-    char ctx[24], tokens[24];
+    char ctx[24], tokens[24], window[24], kept[64];
     uint64_t whole = (uint64_t)mu_fit_pages_of(serving->n_ctx) * (uint64_t)serving->n_slot;
     count_text((uint64_t)serving->n_ctx, ctx, sizeof ctx);
     count_text((uint64_t)serving->n_page * MU_PAGE_TOKENS, tokens, sizeof tokens);
+    snprintf(kept, sizeof kept, "%s", mu_kv_type_name(serving->kv));
+    if (mu_plan_window_pages(serving))
+        snprintf(kept, sizeof kept, "%s, windows of %s", mu_kv_type_name(serving->kv),
+                 count_text((uint64_t)serving->window, window, sizeof window));
     if (serving->n_page >= whole)
-        snprintf(buf, buf_bytes, "%d × %s tokens (%s)", serving->n_slot, ctx, mu_kv_type_name(serving->kv));
+        snprintf(buf, buf_bytes, "%d × %s tokens (%s)", serving->n_slot, ctx, kept);
     else
-        snprintf(buf, buf_bytes, "%s tokens (%s), shared by up to %d sequences of at most %s", tokens,
-                 mu_kv_type_name(serving->kv), serving->n_slot, ctx);
+        snprintf(buf, buf_bytes, "%s tokens (%s), shared by up to %d sequences of at most %s", tokens, kept,
+                 serving->n_slot, ctx);
 }
 
 static void place_describe(const struct mu_fit_place *p, const struct mu_serving *serving, char *text, size_t bytes)
 {
-    char weights[24], scratch[24], kv[24], have[24], held[144];
+    char weights[24], scratch[24], kv[24], have[24], held[192];
     size_text(p->weights, weights, sizeof weights);
     size_text(p->scratch, scratch, sizeof scratch);
-    size_text(p->page * serving->n_page, kv, sizeof kv);
+    size_text(mu_fit_kv_bytes(p, serving), kv, sizeof kv);
     size_text(p->free, have, sizeof have);
     held_text(serving, held, sizeof held);
     if (p->page)
@@ -142,9 +174,16 @@ void mu_fit_describe(const struct mu_fit *fit, const struct mu_serving *serving,
 }
 
 /* The longest context of which n_slot sequences fit, rounded down to something that reads well; 0: none. */
-static int ctx_that_fits(const struct mu_fit *fit, int n_slot, int most)
+static int ctx_that_fits(const struct mu_fit *fit, struct mu_serving v, int n_slot, int most)
 {
-    uint64_t tokens = mu_fit_room(fit) / (uint64_t)n_slot * MU_PAGE_TOKENS;
+    uint64_t low = 0,
+             high = mu_fit_pages_of(most) + 1; /* pages of one: so many fit; so many are not wanted, or do not */
+    while (high - low > 1) {
+        uint64_t mid = low + (high - low) / 2;
+        v.n_ctx = (int)(mid * MU_PAGE_TOKENS);
+        *(room_of(fit, &v) >= mid * (uint64_t)n_slot ? &low : &high) = mid;
+    }
+    uint64_t tokens = low * MU_PAGE_TOKENS;
     if (tokens >= (uint64_t)most) return most;
     int ctx = (int)tokens;
     return ctx >= 4 * ROUND_CTX ? ctx / ROUND_CTX * ROUND_CTX : ctx;
@@ -163,8 +202,8 @@ static void add(char *list, size_t bytes, const char *what, int n)
 static void advise(const struct mu_fit *fit, const struct mu_model *model, const struct mu_plan *plan, unsigned asked,
                    const struct mu_serving *v, char *list, size_t bytes)
 {
-    int slots = (int)(mu_fit_room(fit) / mu_fit_pages_of(v->n_ctx));
-    int ctx = ctx_that_fits(fit, asked & MU_FIT_SLOTS ? v->n_slot : 1, v->n_ctx);
+    int slots = (int)(room_of(fit, v) / mu_fit_pages_of(v->n_ctx));
+    int ctx = ctx_that_fits(fit, *v, asked & MU_FIT_SLOTS ? v->n_slot : 1, v->n_ctx);
     list[0] = '\0';
     if (slots > 0 && slots < v->n_slot && asked & MU_FIT_SLOTS) add(list, bytes, "--parallel", slots);
     if (ctx >= 2 && ctx < v->n_ctx) add(list, bytes, "--ctx", ctx);
@@ -172,12 +211,14 @@ static void advise(const struct mu_fit *fit, const struct mu_model *model, const
         struct mu_serving small = *v;
         struct mu_fit q8 = *fit;
         small.kv = MU_KV_Q8_0;
-        for (int k = 0; k < q8.n_place; k++) q8.place[k].page = 0;
+        for (int k = 0; k < q8.n_place; k++) q8.place[k].page = q8.place[k].window = 0;
         for (int i = 0; i < plan->n_rank; i++)
             for (int k = 0; k < q8.n_place; k++)
-                if (q8.place[k].device == plan->split.device[i])
+                if (q8.place[k].device == plan->split.device[i]) {
                     q8.place[k].page += mu_plan_kv_page_bytes(model, plan, i, small.kv);
-        int n = ctx_that_fits(&q8, asked & MU_FIT_SLOTS ? v->n_slot : 1, v->n_ctx);
+                    q8.place[k].window += mu_plan_kv_window_bytes(model, plan, i, small.kv);
+                }
+        int n = ctx_that_fits(&q8, *v, asked & MU_FIT_SLOTS ? v->n_slot : 1, v->n_ctx);
         if (n == v->n_ctx) add(list, bytes, "--kv q8_0", 0);
         if (n > ctx && n < v->n_ctx) add(list, bytes, "--kv q8_0 with --ctx", n);
     }
@@ -188,18 +229,19 @@ static void advise(const struct mu_fit *fit, const struct mu_model *model, const
 enum mu_status mu_fit_settle(const struct mu_fit *fit, const struct mu_model *model, const struct mu_plan *plan,
                              unsigned asked, struct mu_serving *v, struct mu_err *err)
 {
-    uint64_t room = mu_fit_room(fit), one, whole;
-    int shorter = ctx_that_fits(fit, 1, v->n_ctx), least = v->n_ctx < LEAST_CTX ? v->n_ctx : LEAST_CTX;
+    uint64_t room, one, whole;
+    int shorter = ctx_that_fits(fit, *v, 1, v->n_ctx), least = v->n_ctx < LEAST_CTX ? v->n_ctx : LEAST_CTX;
     bool all = (asked & MU_FIT_CTX) && (asked & MU_FIT_SLOTS);
     if (!(asked & MU_FIT_CTX) && shorter >= least) v->n_ctx = shorter;
     one = mu_fit_pages_of(v->n_ctx);
     whole = one * (uint64_t)v->n_slot;
+    room = room_of(fit, v);
     if (room >= (v->n_page ? v->n_page : all ? whole : one)) {
         if (!v->n_page) v->n_page = (uint32_t)(whole < room ? whole : room);
         return MU_OK;
     }
     struct mu_serving want = *v;
-    const struct mu_fit_place *full = mu_fit_fullest(fit);
+    const struct mu_fit_place *full = fullest(fit, v);
     char text[384], instead[256], where[48] = "this machine";
     if (!want.n_page && !all) want.n_slot = 1;
     if (!want.n_page) want.n_page = (uint32_t)(all ? whole : one);

@@ -15,10 +15,11 @@
 struct mu_fit_place {
     int device;                /* MU_ON_CPU: the host's memory */
     uint64_t weights, scratch; /* of all ranks there; adapters count as weights */
-    uint64_t page;             /* one KV page of them */
+    uint64_t page, window;     /* one KV page of all their layers; of those with a window */
     uint64_t free, usable;     /* what there is; less what is left to everybody else */
 };
 struct mu_fit {
+    struct mu_serving serving; /* that it was measured for */
     int n_place;
     struct mu_fit_place place[1 + MU_MAX_GPUS]; /* the host, then GPUs that the plan names */
 };
@@ -33,6 +34,9 @@ static inline uint32_t mu_fit_pages_of(int n_ctx)
 }
 /* The place that is full first. */
 const struct mu_fit_place *mu_fit_fullest(const struct mu_fit *fit);
+/* What the place takes for serving's KV pages: n_page of them, and those of layers with a window where they have their
+ * own (plan.h). */
+uint64_t mu_fit_kv_bytes(const struct mu_fit_place *place, const struct mu_serving *serving);
 /* KV pages that there is room for. */
 uint64_t mu_fit_room(const struct mu_fit *fit);
 

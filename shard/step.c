@@ -1,8 +1,9 @@
 /* A step on the wire:
  *
- *   u64 number   u32 n_free   u32 n_page   u32 n_seq   u32 n_tok   u32 n_adjust   u32 n_mask
+ *   u64 number   u32 n_free   u32 n_page   u32 n_window   u32 n_seq   u32 n_tok   u32 n_adjust   u32 n_mask
  *   n_free × u32 slot
  *   n_page × { u32 slot, u32 page }
+ *   n_window × { u32 slot, u32 at, u32 page }
  *   n_seq  × { u32 slot, u32 pos0, u32 n_tok, u8 out, u8 far, u8 masked, u32 n_adjust, sampling, u16 adapter,
  *             f32 adapter_scale }
  *   sampling { f32 temperature, u32 top_k, f32 top_p, f32 min_p, f32 typical_p, f32 repeat_penalty,
@@ -22,8 +23,16 @@
 
 #include "base/alloc.h"
 
-enum { HEAD_BYTES = 8 + 6 * 4, PAGE_BYTES = 8, ADJUST_BYTES = 13 };
+enum { HEAD_BYTES = 8 + 7 * 4, PAGE_BYTES = 8, WINDOW_BYTES = 12, ADJUST_BYTES = 13 };
 enum { SAMPLING_BYTES = 8 * 4 + 2 + 8, SEQ_BYTES = 3 * 4 + 3 + 4 + SAMPLING_BYTES + 2 + 4 };
+
+/* Of each slot what the tokens of a step see, wherever it began. */
+uint32_t mu_step_max_window(const struct mu_serving *v)
+{
+    if (!mu_plan_window_pages(v)) return 0;
+    uint64_t n = (uint64_t)v->n_slot * mu_plan_window_span(v);
+    return n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+}
 
 uint32_t mu_step_max_adjust(const struct mu_serving *serving, int n_vocab)
 {
@@ -55,6 +64,7 @@ size_t mu_step_max_bytes(const struct mu_serving *v, int n_vocab)
     bool fits = add_product(mu_step_max_adjust(v, n_vocab), ADJUST_BYTES, &per_seq) &&
                 mu_add_size(per_seq, mask_bytes_of(n_vocab), &per_seq) && add_product(n_seq, per_seq, &total) &&
                 add_product((size_t)v->n_slot, 4, &total) && add_product(v->n_page, PAGE_BYTES, &total) &&
+                add_product(mu_step_max_window(v), WINDOW_BYTES, &total) &&
                 add_product((size_t)v->step_tokens, 4, &total);
     return fits ? total : SIZE_MAX;
 }
@@ -63,12 +73,13 @@ enum mu_status mu_step_create(const struct mu_serving *serving, int n_vocab, str
                               struct mu_err *err)
 {
     size_t n_slot = (size_t)serving->n_slot, n_page = serving->n_page, n_tok = (size_t)serving->step_tokens;
-    size_t n_adjust, total = sizeof(struct mu_step);
+    size_t n_window = mu_step_max_window(serving), n_adjust, total = sizeof(struct mu_step);
     struct mu_step *step = NULL;
     if (serving->n_slot > 0 && serving->step_tokens > 0 && n_vocab > 0 &&
         mu_mul_size(max_seq(serving), mu_step_max_adjust(serving, n_vocab), &n_adjust) && n_adjust <= UINT32_MAX &&
         add_product(n_slot, sizeof(struct mu_step_seq) + sizeof(uint32_t), &total) &&
         add_product(n_page, sizeof(struct mu_step_page), &total) &&
+        add_product(n_window, sizeof(struct mu_step_window), &total) &&
         add_product(n_adjust, sizeof(struct mu_step_adjust), &total) && add_product(n_tok, sizeof(int32_t), &total) &&
         add_product(n_slot, mask_bytes_of(n_vocab), &total))
         step = mu_calloc(1, total);
@@ -77,7 +88,8 @@ enum mu_status mu_step_create(const struct mu_serving *serving, int n_vocab, str
                        serving->n_page, serving->step_tokens);
     step->seq = (struct mu_step_seq *)(step + 1); /* the widest alignment first */
     step->page = (struct mu_step_page *)(step->seq + n_slot);
-    step->adjust = (struct mu_step_adjust *)(step->page + n_page);
+    step->window = (struct mu_step_window *)(step->page + n_page);
+    step->adjust = (struct mu_step_adjust *)(step->window + n_window);
     step->free_slot = (uint32_t *)(step->adjust + n_adjust);
     step->ids = (int32_t *)(step->free_slot + n_slot);
     step->mask = (uint8_t *)(step->ids + n_tok);
@@ -88,7 +100,8 @@ enum mu_status mu_step_create(const struct mu_serving *serving, int n_vocab, str
 
 void mu_step_clear(struct mu_step *step)
 {
-    step->n_free = step->n_page = step->n_seq = step->n_tok = step->n_adjust = step->n_mask = 0;
+    step->n_free = step->n_page = step->n_window = step->n_seq = step->n_tok = 0;
+    step->n_adjust = step->n_mask = 0;
 }
 
 uint8_t *mu_step_mask(struct mu_step *step, struct mu_step_seq *seq)
@@ -134,6 +147,7 @@ void mu_step_encode(const struct mu_step *step, struct mu_writer *w)
     mu_write_u64(w, step->number);
     mu_write_u32(w, step->n_free);
     mu_write_u32(w, step->n_page);
+    mu_write_u32(w, step->n_window);
     mu_write_u32(w, step->n_seq);
     mu_write_u32(w, step->n_tok);
     mu_write_u32(w, step->n_adjust);
@@ -142,6 +156,11 @@ void mu_step_encode(const struct mu_step *step, struct mu_writer *w)
     for (uint32_t i = 0; i < step->n_page; i++) {
         mu_write_u32(w, step->page[i].slot);
         mu_write_u32(w, step->page[i].page);
+    }
+    for (uint32_t i = 0; i < step->n_window; i++) {
+        mu_write_u32(w, step->window[i].slot);
+        mu_write_u32(w, step->window[i].at);
+        mu_write_u32(w, step->window[i].page);
     }
     for (uint32_t i = 0; i < step->n_seq; i++) {
         const struct mu_step_seq *q = &step->seq[i];
@@ -277,6 +296,16 @@ static enum mu_status step_body_decode(struct mu_reader *r, const struct mu_serv
         if (p->slot >= n_slot) return field_fail(err, step, "a page's slot", p->slot, n_slot - 1);
         if (p->page >= serving->n_page) return field_fail(err, step, "a page", p->page, serving->n_page - 1);
     }
+    uint32_t n_window = mu_plan_window_pages(serving), max_page = ((uint32_t)serving->n_ctx - 1) / MU_PAGE_TOKENS;
+    for (uint32_t i = 0; i < step->n_window; i++) {
+        struct mu_step_window *p = &step->window[i];
+        p->slot = mu_read_u32(r);
+        p->at = mu_read_u32(r);
+        p->page = mu_read_u32(r);
+        if (p->slot >= n_slot) return field_fail(err, step, "a window page's slot", p->slot, n_slot - 1);
+        if (p->at > max_page) return field_fail(err, step, "a window page's place", p->at, max_page);
+        if (p->page >= n_window) return field_fail(err, step, "a window page", p->page, n_window - 1);
+    }
     struct cursor c = {0};
     for (uint32_t i = 0; i < step->n_seq; i++) {
         enum mu_status st = seq_decode(r, serving, step, max_adjust, i, &c, &step->seq[i], err);
@@ -308,6 +337,7 @@ enum mu_status mu_step_decode(struct mu_reader *r, const struct mu_serving *serv
     step->number = mu_read_u64(r);
     step->n_free = mu_read_u32(r);
     step->n_page = mu_read_u32(r);
+    step->n_window = mu_read_u32(r);
     step->n_seq = mu_read_u32(r);
     step->n_tok = mu_read_u32(r);
     step->n_adjust = mu_read_u32(r);
@@ -319,6 +349,8 @@ enum mu_status mu_step_decode(struct mu_reader *r, const struct mu_serving *serv
         st = field_fail(err, step, "the number of freed slots", step->n_free, (uint64_t)serving->n_slot);
     else if (step->n_page > serving->n_page)
         st = field_fail(err, step, "the number of pages", step->n_page, serving->n_page);
+    else if (step->n_window > mu_step_max_window(serving))
+        st = field_fail(err, step, "the number of window pages", step->n_window, mu_step_max_window(serving));
     else if (step->n_seq > (uint32_t)serving->n_slot)
         st = field_fail(err, step, "the number of sequences", step->n_seq, (uint64_t)serving->n_slot);
     else if (step->n_tok > (uint32_t)serving->step_tokens)
@@ -328,8 +360,8 @@ enum mu_status mu_step_decode(struct mu_reader *r, const struct mu_serving *serv
     else if (step->n_mask > max_seq(serving))
         st = field_fail(err, step, "the number of masks", step->n_mask, max_seq(serving));
     else if (mu_reader_left(r) < 4ull * step->n_free + (uint64_t)PAGE_BYTES * step->n_page +
-                                     (uint64_t)SEQ_BYTES * step->n_seq + 4ull * step->n_tok +
-                                     (uint64_t)ADJUST_BYTES * step->n_adjust +
+                                     (uint64_t)WINDOW_BYTES * step->n_window + (uint64_t)SEQ_BYTES * step->n_seq +
+                                     4ull * step->n_tok + (uint64_t)ADJUST_BYTES * step->n_adjust +
                                      step->n_mask * (uint64_t)step->mask_bytes)
         st = mu_fail(err, MU_EPROTO, "step %llu is cut short", (unsigned long long)step->number);
     else

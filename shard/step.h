@@ -62,19 +62,28 @@ struct
     uint32_t slot, page;
 };
 
+/* page holds the positions from at · MU_PAGE_TOKENS on of slot, in layers with a window that have pages of their own
+ * (plan.h). A table of them has gaps: what no token sees any more is not told, and may be another slot's by now. */
+struct mu_step_window {
+    uint32_t slot, at, page;
+};
+
 struct mu_step {
     uint64_t number;
-    uint32_t n_free, n_page, n_seq, n_tok;
+    uint32_t n_free, n_page, n_window, n_seq, n_tok;
     uint32_t *free_slot;       /* applied first: these slots are empty again */
     struct mu_step_page *page; /* then these */
-    struct mu_step_seq *seq;   /* then this runs */
-    int32_t *ids;              /* [n_tok] */
+    struct mu_step_window *window;
+    struct mu_step_seq *seq; /* then this runs */
+    int32_t *ids;            /* [n_tok] */
     uint32_t n_adjust, n_mask;
     struct mu_step_adjust *adjust; /* [n_adjust], sequence after sequence */
     uint8_t *mask;                 /* [n_mask][mask_bytes]: bit id % 8 of byte id / 8 is 1 where id is allowed */
     size_t mask_bytes;
 };
 
+/* Most window pages that a step tells. */
+uint32_t mu_step_max_window(const struct mu_serving *serving);
 /* Most adjustments of one sequence. */
 uint32_t mu_step_max_adjust(const struct mu_serving *serving, int n_vocab);
 /* A step with room for the limits; one allocation, freed with mu_free. */

@@ -144,7 +144,8 @@ bool mu_worker_gang_error_secondary(enum mu_status code)
     return code == MU_EPEER || code == MU_ETIMEOUT || code == MU_ECANCELLED;
 }
 
-struct mu_serving mu_worker_gang_serving(const Muster__Internal__V1__StartGangRequest *req)
+struct mu_serving mu_worker_gang_serving(const Muster__Internal__V1__StartGangRequest *req,
+                                         const struct mu_model *model)
 {
     return (struct mu_serving){
         .n_ctx = (int)req->context,
@@ -153,6 +154,7 @@ struct mu_serving mu_worker_gang_serving(const Muster__Internal__V1__StartGangRe
         .step_tokens = (int)req->step_tokens,
         .n_adapter = (int)req->n_adapter,
         .n_thread = (int)req->threads,
+        .window = mu_plan_window(model),
         .kv = (enum mu_kv_type)mu_kv_type_by_name(req->kv),
     };
 }

@@ -44,6 +44,7 @@ bool mu_worker_gang_error_secondary(enum mu_status code);
 enum mu_status mu_worker_gang_adapters(const Muster__Internal__V1__StartGangRequest *req, const struct mu_model *model,
                                        struct mu_adapters **adapters_out, struct mu_err *err);
 /* The limits that a request with its defaults filled in stands for. */
-struct mu_serving mu_worker_gang_serving(const Muster__Internal__V1__StartGangRequest *req);
+struct mu_serving mu_worker_gang_serving(const Muster__Internal__V1__StartGangRequest *req,
+                                         const struct mu_model *model);
 
 #endif

@@ -86,7 +86,7 @@ static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const
                                 const struct mu_plan *plan, const struct mu_adapters *adapters,
                                 struct mu_plan_node *node, struct mu_err *err)
 {
-    struct mu_serving v = mu_worker_gang_serving(r);
+    struct mu_serving v = mu_worker_gang_serving(r, model);
     struct mu_fit fit;
     v.lora_rank = adapters->max_rank;
     mu_fit_measure(model, plan, adapters, &v, node, &fit);
@@ -161,7 +161,7 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     /* weights that are there already are counted among those that are wanted */
     MU_TRY(st, node_look(model, &split, topo, mu_kept_bytes(g->kept), node, err), out);
     MU_TRY(st, pages_fit(r, model, plan, adapters, node, err), out);
-    struct mu_serving serving = mu_worker_gang_serving(r);
+    struct mu_serving serving = mu_worker_gang_serving(r, model);
     g->n_rank = plan->n_rank;
     g->layer_ms = mu_rank_layer_ms(model, &split, &serving, (int)r->threads);
     for (int i = 0; i < plan->n_rank; i++) row_fill(model, plan, i, &serving, &node->gpus, topo, &g->row[i]);

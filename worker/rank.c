@@ -195,6 +195,7 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
     MU_TRY(st, mu_kernels_init(NULL, err), out);
     MU_TRY(st, mu_model_open(r->req->model_path, &r->model, err), out);
     MU_TRY(st, mu_model_quantize(r->model, r->req->quantize, err), out);
+    r->serving = mu_worker_gang_serving(r->req, r->model);
     MU_TRY(st, mu_worker_gang_adapters(r->req, r->model, &r->adapters, err), out);
     MU_TRY(st, mu_split_parse(r->req->split, &split, err), out);
     MU_TRY(st, mu_plan_build(r->model, &split, &r->plan, err), out);
@@ -378,7 +379,6 @@ int mu_rank_main(int argc, char **argv)
     mu_log_init(name);
     MU_TRY(st, mu_worker_gang_records_open(r.folder, split.n_rank, false, &records, &err), out);
     r.record = &records[r.rank];
-    r.serving = mu_worker_gang_serving(r.req);
     atomic_store(&r.record->pid, (int32_t)getpid());
     st = rank_run(&r, &err);
 out:

@@ -2,6 +2,7 @@
  *
  *   scheduler.c   requests come and go, what became of a step
  *   sched_step.c  the next step: who runs, with how much, into which pages
+ *   sched_window.c pages of layers with a window
  *   sched_draft.c guesses at next ids, and where they pay */
 #ifndef MU_WORKER_SCHED_PARTS_H
 #define MU_WORKER_SCHED_PARTS_H
@@ -26,6 +27,8 @@ struct seq {
     uint32_t n_fed; /* ids that the ranks have got, the step in flight included */
     uint32_t *page; /* [pages_of(n_limit)] */
     uint32_t n_page;
+    uint32_t *window; /* [pages_of(n_limit)] where layers have window pages: by place; it holds those from */
+    uint32_t window_begin, window_end; /* … to before */
     uint32_t n_known;  /* the first so many of them are published or hold what a published one holds; … */
     uint64_t identity; /* … the last of these: kv_pool.h */
     uint32_t n_cached; /* prompt tokens that were not computed when it was let in first */
@@ -69,6 +72,8 @@ struct mu_sched {
     struct seq **active; /* [n_slot]; NULL: the slot is free */
     struct seq **order;  /* [n_slot] scratch */
     struct mu_kv_pool *pool;
+    struct mu_kv_pool *window;         /* of layers with a window; NULL: theirs are in pool */
+    uint32_t n_window, n_window_taken; /* its pages; shares of those who run */
     struct mu_fair fair;
     bool *slot_dirty;      /* [n_slot]: the ranks' tables still have pages there; told with the next step */
     struct flight *flight; /* [max_in_flight], a ring */
@@ -94,6 +99,21 @@ void mu_sched_unwait(struct mu_sched *s, struct seq *q);
 /* Lets go of the pages of an active sequence that is not in flight; it begins again, in its slot. */
 void mu_sched_slot_empty(struct mu_sched *s, struct seq *q);
 void mu_sched_slot_release(struct mu_sched *s, struct seq *q); /* and of its slot */
+
+/* ---- window pages; without them these do nothing ---- */
+/* What is set aside for a sequence that runs; of that, for a newcomer, how much is wanting. */
+uint32_t mu_sched_window_share(const struct mu_sched *s, const struct seq *q);
+uint32_t mu_sched_window_lack(const struct mu_sched *s, const struct seq *q);
+/* How many of the n full pages in q->page are a prefix with window pages enough, which are in q->window then. */
+uint32_t mu_sched_window_find(const struct mu_sched *s, struct seq *q, const struct mu_kv_kind *kind, uint32_t n);
+void mu_sched_window_use(struct mu_sched *s, struct seq *q, uint32_t n, struct mu_step *step);
+/* Before more of it is put into a step: lets go of what is out of sight. Then: pages up to position end. */
+void mu_sched_window_slide(struct mu_sched *s, struct seq *q);
+void mu_sched_window_take(struct mu_sched *s, struct seq *q, uint32_t end, struct mu_step *step);
+/* Page number `at` is full; identity is that of the full page. */
+void mu_sched_window_publish(struct mu_sched *s, const struct seq *q, const struct mu_kv_kind *kind, uint32_t at,
+                             uint64_t identity);
+void mu_sched_window_drop(struct mu_sched *s, struct seq *q);
 
 /* Into q->draft, at most `most`; how many. n_stream: sequences that are decoding. */
 uint32_t mu_sched_draft(const struct mu_sched *s, struct seq *q, uint32_t n_stream, uint32_t most);

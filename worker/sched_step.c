@@ -68,19 +68,32 @@ static bool gives_way(const struct mu_sched *s, const struct seq *v, const struc
            mu_fair_compare_priorities(&s->fair, q->priority, v->priority) < 0;
 }
 
-/* The same for a newcomer that lacks a slot or n_page pages, where it would be enough. */
-static bool take_for_newcomer(struct mu_sched *s, const struct seq *q, uint32_t n_page)
+struct place {            /* for a newcomer */
+    int slot;             /* -1: there is none */
+    uint32_t n_prefix;    /* pages found in the cache */
+    uint32_t lack;        /* pages that are wanting */
+    uint32_t lack_window; /* window pages */
+};
+
+static bool place_is_room(const struct place *p)
+{
+    return p->slot >= 0 && !p->lack && !p->lack_window;
+}
+
+/* The same for a newcomer that lacks a slot or pages, where it would be enough. */
+static bool take_for_newcomer(struct mu_sched *s, const struct seq *q, const struct place *p)
 {
     struct seq *first = NULL;
-    uint32_t n = 0;
+    uint32_t n = 0, n_window = 0;
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         struct seq *v = s->active[i];
         if (!gives_way(s, v, q)) continue;
         n++; /* the page of growth that is kept for it */
-        for (uint32_t p = 0; p < v->n_page; p++) n += mu_kv_pool_holders(s->pool, v->page[p]) == 1;
+        for (uint32_t k = 0; k < v->n_page; k++) n += mu_kv_pool_holders(s->pool, v->page[k]) == 1;
+        n_window += mu_sched_window_share(s, v);
         if (!first || gives_before(v, first)) first = v;
     }
-    if (!first || n < n_page) return false;
+    if (!first || n < p->lack || n_window < p->lack_window) return false;
     preempt(s, first);
     return true;
 }
@@ -99,9 +112,10 @@ static uint32_t prefix_find(const struct mu_sched *s, struct seq *q, uint32_t *i
         uint32_t page = mu_kv_pool_find(s->pool, &kind, parent, q->ids + (size_t)n * MU_PAGE_TOKENS);
         if (page == MU_KV_NOTHING) break;
         parent = mu_kv_pool_identity(s->pool, page);
-        *idle_out += mu_kv_pool_holders(s->pool, page) == 0;
         q->page[n] = page;
     }
+    n = mu_sched_window_find(s, q, &kind, n);
+    for (uint32_t i = 0; i < n; i++) *idle_out += mu_kv_pool_holders(s->pool, q->page[i]) == 0;
     return n;
 }
 
@@ -118,6 +132,7 @@ static void prefix_use(struct mu_sched *s, struct seq *q, uint32_t n, struct mu_
         mu_kv_pool_retain(s->pool, q->page[i]);
         page_tell(q, q->page[i], step);
     }
+    mu_sched_window_use(s, q, n, step);
     q->n_known = n;
     q->identity = n ? mu_kv_pool_identity(s->pool, q->page[n - 1]) : 0;
     q->n_fed = n * MU_PAGE_TOKENS;
@@ -182,7 +197,9 @@ static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct m
     if (q->embed.pooling) out = mu_embed_out(q->embed.pooling, last);
     struct mu_step_seq *to = entry_add(s, q, q->n_fed, q->ids + q->n_fed, n_tok, out, step);
     if (out == MU_OUT_SAMPLE) entry_constrain(s, q, step, to);
+    mu_sched_window_slide(s, q);
     q->n_fed += n_tok;
+    mu_sched_window_take(s, q, q->n_fed, step);
     q->n_flight++;
     q->samples = last;
     q->last_step = s->next_number;
@@ -201,6 +218,7 @@ static uint32_t add_drafts(struct mu_sched *s, struct flight *f, struct seq *q, 
     if (spare <= n_active && most > room) most = room;
     uint32_t n = mu_sched_draft(s, q, n_stream, most);
     if (mu_sched_pages_of(q->n_ids + n) > q->n_page) page_tell(q, mu_kv_pool_take(s->pool), step);
+    mu_sched_window_take(s, q, q->n_ids + n, step);
     for (uint32_t i = 0; i < n; i++) entry_add(s, q, q->n_ids + i, &q->draft[i], 1, MU_OUT_SAMPLE, step);
     f->n_draft[f->n_seq - 1] = (uint8_t)n;
     f->n_drafted += n;
@@ -359,18 +377,16 @@ static bool is_coming(const struct mu_sched *s, const struct seq *q, uint32_t n_
 
 enum admission { ADMITTED, NOT_YET, NO_ROOM };
 
-struct place {               /* for a newcomer */
-    int slot;                /* -1: there is none */
-    uint32_t n_prefix, lack; /* pages found in the cache; pages that are wanting */
-};
-
 static struct place place_find(const struct mu_sched *s, struct seq *q)
 {
     uint32_t idle, n_prefix = prefix_find(s, q, &idle);
     /* A page of growth for each that runs already: else the newcomer is preempted as soon as it has been computed. */
     uint32_t want = mu_sched_pages_of(q->n_ids) - n_prefix + idle + (uint32_t)s->n_active;
     uint32_t have = mu_kv_pool_available(s->pool);
-    return (struct place){free_slot_find(s), n_prefix, want > have ? want - have : 0};
+    return (struct place){.slot = free_slot_find(s),
+                          .n_prefix = n_prefix,
+                          .lack = want > have ? want - have : 0,
+                          .lack_window = mu_sched_window_lack(s, q)};
 }
 
 /* Whose turn it is, of those that this step has not passed over; NULL: nobody's. */
@@ -386,8 +402,8 @@ static struct seq *turn_find(const struct mu_sched *s)
 static void make_way(struct mu_sched *s)
 {
     struct seq *q = turn_find(s);
-    for (struct place p; q && (p = place_find(s, q), p.slot < 0 || p.lack);)
-        if (is_coming(s, q, p.n_prefix) || !take_for_newcomer(s, q, p.lack)) return;
+    for (struct place p; q && (p = place_find(s, q), !place_is_room(&p));)
+        if (is_coming(s, q, p.n_prefix) || !take_for_newcomer(s, q, &p)) return;
 }
 
 static enum admission admit(struct mu_sched *s, struct seq *q, struct mu_step *step, uint32_t *budget)
@@ -395,11 +411,12 @@ static enum admission admit(struct mu_sched *s, struct seq *q, struct mu_step *s
     uint32_t need = mu_sched_pages_of(q->n_ids);
     struct place p = place_find(s, q);
     if (is_coming(s, q, p.n_prefix)) return NOT_YET;
-    if (p.slot < 0 || p.lack || step->n_page + need > s->opt.serving.n_page) return NO_ROOM; /* entries of a step */
+    if (!place_is_room(&p) || step->n_page + need > s->opt.serving.n_page) return NO_ROOM; /* entries of a step */
     mu_sched_unwait(s, q);
     q->slot = p.slot;
     s->active[p.slot] = q;
     s->n_active++;
+    s->n_window_taken += mu_sched_window_share(s, q);
     prefix_use(s, q, p.n_prefix, step);
     while (q->n_page < need) page_tell(q, mu_kv_pool_take(s->pool), step);
     uint32_t left = q->n_ids - q->n_fed, n_tok = left < *budget ? left : *budget;
@@ -426,9 +443,11 @@ static void pages_publish(struct mu_sched *s, const struct flight *f)
     for (int i = 0; i < f->n_seq && !s->opt.no_prefix_cache; i++) {
         struct seq *q = f->seq[i];
         const struct mu_kv_kind kind = kind_of(s, q);
-        for (; (q->n_known + 1) * MU_PAGE_TOKENS <= q->n_fed; q->n_known++)
+        for (; (q->n_known + 1) * MU_PAGE_TOKENS <= q->n_fed; q->n_known++) {
             q->identity = mu_kv_pool_publish(s->pool, q->page[q->n_known], &kind, q->identity,
                                              q->ids + (size_t)q->n_known * MU_PAGE_TOKENS);
+            mu_sched_window_publish(s, q, &kind, q->n_known, q->identity);
+        }
     }
 }
 

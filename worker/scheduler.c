@@ -29,6 +29,7 @@ static void seq_free(struct seq *q)
     mu_adjusts_destroy(q->adjusts);
     mu_free(q->ids);
     mu_free(q->page);
+    mu_free(q->window);
     mu_free(q);
 }
 
@@ -60,6 +61,8 @@ enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sch
                        v->n_page);
     }
     enum mu_status st = mu_kv_pool_create(v->n_page, &s->pool, err);
+    s->n_window = mu_plan_window_pages(v);
+    if (st == MU_OK && s->n_window) st = mu_kv_pool_create(s->n_window, &s->window, err);
     if (st != MU_OK) {
         mu_sched_destroy(s);
         return st;
@@ -86,6 +89,7 @@ void mu_sched_destroy(struct mu_sched *s)
     mu_free(s->order);
     mu_free(s->slot_dirty);
     mu_kv_pool_destroy(s->pool);
+    mu_kv_pool_destroy(s->window);
     mu_fair_free(&s->fair);
     mu_free(s->flight);
     mu_free(s);
@@ -207,8 +211,9 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
         uint32_t cap = limit > n_ids ? limit : n_ids;
         q->ids = mu_calloc(cap, sizeof *q->ids);
         q->page = mu_calloc(mu_sched_pages_of(cap), sizeof *q->page);
+        if (s->window) q->window = mu_calloc(mu_sched_pages_of(cap), sizeof *q->window);
     }
-    if (!q || !q->ids || !q->page) {
+    if (!q || !q->ids || !q->page || (s->window && !q->window)) {
         seq_free(q);
         return mu_fail(err, MU_ENOMEM, "request %llu: out of memory for %u tokens", (unsigned long long)r->id, limit);
     }
@@ -250,6 +255,7 @@ void mu_sched_slot_empty(struct mu_sched *s, struct seq *q)
 {
     if (q->n_page) s->slot_dirty[q->slot] = true;
     while (q->n_page) mu_kv_pool_release(s->pool, q->page[--q->n_page]);
+    mu_sched_window_drop(s, q);
     q->n_fed = q->n_known = 0;
     q->identity = 0;
 }
@@ -257,6 +263,7 @@ void mu_sched_slot_empty(struct mu_sched *s, struct seq *q)
 void mu_sched_slot_release(struct mu_sched *s, struct seq *q)
 {
     mu_sched_slot_empty(s, q);
+    s->n_window_taken -= mu_sched_window_share(s, q);
     s->active[q->slot] = NULL;
     s->n_active--;
     q->slot = -1;

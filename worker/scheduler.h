@@ -15,7 +15,8 @@
  *
  * Pages are shared (kv_pool.h): a newcomer begins after the longest run of whole pages, from its first token on, that
  * somebody has computed already or is about to have computed; it waits for one that is being computed. So a sequence that
- * was preempted finds again what nobody else has needed meanwhile.
+ * was preempted finds again what nobody else has needed meanwhile. Layers with a window may have pages of their own, of which a
+ * sequence holds what it sees (sched_window.c).
  *
  * A request with a pooling (shard/embed.h) ends with its prompt's last chunk; nothing is sampled. Preempted, it begins
  * again at position 0 and so does its sum.

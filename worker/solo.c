@@ -36,8 +36,9 @@ struct solo_rank {
 
 struct solo_slot {
     uint32_t position, n_page;
-    bool dirty; /* to be freed by the next step */
-    bool far;   /* turns by the long factors */
+    uint32_t n_window; /* places whose window page the ranks know */
+    bool dirty;        /* to be freed by the next step */
+    bool far;          /* turns by the long factors */
     uint16_t adapter;
     float adapter_scale;
     const struct mu_adjusts *adjusts; /* may be NULL, as the next */
@@ -56,6 +57,7 @@ struct mu_solo {
     int32_t *ids;       /* [slot][n_ctx], where the model has two sets of rotation factors; else NULL */
     uint32_t *free_page;
     uint32_t n_free_page, max_page;
+    uint32_t each; /* window pages of a slot: those from slot · each on. 0: layers with a window have no others */
     struct mu_step *step;
     uint64_t number;
     struct mu_topo *topo; /* before any thread was bound */
@@ -149,6 +151,7 @@ static enum mu_status slots_create(struct mu_solo *s, struct mu_err *err)
     if (!mu_mul_size(n_slot, s->max_page, &n_entry) || n_entry > UINT32_MAX)
         return mu_fail(err, MU_EINVAL, "%d slots of %d tokens are too many", s->serving.n_slot, s->serving.n_ctx);
     if (s->serving.n_page == 0) s->serving.n_page = (uint32_t)n_entry;
+    s->each = mu_plan_window_pages(&s->serving) / (uint32_t)n_slot;
     s->slot = mu_calloc(n_slot, sizeof *s->slot);
     s->page_of = mu_calloc(n_slot, sizeof *s->page_of);
     s->pages = mu_calloc(n_entry, sizeof *s->pages);
@@ -280,7 +283,7 @@ void mu_solo_reset(struct mu_solo *s, int slot)
 {
     struct solo_slot *q = &s->slot[slot];
     while (q->n_page > 0) s->free_page[s->n_free_page++] = s->page_of[slot][--q->n_page];
-    q->position = 0;
+    q->position = q->n_window = 0;
     q->far = false;
     q->dirty = true;
 }
@@ -290,6 +293,8 @@ uint32_t mu_solo_truncate(struct mu_solo *s, int slot, uint32_t n)
     struct solo_slot *q = &s->slot[slot];
     if (n >= q->position) return q->position;
     q->position = n;
+    /* The pages of the last `each` places are as they were. */
+    if (s->each && mu_plan_window_first(s->serving.window, n) + s->each < q->n_window) mu_solo_reset(s, slot);
     if (q->far && n <= (uint32_t)s->opt.model->cfg.n_ctx_short) mu_solo_reset(s, slot);
     return q->position;
 }
@@ -303,6 +308,18 @@ static void step_begin(struct mu_solo *s)
         if (s->slot[i].dirty) step->free_slot[step->n_free++] = (uint32_t)i;
         s->slot[i].dirty = false;
     }
+}
+
+/* Window pages up to position end of a slot: place by place in turn, so that each lasts as long as a step sees it. */
+static enum mu_status windows_add(struct mu_solo *s, int slot, uint64_t end, struct mu_err *err)
+{
+    struct solo_slot *q = &s->slot[slot];
+    if (mu_plan_window_pages(&s->serving) && s->each < mu_plan_window_span(&s->serving))
+        return mu_fail(err, MU_ELIMIT, "%u window pages of each sequence are too few: use fewer sequences", s->each);
+    for (; s->each && (uint64_t)q->n_window * MU_PAGE_TOKENS < end; q->n_window++)
+        s->step->window[s->step->n_window++] = (struct mu_step_window){
+            .slot = (uint32_t)slot, .at = q->n_window, .page = (uint32_t)slot * s->each + q->n_window % s->each};
+    return MU_OK;
 }
 
 /* Appends n ids of a slot, and the pages that they need. */
@@ -323,6 +340,8 @@ static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, 
         s->page_of[slot][q->n_page++] = page;
         step->page[step->n_page++] = (struct mu_step_page){(uint32_t)slot, page};
     }
+    enum mu_status st = windows_add(s, slot, end, err);
+    if (st != MU_OK) return st;
     struct mu_step_seq *seq = &step->seq[step->n_seq++];
     *seq = (struct mu_step_seq){.slot = (uint32_t)slot,
                                 .pos0 = q->position,

@@ -30,7 +30,8 @@ enum mu_status mu_solo_step(struct mu_solo *s, const struct mu_step *step, struc
                             struct mu_err *err);
 
 /* One sequence after another, slots managed here: appends n ids to the sequence in `slot` in chunks of at most
- * step_tokens. With short and long rotation factors the length after this call decides for all of it. out applies to the last chunk (MU_OUT_ALL to all chunks). on_logits (may be NULL) gets each logits row
+ * step_tokens. Layers with a window have window pages where serving.window is set: each slot the same number of them, used
+ * in turn. With short and long rotation factors the length after this call decides for all of it. out applies to the last chunk (MU_OUT_ALL to all chunks). on_logits (may be NULL) gets each logits row
  * in order of position. *id_out (may be NULL): the sample. */
 enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, size_t n, enum mu_out_kind out,
                             const struct mu_sampling *sampling,
@@ -42,7 +43,7 @@ enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t
 void mu_solo_reset(struct mu_solo *s, int slot); /* forgets the sequence; its pages are free with the next step */
 /* Forgets what follows the first n tokens of the sequence; n of its position or above changes nothing. The pages stay
  * with the slot and are written again. A sequence that turned by the model's long rotation factors and would be a short
- * one again is forgotten whole. Returns the position after it. */
+ * one again is forgotten whole, as is one of whose window pages too few are left. Returns the position after it. */
 uint32_t mu_solo_truncate(struct mu_solo *s, int slot, uint32_t n);
 /* What comes next in the slot is computed with this adapter (from 1; 0: none) at this strength: of a sequence from its
  * first id on, since the cache of one adapter is none of another's. */

@@ -51,6 +51,7 @@ static inline struct mu_model *fixture_model(const char *name)
 struct how { /* one way to run; zeros are one thread, one rank, all at once */
     const char *split;
     int n_thread, step_tokens, n_slot, n_ctx;
+    bool windows; /* layers with a window have pages of their own */
     enum mu_kv_type kv;
     const struct mu_adapters *adapters;
 };
@@ -75,6 +76,7 @@ static inline struct mu_solo *solo_of(const struct mu_model *m, struct how how)
                                   .serving = {.n_ctx = how.n_ctx ? how.n_ctx : 256,
                                               .n_slot = how.n_slot ? how.n_slot : 2,
                                               .step_tokens = how.step_tokens ? how.step_tokens : 256,
+                                              .window = how.windows ? mu_plan_window(m) : 0,
                                               .kv = how.kv}};
     MUST(mu_split_parse(how.split ? how.split : "1", &opt.split, err));
     places_apply(&opt.split);

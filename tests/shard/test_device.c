@@ -70,9 +70,30 @@ static void test_shapes(void **state)
     }
 }
 
+/* Window pages: every family with a window. */
+static void test_windows(void **state)
+{
+    (void)state;
+    static const char *const ways[] = {"1@gpu0", "1:2@gpu1/1@gpu0"};
+    enum { N = 240 };
+    for (size_t i = 0; i < N_ODD_FAMILY; i++) {
+        struct mu_synth spec = odd_family(i);
+        if ((only >= 0 && i != (size_t)only) || !spec.window) continue;
+        struct mu_model *m = synth_open(&spec);
+        enum mu_kv_type kv = i % 2 ? MU_KV_Q8_0 : MU_KV_F16;
+        int32_t ids[N];
+        ids_fill(ids, N, m->cfg.n_vocab, 7);
+        float *want = logits_all(m, (struct how){.kv = kv}, ids, N);
+        for (int k = 0; k < 2; k++) check_windows(m, spec.arch, split_here(ways[k]), kv, ids, want, N);
+        free(want);
+        mu_model_close(m);
+    }
+}
+
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_families), cmocka_unit_test(test_shapes)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_families), cmocka_unit_test(test_shapes),
+                                       cmocka_unit_test(test_windows)};
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (argc > 2) only = atoi(argv[2]);
     return cmocka_run_group_tests(tests, NULL, NULL);

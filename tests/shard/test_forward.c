@@ -391,6 +391,59 @@ static void test_cut_back(void **state)
     mu_model_close(m);
 }
 
+/* Every family with a window, in window pages, against one process where every layer holds everything. */
+static void test_windows(void **state)
+{
+    (void)state;
+    enum { N = 240 };
+    int n_model = 0;
+    for (size_t i = 0; i < N_ODD_FAMILY; i++) {
+        struct mu_synth spec = odd_family(i);
+        if (!spec.window) continue;
+        struct mu_model *m = synth_open(&spec);
+        enum mu_kv_type kv = n_model++ % 2 ? MU_KV_Q8_0 : MU_KV_F16;
+        int32_t ids[N];
+        ids_fill(ids, N, m->cfg.n_vocab, 7);
+        float *want = logits_all(m, (struct how){.kv = kv}, ids, N);
+        for (int s = 0; s < 4; s++) check_windows(m, spec.arch, splits[s], kv, ids, want, N);
+        free(want);
+        mu_model_close(m);
+    }
+    assert_true(n_model >= 5);
+}
+
+/* A sequence that is cut back goes on where the window pages are still there, else from its beginning. */
+static void test_windows_cut_back(void **state)
+{
+    (void)state;
+    struct mu_synth spec = odd_family(0);
+    for (size_t i = 0; strcmp(spec.arch, "gemma3") != 0; i++) spec = odd_family(i);
+    struct mu_model *m = synth_open(&spec);
+    static const struct {
+        uint32_t keep, position;
+    } cases[] = {{230, 230}, {132, 132}, {131, 0}, {5, 0}, {0, 0}}; /* four pages: of 132 the fifth is the first */
+    size_t n_vocab = (size_t)m->cfg.n_vocab;
+    enum { N = 240 };
+    int32_t ids[N], other[N];
+    ids_fill(ids, N, m->cfg.n_vocab, 7);
+    ids_fill(other, N, m->cfg.n_vocab, 8);
+    float *want = logits_all(m, (struct how){0}, ids, N);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint32_t keep = cases[i].keep, from = cases[i].position;
+        struct mu_solo *solo = solo_of(m, (struct how){.windows = true, .step_tokens = 20});
+        struct rows rows = {.at = malloc(N * n_vocab * sizeof(float)), .n_vocab = m->cfg.n_vocab, .n = from};
+        MUST(mu_solo_feed(solo, 0, ids, keep, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+        MUST(mu_solo_feed(solo, 0, other, N - keep, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+        assert_int_equal(mu_solo_truncate(solo, 0, keep), from);
+        MUST(mu_solo_feed(solo, 0, ids + from, N - from, MU_OUT_ALL, NULL, rows_take, &rows, NULL, err));
+        same(rows.at + from * n_vocab, want + from * n_vocab, N - from, m->cfg.n_vocab, "cut back");
+        free(rows.at);
+        mu_solo_close(solo);
+    }
+    free(want);
+    mu_model_close(m);
+}
+
 /* Exactly the rows that were asked for, the same as when all are. */
 static void test_outputs(void **state)
 {
@@ -544,6 +597,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_outputs),       cmocka_unit_test(test_outgrown),
         cmocka_unit_test(test_cut_back),      cmocka_unit_test(test_refused_steps),
         cmocka_unit_test(test_odd_shapes),    cmocka_unit_test(test_odd_families),
+        cmocka_unit_test(test_windows),       cmocka_unit_test(test_windows_cut_back),
         cmocka_unit_test(test_fixtures),      cmocka_unit_test(test_families),
         cmocka_unit_test(test_kernels),       cmocka_unit_test(test_no_memory),
         cmocka_unit_test(test_single_tokens), cmocka_unit_test(test_many_per_expert),

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -602,12 +603,95 @@ static void test_fit(void **state)
     assert_int_equal(f.place[0].page * 64, f16 * 36);
 }
 
+/* Layers with a window keep what a step sees, and as many pages for what is cached. */
+static void test_windows(void **state)
+{
+    (void)state;
+    static struct paper p;
+    static struct mu_plan plan;
+    struct mu_split split;
+    paper_model(&p, 12, 8, 2, 64, 512, 1024, 1000);
+    p.model.cfg.window = 1024;
+    p.model.cfg.whole[0] = 1u << 5; /* every sixth layer sees everything */
+    p.model.cfg.whole[1] = 1u << 3;
+    assert_int_equal(mu_plan_window(&p.model), 1024);
+    struct mu_serving v = {.n_ctx = 32768, .n_slot = 4, .n_page = 4096, .step_tokens = 512};
+    assert_int_equal(mu_plan_window_pages(&v), 0); /* all have all */
+    v.window = 1024;
+    assert_int_equal(mu_plan_window_span(&v), 49); /* 1,023 + 512 positions, from the end of a page on */
+    assert_int_equal(mu_plan_window_pages(&v), 4 * (49 + 33));
+    assert_int_equal(mu_plan_window_first(1024, 1023), 0);
+    assert_int_equal(mu_plan_window_first(1024, 1023 + 31), 0);
+    assert_int_equal(mu_plan_window_first(1024, 1023 + 32), 1);
+    v.n_page = 1;
+    assert_int_equal(mu_plan_window_pages(&v), 49); /* one can run */
+    v.n_page = 0;
+    assert_int_equal(mu_plan_window_pages(&v), 0);
+    v.n_page = 4096;
+    /* Bytes of both groups, on each rank of a split. */
+    assert_int_equal(mu_split_parse("1:1/1", &split, NULL), MU_OK);
+    assert_int_equal(mu_plan_build(&p.model, &split, &plan, NULL), MU_OK);
+    uint64_t head = 2 * (uint64_t)mu_kv_bytes(MU_KV_F16, 64, MU_PAGE_TOKENS);
+    struct mu_rank_memory m[3];
+    for (int i = 0; i < 3; i++) {
+        mu_plan_memory(&p.model, &plan, i, &v, &m[i]);
+        uint64_t heads = (uint64_t)mu_range_len(plan.rank[i].kv_heads), n_full = 0, n_window = 0;
+        struct mu_range layers = plan.stage[plan.rank[i].stage].layers;
+        for (int l = layers.begin; l < layers.end; l++) *(l % 6 == 5 ? &n_full : &n_window) += 1;
+        assert_int_equal(m[i].kv, heads * head * (n_full * 4096 + n_window * 328));
+        assert_int_equal(mu_plan_kv_window_bytes(&p.model, &plan, i, MU_KV_F16), heads * head * n_window);
+    }
+    /* Room: the most pages that fit with their window pages, and no more; a context that leaves windows no advantage. */
+    assert_int_equal(mu_split_parse("1", &split, NULL), MU_OK);
+    assert_int_equal(mu_plan_build(&p.model, &split, &plan, NULL), MU_OK);
+    struct mu_fit f;
+    struct mu_err err = MU_ERR_INIT;
+    const struct mu_plan_node here = {.memory_bytes = 300000000};
+    v.n_page = 0;
+    mu_fit_measure(&p.model, &plan, NULL, &v, &here, &f);
+    const struct mu_fit_place *h = &f.place[0];
+    uint64_t left = h->usable - h->weights - h->scratch;
+    assert_int_equal(h->page, 12 * 2 * head);
+    assert_int_equal(h->window, 10 * 2 * head);
+    v.n_page = (uint32_t)mu_fit_room(&f);
+    assert_true(mu_fit_kv_bytes(h, &v) <= left && v.n_page > 2 * left / h->page);
+    mu_plan_memory(&p.model, &plan, 0, &v, &m[0]);
+    assert_int_equal(mu_fit_kv_bytes(h, &v), m[0].kv);
+    v.n_page++;
+    assert_true(mu_fit_kv_bytes(h, &v) > left);
+    for (int ctx = 131072; ctx >= 256; ctx /= 2)
+        for (unsigned asked = 0; asked <= MU_FIT_SLOTS; asked += MU_FIT_SLOTS) {
+            struct mu_serving got = v;
+            got.n_ctx = ctx;
+            got.n_page = 0;
+            mu_fit_measure(&p.model, &plan, NULL, &got, &here, &f);
+            assert_int_equal(mu_fit_settle(&f, &p.model, &plan, asked, &got, &err), MU_OK);
+            assert_true(got.n_page >= mu_fit_pages_of(got.n_ctx) && mu_fit_kv_bytes(&f.place[0], &got) <= left);
+            assert_int_equal(mu_plan_window_pages(&got) > 0, got.n_ctx > 82 * MU_PAGE_TOKENS);
+        }
+    /* Refused with what the longest would be: it fits, 256 tokens more do not. */
+    v.n_ctx = 1 << 20;
+    v.n_page = 0;
+    mu_fit_measure(&p.model, &plan, NULL, &v, &here, &f);
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, MU_FIT_CTX, &v, &err), MU_ENOMEM);
+    const char *instead = strstr(err.text, "--ctx ");
+    assert_non_null(instead);
+    assert_non_null(strstr(err.text, "1 × 1,048,576 tokens (f16, windows of 1,024)"));
+    v.n_ctx = atoi(instead + 6);
+    for (int more = 0; more < 2; more++, v.n_ctx += 256) {
+        v.n_page = mu_fit_pages_of(v.n_ctx);
+        assert_int_equal(
+            mu_fit_kv_bytes(&f.place[0], &v) <= f.place[0].usable - f.place[0].weights - f.place[0].scratch, !more);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_share),
                                        cmocka_unit_test(test_ranges),
                                        cmocka_unit_test(test_replicated),
                                        cmocka_unit_test(test_units),
+                                       cmocka_unit_test(test_windows),
                                        cmocka_unit_test(test_auto),
                                        cmocka_unit_test(test_predict),
                                        cmocka_unit_test(test_predict_links),

@@ -11,7 +11,9 @@
 #include "base/alloc.h"
 #include "shard/step.h"
 
-static const struct mu_serving SERVING = {.n_ctx = 100, .n_slot = 4, .n_page = 16, .step_tokens = 32, .n_adapter = 3};
+/* 12 window pages; a sequence has two of them at most. */
+static const struct mu_serving SERVING = {
+    .n_ctx = 100, .n_slot = 4, .n_page = 16, .step_tokens = 32, .n_adapter = 3, .window = 1};
 enum { N_VOCAB = 50 };
 
 static struct mu_step *step_new(void)
@@ -31,6 +33,9 @@ static void step_fill(struct mu_step *s)
     s->n_page = 2;
     s->page[0] = (struct mu_step_page){3, 15};
     s->page[1] = (struct mu_step_page){0, 7};
+    s->n_window = 2;
+    s->window[0] = (struct mu_step_window){3, 3, 11};
+    s->window[1] = (struct mu_step_window){1, 0, 2};
     s->n_seq = 2;
     s->n_tok = 5;
     s->seq[0] = (struct mu_step_seq){.slot = 3, .pos0 = 10, .n_tok = 4, .tok_off = 0, .out = MU_OUT_ALL};
@@ -90,6 +95,8 @@ static void test_round_trip(void **state)
                 out->n_tok == 5);
     assert_memory_equal(out->free_slot, in->free_slot, 2 * sizeof *in->free_slot);
     assert_memory_equal(out->page, in->page, 2 * sizeof *in->page);
+    assert_int_equal(out->n_window, 2);
+    assert_memory_equal(out->window, in->window, 2 * sizeof *in->window);
     assert_memory_equal(out->ids, in->ids, 5 * sizeof *in->ids);
     for (int i = 0; i < 2; i++) {
         const struct mu_step_seq *a = &in->seq[i], *b = &out->seq[i];
@@ -118,7 +125,7 @@ static void test_round_trip(void **state)
     mu_free(out);
 }
 
-enum { N_BAD = 34 };
+enum { N_BAD = 38 };
 static const char *spoil(struct mu_step *s, int k)
 {
     switch (k) {
@@ -156,6 +163,10 @@ static const char *spoil(struct mu_step *s, int k)
     case 31: s->adjust[1].bias = NAN; return "bias";
     case 32: s->adjust[1].flags = 4; return "flags 4";
     case 33: s->n_mask = 1; return "with a mask is 2, expected at most 1";
+    case 34: s->window[1].slot = 4; return "a window page's slot is 4";
+    case 35: s->window[0].at = 4; return "a window page's place is 4";
+    case 36: s->window[1].page = 12; return "a window page is 12";
+    case 37: s->n_window = 9; return "number of window pages is 9, expected at most 8";
     default: return NULL;
     }
 }
@@ -170,7 +181,7 @@ static void test_refused(void **state)
         const char *says = spoil(in, k);
         assert_int_equal(trip(in, out, &err), MU_EPROTO);
         if (!strstr(err.text, says)) fail_msg("case %d: %s, expected '%s'", k, err.text, says);
-        assert_true(out->n_seq == 0 && out->n_tok == 0);
+        assert_true(out->n_seq == 0 && out->n_tok == 0 && out->n_window == 0);
     }
     mu_free(in);
     mu_free(out);
@@ -193,7 +204,7 @@ static void test_short_and_huge(void **state)
         assert_int_equal(mu_step_decode(&r, &SERVING, N_VOCAB, out, &err), MU_EPROTO);
         mu_free(copy);
     }
-    for (int field = 0; field < 6; field++) {
+    for (int field = 0; field < 7; field++) {
         uint8_t *copy = mu_malloc(w.len);
         memcpy(copy, w.data, w.len);
         memset(copy + 8 + 4 * field, 0xff, 4);
@@ -255,7 +266,7 @@ static void test_largest(void **state)
         int n_vocab;
     } c[] = {{SERVING, N_VOCAB},
              {{.n_ctx = 40, .n_slot = 9, .n_page = 18, .step_tokens = 4}, 3001},
-             {{.n_ctx = 70, .n_slot = 3, .n_page = 9, .step_tokens = 50}, 1}};
+             {{.n_ctx = 70, .n_slot = 3, .n_page = 9, .step_tokens = 50, .window = 40}, 1}};
     for (size_t k = 0; k < 3; k++) {
         const struct mu_serving *v = &c[k].v;
         struct mu_step *s = NULL, *out = NULL;
@@ -267,6 +278,9 @@ static void test_largest(void **state)
         s->number = 1;
         for (uint32_t i = 0; i < (uint32_t)v->n_slot; i++) s->free_slot[s->n_free++] = i;
         for (uint32_t i = 0; i < v->n_page; i++) s->page[s->n_page++] = (struct mu_step_page){0, i};
+        for (uint32_t i = 0; i < mu_step_max_window(v); i++)
+            s->window[s->n_window++] = (struct mu_step_window){0, 1, i};
+        assert_int_equal(s->n_window, k == 0 ? 8 : 0); /* no window, or none that is shorter than the context */
         uint32_t n_seq = (uint32_t)(v->n_slot < v->step_tokens ? v->n_slot : v->step_tokens);
         for (uint32_t i = 0; i < n_seq; i++) {
             uint32_t n_tok = i + 1 < n_seq ? 1 : (uint32_t)v->step_tokens - s->n_tok;

@@ -46,19 +46,19 @@ static inline float *logits_in_company(const struct mu_model *m, struct how how,
 {
     enum { N_SEQ = 8, MAX_STEP = 64 };
     how.n_slot = N_SEQ;
-    how.step_tokens = MAX_STEP;
+    if (!how.step_tokens) how.step_tokens = MAX_STEP;
     struct mu_solo *solo = solo_of(m, how);
     const struct mu_serving *serving = mu_solo_serving(solo);
     struct mu_step *step = NULL;
     MUST(mu_step_create(serving, m->cfg.n_vocab, &step, err));
     size_t n_vocab = (size_t)m->cfg.n_vocab, done[N_SEQ] = {0};
-    uint32_t page = 0, pages[N_SEQ] = {0};
+    uint32_t page = 0, pages[N_SEQ] = {0}, each = mu_plan_window_pages(serving) / N_SEQ;
     int32_t other[256];
     float *out = malloc(n * n_vocab * sizeof *out);
     ids_fill(other, 256, m->cfg.n_vocab, 99);
     while (done[0] < n) {
         step->number++;
-        step->n_page = step->n_seq = step->n_tok = 0;
+        step->n_page = step->n_window = step->n_seq = step->n_tok = 0;
         uint32_t at = 0; /* of sequence 0 among the step's rows of logits */
         uint32_t rows_before = 0, n_mine = 0;
         for (int k = 0; k < N_SEQ; k++) { /* sequence 0 goes last */
@@ -68,8 +68,12 @@ static inline float *logits_in_company(const struct mu_model *m, struct how how,
             size_t limit = slot == 0 ? n : 200;
             if (take > limit - done[slot]) take = (uint32_t)(limit - done[slot]);
             if (take == 0) continue;
-            for (; pages[slot] * MU_PAGE_TOKENS < done[slot] + take; pages[slot]++)
+            for (; pages[slot] * MU_PAGE_TOKENS < done[slot] + take; pages[slot]++) {
                 step->page[step->n_page++] = (struct mu_step_page){(uint32_t)slot, page++};
+                if (each) /* in turn */
+                    step->window[step->n_window++] = (struct mu_step_window){
+                        (uint32_t)slot, pages[slot], (uint32_t)slot * each + pages[slot] % each};
+            }
             uint8_t kind = slot == 0 ? MU_OUT_ALL : (uint8_t)(slot % 3); /* none, sample, logits */
             if (kind == MU_OUT_LOGITS) rows_before++;
             if (slot == 0) {
@@ -93,6 +97,26 @@ static inline float *logits_in_company(const struct mu_model *m, struct how how,
     mu_free(step);
     mu_solo_close(solo);
     return out;
+}
+
+/* With window pages, of which a sequence has fewer than it has tokens for: other sequences, or later positions of it, have
+ * written over what is out of sight. */
+static inline void check_windows(const struct mu_model *m, const char *name, const char *split, enum mu_kv_type kv,
+                                 const int32_t *ids, const float *want, size_t n)
+{
+    struct how how = {.split = split, .windows = true, .n_thread = 2, .step_tokens = 20, .kv = kv};
+    char what[200];
+    for (int way = 0; way < 3; way++) {
+        struct mu_solo *solo = solo_of(m, how); /* as each of the ways opens it */
+        assert_true(mu_plan_window_pages(mu_solo_serving(solo)) < mu_solo_serving(solo)->n_page * 3 / 4);
+        mu_solo_close(solo);
+        float *got = way == 0   ? logits_all(m, how, ids, n)
+                     : way == 1 ? logits_chunked(m, how, ids, n, 7)
+                                : logits_in_company(m, how, ids, n);
+        snprintf(what, sizeof what, "%s, split %s, window pages, way %d", name, split, way);
+        same(got, want, n, m->cfg.n_vocab, what);
+        free(got);
+    }
 }
 
 static inline struct mu_model *synth_open(const struct mu_synth *spec)

@@ -46,10 +46,13 @@ struct request {
     bool submitted, done, cancelled, cancel_asked;
 };
 
+enum { NO_PAGE = UINT32_MAX };
+
 struct slot { /* what a rank holds */
     uint32_t n, page[MAX_PAGES], n_page;
-    uint32_t n_sure; /* without drafts */
-    int request;     /* whose ids they are; meaningful while n > 0 */
+    uint32_t n_sure;            /* without drafts */
+    uint32_t window[MAX_PAGES]; /* by place; NO_PAGE: none */
+    int request;                /* whose ids they are; meaningful while n > 0 */
 };
 
 struct cell { /* of a page */
@@ -70,10 +73,11 @@ struct sim {
     int head, n;
     struct slot slot[MAX_SLOTS];
     struct cell cell[MAX_PAGES][MU_PAGE_TOKENS];
+    struct cell window_cell[MAX_PAGES][MU_PAGE_TOKENS]; /* of layers with a window, where they have their own pages */
     struct request *req;
     int n_req, n_done;
-    uint64_t expect_number, n_tok, n_overlap, n_draft, n_outgrown,
-        n_shared; /* n_shared: times that a sequence began after page 0 */
+    uint64_t expect_number, n_tok, n_overlap, n_draft, n_outgrown, n_shared,
+        n_gone; /* n_shared: times that a sequence began after page 0; n_gone: window pages out of sight */
     struct mu_sched_event events[MAX_SLOTS];
 };
 
@@ -236,6 +240,16 @@ static void slot_read(const struct sim *m, const struct mu_step *st, const struc
         assert_true(c->step < st->number || c->slot == q->slot); /* of this step only its own */
         ids[pos] = c->id;
     }
+    if (!m->s->window) return;
+    for (uint32_t pos = 0; pos < q->pos0 + q->n_tok; pos++) { /* what its first token sees, and what is written */
+        const struct cell *c = &m->cell[s->page[pos / MU_PAGE_TOKENS]][pos % MU_PAGE_TOKENS];
+        if (pos + (uint32_t)m->opt.serving.window <= q->pos0) continue;
+        assert_true(s->window[pos / MU_PAGE_TOKENS] != NO_PAGE);
+        const struct cell *w = &m->window_cell[s->window[pos / MU_PAGE_TOKENS]][pos % MU_PAGE_TOKENS];
+        assert_true(w->id == c->id && w->pos == pos && w->far == q->far && w->adapter == q->adapter);
+        if (q->adapter) assert_true(w->scale == q->adapter_scale);
+        assert_true(w->step < st->number || w->slot == q->slot);
+    }
 }
 
 static void slot_write(struct sim *m, const struct mu_step *st, const struct mu_step_seq *q, int32_t id)
@@ -245,8 +259,12 @@ static void slot_write(struct sim *m, const struct mu_step *st, const struct mu_
     for (int i = 0; i < m->opt.serving.n_slot; i++)
         for (uint32_t p = 0; p < m->slot[i].n_page; p++) n_holder += m->slot[i].page[p] == page;
     assert_int_equal(n_holder, 1); /* nobody else reads there */
-    m->cell[page][s->n % MU_PAGE_TOKENS] =
-        (struct cell){id, s->n, q->far, q->adapter, q->adapter_scale, st->number, q->slot};
+    const struct cell c = {id, s->n, q->far, q->adapter, q->adapter_scale, st->number, q->slot};
+    m->cell[page][s->n % MU_PAGE_TOKENS] = c;
+    if (m->s->window) {
+        assert_true(s->window[s->n / MU_PAGE_TOKENS] != NO_PAGE);
+        m->window_cell[s->window[s->n / MU_PAGE_TOKENS]][s->n % MU_PAGE_TOKENS] = c;
+    }
     s->n++;
 }
 
@@ -261,11 +279,18 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
         assert_true(s->n_page > 0);
         m->n_outgrown += m->opt.n_ctx_short && s->n == (uint32_t)m->opt.n_ctx_short;
         s->n = s->n_sure = s->n_page = 0;
+        memset(s->window, 0xff, sizeof s->window);
     }
     for (uint32_t i = 0; i < st->n_page; i++) {
         assert_true(st->page[i].page < m->opt.serving.n_page);
         struct slot *s = &m->slot[st->page[i].slot];
         s->page[s->n_page++] = st->page[i].page;
+    }
+    assert_true(st->n_window <= mu_step_max_window(&m->opt.serving));
+    for (uint32_t i = 0; i < st->n_window; i++) {
+        const struct mu_step_window *w = &st->window[i];
+        assert_true(w->page < m->s->n_window && w->at <= ((uint32_t)m->opt.serving.n_ctx - 1) / MU_PAGE_TOKENS);
+        m->slot[w->slot].window[w->at] = w->page;
     }
     uint32_t off = 0, seen = 0;
     for (uint32_t i = 0; i < st->n_seq; i++) {
@@ -314,9 +339,33 @@ static void rank_apply(struct sim *m, const struct mu_step *st, int32_t *sampled
     m->n_tok += off;
 }
 
-/* Every page has as many holders as there are tables that name it. */
-static void check_pages(const struct sim *m)
+/* The same of window pages; a sequence has no more of them than its share. What nobody has and nobody can find holds
+ * something else from now on. */
+static void check_window_pages(struct sim *m)
 {
+    uint32_t n_holder[MAX_PAGES] = {0}, n_share = 0;
+    for (int i = 0; i < m->opt.serving.n_slot; i++) {
+        const struct seq *q = m->s->active[i];
+        if (!q) continue;
+        n_share += mu_sched_window_share(m->s, q);
+        assert_true(q->window_end - q->window_begin <= mu_sched_window_share(m->s, q));
+        for (uint32_t p = q->window_begin; p < q->window_end; p++) n_holder[q->window[p]]++;
+        m->n_gone += q->window_begin;
+    }
+    assert_int_equal(n_share, m->s->n_window_taken);
+    assert_true(n_share <= m->s->n_window);
+    for (uint32_t p = 0; p < m->s->n_window; p++) {
+        assert_int_equal(mu_kv_pool_holders(m->s->window, p), n_holder[p]);
+        if (!n_holder[p] && !mu_kv_pool_identity(m->s->window, p))
+            memset(m->window_cell[p], 0xff, sizeof m->window_cell[p]);
+    }
+    assert_true(mu_kv_pool_sound(m->s->window));
+}
+
+/* Every page has as many holders as there are tables that name it. */
+static void check_pages(struct sim *m)
+{
+    if (m->s->window) check_window_pages(m);
     uint32_t n_holder[MAX_PAGES] = {0};
     for (int i = 0; i < m->opt.serving.n_slot; i++)
         for (uint32_t p = 0; m->s->active[i] && p < m->s->active[i]->n_page; p++) n_holder[m->s->active[i]->page[p]]++;
@@ -400,6 +449,8 @@ static void sim_cancel(struct sim *m, int i)
         assert_int_equal(st, MU_EAGAIN);
 }
 
+static int sim_window; /* of the next sim_open */
+
 static void sim_open(struct sim *m, int n_stage, int n_slot, uint32_t n_page, int n_ctx, int step_tokens)
 {
     struct mu_err err = MU_ERR_INIT;
@@ -408,7 +459,8 @@ static void sim_open(struct sim *m, int n_stage, int n_slot, uint32_t n_page, in
                                                    .n_slot = n_slot,
                                                    .n_page = n_page,
                                                    .step_tokens = step_tokens,
-                                                   .n_adapter = N_ADAPTER},
+                                                   .n_adapter = N_ADAPTER,
+                                                   .window = sim_window},
                                        .n_stage = n_stage,
                                        .n_vocab = VOCAB,
                                        .max_waiting = MAX_REQUESTS};
@@ -417,6 +469,7 @@ static void sim_open(struct sim *m, int n_stage, int n_slot, uint32_t n_page, in
         assert_int_equal(mu_step_create(&m->opt.serving, VOCAB, &m->step[i], &err), MU_OK);
     m->req = calloc(MAX_REQUESTS, sizeof *m->req);
     m->expect_number = 1;
+    for (int i = 0; i < MAX_SLOTS; i++) memset(m->slot[i].window, 0xff, sizeof m->slot[i].window);
 }
 
 static void sim_close(struct sim *m)
@@ -427,12 +480,13 @@ static void sim_close(struct sim *m)
     assert_int_equal(c.waiting, 0);
     assert_int_equal(c.free_pages, m->opt.serving.n_page);
     assert_int_equal(c.free_slots, m->opt.serving.n_slot);
+    if (m->s->window) assert_int_equal(mu_kv_pool_available(m->s->window), m->s->n_window);
     for (int i = 0; i < MAX_FLIGHT; i++) mu_free(m->step[i]);
     mu_sched_destroy(m->s);
     free(m->req);
 }
 
-static uint64_t n_outgrown, n_shared, n_overlap, n_drafted, n_taken, n_cached_tokens;
+static uint64_t n_outgrown, n_shared, n_overlap, n_drafted, n_taken, n_cached_tokens, n_gone;
 
 static uint64_t simulate(uint64_t seed, int n_req)
 {
@@ -475,6 +529,7 @@ static uint64_t simulate(uint64_t seed, int n_req)
         if (!m.req[i].cancelled) assert_int_equal(m.req[i].n_prompt + m.req[i].n_got, m.req[i].n_total);
     n_outgrown += m.n_outgrown;
     n_shared += m.n_shared;
+    n_gone += m.n_gone;
     n_overlap += m.n_overlap;
     n_drafted += m.n_draft;
     n_taken += c.drafts_taken;
@@ -502,6 +557,51 @@ static void test_a_thousand_random_requests(void **state)
     print_message("%llu drafts, %llu of them right\n", (unsigned long long)n_drafted, (unsigned long long)n_taken);
     assert_true(n_taken > 300 && n_drafted > n_taken + 100);
     assert_true(n_shared > 500 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
+}
+
+/* The same with layers that have a window, from one token on. */
+static void test_windows(void **state)
+{
+    (void)state;
+    uint64_t preemptions = 0;
+    n_outgrown = n_shared = n_overlap = n_drafted = n_taken = n_cached_tokens = 0;
+    for (uint64_t seed = 1; seed <= 400; seed++) {
+        sim_window = seed % 3 ? 1 + (int)(seed * 7 % 90) : 1 + (int)(seed % 4);
+        preemptions += simulate(seed + 1000, 60);
+    }
+    for (sim_window = 1; sim_window < 100; sim_window += 33) preemptions += simulate((uint64_t)sim_window, 1000);
+    sim_window = 0;
+    print_message("%llu preemptions, %llu drafts, %llu of them right, %llu outgrew the short context\n",
+                  (unsigned long long)preemptions, (unsigned long long)n_drafted, (unsigned long long)n_taken,
+                  (unsigned long long)n_outgrown);
+    print_message("%llu sequences began with %llu tokens of others\n", (unsigned long long)n_shared,
+                  (unsigned long long)n_cached_tokens);
+    assert_true(preemptions > 100 && n_taken > 300 && n_outgrown > 100 && n_overlap > 500 && n_gone > 10000);
+    assert_true(n_shared > 500 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
+}
+
+static void request_salted(struct sim *m, int i, uint32_t salt, uint32_t n_prompt, uint32_t max_tokens);
+static void run_dry(struct sim *m);
+
+/* Long prompts that nobody shares leave window pages behind, which push out none that stand for the end of a sequence. */
+static void test_long_ones_forget_themselves(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_window = 40;
+    sim_open(&m, 1, 4, 44, 340, 16);
+    sim_window = 0;
+    assert_int_equal(m.s->n_window, 24);
+    request_salted(&m, 0, 50, 64, 10);
+    run_dry(&m);
+    for (int i = 1; i < 4; i++) {
+        request_salted(&m, i, (uint32_t)i, 300, 5);
+        run_dry(&m);
+    }
+    request_salted(&m, 4, 50, 70, 3); /* begins as the first one did */
+    run_dry(&m);
+    assert_int_equal(m.req[4].n_cached, 64);
+    sim_close(&m);
 }
 
 /* A request that is known in every detail: n_prompt ids that begin as salt says, then max_tokens. */
@@ -967,10 +1067,11 @@ static void test_no_id_allowed(void **state)
 static void test_every_allocation_can_fail(void **state)
 {
     (void)state;
-    struct mu_sched_options opt = {.serving = {.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16},
+    struct mu_sched_options opt = {.serving = {.n_ctx = 256, .n_slot = 2, .n_page = 16, .step_tokens = 16, .window = 5},
                                    .n_stage = 2,
                                    .n_vocab = VOCAB,
                                    .max_waiting = 3};
+    assert_true(mu_plan_window_pages(&opt.serving) > 0);
     int32_t ids[4] = {1, 2, 3, 4};
     struct mu_sched_request q = {
         .id = 1, .prompt = ids, .n_prompt = 4, .max_tokens = 3, .sampling = {.repeat_penalty = 2}};
@@ -995,6 +1096,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_thousand_random_requests),
+        cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_long_ones_forget_themselves),
         cmocka_unit_test(test_nobody_starves),
         cmocka_unit_test(test_shares),
         cmocka_unit_test(test_an_urgent_one_does_not_wait),

@@ -77,6 +77,7 @@ static void rank_create(void *arg, int member, int n_member)
     struct solo_rank *r = &s->rank[member];
     struct mu_shard_options opt = {.model = s->opt.model, .plan = &s->plan, .rank = member, .serving = s->serving};
     opt.adapters = s->opt.adapters;
+    opt.slow_links = s->opt.slow_links;
     unsigned char link_id[MU_DEVICE_LINK_ID];
     bool linked = false;
     int n_thread = s->opt.n_thread, first = mu_plan_first_core(&s->plan.split, member, n_thread);

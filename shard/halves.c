@@ -109,7 +109,7 @@ static void half_view(struct mu_shard *s, struct half *h, int i, int begin, int 
     if (i > 0) v->gather += t * (col + col / 32) * sizeof(float) + 64 * MU_MAX_RANKS; /* mu_scratch_sizes */
     v->attention_ns = 0;
     for (int k = 0; k < N_COUNTER; k++) atomic_store_explicit(&v->counter[k].next, 0, memory_order_relaxed);
-    mu_attend_plan(v);
+    mu_attend_plan(v); /* segment0, which both write, is for decodes */
 }
 
 void mu_halves_plan(struct mu_shard *s)

@@ -139,6 +139,8 @@ struct mu_bench_links;
 /* By all ranks together; of each pair that the plan has talking to each other. Freed with mu_free. */
 enum mu_status mu_bench_links_measure(struct mu_comm *comm, const struct mu_plan *plan,
                                       struct mu_bench_links **links_out, struct mu_err *err);
+/* Whether a link within rank's stage is slow (mu_plan_link_slow): the same on all of the stage. */
+bool mu_bench_links_slow(const struct mu_bench_links *l, const struct mu_plan *plan, int rank);
 /* Fills the result's prediction and links, from its host's limits and the job's GPUs. */
 void mu_bench_predict(const struct mu_model *model, const struct mu_plan *plan, const struct mu_bench_job *job,
                       const struct mu_bench_case *c, struct mu_bench_links *l, struct mu_bench_result *r);

@@ -720,6 +720,8 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
     MU_TRY(st, mu_shard_link_create(comm, plan, &link, &so.comm, err), out);
     MU_TRY(st, mu_device_link_agree(comm, plan, comm->rank, NULL, link_id, &linked, err), out);
     so.device_link = linked ? link_id : NULL;
+    MU_TRY(st, mu_bench_links_measure(comm, plan, &l.links, err), out);
+    so.slow_links = mu_bench_links_slow(l.links, plan, comm->rank);
     int64_t start = mu_now_ns();
     MU_TRY(st, mu_shard_create(&so, &l.shard, err), out);
     l.load_s = (double)(mu_now_ns() - start) / 1e9;
@@ -729,7 +731,6 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
     share_seat(&l.share[0], &seat.place, split.device[comm->rank] == MU_ON_CPU);
     l.probe = split.device[comm->rank] == MU_ON_CPU ? seat.pool : NULL;
     MU_TRY(st, probe_open(&l, err), out);
-    MU_TRY(st, mu_bench_links_measure(comm, plan, &l.links, err), out);
     if (!(st = cases_measure(&l, done, ctx, err))) {
         int idle; /* the other stages have everything: the sends complete as soon as MPI may look */
         while ((idle = mu_shard_idle(l.shard, err)) == 0) {}

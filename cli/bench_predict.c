@@ -50,10 +50,11 @@ enum mu_status mu_bench_links_measure(struct mu_comm *comm, const struct mu_plan
     MU_TRY(st, all_gather(comm, l->host, HOST_NAME, err), fail);
     for (int a = 0; a < n; a++)
         for (int b = a + 1; b < n; b++) { /* everybody in this order, so that each pair meets */
-            struct mu_plan_link *own = &l->at[comm->rank * n + (comm->rank == a ? b : a)];
+            int other = comm->rank == a ? b : a;
+            struct mu_plan_link *own = &l->at[comm->rank * n + other];
             if (!talk(plan, a, b)) continue;
             if (comm->rank == a || comm->rank == b)
-                MU_TRY(st, mu_comm_measure(comm, comm->rank == a ? b : a, &own->us, &own->gbps, err), fail);
+                MU_TRY(st, mu_comm_measure(comm, other, &own->us, &own->gbps, err), fail);
             MU_TRY(st, mu_comm_barrier(comm, err), fail); /* the others are quiet meanwhile */
         }
     MU_TRY(st, all_gather(comm, l->at, (size_t)n * sizeof *l->at, err), fail);
@@ -75,6 +76,15 @@ static void links_tell(const struct mu_bench_links *l, struct mu_bench_result *r
         if (from->us > to->us) to->us = from->us;
         if (!(to->gbps > 0) || from->gbps < to->gbps) to->gbps = from->gbps;
     }
+}
+
+bool mu_bench_links_slow(const struct mu_bench_links *l, const struct mu_plan *plan, int rank)
+{
+    const struct mu_plan_stage *st = &plan->stage[plan->rank[rank].stage];
+    for (int i = st->first_rank; i < st->first_rank + st->n_rank; i++)
+        for (int j = st->first_rank; j < i; j++)
+            if (mu_plan_link_slow(l->at[i * l->n + j])) return true;
+    return false;
 }
 
 static struct mu_plan_node node_of_rank(const struct mu_bench_job *job, const struct mu_bench_limits *host, int n_cpu)
@@ -100,7 +110,7 @@ void mu_bench_predict(const struct mu_model *model, const struct mu_plan *plan, 
     bool prompt = c->phase == MU_BENCH_PROMPT;
     int group = mu_bench_groups(plan, c, true), node_of[MU_MAX_RANKS];
     int n_step = prompt ? group : c->n_tok * group;
-    struct mu_plan_step step = {.n_seen = c->n_context + c->n_tok / 2.0};
+    struct mu_plan_step step = {.n_seen = c->n_context + c->n_tok / 2.0, .is_chunk = prompt};
     struct mu_step_times t;
     step.n_tok = prompt ? c->n_tok / n_step : (c->n_stream + group - 1) / group;
     step.n_row = prompt ? 1 : step.n_tok;

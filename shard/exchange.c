@@ -98,6 +98,28 @@ bool mu_run_gather(struct run *r, void *buf, const struct parts *parts)
     return r->s->failed == MU_OK;
 }
 
+/* Of a half: begun, and ended when it is wanted. What is noted as an exchange is the wait for its end. */
+static void half_gather_begin(struct mu_shard *s, const struct parts *parts)
+{
+    struct mu_shard *owner = s->owner;
+    if (owner->failed != MU_OK) return; /* the other half's: told at the next end */
+    int64_t start = mu_now_ns();
+    owner->failed = s->comm.gather_begin(s->comm.ctx, s->half_of, s->gather, parts->off, parts->len, &owner->err);
+    owner->exchange_ns += mu_now_ns() - start;
+}
+
+static bool half_gather_end(struct run *r)
+{
+    struct mu_shard *owner = r->s->owner;
+    if (r->member == 0 && owner->failed == MU_OK) {
+        int64_t start = comm_begin(owner, MU_OP_EXCHANGE);
+        owner->failed = owner->comm.gather_end(owner->comm.ctx, r->s->half_of, &owner->err);
+        comm_end(owner, MU_OP_EXCHANGE, start, &owner->exchange_ns);
+    }
+    mu_run_meet(r);
+    return owner->failed == MU_OK; /* written before a meeting, read after it */
+}
+
 /* ---- ① and ③ ---- */
 
 enum wire mu_input_wire(const struct mu_shard *s, enum input input, unsigned forms)
@@ -199,7 +221,41 @@ bool mu_run_gather_input(struct run *r, enum input input, const float *src, unsi
     return true;
 }
 
+void mu_run_input_begin(struct run *r, enum input input, const float *src, unsigned forms)
+{
+    struct mu_shard *s = r->s;
+    enum wire wire = mu_input_wire(s, input, forms);
+    struct parts parts = mu_input_parts(s, input, wire, r->n_tok);
+    int width = mu_range_len(mu_input_columns(s, input, s->me.local));
+    encode(r, wire, src, width, s->gather + parts.off[s->me.local], mu_run_share(r, r->n_tok));
+    mu_run_meet(r);
+    if (r->member == 0) half_gather_begin(s, &parts);
+}
+
+bool mu_run_input_end(struct run *r, enum input input, unsigned forms, struct act *act_out)
+{
+    struct mu_shard *s = r->s;
+    int n_col = input == INPUT_O ? s->cfg.n_head * s->cfg.d_head : s->cfg.d_ff;
+    enum wire wire = mu_input_wire(s, input, forms);
+    struct parts parts = mu_input_parts(s, input, wire, r->n_tok);
+    if (!half_gather_end(r)) return false;
+    decode(r, input, wire, &parts, n_col, forms, mu_run_share(r, r->n_tok));
+    mu_run_meet(r);
+    *act_out = s->act;
+    return true;
+}
+
 /* ---- ② and ④ ---- */
+
+void mu_run_parts_begin(struct run *r)
+{
+    if (r->member == 0) half_gather_begin(r->s, &r->pending_parts);
+}
+
+bool mu_run_parts_end(struct run *r)
+{
+    return half_gather_end(r);
+}
 
 void mu_run_project_begin(struct run *r, struct job *job, bool round, const float *post)
 {

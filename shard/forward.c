@@ -59,12 +59,10 @@ struct job mu_job_added(const struct mu_shard *s, const struct layer *layer, enu
     return job;
 }
 
-static bool attention_run(struct run *r, const struct layer *layer, int index, bool last)
+void mu_run_attention(struct run *r, const struct layer *layer, int index, bool last)
 {
     struct mu_shard *s = r->s;
-    bool parallel = s->model->arch->parallel;
     int q0 = s->me.heads.begin * s->cfg.d_head, kv0 = s->me.kv_heads.begin * s->cfg.d_head;
-    struct act in;
     mu_run_norm(r, layer->vec[MU_T_ATTN_NORM], layer->vec[MU_T_ATTN_NORM_B], layer->attn_in);
     const struct job jobs[] = {mu_job_biased(layer, MU_T_Q, MU_T_Q_B, q0, s->q),
                                mu_job_biased(layer, MU_T_K, MU_T_K_B, kv0, s->key),
@@ -74,6 +72,14 @@ static bool attention_run(struct run *r, const struct layer *layer, int index, b
     int64_t start = r->member == 0 ? mu_now_ns() : 0;
     mu_run_attend(r, index, last);
     if (r->member == 0) s->attention_ns += mu_now_ns() - start;
+}
+
+static bool attention_run(struct run *r, const struct layer *layer, int index, bool last)
+{
+    struct mu_shard *s = r->s;
+    bool parallel = s->model->arch->parallel;
+    struct act in;
+    mu_run_attention(r, layer, index, last);
     if (last && s->prune) {
         r->n_tok = s->n_live;
         if (r->lora) r->lora = &s->lora_live;
@@ -112,15 +118,20 @@ struct job mu_job_hidden(const struct mu_shard *s, const struct layer *layer, fl
     return hidden;
 }
 
+void mu_run_hidden(struct run *r, const struct layer *layer)
+{
+    const struct job hidden = mu_job_hidden(r->s, layer, r->s->gate);
+    mu_run_matmul(r, &hidden, 1, r->act, r->n_tok);
+    mu_run_meet(r);
+}
+
 static bool ffn_run(struct run *r, const struct layer *layer, int index)
 {
     struct mu_shard *s = r->s;
     struct act in;
     mu_run_norm(r, layer->vec[MU_T_FFN_NORM], layer->vec[MU_T_FFN_NORM_B], layer->ffn_in);
     if (s->cfg.n_expert > 0) return mu_run_experts(r, index);
-    const struct job hidden = mu_job_hidden(s, layer, s->gate);
-    mu_run_matmul(r, &hidden, 1, r->act, r->n_tok);
-    mu_run_meet(r);
+    mu_run_hidden(r, layer);
     struct job down = mu_job_added(s, layer, MU_T_DOWN, MU_T_DOWN_B, s->y);
     if (s->model->arch->parallel) down.plus = s->y_attn;
     return mu_run_gather_input(r, INPUT_DOWN, s->gate, layer->down_in, &in) &&
@@ -172,8 +183,9 @@ static void step_main(void *arg, int member, int n_member)
     r.act = r.narrow ? &r.mine->act : &s->act;
     if (!mu_fp_env_ok()) mu_fp_env_set(); /* a library that was loaded meanwhile may have changed it (C0) */
     if (!step_begin(&r)) return;
-    int n_layer = mu_range_len(s->stage.layers);
-    for (int l = 0; l < n_layer; l++) {
+    int n_layer = mu_range_len(s->stage.layers), first = s->halved ? n_layer - 1 : 0;
+    if (s->halved && !mu_run_halves(&r, first)) return;
+    for (int l = first; l < n_layer; l++) {
         bool last = s->last_stage && l == n_layer - 1;
         if (member == 0 && s->record) {
             atomic_store_explicit(&s->record->layer, s->stage.layers.begin + l, memory_order_relaxed);
@@ -281,6 +293,7 @@ static void step_prepare(struct mu_shard *s, const struct mu_step *step)
     rows_plan(s);
     mu_lora_plan(s);
     mu_attend_plan(s);
+    mu_halves_plan(s);
     for (int i = 0; i < N_COUNTER; i++) atomic_store_explicit(&s->counter[i].next, 0, memory_order_relaxed);
 }
 

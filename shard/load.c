@@ -443,6 +443,7 @@ enum mu_status mu_shard_create(const struct mu_shard_options *opt, struct mu_sha
     MU_TRY(st, mu_kv_create(s, err), fail);
     if (s->plan.split.device[s->rank] != MU_ON_CPU) MU_TRY(st, mu_dev_create(s, opt, err), fail);
     MU_TRY(st, scratch_create(s, opt, err), fail);
+    MU_TRY(st, mu_halves_create(s, opt, err), fail);
     MU_TRY(st, mu_shard_load(s, opt, err), fail);
     float *x = s->dev ? s->dev->pinned.in.x : s->x;
     if (s->first_stage &&
@@ -476,6 +477,7 @@ void mu_shard_destroy(struct mu_shard *s)
 {
     if (!s) return;
     mu_dev_destroy(s);
+    mu_halves_destroy(s);
     if (s->weights.p) mu_pages_free(s->weights.p, s->weights.bytes);
     if (s->scratch.p) mu_pages_free(s->scratch.p, s->scratch.bytes);
     if (s->lora_data.p) mu_pages_free(s->lora_data.p, s->lora_data.bytes);

@@ -9,6 +9,7 @@
  *   lora.c      what adapters add to matrix products
  *   exchange.c  what travels between ranks            attend.c   rotation, cache, attention
  *   forward.c   a step from top to bottom             sample.c   the next ids
+ *   halves.c    a chunk in two halves by turns, where exchanges are slow
  *   embed.c     states of tokens, pooled              device.h   the same on a device, in files of its own */
 #ifndef MU_SHARD_PARTS_H
 #define MU_SHARD_PARTS_H
@@ -217,8 +218,12 @@ struct mu_shard {
     int32_t *id;                                      /* [n_slot] */
     int ticket;                                       /* of this step's send */
     bool sent[MU_SHARD_TICKETS];
-    int n_sent;            /* tickets in flight */
-    enum mu_status failed; /* written by member 0, read by all after they met */
+    int n_sent;             /* tickets in flight */
+    struct half *half;      /* [MU_SHARD_GATHERS]; NULL: steps go whole */
+    bool halved;            /* this one does not */
+    struct mu_shard *owner; /* in a half's view: the shard, which has the status; NULL */
+    int half_of;            /* … and which half */
+    enum mu_status failed;  /* written by member 0, read by all after they met */
     struct mu_err err;
     struct {
         _Alignas(64) atomic_int next;
@@ -291,7 +296,11 @@ static inline char *mu_kv_page(const struct kv *kv, int layer, int head, uint32_
     return kv->data + l->offset + ((size_t)head * kv->n_page[l->group] + page) * kv->page_bytes;
 }
 
-/* ---- forward.c: what both passes compute ---- */
+/* ---- forward.c ---- */
+/* A layer's attention up to its output, and its feed-forward up to the hidden vectors; met afterwards. last: of the model. */
+void mu_run_attention(struct run *r, const struct layer *layer, int index, bool last);
+void mu_run_hidden(struct run *r, const struct layer *layer);
+/* What both passes compute: */
 struct job;
 /* A layer's matrix, with the adapters' part and the bias, where there is one, of the rows that begin at row0. */
 struct job mu_job_biased(const struct layer *layer, enum mu_tensor_id id, enum mu_tensor_id bias, int row0, float *out);
@@ -315,7 +324,7 @@ struct mu_range mu_run_tokens(const struct run *r);
 /* Between claims: member 0 keeps sends moving. */
 static inline void mu_run_breathe(const struct run *r)
 {
-    if (r->member == 0 && r->s->n_sent > 0) r->s->comm.progress(r->s->comm.ctx);
+    if (r->member == 0 && (r->s->n_sent > 0 || r->s->owner)) r->s->comm.progress(r->s->comm.ctx);
 }
 
 struct job { /* one matrix of a phase */
@@ -372,6 +381,12 @@ void mu_residual_add(const struct run *r, float *x, int t);
 /* ① and ③: the whole input of o (heads of d_head columns) or down in its forms. src [n_tok][my width] was finished
  * before a meeting. */
 bool mu_run_gather_input(struct run *r, enum input input, const float *src, unsigned forms, struct act *act_out);
+/* The same in two, of a half; nobody meets at the end of begin. */
+void mu_run_input_begin(struct run *r, enum input input, const float *src, unsigned forms);
+bool mu_run_input_end(struct run *r, enum input input, unsigned forms, struct act *act_out);
+/* … and of what is pending, once it is computed and everybody met. */
+void mu_run_parts_begin(struct run *r);
+bool mu_run_parts_end(struct run *r);
 /* What is computed next is pending, a row of job->out a token (job->bf16 too, where set): where it belongs. */
 void mu_run_project_begin(struct run *r, struct job *job, bool round, const float *post);
 /* After it is computed and everybody met. false: the step failed. */
@@ -388,6 +403,15 @@ bool mu_run_send(struct run *r);
  * member 0 alone. s->failed has the status. */
 void mu_recv_now(struct mu_shard *s, float *x, int n_tok);
 void mu_send_now(struct mu_shard *s, int n_tok);
+
+/* ---- halves.c ---- */
+enum mu_status mu_halves_create(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err);
+void mu_halves_destroy(struct mu_shard *s);
+/* Whether the step that was prepared goes in halves (s->halved); then they are prepared, too. */
+void mu_halves_plan(struct mu_shard *s);
+/* The first n_layer layers; afterwards the residual is whole, nothing is pending, everybody has met. false: the step
+ * failed. */
+bool mu_run_halves(struct run *r, int n_layer);
 
 /* ---- attend.c ---- */
 /* Cosines and sines of token t in rotation table i. */

@@ -15,6 +15,10 @@ static const double CPU_INT8_SHARE = 0.7, CPU_F32_SHARE = 0.8, CPU_F32_OF_INT8 =
 static const double GPU_READ_SHARE = 0.8, GPU_INT8_SHARE = 0.13, GPU_F32_SHARE = 0.5, GPU_LAYER_MS = 0.03,
                     GPU_HOP_MS = 0.03, GPU_HOP_GBPS = 10;
 
+/* What a core moves between itself and a link beside its work, sent and received together: copies, the kernel's TCP. Two
+ * ranks of a thread over tests/links/links, whose hub is in it. */
+static const double MOVE_GBPS = 0.6;
+
 struct predict {
     const struct mu_model *model;
     const struct mu_plan *plan;
@@ -173,43 +177,96 @@ static double exchange_ms(const struct predict *p, const struct mu_plan_stage *s
 }
 
 enum what { HEADS, HIDDEN, MODEL };
+enum { LAYER_EXCHANGES = 4 };
+struct exchange {
+    double part[MU_MAX_RANKS]; /* bytes of each rank of the stage */
+};
 
-static double exchange_of(const struct predict *p, const struct mu_plan_stage *st, enum what what, double bytes)
+static void exchange_add(const struct predict *p, const struct mu_plan_stage *st, enum what what, double bytes,
+                         struct exchange *x, int *n)
 {
-    double part[MU_MAX_RANKS];
     for (int i = 0; i < st->n_rank; i++) {
         const struct mu_plan_rank *r = &p->plan->rank[st->first_rank + i];
-        double n = what == HEADS    ? (double)mu_range_len(r->heads) * p->model->cfg.d_head
-                   : what == HIDDEN ? mu_range_len(r->ff)
-                                    : mu_range_len(r->model);
-        part[i] = n * bytes;
+        double rows = what == HEADS    ? (double)mu_range_len(r->heads) * p->model->cfg.d_head
+                      : what == HIDDEN ? mu_range_len(r->ff)
+                                       : mu_range_len(r->model);
+        x[*n].part[i] = rows * bytes;
     }
-    return exchange_ms(p, st, part);
+    ++*n;
 }
 
-/* A matrix's input and then what it produces; n_in, n_out vectors. */
-static double exchanges_around(const struct predict *p, const struct mu_plan_stage *st,
-                               const struct mu_gguf_tensor *matrix, enum what what, double n_in, double n_out)
+/* Around o and down: what they read, and what they produce, of n_tok tokens. Returns how many. */
+static int layer_exchanges(const struct predict *p, const struct mu_plan_stage *st, int layer, double n_tok,
+                           struct exchange *x)
 {
-    const struct mu_type_info *type = mu_type_info(matrix->type);
-    bool q8 = type && type->act == MU_ACT_Q8, bf16 = type && type->act == MU_ACT_BF16;
-    double ms = exchange_of(p, st, what, n_in * (q8 ? 1.125 : bf16 ? 2 : 4));
-    return n_out > 0 ? ms + exchange_of(p, st, MODEL, n_out * (q8 ? 2 : 4)) : ms;
+    static const enum mu_tensor_id id[] = {MU_T_O, MU_T_DOWN};
+    const struct mu_model *m = p->model;
+    int n = 0;
+    for (int i = 0; i < 2 && n_tok > 0; i++) {
+        const struct mu_type_info *type = mu_type_info(m->layer[layer][id[i]]->type);
+        bool q8 = type && type->act == MU_ACT_Q8, bf16 = type && type->act == MU_ACT_BF16;
+        double used = i == 1 && m->cfg.n_expert > 0 ? m->cfg.n_expert_used : 1;
+        exchange_add(p, st, i == 1 ? HIDDEN : HEADS, n_tok * used * (q8 ? 1.125 : bf16 ? 2 : 4), x, &n);
+        if (i == 1 || !m->arch->parallel) exchange_add(p, st, MODEL, n_tok * (q8 ? 2 : 4), x, &n);
+    }
+    return n;
+}
+
+static double layer_ms(const struct predict *p, const struct mu_plan_stage *st, int layer)
+{
+    struct exchange x[LAYER_EXCHANGES];
+    bool last = layer == p->model->cfg.n_layer - 1;
+    double ms = 0;
+    int n = layer_exchanges(p, st, layer, last ? p->step->n_row : p->step->n_tok, x);
+    for (int i = 0; i < n; i++) ms += exchange_ms(p, st, x[i].part);
+    return ms;
+}
+
+static double ids_ms(const struct predict *p, const struct mu_plan_stage *st)
+{
+    static const double nothing[MU_MAX_RANKS];
+    return st->layers.end == p->model->cfg.n_layer && p->step->n_row > 0 ? exchange_ms(p, st, nothing) : 0;
 }
 
 static double stage_exchanges(const struct predict *p, const struct mu_plan_stage *st)
 {
-    const struct mu_model *m = p->model;
-    double ms = 0, used = m->cfg.n_expert > 0 ? m->cfg.n_expert_used : 1;
+    double ms = 0;
     if (st->n_rank == 1) return 0;
-    for (int l = st->layers.begin; l < st->layers.end; l++) {
-        double n = l == m->cfg.n_layer - 1 ? p->step->n_row : p->step->n_tok;
-        if (n == 0) continue;
-        ms += exchanges_around(p, st, m->layer[l][MU_T_O], HEADS, n, m->arch->parallel ? 0 : n);
-        ms += exchanges_around(p, st, m->layer[l][MU_T_DOWN], HIDDEN, n * used, n);
+    for (int l = st->layers.begin; l < st->layers.end; l++) ms += layer_ms(p, st, l);
+    return ms + ids_ms(p, st);
+}
+
+/* ---- chunks in halves (halves.c) ---- */
+
+static bool in_halves(const struct predict *p, const struct mu_plan_stage *st)
+{
+    bool slow = false;
+    for (int i = st->first_rank; i < st->first_rank + st->n_rank; i++) {
+        if (p->plan->split.device[i] != MU_ON_CPU) return false;
+        for (int j = st->first_rank; j < i; j++) slow = slow || mu_plan_link_slow(link_of(p, i, j));
     }
-    if (st->layers.end == m->cfg.n_layer && p->step->n_row > 0) ms += exchange_of(p, st, MODEL, 0); /* the best ids */
-    return ms;
+    return slow && p->step->is_chunk && p->step->n_tok >= 32 && mu_range_len(st->layers) > 1 &&
+           p->model->cfg.n_expert == 0 && !p->model->arch->parallel;
+}
+
+/* What the exchanges add to compute_ms. Turns are taken to compute equally long. A turn of both halves lasts as long as they
+ * compute, or one of them and the other's way, or as the link needs for both; the stage's last layer goes whole. */
+static double halves_ms(const struct predict *p, const struct mu_plan_stage *st, double compute_ms)
+{
+    double ms = layer_ms(p, st, st->layers.end - 1) + ids_ms(p, st), moved = 0;
+    double turn_ms = compute_ms / mu_range_len(st->layers) / LAYER_EXCHANGES;
+    int n_core = p->node[p->node_of[st->first_rank]].n_core;
+    for (int l = st->layers.begin; l < st->layers.end - 1; l++) {
+        struct exchange x[LAYER_EXCHANGES], none = {{0}};
+        int n = layer_exchanges(p, st, l, p->step->n_tok / 2.0, x);
+        for (int i = 0; i < n; i++) {
+            double way = exchange_ms(p, st, x[i].part), link = 2 * (way - exchange_ms(p, st, none.part));
+            double longest = turn_ms / 2 + way > link ? turn_ms / 2 + way : link;
+            if (longest > turn_ms) ms += longest - turn_ms;
+            for (int k = 0; k < st->n_rank; k++) moved += 2 * x[i].part[k]; /* of both halves, sent or received */
+        }
+    }
+    return ms + bytes_ms(moved, MOVE_GBPS * (n_core > 0 ? n_core : 1));
 }
 
 /* ---- all of it ---- */
@@ -245,7 +302,7 @@ void mu_plan_predict_step(const struct mu_model *model, const struct mu_plan *pl
             if (ms.compute > t.compute[s]) t.compute[s] = ms.compute;
             if (all > slowest) slowest = all;
         }
-        t.exchange[s] = stage_exchanges(&p, st);
+        t.exchange[s] = in_halves(&p, st) ? halves_ms(&p, st, slowest) : stage_exchanges(&p, st);
         t.stage[s] = slowest + t.exchange[s];
         if (s > 0) hop_predict(&p, s, &t);
     }
@@ -269,7 +326,7 @@ double mu_plan_predict_run(const struct mu_plan *plan, const struct mu_step_time
 void mu_plan_predict(const struct mu_model *model, const struct mu_plan *plan, const struct mu_plan_node *node,
                      const int *node_of, const struct mu_plan_links *links, struct mu_prediction *prediction_out)
 {
-    static const struct mu_plan_step decode = {1, 1, 0}, chunk = {CHUNK_TOKENS, 0, CHUNK_TOKENS / 2.0};
+    static const struct mu_plan_step decode = {1, 1, 0, false}, chunk = {CHUNK_TOKENS, 0, CHUNK_TOKENS / 2.0, true};
     struct mu_prediction p = {0};
     struct mu_step_times one, many;
     mu_plan_predict_step(model, plan, node, node_of, links, &decode, &one);

@@ -17,6 +17,11 @@
 struct mu_plan_link {
     double us, gbps;
 };
+/* Whether it is so slow beside memory that chunks go in halves (shard/halves.c): shared memory takes 1 to 5 us. */
+static inline bool mu_plan_link_slow(struct mu_plan_link l)
+{
+    return l.us >= 15;
+}
 struct mu_plan_links {
     int n_node;
     const struct mu_plan_link *at; /* [n_node][n_node], symmetric; [i][i]: between ranks of node i */
@@ -25,6 +30,7 @@ struct mu_plan_links {
 struct mu_plan_step {
     int n_tok, n_row; /* tokens, and rows of logits among them */
     double n_seen;    /* positions that a token attends to, on average */
+    bool is_chunk;    /* of a prompt: goes in halves where links are slow */
 };
 struct mu_step_times { /* ms */
     bool known;        /* every node of the plan was measured; else nothing is */

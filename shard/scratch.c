@@ -82,7 +82,7 @@ bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, 
     if (model->arch->parallel) z.y_attn = z.y;
     if (ok && !alone)
         ok = mu_scratch_product(n_tok, max_col + max_col / 32, 4, &z.gather) &&
-             mu_add_size(z.gather, 64 * MU_MAX_RANKS, &z.gather);
+             mu_add_size(z.gather, 2 * 64 * MU_MAX_RANKS, &z.gather);
     if (ok && !last) z.send = z.x;
     if (ok && last) ok = mu_scratch_product(n_tok, vocab, 4, &z.logits);
     if (ok && last && !alone) ok = mu_scratch_product(n_tok, cfg->n_vocab, 4, &z.whole);

@@ -40,6 +40,11 @@ struct mu_shard_comm {
     /* Every rank of my stage holds buf[off[i], off[i] + len[i]) for its own i; afterwards all hold all. off and len
      * have n_rank entries of the stage; lens may be 0. Bytes. */
     enum mu_status (*gather)(void *ctx, void *buf, const size_t *off, const size_t *len, struct mu_err *err);
+    /* The same in two, number i of MU_SHARD_GATHERS: begun on every rank in the same order, and ended in that order. After
+     * a failure of either none is under way. */
+    enum mu_status (*gather_begin)(void *ctx, int i, void *buf, const size_t *off, const size_t *len,
+                                   struct mu_err *err);
+    enum mu_status (*gather_end)(void *ctx, int i, struct mu_err *err);
     /* The residual from the stage before; matches sends by order. */
     enum mu_status (*recv)(void *ctx, void *buf, size_t len, struct mu_err *err);
     /* Starts sending to the stage after; buf stays untouched until the send `ticket` is waited for. */
@@ -51,6 +56,7 @@ struct mu_shard_comm {
     void (*progress)(void *ctx);
 };
 enum { MU_SHARD_TICKETS = 8 }; /* sends in flight at once, tickets 0 … 7 */
+enum { MU_SHARD_GATHERS = 2 };
 
 struct mu_shard_options {
     const struct mu_model *model;
@@ -60,6 +66,9 @@ struct mu_shard_options {
     struct mu_pool *pool;       /* borrowed */
     const struct mu_numa *numa; /* where its memory is to be (base/numa.h), borrowed as long; NULL: wherever it comes */
     struct mu_shard_comm comm;
+    /* The stage's exchanges go over links that are slow beside memory: chunks of a prompt go in two halves by turns
+     * (halves.c). The same on all ranks of a stage. */
+    bool slow_links;
     struct mu_rank_record *record;                                               /* may be NULL */
     void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx); /* may be NULL; calling thread */
     void *load_ctx;

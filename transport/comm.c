@@ -112,14 +112,8 @@ enum mu_status mu_comm_recv(struct mu_comm *c, int from, void *buf, size_t len, 
     return st != MU_OK ? st : mu_comm_wait(c, op, from, err);
 }
 
-struct batch { /* operations started together */
-    int n;
-    struct mu_comm_op *op[2 * MU_COMM_MAX_RANKS];
-    int peer[2 * MU_COMM_MAX_RANKS];
-};
-
 /* After the first failure the rest is dropped, so that no buffer is touched after we return. */
-static enum mu_status batch_wait(struct mu_comm *c, struct batch *b, enum mu_status st, struct mu_err *err)
+static enum mu_status batch_wait(struct mu_comm *c, struct mu_comm_batch *b, enum mu_status st, struct mu_err *err)
 {
     int64_t deadline = deadline_of(c);
     for (int i = 0; i < b->n; i++) {
@@ -131,38 +125,59 @@ static enum mu_status batch_wait(struct mu_comm *c, struct batch *b, enum mu_sta
     return st;
 }
 
-static void batch_add(struct batch *b, struct mu_comm_op *op, int peer)
+static void batch_add(struct mu_comm_batch *b, struct mu_comm_op *op, int peer)
 {
     b->op[b->n] = op;
     b->peer[b->n++] = peer;
 }
 
-enum mu_status mu_comm_gather(struct mu_comm *c, int first, int n, void *buf, const size_t *off, const size_t *len,
-                              struct mu_err *err)
+void mu_comm_batch_drop(struct mu_comm *c, struct mu_comm_batch *b)
+{
+    for (int i = 0; i < b->n; i++) c->ops->drop(c, b->op[i]);
+    b->n = 0;
+}
+
+enum mu_status mu_comm_gather_begin(struct mu_comm *c, int first, int n, void *buf, const size_t *off,
+                                    const size_t *len, struct mu_comm_batch *b, struct mu_err *err)
 {
     int me = c->rank - first;
+    b->n = 0;
     if (n < 1 || n > MU_COMM_MAX_RANKS || me < 0 || me >= n || first < 0 || first + n > c->n_rank)
         return mu_fail(err, MU_EINVAL, "rank %d cannot gather among ranks %d … %d of %d", c->rank, first, first + n - 1,
                        c->n_rank);
     if (mu_fault_hit("comm.allgather"))
         return mu_fail(err, MU_EPEER, "rank %d: the fault point comm.allgather was hit", c->rank);
-    struct batch b;
-    b.n = 0;
     enum mu_status st = MU_OK;
     char *bytes = buf;
     struct mu_comm_op *op;
     for (int i = 0; i < n && st == MU_OK; i++) {
         if (i == me || len[i] == 0) continue;
         st = mu_comm_irecv(c, first + i, bytes + off[i], len[i], &op, err);
-        if (st == MU_OK) batch_add(&b, op, first + i);
+        if (st == MU_OK) batch_add(b, op, first + i);
     }
     /* each rank starts with its neighbour, so that not all send to the first at once */
     for (int k = 1; k < n && st == MU_OK && len[me] > 0; k++) {
         int to = first + (me + k) % n;
         st = mu_comm_isend(c, to, bytes + off[me], len[me], &op, err);
-        if (st == MU_OK) batch_add(&b, op, to);
+        if (st == MU_OK) batch_add(b, op, to);
     }
-    return batch_wait(c, &b, st, err);
+    if (st != MU_OK) mu_comm_batch_drop(c, b);
+    return st;
+}
+
+enum mu_status mu_comm_gather_end(struct mu_comm *c, struct mu_comm_batch *b, struct mu_err *err)
+{
+    enum mu_status st = batch_wait(c, b, MU_OK, err);
+    b->n = 0;
+    return st;
+}
+
+enum mu_status mu_comm_gather(struct mu_comm *c, int first, int n, void *buf, const size_t *off, const size_t *len,
+                              struct mu_err *err)
+{
+    struct mu_comm_batch b;
+    enum mu_status st = mu_comm_gather_begin(c, first, n, buf, off, len, &b, err);
+    return st != MU_OK ? st : mu_comm_gather_end(c, &b, err);
 }
 
 enum mu_status mu_comm_broadcast(struct mu_comm *c, int root, void *buf, size_t len, struct mu_err *err)
@@ -171,7 +186,7 @@ enum mu_status mu_comm_broadcast(struct mu_comm *c, int root, void *buf, size_t 
         return mu_fail(err, MU_EINVAL, "rank %d cannot broadcast from rank %d of %d", c->rank, root, c->n_rank);
     if (len == 0) return MU_OK;
     if (c->rank != root) return mu_comm_recv(c, root, buf, len, err);
-    struct batch b;
+    struct mu_comm_batch b;
     b.n = 0;
     enum mu_status st = MU_OK;
     for (int to = 0; to < c->n_rank && st == MU_OK; to++) {

@@ -68,6 +68,18 @@ enum { MU_COMM_MAX_RANKS = 256 };
  * buf[off[i], +len[i]). */
 enum mu_status mu_comm_gather(struct mu_comm *c, int first, int n, void *buf, const size_t *off, const size_t *len,
                               struct mu_err *err);
+/* The same in two: begun now, ended later; several may be under way, ended in the order in which all ranks began them. buf
+ * is the gather's until its end. mu_comm_progress meanwhile. A begin that fails leaves nothing to end. */
+struct mu_comm_batch { /* operations started together */
+    int n;
+    struct mu_comm_op *op[2 * MU_COMM_MAX_RANKS];
+    int peer[2 * MU_COMM_MAX_RANKS];
+};
+enum mu_status mu_comm_gather_begin(struct mu_comm *c, int first, int n, void *buf, const size_t *off,
+                                    const size_t *len, struct mu_comm_batch *batch_out, struct mu_err *err);
+enum mu_status mu_comm_gather_end(struct mu_comm *c, struct mu_comm_batch *batch, struct mu_err *err);
+/* Gives it up; the comm must then be closed. */
+void mu_comm_batch_drop(struct mu_comm *c, struct mu_comm_batch *batch);
 /* From root to all others (start-up only). */
 enum mu_status mu_comm_broadcast(struct mu_comm *c, int root, void *buf, size_t len, struct mu_err *err);
 enum mu_status mu_comm_barrier(struct mu_comm *c, struct mu_err *err);

@@ -19,12 +19,36 @@ struct mu_shard_link {
     int from;     /* who sends me the residual, -1 */
     int n_to, to[MU_MAX_RANKS];
     struct ticket ticket[MU_SHARD_TICKETS];
+    struct mu_comm_batch gather[MU_SHARD_GATHERS];
 };
 
 static enum mu_status link_gather(void *ctx, void *buf, const size_t *off, const size_t *len, struct mu_err *err)
 {
     struct mu_shard_link *l = ctx;
     return mu_comm_gather(l->comm, l->first, l->n, buf, off, len, err);
+}
+
+/* The gang is lost, and their buffers are the caller's again. */
+static void gathers_drop(struct mu_shard_link *l)
+{
+    for (int i = 0; i < MU_SHARD_GATHERS; i++) mu_comm_batch_drop(l->comm, &l->gather[i]);
+}
+
+static enum mu_status link_gather_begin(void *ctx, int i, void *buf, const size_t *off, const size_t *len,
+                                        struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    enum mu_status st = mu_comm_gather_begin(l->comm, l->first, l->n, buf, off, len, &l->gather[i], err);
+    if (st != MU_OK) gathers_drop(l);
+    return st;
+}
+
+static enum mu_status link_gather_end(void *ctx, int i, struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    enum mu_status st = mu_comm_gather_end(l->comm, &l->gather[i], err);
+    if (st != MU_OK) gathers_drop(l);
+    return st;
 }
 
 static enum mu_status link_recv(void *ctx, void *buf, size_t len, struct mu_err *err)
@@ -122,6 +146,8 @@ enum mu_status mu_shard_link_create(struct mu_comm *comm, const struct mu_plan *
     }
     *ops_out = (struct mu_shard_comm){.ctx = l,
                                       .gather = link_gather,
+                                      .gather_begin = link_gather_begin,
+                                      .gather_end = link_gather_end,
                                       .recv = link_recv,
                                       .send = link_send,
                                       .send_wait = link_send_wait,
@@ -134,6 +160,7 @@ enum mu_status mu_shard_link_create(struct mu_comm *comm, const struct mu_plan *
 void mu_shard_link_destroy(struct mu_shard_link *l)
 {
     if (!l) return;
+    gathers_drop(l);
     for (int t = 0; t < MU_SHARD_TICKETS; t++)
         for (int i = 0; i < l->ticket[t].n; i++) mu_comm_drop(l->comm, l->ticket[t].op[i]);
     mu_free(l);

@@ -78,6 +78,7 @@ static void rank_create(void *arg, int member, int n_member)
     struct solo_rank *r = &s->rank[member];
     struct mu_shard_options opt = {.model = s->opt.model, .plan = &s->plan, .rank = member, .serving = s->serving};
     opt.adapters = s->opt.adapters;
+    opt.slow_links = s->opt.slow_links;
     unsigned char link_id[MU_DEVICE_LINK_ID];
     bool linked = false;
     (void)n_member;

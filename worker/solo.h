@@ -18,6 +18,7 @@ struct mu_solo_options {
     void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx);
     void *load_ctx;
     const struct mu_adapters *adapters; /* may be NULL; borrowed */
+    bool slow_links;                    /* as if ranks were on different machines (struct mu_shard_options) */
 };
 
 enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **solo_out, struct mu_err *err);

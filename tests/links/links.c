@@ -44,7 +44,7 @@
 #include <unistd.h>
 
 enum { MAX_NODES = 16, SKIP = 77, MTU = 1500, FRAME_BYTES = 38, HEADER_BYTES = 40, MAX_PACKET = 65536 + 64 };
-static const int64_t MAX_QUEUED = 64 << 20, SPIN_NS = 30000;
+static const int64_t MAX_QUEUED = 64 << 20, SPIN_NS = 10000;
 static const char PIDS[] = "MUSTER_LINKS_PIDS"; /* of the processes that hold the namespaces, for `enter` */
 
 __attribute__((noreturn, format(printf, 2, 3))) static void end(int code, const char *fmt, ...)

@@ -54,6 +54,7 @@ struct how { /* one way to run; zeros are one thread, one rank, all at once */
     bool windows; /* layers with a window have pages of their own */
     enum mu_kv_type kv;
     const struct mu_adapters *adapters;
+    bool slow_links;
 };
 
 /* $MUSTER_TEST_PLACES: where the ranks of every split are, in turn, whatever a test says: "gpu0,cpu,gpu1". */
@@ -72,6 +73,7 @@ static inline struct mu_solo *solo_of(const struct mu_model *m, struct how how)
     struct mu_solo *solo = NULL;
     struct mu_solo_options opt = {.model = m,
                                   .adapters = how.adapters,
+                                  .slow_links = how.slow_links,
                                   .n_thread = how.n_thread ? how.n_thread : 1,
                                   .serving = {.n_ctx = how.n_ctx ? how.n_ctx : 256,
                                               .n_slot = how.n_slot ? how.n_slot : 2,

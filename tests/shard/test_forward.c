@@ -37,6 +37,15 @@ static void check_ways_kv(const struct mu_model *m, const char *name, size_t n, 
         snprintf(what, sizeof what, "%s, split %s, in a batch of 8", name, splits[i]);
         same(got, want, n, n_vocab, what);
         free(got);
+        struct how halves = {.split = splits[i], .n_thread = 1 + i % 2, .kv = kv, .slow_links = true};
+        snprintf(what, sizeof what, "%s, split %s, halves of %zu", name, splits[i], n);
+        got = logits_all(m, halves, ids, n);
+        same(got, want, n, n_vocab, what);
+        free(got);
+        snprintf(what, sizeof what, "%s, split %s, halves of a batch", name, splits[i]);
+        got = logits_in_company(m, halves, ids, n);
+        same(got, want, n, n_vocab, what);
+        free(got);
     }
     free(want);
 }

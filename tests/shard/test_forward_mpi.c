@@ -1,5 +1,5 @@
 /* One rank of an MPI job (mpirun starts four, split 3:1/1:2): the logits must be the bytes that one rank alone
- * computes. Every rank ends with 0 only if its part went well; the leader compares. */
+ * computes. The prompt goes in halves. Every rank ends with 0 only if its part went well; the leader compares. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -63,7 +63,8 @@ static int run(struct mu_comm *comm, const char *path)
     if (mu_kernels_init(NULL, &err) != MU_OK || mu_model_open(path, &model, &err) != MU_OK) return die("model", &err);
     if (mu_split_parse("3:1/1:2", &split, &err) != MU_OK || mu_plan_build(model, &split, &plan, &err) != MU_OK)
         return die("plan", &err);
-    struct mu_shard_options opt = {.model = model, .plan = &plan, .rank = comm->rank, .serving = SERVING};
+    struct mu_shard_options opt = {
+        .model = model, .plan = &plan, .rank = comm->rank, .serving = SERVING, .slow_links = true};
     if (mu_pool_create(&threads, &pool, &err) != MU_OK ||
         mu_shard_link_create(comm, &plan, &link, &opt.comm, &err) != MU_OK)
         return die("pool", &err);

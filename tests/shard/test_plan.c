@@ -253,7 +253,7 @@ static void test_predict_links(void **state)
     const struct mu_plan_link at[4] = {{5, 10}, {1000, 0.1}, {1000, 0.1}, {5, 10}};
     const struct mu_plan_links links = {2, at};
     const int apart[] = {0, 1}, same[] = {0, 0};
-    const struct mu_plan_step one = {1, 1, 0}, chunk = {512, 0, 256}, last = {512, 1, 256};
+    const struct mu_plan_step one = {1, 1, 0, false}, chunk = {512, 0, 256, false}, last = {512, 1, 256, false};
     struct mu_step_times t, far, alone;
     struct mu_plan plan = plan_of(&p, "1:1");
     mu_plan_predict_step(&p.model, &plan, n, apart, &links, &one, &t);
@@ -265,6 +265,18 @@ static void test_predict_links(void **state)
     near(t.exchange[0], 15 * (4 * 1 + 512 * 9856 / 0.1e6)); /* nothing behind the last layer's attention is wanted */
     mu_plan_predict_step(&p.model, &plan, n, apart, &links, &last, &far);
     near(far.exchange[0], t.exchange[0] + 4 * 1 + 9856 / 0.1e6 + 1);
+    struct mu_plan_step halves = chunk;
+    halves.is_chunk = true;
+    const struct mu_plan_link slow[4] = {{5, 10}, {1000, 0.01}, {1000, 0.01}, {5, 10}};
+    const struct mu_plan_links narrow = {2, slow},
+                               fast = {2, (const struct mu_plan_link[]){{5, 10}, {20, 1e9}, {20, 1e9}, {5, 10}}};
+    mu_plan_predict_step(&p.model, &plan, n, apart, &narrow, &halves, &t); /* the link needs more than they compute */
+    near(t.stage[0], t.compute[0] / 16 + 15 * 512 * 9856 / 0.01e6 + 15 * 512 * 2 * 9856 / 0.6e6 / 2);
+    mu_plan_predict_step(&p.model, &plan, n, apart, &fast, &halves,
+                         &t); /* all of it beside computing, but for the cores */
+    near(t.stage[0], t.compute[0] + 15 * 512 * 2 * 9856 / 0.6e6 / 2);
+    mu_plan_predict_step(&p.model, &plan, n, same, &links, &halves, &t); /* over memory: whole */
+    near(t.exchange[0], 15 * (4 * 5e-3 + 512 * 9856 / 10e6));
     mu_plan_predict_step(&p.model, &plan, n, same, &links, &one, &t);
     near(t.exchange[0], 16 * (4 * 5e-3 + 9856 / 10e6) + 5e-3);
     mu_plan_predict_step(&p.model, &plan, n, apart, NULL, &one, &t); /* not measured: 100 us at 1 Gbit/s */

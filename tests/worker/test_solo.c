@@ -240,9 +240,47 @@ static void test_rank_fails(void **state)
 #endif
 }
 
+/* Any exchange of a step in halves fails, with another one under way: everybody ends soon. */
+static void test_halves_fail(void **state)
+{
+    (void)state;
+#ifdef MUSTER_FAULTS
+    static const char *const points[] = {"comm.allgather", "comm.recv"};
+    for (int p = 0; p < 2; p++) {
+        enum mu_status st = MU_EPEER;
+        int n = 0;
+        for (; st != MU_OK && n < 200; n += 1 + n / 8) {
+            struct mu_solo *solo = NULL;
+            struct mu_solo_options opt = {.model = model,
+                                          .n_thread = 2,
+                                          .slow_links = true,
+                                          .serving = {.n_ctx = 64, .n_slot = 2, .step_tokens = 64}};
+            int32_t ids[64] = {1, 2, 3, 4}, id;
+            struct mu_err why = MU_ERR_INIT;
+            char fault[40];
+            MUST(mu_split_parse("1:1", &opt.split, err));
+            MUST(mu_solo_open(&opt, &solo, err));
+            snprintf(fault, sizeof fault, "%s:%d", points[p], n + 1);
+            setenv("MUSTER_FAULT", fault, 1);
+            MUST(mu_fault_init(-1, err));
+            int64_t start = mu_now_ns();
+            st = mu_solo_feed(solo, 0, ids, 64, MU_OUT_SAMPLE, NULL, NULL, NULL, &id, &why);
+            unsetenv("MUSTER_FAULT");
+            MUST(mu_fault_init(-1, err));
+            if (st != MU_OK && st != MU_EPEER) fail_msg("%s: %s", fault, why.text);
+            assert_true(mu_now_ns() - start < 5 * MU_SEC);
+            mu_solo_close(solo);
+        }
+        assert_true(n > 2 * 2 * 8 &&
+                    n < 200); /* two ranks, two layers in halves, of eight exchanges each, were reached */
+    }
+#endif
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_slots), cmocka_unit_test(test_truncate),
-                                       cmocka_unit_test(test_limits), cmocka_unit_test(test_rank_fails)};
+                                       cmocka_unit_test(test_limits), cmocka_unit_test(test_rank_fails),
+                                       cmocka_unit_test(test_halves_fail)};
     return cmocka_run_group_tests(tests, group_begin, group_end);
 }

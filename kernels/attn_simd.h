@@ -23,8 +23,8 @@
 #include "kernels/parts.h"
 #include "kernels/simd.h"
 
-/* Accumulators in registers. 32 hold 6 rows × 4 vectors, and 4 vectors of K or V: faster than 12 × 2, which makes twice
- * as many broadcasts. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
+/* Accumulators in registers. 32 hold 6 rows × 4 vectors, and 4 vectors of K or V; or 8 × 2, where what is widened serves
+ * more rows. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
 enum {
 #if defined(MU_MATH_AVX512)
     ROWS = 8,
@@ -45,8 +45,7 @@ enum {
     Q_STRIDE = MU_MAX_D_HEAD + 16, /* no power of two: rows would share a cache set */
     P_STRIDE = MU_ATTN_SEGMENT + 16,
     BATCH_ROWS = 24, /* rows that go through the segments together, in blocks of up to ROWS */
-    ROWS_MANY = 6,
-    BATCH_BLOCKS = BATCH_ROWS / ROWS_MANY,
+    BATCH_BLOCKS = BATCH_ROWS / ROWS,
 };
 
 struct row {
@@ -439,7 +438,7 @@ void ISA(attn)(const struct mu_attn *a)
     int total = a->n_tok * a->n_rep;
     for (int first = 0, n; first < total; first += n) {
         n = total - first < BATCH_ROWS ? total - first : (int)BATCH_ROWS;
-        int n_block = n <= ROWS ? 1 : (n + ROWS_MANY - 1) / ROWS_MANY;
+        int n_block = (n + ROWS - 1) / ROWS;
         for (int i = 0; i < n_block; i++) {
             int from = n * i / n_block, to = n * (i + 1) / n_block; /* alike in size */
             block_open(&block[i], a, first + from, to - from);

@@ -17,7 +17,8 @@
  *
  * Memory. Up to BATCH_ROWS rows take each segment in turn, so that few passes over a long cache are made; while scores
  * are computed the segment's values are fetched towards L2, and while values are weighed the next segment's keys:
- * decoding from DRAM is twice as fast for it. Scratch is on the stack, 60 KiB. */
+ * decoding from DRAM is twice as fast for it. Each line is asked for at least twice, since a processor drops what its
+ * queue of misses has no room for. Scratch is on the stack, 60 KiB. */
 #include <stddef.h>
 
 #include "kernels/parts.h"
@@ -254,7 +255,7 @@ ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
                     x[v] = value_load(kv, at + v * vec_bytes, scale + v * VF_LANES / MU_Q_BLOCK,
                                       v + 1 < n_vec ? (int)VF_LANES : n_lane);
 #pragma GCC unroll 4
-                for (int b = 0; b < kv_share(kv, n_vec * VF_LANES); b += 64) simd_fetch(ahead + b);
+                for (int b = 0; b < kv_share(kv, n_vec * VF_LANES); b += 32) simd_fetch(ahead + b);
 #pragma GCC unroll 8
                 for (int r = 0; r < n_row; r++) {
                     const float *p = &s->p[r][j];

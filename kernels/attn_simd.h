@@ -17,14 +17,15 @@
  *
  * Memory. Up to BATCH_ROWS rows take each segment in turn, so that few passes over a long cache are made; while scores
  * are computed the segment's values are fetched towards L2, and while values are weighed the next segment's keys:
- * decoding from DRAM is twice as fast for it. Scratch is on the stack, 60 KiB. */
+ * decoding from DRAM is twice as fast for it. Each line is asked for at least twice, since a processor drops what its
+ * queue of misses has no room for. Scratch is on the stack, 60 KiB. */
 #include <stddef.h>
 
 #include "kernels/parts.h"
 #include "kernels/simd.h"
 
-/* Accumulators in registers. 32 hold 6 rows × 4 vectors, and 4 vectors of K or V: faster than 12 × 2, which makes twice
- * as many broadcasts. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
+/* Accumulators in registers. 32 hold 6 rows × 4 vectors, and 4 vectors of K or V; or 8 × 2, where what is widened serves
+ * more rows. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
 enum {
 #if defined(MU_MATH_AVX512)
     ROWS = 8,
@@ -45,8 +46,7 @@ enum {
     Q_STRIDE = MU_MAX_D_HEAD + 16, /* no power of two: rows would share a cache set */
     P_STRIDE = MU_ATTN_SEGMENT + 16,
     BATCH_ROWS = 24, /* rows that go through the segments together, in blocks of up to ROWS */
-    ROWS_MANY = 6,
-    BATCH_BLOCKS = BATCH_ROWS / ROWS_MANY,
+    BATCH_BLOCKS = BATCH_ROWS / ROWS,
 };
 
 struct row {
@@ -255,7 +255,7 @@ ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
                     x[v] = value_load(kv, at + v * vec_bytes, scale + v * VF_LANES / MU_Q_BLOCK,
                                       v + 1 < n_vec ? (int)VF_LANES : n_lane);
 #pragma GCC unroll 4
-                for (int b = 0; b < kv_share(kv, n_vec * VF_LANES); b += 64) simd_fetch(ahead + b);
+                for (int b = 0; b < kv_share(kv, n_vec * VF_LANES); b += 32) simd_fetch(ahead + b);
 #pragma GCC unroll 8
                 for (int r = 0; r < n_row; r++) {
                     const float *p = &s->p[r][j];
@@ -439,7 +439,7 @@ void ISA(attn)(const struct mu_attn *a)
     int total = a->n_tok * a->n_rep;
     for (int first = 0, n; first < total; first += n) {
         n = total - first < BATCH_ROWS ? total - first : (int)BATCH_ROWS;
-        int n_block = n <= ROWS ? 1 : (n + ROWS_MANY - 1) / ROWS_MANY;
+        int n_block = (n + ROWS - 1) / ROWS;
         for (int i = 0; i < n_block; i++) {
             int from = n * i / n_block, to = n * (i + 1) / n_block; /* alike in size */
             block_open(&block[i], a, first + from, to - from);

@@ -39,28 +39,32 @@ look() { # PID
     grep -E '(muster-weights|prefer|bind|anon|stack|heap).*N[0-9]+=' /proc/"$1"/numa_maps | grep -v 'file=/\(usr/\)*lib' | sed 's/^/map /'
 }
 ranks() { ps -o pid,args | grep '[_]rank' | grep -v mpirun | grep -v '_launch' | awk '{print $1}'; }
-serve() { # GROUP ARGUMENTS…
+serve() { # GROUP
     local g=$1
-    shift
-    inside "$g" muster serve $M --quiet --ctx 256 --parallel 2 --stall-ms 60000 --listen 127.0.0.1:7400 "$@" >/tmp/serve.log 2>&1 &
+    # not by `inside`: the process that is told to end must be the server itself
+    sh -c 'echo $$ >/cg/'"$g"'/cgroup.procs; exec muster serve "$@"' sh $M --quiet --ctx 256 --parallel 2 --stall-ms 60000 \
+        --listen 127.0.0.1:7400 >/tmp/serve.log 2>&1 &
     serve_pid=$!
     wait_ready 0
 }
-wait_ready() { # RELAUNCHES
-    local i=0
-    while [ $i -lt 120 ]; do
-        muster ps >/tmp/ps 2>&1 && grep -q "ready" /tmp/ps && grep -q " $1 relaunches" /tmp/ps && return 0
+wait_ready() { # RELAUNCHES at least: a machine that is held up may cost one of its own
+    local i=0 n
+    while [ $i -lt 60 ]; do
+        muster ps >/tmp/ps 2>&1
+        n=$(sed -n 's/^gang .* ready, .* \([0-9]*\) relaunches.*/\1/p' /tmp/ps)
+        [ -n "$n" ] && [ "$n" -ge "$1" ] && return 0
         i=$((i + 1))
         sleep 0.5
     done
-    echo "not ready after 60 s and more"
-    cat /tmp/serve.log
+    echo "not ready after a minute and more"
+    cat /tmp/ps /tmp/serve.log
     return 1
 }
 stop() {
     kill $serve_pid
     wait $serve_pid
     cat /tmp/serve.log
+    [ -z "$(ranks)" ]
 }
 ask() { muster run $M 'one two three' --server 127.0.0.1:7400 --raw -n 6 --ignore-end -T 0 --quiet; }
 gang() { # the state of the gang that serves

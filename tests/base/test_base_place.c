@@ -123,6 +123,10 @@ static void uneven_nodes(void **state)
     expect(2, NULL, 0, "0:0-5 1:6-7");
     expect(2, NULL, 2, "0:0-1 1:6-7");
     expect(4, NULL, 0, "0:0-1 0:2-3 0:4-5 1:6-7");
+    machine("numa:3 core:6 pu:1");
+    without(8, 4);
+    without(14, 4);                /* 6, 2 and 2 */
+    expect(2, NULL, 1, "0:0 1:6"); /* a node of its own, though the first would be less full with both */
 }
 
 static void quotas(void **state)

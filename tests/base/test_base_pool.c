@@ -189,6 +189,16 @@ static void pinning(void **state)
     mu_pool_destroy(p);
     for (int i = 0; i < 2; i++) assert_true(CPU_COUNT(&seen[i]) == 1 && CPU_ISSET(chosen[i], &seen[i]));
 
+    opt.n_shared = 2; /* each may use both */
+    assert_int_equal(mu_pool_create(&opt, &p, &err), MU_OK);
+    mu_pool_run(p, look_at_cpus, seen);
+    mu_pool_destroy(p);
+    for (int i = 0; i < 2; i++) {
+        assert_int_equal(CPU_COUNT(&seen[i]), chosen[0] == chosen[1] ? 1 : 2);
+        assert_true(CPU_ISSET(chosen[0], &seen[i]) && CPU_ISSET(chosen[1], &seen[i]));
+    }
+    opt.n_shared = 0;
+
     chosen[1] = 1000; /* no such CPU */
     assert_int_equal(mu_pool_create(&opt, &p, &err), MU_EINVAL);
     assert_non_null(strstr(err.text, "CPU 1000"));

@@ -10,6 +10,7 @@
 
 #include "shard/plan_fit.h"
 #include "shard/plan_predict.h"
+#include "shard/plan_where.h"
 
 enum { MAX_LAYER = 64 };
 
@@ -188,6 +189,11 @@ static void test_auto(void **state)
     auto_is(&p, n, 2, "12/4"); /* by bandwidth */
     n[0].n_numa = 2;
     auto_is(&p, n, 2, "6:6/4");
+    n[0].numa_core[0] = 6; /* a cpuset has left one node fewer cores */
+    n[0].numa_core[1] = 2;
+    auto_is(&p, n, 1, "3:1");
+    n[0].numa_core[1] = 6;
+    auto_is(&p, n, 1, "1:1");
     n[0].n_numa = 1;
     n[0].memory_bytes = GB / 2; /* fewer layers where memory is short */
     struct mu_split split;
@@ -210,6 +216,28 @@ static void test_auto(void **state)
     assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
     assert_non_null(strstr(err.text, "0.2 GB free"));
     assert_int_equal(mu_plan_auto(&p.model, n, 0, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_EINVAL);
+}
+
+/* This machine's nodes as the planner gets them: threads that pay, by cores; one node where a quota is too small for a
+ * thread on each. */
+static void test_numa_nodes(void **state)
+{
+    (void)state;
+    static struct mu_topo topo = {.n_cpu = 8, .n_core = 8, .n_usable = 8, .n_numa = 2, .host = "here"};
+    static struct mu_plan_node node;
+    topo.numa[0] = (struct mu_topo_numa){.node = 0, .n_core = 6, .n_cpu = 6};
+    topo.numa[1] = (struct mu_topo_numa){.node = 1, .n_core = 2, .n_cpu = 2};
+    mu_plan_node_of(&topo, &node);
+    assert_string_equal(node.name, "here");
+    assert_int_equal(node.n_core, 8);
+    assert_int_equal(node.n_numa, 2);
+    assert_true(node.numa_core[0] == 6 && node.numa_core[1] == 2);
+    topo.n_usable = 4;
+    mu_plan_node_of(&topo, &node);
+    assert_true(node.n_numa == 2 && node.numa_core[0] == 3 && node.numa_core[1] == 1);
+    topo.n_usable = 1;
+    mu_plan_node_of(&topo, &node);
+    assert_int_equal(node.n_numa, 1);
 }
 
 static void test_predict(void **state)
@@ -705,6 +733,7 @@ int main(void)
                                        cmocka_unit_test(test_units),
                                        cmocka_unit_test(test_windows),
                                        cmocka_unit_test(test_auto),
+                                       cmocka_unit_test(test_numa_nodes),
                                        cmocka_unit_test(test_predict),
                                        cmocka_unit_test(test_predict_links),
                                        cmocka_unit_test(test_gpus),

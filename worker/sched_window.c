@@ -14,8 +14,8 @@
  * tokens up to its end. A prefix is found where its full pages are and the window pages that the token after it sees:
  *
  *   full pages     [0][1][2][3][4][5]           identities of the tokens
- *   window pages       [1][2]   [4][5]          a window of two pages: found are 2, of which the next token sees none that
- *                                               is missing … 3, and 6; the longest is taken
+ *   window pages       [1][2]   [4][5]          a window of 64: after 3 full pages, and after 6, the next token misses none
+ *                                               of the two that it sees; 6 are taken
  *
  * Window pages of identities that are forgotten are never found again, and go as the oldest do. */
 #include <assert.h>

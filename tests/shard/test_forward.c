@@ -571,6 +571,52 @@ static void test_refused_steps(void **state)
     mu_model_close(m);
 }
 
+/* Nor what it sees without having been given it. */
+static void test_refused_windows(void **state)
+{
+    (void)state;
+    struct mu_synth spec = odd_family(0);
+    for (size_t i = 0; strcmp(spec.arch, "gemma3") != 0; i++) spec = odd_family(i);
+    struct mu_model *m = synth_open(&spec);
+    struct mu_solo *solo = solo_of(m, (struct how){.windows = true, .step_tokens = 20});
+    uint32_t n_window = mu_plan_window_pages(mu_solo_serving(solo));
+    struct mu_step *step = NULL;
+    struct mu_step_result result;
+    static const struct {
+        struct mu_step_window window[2];
+        uint32_t n, pos0;
+        const char *says; /* NULL: it runs */
+    } cases[] = {
+        {{{0, 0, 0}}, 0, 0, "has no window page 0"},
+        {{{2, 0, 0}}, 1, 0, "of slot 2 of 2"},
+        {{{0, 8, 0}}, 1, 0, "place 8 of 8"},
+        {{{0, 0, 1u << 20}}, 1, 0, "window page 1048576 of"},
+        {{{0, 0, 0}}, 1, 0, NULL},
+        {{{0, 2, 2}}, 1, 64, "from position 64 on, but it has no window page 1"},
+        {{{0, 1, 1}, {0, 2, 2}}, 2, 64, NULL},
+        {{{0, 0, 0}}, 0, 68, NULL}, /* sees 64 … 68 */
+        {{{0, 0, 0}}, UINT32_MAX, 0, "expected at most 4"},
+    };
+    assert_true(n_window > 2);
+    MUST(mu_step_create(mu_solo_serving(solo), m->cfg.n_vocab, &step, err));
+    for (uint32_t p = 0; p < 3; p++) step->page[step->n_page++] = (struct mu_step_page){0, p};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct mu_err why = MU_ERR_INIT;
+        step->number = i + 1;
+        step->n_seq = step->n_tok = 1;
+        step->seq[0] = (struct mu_step_seq){.pos0 = cases[i].pos0, .n_tok = 1, .out = MU_OUT_SAMPLE};
+        step->n_window = cases[i].n;
+        memcpy(step->window, cases[i].window, sizeof cases[i].window);
+        enum mu_status st = mu_solo_step(solo, step, &result, &why);
+        assert_int_equal(st, cases[i].says ? MU_EPROTO : MU_OK);
+        if (cases[i].says && !strstr(why.text, cases[i].says)) fail_msg("case %zu: %s", i, why.text);
+        step->n_page = 0;
+    }
+    mu_free(step);
+    mu_solo_close(solo);
+    mu_model_close(m);
+}
+
 /* Every allocation of a gang's start fails once: a clear error, nothing leaked (the sanitizer looks), and then it
  * works. */
 static void test_no_memory(void **state)
@@ -603,14 +649,23 @@ static void test_no_memory(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs),       cmocka_unit_test(test_outgrown),
-        cmocka_unit_test(test_cut_back),      cmocka_unit_test(test_refused_steps),
-        cmocka_unit_test(test_odd_shapes),    cmocka_unit_test(test_odd_families),
-        cmocka_unit_test(test_windows),       cmocka_unit_test(test_windows_cut_back),
-        cmocka_unit_test(test_fixtures),      cmocka_unit_test(test_families),
-        cmocka_unit_test(test_kernels),       cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_single_tokens), cmocka_unit_test(test_many_per_expert),
-        cmocka_unit_test(test_q8_cache),      cmocka_unit_test(test_long),
+        cmocka_unit_test(test_outputs),
+        cmocka_unit_test(test_outgrown),
+        cmocka_unit_test(test_cut_back),
+        cmocka_unit_test(test_refused_steps),
+        cmocka_unit_test(test_odd_shapes),
+        cmocka_unit_test(test_odd_families),
+        cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_windows_cut_back),
+        cmocka_unit_test(test_refused_windows),
+        cmocka_unit_test(test_fixtures),
+        cmocka_unit_test(test_families),
+        cmocka_unit_test(test_kernels),
+        cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_single_tokens),
+        cmocka_unit_test(test_many_per_expert),
+        cmocka_unit_test(test_q8_cache),
+        cmocka_unit_test(test_long),
     };
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -565,19 +565,19 @@ static void test_windows(void **state)
     (void)state;
     uint64_t preemptions = 0;
     n_outgrown = n_shared = n_overlap = n_drafted = n_taken = n_cached_tokens = 0;
-    for (uint64_t seed = 1; seed <= 400; seed++) {
+    for (uint64_t seed = 1; seed <= 160; seed++) {
         sim_window = seed % 3 ? 1 + (int)(seed * 7 % 90) : 1 + (int)(seed % 4);
-        preemptions += simulate(seed + 1000, 60);
+        preemptions += simulate(seed + 1000, 50);
     }
-    for (sim_window = 1; sim_window < 100; sim_window += 33) preemptions += simulate((uint64_t)sim_window, 1000);
+    for (sim_window = 1; sim_window < 100; sim_window += 33) preemptions += simulate((uint64_t)sim_window, 300);
     sim_window = 0;
     print_message("%llu preemptions, %llu drafts, %llu of them right, %llu outgrew the short context\n",
                   (unsigned long long)preemptions, (unsigned long long)n_drafted, (unsigned long long)n_taken,
                   (unsigned long long)n_outgrown);
     print_message("%llu sequences began with %llu tokens of others\n", (unsigned long long)n_shared,
                   (unsigned long long)n_cached_tokens);
-    assert_true(preemptions > 100 && n_taken > 300 && n_outgrown > 100 && n_overlap > 500 && n_gone > 10000);
-    assert_true(n_shared > 500 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
+    assert_true(preemptions > 100 && n_taken > 50 && n_outgrown > 100 && n_overlap > 500 && n_gone > 10000);
+    assert_true(n_shared > 200 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
 }
 
 static void request_salted(struct sim *m, int i, uint32_t salt, uint32_t n_prompt, uint32_t max_tokens);

@@ -4,7 +4,7 @@ build_packages="build-essential cmake ninja-build pkg-config libopenmpi-dev open
 libprotobuf-c-dev protobuf-c-compiler protobuf-compiler libpcre2-dev libutf8proc-dev libjansson-dev libcurl4-openssl-dev
 libssl-dev libedit-dev"
 # For the tests: cmocka; real clients in Python and JavaScript; an older processor's instructions, and an arm64; namespaces.
-test_packages="$build_packages libcmocka-dev openssl python3 python3-grpcio python3-protobuf qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross
+test_packages="$build_packages libcmocka-dev openssl python3 python3-grpcio python3-protobuf python3-jsonschema qemu-user-static gcc-aarch64-linux-gnu libc6-dev-arm64-cross
 nodejs npm"
 
 say() { printf '\n== %s\n' "$*"; }

@@ -8,8 +8,8 @@
  *   2. Most of a walk does not ask what comes behind the rule it is in. So for a node of the automaton two things are
  *      worked out once, with nothing known about its context: the tokens that are read within the rule; and the spans
  *      of the trie that lie behind an end of the rule. A mask is then the first, and a walk over the second alone.
- *   3. Where any plain text of so many characters can be read, as in a string, the tokens of plain text are known before
- *      (mu_constraint_vocab.plain), and of the trie only what has other tokens is walked: a seventh.
+ *   3. Where any text of some sort can be read, of plain characters or of letters, most tokens are known by what they are
+ *      made of and how long they are, and only the others are walked (constraint_run.c).
  *   4. Nodes that no token can tell apart share that: in a string of at most 1,000 characters, the first 900 or so, as
  *      tokens are short (grammar_refine.c, with as many rounds as the longest token has bytes).
  *
@@ -26,18 +26,13 @@ enum {
     KEPT_BYTES = 4 << 20,
     KEPT_MAX = 256,
     CALL_BYTES = 64 << 20, /* what one call may take beside what is kept */
-    PLAIN_STATES = 8,
-    PLACES_LOCAL = 16, /* a state of more places is walked whole */
+    SMALL = 8,             /* subtrees that are walked rather than looked at */
+    PLACES_LOCAL = 16,     /* a state of more places is walked whole */
 };
-
-static void allow(uint32_t *words, int32_t id)
-{
-    words[(uint32_t)id / 32] |= 1u << ((uint32_t)id % 32);
-}
 
 static void allow_node(const struct mu_constraint_vocab *v, const struct mu_trie_node *x, uint32_t *words)
 {
-    for (int32_t id = x->id; id >= 0; id = v->same[id]) allow(words, id);
+    for (int32_t id = x->id; id >= 0; id = v->same[id]) mu_mask_allow(words, id);
 }
 
 static enum mu_status nomem(struct mu_err *err)
@@ -46,6 +41,14 @@ static enum mu_status nomem(struct mu_err *err)
 }
 
 /* ---- walks ---- */
+
+static void allow_below(struct mu_masker *m, uint32_t i, uint32_t *words)
+{
+    const struct mu_constraint_vocab *v = m->v;
+    uint32_t end = v->below[v->nodes[i].end].before;
+    for (uint32_t k = v->below[i].before; k < end; k++) mu_mask_allow(words, v->order[k]);
+    m->n_visit += 1 + (end - v->below[i].before) / 8;
+}
 
 /* The state above trie node i, from state at the root. path[d] is the state at the node of depth d whose number is
  * path_node[d], as far as the last walk went. Where it is dead, *skip_out is where the dead subtree ends. */
@@ -83,6 +86,13 @@ static bool walk_span(struct mu_masker *m, struct mu_span span, uint32_t *words)
         uint32_t end = nodes[nodes[i].parent].end < span.to ? nodes[nodes[i].parent].end : span.to;
         while (i < end) {
             const struct mu_trie_node *x = &nodes[i];
+            int all = x->end <= end && x->end - i >= SMALL ? mu_run_takes_all(m, m->path[x->depth - 1], i) : 0;
+            if (all < 0) return false;
+            if (all) {
+                allow_below(m, i, words);
+                i = x->end;
+                continue;
+            }
             m->n_visit++;
             uint32_t next = mu_states_next(&m->states, m->path[x->depth - 1], x->byte);
             if (next == MU_STATE_FAIL) return false;
@@ -139,86 +149,25 @@ static bool span_add(struct spans *s, uint32_t from, uint32_t to)
     return true;
 }
 
-/* Every state that a plain character can lead to from `from`, into to[*n_to]. false: some character is not taken, or
- * there are too many states (or a failure, which the walk will meet again). A byte of each class stands for all. */
-static bool plain_step(struct mu_masker *m, uint32_t from, uint32_t *to, uint32_t *n_to)
+/* Tokens of a trie that are read from `state` within its rule; node_of: what its nodes are in the vocabulary's, NULL: the
+ * same. */
+static enum mu_status walk_trie(struct mu_masker *m, uint32_t state, const struct mu_trie_node *nodes, uint32_t n_node,
+                                const uint32_t *node_of, uint32_t *words, struct spans *spans, struct mu_err *err)
 {
-    static const struct {
-        uint8_t lo, hi, second_lo, second_hi, more; /* more: bytes behind the second, each 80…BF */
-    } forms[] = {{' ', '!', 0, 0, 0},         {'#', '[', 0, 0, 0},         {']', '~', 0, 0, 0},
-                 {0xC2, 0xDF, 0x80, 0xBF, 0}, {0xE0, 0xE0, 0xA0, 0xBF, 1}, {0xE1, 0xEC, 0x80, 0xBF, 1},
-                 {0xED, 0xED, 0x80, 0x9F, 1}, {0xEE, 0xEF, 0x80, 0xBF, 1}, {0xF0, 0xF0, 0x90, 0xBF, 2},
-                 {0xF1, 0xF3, 0x80, 0xBF, 2}, {0xF4, 0xF4, 0x80, 0x8F, 2}};
-    const struct mu_grammar *g = m->g;
-    for (size_t f = 0; f < sizeof forms / sizeof *forms; f++) {
-        uint32_t now[PLAIN_STATES], n = 1, next[PLAIN_STATES], n_next;
-        now[0] = from;
-        for (int at = 0, length = forms[f].second_hi ? 2 + forms[f].more : 1; at < length; at++, n = n_next) {
-            int lo = at == 0 ? forms[f].lo : at == 1 ? forms[f].second_lo : 0x80;
-            int hi = at == 0 ? forms[f].hi : at == 1 ? forms[f].second_hi : 0xBF;
-            n_next = 0;
-            for (uint32_t i = 0; i < n; i++) {
-                for (int b = lo, seen = -1; b <= hi; seen = g->byte_class[b++]) {
-                    if (g->byte_class[b] == seen) continue;
-                    uint32_t state = mu_states_next(&m->states, now[i], (uint8_t)b), k = 0;
-                    if (state == MU_STATE_DEAD || state == MU_STATE_FAIL) return false;
-                    while (k < n_next && next[k] != state) k++;
-                    if (k < n_next) continue;
-                    if (n_next == PLAIN_STATES) return false;
-                    next[n_next++] = state;
-                }
-            }
-            memcpy(now, next, n_next * sizeof *now);
-        }
-        for (uint32_t i = 0; i < n; i++) {
-            uint32_t k = 0;
-            while (k < *n_to && to[k] != now[i]) k++;
-            if (k < *n_to) continue;
-            if (*n_to == PLAIN_STATES) return false;
-            to[(*n_to)++] = now[i];
-        }
-    }
-    return true;
-}
-
-/* How many plain characters `state` takes whatever they are, at most MU_PLAIN_MAX. */
-static uint32_t plain_taken(struct mu_masker *m, uint32_t state)
-{
-    uint32_t now[PLAIN_STATES] = {state}, n = 1;
-    for (uint32_t chars = 0; chars < MU_PLAIN_MAX; chars++) {
-        uint32_t next[PLAIN_STATES], n_next = 0;
-        for (uint32_t i = 0; i < n; i++) {
-            if (!plain_step(m, now[i], next, &n_next)) return chars;
-        }
-        if (n_next == n && !memcmp(next, now, n * sizeof *now)) return MU_PLAIN_MAX; /* it goes round */
-        memcpy(now, next, n_next * sizeof *now);
-        n = n_next;
-    }
-    return MU_PLAIN_MAX;
-}
-
-static enum mu_status walk_local(struct mu_masker *m, uint32_t node, uint32_t *words, struct spans *spans,
-                                 struct mu_err *err)
-{
-    const struct mu_trie_node *nodes = m->v->nodes;
     struct mu_states *s = &m->states;
-    uint32_t state = mu_states_local(s, node);
-    if (state == MU_STATE_FAIL) return s->st;
-    uint32_t chars = plain_taken(m, state), skip = 0; /* subtrees of plain texts this long are not walked */
-    for (int k = MU_PLAIN_STEPS; k-- > 0 && !skip;) {
-        if (chars < mu_plain_chars[k]) continue;
-        skip = mu_plain_chars[k];
-        memcpy(words, m->v->plain[k], m->n_word * sizeof *words);
-    }
     begin_walk(m, state);
-    for (uint32_t i = 1; i < m->v->n_node;) {
+    for (uint32_t i = 1; i < n_node;) {
         const struct mu_trie_node *x = &nodes[i];
-        if (x->plain <= skip) {
+        uint32_t above = m->path[x->depth - 1], at = node_of ? node_of[i] : i;
+        int all = x->end - i < SMALL ? 0 : mu_run_takes_all(m, above, at);
+        if (all < 0) return s->st;
+        if (all) {
+            allow_below(m, at, words);
             i = x->end;
             continue;
         }
         m->n_visit++;
-        uint32_t next = mu_states_next(s, m->path[x->depth - 1], x->byte);
+        uint32_t next = mu_states_next(s, above, x->byte);
         if (next == MU_STATE_FAIL) return s->st;
         m->path[x->depth] = next;
         if (next == MU_STATE_DEAD) {
@@ -226,10 +175,23 @@ static enum mu_status walk_local(struct mu_masker *m, uint32_t node, uint32_t *w
             continue;
         }
         if (x->id >= 0) allow_node(m->v, x, words);
-        if (s->states[next].pops && x->end > i + 1 && !span_add(spans, i + 1, x->end)) return nomem(err);
+        uint32_t end = m->v->nodes[at].end;
+        if (s->states[next].pops && end > at + 1 && !span_add(spans, at + 1, end)) return nomem(err);
         i = s->states[next].goes_on ? i + 1 : x->end;
     }
     return MU_OK;
+}
+
+static enum mu_status walk_local(struct mu_masker *m, uint32_t node, uint32_t *words, struct spans *spans,
+                                 struct mu_err *err)
+{
+    const struct mu_sort *sort;
+    uint32_t state = mu_states_local(&m->states, node);
+    if (state == MU_STATE_FAIL) return m->states.st;
+    enum mu_status st = mu_sort_find(m, state, words, &sort, err);
+    if (st != MU_OK) return st;
+    if (sort) return walk_trie(m, state, sort->nodes, sort->n_node, sort->node_of, words, spans, err);
+    return walk_trie(m, state, m->v->nodes, m->v->n_node, NULL, words, spans, err);
 }
 
 static void free_local(struct mu_masker *m, uint32_t c)
@@ -284,7 +246,7 @@ static void add_local(struct mu_masker *m, const struct mu_local *x, uint32_t *w
     if (x->words) {
         for (size_t i = 0; i < m->n_word; i++) words[i] |= x->words[i];
     } else {
-        for (uint32_t i = 0; i < x->n_id; i++) allow(words, x->ids[i]);
+        for (uint32_t i = 0; i < x->n_id; i++) mu_mask_allow(words, x->ids[i]);
     }
 }
 
@@ -324,7 +286,7 @@ enum mu_status mu_masker_mask(struct mu_masker *m, uint32_t state, uint32_t *wor
     enum mu_status st = make_mask(m, state, words, err);
     if (st != MU_OK) return st;
     if (m->states.states[state].accepts) {
-        for (uint32_t i = 0; i < m->v->n_end; i++) allow(words, m->v->ends[i]);
+        for (uint32_t i = 0; i < m->v->n_end; i++) mu_mask_allow(words, m->v->ends[i]);
     }
     if (!k || m->n_visit < COSTLY) return MU_OK;
     if (!k->words) k->words = mu_reallocarray(NULL, m->n_word, sizeof *k->words);
@@ -399,6 +361,7 @@ void mu_masker_free(struct mu_masker *m)
     for (uint32_t i = 0; m->locals && i < m->n_class; i++) free_local(m, i);
     for (uint32_t i = 0; m->kept && i < m->n_kept; i++) mu_free(m->kept[i].words);
     mu_states_close(&m->states);
+    for (int i = 0; i < MU_SORTS; i++) mu_sort_free(&m->sorts[i]);
     mu_free(m->locals);
     mu_free(m->kept);
     mu_free(m->class_of);
@@ -412,6 +375,7 @@ void mu_masker_free(struct mu_masker *m)
 size_t mu_masker_bytes(const struct mu_masker *m)
 {
     size_t n = sizeof *m + m->states.bytes + m->local_bytes + (size_t)m->g->dfa.n_node * 4 + m->n_class * 8u;
+    for (int i = 0; i < MU_SORTS; i++) n += mu_sort_bytes(m->v, &m->sorts[i]);
     for (uint32_t i = 0; i < m->n_kept; i++) n += sizeof *m->kept + (m->kept[i].words ? m->n_word * 4 : 0);
     return n;
 }

@@ -12,22 +12,52 @@ struct mu_trie_node {
     int32_t id;      /* token that ends here, -1: none */
     uint16_t depth;
     uint8_t byte;
-    uint8_t plain; /* all tokens of its subtree are plain text (below) of at most so many characters; 255: no */
 };
-/* Plain text: whole characters, none of them a control character, '"' or '\\'. What a string takes, it takes of any
- * token of plain text that is short enough. */
-enum { MU_PLAIN_STEPS = 6, MU_PLAIN_MAX = 64 };
-static const uint8_t mu_plain_chars[MU_PLAIN_STEPS] = {2, 4, 8, 16, 32, MU_PLAIN_MAX};
+/* Plain text: whole characters, none of them a control character, '"' or '\\'; at most MU_PLAIN_MAX of them. */
+enum { MU_PLAIN_MAX = 64 };
+/* Kinds of bytes: 0-9, a-f, g-z, A-F, G-Z, each sign for itself, and all others. */
+enum { MU_KIND_OTHER = 63 };
+struct mu_trie_below { /* of a node's subtree, its own byte included */
+    uint64_t kinds;    /* of all its bytes: bit by kind */
+    uint32_t before;   /* tokens in front of it, in the order of the walk: its own are order[before …] to its end's */
+    uint32_t height;   /* bytes of its longest way down */
+};
+/* Tokens of a sort in two parts: those that are known by their length, and a trie of those that are to be walked. What is
+ * in neither cannot come. */
+struct mu_sort {
+    uint64_t kinds, out;        /* of what it was made (mu_masker); 0: not in use */
+    uint32_t n_asked;           /* how often it was asked for: it is made when that pays */
+    uint32_t *mask;             /* [n_word] the first part */
+    int32_t *ids;               /* by length */
+    uint32_t upto[257];         /* ids[0 … upto[k]) are at most k long; upto[255]: all */
+    struct mu_trie_node *nodes; /* of the second part; its node 0 is the root */
+    uint32_t *node_of;          /* [n_node] what they are in the vocabulary's trie */
+    uint32_t n_node;
+};
 struct mu_constraint_vocab {
     const struct mu_tokenizer *tok;
     int n_vocab;
     uint32_t n_node, depth_max;
     struct mu_trie_node *nodes;
-    uint32_t *plain[MU_PLAIN_STEPS]; /* masks of the tokens of plain text of at most mu_plain_chars characters */
-    int32_t *same;                   /* [n_vocab] another id with the same bytes, -1: no more */
-    int32_t *ends;                   /* ids that end a text */
+    struct mu_trie_below *below; /* [n_node + 1] */
+    int32_t *order;              /* [n_order] ids */
+    uint32_t n_order;
+    uint8_t kind_of[256];
+    struct mu_sort plain_text; /* tokens of plain text by characters; and all others */
+    uint8_t *length;           /* [n_vocab] bytes, at most 255; 0: not in the trie */
+    uint64_t *kinds;           /* [n_vocab] of its bytes; all where it has none */
+    int32_t *same;             /* [n_vocab] another id with the same bytes, -1: no more */
+    int32_t *ends;             /* ids that end a text */
     uint32_t n_end;
 };
+
+/* known[n_vocab]: how long a token of the first part is, at most 254; MU_SORT_WALK: it is of the second; MU_SORT_NOT: of
+ * neither. The caller has set kinds and out. */
+enum { MU_SORT_WALK = 254, MU_SORT_NOT = 255 };
+enum mu_status mu_sort_make(const struct mu_constraint_vocab *v, const uint8_t *known, struct mu_sort *s,
+                            struct mu_err *err);
+void mu_sort_free(struct mu_sort *s);
+size_t mu_sort_bytes(const struct mu_constraint_vocab *v, const struct mu_sort *s);
 
 /* ---- constraint_state.c: where a text may stand in a grammar ----
  *
@@ -55,6 +85,13 @@ struct mu_state {
     uint32_t row;       /* of next, MU_MANY: none */
     bool accepts, pops; /* a place is the grammar's end, or the bottom's */
     bool goes_on;       /* there is another place */
+    /* What it reads, by kinds of bytes (mu_constraint_vocab.kind_of), where somebody asked (mu_masker): kinds of which all
+     * bytes lead to one state, run_to; and all kinds of which it reads some byte. */
+    bool looked_at;
+    uint32_t run_to;
+    uint32_t
+        plain_to; /* where any plain character leads; MU_STATE_DEAD: not to one state; MU_STATE_UNKNOWN: nobody asked */
+    uint64_t run_kinds, reads;
 };
 struct mu_table { /* numbers by content: open addressing, number + 1, 0: free */
     uint32_t *slots, n_slot, n;
@@ -118,6 +155,7 @@ struct mu_kept_mask {
     uint32_t state; /* MU_STATE_DEAD: free */
     uint32_t *words;
 };
+enum { MU_SORTS = 4 };
 struct mu_masker {
     const struct mu_grammar *g;
     const struct mu_constraint_vocab *v;
@@ -129,9 +167,11 @@ struct mu_masker {
     size_t local_bytes;
     struct mu_kept_mask *kept; /* by number of state */
     uint32_t n_kept;
-    uint32_t *scratch;          /* [n_word] */
-    uint32_t *path, *path_node; /* [depth_max + 1] states of trie nodes by depth, and whose they are */
-    uint32_t *above;            /* [depth_max + 1] */
+    uint32_t *scratch;              /* [n_word] */
+    struct mu_sort sorts[MU_SORTS]; /* tokens by what they are to runs of certain kinds */
+    uint32_t n_sort;                /* ever */
+    uint32_t *path, *path_node;     /* [depth_max + 1] states of trie nodes by depth, and whose they are */
+    uint32_t *above;                /* [depth_max + 1] */
     uint64_t n_visit;
 };
 struct mu_constraint {
@@ -140,7 +180,20 @@ struct mu_constraint {
     uint32_t state;
     bool ended;
 };
+static inline void mu_mask_allow(uint32_t *words, int32_t id)
+{
+    words[(uint32_t)id / 32] |= 1u << ((uint32_t)id % 32);
+}
 enum mu_status mu_masker_mask(struct mu_masker *m, uint32_t state, uint32_t *words, struct mu_err *err);
 enum mu_status mu_masker_collect(struct mu_masker *m, struct mu_err *err); /* where memory has grown over its bound */
+
+/* ---- constraint_run.c ---- */
+/* The sort of tokens that fits a state, with those that are known put into the empty words: of all others its trie has
+ * what is to be walked. NULL: no sort fits, words are as they were. */
+enum mu_status mu_sort_find(struct mu_masker *m, uint32_t state, uint32_t *words, const struct mu_sort **sort_out,
+                            struct mu_err *err);
+/* Whether all of the subtree of the vocabulary's node i can be read from `above`, the state above it, within its rule, as far
+ * as that is cheap to tell. -1: a failure. */
+int mu_run_takes_all(struct mu_masker *m, uint32_t above, uint32_t i);
 
 #endif

@@ -133,7 +133,7 @@ static uint32_t state_of(struct mu_states *s, struct mu_place *p, uint32_t n)
     if (!room(s, &s->states, &s->cap_state, (size_t)s->n_state + 1, sizeof *s->states) || !pool_add(s, p, n, &at))
         return MU_STATE_FAIL;
     struct mu_state *x = &s->states[s->n_state];
-    *x = (struct mu_state){.at = at, .n = n, .all_at = MU_MANY, .row = MU_MANY};
+    *x = (struct mu_state){.at = at, .n = n, .all_at = MU_MANY, .row = MU_MANY, .plain_to = MU_STATE_UNKNOWN};
     for (uint32_t i = 0; i < n; i++) {
         uint32_t node = s->pool[at + i].node;
         x->accepts |= node == mu_gr_accept(s->g);

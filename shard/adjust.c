@@ -160,6 +160,28 @@ static float adjusted(const struct mu_sampling *p, const struct mu_step_adjust *
     return a->flags & MU_ADJUST_FORBID ? MU_LOGIT_FORBIDDEN : x;
 }
 
+/* What the mask does not allow. Most masks allow nearly all ids or nearly none, so eight bytes of it are looked at together. */
+static void forbid(const uint8_t *mask, float *x, int n, int first)
+{
+    for (int i = 0; i < n;) {
+        int id = first + i;
+        uint64_t some = 1, all = ~UINT64_C(0);
+        if (id % 8 == 0 && n - i >= 64) memcpy(&some, mask + id / 8, sizeof some);
+        if (some == all) {
+            i += 64;
+        } else if (some == 0) {
+            for (int k = 0; k < 64; k++) x[i + k] = MU_LOGIT_FORBIDDEN;
+            i += 64;
+        } else {
+            int end = i + 64 - id % 8 < n ? i + 64 - id % 8 : n;
+            for (; i < end; i++) {
+                id = first + i;
+                x[i] = mask[id / 8] >> id % 8 & 1 ? x[i] : MU_LOGIT_FORBIDDEN;
+            }
+        }
+    }
+}
+
 void mu_adjust_apply(const struct mu_sampling *p, const struct mu_step_adjust *adjust, uint32_t n_adjust,
                      const uint8_t *mask, float *x, int n, int first)
 {
@@ -173,8 +195,5 @@ void mu_adjust_apply(const struct mu_sampling *p, const struct mu_step_adjust *a
     }
     for (; low < n_adjust && adjust[low].id < first + n; low++)
         x[adjust[low].id - first] = adjusted(p, &adjust[low], x[adjust[low].id - first]);
-    for (int i = 0; mask && i < n; i++) {
-        int id = first + i;
-        if (!(mask[id / 8] >> id % 8 & 1)) x[i] = MU_LOGIT_FORBIDDEN;
-    }
+    if (mask) forbid(mask, x, n, first);
 }

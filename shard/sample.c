@@ -39,10 +39,24 @@ bool mu_sample_whole(const struct mu_step_seq *q)
     return q->sampling.logprobs || mu_sampling_truncates(&q->sampling);
 }
 
-static float noise(const struct mu_step_seq *q, uint32_t id)
+static float unit(const struct mu_step_seq *q, uint32_t id)
 {
-    uint64_t position = (uint64_t)q->pos0 + q->n_tok;
-    return -mu_logf(-mu_logf(mu_random_unit(q->sampling.seed, position, id)));
+    return mu_random_unit(q->sampling.seed, (uint64_t)q->pos0 + q->n_tok, id);
+}
+
+static float noise_of(float u)
+{
+    return -mu_logf(-mu_logf(u));
+}
+
+/* At least noise_of(u), without a logarithm: -log u > 1 - u ≥ 2^e, so the noise is less than -e log 2; 0.01 is far more than
+ * what rounding adds. Of a vocabulary only a few ids come so near to the best one that their noise must be known. */
+static float noise_bound(float u)
+{
+    float rest = 1.0f - u;
+    uint32_t bits;
+    memcpy(&bits, &rest, sizeof bits);
+    return (float)(127 - (int)(bits >> 23)) * 0.6931472f + 0.01f;
 }
 
 static struct pick pick_join(struct pick a, struct pick b)
@@ -78,7 +92,9 @@ static struct pick pick_of(const struct mu_shard *s, const struct mu_step_seq *q
         if (x[i] == MU_LOGIT_FORBIDDEN) continue;
         float v = x[i] / q->sampling.temperature;
         if (best.id != PICK_NONE && v + NOISE_LIMIT < best.value) continue;
-        v += noise(q, (uint32_t)(first + i));
+        float u = unit(q, (uint32_t)(first + i));
+        if (best.id != PICK_NONE && v + noise_bound(u) < best.value) continue; /* sums round in order */
+        v += noise_of(u);
         if (best.id == PICK_NONE || v > best.value) best = (struct pick){v, first + i};
     }
     return best;
@@ -223,7 +239,7 @@ static struct pick cut_draw(struct cut *t, const struct mu_step_seq *q)
         float term = t->s->terms[id];
         if (i == 0) least = t->p->min_p * term;
         if (term < least) break;
-        best = pick_join(best, (struct pick){t->row[id] / t->p->temperature + noise(q, id), (int32_t)id});
+        best = pick_join(best, (struct pick){t->row[id] / t->p->temperature + noise_of(unit(q, id)), (int32_t)id});
         reached += term;
         if (mu_sampling_cuts(t->p->top_p) && reached >= goal) break;
     }

@@ -1,5 +1,7 @@
 /* Masks over real vocabularies: each is compared with what feeding every token's bytes to the automaton says, and random
  * walks along them must end in texts of the language: JSON that jansson reads and that satisfies its schema. */
+#include <limits.h>
+
 #include "tests/model/grammar_util.h"
 #include "tests/model/schema_check.h"
 
@@ -222,6 +224,41 @@ static void test_large(void **state)
     if (no_fixtures()) skip();
     walk_vocab("llama-bpe", 5, 2, 2);
     walk_vocab("gemma3", 11, 2, 2);
+}
+
+/* Where tokens are known without a walk (constraint_run.c): long ways within which much can come in any order, up to their
+ * ends, several times, and rules that may end on the way. Every mask of every text is compared. */
+static void test_runs(void **state)
+{
+    static const struct language runs[] = {
+        {.kind = S, .text = "{\"type\":\"string\",\"pattern\":\"^[A-Za-z ]+$\",\"minLength\":3,\"maxLength\":40}"},
+        {.kind = S, .text = "{\"type\":\"array\",\"items\":{\"type\":\"string\",\"maxLength\":11},\"maxItems\":3}"},
+        {.kind = S, .text = "{\"type\":\"string\",\"format\":\"email\",\"maxLength\":30}"},
+        {.kind = R, .text = "[0-9a-f]{40}"},
+        {.kind = R, .text = "[A-Z][a-z]{2,20}( [a-z]{3,12}){2,4}[.!]"},
+        {.kind = G,
+         .text = "root ::= \"(\" root \")\" | a [a-z]{1,20} \"!\" root | a [a-z ]{1,20} \"?\"\na ::= [^\"\\\\]{1,12} | "
+                 "\"\\\\\" a"},
+        {.kind = G, .text = "root ::= \"<\" root \">\" w | w \".\" w \"!\"\nw ::= [a-z]{1,9} | \"\\\\\" w"},
+        {.kind = G, .text = "root ::= (w \" \")+ root | w \"-\" w \"!\"\nw ::= [a-z]{3,7} | [a-z]{9,20} [0-9]"},
+    };
+    (void)state;
+    if (no_fixtures()) skip();
+    struct vocab x = {0};
+    open_vocab(&x, "llama-bpe");
+    for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {
+        struct mu_grammar *g = compile(runs[i].kind, runs[i].text);
+        struct mu_masker *m;
+        struct mu_err err = MU_ERR_INIT;
+        assert_int_equal(mu_masker_create(g, x.v, 0, &m, &err), MU_OK);
+        struct walk w = {0}; /* first many texts, so that what pays is made */
+        for (int k = 0; k < 30; k++) one_walk(&x, &runs[i], g, m, &w);
+        w = (struct walk){.n_check = INT_MAX};
+        for (int k = 0; k < 2; k++) one_walk(&x, &runs[i], g, m, &w);
+        mu_masker_free(m);
+        mu_grammar_free(g);
+    }
+    close_vocab(&x);
 }
 
 /* ---- without fixtures: a vocabulary of bytes and some words ---- */
@@ -469,7 +506,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_small),       cmocka_unit_test(test_life),          cmocka_unit_test(test_memory),
         cmocka_unit_test(test_allocations), cmocka_unit_test(test_too_ambiguous), cmocka_unit_test(test_spm),
-        cmocka_unit_test(test_bpe),         cmocka_unit_test(test_large),
+        cmocka_unit_test(test_bpe),         cmocka_unit_test(test_large),         cmocka_unit_test(test_runs),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -97,16 +97,21 @@ void mu_worker_gang_records_close(struct mu_rank_record *records, int n_rank)
     if (records) munmap(records, (size_t)n_rank * sizeof *records);
 }
 
+/* Under another name first: the worker looks as soon as some rank has ended, perhaps at this very moment, and what it finds
+ * half-written would be no error to it, but a rank that was killed. */
 void mu_worker_gang_error_write(const char *folder, int rank, const struct mu_err *err)
 {
-    char name[32], path[PATH_MAX], text[MU_ERR_TEXT + 16];
+    char name[32], path[PATH_MAX], made[PATH_MAX], text[MU_ERR_TEXT + 16];
     snprintf(name, sizeof name, "error.%d", rank);
     if (path_make(path, sizeof path, folder, name, NULL) != MU_OK) return;
+    snprintf(name, sizeof name, "new-error.%d", rank);
+    if (path_make(made, sizeof made, folder, name, NULL) != MU_OK) return;
     int len = snprintf(text, sizeof text, "%d %s", (int)err->code, err->text);
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600); /* the first error is the one that counts */
+    int fd = open(made, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600); /* once a rank */
     if (fd < 0) return;
-    if (write(fd, text, (size_t)len) != len) unlink(path);
+    bool whole = write(fd, text, (size_t)len) == len;
     close(fd);
+    if (!whole || rename(made, path) != 0) unlink(made);
 }
 
 bool mu_worker_gang_error_read(const char *folder, int rank, struct mu_err *err_out)

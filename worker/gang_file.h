@@ -4,7 +4,7 @@
  *   FOLDER/shm/      on a memory file system where there is one:
  *     records        n_rank × struct mu_rank_record, mapped by all
  *     vader_segment… Open MPI's
- *   FOLDER/error.N   what ended rank N: "CODE TEXT", written by the rank
+ *   FOLDER/error.N   what ended rank N: "CODE TEXT", written by the rank; there as a whole or not at all
  *   FOLDER/ompi…     Open MPI's session
  *
  * Threads: any; files are written once, the records are atomics. */

@@ -23,6 +23,7 @@ MUSTER = os.environ["MUSTER_BIN"]
 BARD = os.path.join(SOURCE, "tests", "golden", "bard.q8_0.gguf")
 os.environ.setdefault("MUSTER_DEVICE_PLUGIN", "none")  # whatever this machine has; tests of GPUs name their plugin
 FIXTURES = os.environ.get("MUSTER_FIXTURES") or os.path.join(SOURCE, "..", "shared", "fixtures")
+STALL_MS = os.environ.get("MUSTER_TEST_STALL_MS")  # where a test does not say: for builds in which everything is slower
 
 _proto_dir = tempfile.TemporaryDirectory(prefix="muster-proto-")
 subprocess.run(
@@ -89,6 +90,8 @@ class Server:
     def __init__(self, model=BARD, split="2:1/1", args=(), env=None, ready_s=120):
         self.log = tempfile.NamedTemporaryFile(mode="w+", prefix="muster-serve-", suffix=".log")
         environment = dict(os.environ, **(env or {}))
+        if STALL_MS:
+            args = ["--stall-ms", STALL_MS, *args]
         self.process = subprocess.Popen([MUSTER, "serve", model, "--split", split, "--listen", "127.0.0.1:0", *args], stdout=subprocess.PIPE,
                                         stderr=self.log, text=True, env=environment)
         line = []

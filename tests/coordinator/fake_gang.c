@@ -236,12 +236,22 @@ static void leader_free(struct leader *l)
     free(l);
 }
 
+/* The newest leader is in its place; the one before is returned. */
+static struct leader *leader_put(struct fake_gang *f, struct leader *l)
+{
+    pthread_mutex_lock(&f->lock);
+    struct leader *before = f->leader;
+    f->leader = l;
+    pthread_mutex_unlock(&f->lock);
+    return before;
+}
+
 static void on_start_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
 {
     struct fake_gang *f = ctx;
     const Muster__Internal__V1__StartGangRequest *q = (const Muster__Internal__V1__StartGangRequest *)msg;
     struct mu_err err = MU_ERR_INIT;
-    leader_free(f->leader);
+    leader_free(leader_put(f, NULL));
     struct leader *l = calloc(1, sizeof *l);
     l->gang = f;
     l->epoch = q->epoch;
@@ -249,7 +259,7 @@ static void on_start_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg,
     snprintf(l->address, sizeof l->address, "%s", q->engine_address);
     l->call = mu_rpc_call_retain(call);
     pthread_mutex_init(&l->lock, NULL);
-    f->leader = l;
+    leader_put(f, l);
     atomic_store(&f->epoch, q->epoch);
     atomic_fetch_add(&f->n_launch, 1);
     if (atomic_load(&f->mute)) {
@@ -304,16 +314,28 @@ void fake_gang_start(struct fake_gang *f)
     fake_gang_return(f);
 }
 
+/* Stays until the next launch. */
+static struct leader *leader_of(struct fake_gang *f)
+{
+    pthread_mutex_lock(&f->lock);
+    struct leader *l = f->leader;
+    pthread_mutex_unlock(&f->lock);
+    return l;
+}
+
 void fake_gang_kill(struct fake_gang *f, int culprit, const char *reason)
 {
-    WAIT_FOR(atomic_load(&f->leader->launched), 5000);
-    atomic_store(&f->leader->ends, true);
-    died(f->leader, culprit, reason);
+    struct leader *l = leader_of(f);
+    WAIT_FOR(atomic_load(&l->launched), 5000);
+    atomic_store(&l->ends, true);
+    died(l, culprit, reason);
 }
 
 void fake_gang_vanish(struct fake_gang *f)
 {
+    pthread_mutex_lock(&f->lock); /* a launch may come at this moment, and would free it */
     if (f->leader) atomic_store(&f->leader->ends, true);
+    pthread_mutex_unlock(&f->lock);
     mu_rpc_server_stop(f->server, 0);
     f->server = NULL;
 }
@@ -321,6 +343,6 @@ void fake_gang_vanish(struct fake_gang *f)
 void fake_gang_stop(struct fake_gang *f)
 {
     if (f->server) fake_gang_vanish(f);
-    leader_free(f->leader);
+    leader_free(leader_put(f, NULL));
     unlink(f->address + 5);
 }

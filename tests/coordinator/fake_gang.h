@@ -35,7 +35,7 @@ struct fake_gang {
     pthread_mutex_t lock;
     struct submitted submit[MAX_SUBMITS];
     int n_submit;
-    struct leader *leader;
+    struct leader *leader; /* these three are guarded by lock */
 };
 
 int32_t fake_id(uint64_t seed, size_t position);

@@ -217,7 +217,7 @@ static void test_poison(void **state)
     }
     assert_int_equal(launches(w), 4); /* twice together, once alone, and the last */
     int together = 0;
-    for (int i = 0; i < w->gang.n_submit; i++) {
+    for (int i = 0, n = submits(w); i < n; i++) {
         const struct submitted *s = &w->gang.submit[i];
         if (s->n_prompt == 50 && s->epoch == 1003) assert_int_equal(s->n_active, 0);
         if (s->epoch == 1004 && s->n_active > together) together = s->n_active;

@@ -1,4 +1,4 @@
-/* The roof's loops: each table's run, give a rate that some machine could have, and keep to their time. */
+/* The roof's loops: each table's run, give a rate that some machine could have, and keep to their time, also on several threads at once. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -10,6 +10,7 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "base/pool.h"
 #include "kernels/kernels.h"
 #include "kernels/peak.h"
 
@@ -38,8 +39,33 @@ static void test_rates(void **state)
     mu_free(buf);
 }
 
+enum { N_MEMBER = 2 };
+
+static void measure(void *arg, int member, int n_member)
+{
+    double *rates = arg;
+    _Alignas(64) uint8_t buf[4096] = {1};
+    (void)n_member;
+    rates[member] = mu_peak_int8_gops() + mu_peak_f32_gflops() + mu_peak_read_gbps(buf, sizeof buf);
+}
+
+/* As a worker does; for ThreadSanitizer. */
+static void test_all_threads_at_once(void **state)
+{
+    (void)state;
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_pool *pool;
+    double rates[N_MEMBER] = {0};
+    assert_int_equal(mu_kernels_init(NULL, &err), MU_OK);
+    assert_int_equal(mu_pool_create(&(struct mu_pool_options){.n_threads = N_MEMBER}, &pool, &err), MU_OK);
+    mu_pool_run(pool, measure, rates);
+    mu_pool_destroy(pool);
+    for (int i = 0; i < N_MEMBER; i++)
+        if (!(rates[i] > 0)) fail_msg("thread %d: %g", i, rates[i]);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rates)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_rates), cmocka_unit_test(test_all_threads_at_once)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

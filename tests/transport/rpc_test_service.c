@@ -13,9 +13,11 @@ static void note_start(struct test_service *t, struct mu_rpc_call *call)
 {
     int64_t deadline = mu_rpc_call_deadline_ns(call);
     atomic_store(&t->deadline_left_ns, deadline == MU_FOREVER ? INT64_MAX : deadline - mu_now_ns());
-    snprintf(t->peer, sizeof t->peer, "%s", mu_rpc_call_peer(call));
     const char *agent = mu_rpc_call_metadata(call, "user-agent");
+    pthread_mutex_lock(&t->lock); /* the server may have several threads */
+    snprintf(t->peer, sizeof t->peer, "%s", mu_rpc_call_peer(call));
     snprintf(t->header, sizeof t->header, "%s", agent ? agent : "");
+    pthread_mutex_unlock(&t->lock);
     atomic_fetch_add(&t->n_started, 1);
 }
 
@@ -127,6 +129,7 @@ enum mu_status test_service_start(struct test_service *t, const char *address, i
                                   struct mu_rpc_server **server_out, struct mu_err *err)
 {
     char copy[400], *addresses[3] = {copy, NULL, NULL};
+    pthread_mutex_init(&t->lock, NULL);
     snprintf(copy, sizeof copy, "%s", address);
     char *space = strchr(copy, ' ');
     if (space) {

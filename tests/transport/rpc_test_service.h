@@ -10,6 +10,7 @@
 #ifndef MU_TESTS_RPC_TEST_SERVICE_H
 #define MU_TESTS_RPC_TEST_SERVICE_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "transport/rpc.h"
@@ -21,7 +22,8 @@ struct test_service {
     atomic_llong cancelled_at_ns;     /* when the last cancel was seen */
     atomic_llong deadline_left_ns;    /* what the last call had left when it came; INT64_MAX: none */
     struct mu_rpc_call *_Atomic kept; /* "keep": the test releases it */
-    char header[64], peer[128];       /* of the last Tokenize */
+    pthread_mutex_t lock;             /* of the next two */
+    char header[64], peer[128];       /* of the last call: user-agent, where it came from */
 };
 
 /* Starts a server of all this with health and reflection. address: one or, with a space between, two. limit_bytes: of

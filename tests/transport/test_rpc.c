@@ -33,8 +33,10 @@ static void test_unary(void **state)
     size_t n;
     if (tokenize(f->channel, "hello", 5000, &n, &err) != MU_OK) fail_msg("%s", err.text);
     assert_int_equal(n, 5);
+    pthread_mutex_lock(&f->service.lock);
     assert_true(strncmp(f->service.peer, "ipv4:127.0.0.1:", 15) == 0);
     assert_non_null(strstr(f->service.header, "grpc"));
+    pthread_mutex_unlock(&f->service.lock);
     int64_t left = atomic_load(&f->service.deadline_left_ns);
     assert_true(left > 1000 * MU_MS && left <= 5000 * MU_MS);
 

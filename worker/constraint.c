@@ -1,17 +1,25 @@
-/* Requests by a hash of their ids, grammars in a short list by their texts. */
+/* Requests by a hash of their ids, grammars in a short list by their texts.
+ *
+ * The thread that makes forms is started by the first one. A job goes down one queue and comes back by another, and with
+ * it what it made; both sides need the vocabulary, which is opened once, under a lock. */
 #include "worker/constraint.h"
 
+#include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/clock.h"
 #include "base/log.h"
+#include "base/queue.h"
 
 enum {
     BUCKETS = 1024,
     UNUSED_MAX = 64, /* grammars that nobody uses */
     UNUSED_BYTES = 256 << 20,
     MASKER_BYTES = 32 << 20,
+    JOBS_MAX = 256, /* forms in the making */
 };
 
 struct language { /* a grammar that met the vocabulary */
@@ -20,7 +28,8 @@ struct language { /* a grammar that met the vocabulary */
     struct mu_grammar *grammar;
     struct mu_masker *masker;
     size_t n_user;
-    uint64_t used; /* when it was last: larger is later */
+    uint64_t used;   /* when it was last: larger is later */
+    bool unfinished; /* it could not be made; who adds it will hear why */
 };
 
 struct request {
@@ -35,9 +44,14 @@ struct request {
 
 struct mu_constraints {
     const struct mu_gguf *gguf;
+    pthread_mutex_t lock; /* guards tok and vocab until they are there */
     struct mu_tokenizer *tok;
     struct mu_constraint_vocab *vocab;
     struct language *languages;
+    struct language *making; /* those that the thread has; it reads and fills no more than a language's own fields */
+    struct mu_queue *jobs, *done;
+    pthread_t thread;
+    bool has_thread;
     struct request *bucket[BUCKETS];
     uint32_t *words;
     size_t n_mask; /* bytes of a mask of the model's ids */
@@ -52,6 +66,7 @@ enum mu_status mu_constraints_create(const struct mu_gguf *g, int n_vocab, struc
     if (!c) return mu_fail(err, MU_ENOMEM, "no memory for constraints");
     c->gguf = g;
     c->n_mask = ((size_t)n_vocab + 7) / 8;
+    pthread_mutex_init(&c->lock, NULL);
     *c_out = c;
     return MU_OK;
 }
@@ -59,12 +74,11 @@ enum mu_status mu_constraints_create(const struct mu_gguf *g, int n_vocab, struc
 static enum mu_status vocab_open(struct mu_constraints *c, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
-    if (c->words) return MU_OK;
+    pthread_mutex_lock(&c->lock);
     if (!c->tok) MU_TRY(st, mu_tokenizer_open(c->gguf, &c->tok, err), done);
-    if (!c->vocab) MU_TRY(st, mu_constraint_vocab_create(c->tok, &c->vocab, err), done);
-    c->words = mu_calloc(mu_constraint_mask_words(c->vocab) + 1, sizeof *c->words);
-    if (!c->words) st = mu_fail(err, MU_ENOMEM, "no memory for constraints");
+    if (!c->vocab) st = mu_constraint_vocab_create(c->tok, &c->vocab, err);
 done:
+    pthread_mutex_unlock(&c->lock);
     return st;
 }
 
@@ -73,6 +87,7 @@ done:
 static size_t language_bytes(const struct language *l)
 {
     size_t grammar;
+    if (l->unfinished) return l->key.len;
     mu_grammar_size(l->grammar, &grammar);
     return grammar + l->key.len + mu_masker_bytes(l->masker);
 }
@@ -105,34 +120,137 @@ static void languages_trim(struct mu_constraints *c)
     }
 }
 
-static enum mu_status language_get(struct mu_constraints *c, const struct mu_constraint_text *t,
-                                   struct language **l_out, struct mu_err *err)
+static bool is_text(const struct language *l, const struct mu_constraint_text *t)
 {
-    enum mu_status st;
-    for (struct language *l = c->languages; l; l = l->next) {
-        if (l->key.kind != t->kind || l->key.len != t->len || (t->len && memcmp(l->key.text, t->text, t->len)))
-            continue;
-        *l_out = l;
-        return MU_OK;
-    }
+    return l->key.kind == t->kind && l->key.len == t->len && !(t->len && memcmp(l->key.text, t->text, t->len));
+}
+
+static struct language **language_find(struct language **list, const struct mu_constraint_text *t)
+{
+    while (*list && !is_text(*list, t)) list = &(*list)->next;
+    return list;
+}
+
+/* Of a text, and nothing made yet; NULL: no memory. */
+static struct language *language_new(const struct mu_constraint_text *t)
+{
     struct language *l = mu_calloc(1, sizeof *l);
     char *text = l ? mu_malloc(t->len + 1) : NULL;
     if (!text) {
         mu_free(l);
-        return mu_fail(err, MU_ENOMEM, "no memory for constraints");
+        return NULL;
     }
     if (t->len) memcpy(text, t->text, t->len);
     l->key = (struct mu_constraint_text){t->kind, text, t->len};
-    MU_TRY(st, mu_grammar_compile((enum mu_constraint_kind)t->kind, text, t->len, &l->grammar, err), fail);
-    MU_TRY(st, mu_masker_create(l->grammar, c->vocab, MASKER_BYTES, &l->masker, err), fail);
-    c->n_compiled++;
+    return l;
+}
+
+static enum mu_status language_make(struct mu_constraints *c, struct language *l, struct mu_err *err)
+{
+    enum mu_status st = vocab_open(c, err);
+    if (st == MU_OK)
+        st = mu_grammar_compile((enum mu_constraint_kind)l->key.kind, l->key.text, l->key.len, &l->grammar, err);
+    if (st == MU_OK) st = mu_masker_create(l->grammar, c->vocab, MASKER_BYTES, &l->masker, err);
+    return st;
+}
+
+static void language_link(struct mu_constraints *c, struct language *l)
+{
+    c->n_compiled += !l->unfinished;
+    l->used = ++c->clock;
     l->next = c->languages;
     c->languages = l;
+}
+
+static enum mu_status language_get(struct mu_constraints *c, const struct mu_constraint_text *t,
+                                   struct language **l_out, struct mu_err *err)
+{
+    struct language **at = language_find(&c->languages, t), *l = *at;
+    if (l && !l->unfinished) {
+        *l_out = l;
+        return MU_OK;
+    }
+    if (l) *at = l->next;
+    language_free(l);
+    l = language_new(t);
+    if (!l) return mu_fail(err, MU_ENOMEM, "no memory for constraints");
+    enum mu_status st = language_make(c, l, err);
+    if (st != MU_OK) {
+        language_free(l);
+        return st;
+    }
+    language_link(c, l);
     *l_out = l;
     return MU_OK;
-fail:
-    language_free(l);
-    return st;
+}
+
+/* ---- forms made by a thread ---- */
+
+static void *maker_main(void *constraints)
+{
+    struct mu_constraints *c = constraints;
+    for (struct language *l; (l = mu_queue_pop(c->jobs, MU_FOREVER));) {
+        l->unfinished = language_make(c, l, NULL) != MU_OK;
+        mu_queue_push(c->done, l); /* has room for all jobs there are */
+    }
+    return NULL;
+}
+
+static bool maker_start(struct mu_constraints *c)
+{
+    sigset_t all, before;
+    if (c->has_thread) return true;
+    if (!c->jobs && mu_queue_create(JOBS_MAX, &c->jobs, NULL) != MU_OK) return false;
+    if (!c->done && mu_queue_create(JOBS_MAX, &c->done, NULL) != MU_OK) return false;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    c->has_thread = pthread_create(&c->thread, NULL, maker_main, c) == 0;
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return c->has_thread;
+}
+
+bool mu_constraints_begin(struct mu_constraints *c, const struct mu_constraint_text *text)
+{
+    size_t n = 0;
+    if (text->kind == MU_CONSTRAINT_NONE || *language_find(&c->languages, text)) return true;
+    for (struct language *l = c->making; l; l = l->next, n++) {
+        if (is_text(l, text)) return false;
+    }
+    struct language *l = n < JOBS_MAX && maker_start(c) ? language_new(text) : NULL;
+    if (!l) return true;
+    l->next = c->making;
+    if (mu_queue_push(c->jobs, l) != MU_OK) {
+        language_free(l);
+        return true;
+    }
+    c->making = l;
+    return false;
+}
+
+bool mu_constraints_made(struct mu_constraints *c)
+{
+    bool any = false;
+    for (struct language *l; c->done && (l = mu_queue_pop(c->done, 0)); any = true) {
+        struct language **at = &c->making;
+        while (*at != l) at = &(*at)->next;
+        *at = l->next;
+        language_link(c, l);
+    }
+    return any;
+}
+
+int mu_constraints_fd(const struct mu_constraints *c)
+{
+    return c->done ? mu_queue_wake_fd(c->done) : -1;
+}
+
+static void maker_end(struct mu_constraints *c)
+{
+    if (c->jobs) mu_queue_close(c->jobs);
+    if (c->has_thread) pthread_join(c->thread, NULL); /* after what was begun: a second each at worst */
+    mu_constraints_made(c);
+    mu_queue_destroy(c->jobs, NULL);
+    mu_queue_destroy(c->done, NULL);
 }
 
 /* ---- requests ---- */
@@ -165,8 +283,12 @@ enum mu_status mu_constraints_add(struct mu_constraints *c, uint64_t request, co
     if (!r) return mu_fail(err, MU_ENOMEM, "no memory for constraints");
     r->id = request;
     struct language *l = NULL;
-    MU_TRY(st, vocab_open(c, err), fail);
     MU_TRY(st, language_get(c, text, &l, err), fail);
+    if (!c->words) c->words = mu_calloc(mu_constraint_mask_words(c->vocab) + 1, sizeof *c->words);
+    if (!c->words) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for constraints");
+        goto fail;
+    }
     r->language = l;
     l->n_user++;
     l->used = ++c->clock;
@@ -206,6 +328,7 @@ void mu_constraints_forget_all(struct mu_constraints *c)
 void mu_constraints_destroy(struct mu_constraints *c)
 {
     if (!c) return;
+    maker_end(c);
     mu_constraints_forget_all(c);
     while (c->languages) {
         struct language *l = c->languages;
@@ -214,6 +337,7 @@ void mu_constraints_destroy(struct mu_constraints *c)
     }
     mu_constraint_vocab_free(c->vocab);
     mu_tokenizer_close(c->tok);
+    pthread_mutex_destroy(&c->lock);
     mu_free(c->words);
     mu_free(c);
 }

@@ -8,7 +8,10 @@
  * Grammars are compiled once for each text and shared by its requests; those that nobody uses are kept for a while (64,
  * and 256 MiB of what was worked out for them). The vocabulary's trie is made for the first request that needs it.
  *
- * Threads: one. */
+ * Compiling a form can take a second at worst, and the first one opens the tokenizer: mu_constraints_begin has a thread
+ * do that, so that a leader's steps go on meanwhile.
+ *
+ * Threads: one, and that thread, which sees nothing but what it makes. */
 #ifndef MU_WORKER_CONSTRAINT_H
 #define MU_WORKER_CONSTRAINT_H
 
@@ -28,6 +31,12 @@ struct mu_constraints;
 enum mu_status mu_constraints_create(const struct mu_gguf *g, int n_vocab, struct mu_constraints **c_out,
                                      struct mu_err *err);
 void mu_constraints_destroy(struct mu_constraints *c); /* NULL is fine */
+
+/* Before mu_constraints_add, by who must not wait: false: the form is being made; ask again when mu_constraints_made has
+ * said that something is done. true: add will be quick, or as slow as it must be (no thread, too many at once), or fail. */
+bool mu_constraints_begin(struct mu_constraints *c, const struct mu_constraint_text *text);
+bool mu_constraints_made(struct mu_constraints *c);    /* whether forms have been made since the last call */
+int mu_constraints_fd(const struct mu_constraints *c); /* readable then; -1: nothing was ever begun */
 
 /* A request of kind MU_CONSTRAINT_NONE is not kept. Errors: those of mu_grammar_compile; MU_EINVAL: it is there. */
 enum mu_status mu_constraints_add(struct mu_constraints *c, uint64_t request, const struct mu_constraint_text *text,

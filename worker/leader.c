@@ -8,6 +8,8 @@
  * With several stages the steps of the FIFO are under way in earlier stages while the leader, which is in the last one,
  * runs the oldest: so it plans ahead as far as the scheduler lets it, then runs its own part.
  *
+ * A request whose form (constraint.h) has to be made first waits beside the scheduler until it is there.
+ *
  * Waiting. Nothing in here waits for the Engine stream or for a client. With nothing to run it spins for a moment, then
  * sleeps in poll() on the queue and the doorbells; a doorbell that closes says that a rank is gone. */
 #include "worker/leader.h"
@@ -44,6 +46,8 @@ struct leader {
     int n_step, head, n_fifo;
     struct mu_sched_event *events; /* [n_slot] */
     struct mu_writer plan;
+    struct mu_engine_command **unmade; /* submitted, and their forms are being made */
+    size_t n_unmade, cap_unmade;
     bool held; /* the newest step of the FIFO, in plan, waits for those before it */
     bool draining;
     int64_t stats_ns;
@@ -79,17 +83,73 @@ static enum mu_status command_submit(struct leader *l, const struct mu_engine_co
     return mu_engine_put(l->opt->engine, &e, NULL, e.error != MU_OK ? why.text : NULL, err);
 }
 
+/* Whether a request waits for its form: then the command is kept. */
+static bool command_wait(struct leader *l, struct mu_engine_command *c)
+{
+    if (l->n_unmade == l->cap_unmade) {
+        size_t cap = l->cap_unmade * 2 + 16;
+        struct mu_engine_command **p = mu_reallocarray(l->unmade, cap, sizeof *p);
+        if (!p) return false; /* then everybody waits for it */
+        l->unmade = p;
+        l->cap_unmade = cap;
+    }
+    if (l->draining || mu_constraints_begin(l->constraints, &c->constraint)) return false;
+    l->unmade[l->n_unmade++] = c;
+    return true;
+}
+
+/* Those whose forms are there now, in their order. */
+static enum mu_status unmade_submit(struct leader *l, struct mu_err *err)
+{
+    enum mu_status st = MU_OK;
+    size_t n = 0;
+    for (size_t i = 0; i < l->n_unmade; i++) {
+        struct mu_engine_command *c = l->unmade[i];
+        if (st == MU_OK && mu_constraints_begin(l->constraints, &c->constraint)) {
+            st = command_submit(l, c, err);
+            mu_free(c);
+        } else {
+            l->unmade[n++] = c;
+        }
+    }
+    l->n_unmade = n;
+    return st;
+}
+
+static enum mu_status unmade_cancel(struct leader *l, uint64_t request, struct mu_err *err)
+{
+    for (size_t i = 0; i < l->n_unmade; i++) {
+        struct mu_engine_command *c = l->unmade[i];
+        struct mu_sched_event e = {.request = request,
+                                   .position = (uint32_t)c->request.n_emitted,
+                                   .id = -1,
+                                   .finished = true,
+                                   .error = MU_ECANCELLED};
+        if (c->request.id != request) continue;
+        memmove(l->unmade + i, l->unmade + i + 1, (--l->n_unmade - i) * sizeof *l->unmade);
+        mu_free(c);
+        return mu_engine_put(l->opt->engine, &e, NULL, NULL, err);
+    }
+    return MU_OK;
+}
+
+static void unmade_forget(struct leader *l)
+{
+    while (l->n_unmade) mu_free(l->unmade[--l->n_unmade]);
+}
+
 static enum mu_status command_do(struct leader *l, const struct mu_engine_command *c, struct mu_err *err)
 {
     struct mu_sched_event e;
     switch (c->kind) {
     case MU_ENGINE_SUBMIT: return command_submit(l, c, err);
     case MU_ENGINE_CANCEL:
-        if (mu_sched_cancel(l->sched, c->request.id, &e) != MU_OK) return MU_OK;
+        if (mu_sched_cancel(l->sched, c->request.id, &e) != MU_OK) return unmade_cancel(l, c->request.id, err);
         mu_constraints_drop(l->constraints, c->request.id);
         return mu_engine_put(l->opt->engine, &e, NULL, NULL, err);
     case MU_ENGINE_DRAIN: l->draining = true; return MU_OK;
     case MU_ENGINE_RESET:
+        unmade_forget(l);
         mu_sched_forget_all(l->sched);
         mu_constraints_forget_all(l->constraints);
         return MU_OK;
@@ -102,7 +162,9 @@ static enum mu_status commands_drain(struct leader *l, struct mu_err *err)
     for (;;) {
         struct mu_engine_command *c;
         enum mu_status st = mu_engine_next(l->opt->engine, &c, err);
+        if (st == MU_OK && !c && mu_constraints_made(l->constraints)) st = unmade_submit(l, err);
         if (st != MU_OK || !c) return st;
+        if (c->kind == MU_ENGINE_SUBMIT && command_wait(l, c)) continue;
         st = command_do(l, c, err);
         mu_free(c);
         if (st != MU_OK) return st;
@@ -224,13 +286,14 @@ static void stats_put(struct leader *l, bool idle)
 
 static enum mu_status idle_wait(struct leader *l, bool outbox_empty, struct mu_err *err)
 {
-    struct pollfd p[MU_MAX_RANKS + 1];
+    struct pollfd p[MU_MAX_RANKS + 2];
     nfds_t n = 0;
     mu_record_op(l->opt->record, MU_OP_IDLE, MU_RECORD_NOBODY);
     for (struct mu_spin spin = mu_spin_start(); mu_spin_turn(&spin);)
         if (mu_engine_waiting(l->opt->engine)) return MU_OK;
     stats_put(l, true);
     p[n++] = (struct pollfd){.fd = mu_engine_fd(l->opt->engine), .events = POLLIN};
+    p[n++] = (struct pollfd){.fd = mu_constraints_fd(l->constraints), .events = POLLIN}; /* negative: passed over */
     for (int i = 0; i < l->opt->plan->n_rank; i++)
         if (l->opt->bells[i]) p[n++] = (struct pollfd){.fd = mu_bell_fd(l->opt->bells[i]), .events = POLLIN};
     if (poll(p, n, outbox_empty ? IDLE_POLL_MS : RETRY_POLL_MS) < 0 && errno != EINTR)
@@ -299,6 +362,8 @@ enum mu_status mu_leader_run(const struct mu_leader_options *opt, struct mu_err 
     mu_free(l.planned_ns);
     mu_free(l.events);
     mu_writer_free(&l.plan);
+    unmade_forget(&l);
+    mu_free(l.unmade);
     mu_sched_destroy(l.sched);
     mu_constraints_destroy(l.constraints);
     return st;

@@ -27,8 +27,8 @@ except ImportError:
     print("SKIPPED: python3-jsonschema is not installed")
     sys.exit(77)
 
-REQUESTS = int(os.environ.get("MUSTER_TEST_CONSTRAINED", "200"))
-TURNS = int(os.environ.get("MUSTER_TEST_TURNS", "4"))
+REQUESTS = int(os.environ.get("MUSTER_TEST_CONSTRAINED", "100"))
+TURNS = int(os.environ.get("MUSTER_TEST_TURNS", "2"))
 VOCAB = int(os.environ.get("MUSTER_TEST_VOCAB", "32768"))
 VOCAB_OF = os.environ.get("MUSTER_TEST_VOCAB_OF")
 D_MODEL = int(os.environ.get("MUSTER_TEST_D_MODEL", "128"))

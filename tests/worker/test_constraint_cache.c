@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -131,6 +132,46 @@ static void test_masks(void **state)
     mu_gguf_close(g);
 }
 
+/* Made by the thread: each text once, whoever asks; what cannot be made is told to who adds it; ends with some under way. */
+static void test_made_aside(void **state)
+{
+    (void)state;
+    struct mu_gguf *g;
+    struct mu_constraints *c = open_all(&g);
+    struct mu_constraints_counts n;
+    const struct mu_constraint_text good = {MU_CONSTRAINT_REGEX, "ab?c", 4}, bad = {MU_CONSTRAINT_REGEX, "(", 1},
+                                    none = {MU_CONSTRAINT_NONE, NULL, 0};
+    assert_true(mu_constraints_begin(c, &none));
+    assert_int_equal(mu_constraints_fd(c), -1);
+    assert_false(mu_constraints_made(c));
+    bool is_good = false, is_bad = false;
+    for (int i = 0; i < 3; i++) { /* asked again, nothing is made twice */
+        is_good = mu_constraints_begin(c, &good);
+        is_bad = mu_constraints_begin(c, &bad);
+    }
+    while (!is_good || !is_bad) {
+        struct pollfd p = {.fd = mu_constraints_fd(c), .events = POLLIN};
+        assert_int_equal(poll(&p, 1, 60000), 1);
+        assert_true(mu_constraints_made(c));
+        is_good = mu_constraints_begin(c, &good);
+        is_bad = mu_constraints_begin(c, &bad);
+    }
+    mu_constraints_count(c, &n);
+    assert_int_equal(n.n_compiled, 1);
+    assert_int_equal(add(c, 1, MU_CONSTRAINT_REGEX, "ab?c"), MU_OK);
+    assert_string_equal(allowed(c, 1, "a"), "bc");
+    assert_int_equal(add(c, 2, MU_CONSTRAINT_REGEX, "("), MU_EFORMAT);
+    mu_constraints_count(c, &n);
+    assert_int_equal(n.n_compiled, 1);
+    assert_int_equal(n.n_grammar, 1);
+    for (int i = 0; i < 20; i++) {
+        char text[] = {'x', (char)('a' + i)};
+        assert_false(mu_constraints_begin(c, &(struct mu_constraint_text){MU_CONSTRAINT_REGEX, text, sizeof text}));
+    }
+    mu_constraints_destroy(c);
+    mu_gguf_close(g);
+}
+
 static void test_cache(void **state)
 {
     (void)state;
@@ -194,6 +235,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_made_aside),
         cmocka_unit_test(test_cache),
         cmocka_unit_test(test_allocations),
     };

@@ -82,6 +82,9 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, pid_t *pid_ou
                                           "--bind-to",
                                           "none",
                                           "--mca",
+                                          "plm",
+                                          "isolated", /* this machine only: no ssh is looked for */
+                                          "--mca",
                                           "pml",
                                           "ob1",
                                           "--mca",

@@ -102,6 +102,9 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, const char *h
                                           "--bind-to",
                                           "none",
                                           "--mca",
+                                          "plm",
+                                          "isolated", /* this machine only: no ssh is looked for */
+                                          "--mca",
                                           "pml",
                                           "ob1",
                                           "--mca",

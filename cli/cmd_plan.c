@@ -104,8 +104,10 @@ static void print_numa(const struct mu_topo *topo, const double node_gbps[MU_TOP
     char text[80], memory[32];
     for (int k = 0; k < topo->n_numa && topo->n_numa > 1; k++) {
         mu_human_bytes(topo->numa[k].memory_bytes, memory, sizeof memory);
-        printf("NUMA node %d: %d core%s, %s memory, reads %.1f GB/s by itself\n", topo->numa[k].node,
-               topo->numa[k].n_core, topo->numa[k].n_core == 1 ? "" : "s", memory, node_gbps[k]);
+        printf("NUMA node %d: %d core%s, %s memory", topo->numa[k].node, topo->numa[k].n_core,
+               topo->numa[k].n_core == 1 ? "" : "s", memory);
+        if (node_gbps[k] > 0) printf(", reads %.1f GB/s by itself", node_gbps[k]);
+        putchar('\n');
     }
     for (int i = 0; i < split->n_rank && topo->n_numa > 1; i++) {
         struct mu_place place;

@@ -71,7 +71,9 @@ stop() {
     cat /tmp/serve.log
     [ -z "$(ranks)" ]
 }
-ask() { muster run $M 'one two three' --server 127.0.0.1:7400 --raw -n 6 --ignore-end -T 0 --quiet; }
+ANSWER="--raw -n 6 --ignore-end -T 0 --quiet"
+answer() { muster run $M 'one two three' $ANSWER "$@" 2>/tmp/errors || cat /tmp/errors; } # no progress bars
+ask() { answer --server 127.0.0.1:7400; }
 gang() { # the state of the gang that serves
     muster ps
     for p in $(ranks); do
@@ -88,8 +90,8 @@ section plan muster plan $M --ctx 256 --parallel 2
 section alone muster logits $M --ids $IDS --split 1 --threads 2 --out /tmp/one.f32
 section two muster logits $M --ids $IDS --split 1:1 --out /tmp/two.f32
 section sums sha256sum /tmp/one.f32 /tmp/two.f32
-section run muster run $M 'one two three' --raw -n 6 --ignore-end -T 0 --quiet
-section run_alone muster run $M 'one two three' --raw -n 6 --ignore-end -T 0 --quiet --split 1
+section run answer
+section run_alone answer --split 1
 
 section serve serve all
 section ask ask
@@ -121,6 +123,7 @@ echo 2-3 >/cg/one/cpuset.cpus
 echo 1 >/cg/one/cpuset.mems
 section plan_one inside one muster plan $M --ctx 256 --parallel 2
 section serve_one serve one
+section ask_one ask
 section gang_one gang
 section stop_one stop
 
@@ -128,6 +131,7 @@ section stop_one stop
 group quota
 echo "200000 100000" >/cg/quota/cpu.max
 section serve_quota serve quota
+section ask_quota ask
 section gang_quota gang
 section stop_quota stop
 echo "100000 100000" >/cg/quota/cpu.max

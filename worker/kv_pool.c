@@ -9,7 +9,6 @@ struct page {
     uint32_t n_holder;
     uint32_t next;         /* of its bucket; published ones only */
     uint32_t older, newer; /* of the cached ones, MU_KV_NOTHING at the ends */
-    bool found;            /* it was retained since it was taken */
     uint64_t identity;     /* 0: private or free */
     uint64_t parent;
     struct mu_kv_kind kind;
@@ -155,16 +154,6 @@ static void cached_add(struct mu_kv_pool *p, uint32_t page)
     p->n_cached++;
 }
 
-static void cached_add_oldest(struct mu_kv_pool *p, uint32_t page)
-{
-    struct page *g = &p->page[page];
-    g->older = MU_KV_NOTHING;
-    g->newer = p->oldest;
-    *(p->oldest == MU_KV_NOTHING ? &p->newest : &p->page[p->oldest].older) = page;
-    p->oldest = page;
-    p->n_cached++;
-}
-
 /* ---- holders ---- */
 
 uint32_t mu_kv_pool_take(struct mu_kv_pool *p)
@@ -178,34 +167,22 @@ uint32_t mu_kv_pool_take(struct mu_kv_pool *p)
         forget(p, page);
     }
     p->page[page].n_holder = 1;
-    p->page[page].found = false;
     return page;
 }
 
 void mu_kv_pool_retain(struct mu_kv_pool *p, uint32_t page)
 {
     if (p->page[page].n_holder++ == 0) cached_remove(p, page);
-    p->page[page].found = true;
-}
-
-static void let_go(struct mu_kv_pool *p, uint32_t page, void (*add)(struct mu_kv_pool *p, uint32_t page))
-{
-    struct page *g = &p->page[page];
-    if (--g->n_holder > 0) return;
-    if (g->identity)
-        add(p, page);
-    else
-        p->free[p->n_free++] = page;
 }
 
 void mu_kv_pool_release(struct mu_kv_pool *p, uint32_t page)
 {
-    let_go(p, page, cached_add);
-}
-
-void mu_kv_pool_pass(struct mu_kv_pool *p, uint32_t page)
-{
-    let_go(p, page, p->page[page].found ? cached_add : cached_add_oldest);
+    struct page *g = &p->page[page];
+    if (--g->n_holder > 0) return;
+    if (g->identity)
+        cached_add(p, page);
+    else
+        p->free[p->n_free++] = page;
 }
 
 bool mu_kv_pool_sound(const struct mu_kv_pool *p)

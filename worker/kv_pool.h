@@ -18,10 +18,6 @@
  * nobody holds is forgotten from the ends of sequences towards their beginnings: a system prompt that many conversations
  * began with outlives them.
  *
- * Of layers with a window a sequence lets go of pages as it goes on (sched_window.c). Those that nobody but their writer ever
- * held are forgotten first, the last one before the others: one long prompt would else push everything out with pages that
- * it leaves behind. What was found once is as good as any.
- *
  * Memory: all of it at creation. Pure: no clock; the same calls give the same pages. Threads: one.
  * Rejected: a tree of token runs of any length (SGLang's RadixAttention): pages are the unit of the tables anyway, and a
  * hash from (parent, ids) needs no nodes that split. */
@@ -59,8 +55,6 @@ uint32_t mu_kv_pool_holders(const struct mu_kv_pool *p, uint32_t page);
 uint32_t mu_kv_pool_take(struct mu_kv_pool *p);
 void mu_kv_pool_retain(struct mu_kv_pool *p, uint32_t page);
 void mu_kv_pool_release(struct mu_kv_pool *p, uint32_t page);
-/* The same by a sequence that goes on without it. */
-void mu_kv_pool_pass(struct mu_kv_pool *p, uint32_t page);
 
 /* The published page of these tokens after the page with identity parent; MU_KV_NOTHING: there is none. Nobody holds it
  * more than before: retain it before the next take. */

@@ -74,7 +74,7 @@ void mu_sched_window_slide(struct mu_sched *s, struct seq *q)
 {
     if (!s->window) return;
     for (uint32_t first = first_seen(s, q->n_fed); q->window_begin < first;)
-        mu_kv_pool_pass(s->window, q->window[q->window_begin++]);
+        mu_kv_pool_release(s->window, q->window[q->window_begin++]);
 }
 
 void mu_sched_window_take(struct mu_sched *s, struct seq *q, uint32_t end, struct mu_step *step)

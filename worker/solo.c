@@ -152,7 +152,11 @@ static enum mu_status slots_create(struct mu_solo *s, struct mu_err *err)
     if (!mu_mul_size(n_slot, s->max_page, &n_entry) || n_entry > UINT32_MAX)
         return mu_fail(err, MU_EINVAL, "%d slots of %d tokens are too many", s->serving.n_slot, s->serving.n_ctx);
     if (s->serving.n_page == 0) s->serving.n_page = (uint32_t)n_entry;
-    s->each = mu_plan_window_pages(&s->serving) / (uint32_t)n_slot;
+    uint32_t n_window = mu_plan_window_pages(&s->serving);
+    if (n_window) { /* where there are too few for all slots, the first ones have them */
+        uint32_t span = mu_plan_window_span(&s->serving);
+        s->each = n_window / (uint32_t)n_slot > span ? n_window / (uint32_t)n_slot : span;
+    }
     s->slot = mu_calloc(n_slot, sizeof *s->slot);
     s->page_of = mu_calloc(n_slot, sizeof *s->page_of);
     s->pages = mu_calloc(n_entry, sizeof *s->pages);
@@ -315,11 +319,12 @@ static void step_begin(struct mu_solo *s)
 static enum mu_status windows_add(struct mu_solo *s, int slot, uint64_t end, struct mu_err *err)
 {
     struct solo_slot *q = &s->slot[slot];
-    if (mu_plan_window_pages(&s->serving) && s->each < mu_plan_window_span(&s->serving))
-        return mu_fail(err, MU_ELIMIT, "%u window pages of each sequence are too few: use fewer sequences", s->each);
+    uint32_t n_window = mu_plan_window_pages(&s->serving), before = (uint32_t)slot * s->each;
+    if (before + s->each > n_window)
+        return mu_fail(err, MU_ELIMIT, "all %u window pages are taken: use fewer sequences or more pages", n_window);
     for (; s->each && (uint64_t)q->n_window * MU_PAGE_TOKENS < end; q->n_window++)
-        s->step->window[s->step->n_window++] = (struct mu_step_window){
-            .slot = (uint32_t)slot, .at = q->n_window, .page = (uint32_t)slot * s->each + q->n_window % s->each};
+        s->step->window[s->step->n_window++] =
+            (struct mu_step_window){.slot = (uint32_t)slot, .at = q->n_window, .page = before + q->n_window % s->each};
     return MU_OK;
 }
 

@@ -32,7 +32,7 @@ enum mu_status mu_solo_step(struct mu_solo *s, const struct mu_step *step, struc
 
 /* One sequence after another, slots managed here: appends n ids to the sequence in `slot` in chunks of at most
  * step_tokens. Layers with a window have window pages where serving.window is set: each slot the same number of them, used
- * in turn. With short and long rotation factors the length after this call decides for all of it. out applies to the last chunk (MU_OUT_ALL to all chunks). on_logits (may be NULL) gets each logits row
+ * in turn (the first slots, where these are too few for all). With short and long rotation factors the length after this call decides for all of it. out applies to the last chunk (MU_OUT_ALL to all chunks). on_logits (may be NULL) gets each logits row
  * in order of position. *id_out (may be NULL): the sample. */
 enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, size_t n, enum mu_out_kind out,
                             const struct mu_sampling *sampling,

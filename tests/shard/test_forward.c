@@ -460,6 +460,37 @@ static void test_windows_cut_back(void **state)
     mu_model_close(m);
 }
 
+/* Pages for one sequence in a gang with more places: the first one has the window pages. */
+static void test_windows_of_one(void **state)
+{
+    (void)state;
+    enum { N = 240 };
+    struct mu_synth spec = odd_family(0);
+    for (size_t i = 0; strcmp(spec.arch, "gemma3") != 0; i++) spec = odd_family(i);
+    struct mu_model *m = synth_open(&spec);
+    struct mu_solo_options opt = {
+        .model = m,
+        .n_thread = 1,
+        .serving = {.n_ctx = 256, .n_slot = 8, .n_page = 8, .step_tokens = 20, .window = mu_plan_window(m)}};
+    struct mu_solo *solo = NULL;
+    struct rows rows = {.at = malloc(N * (size_t)m->cfg.n_vocab * sizeof(float)), .n_vocab = m->cfg.n_vocab};
+    struct mu_err why = MU_ERR_INIT;
+    int32_t ids[N];
+    ids_fill(ids, N, m->cfg.n_vocab, 7);
+    float *want = logits_all(m, (struct how){0}, ids, N);
+    MUST(mu_split_parse("1", &opt.split, err));
+    MUST(mu_solo_open(&opt, &solo, err));
+    MUST(mu_solo_feed(solo, 0, ids, N, MU_OUT_ALL, NULL, rows_take, &rows, NULL, err));
+    same(rows.at, want, N, m->cfg.n_vocab, "pages of one");
+    mu_solo_reset(solo, 0);
+    assert_int_equal(mu_solo_feed(solo, 7, ids, 1, MU_OUT_ALL, NULL, NULL, NULL, NULL, &why), MU_ELIMIT);
+    assert_non_null(strstr(why.text, "window pages are taken"));
+    mu_solo_close(solo);
+    free(rows.at);
+    free(want);
+    mu_model_close(m);
+}
+
 /* Exactly the rows that were asked for, the same as when all are. */
 static void test_outputs(void **state)
 {
@@ -656,23 +687,15 @@ static void test_no_memory(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_outputs),
-        cmocka_unit_test(test_outgrown),
-        cmocka_unit_test(test_cut_back),
-        cmocka_unit_test(test_refused_steps),
-        cmocka_unit_test(test_odd_shapes),
-        cmocka_unit_test(test_odd_families),
-        cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_windows_cut_back),
-        cmocka_unit_test(test_refused_windows),
-        cmocka_unit_test(test_fixtures),
-        cmocka_unit_test(test_families),
-        cmocka_unit_test(test_kernels),
-        cmocka_unit_test(test_no_memory),
-        cmocka_unit_test(test_single_tokens),
-        cmocka_unit_test(test_many_per_expert),
-        cmocka_unit_test(test_q8_cache),
-        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_outputs),         cmocka_unit_test(test_outgrown),
+        cmocka_unit_test(test_cut_back),        cmocka_unit_test(test_refused_steps),
+        cmocka_unit_test(test_odd_shapes),      cmocka_unit_test(test_odd_families),
+        cmocka_unit_test(test_windows),         cmocka_unit_test(test_windows_cut_back),
+        cmocka_unit_test(test_refused_windows), cmocka_unit_test(test_windows_of_one),
+        cmocka_unit_test(test_fixtures),        cmocka_unit_test(test_families),
+        cmocka_unit_test(test_kernels),         cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_single_tokens),   cmocka_unit_test(test_many_per_expert),
+        cmocka_unit_test(test_q8_cache),        cmocka_unit_test(test_long),
     };
     reduced = getenv("MUSTER_TEST_REDUCED") != NULL;
     if (argc > 1) cmocka_set_test_filter(argv[1]);

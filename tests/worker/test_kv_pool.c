@@ -97,35 +97,6 @@ static void test_what_is_forgotten(void **state)
     mu_kv_pool_destroy(p);
 }
 
-/* What its writer alone had and goes on without goes first, the last one before the others; what was found once does not. */
-static void test_passed_ones_go_first(void **state)
-{
-    (void)state;
-    struct mu_kv_pool *p = pool_open(6);
-    uint32_t page[6];
-    for (int i = 0; i < 6; i++) {
-        page[i] = mu_kv_pool_take(p);
-        mu_kv_pool_publish(p, page[i], &bare, 0, page_of(i));
-    }
-    mu_kv_pool_retain(p, page[1]);
-    mu_kv_pool_release(p, page[0]);
-    for (int i = 1; i < 5; i++) mu_kv_pool_pass(p, page[i]);
-    assert_int_equal(mu_kv_pool_cached(p), 4); /* page 1 has a holder still */
-    mu_kv_pool_pass(p, page[1]);
-    assert_true(mu_kv_pool_sound(p));
-    static const int order[] = {4, 3, 2, 0, 1};
-    for (int i = 0; i < 5; i++) assert_int_equal(mu_kv_pool_take(p), page[order[i]]);
-    mu_kv_pool_pass(p, page[1]); /* not published: free */
-    assert_int_equal(mu_kv_pool_cached(p), 0);
-    mu_kv_pool_publish(p, page[2], &bare, 0, page_of(2));
-    mu_kv_pool_retain(p, page[5]);
-    assert_int_equal(mu_kv_pool_take(p), page[1]);
-    mu_kv_pool_pass(p, page[2]); /* alone on the list */
-    assert_true(mu_kv_pool_sound(p));
-    assert_int_equal(mu_kv_pool_take(p), page[2]);
-    mu_kv_pool_destroy(p);
-}
-
 static void test_every_allocation_can_fail(void **state)
 {
     (void)state;
@@ -147,8 +118,8 @@ static void test_every_allocation_can_fail(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_only_the_same_is_found), cmocka_unit_test(test_what_is_forgotten),
-        cmocka_unit_test(test_passed_ones_go_first), cmocka_unit_test(test_every_allocation_can_fail)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_only_the_same_is_found),
+                                       cmocka_unit_test(test_what_is_forgotten),
+                                       cmocka_unit_test(test_every_allocation_can_fail)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

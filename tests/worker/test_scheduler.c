@@ -580,30 +580,6 @@ static void test_windows(void **state)
     assert_true(n_shared > 200 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
 }
 
-static void request_salted(struct sim *m, int i, uint32_t salt, uint32_t n_prompt, uint32_t max_tokens);
-static void run_dry(struct sim *m);
-
-/* Long prompts that nobody shares leave window pages behind, which push out none that stand for the end of a sequence. */
-static void test_long_ones_forget_themselves(void **state)
-{
-    (void)state;
-    struct sim m;
-    sim_window = 40;
-    sim_open(&m, 1, 4, 44, 340, 16);
-    sim_window = 0;
-    assert_int_equal(m.s->n_window, 24);
-    request_salted(&m, 0, 50, 64, 10);
-    run_dry(&m);
-    for (int i = 1; i < 4; i++) {
-        request_salted(&m, i, (uint32_t)i, 300, 5);
-        run_dry(&m);
-    }
-    request_salted(&m, 4, 50, 70, 3); /* begins as the first one did */
-    run_dry(&m);
-    assert_int_equal(m.req[4].n_cached, 64);
-    sim_close(&m);
-}
-
 /* A request that is known in every detail: n_prompt ids that begin as salt says, then max_tokens. */
 static void request_of(struct sim *m, int i, enum mu_priority priority, uint64_t key, uint32_t salt, uint32_t n_prompt,
                        uint32_t max_tokens)
@@ -1097,7 +1073,6 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_thousand_random_requests),
         cmocka_unit_test(test_windows),
-        cmocka_unit_test(test_long_ones_forget_themselves),
         cmocka_unit_test(test_nobody_starves),
         cmocka_unit_test(test_shares),
         cmocka_unit_test(test_an_urgent_one_does_not_wait),

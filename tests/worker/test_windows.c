@@ -150,7 +150,7 @@ static bool step_once(struct trial *r)
 /* Requests come one after another, some together, and end. */
 static struct trial *run_all(const struct mu_model *m, const struct way *way)
 {
-    struct mu_solo_options so = {.model = m, .n_thread = 2};
+    struct mu_solo_options so = {.model = m, .n_thread = way->split[1] ? 1 : 2};
     struct trial *r = calloc(1, sizeof *r);
     r->way = way;
     so.serving = (struct mu_serving){.n_ctx = N_CTX,

@@ -48,11 +48,19 @@ void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, co
     *fit_out = fit;
 }
 
+void mu_fit_add_draft(struct mu_fit *fit, const struct mu_rank_memory *memory)
+{
+    more(&fit->place[0].draft, memory->weights);
+    more(&fit->place[0].draft, memory->kv);
+    more(&fit->place[0].draft, memory->scratch);
+}
+
 /* KV pages that a place has room for. */
 static uint64_t place_room(const struct mu_fit_place *p)
 {
     uint64_t fixed = p->weights;
     more(&fixed, p->scratch);
+    more(&fixed, p->draft);
     if (p->usable < fixed) return 0;
     uint64_t pages = p->page ? (p->usable - fixed) / p->page : MAX_PAGES;
     return pages < MAX_PAGES ? pages : MAX_PAGES;
@@ -112,16 +120,18 @@ static void held_text(const struct mu_serving *serving, char *buf, size_t buf_by
 
 static void place_describe(const struct mu_fit_place *p, const struct mu_serving *serving, char *text, size_t bytes)
 {
-    char weights[24], scratch[24], kv[24], have[24], held[144];
+    char weights[24], scratch[24], kv[24], have[24], held[144], draft[24], beside[48] = "";
     size_text(p->weights, weights, sizeof weights);
     size_text(p->scratch, scratch, sizeof scratch);
     size_text(p->page * serving->n_page, kv, sizeof kv);
     size_text(p->free, have, sizeof have);
     held_text(serving, held, sizeof held);
+    if (p->draft) snprintf(beside, sizeof beside, ", draft model %s", size_text(p->draft, draft, sizeof draft));
     if (p->page)
-        snprintf(text, bytes, "weights %s, KV %s for %s, scratch %s, of %s free", weights, kv, held, scratch, have);
+        snprintf(text, bytes, "weights %s, KV %s for %s, scratch %s%s, of %s free", weights, kv, held, scratch, beside,
+                 have);
     else
-        snprintf(text, bytes, "%s of %s free", scratch, have);
+        snprintf(text, bytes, "%s%s of %s free", scratch, beside, have);
 }
 
 void mu_fit_describe(const struct mu_fit *fit, const struct mu_serving *serving, char text[MU_FIT_TEXT])
@@ -181,6 +191,9 @@ static void advise(const struct mu_fit *fit, const struct mu_model *model, const
         if (n == v->n_ctx) add(list, bytes, "--kv q8_0", 0);
         if (n > ctx && n < v->n_ctx) add(list, bytes, "--kv q8_0 with --ctx", n);
     }
+    struct mu_fit alone = *fit;
+    alone.place[0].draft = 0;
+    if (fit->place[0].draft && mu_fit_room(&alone) >= mu_fit_pages_of(v->n_ctx)) add(list, bytes, "no --draft", 0);
     if (!list[0])
         snprintf(list, bytes, "a smaller model, one of smaller types (--quantize), or a machine with more memory");
 }

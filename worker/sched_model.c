@@ -36,6 +36,15 @@ static bool is_open(const struct mu_sched *s, const struct seq *q)
            q->n_ids >= q->model.pace.quiet && q->n_ids < (uint32_t)s->opt.n_draft_ctx;
 }
 
+static void refused(struct cost *c)
+{
+    if (++c->n_refused < MU_DRAFT_REFUSALS) return;
+    c->n_refused = 0;
+    c->draft_us /= 2;
+    c->guess_us /= 2;
+    c->draft_old = c->guess_old = true;
+}
+
 /* How many guesses at its next ids are worth asking for; 0: none. */
 static uint32_t wanted(struct mu_sched *s, struct seq *q, uint32_t n_stream, uint32_t n_together, uint32_t most)
 {
@@ -53,6 +62,7 @@ static uint32_t wanted(struct mu_sched *s, struct seq *q, uint32_t n_stream, uin
     uint32_t n = mu_draft_pace_wanted(&m->pace, &c, &at, s->hope, most, &rate);
     if (!n) {
         if (!(m->pace.right > 0)) s->hope += (MU_DRAFT_HOPE - s->hope) / 64;
+        if (q->n_ids < m->pace.quiet) refused(&s->cost);
         return 0;
     }
     uint32_t found = mu_sched_draft(s, q, n_stream, most);
@@ -96,7 +106,12 @@ void mu_sched_answer_drafts(struct mu_sched *s, const struct mu_draft_ask *ask, 
 {
     struct cost *c = &s->cost;
     if (took->n_read) mu_sched_average(&c->read_us, fmax((double)took->read_us / took->n_read, 1e-3));
-    if (took->n_step) mu_sched_average(&c->guess_us, fmax((double)took->step_us / took->n_step, 1e-3));
+    if (took->n_step) {
+        if (c->guess_old) c->guess_us = 0;
+        mu_sched_average(&c->guess_us, fmax((double)took->step_us / took->n_step, 1e-3));
+        c->guess_old = false;
+        c->n_refused = 0;
+    }
     for (int i = 0; i < n; i++) {
         struct seq *q = active_find(s, ask[i].sequence);
         if (!q) continue;

@@ -75,6 +75,8 @@ struct cost {
     bool draft_known;
     double guess_us; /* what a draft model takes for one more guess at each of the sequences that it is asked for … */
     double read_us;  /* … and to read an id in bulk */
+    int n_refused;   /* times that guesses of a model were thought not to pay; MU_DRAFT_REFUSALS of them make … */
+    bool draft_old, guess_old; /* … these old: the next measure replaces them */
 };
 
 struct mu_sched {

@@ -389,8 +389,9 @@ void mu_sched_average(double *mean, double value)
 static void draft_cost(struct cost *c, double us)
 {
     us = fmax(-c->gap_us, fmin(us, c->gap_us));
-    c->draft_us += c->draft_known ? (us - c->draft_us) / 8 : us - c->draft_us;
+    c->draft_us += c->draft_known && !c->draft_old ? (us - c->draft_us) / 8 : us - c->draft_us;
     c->draft_known = true;
+    c->draft_old = false;
 }
 
 /* With k steps of decodes on their way a stream's next token comes k completions after its last one, whether that fills

@@ -1,6 +1,7 @@
 """A draft model on real gangs: no answer is another one, whatever it guesses and however the gang is split, also after a kill -9;
 what cannot be a draft model is refused in a sentence."""
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -138,6 +139,12 @@ class Draft(unittest.TestCase):
         def say(server):
             return [server.generate(p, N_TOKEN, seed=seed, temperature=t)[0] for p, seed, t in jobs]
 
+        for temperature in ("0", "1"):
+            args = ["run", target, "What?", "--raw", "--temperature", temperature, "--seed", "7", "-n", "150", "-t", "1", "--verbose"]
+            without, r = harness.run(*args), harness.run(*args, "--draft", draft)
+            print(f"run, temperature {temperature}: {[line for line in r.stderr.splitlines() if line.startswith('guessed')]}")
+            self.assertEqual((r.returncode, r.stdout), (0, without.stdout), r.stderr)
+        self.assertIn("guessed", r.stderr)
         with harness.Server(target, split="1", args=["--no-speculation"]) as server:
             expected = say(server)
         for split in ("1", "1/1"):
@@ -168,6 +175,28 @@ class Draft(unittest.TestCase):
                 self.assertGreater(server.gang().epoch, gang.epoch)
                 total += guesses(server)[0]
         self.assertGreater(total, 0)
+
+    def test_run(self):
+        """In one process."""
+        for temperature in ("0", "1"):
+            def say(*more):
+                r = harness.run("run", harness.BARD, "ROMEO:", "--raw", "--temperature", temperature, "--seed", "7", "-n", "200", "-t", "1", "--verbose",
+                                *more)
+                self.assertEqual(r.returncode, 0, r.stderr)
+                return r.stdout, re.findall(r"guessed: +(\d+) tokens, (\d+) of them right", r.stderr)
+            expected, none = say()
+            self.assertEqual(none, [])
+            for draft in (self.small, harness.BARD):
+                text, told = say("--draft", draft)
+                self.assertEqual(text, expected)
+                print(f"{os.path.basename(draft)}, temperature {temperature}: {told} guesses")
+                for drafted, right in told:
+                    self.assertTrue(draft != harness.BARD or drafted == right)
+        r = harness.run("run", harness.BARD, "x", "--raw", "--draft", self.other)
+        self.assertIn("has another vocabulary than", r.stderr)
+        r = harness.run("run", harness.BARD, "x", "--raw", "--draft", self.small, "--split", "1:1")
+        self.assertIn("--split 1", r.stderr)
+        self.assertNotEqual(r.returncode, 0)
 
     def refused(self, *args):
         r = subprocess.run([harness.MUSTER, "serve", harness.BARD, "--listen", "127.0.0.1:0", *args], capture_output=True, text=True, timeout=60)

@@ -18,7 +18,7 @@ struct mu_guess {
     double hope;
     bool draft_known; /* costs.draft_us was measured */
     int n_refused;    /* MU_DRAFT_REFUSALS of them make … */
-    bool old;         /* … costs.draft_us and guess_us old: what is measured next replaces them */
+    bool old;         /* … costs.guess_us old: what is measured next replaces it */
 };
 
 enum mu_status mu_guess_open(const char *name, const struct mu_opened *o, struct mu_guess **guess_out,
@@ -131,10 +131,11 @@ static void costs_learn(struct mu_guess *g, double us, uint32_t n)
         average(&c->gap_us, c->gap_us > 0 && us > 4 * c->gap_us ? 4 * c->gap_us : us);
         return;
     }
-    double each = (us - c->gap_us) / n, least = c->gap_us / 64; /* nothing is free */
-    if (each > c->gap_us) each = c->gap_us;
-    if (each < least) each = least;
-    c->draft_us += g->draft_known && !g->old ? (each - c->draft_us) / 8 : each - c->draft_us;
+    double each = (us - c->gap_us) / n; /* may be negative: times scatter */
+    if (each > 2 * c->draft_us) each = 2 * c->draft_us;
+    if (each < -c->gap_us) each = -c->gap_us;
+    c->draft_us += (each - c->draft_us) / 8;
+    if (c->draft_us < c->gap_us / 64) c->draft_us = c->gap_us / 64; /* nothing is free */
     g->draft_known = true;
     g->old = false;
 }

@@ -20,8 +20,7 @@ struct mu_draft_pace {     /* of one sequence; zeroed at its beginning */
 };
 
 /* What is measured only where guesses are made would be believed for good once it was bad, as on a machine that was busy
- * for a moment. So after this many refusals in a row it is taken for half as much, and what is measured next is believed
- * alone. */
+ * for a moment. So after this many refusals in a row it is taken for half as much. */
 enum { MU_DRAFT_REFUSALS = 16 };
 
 #define MU_DRAFT_HOPE 0.5 /* what of the guesses may be right, where nothing is known */

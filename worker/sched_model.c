@@ -42,7 +42,7 @@ static void refused(struct cost *c)
     c->n_refused = 0;
     c->draft_us /= 2;
     c->guess_us /= 2;
-    c->draft_old = c->guess_old = true;
+    c->guess_old = true;
 }
 
 /* How many guesses at its next ids are worth asking for; 0: none. */

@@ -76,7 +76,7 @@ struct cost {
     double guess_us; /* what a draft model takes for one more guess at each of the sequences that it is asked for … */
     double read_us;  /* … and to read an id in bulk */
     int n_refused;   /* times that guesses of a model were thought not to pay; MU_DRAFT_REFUSALS of them make … */
-    bool draft_old, guess_old; /* … these old: the next measure replaces them */
+    bool guess_old;  /* … this old: the next measure replaces it */
 };
 
 struct mu_sched {

@@ -385,13 +385,15 @@ void mu_sched_average(double *mean, double value)
     *mean = *mean > 0 ? *mean + (value - *mean) / 8 : value;
 }
 
-/* A difference of two times that scatter may be negative now and then: without these its mean would be too large. */
-static void draft_cost(struct cost *c, double us)
+/* A difference of two times that scatter may be negative now and then: without these its mean would be too large. One far
+ * above the others is believed only a bit, the first one too. us_before:
+ * what was thought so far. */
+static void draft_cost(struct cost *c, double us_before, double us)
 {
-    us = fmax(-c->gap_us, fmin(us, c->gap_us));
-    c->draft_us += c->draft_known && !c->draft_old ? (us - c->draft_us) / 8 : us - c->draft_us;
+    if (!c->draft_known) c->draft_us = us_before;
     c->draft_known = true;
-    c->draft_old = false;
+    us = fmax(-c->gap_us, fmin(us, 2 * us_before));
+    c->draft_us += (us - c->draft_us) / 8;
 }
 
 /* With k steps of decodes on their way a stream's next token comes k completions after its last one, whether that fills
@@ -416,7 +418,7 @@ void mu_sched_took(struct mu_sched *s, uint32_t us)
     else if (f->n_prefill)
         mu_sched_average(&c->token_us, fmax((us - alone_us) / f->n_prefill, 1e-3));
     else if (!n_prefill)
-        draft_cost(c, (gap_us - c->gap_us) / n_drafted);
+        draft_cost(c, mu_sched_draft_us(s), (gap_us - c->gap_us) / n_drafted);
 }
 
 int mu_sched_max_in_flight(const struct mu_sched *s)

@@ -12,6 +12,7 @@
 #include "base/topo.h"
 #include "cli/cli.h"
 #include "muster/v1/muster.pb-c.h"
+#include "shard/plan_draft.h"
 
 long mu_arg_long(const char *text, long min, long max, const char *what, struct argp_state *state)
 {
@@ -179,8 +180,9 @@ enum mu_kv_type mu_arg_kv(const char *text, struct argp_state *state)
 }
 
 enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters *adapters,
-                          const struct mu_split *split, unsigned asked, const struct mu_plan_node *node,
-                          struct mu_serving *serving, char text[MU_FIT_TEXT], struct mu_err *err)
+                          const struct mu_model *draft, const struct mu_split *split, unsigned asked,
+                          const struct mu_plan_node *node, struct mu_serving *serving, char text[MU_FIT_TEXT],
+                          struct mu_err *err)
 {
     enum mu_status st;
     struct mu_fit fit;
@@ -197,6 +199,10 @@ enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters
     if (!node) node = here;
     MU_TRY(st, mu_plan_where_check(model, node, split, err), done);
     mu_fit_measure(model, plan, adapters, serving, node, &fit);
+    if (draft) {
+        MU_TRY(st, mu_draft_check(plan, err), done);
+        MU_TRY(st, mu_draft_fit(draft, serving, &fit, err), done);
+    }
     MU_TRY(st, mu_fit_settle(&fit, model, plan, asked, serving, err), done);
     if (text) mu_fit_describe(&fit, serving, text);
 done:

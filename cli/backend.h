@@ -51,6 +51,7 @@ struct mu_listener { /* MU_ECANCELLED and other failures end the answer */
 
 struct mu_answer {
     int n_prompt, n_new;                /* tokens */
+    int n_guessed, n_right;             /* tokens that a draft model guessed; of these the right ones */
     int n_kept;                         /* tokens of the prompt that were there from before and not computed again */
     int resumed;                        /* times that a server lost its gang on the way */
     int64_t start_ns, first_ns, end_ns; /* first: when the first token was there, 0 never */
@@ -81,6 +82,7 @@ struct mu_local_options {
     enum mu_kv_type kv;          /* how the cache is kept */
     bool no_template;            /* the model's own one is not even looked at */
     struct mu_adapter_spec lora; /* nothing named: none but the model's own */
+    const char *draft;           /* a model that guesses next tokens, or NULL */
     const char *split;           /* "auto" or a split */
     enum mu_device_wish device;
     int n_thread, n_ctx; /* 0: all cores; the model's, at most 8,192 and what fits */

@@ -1,4 +1,4 @@
-/* Answers from this process: one sequence of a gang of one rank.
+/* Answers from this process: one sequence of a gang of one rank, and perhaps a draft model beside it (guess.h).
  *
  * What the sequence's cache holds is remembered as ids. The next prompt is compared with them, and only what follows
  * their common beginning is computed: a conversation that grows turn by turn costs what is new in it. The bits are the
@@ -14,6 +14,7 @@
 #include "base/io.h"
 #include "cli/backend.h"
 #include "cli/cli.h"
+#include "cli/guess.h"
 #include "model/chat_template.h"
 #include "shard/adjust.h"
 #include "worker/solo.h"
@@ -24,7 +25,10 @@ struct local {
     struct mu_chat_template *template; /* NULL: the model has none */
     char *template_text;
     struct mu_solo *solo;
-    int n_thread; /* 0: all cores */
+    struct mu_guess *guess;         /* NULL: there is no draft model */
+    struct mu_guess_result guessed; /* ids of a step that are not told yet … */
+    int n_told;                     /* … from this one on */
+    int n_thread;                   /* 0: all cores */
     const char *split;
     enum mu_device_wish device;
     bool told; /* where it runs */
@@ -43,6 +47,7 @@ static void local_close(void *self)
 {
     struct local *l = self;
     if (!l) return;
+    mu_guess_close(l->guess);
     mu_solo_close(l->solo);
     mu_chat_template_free(l->template);
     mu_cli_close(&l->o);
@@ -83,7 +88,14 @@ static enum mu_status where(struct local *l, unsigned asked, struct mu_solo_opti
     MU_TRY(st, mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK : MU_LOOK_NOT, node, err), done);
     MU_TRY(st, mu_plan_where(l->o.model, node, l->split, l->device, &opt->serving, &opt->split, why, err), done);
     tell_where(l, node, &opt->split, why);
-    st = mu_cli_fit(l->o.model, l->o.adapters, &opt->split, asked, node, &opt->serving, text, err);
+    if (l->guess && opt->split.n_rank > 1) {
+        st = mu_fail(err, MU_EUNSUPPORTED,
+                     "--draft with %d ranks in this process: 'muster serve' has that, or use --split 1",
+                     opt->split.n_rank);
+        goto done;
+    }
+    st = mu_cli_fit(l->o.model, l->o.adapters, l->guess ? mu_guess_model(l->guess) : NULL, &opt->split, asked, node,
+                    &opt->serving, text, err);
 done:
     mu_free(node);
     return st;
@@ -115,7 +127,16 @@ static enum mu_status gang_open(struct local *l, bool asked, int n_ctx, struct m
     MU_TRY(st, where(l, asked ? MU_FIT_CTX : 0, &opt, text, err), fail);
     opt.n_thread = l->n_thread ? l->n_thread : mu_default_threads(&opt.split);
     if (!l->quiet && isatty(STDERR_FILENO)) fprintf(stderr, "[%s]\n", text);
+    if (l->guess) opt.serving.n_slot = 1 + MU_MAX_DRAFT; /* places of a step; the pages are those of one sequence */
     MU_TRY(st, mu_solo_open(&opt, solo_out, err), fail);
+    if (l->guess) {
+        st = mu_guess_attach(l->guess, *solo_out, l->o.model, &opt.serving, err);
+        if (st != MU_OK) {
+            mu_solo_close(*solo_out);
+            *solo_out = NULL;
+            goto fail;
+        }
+    }
     mu_solo_adapt(*solo_out, 0, l->o.adapters ? 1 : 0, 1);
     *held_out = held;
     return MU_OK;
@@ -317,6 +338,41 @@ static enum mu_status stream_tell(struct stream *s, bool end, bool *stopped_out,
     return s->listener->text(s->listener->ctx, s->text + from, until - from, err);
 }
 
+/* What follows `id`, of whatever the last step gave, or of one more. */
+static enum mu_status next_id(struct local *l, const struct mu_sampling *sampling, bool guessable, size_t limit,
+                              struct mu_answer *a, int32_t *id, struct mu_err *err)
+{
+    struct mu_guess_result *g = &l->guessed;
+    if (l->n_told < g->n) {
+        *id = g->id[l->n_told++];
+        return MU_OK;
+    }
+    if (!l->guess || !guessable) {
+        int32_t fed = *id; /* feed keeps what it was given, and that is not where the next one goes */
+        return feed(l, &fed, 1, sampling, id, err);
+    }
+    const struct mu_guess_place at = {.ids = l->held,
+                                      .n_ids = l->n_held + 1,
+                                      .n_new = (size_t)a->n_new,
+                                      .n_left = limit - (size_t)a->n_new,
+                                      .sampling = sampling};
+    l->held[l->n_held] = *id;
+    enum mu_status st = mu_guess_next(l->guess, l->solo, &at, g, err);
+    if (st) {
+        mu_solo_reset(l->solo, 0);
+        l->n_held = 0;
+        g->n = 0;
+        return st;
+    }
+    l->n_held++;
+    for (int i = 0; i + 1 < g->n; i++) l->held[l->n_held++] = g->id[i];
+    a->n_guessed += g->n_guessed;
+    a->n_right += g->n_right;
+    l->n_told = 1;
+    *id = g->id[0];
+    return MU_OK;
+}
+
 static enum mu_status generate(struct local *l, struct stream *s, const struct mu_sampling *sampling,
                                struct mu_adjusts *adjusts, int32_t id, size_t limit, struct mu_answer *a,
                                struct mu_err *err)
@@ -335,8 +391,7 @@ static enum mu_status generate(struct local *l, struct stream *s, const struct m
         l->held[l->n_held] = id; /* there is room: the context is not full */
         mu_adjusts_push(adjusts, l->held, l->n_held + 1);
         MU_TRY(st, allow_next(l, l->held + a->n_prompt, l->n_held + 1 - (size_t)a->n_prompt, err), done);
-        int32_t fed = id; /* feed keeps what it was given, and that is not where the next one goes */
-        MU_TRY(st, feed(l, &fed, 1, sampling, &id, err), done);
+        MU_TRY(st, next_id(l, sampling, !adjusts && !l->constraints, limit, a, &id, err), done);
         if (id < 0) return no_id_fail(id, a->n_new, err);
     }
     if (stopped) return MU_OK;
@@ -382,6 +437,7 @@ static enum mu_status local_ask(void *self, const struct mu_ask *ask, const stru
     struct mu_adjusts *adjusts = NULL;
     size_t n = 0;
     enum mu_status st;
+    l->guessed.n = l->n_told = 0;
     mu_streamer_init(&s.streamer, l->o.tok, ask->special);
     s.streamer.show_marks = !ask->text;
     MU_TRY(st, prompt_ids(l, ask, listener, &ids, &n, err), done);
@@ -426,6 +482,7 @@ static enum mu_status local_set_context(void *self, int n_ctx, struct mu_err *er
     if (n_ctx > l->card.n_ctx_max)
         return mu_fail(err, MU_EINVAL, "num_ctx %d is more than the %d tokens that the model was made for", n_ctx,
                        l->card.n_ctx_max);
+    mu_guess_detach(l->guess);
     mu_solo_close(l->solo);
     mu_free(l->held);
     l->solo = NULL;
@@ -543,6 +600,7 @@ enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_ba
     MU_TRY(st, mu_cli_open(opt->model, true, &l->o, err), fail);
     MU_TRY(st, mu_model_quantize(l->o.model, opt->quantize, err), fail);
     MU_TRY(st, mu_cli_adapt(&l->o, &opt->lora, err), fail);
+    if (opt->draft) MU_TRY(st, mu_guess_open(opt->draft, &l->o, &l->guess, err), fail);
     MU_TRY(st, card_fill(l, opt, err), fail);
     MU_TRY(st, gang_open(l, opt->n_ctx || l->card.params.num_ctx, l->card.n_ctx, &l->solo, &l->held, err), fail);
     l->card.n_ctx = mu_solo_serving(l->solo)->n_ctx;

@@ -142,6 +142,7 @@ static void print_verbose(const struct mu_answer *w)
     fprintf(stderr, "eval count:           %d tokens\n", w->n_new);
     fprintf(stderr, "eval duration:        %.3f s\n", eval_s);
     if (eval_s > 0 && w->n_new > 1) fprintf(stderr, "eval rate:            %.1f tokens/s\n", (w->n_new - 1) / eval_s);
+    if (w->n_guessed) fprintf(stderr, "guessed:              %d tokens, %d of them right\n", w->n_guessed, w->n_right);
 }
 
 static void print_rate(const struct mu_answer *w)
@@ -286,7 +287,8 @@ enum mu_status mu_talk_switch(struct mu_talk *c, const char *model, struct mu_er
     if (!name) return mu_fail(err, MU_ENOMEM, "no memory for a name");
     backend_close(c); /* two models may not fit beside each other */
     c->opt.local.model = name;
-    c->opt.local.template_file = NULL; /* it was meant for the former one, and so was the adapter */
+    c->opt.local.template_file = NULL; /* it was meant for the former one, and so were adapter and draft model */
+    c->opt.local.draft = NULL;
     c->opt.local.lora = (struct mu_adapter_spec){0};
     c->opt.local.n_ctx = 0;
     enum mu_status st = backend_open(c, err);

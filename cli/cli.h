@@ -83,11 +83,12 @@ int mu_default_threads(const struct mu_split *split);
 enum mu_gpu_look { MU_LOOK_NOT, MU_LOOK, MU_LOOK_MEASURE };
 enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out, struct mu_err *err);
 
-/* Whether a gang in this process fits the memory there is (shard/plan_fit.h), and can run there: settles serving; text
- * (may be NULL) says what it takes. node NULL: this machine is looked at. */
+/* Whether a gang in this process fits the memory there is (shard/plan_fit.h), and can run there, a draft model (or NULL)
+ * beside it: settles serving; text (may be NULL) says what it takes. node NULL: this machine is looked at. */
 enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters *adapters,
-                          const struct mu_split *split, unsigned asked, const struct mu_plan_node *node,
-                          struct mu_serving *serving, char text[MU_FIT_TEXT], struct mu_err *err);
+                          const struct mu_model *draft, const struct mu_split *split, unsigned asked,
+                          const struct mu_plan_node *node, struct mu_serving *serving, char text[MU_FIT_TEXT],
+                          struct mu_err *err);
 
 /* ---- term.c: what a person sees ---- */
 

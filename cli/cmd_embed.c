@@ -295,7 +295,8 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
                                       .n_page = (uint32_t)(all / MU_PAGE_TOKENS) + 2 * (uint32_t)n_slot,
                                       .step_tokens = step_tokens,
                                       .kv = a->kv};
-    MU_TRY(st, mu_cli_fit(o.model, o.adapters, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, NULL, &opt.serving, NULL, err),
+    MU_TRY(st,
+           mu_cli_fit(o.model, o.adapters, NULL, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, NULL, &opt.serving, NULL, err),
            done);
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
     MU_TRY(st, mu_embedder_create(solo, o.model, &embedder, err), done);

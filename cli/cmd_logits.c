@@ -150,7 +150,8 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
     if (a->batch > step_tokens) step_tokens = a->batch;
     opt.serving = (struct mu_serving){
         .n_ctx = (int)n < 2 ? 2 : (int)n, .n_slot = a->batch, .step_tokens = step_tokens, .kv = a->kv};
-    MU_TRY(st, mu_cli_fit(o.model, o.adapters, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, NULL, &opt.serving, NULL, err),
+    MU_TRY(st,
+           mu_cli_fit(o.model, o.adapters, NULL, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, NULL, &opt.serving, NULL, err),
            done);
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
     MU_TRY(st, mu_file_writer_open(a->out, &sink.file, err), done);

@@ -121,7 +121,8 @@ static enum mu_status perplexity(const struct ppl_args *a, struct mu_err *err)
     }
     /* Logits of every position are kept per step: small steps bound that memory. */
     opt.serving = (struct mu_serving){.n_ctx = chunk, .n_slot = 1, .step_tokens = chunk < 64 ? chunk : 64, .kv = a->kv};
-    MU_TRY(st, mu_cli_fit(o.model, o.adapters, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, NULL, &opt.serving, NULL, err),
+    MU_TRY(st,
+           mu_cli_fit(o.model, o.adapters, NULL, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, NULL, &opt.serving, NULL, err),
            done);
     MU_TRY(st, mu_solo_open(&opt, &solo, err), done);
     mu_solo_adapt(solo, 0, o.adapters ? 1 : 0, 1);

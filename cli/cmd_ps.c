@@ -37,6 +37,10 @@ static void print_gang(const Muster__V1__Gang *g)
     char epoch[MU_EPOCH_TEXT];
     printf("gang   epoch %s, %s, split %s, %llu steps, %u relaunches, mpirun %d\n", mu_epoch_format(g->epoch, epoch),
            g->state, g->split, (unsigned long long)g->steps, g->relaunches, g->mpirun_pid);
+    if (g->drafted)
+        printf("       %llu tokens guessed, %llu of them right; by the draft model %llu and %llu\n",
+               (unsigned long long)g->drafted, (unsigned long long)g->drafts_taken,
+               (unsigned long long)g->model_drafted, (unsigned long long)g->model_drafts_taken);
     if (g->last_failure && *g->last_failure) printf("       last failure: %s\n", g->last_failure);
     if (!g->n_rank) return;
     static char text[MAX_ROWS][N_COL][32];

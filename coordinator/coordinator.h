@@ -11,6 +11,7 @@
 struct mu_serve_options {
     const char *model_path;
     const char *model_name;                /* in a store: requests may ask for it by this; NULL: none */
+    const char *draft_path;                /* a model that guesses next ids; NULL: none */
     const char *template_path;             /* Jinja source instead of the model's own; NULL: that */
     const char *quantize;                  /* a type's name (mu_model_quantize), or NULL */
     enum mu_kv_type kv;                    /* how the cache is kept */

@@ -406,6 +406,10 @@ static void on_engine_up(struct mu_hub *h, const struct mu_event *ev)
     }
     if (up->message_case == MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_STATS) {
         h->gang.steps = up->stats->steps;
+        h->gang.drafted = up->stats->drafted;
+        h->gang.drafts_taken = up->stats->drafts_taken;
+        h->gang.model_drafted = up->stats->model_drafted;
+        h->gang.model_drafts_taken = up->stats->model_drafts_taken;
     } else if (up->message_case == MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS) {
         for (size_t i = 0; i < up->tokens->n_request && h->gang.state == MU_REPLICA_READY; i++)
             on_tokens(h, up->tokens->request[i]);
@@ -444,6 +448,10 @@ static void on_status(struct mu_hub *h, struct mu_rpc_call *call)
     gang.last_failure = h->gang.last_failure;
     gang.mpirun_pid = h->gang.state == MU_REPLICA_DOWN ? 0 : h->gang.mpirun_pid;
     gang.steps = h->gang.steps;
+    gang.drafted = h->gang.drafted;
+    gang.drafts_taken = h->gang.drafts_taken;
+    gang.model_drafted = h->gang.model_drafted;
+    gang.model_drafts_taken = h->gang.model_drafts_taken;
     if (h->gang.ready) {
         gang.n_rank = h->gang.ready->n_rank;
         gang.rank = h->gang.ready->rank;

@@ -70,6 +70,7 @@ struct mu_replica {
     int failures; /* deaths in a row without a token */
     unsigned relaunches;
     uint64_t steps;
+    uint64_t drafted, drafts_taken, model_drafted, model_drafts_taken; /* guesses, as EngineStats has them */
     uint32_t max_sequences;
     char last_failure[MU_ERR_TEXT];
     unsigned char secret[32];
@@ -87,6 +88,7 @@ struct mu_chat {
 struct mu_hub {
     const struct mu_serve_options *opt;
     struct mu_model *model;
+    struct mu_model *draft;       /* NULL: there is none */
     struct mu_adapters *adapters; /* in the order that every gang gets them */
     struct mu_tokenizer *tok;
     struct mu_chat chat;

@@ -118,6 +118,8 @@ void mu_replica_start(struct mu_hub *h)
     q.epoch = g->epoch;
     char *path = absolute_path(h->opt->model_path);
     q.model_path = path ? path : (char *)h->opt->model_path;
+    char *draft = h->opt->draft_path ? absolute_path(h->opt->draft_path) : NULL;
+    q.draft_path = draft ? draft : (char *)(h->opt->draft_path ? h->opt->draft_path : "");
     q.quantize = (char *)(h->opt->quantize ? h->opt->quantize : "");
     q.split = h->split_text;
     q.kv = (char *)mu_kv_type_name(h->serving.kv);
@@ -158,6 +160,7 @@ void mu_replica_start(struct mu_hub *h)
         schedule_retry(h);
     }
     mu_free(path);
+    mu_free(draft);
 }
 
 static void forget_engine(struct mu_replica *g, const char *why)

@@ -32,6 +32,7 @@
 #include "coordinator/local_worker.h"
 #include "coordinator/msg.h"
 #include "proto/descriptors.h"
+#include "shard/plan_draft.h"
 #include "shard/plan_fit.h"
 #include "shard/plan_where.h"
 
@@ -78,6 +79,10 @@ static enum mu_status plan_memory(struct serve *s, const struct mu_plan_node *no
     enum mu_status st;
     MU_TRY(st, mu_plan_build(h->model, &h->split, plan, err), done);
     mu_fit_measure(h->model, plan, h->adapters, &h->serving, node, &fit);
+    if (h->draft) {
+        MU_TRY(st, mu_draft_check(plan, err), done);
+        MU_TRY(st, mu_draft_fit(h->draft, &h->serving, &fit, err), done);
+    }
     MU_TRY(st, mu_fit_settle(&fit, h->model, plan, asked, &h->serving, err), done);
     mu_fit_describe(&fit, &h->serving, text);
     mu_info("serve", "memory: %s", text);
@@ -164,6 +169,32 @@ static enum mu_status open_adapters(struct mu_hub *h, struct mu_err *err)
     return st;
 }
 
+/* The model that guesses, which must mean the same by an id. One that is not much smaller guesses in vain. */
+static enum mu_status open_draft(struct mu_hub *h, struct mu_err *err)
+{
+    const char *path = h->opt->draft_path;
+    struct mu_tokenizer *tok = NULL;
+    enum mu_status st = MU_OK;
+    if (!path) return MU_OK;
+    MU_TRY(st, mu_model_open(path, &h->draft, err), fail);
+    MU_TRY(st, mu_tokenizer_open(h->draft->gguf, &tok, err), fail);
+    st = mu_tokenizer_match(h->tok, tok, err);
+    if (st == MU_EINVAL)
+        mu_err_wrap(err, "--draft '%s' has another vocabulary than '%s', so what it guesses would mean something else",
+                    path, h->opt->model_path);
+    if (st == MU_OK && h->serving.n_slot < 2)
+        st = mu_fail(err, MU_EINVAL,
+                     "--draft needs --parallel 2 or more: guesses take places of a step that requests leave free");
+    if (st == MU_OK && 2 * h->draft->n_param > h->model->n_param)
+        mu_warn("serve",
+                "the draft model has %.2f billion weights and the model %.2f: one that is not much smaller makes "
+                "nothing faster",
+                (double)h->draft->n_param / 1e9, (double)h->model->n_param / 1e9);
+fail:
+    mu_tokenizer_close(tok);
+    return st;
+}
+
 static enum mu_status open_model(struct serve *s, struct mu_err *err)
 {
     struct mu_hub *h = &s->hub;
@@ -189,6 +220,7 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
     h->serving.n_adapter = h->adapters->n;
     h->serving.lora_rank = h->adapters->max_rank;
+    st = open_draft(h, err);
 done:
     return st;
 }
@@ -446,6 +478,7 @@ static void stop(struct serve *s)
     mu_tokenizer_close(h->tok);
     mu_adapters_close(h->adapters);
     mu_model_close(h->model);
+    mu_model_close(h->draft);
     if (h->outcome_fd > 0) close(h->outcome_fd);
     if (s->signal_fd > 0) close(s->signal_fd);
     if (s->run_dir) mu_run_dir_remove(s->run_dir);

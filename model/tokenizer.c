@@ -361,6 +361,28 @@ struct mu_str mu_tokenizer_piece(const struct mu_tokenizer *t, int id, bool show
     return hidden && !show_special ? none : mu_tok_piece(t, id);
 }
 
+/* Texts are quoted as far as they are printable. */
+static void text_of(struct mu_str piece, char out[24])
+{
+    size_t n = 0;
+    for (; n < piece.len && n < 23; n++) out[n] = piece.p[n] >= ' ' && piece.p[n] < 127 ? piece.p[n] : '?';
+    out[n] = '\0';
+}
+
+enum mu_status mu_tokenizer_match(const struct mu_tokenizer *a, const struct mu_tokenizer *b, struct mu_err *err)
+{
+    int n = a->n_vocab < b->n_vocab ? a->n_vocab : b->n_vocab;
+    for (int id = 0; id < n; id++) {
+        struct mu_str x = mu_tokenizer_piece(a, id, true), y = mu_tokenizer_piece(b, id, true);
+        if (x.len == y.len && !memcmp(x.p, y.p, x.len)) continue;
+        char x_text[24], y_text[24];
+        text_of(x, x_text);
+        text_of(y, y_text);
+        return mu_fail(err, MU_EINVAL, "token %d is '%s' in one and '%s' in the other", id, x_text, y_text);
+    }
+    return MU_OK;
+}
+
 enum mu_status mu_tokenizer_decode(const struct mu_tokenizer *t, const int32_t *ids, size_t n_ids, bool show_special,
                                    char **text_out, size_t *len_out, struct mu_err *err)
 {

@@ -20,6 +20,11 @@ struct mu_tokenizer;
 enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **tok_out, struct mu_err *err);
 void mu_tokenizer_close(struct mu_tokenizer *t);
 
+/* Whether ids mean the same in both: every id that both have stands for the same bytes, control tokens for the same text.
+ * One may have more ids than the other, as where a larger model's vocabulary is padded. MU_EINVAL names the first id that
+ * differs. */
+enum mu_status mu_tokenizer_match(const struct mu_tokenizer *a, const struct mu_tokenizer *b, struct mu_err *err);
+
 int mu_tokenizer_n_vocab(const struct mu_tokenizer *t);
 int mu_tokenizer_bos(const struct mu_tokenizer *t);      /* -1: none */
 int mu_tokenizer_eos(const struct mu_tokenizer *t);      /* -1: none */

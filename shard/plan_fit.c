@@ -55,6 +55,13 @@ void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, co
     *fit_out = fit;
 }
 
+void mu_fit_add_draft(struct mu_fit *fit, const struct mu_rank_memory *memory)
+{
+    more(&fit->place[0].draft, memory->weights);
+    more(&fit->place[0].draft, memory->kv);
+    more(&fit->place[0].draft, memory->scratch);
+}
+
 uint64_t mu_fit_kv_bytes(const struct mu_fit_place *p, const struct mu_serving *v)
 {
     uint32_t n_window = mu_plan_window_pages(v);
@@ -69,6 +76,7 @@ static uint64_t place_room(const struct mu_fit_place *p, struct mu_serving v)
     uint32_t low = 0, high = MAX_PAGES + 1; /* so many fit; so many are not wanted, or do not */
     uint64_t fixed = p->weights;
     more(&fixed, p->scratch);
+    more(&fixed, p->draft);
     while (fixed <= p->usable && high - low > 1) {
         v.n_page = low + (high - low) / 2;
         *(mu_fit_kv_bytes(p, &v) <= p->usable - fixed ? &low : &high) = v.n_page;
@@ -144,16 +152,18 @@ static void held_text(const struct mu_serving *serving, char *buf, size_t buf_by
 
 static void place_describe(const struct mu_fit_place *p, const struct mu_serving *serving, char *text, size_t bytes)
 {
-    char weights[24], scratch[24], kv[24], have[24], held[192];
+    char weights[24], scratch[24], kv[24], have[24], held[192], draft[24], beside[48] = "";
     size_text(p->weights, weights, sizeof weights);
     size_text(p->scratch, scratch, sizeof scratch);
     size_text(mu_fit_kv_bytes(p, serving), kv, sizeof kv);
     size_text(p->free, have, sizeof have);
     held_text(serving, held, sizeof held);
+    if (p->draft) snprintf(beside, sizeof beside, ", draft model %s", size_text(p->draft, draft, sizeof draft));
     if (p->page)
-        snprintf(text, bytes, "weights %s, KV %s for %s, scratch %s, of %s free", weights, kv, held, scratch, have);
+        snprintf(text, bytes, "weights %s, KV %s for %s, scratch %s%s, of %s free", weights, kv, held, scratch, beside,
+                 have);
     else
-        snprintf(text, bytes, "%s of %s free", scratch, have);
+        snprintf(text, bytes, "%s%s of %s free", scratch, beside, have);
 }
 
 void mu_fit_describe(const struct mu_fit *fit, const struct mu_serving *serving, char text[MU_FIT_TEXT])
@@ -222,6 +232,9 @@ static void advise(const struct mu_fit *fit, const struct mu_model *model, const
         if (n == v->n_ctx) add(list, bytes, "--kv q8_0", 0);
         if (n > ctx && n < v->n_ctx) add(list, bytes, "--kv q8_0 with --ctx", n);
     }
+    struct mu_fit alone = *fit;
+    alone.place[0].draft = 0;
+    if (fit->place[0].draft && mu_fit_room(&alone) >= mu_fit_pages_of(v->n_ctx)) add(list, bytes, "no --draft", 0);
     if (!list[0])
         snprintf(list, bytes, "a smaller model, one of smaller types (--quantize), or a machine with more memory");
 }

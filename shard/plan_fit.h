@@ -16,6 +16,7 @@ struct mu_fit_place {
     int device;                /* MU_ON_CPU: the host's memory */
     uint64_t weights, scratch; /* of all ranks there; adapters count as weights */
     uint64_t page, window;     /* one KV page of all their layers; of those with a window */
+    uint64_t draft;            /* of a draft model beside the leader, all of it */
     uint64_t free, usable;     /* what there is; less what is left to everybody else */
 };
 struct mu_fit {
@@ -27,6 +28,9 @@ struct mu_fit {
  * not have counts as one without memory. */
 void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, const struct mu_adapters *adapters,
                     const struct mu_serving *serving, const struct mu_plan_node *node, struct mu_fit *fit_out);
+
+/* A draft model on the host: memory is that of its only rank. */
+void mu_fit_add_draft(struct mu_fit *fit, const struct mu_rank_memory *memory);
 
 static inline uint32_t mu_fit_pages_of(int n_ctx)
 {
@@ -47,7 +51,8 @@ enum mu_status mu_fit_settle(const struct mu_fit *fit, const struct mu_model *mo
                              unsigned asked, struct mu_serving *serving, struct mu_err *err);
 
 enum { MU_FIT_TEXT = 2048 };
-/* "weights 4.10 GB, KV 2.15 GB for 4 × 8,192 tokens (f16), scratch 0.20 GB, of 15.9 GB free"; with GPUs place by place:
+/* "weights 4.10 GB, KV 2.15 GB for 4 × 8,192 tokens (f16), scratch 0.20 GB, of 15.9 GB free", with "draft model 0.60 GB"
+ * behind the scratch where there is one; with GPUs place by place:
  * "GPU 0: weights …; host: …". */
 void mu_fit_describe(const struct mu_fit *fit, const struct mu_serving *serving, char text[MU_FIT_TEXT]);
 

@@ -536,6 +536,10 @@ void mu_engine_put_stats(struct mu_engine *e, const struct mu_sched_counts *c)
     stats.active = c->active;
     stats.waiting = c->waiting;
     stats.free_pages = c->free_pages;
+    stats.drafted = c->drafted;
+    stats.drafts_taken = c->drafts_taken;
+    stats.model_drafted = c->model_drafted;
+    stats.model_drafts_taken = c->model_taken;
     up.epoch = e->opt.epoch;
     up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_STATS;
     up.stats = &stats;

@@ -18,6 +18,7 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/log.h"
+#include "shard/plan_draft.h"
 #include "shard/plan_fit.h"
 #include "shard/plan_where.h"
 #include "worker/gang.h"
@@ -80,20 +81,41 @@ static enum mu_status node_look(const struct mu_model *model, const struct mu_sp
     return mu_plan_where_check(model, node, split, err);
 }
 
+/* The draft model of the request; NULL in *draft_out: it has none. */
+static enum mu_status draft_open(const Muster__Internal__V1__StartGangRequest *r, const struct mu_plan *plan,
+                                 struct mu_model **draft_out, struct mu_err *err)
+{
+    *draft_out = NULL;
+    if (!*r->draft_path) return MU_OK;
+    enum mu_status st = mu_draft_check(plan, err);
+    return st == MU_OK ? mu_model_open(r->draft_path, draft_out, err) : st;
+}
+
+/* What the ranks take, and a draft model (or NULL) beside them. */
+static enum mu_status fit_measure(const struct mu_model *model, const struct mu_plan *plan,
+                                  const struct mu_adapters *adapters, const struct mu_model *draft,
+                                  const struct mu_serving *v, const struct mu_plan_node *node, struct mu_fit *fit_out,
+                                  struct mu_err *err)
+{
+    mu_fit_measure(model, plan, adapters, v, node, fit_out);
+    return draft ? mu_draft_fit(draft, v, fit_out, err) : MU_OK;
+}
+
 /* As many pages as were asked for. Where memory has shrunk since the coordinator counted it (a relaunch beside other
  * programs), as many as there is room for, down to one sequence of full length: slower is better than gone. */
 static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const struct mu_model *model,
                                 const struct mu_plan *plan, const struct mu_adapters *adapters,
-                                struct mu_plan_node *node, struct mu_err *err)
+                                const struct mu_model *draft, struct mu_plan_node *node, struct mu_err *err)
 {
     struct mu_serving v = mu_worker_gang_serving(r, model);
     struct mu_fit fit;
     v.lora_rank = adapters->max_rank;
-    mu_fit_measure(model, plan, adapters, &v, node, &fit);
+    enum mu_status st = fit_measure(model, plan, adapters, draft, &v, node, &fit, err);
+    if (st != MU_OK) return st;
     for (int i = 0; i < GPU_ROOM_TRIES && fit.n_place > 1 && mu_fit_room(&fit) < (v.n_page ? v.n_page : 1); i++) {
         mu_sleep_ms(GPU_ROOM_PAUSE_MS);
         mu_gpus_ask(false, GPUS_MS, &node->gpus);
-        mu_fit_measure(model, plan, adapters, &v, node, &fit);
+        if ((st = fit_measure(model, plan, adapters, draft, &v, node, &fit, err)) != MU_OK) return st;
     }
     uint64_t room = mu_fit_room(&fit);
     if (v.n_page > room && room >= mu_fit_pages_of(v.n_ctx)) {
@@ -101,7 +123,7 @@ static enum mu_status pages_fit(Muster__Internal__V1__StartGangRequest *r, const
                 (unsigned long long)room, v.n_page);
         v.n_page = (uint32_t)room;
     }
-    enum mu_status st = mu_fit_settle(&fit, model, plan, MU_FIT_CTX, &v, err);
+    st = mu_fit_settle(&fit, model, plan, MU_FIT_CTX, &v, err);
     if (st == MU_OK) r->kv_pages = v.n_page;
     return st;
 }
@@ -140,7 +162,7 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     enum mu_status st;
     Muster__Internal__V1__StartGangRequest *r = g->req;
     struct mu_split split;
-    struct mu_model *model = NULL;
+    struct mu_model *model = NULL, *draft = NULL;
     struct mu_adapters *adapters = NULL;
     struct mu_plan *plan = mu_malloc(sizeof *plan);
     struct mu_topo *topo = mu_malloc(sizeof *topo);
@@ -154,13 +176,14 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     MU_TRY(st, mu_model_quantize(model, r->quantize, err), out);
     MU_TRY(st, mu_worker_gang_adapters(r, model, &adapters, err), out);
     MU_TRY(st, mu_plan_build(model, &split, plan, err), out);
+    MU_TRY(st, draft_open(r, plan, &draft, err), out);
     mu_kept_prepare(g->kept, model, r->split, r->quantize, plan->n_rank);
     r->kept_fd = g->kept->n_rank ? MU_KEPT_FD : 0;
     MU_TRY(st, mu_topo_read(topo, err), out);
     MU_TRY(st, defaults_fill(r, model, &split, topo, err), out);
     /* weights that are there already are counted among those that are wanted */
     MU_TRY(st, node_look(model, &split, topo, mu_kept_bytes(g->kept), node, err), out);
-    MU_TRY(st, pages_fit(r, model, plan, adapters, node, err), out);
+    MU_TRY(st, pages_fit(r, model, plan, adapters, draft, node, err), out);
     struct mu_serving serving = mu_worker_gang_serving(r, model);
     g->n_rank = plan->n_rank;
     g->layer_ms = mu_rank_layer_ms(model, &split, &serving, (int)r->threads);
@@ -168,6 +191,7 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
 out:
     mu_adapters_close(adapters);
     if (model) mu_model_close(model);
+    if (draft) mu_model_close(draft);
     mu_free(plan);
     mu_free(topo);
     mu_free(node);

@@ -10,6 +10,9 @@
  *
  * A request whose form (constraint.h) has to be made first waits beside the scheduler until it is there.
  *
+ * A draft model (drafter.h) is asked between steps, on this thread: for the sequences that the scheduler names, just before
+ * the step that takes its guesses is planned. Its time is no step's, also where one waits for the leader meanwhile.
+ *
  * Waiting. Nothing in here waits for the Engine stream or for a client. With nothing to run it spins for a moment, then
  * sleeps in poll() on the queue and the doorbells; a doorbell that closes says that a rank is gone. */
 #include "worker/leader.h"
@@ -21,6 +24,7 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "shard/plan_draft.h"
 #include "worker/constraint.h"
 #include "worker/spin.h"
 
@@ -195,6 +199,22 @@ static enum mu_status step_ring(struct leader *l, const struct mu_step *step, st
     return l->held ? MU_OK : plan_ring(l, err);
 }
 
+static enum mu_status drafts_make(struct leader *l, struct mu_err *err)
+{
+    struct mu_draft_ask ask[MU_DRAFT_SEATS];
+    struct mu_draft_took took;
+    uint32_t read_most;
+    int n = l->opt->drafter ? mu_sched_ask_drafts(l->sched, ask, &read_most) : 0;
+    if (!n) return MU_OK;
+    mu_record_op(l->opt->record, MU_OP_COMPUTE, MU_RECORD_NOBODY);
+    enum mu_status st = mu_drafter_ask(l->opt->drafter, ask, n, read_most, &took, err);
+    mu_record_op(l->opt->record, MU_OP_PLAN, MU_RECORD_NOBODY);
+    if (st != MU_OK) return st;
+    mu_sched_answer_drafts(l->sched, ask, n, &took);
+    l->done_ns = mu_now_ns();
+    return MU_OK;
+}
+
 static enum mu_status steps_plan(struct leader *l, struct mu_err *err)
 {
     enum mu_status st;
@@ -204,6 +224,7 @@ static enum mu_status steps_plan(struct leader *l, struct mu_err *err)
         if ((st = plan_ring(l, err)) != MU_OK) return st;
     }
     if (l->draining) return MU_OK;
+    if ((st = drafts_make(l, err)) != MU_OK) return st;
     while (!l->held) {
         struct mu_step *step = l->step[(l->head + l->n_fifo) % l->n_step];
         if (!mu_sched_next(l->sched, step)) return MU_OK;
@@ -313,6 +334,10 @@ static enum mu_status leader_init(struct leader *l, const struct mu_leader_optio
                                   .n_ctx_short = opt->model->cfg.n_ctx_short,
                                   .no_prefix_cache = opt->no_prefix_cache,
                                   .no_speculation = opt->no_speculation};
+    if (opt->drafter) {
+        so.n_draft_seat = opt->draft_serving.n_slot;
+        so.n_draft_ctx = opt->draft_serving.n_ctx;
+    }
     size_t plan_bytes;
     l->opt = opt;
     MU_TRY(st, mu_constraints_create(opt->model->gguf, opt->model->cfg.n_vocab, &l->constraints, err), out);

@@ -5,6 +5,7 @@
 
 #include "shard/shard.h"
 #include "worker/doorbell.h"
+#include "worker/drafter.h"
 #include "worker/engine.h"
 
 struct mu_leader_options { /* all borrowed */
@@ -13,7 +14,9 @@ struct mu_leader_options { /* all borrowed */
     struct mu_serving serving;
     bool no_prefix_cache, no_speculation;
     struct mu_shard *shard;
-    struct mu_bell *const *bells; /* [n_rank], NULL at our own place */
+    struct mu_drafter *drafter;      /* NULL: there is no draft model */
+    struct mu_serving draft_serving; /* where there is one */
+    struct mu_bell *const *bells;    /* [n_rank], NULL at our own place */
     struct mu_engine *engine;
     struct mu_rank_record *record; /* our own */
 };

@@ -26,6 +26,7 @@
 #include "base/topo.h"
 #include "base/watchdog.h"
 #include "kernels/kernels.h"
+#include "shard/plan_draft.h"
 #include "shard/plan_where.h"
 #include "worker/device_link.h"
 #include "worker/gang_file.h"
@@ -65,6 +66,9 @@ struct rank {
     struct mu_shard_link *link;
     struct mu_shard_comm ops;
     struct mu_shard *shard;
+    struct mu_model *draft; /* the leader's, where the gang has a draft model */
+    struct mu_serving draft_serving;
+    struct mu_drafter *drafter;
     struct mu_bell *bells[MU_MAX_RANKS]; /* the leader's */
     struct mu_bell *bell;                /* of every other rank */
 };
@@ -232,6 +236,26 @@ out:
     return st;
 }
 
+/* The draft model, on the leader. It is small: it is packed again with each launch. */
+static enum mu_status draft_load(struct rank *r, struct mu_err *err)
+{
+    enum mu_status st;
+    if (!*r->req->draft_path || r->rank != r->plan.leader) return MU_OK;
+    mu_record_op(r->record, MU_OP_LOADING, MU_RECORD_NOBODY);
+    MU_TRY(st, mu_draft_check(&r->plan, err), out);
+    MU_TRY(st, mu_model_open(r->req->draft_path, &r->draft, err), out);
+    r->draft_serving = mu_draft_serving(r->draft, &r->serving);
+    struct mu_drafter_options opt = {.model = r->draft,
+                                     .serving = r->draft_serving,
+                                     .n_vocab = r->model->cfg.n_vocab,
+                                     .pool = r->seat.pool,
+                                     .record = r->record};
+    MU_TRY(st, mu_drafter_create(&opt, &r->drafter, err), out);
+out:
+    if (st != MU_OK) mu_err_wrap(err, "cannot load the draft model %s", r->req->draft_path);
+    return st;
+}
+
 static enum mu_status bells_open(struct rank *r, struct mu_err *err)
 {
     enum mu_status st;
@@ -316,6 +340,8 @@ static enum mu_status lead(struct rank *r, struct mu_err *err)
         .no_prefix_cache = r->req->no_prefix_cache,
         .no_speculation = r->req->no_speculation,
         .shard = r->shard,
+        .drafter = r->drafter,
+        .draft_serving = r->draft_serving,
         .bells = r->bells,
         .record = r->record,
     };
@@ -345,6 +371,7 @@ static enum mu_status rank_run(struct rank *r, struct mu_err *err)
     r->comm->record = r->record;
     r->comm->timeout_ms = (int)r->req->load_timeout_ms; /* ranks load at different speeds */
     MU_TRY(st, model_load(r, err), out);
+    MU_TRY(st, draft_load(r, err), out);
     MU_TRY(st, bells_open(r, err), out);
     MU_TRY(st, mu_comm_barrier(r->comm, err), out); /* opens every connection, which costs up to 0.3 s the first time */
     r->comm->timeout_ms = COMM_MS + (int)step_ms(r);

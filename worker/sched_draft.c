@@ -21,9 +21,11 @@
  * only what is left over: places of a step that no sequence needs, pages that nobody has to give, and no time while
  * prompts are read.
  *
+ * These drafts are free. Where they are few, a small model may draft instead (sched_model.c).
+ *
  * Source: Leviathan, Kalman, Matias, arXiv:2211.17192 (speculative decoding; here the exact variant for a keyed sampler);
- * Saxena, "Prompt Lookup Decoding", 2023. Rejected: a small model that drafts, which would need weights, a cache and a
- * place in every gang. */
+ * Saxena, "Prompt Lookup Decoding", 2023. */
+#include <math.h>
 #include <string.h>
 
 #include "worker/sched_parts.h"
@@ -47,16 +49,35 @@ static uint32_t lookup(const int32_t *ids, uint32_t n, uint32_t most, int32_t *d
     return found ? most : 0;
 }
 
-static bool pays(const struct mu_sched *s, const struct seq *q, uint32_t n_stream)
+double mu_sched_draft_us(const struct mu_sched *s)
 {
     const struct cost *c = &s->cost;
-    double draft_us = c->draft_us > 0 ? c->draft_us : c->token_us; /* a guess, until there was one */
-    return q->hits * c->gap_us > n_stream * draft_us;
+    /* Until there was one it is a guess, and never so bad that none is tried: the first prompt is read by cold caches. */
+    if (!c->draft_known) return fmin(c->token_us, c->gap_us / 4);
+    return fmax(c->draft_us, c->gap_us / 64); /* nothing is free */
+}
+
+static bool pays(const struct mu_sched *s, const struct seq *q, uint32_t n_stream)
+{
+    return q->hits * s->cost.gap_us > n_stream * mu_sched_draft_us(s);
+}
+
+bool mu_sched_guessable(const struct mu_sched *s, const struct seq *q)
+{
+    return !s->opt.no_speculation && !q->embed.pooling && !q->adjusts && !q->masked;
+}
+
+/* What the last one samples has its place. */
+uint32_t mu_sched_draft_room(const struct mu_sched *s, const struct seq *q, uint32_t most)
+{
+    if (most > q->n_limit - 1 - q->n_ids) most = q->n_limit - 1 - q->n_ids;
+    while (most && mu_sched_is_far(s, q->n_ids + most) != mu_sched_is_far(s, q->n_ids)) most--;
+    return most;
 }
 
 uint32_t mu_sched_draft(const struct mu_sched *s, struct seq *q, uint32_t n_stream, uint32_t most)
 {
-    if (s->opt.no_speculation || q->embed.pooling || q->adjusts || q->masked) return 0;
+    if (!mu_sched_guessable(s, q)) return 0;
     if (q->n_ids <= GRAM || q->n_ids < q->quiet) return 0;
     if (!(s->cost.gap_us > 0 && s->cost.token_us > 0)) return 0; /* not known yet */
     if (q->n_try == 0) {                                         /* the first time, and after a pause */
@@ -68,10 +89,7 @@ uint32_t mu_sched_draft(const struct mu_sched *s, struct seq *q, uint32_t n_stre
         q->n_try = 0;
         return 0;
     }
-    if (most > q->n_try) most = q->n_try;
-    if (most > q->n_limit - 1 - q->n_ids)
-        most = q->n_limit - 1 - q->n_ids; /* what its last one samples has its place */
-    while (most && mu_sched_is_far(s, q->n_ids + most) != mu_sched_is_far(s, q->n_ids)) most--;
+    most = mu_sched_draft_room(s, q, most < q->n_try ? most : q->n_try);
     return most ? lookup(q->ids, q->n_ids, most, q->draft) : 0;
 }
 
@@ -80,6 +98,10 @@ void mu_sched_draft_learn(struct mu_sched *s, struct seq *q, uint32_t n_draft, u
     if (!n_draft) return;
     s->n_drafted += n_draft;
     s->n_taken += n_taken;
+    if (q->model.flies) {
+        mu_sched_model_learn(s, q, n_draft, n_taken);
+        return;
+    }
     q->hits += ((double)n_taken / n_draft - q->hits) / 4;
     if (n_taken == n_draft)
         q->n_try = 2 * q->n_try < MAX_DRAFT ? 2 * q->n_try : MAX_DRAFT;

@@ -3,15 +3,25 @@
  *   scheduler.c   requests come and go, what became of a step
  *   sched_step.c  the next step: who runs, with how much, into which pages
  *   sched_window.c pages of layers with a window
- *   sched_draft.c guesses at next ids, and where they pay */
+ *   sched_draft.c guesses at next ids that are found in the ids so far, and where they pay
+ *   sched_model.c guesses of a draft model: whom it is asked for */
 #ifndef MU_WORKER_SCHED_PARTS_H
 #define MU_WORKER_SCHED_PARTS_H
 
 #include "shard/adjust.h"
+#include "worker/draft_pace.h"
 #include "worker/kv_pool.h"
 #include "worker/scheduler.h"
 
-enum { MAX_DRAFT = 7 };
+enum { MAX_DRAFT = MU_MAX_DRAFT };
+
+/* What a draft model says of a sequence. */
+struct by_model {
+    int32_t id[MAX_DRAFT]; /* its guesses … */
+    uint32_t n, at;        /* … so many, after so many ids; at 0: none */
+    bool flies;            /* the drafts in flight are its */
+    struct mu_draft_pace pace;
+};
 
 struct seq {
     struct seq *next; /* waiting list */
@@ -43,6 +53,7 @@ struct seq {
     int32_t draft[MAX_DRAFT];   /* in flight */
     uint32_t n_try, quiet;      /* most drafts at once; none before it has so many ids */
     double hits;                /* of drafts, those that were right, of late */
+    struct by_model model;
     int32_t end_ids[MU_SCHED_MAX_END_IDS];
     size_t n_end;
     uint16_t adapter;
@@ -63,7 +74,12 @@ struct flight { /* a step in flight */
 struct cost {
     double gap_us;   /* between two tokens of a stream, where nothing but decodes runs */
     double token_us; /* what each prefill token adds to a step */
-    double draft_us; /* what each draft adds to the gap */
+    double draft_us; /* what each draft adds to the gap, where that is known: mu_sched_draft_us */
+    bool draft_known;
+    double guess_us; /* what a draft model takes for one more guess at each of the sequences that it is asked for … */
+    double read_us;  /* … and to read an id in bulk */
+    int n_refused;   /* times that guesses of a model were thought not to pay; MU_DRAFT_REFUSALS of them make … */
+    bool guess_old;  /* … this old: the next measure replaces it */
 };
 
 struct mu_sched {
@@ -80,7 +96,9 @@ struct mu_sched {
     int max_in_flight, flight_head, n_flight;
     int n_active, n_waiting;
     struct cost cost;
-    uint64_t next_number, next_arrival, n_preempted, n_cached_tokens, n_drafted, n_taken;
+    double hope; /* what of a draft model's guesses a newcomer may expect to be right */
+    uint64_t next_number, next_arrival, n_preempted, n_cached_tokens, n_drafted, n_taken, n_model_drafted,
+        n_model_taken;
 };
 
 static inline uint32_t mu_sched_pages_of(uint32_t n_ids)
@@ -115,8 +133,28 @@ void mu_sched_window_publish(struct mu_sched *s, const struct seq *q, const stru
                              uint64_t identity);
 void mu_sched_window_drop(struct mu_sched *s, struct seq *q);
 
+/* A mean that forgets slowly. The first value is believed, one far above the others (a process was stopped) only a bit. */
+void mu_sched_average(double *mean, double value);
+/* What a draft adds to the gap, as far as is known. */
+double mu_sched_draft_us(const struct mu_sched *s);
+/* Its next id may be guessed: nothing but its sampling parameters decides what that is. */
+bool mu_sched_guessable(const struct mu_sched *s, const struct seq *q);
 /* Into q->draft, at most `most`; how many. n_stream: sequences that are decoding. */
 uint32_t mu_sched_draft(const struct mu_sched *s, struct seq *q, uint32_t n_stream, uint32_t most);
 void mu_sched_draft_learn(struct mu_sched *s, struct seq *q, uint32_t n_draft, uint32_t n_taken);
+
+/* The most ids that may be guessed of q, up to `most`: within its limit, on its side of the short context. */
+uint32_t mu_sched_draft_room(const struct mu_sched *s, const struct seq *q, uint32_t most);
+
+/* sched_step.c: sequences that decode, and those, waiting ones as well, that have something to be computed before. */
+struct load {
+    int n_decoding, n_prefill;
+};
+struct load mu_sched_load(const struct mu_sched *s);
+bool mu_sched_is_decode(const struct seq *q);
+
+/* sched_model.c: its guesses for where q is, into q->draft, at most `most`; how many. */
+uint32_t mu_sched_model_drafts(const struct mu_sched *s, struct seq *q, uint32_t most);
+void mu_sched_model_learn(struct mu_sched *s, struct seq *q, uint32_t n_draft, uint32_t n_taken);
 
 #endif

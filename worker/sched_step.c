@@ -18,7 +18,7 @@ enum {
 /* Streams see a gap of at most so many usual ones between two tokens when prompts come: below 3, with room for noise. */
 static const double MIXED = 2.5;
 
-static bool is_decode(const struct seq *q)
+bool mu_sched_is_decode(const struct seq *q)
 {
     return q->n_ids - q->n_fed == 1 && !q->n_flight;
 }
@@ -216,7 +216,8 @@ static uint32_t add_drafts(struct mu_sched *s, struct flight *f, struct seq *q, 
     uint32_t spare = mu_kv_pool_available(s->pool), n_active = (uint32_t)s->n_active;
     uint32_t room = q->n_page * MU_PAGE_TOKENS - q->n_ids; /* MAX_DRAFT ids need one page more at most */
     if (spare <= n_active && most > room) most = room;
-    uint32_t n = mu_sched_draft(s, q, n_stream, most);
+    uint32_t n = mu_sched_model_drafts(s, q, most);
+    if (!n) n = mu_sched_draft(s, q, n_stream, most);
     if (mu_sched_pages_of(q->n_ids + n) > q->n_page) page_tell(q, mu_kv_pool_take(s->pool), step);
     mu_sched_window_take(s, q, q->n_ids + n, step);
     for (uint32_t i = 0; i < n; i++) entry_add(s, q, q->n_ids + i, &q->draft[i], 1, MU_OUT_SAMPLE, step);
@@ -248,7 +249,7 @@ static int by_turn(const void *a, const void *b, void *sched)
 /* More of the prompt, beside chunks that are in flight as well. */
 static bool is_prefill(const struct mu_sched *s, const struct seq *q)
 {
-    return q->n_fed < q->n_ids && !is_decode(q) && q->n_flight < s->opt.n_stage && !q->cancelled;
+    return q->n_fed < q->n_ids && !mu_sched_is_decode(q) && q->n_flight < s->opt.n_stage && !q->cancelled;
 }
 
 /* Sequences that want a decode (or a prefill) into s->order; returns how many. */
@@ -257,7 +258,7 @@ static int idle_collect(struct mu_sched *s, bool decode, int (*compare)(const vo
     int n = 0;
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         struct seq *q = s->active[i];
-        if (q && (decode ? is_decode(q) : is_prefill(s, q))) s->order[n++] = q;
+        if (q && (decode ? mu_sched_is_decode(q) : is_prefill(s, q))) s->order[n++] = q;
     }
     if (n > 1) qsort_r(s->order, (size_t)n, sizeof(struct seq *), compare, s);
     return n;
@@ -268,18 +269,25 @@ static uint32_t mixed_share(const struct mu_sched *s)
     return ((uint32_t)s->opt.serving.step_tokens + MIXED_SHARE - 1) / MIXED_SHARE;
 }
 
-/* A fair part of the decodes for each stage; returns how many sequences are decoding, those in flight as well. */
-static int add_decodes(struct mu_sched *s, struct flight *f, struct mu_step *step)
+struct load mu_sched_load(const struct mu_sched *s)
 {
-    int n_decoding = 0, n_prefill = s->n_waiting;
+    struct load now = {.n_prefill = s->n_waiting};
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         const struct seq *q = s->active[i];
         if (!q) continue;
-        if (q->n_flight ? q->samples : is_decode(q))
-            n_decoding++;
+        if (q->n_flight ? q->samples : mu_sched_is_decode(q))
+            now.n_decoding++;
         else
-            n_prefill++;
+            now.n_prefill++;
     }
+    return now;
+}
+
+/* A fair part of the decodes for each stage; returns how many sequences are decoding, those in flight as well. */
+static int add_decodes(struct mu_sched *s, struct flight *f, struct mu_step *step)
+{
+    const struct load now = mu_sched_load(s);
+    int n_decoding = now.n_decoding, n_prefill = now.n_prefill;
     int n = idle_collect(s, true, by_last_step), n_free_stage = s->opt.n_stage;
     for (int i = 0; i < s->n_flight; i++)
         n_free_stage -= s->flight[(s->flight_head + i) % s->max_in_flight].n_decode > 0;

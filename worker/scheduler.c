@@ -46,6 +46,7 @@ enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sch
     s->opt = *opt;
     s->max_in_flight = opt->n_stage > 1 ? opt->n_stage + 1 : 1;
     s->next_number = 1;
+    s->hope = MU_DRAFT_HOPE;
     s->active = mu_calloc(n_slot, sizeof(struct seq *));
     s->order = mu_calloc(n_slot, sizeof(struct seq *));
     s->slot_dirty = mu_calloc(n_slot, sizeof *s->slot_dirty);
@@ -385,11 +386,21 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
     return n_event;
 }
 
-/* A mean that forgets slowly. The first value is believed, one far above the others (a process was stopped) only a bit. */
-static void average(double *mean, double value)
+void mu_sched_average(double *mean, double value)
 {
     if (*mean > 0 && value > 4 * *mean) value = 4 * *mean;
     *mean = *mean > 0 ? *mean + (value - *mean) / 8 : value;
+}
+
+/* A difference of two times that scatter may be negative now and then: without these its mean would be too large. One far
+ * above the others is believed only a bit, the first one too. us_before:
+ * what was thought so far. */
+static void draft_cost(struct cost *c, double us_before, double us)
+{
+    if (!c->draft_known) c->draft_us = us_before;
+    c->draft_known = true;
+    us = fmax(-c->gap_us, fmin(us, 2 * us_before));
+    c->draft_us += (us - c->draft_us) / 8;
 }
 
 /* With k steps of decodes on their way a stream's next token comes k completions after its last one, whether that fills
@@ -410,11 +421,11 @@ void mu_sched_took(struct mu_sched *s, uint32_t us)
     }
     double alone_us = c->gap_us / s->opt.n_stage, gap_us = (double)us * n_decode;
     if (!n_prefill && !n_drafted)
-        average(&c->gap_us, gap_us);
+        mu_sched_average(&c->gap_us, gap_us);
     else if (f->n_prefill)
-        average(&c->token_us, fmax((us - alone_us) / f->n_prefill, 1e-3));
+        mu_sched_average(&c->token_us, fmax((us - alone_us) / f->n_prefill, 1e-3));
     else if (!n_prefill)
-        average(&c->draft_us, fmax((gap_us - c->gap_us) / n_drafted, c->gap_us / 64)); /* nothing is free */
+        draft_cost(c, mu_sched_draft_us(s), (gap_us - c->gap_us) / n_drafted);
 }
 
 int mu_sched_max_in_flight(const struct mu_sched *s)
@@ -439,5 +450,7 @@ void mu_sched_count(const struct mu_sched *s, struct mu_sched_counts *c)
         .cached_tokens = s->n_cached_tokens,
         .drafted = s->n_drafted,
         .drafts_taken = s->n_taken,
+        .model_drafted = s->n_model_drafted,
+        .model_taken = s->n_model_taken,
     };
 }

@@ -11,7 +11,8 @@
  * keep all of them busy.
  *
  * Speculation (sched_draft.c): a decode may be followed by guesses at the ids after it. Each is a sequence of one token of
- * the step, of the same slot; what they sample is taken as long as the guesses were right.
+ * the step, of the same slot; what they sample is taken as long as the guesses were right. Some are found in the ids so
+ * far, others come from a draft model: which sequences it is asked for is decided here, its answers are an input.
  *
  * Pages are shared (kv_pool.h): a newcomer begins after the longest run of whole pages, from its first token on, that
  * somebody has computed already or is about to have computed; it waits for one that is being computed. So a sequence that
@@ -44,6 +45,7 @@
 #include "shard/embed.h"
 #include "shard/plan.h"
 #include "shard/step.h"
+#include "worker/draft.h"
 
 enum { MU_SCHED_MAX_END_IDS = MU_STEP_MAX_END_IDS };
 
@@ -60,6 +62,8 @@ struct mu_sched_options {
     bool (*allow)(void *ctx, uint64_t request, const int32_t *emitted, size_t n, uint8_t *mask_out);
     void *allow_ctx;
     bool no_prefix_cache, no_speculation;
+    int n_draft_seat; /* sequences that a draft model keeps in mind; 0: there is none */
+    int n_draft_ctx;  /* ids that it has room for in one */
 };
 
 struct mu_sched_request { /* everything is copied */
@@ -116,6 +120,14 @@ int mu_sched_in_flight(const struct mu_sched *s);
  * meaningful. */
 bool mu_sched_next(struct mu_sched *s, struct mu_step *step_out);
 
+/* With a draft model, before mu_sched_next: whose next ids it is to guess, at most n_draft_seat sequences; *read_out: how
+ * many ids it may read in bulk meanwhile. Sequences that the next step decodes, where guesses pay and none that may be
+ * better are found in what was said. ids are borrowed until the next call. The answers, in the same order, before any
+ * other call; they hold until the sequence gets its next id. */
+int mu_sched_ask_drafts(struct mu_sched *s, struct mu_draft_ask *ask_out, uint32_t *read_out);
+void mu_sched_answer_drafts(struct mu_sched *s, const struct mu_draft_ask *ask, int n,
+                            const struct mu_draft_took *took);
+
 /* How long the oldest step in flight took, from when it was planned, or the one before it was done if that was later; just
  * before mu_sched_complete is told of it. An input like any other, never asked for: steps that decode, too, prefill so
  * much that a stream's tokens are at most two and a half times as far apart as without. Not told, a quarter of the
@@ -130,7 +142,8 @@ struct mu_sched_counts {
     uint32_t active, waiting, free_slots;
     uint32_t free_pages, cached_pages; /* free: those that nobody holds, the cached ones among them */
     uint64_t steps, preemptions;
-    uint64_t drafted, drafts_taken;
+    uint64_t drafted, drafts_taken;      /* ids guessed, and those of them that were right … */
+    uint64_t model_drafted, model_taken; /* … of these a draft model's */
     uint64_t cached_tokens; /* that sequences found instead of computing them, also when they were let in again */
 };
 void mu_sched_count(const struct mu_sched *s, struct mu_sched_counts *counts_out);

@@ -267,6 +267,11 @@ void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out)
     mu_shard_take_times(s->rank[s->plan.leader].shard, times_out);
 }
 
+struct mu_pool *mu_solo_pool(struct mu_solo *s)
+{
+    return s->rank[0].pool;
+}
+
 struct mu_shard *mu_solo_shard(struct mu_solo *s, int rank)
 {
     return s->rank[rank].shard;
@@ -451,5 +456,36 @@ enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t
         s->slot[slots[i]].position++;
         next_out[i] = result.id[i];
     }
+    return MU_OK;
+}
+
+enum mu_status mu_solo_guess(struct mu_solo *s, int slot, const int32_t *ids, int n, const struct mu_sampling *sampling,
+                             int32_t *next_out, int *n_out, struct mu_err *err)
+{
+    struct mu_step_result result;
+    enum mu_status st = slot_check(s, slot, err);
+    if (st != MU_OK) return st;
+    struct solo_slot *q = &s->slot[slot];
+    uint32_t pos = q->position, most = (uint32_t)s->opt.model->cfg.n_ctx_short;
+    if (n < 1 || n > s->serving.step_tokens || n > s->serving.n_slot)
+        return mu_fail(err, MU_EINVAL, "%d guesses in a step of %d slots and %d tokens", n - 1, s->serving.n_slot,
+                       s->serving.step_tokens);
+    if ((st = slot_grow(s, slot, (uint64_t)pos + 1, err)) != MU_OK) return st;
+    if (!q->far && (uint32_t)n > most - pos) n = (int)(most - pos);
+    step_begin(s);
+    for (int i = 0; i < n && st == MU_OK; i++) {
+        st = step_add(s, slot, &ids[i], 1, MU_OUT_SAMPLE, sampling, err);
+        q->position++;
+    }
+    if (st == MU_OK) st = mu_solo_step(s, s->step, &result, err);
+    q->position = pos;
+    if (st != MU_OK) return st;
+    int k = 0;
+    for (;; k++) {
+        next_out[k] = result.id[k];
+        if (k + 1 == n || result.id[k] != ids[k + 1]) break;
+    }
+    *n_out = k + 1;
+    q->position = pos + (uint32_t)*n_out;
     return MU_OK;
 }

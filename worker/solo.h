@@ -41,6 +41,11 @@ enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, siz
 /* The next decode of many slots in one step: ids[i] is appended to slots[i]; next_out[i] is sampled. */
 enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t *ids, int n,
                               const struct mu_sampling *sampling, int32_t *next_out, struct mu_err *err);
+/* The next decode of one slot with guesses at what follows, in one step: ids[0] is appended, then each of ids[1 … n) as long
+ * as it is what was sampled before it. next_out[0 … *n_out) is what was sampled, the guesses that were right and one more id;
+ * *n_out ids were appended. n is at most n_slot; guesses beyond the model's short context are left out. */
+enum mu_status mu_solo_guess(struct mu_solo *s, int slot, const int32_t *ids, int n, const struct mu_sampling *sampling,
+                             int32_t *next_out, int *n_out, struct mu_err *err);
 void mu_solo_reset(struct mu_solo *s, int slot); /* forgets the sequence; its pages are free with the next step */
 /* Forgets what follows the first n tokens of the sequence; n of its position or above changes nothing. The pages stay
  * with the slot and are written again. A sequence that turned by the model's long rotation factors and would be a short
@@ -56,6 +61,8 @@ void mu_solo_constrain(struct mu_solo *s, int slot, const struct mu_adjusts *adj
 uint32_t mu_solo_position(const struct mu_solo *s, int slot);
 /* The leader's times (shard/shard.h). */
 void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out);
+/* The threads of the only rank, for somebody who computes between its steps; its member 0 is the caller. */
+struct mu_pool *mu_solo_pool(struct mu_solo *s);
 /* A rank's share, for its times and traces; only between steps, and never to step it. */
 struct mu_shard *mu_solo_shard(struct mu_solo *s, int rank);
 

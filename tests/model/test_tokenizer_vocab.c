@@ -241,6 +241,38 @@ static void test_ends(void **state)
     }
 }
 
+/* Ids of two vocabularies mean the same, or the first that does not is named. */
+static void test_match(void **state)
+{
+    (void)state;
+    static struct vocab v[4];
+    struct mu_gguf *g[4];
+    struct mu_tokenizer *t[4];
+    struct mu_err err = MU_ERR_INIT;
+    for (int i = 0; i < 4; i++) {
+        vocab_init(&v[i], "gpt2", "gpt-4o");
+        byte_alphabet(&v[i]);
+        token(&v[i], "ab", 2, 1, 0);
+        token(&v[i], i == 2 ? "<|stop|>" : "<|end|>", i == 2 ? 8 : 7, 3,
+              0); /* a control token says nothing, and differs */
+        if (i == 1) token(&v[i], "[PAD]", 5, 1, 0);
+        if (i == 3) v[i].tokens[256] = keep(&v[i], "a\x01", 2);
+        if (i == 3) v[i].types[256] = 3;
+        assert_int_equal(vocab_open(&v[i], &g[i], &t[i], &err), MU_OK);
+    }
+    assert_int_equal(mu_tokenizer_match(t[0], t[0], &err), MU_OK);
+    assert_int_equal(mu_tokenizer_match(t[0], t[1], &err), MU_OK); /* padded */
+    assert_int_equal(mu_tokenizer_match(t[1], t[0], &err), MU_OK);
+    assert_int_equal(mu_tokenizer_match(t[0], t[2], &err), MU_EINVAL);
+    assert_string_equal(err.text, "token 257 is '<|end|>' in one and '<|stop|>' in the other");
+    assert_int_equal(mu_tokenizer_match(t[1], t[3], &err), MU_EINVAL);
+    assert_string_equal(err.text, "token 256 is 'ab' in one and 'a?' in the other");
+    for (int i = 0; i < 4; i++) {
+        mu_tokenizer_close(t[i]);
+        mu_gguf_close(g[i]);
+    }
+}
+
 static void expect_whole(const struct mu_tokenizer *t, const char *text, size_t most, bool cut, const int32_t *want,
                          size_t n_want)
 {
@@ -698,11 +730,17 @@ static void test_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_small_spm),     cmocka_unit_test(test_small_bpe),
-        cmocka_unit_test(test_small_gemma4),  cmocka_unit_test(test_whole),
-        cmocka_unit_test(test_nfc),           cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_refusals),      cmocka_unit_test(test_odd_vocabularies),
-        cmocka_unit_test(test_against_plain), cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_small_spm),
+        cmocka_unit_test(test_small_bpe),
+        cmocka_unit_test(test_small_gemma4),
+        cmocka_unit_test(test_whole),
+        cmocka_unit_test(test_nfc),
+        cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_match),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_odd_vocabularies),
+        cmocka_unit_test(test_against_plain),
+        cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "shard/plan_draft.h"
 #include "shard/plan_fit.h"
 #include "shard/plan_predict.h"
 #include "shard/plan_where.h"
@@ -582,6 +583,51 @@ static void test_gpus_fit(void **state)
     assert_null(strstr(strstr(text, "host: "), "KV"));
 }
 
+/* A draft model beside the leader: on the host, whole, with a cache for a few sequences, or refused. */
+static void test_draft_fit(void **state)
+{
+    (void)state;
+    static struct paper p, small;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    paper_model(&small, 2, 8, 2, 64, 512, 1024, 32768);
+    struct mu_plan_node n = gpu_node(2, 1000000000);
+    struct mu_plan plan = plan_of(&p, "1@gpu1/1");
+    struct mu_serving v = {.n_ctx = 4096, .n_slot = 32, .step_tokens = 256, .kv = MU_KV_Q8_0};
+    struct mu_rank_memory m;
+    struct mu_fit f;
+    struct mu_err err = MU_ERR_INIT;
+    char text[MU_FIT_TEXT];
+    small.model.cfg.n_ctx_train = 1000;
+    struct mu_serving d = mu_draft_serving(&small.model, &v);
+    assert_true(d.n_ctx == 1000 && d.n_slot == MU_DRAFT_SEATS && d.n_page == MU_DRAFT_SEATS * 32 && d.kv == MU_KV_Q8_0);
+    v.n_slot = 2;
+    small.model.cfg.n_ctx_train = 100000;
+    d = mu_draft_serving(&small.model, &v);
+    assert_true(d.n_ctx == 4096 && d.n_slot == 2 && d.n_page == 2 * 128);
+    mu_fit_measure(&p.model, &plan, NULL, &v, &n, &f);
+    uint64_t room = mu_fit_room(&f), weights = f.place[0].weights;
+    assert_int_equal(mu_draft_fit(&small.model, &v, &f, &err), MU_OK);
+    struct mu_plan whole = plan_of(&small, "1");
+    mu_plan_memory(&small.model, &whole, 0, &d, &m);
+    assert_int_equal(f.place[0].draft, m.weights + m.kv + m.scratch);
+    assert_int_equal(f.place[1].draft, 0);
+    assert_int_equal(f.place[0].weights, weights);
+    assert_int_equal(mu_fit_room(&f), room); /* the GPU is fuller */
+    v.n_page = 1;
+    mu_fit_describe(&f, &v, text);
+    assert_non_null(strstr(text, ", draft model "));
+    v.n_page = 0;
+    f.place[0].usable = f.place[0].weights + f.place[0].scratch + f.place[0].draft + f.place[0].page * 128 - 1;
+    assert_int_equal(mu_fit_settle(&f, &p.model, &plan, MU_FIT_CTX, &v, &err), MU_ENOMEM);
+    assert_non_null(strstr(err.text, "this machine's own memory: weights "));
+    assert_non_null(strstr(err.text, ", draft model "));
+    assert_non_null(strstr(err.text, "or no --draft"));
+    assert_int_equal(mu_draft_check(&plan, &err), MU_OK);
+    plan = plan_of(&p, "1/1@gpu1");
+    assert_int_equal(mu_draft_check(&plan, &err), MU_EUNSUPPORTED);
+    assert_non_null(strstr(err.text, "(rank 1) is on GPU 1"));
+}
+
 /* What was asked for is had or refused with what would fit; what was not is chosen. */
 static void test_fit(void **state)
 {
@@ -742,6 +788,7 @@ int main(void)
                                        cmocka_unit_test(test_gpus_hold_a_sequence),
                                        cmocka_unit_test(test_gpus_predict),
                                        cmocka_unit_test(test_gpus_fit),
+                                       cmocka_unit_test(test_draft_fit),
                                        cmocka_unit_test(test_fit)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

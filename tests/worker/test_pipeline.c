@@ -2,7 +2,8 @@
  * (between its own shares of steps). What must come out: every stage is busy, and streams keep their pace while long
  * prompts arrive.
  *
- * A step takes each stage fixed + prefill · its prefill tokens + decode · its decodes, in milliseconds. */
+ * A step takes each stage fixed + prefill · its prefill tokens + decode · its decodes, in milliseconds. A draft model keeps
+ * the leader, which is the last stage, from its next share for as long as it reads and guesses. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,6 +15,7 @@
 #include <cmocka.h>
 
 #include "base/alloc.h"
+#include "shard/plan_draft.h"
 #include "worker/scheduler.h"
 
 enum {
@@ -46,6 +48,11 @@ struct world {
     uint32_t noise;
     bool speculates;
     int wander; /* ids: 0 always the same one, 1 they come again, 2 they do not */
+    struct draft_costs {
+        double read, guess, right; /* ms for an id and for a guess; how many of the guesses are right; guess 0: none */
+    } model;
+    double took[MAX_FLIGHT];                  /* of the last stage */
+    uint32_t slot_of[N_SLOT], n_read[N_SLOT]; /* of streams */
 };
 
 static void submit(struct world *w, uint64_t id, size_t n_prompt, uint32_t max_tokens)
@@ -76,6 +83,7 @@ static bool plan(struct world *w, const struct costs *c)
         w->busy[k] += took;
     }
     w->planned[at] = w->now;
+    w->took[at] = ms / w->n_stage;
     w->end[at] = ready;
     w->n++;
     return true;
@@ -86,6 +94,53 @@ static int32_t id_at(const struct world *w, uint32_t slot, uint32_t pos)
 {
     uint32_t x = (w->wander == 1 ? pos % 50 : pos + slot * N_CTX) * 2654435761u;
     return (int32_t)((x ^ x >> 15) * 2246822519u % 1000u);
+}
+
+/* Guesses that are right now and then; what the model has not read yet it reads first. */
+static void answer(struct world *w, struct mu_draft_ask *a, uint32_t *read_left, struct mu_draft_took *took)
+{
+    uint64_t i = a->sequence;
+    if (w->n_read[i] > a->n_ids) w->n_read[i] = 0; /* another text */
+    uint32_t n = a->n_ids - w->n_read[i] < *read_left ? a->n_ids - w->n_read[i] : *read_left;
+    if (a->n_ids - w->n_read[i] > 16) {
+        w->n_read[i] += n;
+        *read_left -= n;
+        took->n_read += n;
+        a->n_behind = a->n_ids - w->n_read[i];
+        if (a->n_behind) return;
+    }
+    w->n_read[i] = a->n_ids;
+    for (a->n_draft = 0; a->n_draft < a->most; a->n_draft++) {
+        int32_t id = id_at(w, w->slot_of[i], a->n_ids - 1 + a->n_draft);
+        w->noise = w->noise * 1664525u + 1013904223u;
+        bool right = (double)(w->noise >> 8) / (1 << 24) < w->model.right;
+        a->draft[a->n_draft] = right ? id : (id + 1) % 1000;
+    }
+    if (took->n_step < a->most) took->n_step = a->most;
+}
+
+/* The leader's steps wait for the draft model. */
+static void draft(struct world *w)
+{
+    struct mu_draft_ask ask[MU_DRAFT_SEATS];
+    struct mu_draft_took took = {0};
+    uint32_t read_left;
+    int n = mu_sched_ask_drafts(w->s, ask, &read_left);
+    if (!n) return;
+    for (int i = 0; i < n; i++) answer(w, &ask[i], &read_left, &took);
+    double read_ms = w->model.read * took.n_read, step_ms = w->model.guess * took.n_step;
+    took.read_us = (uint32_t)(1000 * read_ms);
+    took.step_us = (uint32_t)(1000 * step_ms);
+    mu_sched_answer_drafts(w->s, ask, n, &took);
+    w->now += read_ms + step_ms;
+    w->done = w->now;
+    double busy = w->now;
+    for (int k = 0; k < w->n; k++) {
+        int at = (w->head + k) % MAX_FLIGHT;
+        if (w->end[at] - w->took[at] < busy) w->end[at] = busy + w->took[at];
+        busy = w->end[at];
+    }
+    if (w->free_at[w->n_stage - 1] < busy) w->free_at[w->n_stage - 1] = busy;
 }
 
 static void complete(struct world *w)
@@ -108,6 +163,7 @@ static void complete(struct world *w)
             w->n_answered += events[i].finished;
             continue;
         }
+        w->slot_of[r] = st->seq[events[i].seq].slot;
         if (w->last_token[r] > 0 && w->n_gap < MAX_GAP) w->gap[w->n_gap++] = w->now - w->last_token[r];
         w->last_token[r] = w->now;
         if (!events[i].finished) continue;
@@ -126,6 +182,7 @@ struct outcome {
     double median, p99, worst, least_busy;
     int n_prompt, n_answered;
     double per_s; /* tokens of all streams */
+    struct mu_sched_counts counts;
 };
 
 /* Streams that never end; prompts that arrive every so many milliseconds (0: none), answered with a few tokens. */
@@ -138,7 +195,9 @@ static struct outcome run_as(struct world w, const struct costs *c, double every
         .n_stage = n_stage,
         .n_vocab = 1000,
         .max_waiting = 4096,
-        .no_speculation = !w.speculates};
+        .no_speculation = !w.speculates,
+        .n_draft_seat = w.model.guess > 0 ? MU_DRAFT_SEATS : 0,
+        .n_draft_ctx = N_CTX};
     assert_int_equal(mu_sched_create(&opt, &w.s, &err), MU_OK);
     for (int i = 0; i < MAX_FLIGHT; i++)
         assert_int_equal(mu_step_create(&opt.serving, opt.n_vocab, &w.step[i], &err), MU_OK);
@@ -147,7 +206,8 @@ static struct outcome run_as(struct world w, const struct costs *c, double every
     double next = every_ms > 0 ? 20 * every_ms / 19 : total_ms * 2;
     while (w.now < total_ms) {
         for (; next <= w.now; next += every_ms) submit(&w, (uint64_t)(n_stream + w.n_prompt++), PROMPT, 4);
-        while (plan(&w, c)) {}
+        do draft(&w);
+        while (plan(&w, c));
         complete(&w);
     }
     struct outcome o = {.least_busy = 1, .n_prompt = w.n_prompt, .n_answered = w.n_answered};
@@ -163,6 +223,7 @@ static struct outcome run_as(struct world w, const struct costs *c, double every
         "%d of %d prompts answered\n",
         c->name, n_stage, n_stream, every_ms, o.least_busy, o.median, o.p99, o.p99 / o.median, o.worst, o.n_answered,
         o.n_prompt);
+    mu_sched_count(w.s, &o.counts);
     for (int i = 0; i < MAX_FLIGHT; i++) mu_free(w.step[i]);
     mu_sched_destroy(w.s);
     free(w.gap);
@@ -270,10 +331,50 @@ static void test_speculation_pays_or_stops(void **state)
                 }
 }
 
+/* A draft model that is mostly right makes streams faster, as many as it has seats for; one that is not, or that takes as
+ * long as the model itself, costs next to nothing, and neither do texts that repeat themselves get slower for it. */
+static void test_a_draft_model_pays_or_stops(void **state)
+{
+    (void)state;
+    const struct costs *costs[] = {&cpu, &gpu, &noisy};
+    for (int c = 0; c < 3; c++)
+        for (int n_stage = 1; n_stage <= 2; n_stage++)
+            for (int n_stream = 1; n_stream <= 8; n_stream *= 2)
+                for (int k = 0; k < 5; k++) {
+                    /* right, sometimes right, never right, right and dear, never right where lookup is */
+                    double right[] = {0.85, 0.5, 0, 0.85, 0}, T = costs[c]->fixed, ms = c == 2 ? 240000 : 60000;
+                    struct world w = {.n_stage = n_stage,
+                                      .n_stream = n_stream,
+                                      .noise = 1,
+                                      .speculates = true,
+                                      .wander = k == 4 ? 1 : 2};
+                    double without = run_as(w, costs[c], 0, ms).per_s, with;
+                    w.model = (struct draft_costs){
+                        .read = costs[c]->prefill / 10, .guess = k == 3 ? T : T / 12, .right = right[k]};
+                    struct outcome o = run_as(w, costs[c], 0, ms);
+                    with = o.per_s;
+                    print_message("right %.2f%s: %.3f times as fast, %llu of %llu right\n", right[k],
+                                  k == 3   ? ", dear"
+                                  : k == 4 ? ", repeats"
+                                           : "",
+                                  with / without, (unsigned long long)o.counts.model_taken,
+                                  (unsigned long long)o.counts.model_drafted);
+                    /* Beside several stages, and where gain and cost are about the same, a little more is lost by trying. */
+                    assert_true(with > (n_stage > 1 && k == 1 ? 0.96 : 0.97) * without);
+                    if (n_stream > MU_DRAFT_SEATS) assert_int_equal(o.counts.model_drafted, 0);
+                    if (k == 0 && c < 2 && n_stream == 1) assert_true(with > (n_stage == 1 ? 2 : 1.5) * without);
+                    if (k == 0 && c == 1 && n_stream <= MU_DRAFT_SEATS) assert_true(with > 1.5 * without);
+                    if (k == 2)
+                        assert_true(o.counts.model_drafted < 100 * (unsigned)n_stream + 100 &&
+                                    o.counts.model_taken == 0);
+                }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stages_are_busy), cmocka_unit_test(test_streams_keep_their_pace),
-        cmocka_unit_test(test_one_prompt_keeps_stages_busy), cmocka_unit_test(test_speculation_pays_or_stops)};
+        cmocka_unit_test(test_one_prompt_keeps_stages_busy), cmocka_unit_test(test_speculation_pays_or_stops),
+        cmocka_unit_test(test_a_draft_model_pays_or_stops)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -374,9 +374,39 @@ static void check_pages(struct sim *m)
     assert_true(mu_kv_pool_sound(m->s->pool));
 }
 
+/* A draft model that is right, wrong, short of words, far behind, or out of its mind. */
+static void sim_draft(struct sim *m)
+{
+    struct mu_draft_ask ask[MAX_SLOTS];
+    uint32_t read_most;
+    int n = mu_sched_ask_drafts(m->s, ask, &read_most);
+    assert_true(n <= m->opt.n_draft_seat && read_most > 0);
+    for (int i = 0; i < n; i++) {
+        struct mu_draft_ask *a = &ask[i];
+        const struct request *r = &m->req[a->sequence - 1000];
+        assert_true(a->n_ids == r->n_prompt + r->n_got && a->most > 0 && a->most <= MU_MAX_DRAFT);
+        assert_true(a->n_ids + a->most < (uint32_t)m->opt.serving.n_ctx && a->n_ids < (uint32_t)m->opt.n_draft_ctx);
+        assert_memory_equal(a->ids, r->ids, a->n_ids * sizeof *a->ids);
+        assert_int_equal(a->sampling.seed, a->sequence - 1000);
+        if (rng(8) == 0) {
+            a->n_behind = 1 + rng(a->n_ids);
+            continue;
+        }
+        for (a->n_draft = 0; a->n_draft < a->most && rng(9); a->n_draft++) {
+            uint32_t at = a->n_ids + a->n_draft;
+            bool right = at < r->n_total && rng(5);
+            a->draft[a->n_draft] = right ? r->ids[at] : (int32_t)rng(VOCAB + 2) - 1;
+        }
+    }
+    struct mu_draft_took took = {rng(5000), rng(3) ? 0 : rng(300), rng(5000), rng(3) ? 1 + rng(7) : 0};
+    if (n) mu_sched_answer_drafts(m->s, ask, n, &took);
+    assert_int_equal(n ? mu_sched_ask_drafts(m->s, ask, &read_most) : 0, 0); /* once for each id */
+}
+
 static bool sim_next(struct sim *m)
 {
     struct mu_step *st = m->step[(m->head + m->n) % MAX_FLIGHT];
+    if (m->opt.n_draft_seat) sim_draft(m);
     if (!mu_sched_next(m->s, st)) return false;
     check_pages(m);
     for (int k = 0; k < m->n; k++) { /* a sequence is in several steps in flight only with chunks that sample nothing */
@@ -486,7 +516,8 @@ static void sim_close(struct sim *m)
     free(m->req);
 }
 
-static uint64_t n_outgrown, n_shared, n_overlap, n_drafted, n_taken, n_cached_tokens, n_gone;
+static uint64_t n_outgrown, n_shared, n_overlap, n_drafted, n_taken, n_model_drafted, n_model_taken, n_cached_tokens,
+    n_gone;
 
 static uint64_t simulate(uint64_t seed, int n_req)
 {
@@ -495,12 +526,14 @@ static uint64_t simulate(uint64_t seed, int n_req)
     rng_state = seed;
     int n_ctx = 40 + (int)rng(300);
     sim_open(&m, 1 + (int)rng(4), 1 + (int)rng(MAX_SLOTS), 2 + rng(rng(2) ? 8 : 60), n_ctx, 2 + (int)rng(90));
-    /* A model with two sets of rotation factors; constrained requests; without sharing. */
-    if (seed % 2 || seed % 5 == 0) {
+    /* A model with two sets of rotation factors; constrained requests; without sharing; a draft model. */
+    if (seed % 2 || seed % 5 == 0 || seed % 3 == 1) {
         mu_sched_destroy(m.s);
         if (seed % 2) m.opt.n_ctx_short = 1 + (int)rng((uint32_t)n_ctx);
         if (seed % 4 == 1) m.opt.allow = allow;
         m.opt.no_prefix_cache = seed % 5 == 0;
+        m.opt.n_draft_seat = seed % 3 ? (int)(seed % 7) : 0;
+        m.opt.n_draft_ctx = 1 + (int)rng((uint32_t)n_ctx);
         struct mu_err err = MU_ERR_INIT;
         assert_int_equal(mu_sched_create(&m.opt, &m.s, &err), MU_OK);
     }
@@ -533,6 +566,10 @@ static uint64_t simulate(uint64_t seed, int n_req)
     n_overlap += m.n_overlap;
     n_drafted += m.n_draft;
     n_taken += c.drafts_taken;
+    n_model_drafted += c.model_drafted;
+    n_model_taken += c.model_taken;
+    assert_true(c.model_drafted <= c.drafted && c.model_taken <= c.drafts_taken);
+    assert_true(m.opt.n_draft_seat || !c.model_drafted);
     assert_int_equal(c.drafted <= m.n_draft && (!m.opt.no_speculation || !m.n_draft), true);
     n_cached_tokens += c.cached_tokens;
     if (m.opt.no_prefix_cache) assert_int_equal(m.n_shared + c.cached_tokens + c.cached_pages, 0);
@@ -556,6 +593,9 @@ static void test_a_thousand_random_requests(void **state)
     assert_true(n_overlap > 500);
     print_message("%llu drafts, %llu of them right\n", (unsigned long long)n_drafted, (unsigned long long)n_taken);
     assert_true(n_taken > 300 && n_drafted > n_taken + 100);
+    print_message("%llu drafts of a model, %llu of them right\n", (unsigned long long)n_model_drafted,
+                  (unsigned long long)n_model_taken);
+    assert_true(n_model_taken > 100 && n_model_drafted > n_model_taken + 50);
     assert_true(n_shared > 500 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
 }
 

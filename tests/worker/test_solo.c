@@ -111,6 +111,39 @@ static void check_traces(struct mu_solo *solo)
     for (int r = 0; r < plan->n_rank; r++) assert_int_equal(trace[r].n, 0); /* nobody notes any more */
 }
 
+/* Guesses in one step with the decode: what is taken is what comes without, however many are right, in a gang whose ranks
+ * are several as well. */
+static void test_guesses(void **state)
+{
+    (void)state;
+    enum { LEN = 40 };
+    static const char *const splits[] = {"1", "2:1/1"};
+    const struct mu_sampling sampling = {.temperature = 1.1f, .seed = 4};
+    int32_t want[LEN], got[LEN + 8], prompt[5] = {3, 1, 4, 1, 5};
+    const int slot = 0;
+    for (int s = 0; s < 2; s++) {
+        struct mu_solo *solo =
+            solo_open(splits[s], (struct mu_serving){.n_ctx = 96, .n_slot = 8, .n_page = 3, .step_tokens = 16});
+        MUST(mu_solo_feed(solo, 0, prompt, 5, MU_OUT_SAMPLE, &sampling, NULL, NULL, &want[0], err));
+        for (int i = 1; i < LEN; i++) MUST(mu_solo_decode(solo, &slot, &want[i - 1], 1, &sampling, &want[i], err));
+        mu_solo_reset(solo, 0);
+        MUST(mu_solo_feed(solo, 0, prompt, 5, MU_OUT_SAMPLE, &sampling, NULL, NULL, &got[0], err));
+        for (int n = 1, turn = 0; n < LEN; turn++) {
+            int n_guess = turn % 8, right = turn % 3 ? n_guess : n_guess / 2, n_out;
+            int32_t ids[8] = {got[n - 1]}, next[8];
+            if (n_guess > LEN - n) n_guess = LEN - n;
+            if (right > n_guess) right = n_guess;
+            for (int i = 0; i < n_guess; i++) ids[1 + i] = i < right ? want[n + i] : (want[n + i] + 1) % 400;
+            MUST(mu_solo_guess(solo, 0, ids, 1 + n_guess, &sampling, next, &n_out, err));
+            assert_int_equal(n_out, right + 1);
+            assert_int_equal(mu_solo_position(solo, 0), 5 + n - 1 + n_out);
+            for (int i = 0; i < n_out; i++) got[n++] = next[i];
+        }
+        assert_memory_equal(got, want, sizeof want);
+        mu_solo_close(solo);
+    }
+}
+
 /* Many slots decoded together give what each gives alone; slots are used again and pages return. */
 static void test_slots(void **state)
 {
@@ -279,8 +312,8 @@ static void test_halves_fail(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_slots), cmocka_unit_test(test_truncate),
-                                       cmocka_unit_test(test_limits), cmocka_unit_test(test_rank_fails),
-                                       cmocka_unit_test(test_halves_fail)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_guesses),    cmocka_unit_test(test_slots),
+                                       cmocka_unit_test(test_truncate),   cmocka_unit_test(test_limits),
+                                       cmocka_unit_test(test_rank_fails), cmocka_unit_test(test_halves_fail)};
     return cmocka_run_group_tests(tests, group_begin, group_end);
 }

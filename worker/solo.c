@@ -269,7 +269,7 @@ void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out)
 
 struct mu_pool *mu_solo_pool(struct mu_solo *s)
 {
-    return s->rank[0].pool;
+    return s->rank[0].seat.pool;
 }
 
 struct mu_shard *mu_solo_shard(struct mu_solo *s, int rank)

@@ -234,7 +234,7 @@ static void advise(const struct mu_fit *fit, const struct mu_model *model, const
     }
     struct mu_fit alone = *fit;
     alone.place[0].draft = 0;
-    if (fit->place[0].draft && mu_fit_room(&alone) >= mu_fit_pages_of(v->n_ctx)) add(list, bytes, "no --draft", 0);
+    if (fit->place[0].draft && room_of(&alone, v) >= mu_fit_pages_of(v->n_ctx)) add(list, bytes, "no --draft", 0);
     if (!list[0])
         snprintf(list, bytes, "a smaller model, one of smaller types (--quantize), or a machine with more memory");
 }

@@ -359,8 +359,8 @@ static void test_a_draft_model_pays_or_stops(void **state)
                                            : "",
                                   with / without, (unsigned long long)o.counts.model_taken,
                                   (unsigned long long)o.counts.model_drafted);
-                    /* Beside several stages, and where gain and cost are about the same, a little more is lost by trying. */
-                    assert_true(with > (n_stage > 1 && k == 1 ? 0.96 : 0.97) * without);
+                    /* A model that is tried again reads what was said meanwhile; beside several stages other steps wait too. */
+                    assert_true(with > (n_stage > 1 ? 0.95 : 0.97) * without);
                     if (n_stream > MU_DRAFT_SEATS) assert_int_equal(o.counts.model_drafted, 0);
                     if (k == 0 && c < 2 && n_stream == 1) assert_true(with > (n_stage == 1 ? 2 : 1.5) * without);
                     if (k == 0 && c == 1 && n_stream <= MU_DRAFT_SEATS) assert_true(with > 1.5 * without);

@@ -27,7 +27,7 @@ def worker_pid(server):
 class Survive(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = harness.Server(split="2:1/1", args=["--stall-ms", "1500"])
+        cls.server = harness.Server(split="2:1/1", args=["--stall-ms", "3000" if harness.STALL_MS else "1500"])
         cls.jobs = [(f"SCENE {i}\n", 100 + i, 0.0 if i % 2 else 0.8) for i in range(N_STREAM)]
         cls.expected = [cls.server.generate(p, N_TOKEN, seed=s, temperature=t)[0] for p, s, t in cls.jobs]
 

@@ -102,9 +102,6 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, const char *h
                                           "--bind-to",
                                           "none",
                                           "--mca",
-                                          "plm",
-                                          "isolated", /* this machine only: no ssh is looked for */
-                                          "--mca",
                                           "pml",
                                           "ob1",
                                           "--mca",
@@ -130,6 +127,9 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, const char *h
     argv[n++] = "--mca";
     argv[n++] = "btl";
     argv[n++] = hosts ? "tcp,vader,self" : "vader,self";
+    argv[n++] = "--mca";
+    argv[n++] = "plm";
+    argv[n++] = hosts ? "rsh" : "isolated"; /* this machine only: no ssh is looked for */
     if (hosts) {
         argv[n++] = "--host";
         argv[n++] = (char *)hosts;

@@ -190,7 +190,7 @@ static void *maker_main(void *constraints)
 {
     struct mu_constraints *c = constraints;
     for (struct language *l; (l = mu_queue_pop(c->jobs, MU_FOREVER));) {
-        l->unfinished = language_make(c, l, NULL) != MU_OK;
+        l->unfinished = mu_queue_closed(c->jobs) || language_make(c, l, NULL) != MU_OK;
         mu_queue_push(c->done, l); /* has room for all jobs there are */
     }
     return NULL;
@@ -247,7 +247,7 @@ int mu_constraints_fd(const struct mu_constraints *c)
 static void maker_end(struct mu_constraints *c)
 {
     if (c->jobs) mu_queue_close(c->jobs);
-    if (c->has_thread) pthread_join(c->thread, NULL); /* after what was begun: a second each at worst */
+    if (c->has_thread) pthread_join(c->thread, NULL); /* after the one that was begun: a second at worst */
     mu_constraints_made(c);
     mu_queue_destroy(c->jobs, NULL);
     mu_queue_destroy(c->done, NULL);

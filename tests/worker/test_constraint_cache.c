@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/clock.h"
 #include "model/gguf_write.h"
 #include "worker/constraint.h"
 
@@ -172,6 +173,30 @@ static void test_made_aside(void **state)
     mu_gguf_close(g);
 }
 
+/* Whoever ends waits for the form that is being made, not for those behind it. */
+static void test_end_leaves_forms(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    struct mu_gguf *g;
+    struct mu_constraints *c = open_all(&g);
+    char text[80];
+    int64_t start = mu_now_ns(), one;
+    snprintf(text, sizeof text, "[a-f]{1,200}[c-h]{1,200}x");
+    assert_int_equal(add(c, 1, MU_CONSTRAINT_REGEX, text), MU_OK);
+    one = mu_now_ns() - start;
+    for (int i = 0; i < N; i++) {
+        int n = snprintf(text, sizeof text, "[a-f]{1,200}[c-h]{1,200}y%d", i);
+        assert_false(mu_constraints_begin(c, &(struct mu_constraint_text){MU_CONSTRAINT_REGEX, text, (size_t)n}));
+    }
+    start = mu_now_ns();
+    mu_constraints_destroy(c);
+    int64_t took = mu_now_ns() - start;
+    print_message("one form %.1f ms, the end with %d unmade %.1f ms\n", (double)one / 1e6, N, (double)took / 1e6);
+    assert_true(took < N / 2 * one);
+    mu_gguf_close(g);
+}
+
 static void test_cache(void **state)
 {
     (void)state;
@@ -234,10 +259,8 @@ static void test_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_made_aside),
-        cmocka_unit_test(test_cache),
-        cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_masks), cmocka_unit_test(test_made_aside),  cmocka_unit_test(test_end_leaves_forms),
+        cmocka_unit_test(test_cache), cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,9 +16,6 @@ struct mu_guess {
     struct mu_draft_costs costs;
     struct mu_draft_pace pace;
     double hope;
-    bool draft_known; /* costs.draft_us was measured */
-    int n_refused;    /* MU_DRAFT_REFUSALS of them make … */
-    bool old;         /* … costs.guess_us old: what is measured next replaces it */
 };
 
 enum mu_status mu_guess_open(const char *name, const struct mu_opened *o, struct mu_guess **guess_out,
@@ -71,22 +68,6 @@ void mu_guess_detach(struct mu_guess *g)
     g->drafter = NULL;
 }
 
-static void average(double *mean, double value)
-{
-    *mean += *mean > 0 ? (value - *mean) / 8 : value;
-}
-
-/* Guesses are thought not to pay. */
-static void refused(struct mu_guess *g)
-{
-    if (!(g->pace.right > 0)) g->hope += (MU_DRAFT_HOPE - g->hope) / 64;
-    if (++g->n_refused < MU_DRAFT_REFUSALS) return;
-    g->n_refused = 0;
-    g->costs.draft_us /= 2;
-    g->costs.guess_us /= 2;
-    g->old = true;
-}
-
 /* Guesses at what follows, into ask; none where they do not pay. */
 static enum mu_status ask_for(struct mu_guess *g, const struct mu_guess_place *at, struct mu_draft_ask *ask,
                               struct mu_err *err)
@@ -104,40 +85,20 @@ static enum mu_status ask_for(struct mu_guess *g, const struct mu_guess_place *a
     *ask = (struct mu_draft_ask){.ids = at->ids, .n_ids = place.n_ids, .sampling = *at->sampling};
     if (!(c->gap_us > 0) || place.n_ids >= (uint32_t)g->serving.n_ctx) return MU_OK;
     if (at->n_new == 1) g->pace = (struct mu_draft_pace){.n_read = g->pace.n_read}; /* another answer */
-    if (!g->draft_known) c->draft_us = c->gap_us / 4;
-    if (g->pace.n_read > place.n_ids) g->pace.n_read = 0; /* another text */
+    if (g->pace.n_read > place.n_ids) g->pace.n_read = 0;                           /* another text */
     bool open = g->pace.quiet <= place.n_ids;
     ask->most = mu_draft_pace_wanted(&g->pace, c, &place, g->hope, most, &rate);
-    if (open && g->pace.quiet > place.n_ids) refused(g);
+    if (open && !ask->most && !(g->pace.right > 0)) g->hope += (MU_DRAFT_HOPE - g->hope) / 64;
+    if (open && g->pace.quiet > place.n_ids) mu_draft_costs_refused(c);
     if (!ask->most) return MU_OK;
-    g->n_refused = 0;
     do {
         enum mu_status st = mu_drafter_ask(g->drafter, ask, 1, READ_AT_ONCE, &took, err);
         if (st != MU_OK) return st;
-        if (took.n_read) average(&c->read_us, (double)took.read_us / took.n_read);
+        mu_draft_costs_took(c, &took);
     } while (ask->n_behind && !mu_interrupted);
-    if (took.n_step && g->old) c->guess_us = 0;
-    if (took.n_step) average(&c->guess_us, (double)took.step_us / took.n_step);
     g->pace.n_read = place.n_ids - ask->n_behind;
     if (!ask->n_draft && !ask->n_behind) mu_draft_pace_rest(&g->pace, place.n_ids);
     return MU_OK;
-}
-
-/* What a step took, with so many guesses in it. */
-static void costs_learn(struct mu_guess *g, double us, uint32_t n)
-{
-    struct mu_draft_costs *c = &g->costs;
-    if (!n) {
-        average(&c->gap_us, c->gap_us > 0 && us > 4 * c->gap_us ? 4 * c->gap_us : us);
-        return;
-    }
-    double each = (us - c->gap_us) / n; /* may be negative: times scatter */
-    if (each > 2 * c->draft_us) each = 2 * c->draft_us;
-    if (each < -c->gap_us) each = -c->gap_us;
-    c->draft_us += (each - c->draft_us) / 8;
-    if (c->draft_us < c->gap_us / 64) c->draft_us = c->gap_us / 64; /* nothing is free */
-    g->draft_known = true;
-    g->old = false;
 }
 
 enum mu_status mu_guess_next(struct mu_guess *g, struct mu_solo *solo, const struct mu_guess_place *at,
@@ -153,7 +114,11 @@ enum mu_status mu_guess_next(struct mu_guess *g, struct mu_solo *solo, const str
     if (st != MU_OK) return st;
     result_out->n_guessed = (int)ask.n_draft;
     result_out->n_right = result_out->n - 1;
-    costs_learn(g, (double)(mu_now_ns() - start) / 1e3, ask.n_draft);
+    double us = (double)(mu_now_ns() - start) / 1e3;
+    if (ask.n_draft)
+        mu_draft_costs_added(&g->costs, (us - g->costs.gap_us) / ask.n_draft);
+    else
+        mu_draft_average(&g->costs.gap_us, us);
     if (ask.n_draft) mu_draft_pace_learn(&g->pace, &g->hope, ask.n_draft, (uint32_t)result_out->n_right);
     return MU_OK;
 }

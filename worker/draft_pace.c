@@ -13,12 +13,61 @@
  * much is expected of them. */
 #include "worker/draft_pace.h"
 
+#include <math.h>
+
 enum {
     FIRST_PAUSE = 64,
     NEAR = 16, /* ids that are read with the first guess */
     EXPECTED = 128,
     FIRST_DEPTH = 2, /* while nothing is known of a guess's cost */
 };
+
+/* ---- costs ---- */
+
+void mu_draft_average(double *mean, double value)
+{
+    if (*mean > 0 && value > 4 * *mean) value = 4 * *mean;
+    *mean = *mean > 0 ? *mean + (value - *mean) / 8 : value;
+}
+
+double mu_draft_us(const struct mu_draft_costs *c)
+{
+    /* Until there was one it is a guess, and never so bad that none is tried: the first prompt is read by cold caches. */
+    if (!c->draft_known) return c->token_us > 0 ? fmin(c->token_us, c->gap_us / 4) : c->gap_us / 4;
+    return fmax(c->draft_us, c->gap_us / 64); /* nothing is free */
+}
+
+/* A difference of two times that scatter may be negative now and then: without these its mean would be too large. One far
+ * above the others is believed only a bit, the first one too. */
+void mu_draft_costs_added(struct mu_draft_costs *c, double us)
+{
+    double before = mu_draft_us(c);
+    if (!c->draft_known) c->draft_us = before;
+    c->draft_known = true;
+    us = fmax(-c->gap_us, fmin(us, 2 * before));
+    c->draft_us += (us - c->draft_us) / 8;
+}
+
+void mu_draft_costs_took(struct mu_draft_costs *c, const struct mu_draft_took *took)
+{
+    if (took->n_read) mu_draft_average(&c->read_us, fmax((double)took->read_us / took->n_read, 1e-3));
+    if (!took->n_step) return;
+    if (c->guess_old) c->guess_us = 0;
+    mu_draft_average(&c->guess_us, fmax((double)took->step_us / took->n_step, 1e-3));
+    c->guess_old = false;
+    c->n_refused = 0;
+}
+
+void mu_draft_costs_refused(struct mu_draft_costs *c)
+{
+    if (++c->n_refused < MU_DRAFT_REFUSALS) return;
+    c->n_refused = 0;
+    c->draft_us /= 2;
+    c->guess_us /= 2;
+    c->guess_old = true;
+}
+
+/* ---- pace ---- */
 
 struct depth { /* n guesses; ids a microsecond of all streams with them; ids that they add */
     uint32_t n;
@@ -34,7 +83,7 @@ static struct depth depth_of(const struct mu_draft_costs *c, double right, const
     if (!(c->guess_us > 0) && most > FIRST_DEPTH) most = FIRST_DEPTH;
     for (uint32_t n = 1; n <= most; n++) {
         gain += reach *= right;
-        double rate = (n_stream + n_together * gain) / (c->gap_us + n * (n_together * c->draft_us + c->guess_us));
+        double rate = (n_stream + n_together * gain) / (c->gap_us + n * (n_together * mu_draft_us(c) + c->guess_us));
         if (rate > best.rate) best = (struct depth){n, rate, gain};
     }
     return best;
@@ -48,7 +97,7 @@ static bool reading_pays(const struct mu_draft_pace *p, const struct mu_draft_co
     if (behind <= NEAR || !(c->read_us > 0)) return true;
     if (been < EXPECTED) been = EXPECTED;
     if (left > been) left = been;
-    double spared = c->gap_us - (c->gap_us + d->n * (at->n_together * c->draft_us + c->guess_us)) / (1 + d->gain);
+    double spared = c->gap_us - (c->gap_us + d->n * (at->n_together * mu_draft_us(c) + c->guess_us)) / (1 + d->gain);
     double failed = p->pause ? (double)p->pause / FIRST_PAUSE : 1;
     return behind * c->read_us * at->n_stream < left * spared / failed;
 }

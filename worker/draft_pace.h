@@ -5,13 +5,31 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-/* Microseconds; 0: not known yet. */
+#include "worker/draft.h"
+
+/* What steps and guesses cost, as far as it was measured: microseconds, 0: not known yet. Zeroed at the beginning. */
 struct mu_draft_costs {
-    double gap_us;   /* between two ids of a stream, without drafts: must be known */
-    double draft_us; /* what each draft adds to the step that has it */
-    double guess_us; /* what the model takes for a guess, of all sequences that it is asked for together */
-    double read_us;  /* what it takes to read an id in bulk */
+    double gap_us; /* between two ids of a stream, where nothing but decodes runs: must be known for guesses */
+    double
+        token_us; /* what each prefill token adds to a step; a draft is thought to cost as much, until there was one */
+    double draft_us; /* what each draft adds to the gap, where that is known: mu_draft_us */
+    bool draft_known;
+    double guess_us; /* what the model takes for a guess, of all sequences that it is asked for together … */
+    double read_us;  /* … and to read an id in bulk */
+    int n_refused;   /* times that guesses were thought not to pay; MU_DRAFT_REFUSALS of them make … */
+    bool guess_old;  /* … this old: the next measure replaces it */
 };
+
+/* A mean that forgets slowly. The first value is believed, one far above the others (a process was stopped) only a bit. */
+void mu_draft_average(double *mean, double value);
+/* What a draft adds to the gap, as far as is known. */
+double mu_draft_us(const struct mu_draft_costs *c);
+/* A draft was measured to add so much; negative where times scatter. */
+void mu_draft_costs_added(struct mu_draft_costs *c, double us);
+/* The model was asked. */
+void mu_draft_costs_took(struct mu_draft_costs *c, const struct mu_draft_took *took);
+/* Guesses were thought not to pay. */
+void mu_draft_costs_refused(struct mu_draft_costs *c);
 
 struct mu_draft_pace {     /* of one sequence; zeroed at its beginning */
     double right;          /* of its guesses, of late, where those before were right as well; 0: never asked */

@@ -25,7 +25,6 @@
  *
  * Source: Leviathan, Kalman, Matias, arXiv:2211.17192 (speculative decoding; here the exact variant for a keyed sampler);
  * Saxena, "Prompt Lookup Decoding", 2023. */
-#include <math.h>
 #include <string.h>
 
 #include "worker/sched_parts.h"
@@ -49,17 +48,9 @@ static uint32_t lookup(const int32_t *ids, uint32_t n, uint32_t most, int32_t *d
     return found ? most : 0;
 }
 
-double mu_sched_draft_us(const struct mu_sched *s)
-{
-    const struct cost *c = &s->cost;
-    /* Until there was one it is a guess, and never so bad that none is tried: the first prompt is read by cold caches. */
-    if (!c->draft_known) return fmin(c->token_us, c->gap_us / 4);
-    return fmax(c->draft_us, c->gap_us / 64); /* nothing is free */
-}
-
 static bool pays(const struct mu_sched *s, const struct seq *q, uint32_t n_stream)
 {
-    return q->hits * s->cost.gap_us > n_stream * mu_sched_draft_us(s);
+    return q->hits * s->cost.gap_us > n_stream * mu_draft_us(&s->cost);
 }
 
 bool mu_sched_guessable(const struct mu_sched *s, const struct seq *q)

@@ -22,13 +22,6 @@ static const double LEAST_GAIN = 1.04, LEAST_GAIN_STAGES = 1.08;
 /* While the model reads, streams see gaps so much longer than usual, as beside prompts. */
 static const double READ_SHARE = 1.5;
 
-static struct mu_draft_costs costs_of(const struct mu_sched *s)
-{
-    const struct cost *c = &s->cost;
-    return (struct mu_draft_costs){
-        .gap_us = c->gap_us, .draft_us = mu_sched_draft_us(s), .guess_us = c->guess_us, .read_us = c->read_us};
-}
-
 /* Its next ids may be asked for now. */
 static bool is_open(const struct mu_sched *s, const struct seq *q)
 {
@@ -36,20 +29,11 @@ static bool is_open(const struct mu_sched *s, const struct seq *q)
            q->n_ids >= q->model.pace.quiet && q->n_ids < (uint32_t)s->opt.n_draft_ctx;
 }
 
-static void refused(struct cost *c)
-{
-    if (++c->n_refused < MU_DRAFT_REFUSALS) return;
-    c->n_refused = 0;
-    c->draft_us /= 2;
-    c->guess_us /= 2;
-    c->guess_old = true;
-}
-
 /* How many guesses at its next ids are worth asking for; 0: none. */
 static uint32_t wanted(struct mu_sched *s, struct seq *q, uint32_t n_stream, uint32_t n_together, uint32_t most)
 {
     struct by_model *m = &q->model;
-    const struct mu_draft_costs c = costs_of(s);
+    const struct mu_draft_costs *c = &s->cost;
     const struct mu_draft_place at = {.n_ids = q->n_ids,
                                       .n_new = q->n_ids - q->n_prompt,
                                       .n_left = q->n_limit - q->n_ids,
@@ -59,21 +43,21 @@ static uint32_t wanted(struct mu_sched *s, struct seq *q, uint32_t n_stream, uin
     most = mu_sched_draft_room(s, q, most);
     if (!most) return 0;
     double rate;
-    uint32_t n = mu_draft_pace_wanted(&m->pace, &c, &at, s->hope, most, &rate);
+    uint32_t n = mu_draft_pace_wanted(&m->pace, c, &at, s->hope, most, &rate);
     if (!n) {
         if (!(m->pace.right > 0)) s->hope += (MU_DRAFT_HOPE - s->hope) / 64;
-        if (q->n_ids < m->pace.quiet) refused(&s->cost);
+        if (q->n_ids < m->pace.quiet) mu_draft_costs_refused(&s->cost);
         return 0;
     }
     uint32_t found = mu_sched_draft(s, q, n_stream, most);
     double drafts = (double)n_together * found,
-           free_rate = (n_stream + drafts * q->hits) / (c.gap_us + drafts * c.draft_us);
+           free_rate = (n_stream + drafts * q->hits) / (c->gap_us + drafts * mu_draft_us(c));
     return found && free_rate >= rate ? 0 : n;
 }
 
 int mu_sched_ask_drafts(struct mu_sched *s, struct mu_draft_ask *ask_out, uint32_t *read_out)
 {
-    const struct cost *c = &s->cost;
+    const struct mu_draft_costs *c = &s->cost;
     struct load now = mu_sched_load(s);
     uint32_t n_stream = (uint32_t)now.n_decoding, place = (uint32_t)(s->opt.serving.n_slot - s->n_active);
     uint32_t n_together = 0;
@@ -104,14 +88,7 @@ static struct seq *active_find(const struct mu_sched *s, uint64_t request)
 
 void mu_sched_answer_drafts(struct mu_sched *s, const struct mu_draft_ask *ask, int n, const struct mu_draft_took *took)
 {
-    struct cost *c = &s->cost;
-    if (took->n_read) mu_sched_average(&c->read_us, fmax((double)took->read_us / took->n_read, 1e-3));
-    if (took->n_step) {
-        if (c->guess_old) c->guess_us = 0;
-        mu_sched_average(&c->guess_us, fmax((double)took->step_us / took->n_step, 1e-3));
-        c->guess_old = false;
-        c->n_refused = 0;
-    }
+    mu_draft_costs_took(&s->cost, took);
     for (int i = 0; i < n; i++) {
         struct seq *q = active_find(s, ask[i].sequence);
         if (!q) continue;

@@ -70,18 +70,6 @@ struct flight { /* a step in flight */
     uint8_t *n_draft; /* [n_slot]: each one more sequence of the step, behind its own */
 };
 
-/* What steps cost, as far as is known: mu_sched_took. Microseconds; 0: not known. */
-struct cost {
-    double gap_us;   /* between two tokens of a stream, where nothing but decodes runs */
-    double token_us; /* what each prefill token adds to a step */
-    double draft_us; /* what each draft adds to the gap, where that is known: mu_sched_draft_us */
-    bool draft_known;
-    double guess_us; /* what a draft model takes for one more guess at each of the sequences that it is asked for … */
-    double read_us;  /* … and to read an id in bulk */
-    int n_refused;   /* times that guesses of a model were thought not to pay; MU_DRAFT_REFUSALS of them make … */
-    bool guess_old;  /* … this old: the next measure replaces it */
-};
-
 struct mu_sched {
     struct mu_sched_options opt;
     struct seq *waiting; /* sorted by arrival */
@@ -95,8 +83,8 @@ struct mu_sched {
     struct flight *flight; /* [max_in_flight], a ring */
     int max_in_flight, flight_head, n_flight;
     int n_active, n_waiting;
-    struct cost cost;
-    double hope; /* what of a draft model's guesses a newcomer may expect to be right */
+    struct mu_draft_costs cost; /* mu_sched_took */
+    double hope;                /* what of a draft model's guesses a newcomer may expect to be right */
     uint64_t next_number, next_arrival, n_preempted, n_cached_tokens, n_drafted, n_taken, n_model_drafted,
         n_model_taken;
 };
@@ -133,10 +121,6 @@ void mu_sched_window_publish(struct mu_sched *s, const struct seq *q, const stru
                              uint64_t identity);
 void mu_sched_window_drop(struct mu_sched *s, struct seq *q);
 
-/* A mean that forgets slowly. The first value is believed, one far above the others (a process was stopped) only a bit. */
-void mu_sched_average(double *mean, double value);
-/* What a draft adds to the gap, as far as is known. */
-double mu_sched_draft_us(const struct mu_sched *s);
 /* Its next id may be guessed: nothing but its sampling parameters decides what that is. */
 bool mu_sched_guessable(const struct mu_sched *s, const struct seq *q);
 /* Into q->draft, at most `most`; how many. n_stream: sequences that are decoding. */

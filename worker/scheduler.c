@@ -386,30 +386,13 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
     return n_event;
 }
 
-void mu_sched_average(double *mean, double value)
-{
-    if (*mean > 0 && value > 4 * *mean) value = 4 * *mean;
-    *mean = *mean > 0 ? *mean + (value - *mean) / 8 : value;
-}
-
-/* A difference of two times that scatter may be negative now and then: without these its mean would be too large. One far
- * above the others is believed only a bit, the first one too. us_before:
- * what was thought so far. */
-static void draft_cost(struct cost *c, double us_before, double us)
-{
-    if (!c->draft_known) c->draft_us = us_before;
-    c->draft_known = true;
-    us = fmax(-c->gap_us, fmin(us, 2 * us_before));
-    c->draft_us += (us - c->draft_us) / 8;
-}
-
 /* With k steps of decodes on their way a stream's next token comes k completions after its last one, whether that fills
  * the stages or one step goes through all of them alone. With prefill beside them the stages are full: then a completion
  * takes an n_stage-th of the gap, and what the prefill adds. */
 void mu_sched_took(struct mu_sched *s, uint32_t us)
 {
     const struct flight *f = &s->flight[s->flight_head];
-    struct cost *c = &s->cost;
+    struct mu_draft_costs *c = &s->cost;
     int n_decode = 0;
     uint32_t n_prefill = 0, n_drafted = 0;
     if (!s->n_flight || !us) return;
@@ -421,11 +404,11 @@ void mu_sched_took(struct mu_sched *s, uint32_t us)
     }
     double alone_us = c->gap_us / s->opt.n_stage, gap_us = (double)us * n_decode;
     if (!n_prefill && !n_drafted)
-        mu_sched_average(&c->gap_us, gap_us);
+        mu_draft_average(&c->gap_us, gap_us);
     else if (f->n_prefill)
-        mu_sched_average(&c->token_us, fmax((us - alone_us) / f->n_prefill, 1e-3));
+        mu_draft_average(&c->token_us, fmax((us - alone_us) / f->n_prefill, 1e-3));
     else if (!n_prefill)
-        draft_cost(c, mu_sched_draft_us(s), (gap_us - c->gap_us) / n_drafted);
+        mu_draft_costs_added(c, (gap_us - c->gap_us) / n_drafted);
 }
 
 int mu_sched_max_in_flight(const struct mu_sched *s)

@@ -172,7 +172,7 @@ class Draft(unittest.TestCase):
                         os.kill(gang.rank[rank].pid, signal.SIGKILL)
 
                 self.compare(answers(server, together=2, on_token=on_token))
-                self.assertGreater(server.gang().epoch, gang.epoch)
+                server.wait_ready(epoch_after=gang.epoch)
                 total += guesses(server)[0]
         self.assertGreater(total, 0)
 

@@ -40,6 +40,7 @@ struct mu_comm_ops {
 struct mu_comm { /* the head of every implementation */
     const struct mu_comm_ops *ops;
     int rank, n_rank;
+    const int *node_of;            /* [n_rank]: the machine of each, any numbers below n_rank; NULL: all on one */
     int timeout_ms;                /* of every wait; default 30,000 */
     struct mu_rank_record *record; /* where waits are told; may be NULL */
 };
@@ -64,16 +65,26 @@ static inline void mu_comm_progress(struct mu_comm *c)
     c->ops->progress(c);
 }
 enum { MU_COMM_MAX_RANKS = 256 };
-/* One round, everyone to everyone, among ranks [first, first + n) of which we are one: rank first+i contributes
- * buf[off[i], +len[i]). */
+/* Everyone to everyone, among ranks [first, first + n) of which we are one: rank first+i contributes buf[off[i], +len[i]).
+ * In one round, but that what comes from another machine comes to a machine once: to one of its ranks, which hands it on to
+ * the others (node_of; the same on all ranks). */
 enum mu_status mu_comm_gather(struct mu_comm *c, int first, int n, void *buf, const size_t *off, const size_t *len,
                               struct mu_err *err);
 /* The same in two: begun now, ended later; several may be under way, ended in the order in which all ranks began them. buf
- * is the gather's until its end. mu_comm_progress meanwhile. A begin that fails leaves nothing to end. */
+ * is the gather's until its end. mu_comm_progress meanwhile; what is handed on moves at the end. A begin that fails leaves
+ * nothing to end. */
 struct mu_comm_batch { /* operations started together */
     int n;
-    struct mu_comm_op *op[2 * MU_COMM_MAX_RANKS];
-    int peer[2 * MU_COMM_MAX_RANKS];
+    struct mu_comm_op *op[3 * MU_COMM_MAX_RANKS]; /* NULL: complete */
+    int peer[3 * MU_COMM_MAX_RANKS];
+    int first, n_rank; /* of the gather, and what comes through one of a machine's ranks */
+    int n_via;
+    struct mu_comm_via {
+        char *part;
+        size_t len;
+        int rank; /* who fetches it for this machine; may be this rank */
+        int op;   /* then: its receive in op */
+    } via[MU_COMM_MAX_RANKS];
 };
 enum mu_status mu_comm_gather_begin(struct mu_comm *c, int first, int n, void *buf, const size_t *off,
                                     const size_t *len, struct mu_comm_batch *batch_out, struct mu_err *err);
@@ -92,7 +103,8 @@ void mu_comm_close(struct mu_comm *c); /* NULL is fine */
  * any thread; the last frees the rest). */
 enum mu_status mu_comm_local_open(int n_rank, struct mu_comm **comms_out, struct mu_err *err);
 
-/* MPI_Init_thread(FUNNELED) on this thread; our own communicator; errors returned, not fatal. Close finalises. */
+/* MPI_Init_thread(FUNNELED) on this thread; our own communicator; errors returned, not fatal. Machines are told apart by
+ * their names. Close finalises. */
 enum mu_status mu_comm_mpi_open(struct mu_comm **comm_out, struct mu_err *err);
 
 /* local with faults, deterministic from the seed: every message is delayed by up to max_delay_polls tests; the

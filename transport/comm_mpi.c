@@ -17,6 +17,7 @@
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "base/alloc.h"
 #include "transport/comm.h"
@@ -36,6 +37,7 @@ struct mpi {
     MPI_Comm comm;
     bool initialised, failed;
     int n_in_flight;
+    int *node_of;
     struct mu_comm_op *free_ops;
 };
 
@@ -175,6 +177,7 @@ static void mpi_close(struct mu_comm *c)
         mu_free(m->free_ops);
         m->free_ops = next;
     }
+    mu_free(m->node_of);
     mu_free(m);
 }
 
@@ -199,6 +202,27 @@ static void tcp_settle(void)
         {"OMPI_MCA_btl_tcp_free_list_inc", "1"},
     };
     for (size_t i = 0; i < sizeof with / sizeof *with; i++) setenv(with[i][0], with[i][1], 0);
+}
+
+/* A machine is its first rank. Collective, as opening is. */
+static enum mu_status find_nodes(struct mpi *m, struct mu_err *err)
+{
+    enum { NAME = MPI_MAX_PROCESSOR_NAME };
+    int n = m->head.n_rank, len;
+    char own[NAME] = "", *all = mu_calloc((size_t)n, NAME);
+    m->node_of = mu_calloc((size_t)n, sizeof *m->node_of);
+    if (!all || !m->node_of) {
+        mu_free(all);
+        return mu_fail(err, MU_ENOMEM, "no memory for the machines of %d ranks", n);
+    }
+    int rc = MPI_Get_processor_name(own, &len);
+    if (rc == MPI_SUCCESS) rc = MPI_Allgather(own, NAME, MPI_BYTE, all, NAME, MPI_BYTE, m->comm);
+    for (int i = 0; i < n && rc == MPI_SUCCESS; i++)
+        while (memcmp(all + (size_t)m->node_of[i] * NAME, all + (size_t)i * NAME, NAME) != 0) m->node_of[i]++;
+    mu_free(all);
+    for (int i = 0; i < n && !m->head.node_of; i++)
+        if (m->node_of[i] > 0) m->head.node_of = m->node_of;
+    return rc == MPI_SUCCESS ? MU_OK : mpi_failed(m, rc, "the names of the machines", -1, err);
 }
 
 enum mu_status mu_comm_mpi_open(struct mu_comm **comm_out, struct mu_err *err)
@@ -229,6 +253,7 @@ enum mu_status mu_comm_mpi_open(struct mu_comm **comm_out, struct mu_err *err)
     MPI_Comm_rank(m->comm, &m->head.rank);
     MPI_Comm_size(m->comm, &m->head.n_rank);
     m->head.timeout_ms = DEFAULT_TIMEOUT_MS;
+    if (find_nodes(m, err) != MU_OK) goto fail;
     *comm_out = &m->head;
     return MU_OK;
 fail:

@@ -4,6 +4,7 @@
 #include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 
 #include <cmocka.h>
@@ -144,6 +145,89 @@ static void test_local_no_memory(void **state)
     for (int i = 0; i < 3; i++) mu_comm_close(comms[i]);
 }
 
+/* ---- ranks on several machines: what goes between two is counted ---- */
+
+static const struct mu_comm_ops *under;
+static atomic_size_t n_crossed;
+
+static enum mu_status counting_isend(struct mu_comm *c, int to, const void *buf, size_t len, struct mu_comm_op **op_out,
+                                     struct mu_err *err)
+{
+    if (c->node_of[c->rank] != c->node_of[to]) atomic_fetch_add(&n_crossed, len);
+    return under->isend(c, to, buf, len, op_out, err);
+}
+
+/* of[i]: the machine of rank i. */
+static void onto_machines(int n, struct mu_comm **comms, const int *of)
+{
+    static struct mu_comm_ops counting;
+    under = comms[0]->ops;
+    counting = *under;
+    counting.isend = counting_isend;
+    atomic_store(&n_crossed, 0);
+    for (int i = 0; i < n; i++) {
+        comms[i]->ops = &counting;
+        comms[i]->node_of = of;
+    }
+}
+
+static const struct {
+    int n, of[MAX];
+} machines[] = {
+    {3, {0, 0, 2}},
+    {3, {0, 1, 0}},
+    {4, {0, 0, 2, 2}},
+    {4, {1, 0, 0, 1}},
+    {5, {0, 0, 0, 3, 4}},
+    {7, {0, 0, 0, 3, 3, 0, 6}},
+    {8, {0, 0, 0, 0, 4, 4, 4, 4}},
+};
+enum { N_MACHINES = sizeof machines / sizeof *machines };
+
+static void test_machines(void **state)
+{
+    (void)state;
+    for (int m = 0; m < N_MACHINES; m++) {
+        struct mu_comm *comms[MAX];
+        open_local(machines[m].n, comms);
+        onto_machines(machines[m].n, comms, machines[m].of);
+        run_ranks(machines[m].n, comms, check_all);
+        struct mu_comm_fake slow = {.seed = (uint64_t)m, .max_delay_polls = 40, .fault_rank = -1};
+        struct mu_err err = MU_ERR_INIT;
+        assert_int_equal(mu_comm_fake_open(machines[m].n, &slow, comms, &err), MU_OK);
+        onto_machines(machines[m].n, comms, machines[m].of);
+        run_ranks(machines[m].n, comms, check_all);
+    }
+}
+
+static int one_gather(struct mu_comm *c)
+{
+    return check_gather(c, 0, c->n_rank, 1, 1000);
+}
+
+static void test_once_a_machine(void **state)
+{
+    (void)state;
+    for (int m = 0; m < N_MACHINES; m++) {
+        struct mu_comm *comms[MAX];
+        int n = machines[m].n;
+        const int *of = machines[m].of;
+        size_t expected = 0;
+        open_local(n, comms);
+        onto_machines(n, comms, of);
+        run_ranks(n, comms, one_gather);
+        for (int i = 0; i < n; i++) {
+            size_t len = (size_t)((i + 1) % 3) * 1000 + (size_t)((i + 1) % 3 ? i : 0); /* check_gather's */
+            for (int j = 0; j < n; j++) { /* the first rank of each other machine */
+                int first = 0;
+                while (of[first] != of[j]) first++;
+                if (first == j && of[j] != of[i]) expected += len;
+            }
+        }
+        assert_int_equal(atomic_load(&n_crossed), expected);
+    }
+}
+
 static void test_fake_delays(void **state)
 {
     (void)state;
@@ -186,6 +270,9 @@ static void test_fake_faults(void **state)
             struct mu_err err = MU_ERR_INIT;
             assert_int_equal(mu_comm_fake_open(3, &spec, comms, &err), MU_OK);
             run_ranks(3, comms, until_failure);
+            assert_int_equal(mu_comm_fake_open(3, &spec, comms, &err), MU_OK);
+            onto_machines(3, comms, machines[at % 2].of);
+            run_ranks(3, comms, until_failure);
         }
     }
 }
@@ -195,6 +282,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_local),       cmocka_unit_test(test_local_many),      cmocka_unit_test(test_local_errors),
         cmocka_unit_test(test_fake_delays), cmocka_unit_test(test_local_no_memory), cmocka_unit_test(test_fake_faults),
+        cmocka_unit_test(test_machines),    cmocka_unit_test(test_once_a_machine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,7 +2,7 @@
  * measures and the links between its ranks: how far measured times are from it says how far a plan can be trusted.
  *
  * Each rank counts as a node of its own with its part of the processors' rates, since all ranks were measured side by
- * side; links are those between ranks. */
+ * side; links are those between ranks, and those of one host have one machine's network card. */
 #include <string.h>
 #include <unistd.h>
 
@@ -15,6 +15,7 @@ enum { HOST_NAME = 64 };
 struct mu_bench_links {
     int n;
     char host[MU_MAX_RANKS][HOST_NAME];
+    int machine[MU_MAX_RANKS];                           /* the first rank that has its name */
     struct mu_plan_link at[MU_MAX_RANKS * MU_MAX_RANKS]; /* [n][n] */
     struct mu_plan_node node[MU_MAX_RANKS];
 };
@@ -48,6 +49,8 @@ enum mu_status mu_bench_links_measure(struct mu_comm *comm, const struct mu_plan
     l->n = n;
     gethostname(l->host[comm->rank], HOST_NAME - 1);
     MU_TRY(st, all_gather(comm, l->host, HOST_NAME, err), fail);
+    for (int i = 0; i < n; i++)
+        while (strcmp(l->host[i], l->host[l->machine[i]]) != 0) l->machine[i]++;
     for (int a = 0; a < n; a++)
         for (int b = a + 1; b < n; b++) { /* everybody in this order, so that each pair meets */
             int other = comm->rank == a ? b : a;
@@ -71,7 +74,7 @@ static void links_tell(const struct mu_bench_links *l, struct mu_bench_result *r
     r->inside = r->between = (struct mu_plan_link){0};
     for (int i = 0; i < l->n * l->n; i++) {
         const struct mu_plan_link *from = &l->at[i];
-        struct mu_plan_link *to = strcmp(l->host[i / l->n], l->host[i % l->n]) ? &r->between : &r->inside;
+        struct mu_plan_link *to = l->machine[i / l->n] != l->machine[i % l->n] ? &r->between : &r->inside;
         if (!(from->gbps > 0)) continue;
         if (from->us > to->us) to->us = from->us;
         if (!(to->gbps > 0) || from->gbps < to->gbps) to->gbps = from->gbps;
@@ -118,7 +121,7 @@ void mu_bench_predict(const struct mu_model *model, const struct mu_plan *plan, 
         node_of[i] = i;
         l->node[i] = node_of_rank(job, &r->host, mu_split_cpu_ranks(&plan->split));
     }
-    const struct mu_plan_links links = {l->n, l->at};
+    const struct mu_plan_links links = {l->n, l->at, l->machine};
     mu_plan_predict_step(model, plan, l->node, node_of, &links, &step, &t);
     r->predicted_s = t.known ? mu_plan_predict_run(plan, &t, n_step, prompt ? 0 : group) / 1e3 : 0;
     links_tell(l, r);

@@ -331,3 +331,25 @@ uint32_t mu_plan_chunk(uint64_t n_tok, int n_stage, uint32_t most, double fixed_
     double chunk = ceil((double)n_tok / n_piece / MU_PAGE_TOKENS) * MU_PAGE_TOKENS;
     return chunk < most ? (uint32_t)chunk : most;
 }
+
+/* Ranks that are on rank's machine, in order, of the stage's before `end`; how many. */
+static int on_machine(const struct mu_plan_stage *st, int end, const int *node_of, int rank, int *rank_out)
+{
+    int n = 0;
+    for (int i = st->first_rank; i < end; i++)
+        if (!node_of || node_of[i] == node_of[rank]) rank_out[n++] = i;
+    return n;
+}
+
+int mu_plan_residual_from(const struct mu_plan *plan, const int *node_of, int rank)
+{
+    int stage = plan->rank[rank].stage, near[MU_MAX_RANKS], beside[MU_MAX_RANKS], n_machine = 0;
+    if (stage == 0) return -1;
+    const struct mu_plan_stage *mine = &plan->stage[stage], *before = &plan->stage[stage - 1];
+    int n_near = on_machine(before, before->first_rank + before->n_rank, node_of, rank, near);
+    int n_beside = on_machine(mine, rank, node_of, rank, beside);
+    if (n_near > 0) return near[n_beside % n_near];
+    if (n_beside > 0) return beside[0];
+    for (int i = mine->first_rank; i < rank; i++) n_machine += on_machine(mine, i, node_of, i, beside) == 0;
+    return before->first_rank + n_machine % before->n_rank;
+}

@@ -94,6 +94,11 @@ uint64_t mu_plan_kv_window_bytes(const struct mu_model *model, const struct mu_p
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);
 
+/* Which rank has the residual of the stage before for this one: one of that stage on the same machine, the load spread,
+ * else the first of this one's own stage on the machine, which gets it over the network and hands it on, so that it
+ * crosses once. node_of: the machine of each rank; NULL: all on one. -1: a rank of the first stage. */
+int mu_plan_residual_from(const struct mu_plan *plan, const int *node_of, int rank);
+
 /* How many tokens of prompts that have n_tok altogether a step should take where nothing decodes, at most `most`. With one
  * stage as many as may be. Several stages work at once only on several steps: with pieces of c tokens, in steps that cost
  * as much as fixed_tokens tokens beside (0: not known), n_tok / c + n_stage - 1 times fixed_tokens + c is least for

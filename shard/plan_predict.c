@@ -26,7 +26,13 @@ struct predict {
     const int *node_of;
     const struct mu_plan_links *links;
     const struct mu_plan_step *step;
+    int machine[MU_MAX_RANKS]; /* of each rank */
 };
+
+static bool together(const struct predict *p, int a, int b)
+{
+    return p->machine[a] == p->machine[b];
+}
 
 /* ---- a rank ---- */
 
@@ -143,30 +149,39 @@ static double gpu_talk_ms(const struct predict *p, int rank, double up_bytes, do
            (down_bytes > 0 ? pcie_ms(g->down_gbps, down_bytes) : 0);
 }
 
-/* One exchange: part[i] bytes of the stage's i-th rank go to each of the others. Ranks of a node share its port. */
+/* One exchange: part[i] bytes of the stage's i-th rank go to each of the others, over the network once a machine
+ * (transport/comm.c). Ranks of a machine share its port. */
 static double exchange_ms(const struct predict *p, const struct mu_plan_stage *st, const double *part)
 {
     double in[MU_MAX_RANKS] = {0}, out[MU_MAX_RANKS] = {0}, local[MU_MAX_RANKS] = {0}, us = 0, slowest = 0;
+    int beside[MU_MAX_RANKS] = {0}; /* ranks of the machine */
+    const int first = st->first_rank;
+    for (int i = 0; i < st->n_rank; i++)
+        for (int j = 0; j < st->n_rank; j++) beside[i] += together(p, first + i, first + j);
     for (int i = 0; i < st->n_rank; i++) {
-        double up = 0;
+        double up = 0, handed = 0, far_us = 0, near_us = 0, near_gbps = INSIDE.gbps;
         for (int j = 0; j < st->n_rank; j++) {
-            struct mu_plan_link l = link_of(p, st->first_rank + i, st->first_rank + j);
+            struct mu_plan_link l = link_of(p, first + i, first + j);
             if (i == j) continue;
-            if (l.us > us) us = l.us;
             up += part[j];
-            if (p->node_of[st->first_rank + i] == p->node_of[st->first_rank + j]) {
-                local[i] += bytes_ms(part[j], l.gbps);
+            if (together(p, first + i, first + j)) {
+                if (l.us > near_us) near_us = l.us;
+                near_gbps = l.gbps;
+                handed += part[j];
             } else {
-                in[i] += bytes_ms(part[j], l.gbps);
-                out[i] += bytes_ms(part[i], l.gbps);
+                if (l.us > far_us) far_us = l.us;
+                in[i] += bytes_ms(part[j] / beside[i], l.gbps);
+                out[i] += bytes_ms(part[i] / beside[j], l.gbps);
+                handed += part[j] * (beside[i] - 1) / beside[i];
             }
         }
-        local[i] += gpu_talk_ms(p, st->first_rank + i, up, part[i]);
+        if (far_us + near_us > us) us = far_us + near_us;
+        local[i] = bytes_ms(handed, near_gbps) + gpu_talk_ms(p, first + i, up, part[i]);
     }
     for (int i = 0; i < st->n_rank; i++) {
         double port_in = 0, port_out = 0;
         for (int j = 0; j < st->n_rank; j++) {
-            if (p->node_of[st->first_rank + i] != p->node_of[st->first_rank + j]) continue;
+            if (!together(p, first + i, first + j)) continue;
             port_in += in[j];
             port_out += out[j];
         }
@@ -271,14 +286,26 @@ static double halves_ms(const struct predict *p, const struct mu_plan_stage *st,
 
 /* ---- all of it ---- */
 
+/* The residual to each rank of the stage, from whom mu_plan_residual_from says; ranks of a machine share its port. */
 static void hop_predict(const struct predict *p, int stage, struct mu_step_times *t)
 {
     const struct mu_plan_stage *st = &p->plan->stage[stage], *before = &p->plan->stage[stage - 1];
-    double bytes = 4.0 * p->model->cfg.d_model * p->step->n_tok;
-    int each = (st->n_rank + before->n_rank - 1) / before->n_rank; /* so many ranks has one to send to */
-    struct mu_plan_link l = link_of(p, before->first_rank, st->first_rank);
-    t->busy[stage] = bytes_ms(bytes * each, l.gbps);
-    t->hop[stage] = l.us / 1e3 + t->busy[stage] + gpu_talk_ms(p, before->first_rank, 0, bytes) +
+    double bytes = 4.0 * p->model->cfg.d_model * p->step->n_tok, us = 0, handed = 0, out[MU_MAX_RANKS] = {0};
+    for (int i = st->first_rank; i < st->first_rank + st->n_rank; i++) {
+        int from = mu_plan_residual_from(p->plan, p->machine, i);
+        struct mu_plan_link l = link_of(p, from, i);
+        double ms = bytes_ms(bytes, l.gbps);
+        if (from >= st->first_rank) {
+            if (l.us / 1e3 + ms > handed) handed = l.us / 1e3 + ms;
+            continue;
+        }
+        if (l.us > us) us = l.us;
+        for (int k = before->first_rank; k < st->first_rank; k++)
+            if (k == from || (together(p, k, from) && !together(p, from, i))) out[k] += ms;
+    }
+    for (int k = before->first_rank; k < st->first_rank; k++)
+        if (out[k] > t->busy[stage]) t->busy[stage] = out[k];
+    t->hop[stage] = us / 1e3 + t->busy[stage] + handed + gpu_talk_ms(p, before->first_rank, 0, bytes) +
                     gpu_talk_ms(p, st->first_rank, bytes, 0);
 }
 
@@ -286,7 +313,9 @@ void mu_plan_predict_step(const struct mu_model *model, const struct mu_plan *pl
                           const int *node_of, const struct mu_plan_links *links, const struct mu_plan_step *step,
                           struct mu_step_times *times_out)
 {
-    const struct predict p = {model, plan, node, node_of, links, step};
+    struct predict p = {.model = model, .plan = plan, .node = node, .node_of = node_of, .links = links, .step = step};
+    for (int i = 0; i < plan->n_rank; i++)
+        p.machine[i] = links && links->machine ? links->machine[node_of[i]] : node_of[i];
     struct mu_step_times t = {.known = true};
     for (int s = 0; s < plan->n_stage; s++) {
         const struct mu_plan_stage *st = &plan->stage[s];

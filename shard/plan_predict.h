@@ -25,6 +25,7 @@ static inline bool mu_plan_link_slow(struct mu_plan_link l)
 struct mu_plan_links {
     int n_node;
     const struct mu_plan_link *at; /* [n_node][n_node], symmetric; [i][i]: between ranks of node i */
+    const int *machine; /* [n_node]: which machine, with its network card, it is a part of; NULL: one of its own */
 };
 
 struct mu_plan_step {

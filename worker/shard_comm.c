@@ -1,8 +1,8 @@
 /* The forward pass's exchanges over a transport.
  *
- * Between stages every rank of the next stage wants the whole residual, and every rank of the previous one has it: rank
- * i sends to the ranks j with j mod n_prev == i, so the load is spread and every rank receives exactly once. A ticket
- * is the set of sends of one buffer. */
+ * Between stages every rank of the next stage wants the whole residual, and every rank of the previous one has it: each
+ * receives it exactly once, from the rank that mu_plan_residual_from says, and perhaps hands it on to others of its stage
+ * on its machine. A ticket is the set of sends of one buffer. */
 #include "worker/shard_comm.h"
 
 #include "base/alloc.h"
@@ -17,8 +17,10 @@ struct mu_shard_link {
     struct mu_comm *comm;
     int first, n; /* my stage's ranks */
     int from;     /* who sends me the residual, -1 */
-    int n_to, to[MU_MAX_RANKS];
-    struct ticket ticket[MU_SHARD_TICKETS];
+    struct peers {
+        int n, rank[MU_MAX_RANKS];
+    } after, beside; /* whom I send it to: of the next stage, and what I received, of mine */
+    struct ticket ticket[MU_SHARD_TICKETS], handed_on;
     struct mu_comm_batch gather[MU_SHARD_GATHERS];
 };
 
@@ -51,40 +53,31 @@ static enum mu_status link_gather_end(void *ctx, int i, struct mu_err *err)
     return st;
 }
 
-static enum mu_status link_recv(void *ctx, void *buf, size_t len, struct mu_err *err)
-{
-    struct mu_shard_link *l = ctx;
-    return mu_comm_recv(l->comm, l->from, buf, len, err);
-}
-
 static void ticket_drop(struct mu_shard_link *l, struct ticket *t)
 {
     for (int i = 0; i < t->n; i++) mu_comm_drop(l->comm, t->op[i]);
     t->n = 0;
 }
 
-static enum mu_status link_send(void *ctx, const void *buf, size_t len, int ticket, struct mu_err *err)
+static enum mu_status ticket_send(struct mu_shard_link *l, struct ticket *t, const struct peers *to, const void *buf,
+                                  size_t len, struct mu_err *err)
 {
-    struct mu_shard_link *l = ctx;
-    struct ticket *t = &l->ticket[ticket];
     t->n = 0;
-    for (int i = 0; i < l->n_to; i++) {
+    for (int i = 0; i < to->n; i++) {
         struct mu_comm_op *op;
-        enum mu_status st = mu_comm_isend(l->comm, l->to[i], buf, len, &op, err);
+        enum mu_status st = mu_comm_isend(l->comm, to->rank[i], buf, len, &op, err);
         if (st != MU_OK) {
             ticket_drop(l, t);
             return st;
         }
-        t->peer[t->n] = l->to[i];
+        t->peer[t->n] = to->rank[i];
         t->op[t->n++] = op;
     }
     return MU_OK;
 }
 
-static enum mu_status link_send_wait(void *ctx, int ticket, struct mu_err *err)
+static enum mu_status ticket_wait(struct mu_shard_link *l, struct ticket *t, struct mu_err *err)
 {
-    struct mu_shard_link *l = ctx;
-    struct ticket *t = &l->ticket[ticket];
     for (int i = 0; i < t->n; i++) {
         struct mu_comm_op *op = t->op[i];
         if (!op) continue;
@@ -97,6 +90,28 @@ static enum mu_status link_send_wait(void *ctx, int ticket, struct mu_err *err)
     }
     t->n = 0;
     return MU_OK;
+}
+
+/* Those that it is handed on to wait for it here too, in the same step. */
+static enum mu_status link_recv(void *ctx, void *buf, size_t len, struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    enum mu_status st = mu_comm_recv(l->comm, l->from, buf, len, err);
+    if (st == MU_OK) st = ticket_send(l, &l->handed_on, &l->beside, buf, len, err);
+    if (st == MU_OK) st = ticket_wait(l, &l->handed_on, err);
+    return st;
+}
+
+static enum mu_status link_send(void *ctx, const void *buf, size_t len, int ticket, struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    return ticket_send(l, &l->ticket[ticket], &l->after, buf, len, err);
+}
+
+static enum mu_status link_send_wait(void *ctx, int ticket, struct mu_err *err)
+{
+    struct mu_shard_link *l = ctx;
+    return ticket_wait(l, &l->ticket[ticket], err);
 }
 
 static int link_send_test(void *ctx, int ticket, struct mu_err *err)
@@ -135,14 +150,10 @@ enum mu_status mu_shard_link_create(struct mu_comm *comm, const struct mu_plan *
     l->comm = comm;
     l->first = mine->first_rank;
     l->n = mine->n_rank;
-    l->from = -1;
-    if (me->stage > 0) {
-        const struct mu_plan_stage *prev = &plan->stage[me->stage - 1];
-        l->from = prev->first_rank + me->local % prev->n_rank;
-    }
-    if (me->stage + 1 < plan->n_stage) {
-        const struct mu_plan_stage *next = &plan->stage[me->stage + 1];
-        for (int j = me->local; j < next->n_rank; j += mine->n_rank) l->to[l->n_to++] = next->first_rank + j;
+    l->from = mu_plan_residual_from(plan, comm->node_of, comm->rank);
+    for (int i = 0; i < plan->n_rank; i++) {
+        struct peers *to = plan->rank[i].stage == me->stage ? &l->beside : &l->after;
+        if (mu_plan_residual_from(plan, comm->node_of, i) == comm->rank) to->rank[to->n++] = i;
     }
     *ops_out = (struct mu_shard_comm){.ctx = l,
                                       .gather = link_gather,
@@ -161,7 +172,6 @@ void mu_shard_link_destroy(struct mu_shard_link *l)
 {
     if (!l) return;
     gathers_drop(l);
-    for (int t = 0; t < MU_SHARD_TICKETS; t++)
-        for (int i = 0; i < l->ticket[t].n; i++) mu_comm_drop(l->comm, l->ticket[t].op[i]);
+    for (int t = 0; t < MU_SHARD_TICKETS; t++) ticket_drop(l, &l->ticket[t]);
     mu_free(l);
 }

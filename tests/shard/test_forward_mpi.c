@@ -1,4 +1,4 @@
-/* One rank of an MPI job (mpirun starts four, split 3:1/1:2): the logits must be the bytes that one rank alone
+/* One rank of an MPI job (mpirun starts four; the argument is their split): the logits must be the bytes that one rank alone
  * computes. The prompt goes in halves. Every rank ends with 0 only if its part went well; the leader compares. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -47,7 +47,7 @@ static int compare(struct mu_solo *alone, const struct mu_step *step, const stru
     return 1;
 }
 
-static int run(struct mu_comm *comm, const char *path)
+static int run(struct mu_comm *comm, const char *path, const char *split_text)
 {
     struct mu_err err = MU_ERR_INIT;
     struct mu_model *model = NULL;
@@ -61,7 +61,7 @@ static int run(struct mu_comm *comm, const char *path)
     struct mu_pool_options threads = {.n_threads = 1 + comm->rank % 2};
     struct mu_split split;
     if (mu_kernels_init(NULL, &err) != MU_OK || mu_model_open(path, &model, &err) != MU_OK) return die("model", &err);
-    if (mu_split_parse("3:1/1:2", &split, &err) != MU_OK || mu_plan_build(model, &split, &plan, &err) != MU_OK)
+    if (mu_split_parse(split_text, &split, &err) != MU_OK || mu_plan_build(model, &split, &plan, &err) != MU_OK)
         return die("plan", &err);
     struct mu_shard_options opt = {
         .model = model, .plan = &plan, .rank = comm->rank, .serving = SERVING, .slow_links = true};
@@ -93,7 +93,7 @@ static int run(struct mu_comm *comm, const char *path)
     return failed;
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     struct mu_comm *comm = NULL;
     struct mu_err err = MU_ERR_INIT;
@@ -118,7 +118,7 @@ int main(void)
         if (mu_synth_write(&spec, path, NULL, NULL, &err) != MU_OK) return die("model", &err);
     }
     if (mu_comm_broadcast(comm, 0, path, sizeof path, &err) != MU_OK) return die("broadcast", &err);
-    int failed = run(comm, path);
+    int failed = run(comm, path, argc > 1 ? argv[1] : "1:1:1:1");
     if (!failed && mu_comm_barrier(comm, &err) != MU_OK) failed = die("barrier", &err);
     if (comm->rank == 0) unlink(path);
     mu_comm_close(comm);

@@ -271,6 +271,31 @@ static void near(double got, double want)
     if (!(got > 0.9999 * want && got < 1.0001 * want)) fail_msg("%g, expected %g", got, want);
 }
 
+static void test_residual_from(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *split;
+        int node_of[6], from[6];
+    } cases[] = {
+        {"1/1:1:1", {0, 0, 0, 0}, {-1, 0, 0, 0}},
+        {"1:1/1:1:1", {0, 0, 0, 0, 0}, {-1, -1, 0, 1, 0}},
+        {"1:1/1:1:1", {0, 0, 1, 1, 1}, {-1, -1, 0, 2, 2}},         /* handed on */
+        {"1:1/1:1:1:1", {0, 0, 1, 2, 1, 2}, {-1, -1, 0, 1, 2, 3}}, /* each of two machines from another rank */
+        {"1:1/1:1:1:1", {4, 2, 2, 4, 3, 3}, {-1, -1, 1, 0, 0, 4}}, /* whoever is near */
+        {"1/1/1", {0, 1, 0}, {-1, 0, 1}},
+    };
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    for (size_t k = 0; k < sizeof cases / sizeof *cases; k++) {
+        struct mu_plan plan = plan_of(&p, cases[k].split);
+        for (int i = 0; i < plan.n_rank; i++) {
+            assert_int_equal(mu_plan_residual_from(&plan, cases[k].node_of, i), cases[k].from[i]);
+            assert_true((mu_plan_residual_from(&plan, NULL, i) < 0) == (plan.rank[i].stage == 0));
+        }
+    }
+}
+
 /* A rank of a stage of two has half of every part: 9,856 bytes of a token and layer go each way, in four exchanges. */
 static void test_predict_links(void **state)
 {
@@ -280,7 +305,7 @@ static void test_predict_links(void **state)
     struct mu_plan_node n[2] = {{.n_core = 2, .read_gbps = 40, .int8_gops = 1000},
                                 {.n_core = 2, .read_gbps = 40, .int8_gops = 1000}};
     const struct mu_plan_link at[4] = {{5, 10}, {1000, 0.1}, {1000, 0.1}, {5, 10}};
-    const struct mu_plan_links links = {2, at};
+    const struct mu_plan_links links = {.n_node = 2, .at = at};
     const int apart[] = {0, 1}, same[] = {0, 0};
     const struct mu_plan_step one = {1, 1, 0, false}, chunk = {512, 0, 256, false}, last = {512, 1, 256, false};
     struct mu_step_times t, far, alone;
@@ -297,8 +322,9 @@ static void test_predict_links(void **state)
     struct mu_plan_step halves = chunk;
     halves.is_chunk = true;
     const struct mu_plan_link slow[4] = {{5, 10}, {1000, 0.01}, {1000, 0.01}, {5, 10}};
-    const struct mu_plan_links narrow = {2, slow},
-                               fast = {2, (const struct mu_plan_link[]){{5, 10}, {20, 1e9}, {20, 1e9}, {5, 10}}};
+    const struct mu_plan_links narrow = {.n_node = 2, .at = slow},
+                               fast = {.n_node = 2,
+                                       .at = (const struct mu_plan_link[]){{5, 10}, {20, 1e9}, {20, 1e9}, {5, 10}}};
     mu_plan_predict_step(&p.model, &plan, n, apart, &narrow, &halves, &t); /* the link needs more than they compute */
     near(t.stage[0], t.compute[0] / 16 + 15 * 512 * 9856 / 0.01e6 + 15 * 512 * 2 * 9856 / 0.6e6 / 2);
     mu_plan_predict_step(&p.model, &plan, n, apart, &fast, &halves,
@@ -310,10 +336,19 @@ static void test_predict_links(void **state)
     near(t.exchange[0], 16 * (4 * 5e-3 + 9856 / 10e6) + 5e-3);
     mu_plan_predict_step(&p.model, &plan, n, apart, NULL, &one, &t); /* not measured: 100 us at 1 Gbit/s */
     near(t.exchange[0], 16 * (4 * 0.1 + 9856 / 0.125e6) + 0.1);
-    plan = plan_of(&p, "1:1:1:1"); /* two ranks a node: both parts go through its port, to two ranks each */
+    plan = plan_of(
+        &p, "1:1:1:1"); /* two ranks a node: both parts of the other go through its port once, and are handed on */
     mu_plan_predict_step(&p.model, &plan, n, (const int[]){0, 0, 1, 1}, &links, &one, &far);
-    assert_true(far.exchange[0] > 16 * (4 * 1 + 2 * 9856 / 0.1e6) &&
-                far.exchange[0] < 16 * (4 * 1 + 2.1 * 9856 / 0.1e6) + 1);
+    near(far.exchange[0], 16 * (4 * 1.005 + 9856 / 0.1e6 + 9856 / 10e6) + 1.005);
+    plan = plan_of(&p, "1:1/1:1");
+    mu_plan_predict_step(&p.model, &plan, n, (const int[]){0, 0, 1, 1}, &links, &one, &t);
+    near(t.busy[1], 4 * 2048 / 0.1e6);
+    near(t.hop[1], 1 + 4 * 2048 / 0.1e6 + 5e-3 + 4 * 2048 / 10e6);
+    mu_plan_predict_step(&p.model, &plan, n, (const int[]){0, 1, 0, 1}, &links, &one, &t);
+    near(t.hop[1], 5e-3 + 4 * 2048 / 10e6);
+    const struct mu_plan_links parts = {.n_node = 2, .at = at, .machine = (const int[]){0, 0}}; /* of one machine */
+    mu_plan_predict_step(&p.model, &plan, n, (const int[]){0, 0, 1, 1}, &parts, &one, &t);
+    near(t.hop[1], 1 + 2 * 4 * 2048 / 0.1e6 / 2);
     plan = plan_of(&p, "1/1");
     mu_plan_predict_step(&p.model, &plan, n, apart, &links, &one, &t);
     near(t.hop[1], 1 + 4 * 2048 / 0.1e6);
@@ -782,6 +817,7 @@ int main(void)
                                        cmocka_unit_test(test_numa_nodes),
                                        cmocka_unit_test(test_predict),
                                        cmocka_unit_test(test_predict_links),
+                                       cmocka_unit_test(test_residual_from),
                                        cmocka_unit_test(test_gpus),
                                        cmocka_unit_test(test_gpus_refused),
                                        cmocka_unit_test(test_gpus_fit_what_is_chosen),

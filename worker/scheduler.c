@@ -1,6 +1,6 @@
 /* Requests come and go, and what became of a step; see scheduler.h for the rules, sched_step.c for the next step.
  *
- * Invariants (the simulation in tests/worker/test_scheduler.c checks them after every call):
+ * Invariants (the simulation in tests/worker/sched_sim.c checks them after every call):
  *   every page is held by as many active sequences as have it in their tables, and by none where it is free or cached;
  *   every slot is free or has exactly one active sequence;
  *   a sequence in flight is never preempted or released: the ranks still use its pages;

@@ -1,0 +1,138 @@
+/* Who of those that wait gets slots, pages and tokens: shares of priorities and keys, what is urgent takes from what is
+ * not, and nobody starves. */
+#include "sched_sim.h"
+
+/* New short requests never stop coming; one that needs every page must still get through. */
+static void test_nobody_starves(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 2, 4, 6, 192, 32);
+    int last = 0, big = 8;
+    long steps = 0;
+    for (; last < MAX_REQUESTS && !m.req[big].done; steps++) {
+        struct mu_sched_counts c;
+        mu_sched_count(m.s, &c);
+        while (last < MAX_REQUESTS && c.waiting < 8) {
+            request_plain(&m, last, last == big ? 150 : 40, last == big ? 42 : 10);
+            last++;
+            mu_sched_count(m.s, &c);
+        }
+        while (sim_next(&m)) {}
+        sim_complete(&m);
+    }
+    assert_true(m.req[big].done);
+    assert_true(last < 60); /* it did not have to wait for hundreds that came later */
+    forget(&m);
+    sim_close(&m);
+}
+
+enum { N_FLOW = 6 };
+
+/* Everybody always has more to do: what each priority and key gets computed is its share, though their requests differ in
+ * length and in number. */
+static void shares(int n_stage, int n_slot, uint32_t n_page)
+{
+    static const struct {
+        enum mu_priority priority;
+        uint64_t key;
+        uint32_t n_prompt, max_tokens;
+        int n_waiting; /* at any time */
+    } flow[N_FLOW] = {{MU_PRIORITY_INTERACTIVE, 1, 20, 10, 10}, {MU_PRIORITY_INTERACTIVE, 2, 90, 30, 12},
+                      {MU_PRIORITY_NORMAL, 1, 60, 20, 10},      {MU_PRIORITY_NORMAL, 2, 10, 40, 10},
+                      {MU_PRIORITY_BATCH, 1, 40, 30, 20},       {MU_PRIORITY_BATCH, 3, 40, 30, 8}};
+    struct sim m;
+    uint64_t got[N_FLOW] = {0}, all = 0;
+    sim_open(&m, n_stage, n_slot, n_page, 200, 32);
+    int last = 0, n_there[N_FLOW] = {0}, of[MAX_REQUESTS];
+    while (last < MAX_REQUESTS - 80) {
+        for (int i = 0; i < N_FLOW; i++)
+            for (; n_there[i] < flow[i].n_waiting; n_there[i]++) {
+                of[last] = i;
+                request_of(&m, last, flow[i].priority, flow[i].key, (uint32_t)last * 7, flow[i].n_prompt,
+                           flow[i].max_tokens);
+                last++;
+            }
+        while (sim_next(&m)) {}
+        sim_complete(&m);
+        memset(n_there, 0, sizeof n_there);
+        for (int i = 0; i < last; i++) n_there[of[i]] += !m.req[i].done;
+    }
+    for (int i = 0; i < last; i++) got[of[i]] += m.req[i].n_computed;
+    for (int i = 0; i < N_FLOW; i++) all += got[i];
+    for (int i = 0; i < N_FLOW; i++) {
+        double want = (double[]){16, 4, 1}[flow[i].priority] / 42, share = (double)got[i] / (double)all;
+        print_message("%d stages, %d slots, %u pages: priority %d key %d has %.3f of the tokens, due %.3f\n", n_stage,
+                      n_slot, n_page, (int)flow[i].priority, (int)flow[i].key, share, want);
+        if (!(share > 0.75 * want && share < 1.25 * want + 0.01)) fail_msg("out of bounds");
+    }
+    forget(&m);
+    sim_close(&m);
+}
+
+static void test_shares(void **state)
+{
+    (void)state;
+    shares(1, 8, 60);
+    shares(2, 6, 60);
+    shares(1, 6, 12);
+}
+
+/* Slots and pages are full of batch: what is urgent is in the very next step all the same; those that made room go on. */
+static void test_an_urgent_one_does_not_wait(void **state)
+{
+    (void)state;
+    struct sim m;
+    sim_open(&m, 1, 4, 12, 200, 64);
+    for (int i = 0; i < 6; i++) request_of(&m, i, MU_PRIORITY_BATCH, 0, (uint32_t)i, 40, 50);
+    for (int i = 0; i < 6; i++) {
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    request_of(&m, 6, MU_PRIORITY_NORMAL, 0, 6, 40, 3);
+    request_of(&m, 7, MU_PRIORITY_INTERACTIVE, 0, 7, 12, 3);
+    assert_true(sim_next(&m));
+    const struct mu_step *st = m.step[m.head];
+    bool seen = false;
+    for (uint32_t i = 0; i < st->n_seq; i++) seen |= st->seq[i].sampling.seed == 7;
+    assert_true(seen);
+    assert_true(m.s->n_preempted > 0);
+    run_dry(&m);
+    assert_int_equal(m.n_done, 8);
+    sim_close(&m);
+}
+
+/* Urgent requests never stop coming and need all there is; one batch request gets through in bounded time. */
+static void test_batch_does_not_starve(void **state)
+{
+    (void)state;
+    struct sim m;
+    for (uint32_t n_page = 6; n_page <= 24; n_page += 18) {
+        sim_open(&m, 2, 4, n_page, 192, 32);
+        int last = 1;
+        request_of(&m, 0, MU_PRIORITY_BATCH, 0, 0, 100, 60);
+        while (last < MAX_REQUESTS && !m.req[0].done) {
+            struct mu_sched_counts c;
+            for (mu_sched_count(m.s, &c); last < MAX_REQUESTS && c.waiting < 8; mu_sched_count(m.s, &c), last++)
+                request_of(&m, last, MU_PRIORITY_INTERACTIVE, (uint64_t)last % 3, (uint32_t)last, 40, 10);
+            while (sim_next(&m)) {}
+            sim_complete(&m);
+        }
+        print_message("%u pages: done after %d urgent ones of 50 tokens, its due is %d\n", n_page, last, 160 * 16 / 50);
+        assert_true(m.req[0].done);
+        assert_true(last < 3 * 160 * 16 / 50);
+        forget(&m);
+        sim_close(&m);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_nobody_starves),
+        cmocka_unit_test(test_shares),
+        cmocka_unit_test(test_an_urgent_one_does_not_wait),
+        cmocka_unit_test(test_batch_does_not_starve),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,34 @@
+/* A whole coordinator in one process, for tests of the hub: front, engine server, hub and text threads, with a worker
+ * and leaders that are a fake_gang; and streams whose ids are known beforehand. */
+#ifndef MU_TESTS_HUB_FIXTURE_H
+#define MU_TESTS_HUB_FIXTURE_H
+
+#include "fake_gang.h"
+
+struct world {
+    struct vocabulary v;
+    struct mu_model model;
+    struct mu_serve_options opt;
+    struct mu_hub hub;
+    struct fake_gang gang;
+    struct mu_rpc_server *front, *internal;
+    struct mu_rpc_channel *channel;
+    pthread_t hub_thread, text_thread;
+};
+
+/* max_waiting 0: the default; max_sequences: of the gang. The worker is up. */
+struct world *world_start(int max_waiting, int max_sequences);
+void world_stop(struct world *w); /* nothing may be left: no request, no share, no text */
+void tell_worker(struct world *w, enum mu_event_kind kind);
+
+/* A stream of n ids after n_prompt times prompt_id, which will be those of its seed. */
+struct client *ask_as(struct world *w, Muster__V1__Priority priority, const char *key, size_t n_prompt,
+                      int32_t prompt_id, uint32_t n, uint64_t seed, int64_t deadline_ns);
+struct client *ask(struct world *w, size_t n_prompt, int32_t prompt_id, uint32_t n, uint64_t seed, int64_t deadline_ns);
+void expect_whole(struct client *c, uint64_t seed, size_t n); /* waits for its end */
+
+/* So far. */
+int launches(struct world *w);
+int submits(struct world *w);
+
+#endif

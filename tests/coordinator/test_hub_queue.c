@@ -1,0 +1,155 @@
+/* Who waits in the hub, who has a place there, and who is next: limits, priorities, keys, deadlines. */
+#include "hub_fixture.h"
+
+static void test_busy(void **state)
+{
+    (void)state;
+    struct world *w = world_start(2, 1); /* two at the leader (one runs, one is ready to), two wait here */
+    struct client *c[5];
+    atomic_store(&w->gang.holds, true);
+    WAIT_FOR(launches(w) == 1, 5000);
+    for (int i = 0; i < 5; i++) {
+        c[i] = ask(w, 5, B('p'), 5, (uint64_t)i, MU_FOREVER);
+        if (i < 2) WAIT_FOR(submits(w) == i + 1, 5000);
+        if (i >= 2 && i < 4) WAIT_FOR(c[i]->n_reply == 1, 5000);
+    }
+    client_wait(c[4], 5000);
+    assert_int_equal(c[4]->code, MU_RPC_RESOURCE_EXHAUSTED);
+    assert_non_null(strstr(c[4]->status, "2 requests are waiting and 2 running; try again later, in about "));
+    /* A place is free again when one that waits gives up. */
+    mu_rpc_stream_cancel(c[3]->stream);
+    client_wait(c[3], 5000);
+    struct client *late = NULL;
+    for (int tries = 0; tries < 100; tries++) {
+        late = ask(w, 5, B('p'), 5, 50, MU_FOREVER);
+        WAIT_FOR(late->n_reply || atomic_load(&late->done), 5000);
+        if (!atomic_load(&late->done)) break;
+        client_free(late);
+        mu_sleep_ms(10);
+    }
+    atomic_store(&w->gang.holds, false);
+    expect_whole(late, 50, 5);
+    client_free(late);
+    for (int i = 0; i < 5; i++) {
+        if (i < 3) expect_whole(c[i], (uint64_t)i, 5);
+        client_free(c[i]);
+    }
+    world_stop(w);
+}
+
+/* When a request with so many prompt tokens came to the gang; -1: not yet. */
+static int submit_place(struct world *w, size_t n_prompt)
+{
+    int place = -1;
+    pthread_mutex_lock(&w->gang.lock);
+    for (int i = 0; i < w->gang.n_submit && place < 0; i++)
+        if (w->gang.submit[i].n_prompt == n_prompt) place = i;
+    pthread_mutex_unlock(&w->gang.lock);
+    return place;
+}
+
+/* What is urgent goes to a gang that is full of batch; a key with two requests does not wait for one with six. */
+static void test_turns(void **state)
+{
+    (void)state;
+    const Muster__V1__Priority batch = MUSTER__V1__PRIORITY__PRIORITY_BATCH;
+    struct world *w = world_start(40, 2); /* three at the leader */
+    struct client *c[9];
+    int n = 0;
+    atomic_store(&w->gang.holds, true);
+    WAIT_FOR(launches(w) == 1, 5000);
+    for (size_t i = 0; i < 6; i++, n++) {
+        c[n] = ask_as(w, batch, "a", 10 + i, B('p'), 5, (uint64_t)n, MU_FOREVER);
+        WAIT_FOR(c[n]->n_reply == 1, 5000);
+    }
+    for (size_t i = 0; i < 2; i++, n++) {
+        c[n] = ask_as(w, batch, "b", 20 + i, B('p'), 5, (uint64_t)n, MU_FOREVER);
+        WAIT_FOR(c[n]->n_reply == 1, 5000);
+    }
+    WAIT_FOR(submits(w) == 3, 5000);
+    c[n] = ask_as(w, MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE, "b", 30, B('p'), 5, (uint64_t)n, MU_FOREVER);
+    WAIT_FOR(submit_place(w, 30) == 3, 5000);
+    n++;
+    atomic_store(&w->gang.holds, false);
+    for (int i = 0; i < n; i++) {
+        expect_whole(c[i], (uint64_t)i, 5);
+        client_free(c[i]);
+    }
+    assert_true(submit_place(w, 20) < submit_place(w, 15));
+    for (size_t i = 0; i < 5; i++) assert_true(submit_place(w, 10 + i) < submit_place(w, 11 + i));
+    world_stop(w);
+}
+
+/* Batch fills three quarters of the queue; for what is urgent there are places more. */
+static void test_places_by_priority(void **state)
+{
+    (void)state;
+    struct world *w = world_start(4, 1);
+    struct client *c[10];
+    int n = 0;
+    atomic_store(&w->gang.mute, true); /* no gang: all wait */
+    fake_gang_vanish(&w->gang);
+    static const struct {
+        Muster__V1__Priority priority;
+        int n_taken;
+    } row[] = {{MUSTER__V1__PRIORITY__PRIORITY_BATCH, 3},
+               {MUSTER__V1__PRIORITY__PRIORITY_NORMAL, 1},
+               {MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE, 1}};
+    for (int k = 0; k < 3; k++) {
+        for (int i = 0; i <= row[k].n_taken; i++, n++) {
+            c[n] = ask_as(w, row[k].priority, "", 5, B('p'), 5, 1, MU_FOREVER);
+            WAIT_FOR(c[n]->n_reply == 1 || atomic_load(&c[n]->done), 5000);
+            assert_int_equal(atomic_load(&c[n]->done), i == row[k].n_taken);
+        }
+        assert_int_equal(c[n - 1]->code, MU_RPC_RESOURCE_EXHAUSTED);
+    }
+    struct client *odd = ask_as(w, (Muster__V1__Priority)3, "", 5, B('p'), 5, 1, MU_FOREVER);
+    client_wait(odd, 5000);
+    assert_int_equal(odd->code, MU_RPC_INVALID_ARGUMENT);
+    assert_non_null(strstr(odd->status, "priority is not known"));
+    client_free(odd);
+    for (int i = 0; i < n; i++) mu_rpc_stream_cancel(c[i]->stream);
+    for (int i = 0; i < n; i++) {
+        WAIT_FOR(atomic_load(&c[i]->done), 5000);
+        client_free(c[i]);
+    }
+    world_stop(w);
+}
+
+/* A deadline that passes while the request waits; the next one is served. */
+static void test_deadline_in_the_queue(void **state)
+{
+    (void)state;
+    struct world *w = world_start(1, 1);
+    atomic_store(&w->gang.mute, true);
+    fake_gang_vanish(&w->gang); /* no gang for now */
+    struct client *c = ask(w, 5, B('p'), 5, 1, mu_now_ns() + 100 * MU_MS), *later = NULL;
+    client_wait(c, 5000);
+    assert_int_equal(c->code, MU_RPC_DEADLINE_EXCEEDED);
+    for (int tries = 0; tries < 100; tries++) {
+        later = ask(w, 5, B('p'), 5, 2, MU_FOREVER);
+        WAIT_FOR(later->n_reply || atomic_load(&later->done), 5000);
+        if (!atomic_load(&later->done)) break;
+        client_free(later);
+        mu_sleep_ms(10);
+    }
+    atomic_store(&w->gang.mute, false);
+    tell_worker(w, MU_EV_WORKER_DOWN);
+    fake_gang_return(&w->gang);
+    tell_worker(w, MU_EV_WORKER_UP);
+    expect_whole(later, 2, 5);
+    client_free(c);
+    client_free(later);
+    world_stop(w);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_busy),
+        cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_places_by_priority),
+        cmocka_unit_test(test_deadline_in_the_queue),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

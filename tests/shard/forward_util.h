@@ -2,26 +2,12 @@
 #ifndef MU_TESTS_FORWARD_UTIL_H
 #define MU_TESTS_FORWARD_UTIL_H
 
+#include "model_util.h"
+
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
-#include <cmocka.h>
-
-#include "model/model.h"
 #include "worker/solo.h"
-
-#define MUST(expr)                                                 \
-    do {                                                           \
-        struct mu_err err_ = MU_ERR_INIT;                          \
-        struct mu_err *err = &err_;                                \
-        if ((expr) != MU_OK) fail_msg("%s: %s", #expr, err_.text); \
-    } while (0)
 
 /* The fixtures' folder; the test is skipped where there is none. */
 static inline const char *fixtures_dir(void)

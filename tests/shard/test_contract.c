@@ -2,7 +2,6 @@
  * reference kernels, no ranks, no threads, no pages but one. It shares nothing with shard/ but the kernels. */
 #include "base/alloc.h"
 #include "lora_util.h"
-#include "model/synth.h"
 
 enum { N_POS = 40, MAX = 1024 };
 
@@ -222,18 +221,6 @@ static void check(const struct mu_model *m, const struct mu_adapters *adapters, 
     }
 }
 
-static struct mu_model *synth(const struct mu_synth *spec)
-{
-    char path[300];
-    const char *tmp = getenv("TMPDIR");
-    struct mu_model *m = NULL;
-    snprintf(path, sizeof path, "%s/muster-contract-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(spec, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &m, err));
-    unlink(path);
-    return m;
-}
-
 static void test_synth(void **state)
 {
     (void)state;
@@ -252,7 +239,7 @@ static void test_synth(void **state)
                                 .type = types[i],
                                 .output_type = types[i],
                                 .seed = 2};
-        struct mu_model *m = synth(&spec);
+        struct mu_model *m = synth_open(&spec);
         check(m, NULL, mu_type_info(types[i])->name);
         const struct lora_recipe recipe = {
             .rank = 5, .type = i % 2 ? MU_F16 : MU_F32, .alpha = 9, .skip = 1u << MU_T_K, .out = true, .seed = i};
@@ -283,7 +270,7 @@ static void test_experts(void **state)
                                 .type = types[i],
                                 .output_type = types[i],
                                 .seed = 3};
-        struct mu_model *m = synth(&spec);
+        struct mu_model *m = synth_open(&spec);
         check(m, NULL, "experts");
         mu_model_close(m);
     }

@@ -6,7 +6,6 @@
 
 #include "base/alloc.h"
 #include "kernels/kernels.h"
-#include "model/synth.h"
 #include "shard/embed.h"
 #include "worker/embedder.h"
 #include "worker/scheduler.h"
@@ -157,12 +156,7 @@ static int group_begin(void **state)
                                   .type = MU_Q4_0,
                                   .output_type = MU_Q8_0,
                                   .seed = 3};
-    const char *tmp = getenv("TMPDIR");
-    char path[300];
-    snprintf(path, sizeof path, "%s/muster-embed-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(&spec, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &model, err));
-    unlink(path);
+    model = synth_open(&spec);
     return 0;
 }
 

@@ -7,7 +7,6 @@
 #include "forward_util.h"
 
 #include "kernels/kernels.h"
-#include "model/synth.h"
 
 enum { N_TOK = 150, D_MAX = 512, N_EXPERT_MAX = 8 };
 
@@ -185,14 +184,8 @@ static void check(const struct net *net)
 {
     static double x[N_TOK][D_MAX];
     const struct mu_synth *z = &net->spec;
-    char path[300];
-    const char *tmp = getenv("TMPDIR");
-    struct mu_model *m = NULL;
+    struct mu_model *m = synth_open(z);
     int32_t ids[N_TOK];
-    snprintf(path, sizeof path, "%s/muster-reference-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(z, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &m, err));
-    unlink(path);
     model = m;
     uint32_t seed = 5;
     for (int t = 0; t < N_TOK; t++) {

@@ -4,7 +4,6 @@
 
 #include "base/alloc.h"
 #include "kernels/kernels.h"
-#include "model/synth.h"
 #include "shard/adjust.h"
 
 enum { N_PROMPT = 5, N_IDS = 12, MAX_VOCAB = 17000, N_WAY = 22 };
@@ -18,9 +17,6 @@ static uint32_t rng(uint32_t n) /* [0, n) */
 
 static struct mu_model *model_make(int n_vocab)
 {
-    char path[300];
-    const char *tmp = getenv("TMPDIR");
-    struct mu_model *m = NULL;
     struct mu_synth spec = {.arch = "llama",
                             .n_layer = 2,
                             .n_head = 4,
@@ -34,11 +30,7 @@ static struct mu_model *model_make(int n_vocab)
                             .type = MU_Q4_0,
                             .output_type = MU_Q8_0,
                             .seed = 5};
-    snprintf(path, sizeof path, "%s/muster-sampling-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(&spec, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &m, err));
-    unlink(path);
-    return m;
+    return synth_open(&spec);
 }
 
 /* ---- what is asked ---- */

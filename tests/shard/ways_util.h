@@ -7,7 +7,6 @@
 #include "base/alloc.h"
 #include "kernels/device.h"
 #include "kernels/kernels.h"
-#include "model/synth.h"
 
 static inline void same(const float *got, const float *want, size_t n_row, int n_vocab, const char *what)
 {
@@ -117,18 +116,6 @@ static inline void check_windows(const struct mu_model *m, const char *name, con
         same(got, want, n, m->cfg.n_vocab, what);
         free(got);
     }
-}
-
-static inline struct mu_model *synth_open(const struct mu_synth *spec)
-{
-    struct mu_model *m = NULL;
-    char path[300];
-    const char *tmp = getenv("TMPDIR");
-    snprintf(path, sizeof path, "%s/muster-test-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(spec, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &m, err));
-    unlink(path);
-    return m;
 }
 
 /* The split for as many devices as there are: a machine with one has all ranks on that. */

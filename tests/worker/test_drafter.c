@@ -1,28 +1,14 @@
 /* The draft model: what it guesses is a function of the ids that it is asked with, whatever its cache went through before:
  * the very ids that the model says in a gang of its own. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
+#include "tests/shard/model_util.h"
 
-#include <cmocka.h>
+#include <string.h>
 
 #include "base/alloc.h"
 #include "kernels/kernels.h"
-#include "model/synth.h"
 #include "shard/plan_draft.h"
 #include "worker/drafter.h"
 #include "worker/solo.h"
-
-#define MUST(expr)                                                 \
-    do {                                                           \
-        struct mu_err err_ = MU_ERR_INIT;                          \
-        struct mu_err *err = &err_;                                \
-        if ((expr) != MU_OK) fail_msg("%s: %s", #expr, err_.text); \
-    } while (0)
 
 enum { N_VOCAB = 400, N_CTX = 160, N_TEXT = 6 };
 
@@ -58,14 +44,7 @@ static struct mu_model *model_make(const char *arch, int n_ctx_short)
                                   .type = MU_Q4_0,
                                   .output_type = MU_Q8_0,
                                   .seed = 5};
-    const char *tmp = getenv("TMPDIR");
-    char path[300];
-    struct mu_model *m = NULL;
-    snprintf(path, sizeof path, "%s/muster-drafter-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(&spec, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &m, err));
-    unlink(path);
-    return m;
+    return synth_open(&spec);
 }
 
 static int group_begin(void **state)

@@ -1,27 +1,13 @@
 /* Shared pages and drafts change no bit: real ranks, run by the scheduler with them and without, give the same logits at
  * every position, whole and split, also where so few pages are left that sequences are preempted and pages forgotten. The
  * same ids, too, where some of the requests are penalised, constrained, or want log probabilities. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
+#include "tests/shard/model_util.h"
 
-#include <cmocka.h>
+#include <string.h>
 
 #include "base/alloc.h"
-#include "model/synth.h"
 #include "worker/scheduler.h"
 #include "worker/solo.h"
-
-#define MUST(expr)                                                 \
-    do {                                                           \
-        struct mu_err err_ = MU_ERR_INIT;                          \
-        struct mu_err *err = &err_;                                \
-        if ((expr) != MU_OK) fail_msg("%s: %s", #expr, err_.text); \
-    } while (0)
 
 enum { N_VOCAB = 300, N_REQUEST = 10, N_NEW = 40, PREFIX = 70, N_SLOT = 14 };
 
@@ -43,12 +29,7 @@ static int group_begin(void **state)
                                   .type = MU_Q4_0,
                                   .output_type = MU_Q8_0,
                                   .seed = 5};
-    const char *tmp = getenv("TMPDIR");
-    char path[300];
-    snprintf(path, sizeof path, "%s/muster-prefix-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(&spec, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &model, err));
-    unlink(path);
+    model = synth_open(&spec);
     return 0;
 }
 
@@ -79,14 +60,6 @@ static void submit(struct run *r, int i)
     for (int t = 0; t < PREFIX + i; t++) prompt[t] = t < PREFIX ? (t * 7) % N_VOCAB : (t * 11 + i) % N_VOCAB;
     q.n_prompt = (size_t)PREFIX + (size_t)(i % 4 ? i : 0); /* some have no more than what all have */
     MUST(mu_sched_submit(r->sched, &q, &finished, err));
-}
-
-static int32_t likeliest(const float *row, int32_t n)
-{
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        if (row[i] > row[best]) best = i;
-    return best;
 }
 
 /* One step, with whole logits where it would sample. */

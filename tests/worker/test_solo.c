@@ -1,26 +1,12 @@
 /* The gang inside one process: slots, pages, limits, failures of a rank. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
+#include "tests/shard/model_util.h"
 
-#include <cmocka.h>
+#include <string.h>
 
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/fault.h"
-#include "model/synth.h"
 #include "worker/solo.h"
-
-#define MUST(expr)                                                 \
-    do {                                                           \
-        struct mu_err err_ = MU_ERR_INIT;                          \
-        struct mu_err *err = &err_;                                \
-        if ((expr) != MU_OK) fail_msg("%s: %s", #expr, err_.text); \
-    } while (0)
 
 static struct mu_model *model;
 
@@ -40,12 +26,7 @@ static int group_begin(void **state)
                                   .type = MU_Q4_0,
                                   .output_type = MU_Q8_0,
                                   .seed = 3};
-    const char *tmp = getenv("TMPDIR");
-    char path[300];
-    snprintf(path, sizeof path, "%s/muster-solo-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(&spec, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &model, err));
-    unlink(path);
+    model = synth_open(&spec);
     return 0;
 }
 

@@ -1,27 +1,13 @@
 /* Pages of layers with a window, by the scheduler: real ranks give the same logits and states as without, whole and split,
  * with shared prefixes and guesses, where pages run out, and while everything that a sequence let go of is spoiled. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
+#include "tests/shard/model_util.h"
 
-#include <cmocka.h>
+#include <string.h>
 
 #include "base/alloc.h"
-#include "model/synth.h"
 #include "shard/parts.h"
 #include "worker/sched_parts.h"
 #include "worker/solo.h"
-
-#define MUST(expr)                                                 \
-    do {                                                           \
-        struct mu_err err_ = MU_ERR_INIT;                          \
-        struct mu_err *err = &err_;                                \
-        if ((expr) != MU_OK) fail_msg("%s: %s", #expr, err_.text); \
-    } while (0)
 
 enum { N_VOCAB = 300, D_MODEL = 128, WINDOW = 20, N_CTX = 384, N_SLOT = 6, N_REQUEST = 9, N_NEW = 50, PREFIX = 100 };
 enum { MEAN = 3, LAST = 6 }; /* requests that are texts to be embedded */
@@ -42,14 +28,7 @@ static struct mu_model *model_open(const char *arch)
                                   .type = MU_Q4_0,
                                   .output_type = MU_Q8_0,
                                   .seed = 5};
-    const char *tmp = getenv("TMPDIR");
-    char path[300];
-    struct mu_model *m = NULL;
-    snprintf(path, sizeof path, "%s/muster-windows-%d.gguf", tmp ? tmp : "/tmp", (int)getpid());
-    MUST(mu_synth_write(&spec, path, NULL, NULL, err));
-    MUST(mu_model_open(path, &m, err));
-    unlink(path);
-    return m;
+    return synth_open(&spec);
 }
 
 struct way {
@@ -82,14 +61,6 @@ static void submit(struct trial *r, int i)
     if (i == MEAN || i == LAST) q.embed.pooling = i == MEAN ? MU_POOL_MEAN : MU_POOL_LAST;
     for (int t = 0; t < 2 * PREFIX; t++) prompt[t] = t < PREFIX ? (t * 7) % N_VOCAB : (t * 11 + i) % N_VOCAB;
     MUST(mu_sched_submit(r->sched, &q, &finished, err));
-}
-
-static int32_t likeliest(const float *row, int32_t n)
-{
-    int32_t best = 0;
-    for (int32_t i = 1; i < n; i++)
-        if (row[i] > row[best]) best = i;
-    return best;
 }
 
 /* Whoever looks at a window page that nobody has and nobody can find sees numbers that are none. */

@@ -54,17 +54,21 @@ class Prefix(unittest.TestCase):
 
     def test_kill(self):
         with harness.Server(split="2:1/1") as server:
-            gang = server.wait_ready()
-            n, once = [0], threading.Lock()
+            for _ in range(5):  # on a busy machine the harm may come when all is said
+                gang = server.wait_ready()
+                n, once = [0], threading.Lock()
 
-            def on_token(_):
-                n[0] += 1
-                if n[0] > 30 and once.acquire(blocking=False):
-                    os.kill(gang.rank[1].pid, signal.SIGKILL)
+                def on_token(_):
+                    n[0] += 1
+                    if n[0] > 30 and once.acquire(blocking=False):
+                        os.kill(gang.rank[1].pid, signal.SIGKILL)
 
-            results = answers(server, together=True, on_token=on_token)
-            self.compare(results)
-            self.assertGreater(max(r[2].usage.resumed for r in results), 0)
+                results = answers(server, together=True, on_token=on_token)
+                self.compare(results)
+                server.wait_ready(epoch_after=gang.epoch)
+                if any(r[2].usage.resumed for r in results):
+                    return
+            self.fail("the harm came too late to test anything")
 
 
 if __name__ == "__main__":

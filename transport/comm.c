@@ -19,6 +19,8 @@
 #include "base/fault.h"
 
 enum { SPIN_PAUSES = 100 };
+/* So much longer than for a rank far away is waited for what is handed on from it: who fetches says first who is missing. */
+enum { HANDED_ON_MS = 1000 };
 
 static inline void cpu_pause(void)
 {
@@ -275,8 +277,9 @@ static enum mu_status gather_hand_on(struct mu_comm *c, struct mu_comm_batch *b,
 enum mu_status mu_comm_gather_end(struct mu_comm *c, struct mu_comm_batch *b, struct mu_err *err)
 {
     int64_t deadline = deadline_of(c);
-    enum mu_status st = b->n_via ? gather_hand_on(c, b, deadline, err) : MU_OK;
-    return batch_wait(c, b, deadline, st, err);
+    if (!b->n_via) return batch_wait(c, b, deadline, MU_OK, err);
+    enum mu_status st = gather_hand_on(c, b, deadline, err);
+    return batch_wait(c, b, deadline + HANDED_ON_MS * MU_MS, st, err);
 }
 
 enum mu_status mu_comm_gather(struct mu_comm *c, int first, int n, void *buf, const size_t *off, const size_t *len,

@@ -205,6 +205,59 @@ static int one_gather(struct mu_comm *c)
     return check_gather(c, 0, c->n_rank, 1, 1000);
 }
 
+/* Ranks 2 and 3, on another machine, are silent: who fetches their parts names them at once; who only waits for what is
+ * handed on gives up later. */
+static int far_silent(struct mu_comm *c)
+{
+    struct mu_err err = MU_ERR_INIT;
+    char buf[4] = {0};
+    const size_t off[4] = {0, 1, 2, 3}, len[4] = {1, 1, 1, 1};
+    c->timeout_ms = 100;
+    if (c->rank >= 2) {
+        mu_sleep_ms(2000);
+        return 0;
+    }
+    int64_t start = mu_now_ns();
+    enum mu_status st = mu_comm_gather(c, 0, 4, buf, off, len, &err);
+    CHECK(st == MU_ETIMEOUT && err.rank == c->rank + 2, "%d %s", st, err.text);
+    CHECK(mu_now_ns() - start < 900 * MU_MS, "late");
+    return 0;
+}
+
+static int far_half_silent(struct mu_comm *c)
+{
+    struct mu_err err = MU_ERR_INIT;
+    char buf[4] = {0};
+    const size_t off[4] = {0, 1, 2, 3}, len[4] = {1, 1, 1, 0}; /* of the far ones' parts rank 0 fetches all */
+    c->timeout_ms = 100;
+    if (c->rank >= 2) {
+        mu_sleep_ms(2000);
+        return 0;
+    }
+    int64_t start = mu_now_ns();
+    enum mu_status st = mu_comm_gather(c, 0, 4, buf, off, len, &err);
+    int64_t spent = mu_now_ns() - start;
+    if (c->rank == 0) {
+        CHECK(st == MU_ETIMEOUT && err.rank == 2 && spent < 900 * MU_MS, "%d %s", st, err.text);
+        mu_sleep_ms(1500); /* alive, for rank 1 to see nothing but a wait */
+    } else {
+        CHECK(st == MU_ETIMEOUT && spent > 1000 * MU_MS, "%d %s", st, err.text);
+    }
+    return 0;
+}
+
+static void test_machines_silent(void **state)
+{
+    (void)state;
+    int (*const cases[])(struct mu_comm * c) = {far_silent, far_half_silent};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct mu_comm *comms[MAX];
+        open_local(4, comms);
+        onto_machines(4, comms, machines[2].of);
+        run_ranks(4, comms, cases[i]);
+    }
+}
+
 static void test_once_a_machine(void **state)
 {
     (void)state;
@@ -280,9 +333,11 @@ static void test_fake_faults(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_local),       cmocka_unit_test(test_local_many),      cmocka_unit_test(test_local_errors),
-        cmocka_unit_test(test_fake_delays), cmocka_unit_test(test_local_no_memory), cmocka_unit_test(test_fake_faults),
-        cmocka_unit_test(test_machines),    cmocka_unit_test(test_once_a_machine),
+        cmocka_unit_test(test_local),           cmocka_unit_test(test_local_many),
+        cmocka_unit_test(test_local_errors),    cmocka_unit_test(test_fake_delays),
+        cmocka_unit_test(test_local_no_memory), cmocka_unit_test(test_fake_faults),
+        cmocka_unit_test(test_machines_silent), cmocka_unit_test(test_machines),
+        cmocka_unit_test(test_once_a_machine),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

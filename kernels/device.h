@@ -1,7 +1,7 @@
 /* Accelerators: one table of operations on a device's own memory, which a plugin exports and mu_device_load finds.
  *
- * A device keeps the same arithmetic contract as the processors (docs/arithmetic.md, C0 … C9): every operation here
- * gives, to the bit, what the forward pass computes with struct mu_kernels. A stage on a GPU, one on CPUs and one of
+ * A device keeps the same arithmetic contract as the processors (docs/arithmetic.md, C0 … C9): every operation here, but
+ * those that are told to be rough, gives, to the bit, what the forward pass computes with struct mu_kernels. A stage on a GPU, one on CPUs and one of
  * both are then the same model, and a stream that moves between them does not change. Where the contract leaves room
  * (layouts of packed weights and of the cache, the order of independent work) the plugin chooses.
  *
@@ -18,6 +18,12 @@
  * or sequences are fine everywhere and do nothing. What an operation writes overlaps neither what it reads nor what else
  * it writes, unless said otherwise. Elements are aligned to their size, q, s and sum of vectors to 16 bytes, allocations to 256 bytes.
  *
+ * Rough. Where a job or an attention says so, the contract is left for the tensor cores' speed: what is multiplied may be
+ * rounded to bf16 (f16 in attention), and sums may be in any order, in f32. A result still depends on nothing but its own
+ * row and vector (head and query), so it is the same whatever else is in the call, and wherever. Bounds: with A = Σ|w·x| a
+ * product is within A/128 of what the contract asks for; attention within 1% of its largest value. A vector, row or query that
+ * gives a NaN or an infinity there gives one of them here. A plugin may also keep the contract.
+ *
  * Threads: a device belongs to the thread that opened it. Several may be open, in several threads. */
 #ifndef MU_KERNELS_DEVICE_H
 #define MU_KERNELS_DEVICE_H
@@ -29,7 +35,7 @@ extern "C" {
 #endif
 
 enum {
-    MU_DEVICE_ABI = 1,
+    MU_DEVICE_ABI = 2,
     MU_DEVICE_MARKS = 32,    /* points in the queue that can be waited for */
     MU_DEVICE_LINK_ID = 128, /* bytes of what the ranks of a link agree on */
     MU_DEVICE_MAX_JOBS = 4,
@@ -94,6 +100,7 @@ struct mu_device_job {
     const float *lora_up_scale;  /* [n_tok]; with lora_up */
     float scale, cap;            /* 0: none */
     enum mu_device_act act;      /* SILU and SILU_CLAMPED only with up */
+    bool rough;                  /* the products may be (see above); all jobs of a call alike */
 };
 
 /* The same of a mixture: matrix e is m->data + e·m_bytes. Vectors are places: place p ∈ [begin[e], begin[e+1]) is of
@@ -177,6 +184,7 @@ struct mu_device_attn {
     const int32_t *query, *pos, *slot;
     int n_block;
     const struct mu_device_block *block;
+    bool rough; /* block by block only */
     int max_pos;
     float *part; /* scratch, part_bytes of it: at least n_head · (d_head + 2) floats for every 256 positions of a
                   * context; with more, more queries at once are cut at segments */

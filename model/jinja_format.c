@@ -126,12 +126,12 @@ static void put_value(struct mu_ji *j, const struct spec *s, struct mu_jv v)
 /* A number in a format at *at, at most max; -1: there is none. */
 static int number(struct mu_ji *j, const struct mu_js *f, size_t *at, int max)
 {
-    int n = -1;
+    int64_t n = -1; /* one digit more than max may have */
     for (; *at < f->len && f->p[*at] >= '0' && f->p[*at] <= '9'; ++*at) {
         n = (n < 0 ? 0 : n * 10) + (f->p[*at] - '0');
         if (n > max) mu_ji_fail(j, MU_ELIMIT, "a number in a format is larger than %d", max);
     }
-    return n;
+    return (int)n;
 }
 
 static char byte_at(const struct mu_js *f, size_t at)

@@ -88,6 +88,8 @@ static enum mu_status where(struct local *l, unsigned asked, struct mu_solo_opti
     MU_TRY(st, mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK : MU_LOOK_NOT, node, err), done);
     MU_TRY(st, mu_plan_where(l->o.model, node, l->split, l->device, &opt->serving, &opt->split, why, err), done);
     tell_where(l, node, &opt->split, why);
+    opt->serving.step_tokens = mu_plan_step_tokens(&opt->split);
+    if (opt->serving.step_tokens > opt->serving.n_ctx) opt->serving.step_tokens = opt->serving.n_ctx;
     if (l->guess && opt->split.n_rank > 1) {
         st = mu_fail(err, MU_EUNSUPPORTED,
                      "--draft with %d ranks in this process: 'muster serve' has that, or use --split 1",
@@ -111,16 +113,13 @@ static enum mu_status gang_open(struct local *l, bool asked, int n_ctx, struct m
     if (n_ctx > trained)
         return mu_fail(err, MU_EINVAL, "a context of %d is more than the %d tokens that the model was made for", n_ctx,
                        trained);
-    struct mu_solo_options opt = {.model = l->o.model,
-                                  .adapters = l->o.adapters,
-                                  .pin = 1,
-                                  .serving = {.n_ctx = n_ctx,
-                                              .n_slot = 1,
-                                              .step_tokens = n_ctx < MU_STEP_TOKENS ? n_ctx : MU_STEP_TOKENS,
-                                              .window = mu_plan_window(l->o.model),
-                                              .kv = l->kv},
-                                  .load_progress = mu_bar_load,
-                                  .load_ctx = &bar};
+    struct mu_solo_options opt = {
+        .model = l->o.model,
+        .adapters = l->o.adapters,
+        .pin = 1,
+        .serving = {.n_ctx = n_ctx, .n_slot = 1, .window = mu_plan_window(l->o.model), .kv = l->kv},
+        .load_progress = mu_bar_load,
+        .load_ctx = &bar};
     char text[MU_FIT_TEXT];
     int32_t *held = mu_reallocarray(NULL, (size_t)n_ctx, sizeof *held);
     if (!held) return mu_fail(err, MU_ENOMEM, "no memory for a context of %d tokens", n_ctx);

@@ -430,7 +430,7 @@ static enum mu_status case_ready(struct load *l, struct mu_err *err)
     l->bar = (struct mu_bar){.label = "filling the context"};
     l->filled = 0;
     l->fill_total = missing;
-    enum mu_status st = fill(l, c->n_stream, (uint32_t)c->n_context, MU_STEP_TOKENS, false, err);
+    enum mu_status st = fill(l, c->n_stream, (uint32_t)c->n_context, (uint32_t)l->serving->step_tokens, false, err);
     l->fill_total = 0;
     return st;
 }

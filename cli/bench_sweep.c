@@ -69,14 +69,16 @@ static int case_length(const struct mu_bench_case *c)
     return c->n_context + c->n_tok;
 }
 
-static void serving_add(struct mu_serving *v, const struct mu_bench_case *c)
+static void serving_add(struct mu_serving *v, const struct mu_split *split, const struct mu_bench_case *c)
 {
     int pages = (case_length(c) + MU_PAGE_TOKENS - 1) / MU_PAGE_TOKENS;
     uint32_t all = (uint32_t)pages * (uint32_t)c->n_stream;
     if (pages * MU_PAGE_TOKENS > v->n_ctx) v->n_ctx = pages * MU_PAGE_TOKENS;
     if (c->n_stream > v->n_slot) v->n_slot = c->n_stream;
     if (all > v->n_page) v->n_page = all;
-    v->step_tokens = v->n_slot > MU_STEP_TOKENS ? v->n_slot : MU_STEP_TOKENS;
+    int most = mu_plan_step_tokens(split), step = case_length(c) < most ? case_length(c) : most;
+    if (step > v->step_tokens) v->step_tokens = step;
+    if (v->step_tokens < v->n_slot) v->step_tokens = v->n_slot;
 }
 
 static uint64_t need_of(const struct run *r, const struct mu_serving *v)
@@ -119,7 +121,7 @@ static void point_check(struct run *r, struct mu_bench_point *p)
     struct mu_fit_place full;
     bool is_mpi = r->plan->n_rank > 1 && !r->sweep->opt->local;
     mu_bench_work(m, r->plan, p->c, mu_bench_groups(r->plan, p->c, is_mpi), r->sweep->opt->kv, &p->work);
-    serving_add(&alone, p->c);
+    serving_add(&alone, &r->plan->split, p->c);
     p->need_bytes = need_of(r, &alone);
     if (case_length(p->c) > m->cfg.n_ctx_train) {
         p->state = MU_BENCH_REFUSED;
@@ -141,7 +143,7 @@ static void job_fill(struct run *r, struct mu_bench_point *point)
         r->job.serving = (struct mu_serving){.kv = s->opt->kv};
         for (int i = 0; i < s->n_case; i++) {
             if (point[i].state == MU_BENCH_REFUSED) continue;
-            serving_add(&r->job.serving, point[i].c);
+            serving_add(&r->job.serving, &r->plan->split, point[i].c);
             r->point_of[r->job.n_case] = (int)(&point[i] - s->point);
             r->job.cases[r->job.n_case++] = *point[i].c;
             if (largest < 0 || point[i].need_bytes > point[largest].need_bytes) largest = i;
@@ -301,7 +303,7 @@ static enum mu_status auto_split(struct mu_bench_sweep *s, struct mu_err *err)
     const struct mu_bench_sweep_options *o = s->opt;
     int decode = o->n_decode ? least_of(&o->context) + o->n_decode : least_of(&o->prompt), n_ctx = decode;
     if (o->prompt.n && least_of(&o->prompt) < n_ctx) n_ctx = least_of(&o->prompt);
-    struct mu_serving v = {.n_ctx = n_ctx, .n_slot = 1, .step_tokens = MU_STEP_TOKENS, .kv = o->kv};
+    struct mu_serving v = {.n_ctx = n_ctx, .n_slot = 1, .kv = o->kv};
     s->n_split = 1;
     v.n_page = mu_fit_pages_of(n_ctx);
     enum mu_status st = mu_plan_where(s->model, &s->node, "auto", o->device, &v, &s->split[0], s->why, err);

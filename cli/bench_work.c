@@ -18,7 +18,8 @@
 
 int mu_bench_chunk(const struct mu_plan *plan, int n_tok, bool is_mpi)
 {
-    return (int)mu_plan_chunk((uint64_t)n_tok, is_mpi ? plan->n_stage : 1, MU_STEP_TOKENS, 0);
+    return (int)mu_plan_chunk((uint64_t)n_tok, is_mpi ? plan->n_stage : 1, (uint32_t)mu_plan_step_tokens(&plan->split),
+                              0);
 }
 
 int mu_bench_groups(const struct mu_plan *plan, const struct mu_bench_case *c, bool is_mpi)

@@ -153,13 +153,13 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     int usual = o.model->cfg.n_ctx_train < 8192 ? o.model->cfg.n_ctx_train : 8192;
     struct mu_serving serving = {.n_ctx = a->ctx ? a->ctx : usual,
                                  .n_slot = a->parallel ? a->parallel : 32,
-                                 .step_tokens = MU_STEP_TOKENS,
                                  .window = mu_plan_window(o.model),
                                  .kv = a->kv};
     MU_TRY(st, this_node(&node, topo, node_gbps, err), done);
     char reason[MU_PLAN_WHY];
     MU_TRY(st, mu_plan_where(o.model, &node, a->split, a->device, &serving, &split, reason, err), done);
     MU_TRY(st, mu_plan_build(o.model, &split, plan, err), done);
+    serving.step_tokens = mu_plan_step_tokens(&split);
     /* Whether serve would run it here, with how many KV pages. */
     char what[256], text[MU_SPLIT_TEXT], memory[MU_FIT_TEXT];
     struct mu_fit fit;

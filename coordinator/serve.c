@@ -129,6 +129,8 @@ static enum mu_status plan_gang(struct serve *s, const Muster__V1__Node *worker,
     mu_split_format(&h->split, h->split_text, sizeof h->split_text);
     h->serving.n_thread = h->opt->threads ? h->opt->threads : mu_plan_threads(topo, &h->split);
     say_where(s, node, why);
+    h->serving.step_tokens = mu_plan_step_tokens(&h->split);
+    if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
     st = plan_memory(s, node, err);
 done:
     mu_free(topo);
@@ -214,10 +216,8 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     if (!ctx) ctx = trained < DEFAULT_CONTEXT ? trained : DEFAULT_CONTEXT;
     h->serving = (struct mu_serving){.n_ctx = ctx,
                                      .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL,
-                                     .step_tokens = MU_STEP_TOKENS,
                                      .window = mu_plan_window(h->model),
                                      .kv = h->opt->kv};
-    if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
     h->serving.n_adapter = h->adapters->n;
     h->serving.lora_rank = h->adapters->max_rank;
     st = open_draft(h, err);

@@ -319,6 +319,13 @@ uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_pla
     return mu_plan_adapter_bytes_by(packer_of(plan, rank), model, plan, rank, adapters);
 }
 
+int mu_plan_step_tokens(const struct mu_split *split)
+{
+    for (int i = 0; i < split->n_rank; i++)
+        if (split->device[i] == MU_ON_CPU) return MU_STEP_TOKENS;
+    return MU_STEP_GPU_TOKENS;
+}
+
 uint32_t mu_plan_chunk(uint64_t n_tok, int n_stage, uint32_t most, double fixed_tokens)
 {
     /* What a step costs whatever it holds: on a processor 3 to 9 tokens' worth, on a GPU some 40. The optimum is flat. */

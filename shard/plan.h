@@ -73,7 +73,7 @@ struct mu_serving {
     int n_ctx;       /* tokens one sequence may hold */
     int n_slot;      /* sequences active at once */
     uint32_t n_page; /* KV pages */
-    int step_tokens; /* most tokens of one step */
+    int step_tokens; /* most tokens of one step; to the planner 0: as the split that it finds wants */
     int n_adapter;   /* LoRA adapters that sequences may name */
     int lora_rank;   /* the largest of theirs */
     int n_thread;    /* of a rank; 0: counted as one */
@@ -84,9 +84,10 @@ struct mu_rank_memory {
     uint64_t weights, kv, scratch; /* where it computes: on its GPU, else in the host's memory */
     uint64_t host;                 /* of a rank on a GPU, beside that */
 };
-/* A step takes MU_STEP_TOKENS where nobody says otherwise: products are at full speed well below that, and each more takes
- * memory on every rank. */
-enum { MU_PAGE_TOKENS = 32, MU_STEP_TOKENS = 512 };
+/* Most tokens of a step where nobody says otherwise. Processors' products are at full speed well below MU_STEP_TOKENS, and
+ * each more takes memory on every rank; GPUs gain up to MU_STEP_GPU_TOKENS, where all ranks are on such. */
+enum { MU_PAGE_TOKENS = 32, MU_STEP_TOKENS = 512, MU_STEP_GPU_TOKENS = 2048 };
+int mu_plan_step_tokens(const struct mu_split *split);
 /* Of all layers of the rank; of those with a window. */
 uint64_t mu_plan_kv_page_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank, enum mu_kv_type kv);
 uint64_t mu_plan_kv_window_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,

@@ -100,7 +100,9 @@ static enum mu_status sites_measure(const struct mu_model *model, const struct m
                                     struct mu_split *split, int *node_of, struct mu_err *err)
 {
     struct mu_plan plan;
+    struct mu_serving v = *serving;
     split_of(s, split, node_of);
+    if (!v.step_tokens) v.step_tokens = mu_plan_step_tokens(split);
     enum mu_status st = mu_plan_build(model, split, &plan, err);
     if (st != MU_OK) return st;
     int rank = 0;
@@ -109,7 +111,7 @@ static enum mu_status sites_measure(const struct mu_model *model, const struct m
         struct site *host = host_of(s, &s->at[i]);
         for (int k = 0; s->at[i].n_layer > 0 && k < s->at[i].n_rank; k++, rank++) {
             struct mu_rank_memory m;
-            mu_plan_memory(model, &plan, rank, serving, &m);
+            mu_plan_memory(model, &plan, rank, &v, &m);
             s->at[i].need_bytes += m.weights + m.kv + m.scratch;
             if (host) host->need_bytes += m.host;
         }
@@ -202,7 +204,9 @@ static struct mu_rank_memory memory_of(const struct mu_model *model, int device,
     struct mu_split one = {.n_stage = 1, .n_rank = 1, .weight = {1}, .device = {device}};
     struct mu_plan plan;
     struct mu_rank_memory m = {0};
-    if (mu_plan_build(model, &one, &plan, NULL) == MU_OK) mu_plan_memory(model, &plan, 0, serving, &m);
+    struct mu_serving v = *serving;
+    if (!v.step_tokens) v.step_tokens = mu_plan_step_tokens(&one);
+    if (mu_plan_build(model, &one, &plan, NULL) == MU_OK) mu_plan_memory(model, &plan, 0, &v, &m);
     return m;
 }
 

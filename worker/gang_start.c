@@ -56,7 +56,7 @@ static enum mu_status defaults_fill(Muster__Internal__V1__StartGangRequest *r, c
     if (!r->threads) r->threads = (uint32_t)mu_plan_threads(topo, split);
     if (!r->context) r->context = trained > 0 && trained < DEFAULT_CONTEXT ? (uint32_t)trained : DEFAULT_CONTEXT;
     if (!r->parallel) r->parallel = DEFAULT_PARALLEL;
-    if (!r->step_tokens) r->step_tokens = MU_STEP_TOKENS;
+    if (!r->step_tokens) r->step_tokens = (uint32_t)mu_plan_step_tokens(split);
     if (!r->stall_timeout_ms) r->stall_timeout_ms = DEFAULT_STALL_MS;
     if (!r->load_timeout_ms) r->load_timeout_ms = DEFAULT_LOAD_MS;
     if (mu_kv_type_by_name(r->kv) < 0)

@@ -179,6 +179,13 @@ enum mu_kv_type mu_arg_kv(const char *text, struct argp_state *state)
     return (enum mu_kv_type)kv;
 }
 
+bool mu_arg_gpu_prompts(const char *text, struct argp_state *state)
+{
+    bool rough = strcmp(text, "rough") == 0;
+    if (!rough && strcmp(text, "exact") != 0) argp_error(state, "--gpu-prompts may be exact or rough, not '%s'", text);
+    return rough;
+}
+
 enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters *adapters,
                           const struct mu_model *draft, const struct mu_split *split, unsigned asked,
                           const struct mu_plan_node *node, struct mu_serving *serving, char text[MU_FIT_TEXT],

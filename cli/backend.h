@@ -80,6 +80,7 @@ struct mu_local_options {
     const char *template_file;   /* instead of the model's own template, or NULL */
     const char *quantize;        /* a type's name, or NULL: as in the file */
     enum mu_kv_type kv;          /* how the cache is kept */
+    bool rough;                  /* prompts on GPUs: struct mu_serving */
     bool no_template;            /* the model's own one is not even looked at */
     struct mu_adapter_spec lora; /* nothing named: none but the model's own */
     const char *draft;           /* a model that guesses next tokens, or NULL */

@@ -2,7 +2,7 @@
  *
  * What the sequence's cache holds is remembered as ids. The next prompt is compared with them, and only what follows
  * their common beginning is computed: a conversation that grows turn by turn costs what is new in it. The bits are the
- * same as without (the arithmetic contract), so this shows in nothing but the time.
+ * same as without (the arithmetic contract; rough prompts share prompts alone), so this shows in nothing but the time.
  *
  * Ctrl-C is looked at between steps, in the prompt as in the answer. */
 #include <stdio.h>
@@ -33,9 +33,11 @@ struct local {
     enum mu_device_wish device;
     bool told; /* where it runs */
     enum mu_kv_type kv;
+    bool rough;
     bool quiet;
     int32_t *held; /* [n_ctx] ids in the cache */
     size_t n_held;
+    size_t n_prompt; /* of them; behind it lies what was generated, which is not what a rough prompt would have there */
     struct mu_constraints *constraints;          /* of this answer, as request 0; NULL: it has none */
     uint8_t *mask;                               /* what may come next, where it has */
     char description[256], *license, *bos, *eos; /* bos, eos: as text, "" where none */
@@ -117,7 +119,7 @@ static enum mu_status gang_open(struct local *l, bool asked, int n_ctx, struct m
         .model = l->o.model,
         .adapters = l->o.adapters,
         .pin = 1,
-        .serving = {.n_ctx = n_ctx, .n_slot = 1, .window = mu_plan_window(l->o.model), .kv = l->kv},
+        .serving = {.n_ctx = n_ctx, .n_slot = 1, .window = mu_plan_window(l->o.model), .kv = l->kv, .rough = l->rough},
         .load_progress = mu_bar_load,
         .load_ctx = &bar};
     char text[MU_FIT_TEXT];
@@ -220,20 +222,39 @@ fail:
     return st;
 }
 
-/* Appends ids to the sequence; *id_out: the sample after the last one. */
+/* A step that failed: how much of it went in is not known. */
+static void forget(struct local *l)
+{
+    mu_solo_reset(l->solo, 0);
+    l->n_held = l->n_prompt = 0;
+}
+
+/* Appends ids of a prompt to the sequence; *id_out: the sample after the last one. */
 static enum mu_status feed(struct local *l, const int32_t *ids, size_t n, const struct mu_sampling *sampling,
                            int32_t *id_out, struct mu_err *err)
 {
     enum mu_status st =
         mu_solo_feed(l->solo, 0, ids, n, id_out ? MU_OUT_SAMPLE : MU_OUT_NONE, sampling, NULL, NULL, id_out, err);
-    if (st) { /* how much of it went in is not known */
-        mu_solo_reset(l->solo, 0);
-        l->n_held = 0;
+    if (st) {
+        forget(l);
         return st;
     }
     memcpy(l->held + l->n_held, ids, n * sizeof *ids);
-    l->n_held += n;
+    l->n_prompt = l->n_held += n;
     return MU_OK;
+}
+
+/* Appends one that was generated; *id_out: what follows it. */
+static enum mu_status decode(struct local *l, int32_t id, const struct mu_sampling *sampling, int32_t *id_out,
+                             struct mu_err *err)
+{
+    static const int slot = 0;
+    enum mu_status st = mu_solo_decode(l->solo, &slot, &id, 1, sampling, id_out, err);
+    if (st)
+        forget(l);
+    else
+        l->held[l->n_held++] = id;
+    return st;
 }
 
 /* Before an id is sampled: which may be, after emitted[n] of the answer. */
@@ -280,10 +301,11 @@ static enum mu_status no_id_fail(int32_t id, int n_new, struct mu_err *err)
 static enum mu_status feed_prompt(struct local *l, const int32_t *ids, size_t n, const struct mu_sampling *sampling,
                                   int32_t *id_out, int *n_kept_out, struct mu_err *err)
 {
-    size_t keep = 0, most = l->n_held < n - 1 ? l->n_held : n - 1, step;
+    size_t keep = 0, have = l->rough ? l->n_prompt : l->n_held, most = have < n - 1 ? have : n - 1, step;
     while (keep < most && l->held[keep] == ids[keep]) keep++;
     keep = mu_solo_truncate(l->solo, 0, (uint32_t)keep);
     l->n_held = keep;
+    if (l->n_prompt > keep) l->n_prompt = keep;
     *n_kept_out = (int)keep;
     *id_out = -1;
     step = (size_t)mu_solo_serving(l->solo)->step_tokens;
@@ -346,10 +368,7 @@ static enum mu_status next_id(struct local *l, const struct mu_sampling *samplin
         *id = g->id[l->n_told++];
         return MU_OK;
     }
-    if (!l->guess || !guessable) {
-        int32_t fed = *id; /* feed keeps what it was given, and that is not where the next one goes */
-        return feed(l, &fed, 1, sampling, id, err);
-    }
+    if (!l->guess || !guessable) return decode(l, *id, sampling, id, err);
     const struct mu_guess_place at = {.ids = l->held,
                                       .n_ids = l->n_held + 1,
                                       .n_new = (size_t)a->n_new,
@@ -358,8 +377,7 @@ static enum mu_status next_id(struct local *l, const struct mu_sampling *samplin
     l->held[l->n_held] = *id;
     enum mu_status st = mu_guess_next(l->guess, l->solo, &at, g, err);
     if (st) {
-        mu_solo_reset(l->solo, 0);
-        l->n_held = 0;
+        forget(l);
         g->n = 0;
         return st;
     }
@@ -486,7 +504,7 @@ static enum mu_status local_set_context(void *self, int n_ctx, struct mu_err *er
     mu_free(l->held);
     l->solo = NULL;
     l->held = NULL;
-    l->n_held = 0;
+    l->n_held = l->n_prompt = 0;
     enum mu_status st = gang_open(l, true, n_ctx, &l->solo, &l->held, err);
     if (!st) {
         l->card.n_ctx = n_ctx;
@@ -592,6 +610,7 @@ enum mu_status mu_backend_local(const struct mu_local_options *opt, struct mu_ba
     enum mu_status st;
     if (!l) return mu_fail(err, MU_ENOMEM, "no memory for '%s'", opt->model);
     l->kv = opt->kv;
+    l->rough = opt->rough;
     l->quiet = opt->quiet;
     l->n_thread = opt->n_thread;
     l->split = opt->split;

@@ -212,6 +212,7 @@ struct mu_bench_sweep_options {
     const char *model, *quantize; /* quantize: NULL, as in the file */
     const char *hosts;            /* as mu_bench_mpi has them */
     enum mu_kv_type kv;
+    bool rough; /* prompts on GPUs: struct mu_serving */
     enum mu_device_wish device;
     int n_split; /* 0: auto, of a rank a NUMA node or of GPUs */
     struct mu_split split[MU_BENCH_MAX_SPLITS];

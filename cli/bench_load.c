@@ -111,7 +111,7 @@ static void slot_free(struct load *l, int i)
     s->pos = 0;
 }
 
-static void add(struct load *l, int i, uint32_t n, bool out)
+static void add(struct load *l, int i, uint32_t n, bool prompt, bool out)
 {
     struct mu_step *s = l->step;
     struct slot *slot = &l->slot[i];
@@ -119,6 +119,7 @@ static void add(struct load *l, int i, uint32_t n, bool out)
                                               .pos0 = slot->pos,
                                               .n_tok = n,
                                               .tok_off = s->n_tok,
+                                              .rough = prompt && l->serving->rough,
                                               .out = (uint8_t)(out ? MU_OUT_SAMPLE : MU_OUT_NONE)};
     for (uint32_t k = 0; k < n; k++)
         s->ids[s->n_tok++] = (int32_t)((slot->pos + k + (uint32_t)i) * 7919u % (uint32_t)l->n_vocab);
@@ -139,7 +140,7 @@ static enum mu_status fill(struct load *l, int n, uint32_t until, uint32_t most,
         while (i < n && l->step->n_tok < most) {
             uint32_t left = until > l->slot[i].pos ? until - l->slot[i].pos : 0;
             uint32_t room = most - l->step->n_tok, take = left < room ? left : room;
-            if (take) add(l, i, take, out && take == left);
+            if (take) add(l, i, take, true, out && take == left);
             if (take == left) i++;
         }
         if (l->step->n_tok) st = run_step(l, err);
@@ -175,7 +176,7 @@ static enum mu_status decode(struct load *l, int n_round, struct mu_err *err)
         if (k >= groups && (st = hear(l, err))) return st;
         if (k >= total) continue;
         begin(l);
-        for (int s = k % groups; s < n_stream; s += groups) add(l, s, 1, true);
+        for (int s = k % groups; s < n_stream; s += groups) add(l, s, 1, false, true);
         if (!(st = run_step(l, err))) st = tell(l, err);
     }
     return st;

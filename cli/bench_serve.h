@@ -16,6 +16,7 @@ struct mu_bench_serve_options {
     const char *split, *quantize;
     enum mu_device_wish device;
     enum mu_kv_type kv;
+    bool rough;
     int n_thread, n_ctx, n_parallel;     /* our own server's; 0: its defaults */
     struct mu_bench_rates rate;          /* requests a second, Poisson arrivals; one of the two */
     struct mu_bench_list concurrency;    /* so many at once, the next when one is done */

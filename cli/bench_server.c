@@ -107,6 +107,7 @@ enum mu_status mu_bench_server_start(const struct mu_bench_serve_options *opt, s
     if (opt->split) argv[n++] = "--split", argv[n++] = (char *)opt->split;
     if (opt->device) argv[n++] = "--device", argv[n++] = opt->device == MU_DEVICE_CPU ? "cpu" : "gpu";
     if (opt->quantize) argv[n++] = "--quantize", argv[n++] = (char *)opt->quantize;
+    if (opt->rough) argv[n++] = "--gpu-prompts", argv[n++] = "rough";
     if (opt->kv) argv[n++] = "--kv", argv[n++] = (char *)mu_kv_type_name(opt->kv);
     snprintf(threads, sizeof threads, "%d", opt->n_thread);
     snprintf(ctx, sizeof ctx, "%d", opt->n_ctx);

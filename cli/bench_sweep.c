@@ -140,7 +140,7 @@ static void job_fill(struct run *r, struct mu_bench_point *point)
     for (;;) {
         int largest = -1;
         r->job.n_case = 0;
-        r->job.serving = (struct mu_serving){.kv = s->opt->kv};
+        r->job.serving = (struct mu_serving){.kv = s->opt->kv, .rough = s->opt->rough};
         for (int i = 0; i < s->n_case; i++) {
             if (point[i].state == MU_BENCH_REFUSED) continue;
             serving_add(&r->job.serving, &r->plan->split, point[i].c);

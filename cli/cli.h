@@ -54,7 +54,7 @@ enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, st
 enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out, struct mu_err *err);
 /* The name of a type that matrices can be quantised to. */
 const char *mu_arg_quantize(const char *text, struct argp_state *state);
-enum { MU_OPT_QUANTIZE = 1000, MU_OPT_KV, MU_OPT_DEVICE };
+enum { MU_OPT_QUANTIZE = 1000, MU_OPT_KV, MU_OPT_DEVICE, MU_OPT_GPU_PROMPTS };
 #define MU_QUANTIZE_OPTION(group)                                                   \
     {                                                                               \
         "quantize", MU_OPT_QUANTIZE, "TYPE", 0,                                     \
@@ -74,6 +74,13 @@ enum mu_device_wish mu_arg_device(const char *text, struct argp_state *state);
     {                                                                                       \
         "device", MU_OPT_DEVICE, "auto|cpu|gpu", 0,                                         \
             "GPUs where they hold the model, or some of it; none; GPUs alone (auto)", group \
+    }
+/* exact: false; rough: true (struct mu_serving). */
+bool mu_arg_gpu_prompts(const char *text, struct argp_state *state);
+#define MU_GPU_PROMPTS_OPTION(group)                                                                                 \
+    {                                                                                                                \
+        "gpu-prompts", MU_OPT_GPU_PROMPTS, "exact|rough", 0,                                                         \
+            "how GPUs compute prompts: to the bit as processors do, or faster in bf16, close to that (exact)", group \
     }
 /* How many threads pay on this machine (base/topo.h), shared among the ranks; at least 1. */
 int mu_default_threads(const struct mu_split *split);

@@ -144,11 +144,10 @@ static void check(struct bench_args *a, struct argp_state *state)
     if (o->prompts && (o->input.max || o->n_prefix))
         argp_error(state, "--prompts brings its own lengths: leave out --input and --shared-prefix");
     if (o->server && (o->n_ctx || o->n_parallel || a->steps.n_thread || a->steps.quantize || a->steps.kv ||
-                      a->serve.split || a->steps.device != MU_DEVICE_AUTO))
-        argp_error(
-            state,
-            "--server runs already: --ctx, --parallel, --threads, --split, --device, --quantize and --kv are for "
-            "a server of our own (--serve)");
+                      a->steps.rough || a->serve.split || a->steps.device != MU_DEVICE_AUTO))
+        argp_error(state, "--server runs already: --ctx, --parallel, --threads, --split, --device, --gpu-prompts, "
+                          "--quantize and --kv "
+                          "are for a server of our own (--serve)");
     if (a->is_serve && a->steps.n_split > 1) argp_error(state, "--serve takes one --split");
     if (a->steps.hosts && a->steps.local) argp_error(state, "--hosts is for --transport mpi");
     if (out->format == MU_BENCH_TABLE && out->out) argp_error(state, "--out FILE is for -o json and -o svg");
@@ -223,6 +222,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_SVG: o->output.svg = arg; return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
     case MU_OPT_DEVICE: o->device = mu_arg_device(arg, state); return 0;
+    case MU_OPT_GPU_PROMPTS: o->rough = mu_arg_gpu_prompts(arg, state); return 0;
     case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
     case OPT_SERVE: a->is_serve = true; return 0;
     case OPT_SERVER:
@@ -247,6 +247,7 @@ static const struct argp_option options[] = {
     {"depth", OPT_CONTEXT, "LIST", OPTION_ALIAS, 0, 1},
     {"split", 's', "S", 0, "split over ranks; 1@gpu0: on GPU 0 (auto)", 1},
     MU_DEVICE_OPTION(1),
+    MU_GPU_PROMPTS_OPTION(1),
     {"splits", OPT_SPLITS, "S,S", 0, "several splits, one after another", 1},
     {"transport", OPT_TRANSPORT, "T", 0, "mpi: a process a rank; local: threads (mpi)", 1},
     {"hosts", OPT_HOSTS, "LIST", 0, "machines of the ranks, as mpirun --host has them, this one first", 1},
@@ -318,6 +319,7 @@ int mu_cmd_bench(int argc, char **argv)
     a->serve.n_thread = a->steps.n_thread;
     a->serve.quantize = a->steps.quantize;
     a->serve.kv = a->steps.kv;
+    a->serve.rough = a->steps.rough;
     a->serve.device = a->steps.device;
     a->serve.out = a->steps.output;
     if (!a->serve.rate.n && !a->serve.concurrency.n) a->serve.concurrency = (struct mu_bench_list){1, {8}};

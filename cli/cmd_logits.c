@@ -11,6 +11,7 @@ struct logits_args {
     const char *model, *ids, *out, *split, *quantize;
     bool all;
     enum mu_kv_type kv;
+    bool rough;
     int threads, chunk, batch;
     struct mu_adapter_spec lora;
 };
@@ -29,6 +30,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
     case 's': a->split = arg; return 0;
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
+    case MU_OPT_GPU_PROMPTS: a->rough = mu_arg_gpu_prompts(arg, state); return 0;
     case MU_OPT_KV: a->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case ARGP_KEY_ARG:
@@ -93,6 +95,7 @@ static enum mu_status run_batch(struct mu_solo *solo, const struct logits_args *
                                                             .n_tok = want,
                                                             .tok_off = step->n_tok,
                                                             .far = far,
+                                                            .rough = serving->rough,
                                                             .adapter = b % 3 == 0 && serving->n_adapter > 0,
                                                             .adapter_scale = 1,
                                                             .out = (uint8_t)(!out     ? MU_OUT_NONE
@@ -148,8 +151,11 @@ static enum mu_status logits(const struct logits_args *a, struct mu_err *err)
     /* Steps of logits at every position are kept small: rows × vocabulary × 4 bytes. */
     int step_tokens = a->all ? 64 : MU_STEP_TOKENS;
     if (a->batch > step_tokens) step_tokens = a->batch;
-    opt.serving = (struct mu_serving){
-        .n_ctx = (int)n < 2 ? 2 : (int)n, .n_slot = a->batch, .step_tokens = step_tokens, .kv = a->kv};
+    opt.serving = (struct mu_serving){.n_ctx = (int)n < 2 ? 2 : (int)n,
+                                      .n_slot = a->batch,
+                                      .step_tokens = step_tokens,
+                                      .kv = a->kv,
+                                      .rough = a->rough};
     MU_TRY(st,
            mu_cli_fit(o.model, o.adapters, NULL, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, NULL, &opt.serving, NULL, err),
            done);
@@ -183,6 +189,7 @@ int mu_cmd_logits(int argc, char **argv)
         {"batch", OPT_BATCH, "N", 0, "share the steps with N - 1 other sequences", 0},
         MU_QUANTIZE_OPTION(0),
         MU_KV_OPTION(0),
+        MU_GPU_PROMPTS_OPTION(0),
         {0},
     };
     static const struct argp argp = {options,

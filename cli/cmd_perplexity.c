@@ -11,6 +11,7 @@ struct ppl_args {
     const char *model, *file, *split, *quantize;
     bool ids;
     enum mu_kv_type kv;
+    bool rough;
     int chunk, threads;
     struct mu_adapter_spec lora;
 };
@@ -25,6 +26,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'c': a->chunk = (int)mu_arg_long(arg, 2, 1 << 20, "--chunk", state); return 0;
     case 't': a->threads = (int)mu_arg_long(arg, 1, 1024, "--threads", state); return 0;
     case 's': a->split = arg; return 0;
+    case MU_OPT_GPU_PROMPTS: a->rough = mu_arg_gpu_prompts(arg, state); return 0;
     case MU_OPT_KV: a->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: a->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: mu_arg_adapter(arg, &a->lora, state); return 0;
@@ -120,7 +122,8 @@ static enum mu_status perplexity(const struct ppl_args *a, struct mu_err *err)
         goto done;
     }
     /* Logits of every position are kept per step: small steps bound that memory. */
-    opt.serving = (struct mu_serving){.n_ctx = chunk, .n_slot = 1, .step_tokens = chunk < 64 ? chunk : 64, .kv = a->kv};
+    opt.serving = (struct mu_serving){
+        .n_ctx = chunk, .n_slot = 1, .step_tokens = chunk < 64 ? chunk : 64, .kv = a->kv, .rough = a->rough};
     MU_TRY(st,
            mu_cli_fit(o.model, o.adapters, NULL, &opt.split, MU_FIT_CTX | MU_FIT_SLOTS, NULL, &opt.serving, NULL, err),
            done);
@@ -163,6 +166,7 @@ int mu_cmd_perplexity(int argc, char **argv)
         {"split", 's', "S", 0, "split over ranks in this process; 1@gpu0: on GPU 0 (1)", 0},
         MU_QUANTIZE_OPTION(0),
         MU_KV_OPTION(0),
+        MU_GPU_PROMPTS_OPTION(0),
         {0},
     };
     static const struct argp argp = {options,

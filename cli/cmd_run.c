@@ -149,6 +149,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_ADAPTER: c->adapter = arg; return 0;
     case 's': c->local.split = arg; return 0;
     case MU_OPT_DEVICE: c->local.device = mu_arg_device(arg, state); return 0;
+    case MU_OPT_GPU_PROMPTS: c->local.rough = mu_arg_gpu_prompts(arg, state); return 0;
     case MU_OPT_KV: c->local.kv = mu_arg_kv(arg, state); return 0;
     case OPT_PRIORITY: c->priority = mu_arg_priority(arg, state); return 0;
     case MU_OPT_QUANTIZE: c->local.quantize = mu_arg_quantize(arg, state); return 0;
@@ -271,6 +272,7 @@ int mu_cmd_run(int argc, char **argv)
         {"ctx", 'c', "N", 0, "context in tokens (the model's, at most 8192 and what fits in memory)", 5},
         {"split", 's', "S", 0, "split over ranks in this process; 1@gpu0: on GPU 0 (auto)", 5},
         MU_DEVICE_OPTION(5),
+        MU_GPU_PROMPTS_OPTION(5),
         {"server", OPT_SERVER, "HOST:PORT", 0, "use a server instead of this process", 5},
         {"lora", OPT_LORA, "PATH[:SCALE]", 0,
          "with a LoRA adapter: a GGUF file or a PEFT folder; none: without the model's own", 5},

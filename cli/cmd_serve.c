@@ -61,6 +61,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_DRAFT: o->draft_path = arg; return 0;
     case OPT_QUIET: o->quiet = true; return 0;
     case MU_OPT_DEVICE: o->device = mu_arg_device(arg, state); return 0;
+    case MU_OPT_GPU_PROMPTS: o->rough = mu_arg_gpu_prompts(arg, state); return 0;
     case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
     case OPT_LORA: adapter_add(a, arg, state); return 0;
@@ -86,6 +87,7 @@ int mu_cmd_serve(int argc, char **argv)
          "GPU N (auto)",
          0},
         MU_DEVICE_OPTION(0),
+        MU_GPU_PROMPTS_OPTION(0),
         {"listen", 'l', "HOST:PORT", 0, "gRPC address (127.0.0.1:7400)", 0},
         {"worker", 'w', "ADDRESS", 0, "use a worker daemon that already runs (start one here)", 0},
         {"threads", 't', "N", 0, "threads a rank (the cores, shared out)", 0},

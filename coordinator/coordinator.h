@@ -15,6 +15,7 @@ struct mu_serve_options {
     const char *template_path;             /* Jinja source instead of the model's own; NULL: that */
     const char *quantize;                  /* a type's name (mu_model_quantize), or NULL */
     enum mu_kv_type kv;                    /* how the cache is kept */
+    bool rough;                            /* prompts on GPUs: struct mu_serving */
     const char *split;                     /* "auto" or a split */
     enum mu_device_wish device;            /* what auto may use; what a split must */
     const char *listen;                    /* "127.0.0.1:7400" */

@@ -128,6 +128,7 @@ void mu_replica_start(struct mu_hub *h)
     q.parallel = (uint32_t)h->serving.n_slot;
     q.kv_pages = h->serving.n_page;
     q.step_tokens = (uint32_t)h->serving.step_tokens;
+    q.rough_prompts = h->serving.rough;
     q.no_prefix_cache = h->opt->no_prefix_cache;
     q.no_speculation = h->opt->no_speculation;
     q.engine_address = h->engine_address;

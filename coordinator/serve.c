@@ -131,6 +131,10 @@ static enum mu_status plan_gang(struct serve *s, const Muster__V1__Node *worker,
     say_where(s, node, why);
     h->serving.step_tokens = mu_plan_step_tokens(&h->split);
     if (h->serving.step_tokens < h->serving.n_slot) h->serving.step_tokens = h->serving.n_slot;
+    if (h->serving.rough && !mu_split_has_gpu(&h->split)) {
+        mu_warn("serve", "no rank is on a GPU, so --gpu-prompts rough makes no difference");
+        h->serving.rough = false;
+    }
     st = plan_memory(s, node, err);
 done:
     mu_free(topo);
@@ -217,7 +221,8 @@ static enum mu_status open_model(struct serve *s, struct mu_err *err)
     h->serving = (struct mu_serving){.n_ctx = ctx,
                                      .n_slot = h->opt->parallel ? h->opt->parallel : DEFAULT_PARALLEL,
                                      .window = mu_plan_window(h->model),
-                                     .kv = h->opt->kv};
+                                     .kv = h->opt->kv,
+                                     .rough = h->opt->rough};
     h->serving.n_adapter = h->adapters->n;
     h->serving.lora_rank = h->adapters->max_rank;
     st = open_draft(h, err);

@@ -209,8 +209,7 @@ struct mu_device_combine {
     const float *part, *weight, *bias; /* part [places][n]; bias [n_expert][n] or NULL */
     const int32_t *chosen, *at;
     float scale;
-    float *out;     /* [n_tok][n] */
-    uint16_t *bf16; /* rounded, or NULL */
+    float *out; /* [n_tok][n] */
 };
 
 /* ---- the next id ---- */

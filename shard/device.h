@@ -4,7 +4,7 @@
  *   device_memory.c    opening, sizes, buffers           device_step.c      a step from top to bottom
  *   device_load.c      weights, through pinned memory    device_exchange.c  what travels between ranks
  *   device_lora.c      what adapters add                 device_sample.c    logits, states, picks
- *   device_graph.c     decode steps that are replayed
+ *   device_graph.c     decode steps that are replayed    device_rough.c     tokens of prompts that are computed roughly
  *
  * Pointers in struct dev are the device's, but for those in `pinned`. Of struct mu_shard a rank on a device uses the
  * tables (layers, whose matrices' data is the device's; page tables; rows), and of its scratch what the next ids are made
@@ -64,6 +64,10 @@ struct dev_graph { /* a decode step that is replayed */
     uint64_t used;                 /* when, in steps; 0: free */
 };
 
+struct dev_run { /* neighbouring vectors of a step */
+    int begin, end;
+};
+
 struct dev {
     const struct mu_device_ops *ops;
     struct mu_device *d;
@@ -97,7 +101,8 @@ struct dev {
         float *send[MU_SHARD_TICKETS];
     } pinned;
 
-    int n_lora_key; /* 0 without adapters */
+    struct dev_run *rough; /* [n_slot]: the step's, ascending */
+    int n_lora_key;        /* 0 without adapters */
     struct dev_graph graph[DEV_GRAPHS];
     uint64_t n_step, n_replay;
     bool no_graphs;
@@ -147,7 +152,9 @@ struct queue {
     struct mu_shard *s;
     struct dev *v;
     const struct mu_device_ops *ops;
-    int n_tok, max_pos, n_block; /* max_pos: no position is that large */
+    int n_tok, max_pos;          /* max_pos: no position is that large */
+    int n_block, n_rough_block;  /* of these, the first so many are of rough tokens */
+    int n_exact, n_rough;        /* vectors [0, n_exact) have some that are exact; runs of v->rough are rough */
     float *x;                    /* [n_tok][d_model]: the residual */
     const float *pending, *post; /* what still has to be added to it; the norm that it passes first; NULL: none */
     bool pending_round;
@@ -166,6 +173,18 @@ struct mu_act_to mu_dev_forms(const struct act *act, unsigned forms);
 /* All of act, as n_tok vectors from the first on. */
 struct mu_act mu_dev_act(const struct act *act, int n_tok, int n_col);
 enum mu_device_norm_kind mu_dev_norm_kind(const struct mu_shard *s);
+
+/* ---- device_rough.c ---- */
+/* Which of the step's tokens are rough. From end on all vectors are exact. */
+void mu_dev_rough_find(struct queue *r);
+void mu_dev_rough_end(struct queue *r);
+/* Whether experts' products may be rough: places are exchanged for exact and rough vectors apart then, which ranks on
+ * processors do not. */
+bool mu_dev_rough_experts(const struct mu_shard *s);
+/* Vectors [begin, end) of x. */
+struct mu_act mu_dev_act_from(const struct mu_act *x, int begin, int end);
+/* ops->matmul, roughly where the vectors are. */
+void mu_dev_matmul_parts(const struct queue *r, const struct mu_device_job *job, int n_job, const struct mu_act *x);
 
 /* ---- device_exchange.c ---- */
 /* Where this rank's columns of an input of o or down go, for n_vec vectors. */

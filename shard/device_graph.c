@@ -12,8 +12,8 @@ static bool recordable(const struct queue *r)
 {
     const struct mu_shard *s = r->s;
     const struct dev *v = r->v;
-    return !v->no_graphs && s->step->n_seq == s->step->n_tok && !r->lora && !s->prune && s->n_row <= DEV_LOGIT_ROWS &&
-           (s->stage.n_rank == 1 || v->link);
+    return !v->no_graphs && s->step->n_seq == s->step->n_tok && !r->lora && !s->prune && r->n_rough == 0 &&
+           s->n_row <= DEV_LOGIT_ROWS && (s->stage.n_rank == 1 || v->link);
 }
 
 /* The place of a step like this one; a free one, or the oldest's, for a key that is new. */

@@ -241,7 +241,8 @@ enum mu_status mu_dev_create(struct mu_shard *s, const struct mu_shard_options *
     struct mu_err own = MU_ERR_INIT;
     if (!err) err = &own;
     struct dev *v = s->dev = mu_calloc(1, sizeof *v);
-    if (!v) return mu_fail(err, MU_ENOMEM, "no memory for the device of rank %d", s->rank);
+    if (v) v->rough = mu_calloc((size_t)s->serving.n_slot, sizeof *v->rough);
+    if (!v || !v->rough) return mu_fail(err, MU_ENOMEM, "no memory for the device of rank %d", s->rank);
     v->index = s->plan.split.device[s->rank];
     v->timeout_ms = opt->device_timeout_ms ? opt->device_timeout_ms : DEV_TIMEOUT_MS;
     MU_TRY(st, device_open(s, opt, err), done);
@@ -271,6 +272,7 @@ void mu_dev_destroy(struct mu_shard *s)
         if (v->pinned_block) v->ops->free_host(v->d, v->pinned_block);
         v->ops->close(v->d);
     }
+    mu_free(v->rough);
     mu_free(v);
     s->dev = NULL;
 }

@@ -53,7 +53,7 @@ static void embed_all(struct mu_shard *s)
 
 static bool is_short(const struct mu_step_seq *q)
 {
-    return q->n_tok < SHORT_TOKENS;
+    return q->n_tok < SHORT_TOKENS && !q->rough;
 }
 
 /* Blocks of one sequence from its end: the longest first. */
@@ -71,6 +71,17 @@ static void blocks_add(struct queue *r, const struct mu_step_seq *q)
     }
 }
 
+/* Those of rough sequences first. */
+static void blocks_fill(struct queue *r)
+{
+    const struct mu_step *step = r->s->step;
+    for (uint32_t i = 0; i < step->n_seq; i++)
+        if (step->seq[i].rough) blocks_add(r, &step->seq[i]);
+    r->n_rough_block = r->n_block;
+    for (uint32_t i = 0; i < step->n_seq; i++)
+        if (!step->seq[i].rough && !is_short(&step->seq[i])) blocks_add(r, &step->seq[i]);
+}
+
 static void seq_fill(struct queue *r, const struct mu_step_seq *q)
 {
     const struct mu_shard *s = r->s;
@@ -83,7 +94,6 @@ static void seq_fill(struct queue *r, const struct mu_step_seq *q)
         if (s->cfg.query_scale != 0.0f)
             in->q_scale[t] = mu_query_scale((double)s->cfg.query_scale, s->cfg.n_ctx_orig, in->pos[t]);
     }
-    if (!is_short(q)) blocks_add(r, q);
     if ((int)(q->pos0 + q->n_tok) > r->max_pos) r->max_pos = (int)(q->pos0 + q->n_tok);
 }
 
@@ -110,6 +120,7 @@ static bool in_fill(struct queue *r)
     const struct dev_in *from = &v->pinned.in;
     size_t x_bytes = (size_t)s->n_tok * (size_t)s->cfg.d_model * sizeof *from->x;
     for (uint32_t i = 0; i < s->step->n_seq; i++) seq_fill(r, &s->step->seq[i]);
+    blocks_fill(r);
     rows_fill(r);
     if (s->n_tok > 0 && !s->first_stage) mu_recv_now(s, from->x, s->n_tok);
     if (s->failed != MU_OK) return false;
@@ -180,7 +191,10 @@ void mu_dev_matmul(const struct queue *r, const struct job *job, int n_job, cons
     }
     if (n == 0) return;
     if (r->lora) mu_dev_lora(r, mine, to, n, x);
-    r->ops->matmul(r->v->d, to, n, x, NULL);
+    if (r->n_rough > 0)
+        mu_dev_matmul_parts(r, to, n, x);
+    else
+        r->ops->matmul(r->v->d, to, n, x, NULL);
 }
 
 enum mu_device_norm_kind mu_dev_norm_kind(const struct mu_shard *s)
@@ -319,11 +333,17 @@ static void attend_queue(const struct queue *r, int index, bool prune, const str
         if (a.n_query > 0) r->ops->attn(r->v->d, &a);
         return;
     }
-    a.n_block = r->n_block;
+    int n_rough = r->n_rough > 0 ? r->n_rough_block : 0; /* in the last layer none */
     a.block = r->v->in.block;
+    a.n_block = n_rough;
+    a.rough = true;
+    if (a.n_block > 0) r->ops->attn(r->v->d, &a);
+    a.block += n_rough;
+    a.n_block = r->n_block - n_rough;
+    a.rough = false;
     if (a.n_block > 0) r->ops->attn(r->v->d, &a);
     attend_short(r, index, to->f32, form);
-    if (a.n_block > 0 && (to->form.q || to->form.bf16))
+    if (r->n_block > 0 && (to->form.q || to->form.bf16))
         r->ops->form(r->v->d, to->f32, (size_t)to->width, to->n_vec, to->width, &to->form);
 }
 
@@ -370,6 +390,7 @@ static bool attention_queue(struct queue *r, int index, bool last)
                                mu_job_biased(layer, MU_T_V, MU_T_V_B, kv0, v->value)};
     in = mu_dev_act(&v->act, r->n_tok, s->cfg.d_model);
     mu_dev_matmul(r, jobs, 3, &in, NULL);
+    if (last) mu_dev_rough_end(r);
     struct dev_part part = mu_dev_input_begin(r, INPUT_O, layer->o_in, prune ? s->n_live : r->n_tok);
     attend_queue(r, index, prune, &part);
     if (prune) prune_queue(r);
@@ -402,19 +423,23 @@ static void experts_matmul(const struct queue *r, int layer, enum mu_tensor_id i
     if (m->n_row > 0 && x->n_tok > 0) r->ops->matmul(v->d, job, 1, x, &experts);
 }
 
-static bool experts_queue(struct queue *r, int index)
+/* Vectors [begin, end): their experts, those experts' products, the sum of these to `out` from its first row on. */
+static bool experts_part(const struct queue *r, int index, int begin, int end, bool rough, const struct mu_act *x,
+                         struct mu_device_combine sum)
 {
     struct mu_shard *s = r->s;
     struct dev *v = r->v;
     const struct layer *layer = &s->layer[index];
-    int n_used = s->cfg.n_expert_used, n_place = r->n_tok * n_used;
-    struct mu_act in = mu_dev_act(&v->act, r->n_tok, s->cfg.d_model);
+    int n_used = s->cfg.n_expert_used, n_place = (end - begin) * n_used;
+    struct queue exact = *r; /* the choice is, whatever follows */
+    struct mu_act in = mu_dev_act_from(x, begin, end);
     const struct job router = {.m = &layer->mat[MU_T_ROUTER],
                                .out = v->route,
                                .stride = (size_t)s->cfg.n_expert,
                                .bias = layer->vec[MU_T_ROUTER_B]};
-    mu_dev_matmul(r, &router, 1, &in, NULL);
-    const struct mu_device_route route = {.n_tok = r->n_tok,
+    mu_dev_rough_end(&exact);
+    mu_dev_matmul(&exact, &router, 1, &in, NULL);
+    const struct mu_device_route route = {.n_tok = end - begin,
                                           .n_expert = s->cfg.n_expert,
                                           .n_used = n_used,
                                           .score = v->route,
@@ -430,26 +455,54 @@ static bool experts_queue(struct queue *r, int index)
                                    .bias = mu_dev_vector(s, layer->vec[MU_T_GATE_EXPS_B]),
                                    .up_bias = mu_dev_vector(s, layer->vec[MU_T_UP_EXPS_B]),
                                    .act = s->model->arch->ffn == MU_FFN_SILU_CLAMPED ? MU_DEVICE_ACT_SILU_CLAMPED
-                                                                                     : MU_DEVICE_ACT_SILU};
+                                                                                     : MU_DEVICE_ACT_SILU,
+                                   .rough = rough};
     experts_matmul(r, index, MU_T_GATE, &hidden, &in);
     if (!mu_dev_input_end(r, &part, &in)) return false;
 
-    struct mu_device_job down = {.out = v->expert_part};
+    struct mu_device_job down = {.out = v->expert_part, .rough = rough};
     experts_matmul(r, index, MU_T_DOWN, &down, &in);
-    struct mu_device_combine sum = {.n_tok = r->n_tok,
-                                    .n_used = n_used,
-                                    .n = mu_range_len(s->me.model),
-                                    .part = v->expert_part,
-                                    .weight = v->chosen_weight,
-                                    .bias = mu_dev_vector(s, layer->vec[MU_T_DOWN_EXPS_B]),
-                                    .chosen = v->chosen,
-                                    .at = v->at,
-                                    .scale = s->cfg.residual_scale != 1.0f ? s->cfg.residual_scale : 0.0f,
-                                    .out = v->y};
-    struct parts parts;
-    mu_dev_project_begin(r, &sum.out, &sum.bf16, layer->down_round, layer->vec[MU_T_POST_FFN_NORM], &parts);
+    sum.n_tok = end - begin;
+    sum.out += (size_t)begin * (size_t)sum.n;
     if (sum.n > 0) r->ops->combine(v->d, &sum);
+    return true;
+}
+
+/* Several ranks: the parts' exchanges need the place that the sum is to go to, so it is moved there when all are done. */
+static bool experts_project(struct queue *r, const struct layer *layer, int n)
+{
+    struct dev *v = r->v;
+    struct mu_act_to form = {0};
+    struct parts parts;
+    float *out = v->y;
+    mu_dev_project_begin(r, &out, &form.bf16, layer->down_round, layer->vec[MU_T_POST_FFN_NORM], &parts);
+    if (n > 0 && form.bf16)
+        r->ops->form(v->d, v->y, (size_t)n, r->n_tok, n, &form);
+    else if (n > 0 && out != v->y)
+        r->ops->copy(v->d, out, v->y, (size_t)r->n_tok * (size_t)n * sizeof *out);
     return mu_dev_project_end(r, &parts);
+}
+
+static bool experts_queue(struct queue *r, int index)
+{
+    struct mu_shard *s = r->s;
+    struct dev *v = r->v;
+    const struct layer *layer = &s->layer[index];
+    const struct mu_act in = mu_dev_act(&v->act, r->n_tok, s->cfg.d_model);
+    const struct mu_device_combine sum = {.n_used = s->cfg.n_expert_used,
+                                          .n = mu_range_len(s->me.model),
+                                          .part = v->expert_part,
+                                          .weight = v->chosen_weight,
+                                          .bias = mu_dev_vector(s, layer->vec[MU_T_DOWN_EXPS_B]),
+                                          .chosen = v->chosen,
+                                          .at = v->at,
+                                          .scale = s->cfg.residual_scale != 1.0f ? s->cfg.residual_scale : 0.0f,
+                                          .out = v->y};
+    int n_rough = mu_dev_rough_experts(s) ? r->n_rough : 0, n_exact = n_rough > 0 ? r->n_exact : r->n_tok;
+    if (n_exact > 0 && !experts_part(r, index, 0, n_exact, false, &in, sum)) return false;
+    for (int i = 0; i < n_rough; i++)
+        if (!experts_part(r, index, v->rough[i].begin, v->rough[i].end, true, &in, sum)) return false;
+    return experts_project(r, layer, sum.n);
 }
 
 static bool ffn_queue(struct queue *r, int index)
@@ -502,6 +555,7 @@ void mu_dev_step(struct mu_shard *s)
                       .lora = s->lora_tok.n ? &s->lora_tok : NULL};
     s->dev->n_step++;
     if (!mu_fp_env_ok()) mu_fp_env_set();
+    mu_dev_rough_find(&r);
     if (!in_fill(&r)) return;
     if (s->n_tok > 0) {
         mu_dev_pass(&r, pass_queue);

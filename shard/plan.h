@@ -79,6 +79,9 @@ struct mu_serving {
     int n_thread;    /* of a rank; 0: counted as one */
     int window; /* layers with a window of so many tokens keep their own pages (below); 0: all keep all of a sequence */
     enum mu_kv_type kv;
+    /* Ranks on GPUs may compute the tokens of prompts roughly (kernels/device.h). Which these are, steps say, and nothing
+     * but a token's place in its prompt decides it, so results do not depend on what else runs. */
+    bool rough;
 };
 struct mu_rank_memory {
     uint64_t weights, kv, scratch; /* where it computes: on its GPU, else in the host's memory */

@@ -4,7 +4,7 @@
  *   n_free × u32 slot
  *   n_page × { u32 slot, u32 page }
  *   n_window × { u32 slot, u32 at, u32 page }
- *   n_seq  × { u32 slot, u32 pos0, u32 n_tok, u8 out, u8 far, u8 masked, u32 n_adjust, sampling, u16 adapter,
+ *   n_seq  × { u32 slot, u32 pos0, u32 n_tok, u8 out, u8 far, u8 rough, u8 masked, u32 n_adjust, sampling, u16 adapter,
  *             f32 adapter_scale }
  *   sampling { f32 temperature, u32 top_k, f32 top_p, f32 min_p, f32 typical_p, f32 repeat_penalty,
  *             f32 presence_penalty, f32 frequency_penalty, u8 logprobs, u8 top_logprobs, u64 seed }
@@ -24,7 +24,7 @@
 #include "base/alloc.h"
 
 enum { HEAD_BYTES = 8 + 7 * 4, PAGE_BYTES = 8, WINDOW_BYTES = 12, ADJUST_BYTES = 13 };
-enum { SAMPLING_BYTES = 8 * 4 + 2 + 8, SEQ_BYTES = 3 * 4 + 3 + 4 + SAMPLING_BYTES + 2 + 4 };
+enum { SAMPLING_BYTES = 8 * 4 + 2 + 8, SEQ_BYTES = 3 * 4 + 4 + 4 + SAMPLING_BYTES + 2 + 4 };
 
 /* Of each slot what the tokens of a step see, wherever it began. */
 uint32_t mu_step_max_window(const struct mu_serving *v)
@@ -169,6 +169,7 @@ void mu_step_encode(const struct mu_step *step, struct mu_writer *w)
         mu_write_u32(w, q->n_tok);
         mu_write_u8(w, q->out);
         mu_write_u8(w, q->far);
+        mu_write_u8(w, q->rough);
         mu_write_u8(w, q->mask != 0);
         mu_write_u32(w, q->n_adjust);
         sampling_encode(&q->sampling, w);
@@ -209,6 +210,7 @@ static enum mu_status seq_decode(struct mu_reader *r, const struct mu_serving *s
     q.n_tok = mu_read_u32(r);
     q.out = mu_read_u8(r);
     q.far = mu_read_u8(r);
+    q.rough = mu_read_u8(r);
     uint8_t masked = mu_read_u8(r);
     q.n_adjust = mu_read_u32(r);
     q.sampling = sampling_read(r);
@@ -231,6 +233,7 @@ static enum mu_status seq_decode(struct mu_reader *r, const struct mu_serving *s
     uint32_t most = n_ctx - q.pos0 < step->n_tok - c->tok ? n_ctx - q.pos0 : step->n_tok - c->tok;
     if (q.n_tok > most) return field_fail(err, step, "a sequence's token count", q.n_tok, most);
     if (q.far > 1) return field_fail(err, step, "a sequence's mark of length", q.far, 1);
+    if (q.rough > 1) return field_fail(err, step, "a sequence's mark of roughness", q.rough, 1);
     if (q.out >= MU_OUT_COUNT) return field_fail(err, step, "a sequence's output kind", q.out, MU_OUT_COUNT - 1);
     if (masked > 1) return field_fail(err, step, "a sequence's mark of a mask", masked, 1);
     if (masked > step->n_mask - c->mask)

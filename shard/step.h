@@ -38,6 +38,7 @@ struct mu_step_seq {
     /* The whole sequence, not only what is fed by now, is longer than the model's n_ctx_short: 1, it turns by the long
      * factors. All positions of a slot were written with the same value, or are written again. */
     uint8_t far;
+    uint8_t rough; /* 1: tokens of a prompt that ranks on GPUs may compute roughly (kernels/device.h); see plan.h */
     /* Sampling of the id at position pos0 + n_tok (MU_OUT_SAMPLE). What depends on the ids before it (repeat_last_n,
      * min_tokens) is resolved by the leader into adjustments and does not travel. */
     struct mu_sampling sampling;

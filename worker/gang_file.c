@@ -161,6 +161,7 @@ struct mu_serving mu_worker_gang_serving(const Muster__Internal__V1__StartGangRe
         .n_thread = (int)req->threads,
         .window = mu_plan_window(model),
         .kv = (enum mu_kv_type)mu_kv_type_by_name(req->kv),
+        .rough = req->rough_prompts,
     };
 }
 

@@ -98,14 +98,22 @@ static bool take_for_newcomer(struct mu_sched *s, const struct seq *q, const str
     return true;
 }
 
+/* The ids of a sequence that others may share, if it has got so many: all, but where prompts are rough not what was
+ * generated, since of another's prompt it would be rough. */
+static uint32_t shared_end(const struct mu_sched *s, const struct seq *q, uint32_t n)
+{
+    return s->opt.serving.rough && n > q->n_prompt ? q->n_prompt : n;
+}
+
 /* How many cached pages stand for the sequence's first tokens, into q->page; *idle_out: those of them that nobody holds.
  * Its last token is computed whatever is cached, since it samples; a mean is a sum over all tokens, so of those none is
  * left out. */
 static uint32_t prefix_find(const struct mu_sched *s, struct seq *q, uint32_t *idle_out)
 {
     const struct mu_kv_kind kind = kind_of(s, q);
-    uint32_t n = 0,
-             most = s->opt.no_prefix_cache || q->embed.pooling == MU_POOL_MEAN ? 0 : (q->n_ids - 1) / MU_PAGE_TOKENS;
+    uint32_t n = 0, most = s->opt.no_prefix_cache || q->embed.pooling == MU_POOL_MEAN
+                               ? 0
+                               : shared_end(s, q, q->n_ids - 1) / MU_PAGE_TOKENS;
     uint64_t parent = 0;
     *idle_out = 0;
     for (; n < most; n++) {
@@ -168,6 +176,7 @@ static struct mu_step_seq *entry_add(const struct mu_sched *s, const struct seq 
         .tok_off = step->n_tok,
         .out = (uint8_t)out,
         .far = mu_sched_is_far(s, q->n_ids),
+        .rough = s->opt.serving.rough && pos < q->n_prompt,
         .sampling = q->sampling,
         .adapter = q->adapter,
         .adapter_scale = q->adapter_scale,
@@ -341,6 +350,13 @@ static uint32_t prefill_budget(const struct mu_sched *s, const struct flight *f,
     return share < budget ? share : budget;
 }
 
+/* Ids that it lacks, at most `most`; a rough prompt's and others not together. */
+static uint32_t chunk_of(const struct mu_sched *s, const struct seq *q, uint32_t most)
+{
+    uint32_t end = s->opt.serving.rough && q->n_fed < q->n_prompt ? q->n_prompt : q->n_ids;
+    return end - q->n_fed < most ? end - q->n_fed : most;
+}
+
 static void add_prefills(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
 {
     int n = idle_collect(s, false, by_turn);
@@ -349,7 +365,7 @@ static void add_prefills(struct mu_sched *s, struct mu_step *step, uint32_t *bud
         if (q->slot < 0) continue;
         /* pages were taken at admission, but where it has grown and is computed again */
         if (!pages_grow(s, q, step)) continue;
-        uint32_t n_tok = q->n_ids - q->n_fed < *budget ? q->n_ids - q->n_fed : *budget;
+        uint32_t n_tok = chunk_of(s, q, *budget);
         step_add(s, q, n_tok, step);
         *budget -= n_tok;
     }
@@ -369,11 +385,12 @@ static bool is_coming(const struct mu_sched *s, const struct seq *q, uint32_t n_
     const struct mu_kv_kind kind = kind_of(s, q);
     uint64_t parent = n_prefix ? mu_kv_pool_identity(s->pool, q->page[n_prefix - 1]) : 0;
     uint32_t end = (n_prefix + 1) * MU_PAGE_TOKENS;
-    if (s->opt.no_prefix_cache || q->embed.pooling == MU_POOL_MEAN || q->n_ids <= end) return false;
+    if (s->opt.no_prefix_cache || q->embed.pooling == MU_POOL_MEAN || shared_end(s, q, q->n_ids - 1) < end)
+        return false;
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         const struct seq *a = s->active[i];
         if (!a || a->cancelled || a->priority > q->priority || a->n_known != n_prefix || a->identity != parent ||
-            a->n_ids < end)
+            shared_end(s, a, a->n_ids) < end)
             continue;
         const struct mu_kv_kind theirs = kind_of(s, a);
         if (mu_kv_kind_is(&theirs, &kind) &&
@@ -427,7 +444,7 @@ static enum admission admit(struct mu_sched *s, struct seq *q, struct mu_step *s
     s->n_window_taken += mu_sched_window_share(s, q);
     prefix_use(s, q, p.n_prefix, step);
     while (q->n_page < need) page_tell(q, mu_kv_pool_take(s->pool), step);
-    uint32_t left = q->n_ids - q->n_fed, n_tok = left < *budget ? left : *budget;
+    uint32_t n_tok = chunk_of(s, q, *budget);
     step_add(s, q, n_tok, step);
     *budget -= n_tok;
     return ADMITTED;
@@ -451,7 +468,7 @@ static void pages_publish(struct mu_sched *s, const struct flight *f)
     for (int i = 0; i < f->n_seq && !s->opt.no_prefix_cache; i++) {
         struct seq *q = f->seq[i];
         const struct mu_kv_kind kind = kind_of(s, q);
-        for (; (q->n_known + 1) * MU_PAGE_TOKENS <= q->n_fed; q->n_known++) {
+        for (; (q->n_known + 1) * MU_PAGE_TOKENS <= shared_end(s, q, q->n_fed); q->n_known++) {
             q->identity = mu_kv_pool_publish(s->pool, q->page[q->n_known], &kind, q->identity,
                                              q->ids + (size_t)q->n_known * MU_PAGE_TOKENS);
             mu_sched_window_publish(s, q, &kind, q->n_known, q->identity);

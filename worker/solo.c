@@ -333,9 +333,9 @@ static enum mu_status windows_add(struct mu_solo *s, int slot, uint64_t end, str
     return MU_OK;
 }
 
-/* Appends n ids of a slot, and the pages that they need. */
-static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, uint32_t n, enum mu_out_kind out,
-                               const struct mu_sampling *sampling, struct mu_err *err)
+/* Appends n ids of a slot, and the pages that they need. prompt: they are of one. */
+static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, uint32_t n, bool prompt,
+                               enum mu_out_kind out, const struct mu_sampling *sampling, struct mu_err *err)
 {
     struct mu_step *step = s->step;
     struct solo_slot *q = &s->slot[slot];
@@ -360,6 +360,7 @@ static enum mu_status step_add(struct mu_solo *s, int slot, const int32_t *ids, 
                                 .tok_off = step->n_tok,
                                 .out = (uint8_t)out,
                                 .far = q->far,
+                                .rough = prompt && s->serving.rough,
                                 .adapter = q->adapter,
                                 .adapter_scale = q->adapter_scale};
     if (sampling) seq->sampling = *sampling;
@@ -387,7 +388,7 @@ static enum mu_status slot_grow(struct mu_solo *s, int slot, uint64_t n, struct 
         uint32_t left = old - q->position, most = (uint32_t)s->serving.step_tokens, chunk = left < most ? left : most;
         struct mu_step_result result;
         step_begin(s);
-        enum mu_status st = step_add(s, slot, ids + q->position, chunk, MU_OUT_NONE, NULL, err);
+        enum mu_status st = step_add(s, slot, ids + q->position, chunk, false, MU_OUT_NONE, NULL, err);
         if (st == MU_OK) st = mu_solo_step(s, s->step, &result, err);
         if (st != MU_OK) return st;
         q->position += chunk;
@@ -420,7 +421,7 @@ enum mu_status mu_solo_feed(struct mu_solo *s, int slot, const int32_t *ids, siz
         struct mu_step_result result;
         uint32_t pos0 = s->slot[slot].position;
         step_begin(s);
-        st = step_add(s, slot, ids + at, chunk, last || out == MU_OUT_ALL ? out : MU_OUT_NONE, sampling, err);
+        st = step_add(s, slot, ids + at, chunk, true, last || out == MU_OUT_ALL ? out : MU_OUT_NONE, sampling, err);
         if (st == MU_OK) st = mu_solo_step(s, s->step, &result, err);
         if (st != MU_OK) return st;
         s->slot[slot].position += chunk;
@@ -447,7 +448,7 @@ enum mu_status mu_solo_decode(struct mu_solo *s, const int *slots, const int32_t
     }
     step_begin(s);
     for (int i = 0; i < n; i++) {
-        enum mu_status st = step_add(s, slots[i], &ids[i], 1, MU_OUT_SAMPLE, sampling, err);
+        enum mu_status st = step_add(s, slots[i], &ids[i], 1, false, MU_OUT_SAMPLE, sampling, err);
         if (st != MU_OK) return st;
     }
     enum mu_status st = mu_solo_step(s, s->step, &result, err);
@@ -474,7 +475,7 @@ enum mu_status mu_solo_guess(struct mu_solo *s, int slot, const int32_t *ids, in
     if (!q->far && (uint32_t)n > most - pos) n = (int)(most - pos);
     step_begin(s);
     for (int i = 0; i < n && st == MU_OK; i++) {
-        st = step_add(s, slot, &ids[i], 1, MU_OUT_SAMPLE, sampling, err);
+        st = step_add(s, slot, &ids[i], 1, false, MU_OUT_SAMPLE, sampling, err);
         q->position++;
     }
     if (st == MU_OK) st = mu_solo_step(s, s->step, &result, err);

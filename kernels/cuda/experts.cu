@@ -192,13 +192,11 @@ template <int V> static __global__ void combine_kernel(const struct mu_device_co
     for (int j = 0; a.scale != 0.0f && j < V; j++) sum[j] = sum[j] * a.scale;
     size_t at = blockIdx.x * (size_t)a.n + i;
     mu_store_values<V>(a.out + at, sum);
-    if (a.bf16) mu_store_bf16<V>(a.bf16 + at, sum);
 }
 
 void mu_cuda_combine(struct mu_device *d, const struct mu_device_combine *a)
 {
-    bool four = a->n % 4 == 0 && mu_aligned(a->part, 16) && mu_aligned(a->bias, 16) && mu_aligned(a->out, 16) &&
-                mu_aligned(a->bf16, 8);
+    bool four = a->n % 4 == 0 && mu_aligned(a->part, 16) && mu_aligned(a->bias, 16) && mu_aligned(a->out, 16);
     int each = COMBINE_THREADS * (four ? 4 : 1);
     mu_launch_early(d, "combine", four ? combine_kernel<4> : combine_kernel<1>,
                     dim3(a->n_tok, (a->n + each - 1) / each), dim3(COMBINE_THREADS), 0, *a);

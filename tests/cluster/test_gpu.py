@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 import unittest
 
@@ -13,6 +14,7 @@ from harness import BARD, pb  # noqa: E402
 
 PLUGIN = os.path.join(os.path.dirname(harness.MUSTER), "..", "tests", "stubs", "libmuster_device_host.so")
 GPU = {"MUSTER_DEVICE_PLUGIN": PLUGIN}
+ROUGH = dict(GPU, MUSTER_DEVICE_HOST_ROUGH="1")
 NO_PLUGIN = {"MUSTER_DEVICE_PLUGIN": "none"}
 NO_DRIVER = dict(GPU, MUSTER_DEVICE_HOST_COUNT="x")  # a plugin that cannot count any
 NAME = "the host as a device"
@@ -110,6 +112,56 @@ class Serve(unittest.TestCase):
             server.wait_ready(epoch_after=gang.epoch)
             self.assertEqual(len(server.status().node[0].gpu), 2)
             self.assertEqual(server.generate(PROMPT, N_TOKEN)[1] + "\n", self.alone)
+
+
+class Rough(unittest.TestCase):
+    """--gpu-prompts rough: the device rounds what it may. Other bits than exact, but the same ones whatever happens."""
+
+    def logits(self, *args):
+        with tempfile.TemporaryDirectory() as tmp:
+            path = os.path.join(tmp, "logits.f32")
+            done = harness.run("logits", BARD, "--ids", ",".join(str(i) for i in range(1, 60)), "--out", path, *args, env=ROUGH)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            with open(path, "rb") as f:
+                return f.read()
+
+    def test_logits(self):
+        exact = self.logits("--split", "1@gpu0")
+        rough = self.logits("--split", "1@gpu0", "--gpu-prompts", "rough")
+        self.assertNotEqual(exact, rough)
+        for how in (["--chunk", "7"], ["--batch", "3"], ["--split", "1@gpu0:1@gpu1"]):
+            self.assertEqual(self.logits("--split", "1@gpu0", "--gpu-prompts", "rough", *how), rough, how)
+        self.assertEqual(self.logits("--split", "1", "--gpu-prompts", "rough"), exact)
+
+    def test_company_and_death(self):
+        """A request alone, beside others, after its beginning was cached, and with a rank killed in its middle."""
+        prompt = "\n".join(f"{i}. O Romeo, Romeo! wherefore art thou Romeo?" for i in range(4))
+        with harness.Server(split="1@gpu0", args=["--gpu-prompts", "rough"], env=ROUGH) as server:
+            def ids(on_token=None):
+                return server.generate(prompt, N_TOKEN, seed=5, temperature=0.9, on_token=on_token)[0]
+
+            want = ids()
+            others = [threading.Thread(target=server.generate, args=(f"{i}: {prompt}", 100)) for i in range(3)]
+            for other in others:
+                other.start()
+            self.assertEqual(ids(), want)
+            for other in others:
+                other.join()
+            killed = []
+
+            def kill(n):
+                if n >= 5 and not killed:
+                    killed.append(server.gang().rank[0].pid)
+                    os.kill(killed[0], signal.SIGKILL)
+
+            self.assertEqual(ids(kill), want)
+            self.assertTrue(killed)
+
+    def test_no_gpu(self):
+        with harness.Server(split="1", args=["--gpu-prompts", "rough"], env=ROUGH) as server:
+            self.assertIn("no rank is on a GPU, so --gpu-prompts rough makes no difference", server.logged())
+        done = harness.run("serve", BARD, "--gpu-prompts", "bf16", env=ROUGH)
+        self.assertIn("--gpu-prompts may be exact or rough, not 'bf16'", done.stderr)
 
 
 class Said(unittest.TestCase):

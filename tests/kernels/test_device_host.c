@@ -192,7 +192,7 @@ static void test_experts(void **state)
     act.f32 = hidden;
     job.out = part;
     ops->matmul(dev, &job, 1, &act, &e);
-    struct mu_device_combine sum = {TOKENS, 1, N, part, weight, NULL, chosen, at, 0.0f, out, NULL};
+    struct mu_device_combine sum = {TOKENS, 1, N, part, weight, NULL, chosen, at, 0.0f, out};
     ops->combine(dev, &sum);
     settle();
     for (int t = 0; t < TOKENS; t++) {

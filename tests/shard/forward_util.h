@@ -41,6 +41,7 @@ struct how { /* one way to run; zeros are one thread, one rank, all at once */
     enum mu_kv_type kv;
     const struct mu_adapters *adapters;
     bool slow_links;
+    bool rough; /* prompts, on devices */
 };
 
 /* $MUSTER_TEST_PLACES: where the ranks of every split are, in turn, whatever a test says: "gpu0,cpu,gpu1". */
@@ -65,7 +66,8 @@ static inline struct mu_solo *solo_of(const struct mu_model *m, struct how how)
                                               .n_slot = how.n_slot ? how.n_slot : 2,
                                               .step_tokens = how.step_tokens ? how.step_tokens : 256,
                                               .window = how.windows ? mu_plan_window(m) : 0,
-                                              .kv = how.kv}};
+                                              .kv = how.kv,
+                                              .rough = how.rough}};
     MUST(mu_split_parse(how.split ? how.split : "1", &opt.split, err));
     places_apply(&opt.split);
     MUST(mu_solo_open(&opt, &solo, err));

@@ -45,6 +45,7 @@ static void step_fill(struct mu_step *s)
                                      .tok_off = 4,
                                      .out = MU_OUT_SAMPLE,
                                      .far = 1,
+                                     .rough = 1,
                                      .sampling = {.temperature = 0.75f,
                                                   .top_k = 40,
                                                   .top_p = 0.9f,
@@ -101,7 +102,7 @@ static void test_round_trip(void **state)
     for (int i = 0; i < 2; i++) {
         const struct mu_step_seq *a = &in->seq[i], *b = &out->seq[i];
         assert_true(a->slot == b->slot && a->pos0 == b->pos0 && a->n_tok == b->n_tok && a->tok_off == b->tok_off &&
-                    a->out == b->out && a->far == b->far);
+                    a->out == b->out && a->far == b->far && a->rough == b->rough);
 #define SAME(name) assert_true(a->sampling.name == b->sampling.name);
         MU_SAMPLING_FIELDS(SAME)
         SAME(seed)
@@ -125,7 +126,7 @@ static void test_round_trip(void **state)
     mu_free(out);
 }
 
-enum { N_BAD = 38 };
+enum { N_BAD = 39 };
 static const char *spoil(struct mu_step *s, int k)
 {
     switch (k) {
@@ -167,6 +168,7 @@ static const char *spoil(struct mu_step *s, int k)
     case 35: s->window[0].at = 4; return "a window page's place is 4";
     case 36: s->window[1].page = 12; return "a window page is 12";
     case 37: s->n_window = 9; return "number of window pages is 9, expected at most 8";
+    case 38: s->seq[1].rough = 2; return "mark of roughness";
     default: return NULL;
     }
 }

@@ -63,6 +63,7 @@ static inline float *logits_in_company(const struct mu_model *m, struct how how,
         for (int k = 0; k < N_SEQ; k++) { /* sequence 0 goes last */
             int slot = (k + 1) % N_SEQ;
             uint32_t take = slot == 0 ? 3 + (uint32_t)(step->number % 5) : (uint32_t)((slot + (int)step->number) % 4);
+            if (how.rough && slot == 2) take = 9; /* a block that is exact */
             const int32_t *from = slot == 0 ? ids : other + slot;
             size_t limit = slot == 0 ? n : 200;
             if (take > limit - done[slot]) take = (uint32_t)(limit - done[slot]);
@@ -83,7 +84,8 @@ static inline float *logits_in_company(const struct mu_model *m, struct how how,
                                                             .pos0 = (uint32_t)done[slot],
                                                             .n_tok = take,
                                                             .tok_off = step->n_tok,
-                                                            .out = kind};
+                                                            .out = kind,
+                                                            .rough = how.rough && slot % 2 == 0 && slot != 2};
             memcpy(step->ids + step->n_tok, from + done[slot], take * sizeof *from);
             step->n_tok += take;
             done[slot] += take;

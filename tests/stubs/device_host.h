@@ -15,6 +15,7 @@
  *   MUSTER_DEVICE_HOST_MEMORY   bytes of each (1 GiB)
  *   MUSTER_DEVICE_HOST_LACKS    the name of a matrix type that it says it does not have
  *   MUSTER_DEVICE_HOST_HANGS    1: a process that looks for devices (muster _gpus) does not end, as in a bad driver
+ *   MUSTER_DEVICE_HOST_ROUGH    1: what may be rough is: such products and such attention are rounded to bf16
  *   MUSTER_DEVICE_HOST_LINK     1: there are links, among the threads of this process (there are none) */
 #ifndef MU_TESTS_STUBS_DEVICE_HOST_H
 #define MU_TESTS_STUBS_DEVICE_HOST_H

@@ -1,6 +1,7 @@
 /* The operations of a device, as they are defined: kernels/ref, and the formulas of shard/phase.c, exchange.c,
  * attend.c, experts.c and sample.c, one value after another. See device_host.h. */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -169,6 +170,12 @@ static struct mu_mat mat_of(const struct mu_mat *m, size_t expert, size_t bytes)
     return one;
 }
 
+static void roughen(float *x, int n)
+{
+    const char *rough = getenv("MUSTER_DEVICE_HOST_ROUGH");
+    for (int i = 0; rough && *rough == '1' && i < n; i++) x[i] = mu_bf16_to_f32(mu_f32_to_bf16(x[i]));
+}
+
 /* Vector `in` of x times the matrices of `expert`, into row `out` of the outputs. */
 static void product(const struct mu_device_job *job, const struct mu_act *x, size_t in, size_t out, size_t expert,
                     size_t m_bytes, size_t up_bytes, float *y)
@@ -177,9 +184,11 @@ static void product(const struct mu_device_job *job, const struct mu_act *x, siz
     struct mu_act one = vector_of(x, in);
     float *u = job->up ? y + m.n_row : NULL;
     mu_ref_matmul(&m, &one, 0, m.n_row, y, (size_t)m.n_row);
+    if (job->rough) roughen(y, m.n_row);
     if (u) {
         up = mat_of(job->up, expert, up_bytes);
         mu_ref_matmul(&up, &one, 0, up.n_row, u, (size_t)up.n_row);
+        if (job->rough) roughen(u, up.n_row);
     }
     finish(job, y, u, out, expert);
 }
@@ -464,6 +473,7 @@ static bool attend_one(struct mu_device *d, const struct mu_device_attn *a, int 
                           .k_page = pages,
                           .v_page = pages + kv->max_page};
     mu_ref_attn(&one);
+    if (a->rough) roughen(one.out, kv->d_head);
     return true;
 }
 
@@ -574,7 +584,6 @@ void mu_host_combine(struct mu_device *d, const struct mu_device_combine *a)
     NEED(a->chosen, places);
     NEED(a->at, places);
     NEED(a->out, (size_t)a->n_tok * n);
-    MAY(a->bf16, (size_t)a->n_tok * n);
     for (int t = 0; t < a->n_tok; t++) {
         float *out = a->out + (size_t)t * n;
         memset(out, 0, n * sizeof *out);
@@ -586,7 +595,6 @@ void mu_host_combine(struct mu_device *d, const struct mu_device_combine *a)
             for (size_t c = 0; c < n; c++) out[c] = fmaf(a->weight[i], bias ? part[c] + bias[c] : part[c], out[c]);
         }
         for (size_t c = 0; a->scale != 0.0f && c < n; c++) out[c] = out[c] * a->scale;
-        if (a->bf16) mu_ref_to_bf16(out, a->n, a->bf16 + (size_t)t * n);
     }
 }
 

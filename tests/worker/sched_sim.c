@@ -155,6 +155,7 @@ static void slot_read(const struct sim *m, const struct mu_step *st, const struc
         const struct cell *c = &m->cell[s->page[pos / MU_PAGE_TOKENS]][pos % MU_PAGE_TOKENS];
         assert_int_equal(c->pos, pos);
         assert_int_equal(c->far, q->far);
+        assert_int_equal(c->rough, m->opt.serving.rough && pos < m->req[s->request].n_prompt);
         assert_int_equal(c->adapter, q->adapter);
         if (q->adapter) assert_true(c->scale == q->adapter_scale);
         assert_true(c->step < st->number || c->slot == q->slot); /* of this step only its own */
@@ -179,7 +180,7 @@ static void slot_write(struct sim *m, const struct mu_step *st, const struct mu_
     for (int i = 0; i < m->opt.serving.n_slot; i++)
         for (uint32_t p = 0; p < m->slot[i].n_page; p++) n_holder += m->slot[i].page[p] == page;
     assert_int_equal(n_holder, 1); /* nobody else reads there */
-    const struct cell c = {id, s->n, q->far, q->adapter, q->adapter_scale, st->number, q->slot};
+    const struct cell c = {id, s->n, q->far, q->rough, q->adapter, q->adapter_scale, st->number, q->slot};
     m->cell[page][s->n % MU_PAGE_TOKENS] = c;
     if (m->s->window) {
         assert_true(s->window[s->n / MU_PAGE_TOKENS] != NO_PAGE);

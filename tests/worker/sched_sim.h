@@ -51,7 +51,7 @@ struct slot { /* what a rank holds */
 struct cell { /* of a page */
     int32_t id;
     uint32_t pos;
-    uint8_t far; /* how it was computed */
+    uint8_t far, rough; /* how it was computed */
     uint16_t adapter;
     float scale;
     uint64_t step;

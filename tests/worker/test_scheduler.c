@@ -44,6 +44,8 @@ static void sim_cancel(struct sim *m, int i)
 static uint64_t n_outgrown, n_shared, n_overlap, n_drafted, n_taken, n_model_drafted, n_model_taken, n_cached_tokens,
     n_gone;
 
+static bool rough; /* prompts */
+
 static uint64_t simulate(uint64_t seed, int n_req, int window)
 {
     struct sim m;
@@ -53,8 +55,9 @@ static uint64_t simulate(uint64_t seed, int n_req, int window)
     sim_open_window(&m, 1 + (int)rng(4), 1 + (int)rng(MAX_SLOTS), 2 + rng(rng(2) ? 8 : 60), n_ctx, 2 + (int)rng(90),
                     window);
     /* A model with two sets of rotation factors; constrained requests; without sharing; a draft model. */
-    if (seed % 2 || seed % 5 == 0 || seed % 3 == 1) {
+    if (seed % 2 || seed % 5 == 0 || seed % 3 == 1 || rough) {
         mu_sched_destroy(m.s);
+        m.opt.serving.rough = rough;
         if (seed % 2) m.opt.n_ctx_short = 1 + (int)rng((uint32_t)n_ctx);
         if (seed % 4 == 1) m.opt.allow = sim_allow;
         m.opt.no_prefix_cache = seed % 5 == 0;
@@ -145,11 +148,27 @@ static void test_windows(void **state)
     assert_true(n_shared > 200 && n_cached_tokens > n_shared * MU_PAGE_TOKENS);
 }
 
+/* The same where prompts are rough: the ranks of the simulation want to find every token of a prompt so, whoever computed
+ * it, and no other. */
+static void test_rough_prompts(void **state)
+{
+    (void)state;
+    uint64_t preemptions = 0;
+    n_shared = n_taken = n_overlap = 0;
+    rough = true;
+    for (uint64_t seed = 1; seed <= 120; seed++) preemptions += simulate(seed + 2000, 60, seed % 3 ? 0 : 40);
+    rough = false;
+    print_message("%llu preemptions, %llu sequences began with others' tokens, %llu drafts were right\n",
+                  (unsigned long long)preemptions, (unsigned long long)n_shared, (unsigned long long)n_taken);
+    assert_true(preemptions > 100 && n_shared > 200 && n_taken > 50 && n_overlap > 200);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_a_thousand_random_requests),
         cmocka_unit_test(test_windows),
+        cmocka_unit_test(test_rough_prompts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -58,6 +58,10 @@ struct mu_shard_comm {
 enum { MU_SHARD_TICKETS = 8 }; /* sends in flight at once, tickets 0 … 7 */
 enum { MU_SHARD_GATHERS = 2 };
 
+/* Of a rank's device to others': of the stage, for its exchanges; of this stage and the one before, and the one after, for
+ * residuals. */
+enum mu_shard_device_link { MU_LINK_STAGE, MU_LINK_BEFORE, MU_LINK_AFTER, MU_SHARD_LINKS };
+
 struct mu_shard_options {
     const struct mu_model *model;
     const struct mu_plan *plan;
@@ -77,9 +81,9 @@ struct mu_shard_options {
     /* Of a rank that the plan's split puts on a device: */
     const struct mu_device_ops *device_ops; /* NULL: those of mu_device_load */
     int device_timeout_ms;                  /* of a wait for it; 0: 30 s, as a transport's */
-    /* MU_DEVICE_LINK_ID bytes that all ranks of the stage got, all of them on devices of their own: their exchanges go
-     * between these. NULL: through comm. Borrowed until mu_shard_create returns. */
-    const unsigned char *device_link;
+    /* MU_DEVICE_LINK_ID bytes that all ranks of a link got, all of them on devices of their own: their talks go between
+     * these. NULL: through comm. Borrowed until mu_shard_create returns. */
+    const unsigned char *device_link[MU_SHARD_LINKS];
 };
 
 struct mu_device_ops; /* kernels/device.h */

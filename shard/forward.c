@@ -348,9 +348,11 @@ static void record_times(struct mu_shard *s)
         atomic_store_explicit(time[i].to, (uint64_t)time[i].ns, memory_order_relaxed);
 }
 
-static enum mu_status step_run(struct mu_shard *s, const struct mu_step *step, struct mu_step_result *result_out,
-                               struct mu_err *err)
+enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, struct mu_step_result *result_out,
+                             struct mu_err *err)
 {
+    struct mu_err own = MU_ERR_INIT;
+    if (!err) err = &own;
     int64_t start = mu_now_ns(), elsewhere = s->exchange_ns + s->recv_ns + s->send_ns;
     if (s->record) {
         atomic_store_explicit(&s->record->step, step->number, memory_order_relaxed);
@@ -386,13 +388,9 @@ static enum mu_status step_run(struct mu_shard *s, const struct mu_step *step, s
     return MU_OK;
 }
 
-enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, struct mu_step_result *result_out,
-                             struct mu_err *err)
+void mu_shard_leave(struct mu_shard *s)
 {
-    struct mu_err own = MU_ERR_INIT;
-    enum mu_status st = step_run(s, step, result_out, err ? err : &own);
-    if (st != MU_OK && s->dev) mu_dev_leave(s);
-    return st;
+    if (s->dev) mu_dev_leave(s);
 }
 
 void mu_shard_take_times(struct mu_shard *s, struct mu_shard_times *times_out)

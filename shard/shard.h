@@ -119,6 +119,9 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
  * soon; -1: failed, the gang is lost. */
 int mu_shard_idle(struct mu_shard *s, struct mu_err *err);
 
+/* After a step that failed, where the process goes on: other ranks need not wait for this one's device any more. */
+void mu_shard_leave(struct mu_shard *s);
+
 /* Seconds spent since the last call, by what: for `muster bench`. Attention and sampling are parts of compute_s; in the
  * other three the waiting for a rank that is not there yet is included. */
 struct mu_shard_times {

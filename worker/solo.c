@@ -8,7 +8,7 @@
  *                         ├─ rank 1 ── its pool
  *                         …
  *
- * A rank that fails closes its comm at once, so the others end with an error and not at their deadline; the first rank
+ * A rank that fails closes its comm and its links at once, so the others end with an error and not at their deadline; the first rank
  * with an error of its own (not about a peer) is the one that is told. After a failed step only close is of use. */
 #include "worker/solo.h"
 
@@ -117,6 +117,7 @@ static void rank_step(void *arg, int member, int n_member)
     }
     r->st = mu_shard_step(r->shard, s->running, &r->result, &r->err);
     if (r->st == MU_OK || !r->comm) return;
+    mu_shard_leave(r->shard);
     mu_shard_link_destroy(r->link);
     r->link = NULL;
     mu_comm_close(r->comm);

@@ -121,7 +121,10 @@ static void steps_run(struct rank *r, struct mu_shard *shard)
         r->st = mu_shard_step(shard, step, &result, &r->err);
         r->spent_ns = mu_now_ns() - start;
         mu_free(bad);
-        if (r->st != MU_OK) return;
+        if (r->st != MU_OK) {
+            mu_shard_leave(shard);
+            return;
+        }
         size_t n = (size_t)result.n_logit_row * (size_t)g->m->cfg.n_vocab;
         if (n > 0) {
             g->logits = realloc(g->logits, (g->n_logit + n) * sizeof *g->logits);

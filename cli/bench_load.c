@@ -716,11 +716,10 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
                                   .serving = job->serving,
                                   .pool = seat.pool,
                                   .numa = seat.numa};
-    unsigned char link_id[MU_DEVICE_LINK_ID];
-    bool linked;
+    struct mu_device_link_ids links;
     MU_TRY(st, mu_shard_link_create(comm, plan, &link, &so.comm, err), out);
-    MU_TRY(st, mu_device_link_agree(comm, plan, comm->rank, NULL, link_id, &linked, err), out);
-    so.device_link = linked ? link_id : NULL;
+    MU_TRY(st, mu_device_link_agree(comm, plan, comm->rank, NULL, &links, err), out);
+    mu_device_link_use(&links, &so);
     MU_TRY(st, mu_bench_links_measure(comm, plan, &l.links, err), out);
     so.slow_links = mu_bench_links_slow(l.links, plan, comm->rank);
     int64_t start = mu_now_ns();

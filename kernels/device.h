@@ -315,7 +315,7 @@ struct mu_device_ops {
     enum mu_status (*link_open)(struct mu_device *d, const unsigned char id[MU_DEVICE_LINK_ID], int n_rank, int rank,
                                 int timeout_ms, struct mu_device_link **link_out, struct mu_err *err);
     /* Queued. Rank i of the link has buf[off[i], off[i] + len[i]), in bytes; afterwards all have all. off and len are host
-     * arrays. What one rank sends another, it receives in the same order and sizes. */
+     * arrays. What one rank sends another, it receives in the same order and sizes; a send may last until then. */
     void (*link_gather)(struct mu_device_link *l, void *buf, const size_t *off, const size_t *len);
     void (*link_send)(struct mu_device_link *l, int to, const void *buf, size_t bytes);
     void (*link_recv)(struct mu_device_link *l, int from, void *buf, size_t bytes);

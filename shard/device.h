@@ -5,6 +5,7 @@
  *   device_load.c      weights, through pinned memory    device_exchange.c  what travels between ranks
  *   device_lora.c      what adapters add                 device_sample.c    logits, states, picks
  *   device_graph.c     decode steps that are replayed    device_rough.c     tokens of prompts that are computed roughly
+ *   device_hop.c       the residual, from device to device
  *
  * Pointers in struct dev are the device's, but for those in `pinned`. Of struct mu_shard a rank on a device uses the
  * tables (layers, whose matrices' data is the device's; page tables; rows), and of its scratch what the next ids are made
@@ -20,6 +21,8 @@ enum {
     DEV_LOGIT_ROWS = 64,    /* rows of logits on the device at once */
     DEV_TIMEOUT_MS = 30000, /* of a wait, as a transport's */
     DEV_MARK = 0,           /* the step's; loading has those after it */
+    DEV_MARK_RECEIVED = 30, /* by links between stages */
+    DEV_MARK_SENT = 31,
     DEV_LOAD_BUFFERS = 4,
     DEV_LOAD_BYTES = 32 << 20, /* of one of them, and of rows on the device that are not packed yet */
     DEV_GRAPHS = 32,
@@ -68,10 +71,18 @@ struct dev_run { /* neighbouring vectors of a step */
     int begin, end;
 };
 
+struct dev_hop {                 /* between my stage and a neighbour */
+    struct mu_device_link *link; /* of the ranks of both, the gang's `first` is its 0. NULL: through comm */
+    int first;
+    int n, rank[MU_MAX_RANKS]; /* whom I receive from, or send to */
+    bool under_way;            /* in the queue, and not waited for yet */
+};
+
 struct dev {
     const struct mu_device_ops *ops;
     struct mu_device *d;
     struct mu_device_link *link; /* NULL: exchanges go through the host */
+    struct dev_hop before, after;
     int index, timeout_ms;
     struct dev_sizes size;
 
@@ -104,7 +115,7 @@ struct dev {
     struct dev_run *rough; /* [n_slot]: the step's, ascending */
     int n_lora_key;        /* 0 without adapters */
     struct dev_graph graph[DEV_GRAPHS];
-    uint64_t n_step, n_replay;
+    uint64_t n_step, n_replay, n_hop; /* n_hop: residuals that a link took */
     bool no_graphs;
 };
 
@@ -119,8 +130,13 @@ enum mu_status mu_dev_create(struct mu_shard *s, const struct mu_shard_options *
 void mu_dev_destroy(struct mu_shard *s);
 /* Memory on the device; `what` for the error, which says how much was there. */
 enum mu_status mu_dev_alloc(struct mu_shard *s, size_t bytes, const char *what, void **p_out, struct mu_err *err);
-/* Until all that is queued before the mark is done. Moves sends along meanwhile. false: s->failed and s->err say why. */
+/* Until all that is queued before the mark is done, links' transfers first. Moves sends along meanwhile. false: s->failed and
+ * s->err say why. */
 bool mu_dev_wait(struct mu_shard *s, int mark, const char *what);
+/* The same, whatever links do. */
+bool mu_dev_wait_mark(struct mu_shard *s, int mark, const char *what);
+/* Other devices need not wait for this one any more: its links are closed. The gang is lost. */
+void mu_dev_leave(struct mu_shard *s);
 /* A vector of the shard on the device; NULL stays NULL. */
 static inline const float *mu_dev_vector(const struct mu_shard *s, const float *v)
 {
@@ -207,6 +223,18 @@ bool mu_dev_project_end(struct queue *r, const struct parts *parts);
 /* The residual, whole, to the next stage. */
 void mu_dev_send(struct queue *r);
 
+/* ---- device_hop.c ---- */
+enum mu_status mu_dev_hops_open(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err);
+void mu_dev_hops_close(struct mu_shard *s);
+/* Queued, where there is such a link: the residual that the step begins with; the one that it ends with, which also waits
+ * for the pass. */
+void mu_dev_hop_recv(struct queue *r);
+void mu_dev_hop_send(struct queue *r);
+/* For what was queued so. false: the step failed. */
+bool mu_dev_hops_wait(struct mu_shard *s);
+/* Of the last send: 1: it is done, or there was none; 0: not yet; -1: failed. */
+int mu_dev_hop_test(struct mu_shard *s, struct mu_err *err);
+
 /* ---- device_sample.c ---- */
 /* Final norm of the rows that are wanted, logits and picks: in the queue, as far as they need nothing from here. */
 void mu_dev_rows(struct queue *r);
@@ -224,8 +252,10 @@ void mu_dev_lora(const struct queue *r, const struct job *job, struct mu_device_
 /* Queues the step by `pass`, or what was recorded of one like it. */
 void mu_dev_pass(struct queue *r, bool pass(struct queue *));
 
-/* Tests: whether steps may be replayed, which no result shows; how many were so far. */
+/* Tests: whether steps may be replayed, which no result shows; how many were so far; how many residuals a link took to
+ * this rank or from it. */
 void mu_shard_device_graphs(struct mu_shard *s, bool on);
 uint64_t mu_shard_device_replays(const struct mu_shard *s);
+uint64_t mu_shard_device_hops(const struct mu_shard *s);
 
 #endif

@@ -5,7 +5,7 @@
  *          or, with a link between the devices of the stage, gathered in the queue
  *
  * Inputs of o and down that other ranks hold parts of are put together in `input`; a rank that is alone writes them there in
- * their forms, or leaves them where they are as f32. */
+ * their forms, or leaves them where they are as f32. What goes from stage to stage by links is device_hop.c's. */
 #include "shard/device.h"
 
 struct dev_part mu_dev_input_begin(const struct queue *r, enum input input, unsigned forms, int n_vec)
@@ -147,6 +147,10 @@ void mu_dev_send(struct queue *r)
 {
     struct mu_shard *s = r->s;
     size_t n = (size_t)r->n_tok * (size_t)s->cfg.d_model;
+    if (r->v->after.link) {
+        mu_dev_hop_send(r);
+        return;
+    }
     r->ops->download(r->v->d, s->send[s->ticket], r->x, n * sizeof *r->x);
     r->ops->mark(r->v->d, DEV_MARK);
     if (mu_dev_wait(s, DEV_MARK, "the residual for the next stage")) mu_send_now(s, r->n_tok);

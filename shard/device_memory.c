@@ -246,16 +246,30 @@ enum mu_status mu_dev_create(struct mu_shard *s, const struct mu_shard_options *
     v->index = s->plan.split.device[s->rank];
     v->timeout_ms = opt->device_timeout_ms ? opt->device_timeout_ms : DEV_TIMEOUT_MS;
     MU_TRY(st, device_open(s, opt, err), done);
-    if (opt->device_link && s->stage.n_rank > 1) {
-        st = v->ops->link_open(v->d, opt->device_link, s->stage.n_rank, s->me.local, v->timeout_ms, &v->link, err);
+    if (opt->device_link[MU_LINK_STAGE] && s->stage.n_rank > 1) {
+        st = v->ops->link_open(v->d, opt->device_link[MU_LINK_STAGE], s->stage.n_rank, s->me.local, v->timeout_ms,
+                               &v->link, err);
         if (st != MU_OK) {
             mu_err_wrap(err, "rank %d on GPU %d: the link to the other GPUs of its stage", s->rank, v->index);
             goto done;
         }
     }
+    MU_TRY(st, mu_dev_hops_open(s, opt, err), done);
     st = buffers_create(s, err);
 done:
     return st;
+}
+
+void mu_dev_leave(struct mu_shard *s)
+{
+    struct dev *v = s->dev;
+    for (int i = 0; i < DEV_GRAPHS; i++) { /* they have transfers in them */
+        if (v->graph[i].graph) v->ops->graph_free(v->d, v->graph[i].graph);
+        v->graph[i] = (struct dev_graph){0};
+    }
+    mu_dev_hops_close(s);
+    if (v->link) v->ops->link_close(v->link);
+    v->link = NULL;
 }
 
 void mu_dev_destroy(struct mu_shard *s)
@@ -263,9 +277,7 @@ void mu_dev_destroy(struct mu_shard *s)
     struct dev *v = s->dev;
     if (!v) return;
     if (v->d) {
-        for (int i = 0; i < DEV_GRAPHS; i++)
-            if (v->graph[i].graph) v->ops->graph_free(v->d, v->graph[i].graph);
-        if (v->link) v->ops->link_close(v->link);
+        mu_dev_leave(s);
         void *const blocks[] = {v->weights, v->kv, v->scratch, v->lora};
         for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
             if (blocks[i]) v->ops->free(v->d, blocks[i]);
@@ -287,7 +299,7 @@ static void look(struct mu_shard *s, int mark)
     while (s->n_sent > 0 && v->ops->test(v->d, mark) == 0 && mu_now_ns() < end) s->comm.progress(s->comm.ctx);
 }
 
-bool mu_dev_wait(struct mu_shard *s, int mark, const char *what)
+bool mu_dev_wait_mark(struct mu_shard *s, int mark, const char *what)
 {
     struct dev *v = s->dev;
     look(s, mark);
@@ -295,4 +307,9 @@ bool mu_dev_wait(struct mu_shard *s, int mark, const char *what)
     if (s->failed == MU_OK) return true;
     mu_err_wrap(&s->err, "rank %d on GPU %d", s->rank, v->index);
     return false;
+}
+
+bool mu_dev_wait(struct mu_shard *s, int mark, const char *what)
+{
+    return mu_dev_hops_wait(s) && mu_dev_wait_mark(s, mark, what);
 }

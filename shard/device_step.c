@@ -118,11 +118,12 @@ static bool in_fill(struct queue *r)
     struct mu_shard *s = r->s;
     struct dev *v = r->v;
     const struct dev_in *from = &v->pinned.in;
-    size_t x_bytes = (size_t)s->n_tok * (size_t)s->cfg.d_model * sizeof *from->x;
+    bool linked = v->before.link;
+    size_t x_bytes = linked ? 0 : (size_t)s->n_tok * (size_t)s->cfg.d_model * sizeof *from->x;
     for (uint32_t i = 0; i < s->step->n_seq; i++) seq_fill(r, &s->step->seq[i]);
     blocks_fill(r);
     rows_fill(r);
-    if (s->n_tok > 0 && !s->first_stage) mu_recv_now(s, from->x, s->n_tok);
+    if (s->n_tok > 0 && !s->first_stage && !linked) mu_recv_now(s, from->x, s->n_tok);
     if (s->failed != MU_OK) return false;
     if (s->first_stage) embed_all(s);
     if (s->n_tok > 0) r->ops->upload(v->d, v->in.base, from->base, (size_t)((char *)from->x - from->base) + x_bytes);
@@ -131,6 +132,7 @@ static bool in_fill(struct queue *r)
         r->ops->set(v->d, v->table, v->in.set, s->kv.n_set);
     }
     if (r->lora) mu_dev_lora_scales(r);
+    if (s->n_tok > 0 && linked) mu_dev_hop_recv(r);
     return true;
 }
 

@@ -68,13 +68,13 @@ struct parts mu_model_parts(const struct mu_shard *s, enum wire wire, int n_tok)
 
 /* ---- member 0 and the transport ---- */
 
-static int64_t comm_begin(struct mu_shard *s, enum mu_rank_op op)
+int64_t mu_talk_begin(struct mu_shard *s, enum mu_rank_op op, int waiting_on)
 {
-    if (s->record) mu_record_op(s->record, op, MU_RECORD_NOBODY);
+    if (s->record) mu_record_op(s->record, op, waiting_on);
     return mu_now_ns();
 }
 
-static void comm_end(struct mu_shard *s, enum mu_rank_op op, int64_t start, int64_t *spent_ns)
+void mu_talk_end(struct mu_shard *s, enum mu_rank_op op, int64_t start, int64_t *spent_ns)
 {
     int64_t end = mu_now_ns();
     *spent_ns += end - start;
@@ -86,9 +86,9 @@ static void comm_end(struct mu_shard *s, enum mu_rank_op op, int64_t start, int6
 
 void mu_gather_now(struct mu_shard *s, void *buf, const struct parts *parts)
 {
-    int64_t start = comm_begin(s, MU_OP_EXCHANGE);
+    int64_t start = mu_talk_begin(s, MU_OP_EXCHANGE, MU_RECORD_NOBODY);
     s->failed = s->comm.gather(s->comm.ctx, buf, parts->off, parts->len, &s->err);
-    comm_end(s, MU_OP_EXCHANGE, start, &s->exchange_ns);
+    mu_talk_end(s, MU_OP_EXCHANGE, start, &s->exchange_ns);
 }
 
 bool mu_run_gather(struct run *r, void *buf, const struct parts *parts)
@@ -112,9 +112,9 @@ static bool half_gather_end(struct run *r)
 {
     struct mu_shard *owner = r->s->owner;
     if (r->member == 0 && owner->failed == MU_OK) {
-        int64_t start = comm_begin(owner, MU_OP_EXCHANGE);
+        int64_t start = mu_talk_begin(owner, MU_OP_EXCHANGE, MU_RECORD_NOBODY);
         owner->failed = owner->comm.gather_end(owner->comm.ctx, r->s->half_of, &owner->err);
-        comm_end(owner, MU_OP_EXCHANGE, start, &owner->exchange_ns);
+        mu_talk_end(owner, MU_OP_EXCHANGE, start, &owner->exchange_ns);
     }
     mu_run_meet(r);
     return owner->failed == MU_OK; /* written before a meeting, read after it */
@@ -328,9 +328,9 @@ void mu_residual_add(const struct run *r, float *x, int t)
 
 void mu_recv_now(struct mu_shard *s, float *x, int n_tok)
 {
-    int64_t start = comm_begin(s, MU_OP_RECV);
+    int64_t start = mu_talk_begin(s, MU_OP_RECV, MU_RECORD_NOBODY);
     s->failed = s->comm.recv(s->comm.ctx, x, (size_t)n_tok * (size_t)s->cfg.d_model * sizeof *x, &s->err);
-    comm_end(s, MU_OP_RECV, start, &s->recv_ns);
+    mu_talk_end(s, MU_OP_RECV, start, &s->recv_ns);
 }
 
 bool mu_run_recv(struct run *r)
@@ -346,7 +346,7 @@ bool mu_run_recv(struct run *r)
 
 void mu_send_now(struct mu_shard *s, int n_tok)
 {
-    int64_t start = comm_begin(s, MU_OP_SEND);
+    int64_t start = mu_talk_begin(s, MU_OP_SEND, MU_RECORD_NOBODY);
     const float *buf = s->send[s->ticket];
     size_t bytes = (size_t)n_tok * (size_t)s->cfg.d_model * sizeof *buf;
     s->failed = s->comm.send(s->comm.ctx, buf, bytes, s->ticket, &s->err);
@@ -354,7 +354,7 @@ void mu_send_now(struct mu_shard *s, int n_tok)
         s->sent[s->ticket] = true;
         s->n_sent++;
     }
-    comm_end(s, MU_OP_SEND, start, &s->send_ns);
+    mu_talk_end(s, MU_OP_SEND, start, &s->send_ns);
 }
 
 bool mu_run_send(struct run *r)

@@ -307,7 +307,7 @@ int mu_shard_idle(struct mu_shard *s, struct mu_err *err)
         s->sent[t] = false;
         s->n_sent--;
     }
-    return s->n_sent == 0;
+    return s->n_sent > 0 ? 0 : s->dev ? mu_dev_hop_test(s, err) : 1;
 }
 
 /* A free buffer for this step's residual. */
@@ -386,6 +386,11 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
     if (s->record) record_times(s);
     if (s->record) mu_record_op(s->record, MU_OP_IDLE, MU_RECORD_NOBODY);
     return MU_OK;
+}
+
+void mu_shard_leave(struct mu_shard *s)
+{
+    if (s->dev) mu_dev_leave(s);
 }
 
 void mu_shard_take_times(struct mu_shard *s, struct mu_shard_times *times_out)

@@ -395,6 +395,10 @@ bool mu_run_project_end(struct run *r);
 bool mu_run_project(struct run *r, const struct job *job, const struct act *act, bool round, const float *post);
 /* All ranks' parts of buf, by member 0; everybody meets. false: the step failed. */
 bool mu_run_gather(struct run *r, void *buf, const struct parts *parts);
+/* What a wait for other ranks takes: noted in the record, the trace and *spent_ns. waiting_on: MU_RECORD_NOBODY where comm
+ * says whom. */
+int64_t mu_talk_begin(struct mu_shard *s, enum mu_rank_op op, int waiting_on);
+void mu_talk_end(struct mu_shard *s, enum mu_rank_op op, int64_t start, int64_t *spent_ns);
 /* The same by member 0 alone; s->failed has the status. */
 void mu_gather_now(struct mu_shard *s, void *buf, const struct parts *parts);
 bool mu_run_recv(struct run *r);

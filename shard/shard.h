@@ -58,6 +58,10 @@ struct mu_shard_comm {
 enum { MU_SHARD_TICKETS = 8 }; /* sends in flight at once, tickets 0 … 7 */
 enum { MU_SHARD_GATHERS = 2 };
 
+/* Of a rank's device to others': of the stage, for its exchanges; of this stage and the one before, and the one after, for
+ * residuals. */
+enum mu_shard_device_link { MU_LINK_STAGE, MU_LINK_BEFORE, MU_LINK_AFTER, MU_SHARD_LINKS };
+
 struct mu_shard_options {
     const struct mu_model *model;
     const struct mu_plan *plan;
@@ -77,9 +81,9 @@ struct mu_shard_options {
     /* Of a rank that the plan's split puts on a device: */
     const struct mu_device_ops *device_ops; /* NULL: those of mu_device_load */
     int device_timeout_ms;                  /* of a wait for it; 0: 30 s, as a transport's */
-    /* MU_DEVICE_LINK_ID bytes that all ranks of the stage got, all of them on devices of their own: their exchanges go
-     * between these. NULL: through comm. Borrowed until mu_shard_create returns. */
-    const unsigned char *device_link;
+    /* MU_DEVICE_LINK_ID bytes that all ranks of a link got, all of them on devices of their own: their talks go between
+     * these. NULL: through comm. Borrowed until mu_shard_create returns. */
+    const unsigned char *device_link[MU_SHARD_LINKS];
 };
 
 struct mu_device_ops; /* kernels/device.h */
@@ -114,6 +118,9 @@ enum mu_status mu_shard_step(struct mu_shard *s, const struct mu_step *step, str
 /* Moves the sends of earlier steps along. 1: none is pending, the rank may sleep until its next step; 0: call again
  * soon; -1: failed, the gang is lost. */
 int mu_shard_idle(struct mu_shard *s, struct mu_err *err);
+
+/* After a step that failed, where the process goes on: other ranks need not wait for this one's device any more. */
+void mu_shard_leave(struct mu_shard *s);
 
 /* Seconds spent since the last call, by what: for `muster bench`. Attention and sampling are parts of compute_s; in the
  * other three the waiting for a rank that is not there yet is included. */

@@ -208,9 +208,9 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
                        r->plan.n_rank);
     MU_TRY(st, seat_open(r, err), out);
     MU_TRY(st, mu_shard_link_create(r->comm, &r->plan, &r->link, &r->ops, err), out);
-    unsigned char link_id[MU_DEVICE_LINK_ID];
-    bool linked;
-    MU_TRY(st, mu_device_link_agree(r->comm, &r->plan, r->rank, NULL, link_id, &linked, err), out);
+    struct mu_device_link_ids links;
+    MU_TRY(st, mu_device_link_agree(r->comm, &r->plan, r->rank, NULL, &links, err), out);
+    if (links.have[MU_LINK_BEFORE]) mu_info("rank", "residuals come from GPU to GPU");
     gpu_room_wait(r);
     struct mu_shard_options opt = {
         .model = r->model,
@@ -226,8 +226,8 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
         .adapters = r->adapters,
         .kept_fd = kept_open(r),
         .device_timeout_ms = COMM_MS + (int)step_ms(r),
-        .device_link = linked ? link_id : NULL,
     };
+    mu_device_link_use(&links, &opt);
     st = mu_shard_create(&opt, &r->shard, err);
     if (opt.kept_fd > 0) close(opt.kept_fd);
     if (st == MU_OK) seat_tell(r);

@@ -8,7 +8,7 @@
  *                         ├─ rank 1 ── its pool
  *                         …
  *
- * A rank that fails closes its comm at once, so the others end with an error and not at their deadline; the first rank
+ * A rank that fails closes its comm and its links at once, so the others end with an error and not at their deadline; the first rank
  * with an error of its own (not about a peer) is the one that is told. After a failed step only close is of use. */
 #include "worker/solo.h"
 
@@ -79,8 +79,7 @@ static void rank_create(void *arg, int member, int n_member)
     struct mu_shard_options opt = {.model = s->opt.model, .plan = &s->plan, .rank = member, .serving = s->serving};
     opt.adapters = s->opt.adapters;
     opt.slow_links = s->opt.slow_links;
-    unsigned char link_id[MU_DEVICE_LINK_ID];
-    bool linked = false;
+    struct mu_device_link_ids links = {0};
     (void)n_member;
     if (member == 0) {
         opt.load_progress = s->opt.load_progress;
@@ -88,8 +87,8 @@ static void rank_create(void *arg, int member, int n_member)
     }
     MU_TRY(r->st, mu_seat_open(s->topo, &s->plan.split, member, s->opt.n_thread, s->opt.pin, &r->seat, &r->err), fail);
     if (r->comm) MU_TRY(r->st, mu_shard_link_create(r->comm, &s->plan, &r->link, &opt.comm, &r->err), fail);
-    if (r->comm) MU_TRY(r->st, mu_device_link_agree(r->comm, &s->plan, member, NULL, link_id, &linked, &r->err), fail);
-    opt.device_link = linked ? link_id : NULL;
+    if (r->comm) MU_TRY(r->st, mu_device_link_agree(r->comm, &s->plan, member, NULL, &links, &r->err), fail);
+    mu_device_link_use(&links, &opt);
     opt.pool = r->seat.pool;
     opt.numa = r->seat.numa;
     MU_TRY(r->st, mu_shard_create(&opt, &r->shard, &r->err), fail);
@@ -118,6 +117,7 @@ static void rank_step(void *arg, int member, int n_member)
     }
     r->st = mu_shard_step(r->shard, s->running, &r->result, &r->err);
     if (r->st == MU_OK || !r->comm) return;
+    mu_shard_leave(r->shard);
     mu_shard_link_destroy(r->link);
     r->link = NULL;
     mu_comm_close(r->comm);

@@ -144,6 +144,10 @@ void mu_cuda_links_describe(const struct mu_device *d, char *text, size_t size)
     char who[128];
     text[0] = '\0';
     if (!d->links) return;
+    if (d->links->next) { /* who waits knows which */
+        snprintf(text, size, "; it may be waiting for another rank of its links");
+        return;
+    }
     others(d->links->n_rank, d->links->rank, who, sizeof who);
     snprintf(text, size, "; it may be waiting for %s of the link in which it is rank %d", who, d->links->rank);
 }

@@ -1,5 +1,6 @@
 """GPU ranks without a GPU: the plugin is the host as a device (tests/stubs/device_host.c), all else is real. Whatever the places of the ranks,
 the tokens are those of processors alone; what cannot be used is said plainly."""
+import concurrent.futures
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from harness import BARD, pb  # noqa: E402
 PLUGIN = os.path.join(os.path.dirname(harness.MUSTER), "..", "tests", "stubs", "libmuster_device_host.so")
 GPU = {"MUSTER_DEVICE_PLUGIN": PLUGIN}
 ROUGH = dict(GPU, MUSTER_DEVICE_HOST_ROUGH="1")
+LINKED = dict(GPU, MUSTER_DEVICE_HOST_LINK="1", MUSTER_DEVICE_HOST_COUNT="4")
+HOP = "residuals come from GPU to GPU"  # what a rank says that gets them so
 NO_PLUGIN = {"MUSTER_DEVICE_PLUGIN": "none"}
 NO_DRIVER = dict(GPU, MUSTER_DEVICE_HOST_COUNT="x")  # a plugin that cannot count any
 NAME = "the host as a device"
@@ -37,8 +40,9 @@ class Serve(unittest.TestCase):
         for split in ("1@gpu0", "1@gpu0/1", "1/1@gpu1", "1@gpu0:1@gpu1/1", "1@gpu0:1", "auto"):
             with self.subTest(split):
                 self.assertEqual(text_of("--split", split), self.alone)
-        linked = dict(GPU, MUSTER_DEVICE_HOST_LINK="1")
-        self.assertEqual(text_of("--split", "1@gpu0:1@gpu1/1", env=linked), self.alone)
+        for split in ("1@gpu0:1@gpu1/1", "1@gpu0/1@gpu1:1@gpu2"):
+            with self.subTest(split, linked=True):
+                self.assertEqual(text_of("--split", split, env=LINKED), self.alone)
 
     def test_other_verbs(self):
         with tempfile.TemporaryDirectory() as tmp:
@@ -84,9 +88,27 @@ class Serve(unittest.TestCase):
                 self.assertEqual(server.generate(PROMPT, N_TOKEN)[1] + "\n", self.alone)
                 self.assertEqual(len(server.status().node[0].gpu), 0)
 
+    def test_linked(self):
+        """Between stages of GPUs alone residuals go by link, where nobody forbids it; several streams at once."""
+        for split, env, hops in (("1@gpu0/1@gpu1", LINKED, 1), ("1@gpu0/1@gpu1", dict(LINKED, MUSTER_GPU_LINK="0"), 0),
+                                 ("1@gpu2:1@gpu0/1@gpu1:1@gpu3", LINKED, 2), ("1/1@gpu0/1@gpu1", LINKED, 1), ("1@gpu0/1@gpu0", LINKED, 0)):
+            with self.subTest(split, hops=hops), harness.Server(split=split, env=env) as server:
+                self.assertEqual(server.generate(PROMPT, N_TOKEN)[1] + "\n", self.alone)
+                self.assertEqual(server.logged().count(HOP), hops, server.logged())
+                with concurrent.futures.ThreadPoolExecutor(3) as pool:
+                    texts = list(pool.map(lambda _: server.generate(PROMPT, N_TOKEN)[1] + "\n", range(3)))
+                self.assertEqual(texts, [self.alone] * 3)
+
     def test_killed_ranks(self):
         """kill -9 of the rank on a GPU, then of the one on processors, in the middle of a stream: its tokens are the same."""
-        with harness.Server(split="1@gpu0/1", args=["--no-speculation"], env=GPU) as server:
+        self.killed_ranks("1@gpu0/1", GPU)
+
+    def test_killed_linked_ranks(self):
+        """The same of two on GPUs with a link between them."""
+        self.killed_ranks("1@gpu0/1@gpu1", LINKED)
+
+    def killed_ranks(self, split, env):
+        with harness.Server(split=split, args=["--no-speculation"], env=env) as server:
             want, _, _ = server.generate(PROMPT, 200, seed=3, temperature=0.9)
             for rank in (0, 1):
                 epoch = server.wait_ready().epoch
@@ -103,6 +125,7 @@ class Serve(unittest.TestCase):
                 gang = server.wait_ready(epoch_after=epoch)
                 self.assertIn(f"rank {rank}", gang.last_failure)
                 self.assertEqual(gang.rank[0].gpu_name, NAME)
+            self.assertEqual(server.logged().count(HOP), 3 if env is LINKED else 0)  # of three epochs
 
     def test_killed_worker(self):
         """Its successor is asked for nothing, but what the machine has is still known."""

@@ -531,6 +531,8 @@ struct rank {
     unsigned char got[3], received;
 };
 
+static pthread_barrier_t sent;
+
 static void *rank_run(void *arg)
 {
     struct rank *r = arg;
@@ -545,8 +547,9 @@ static void *rank_run(void *arg)
         unsigned char *buf = p;
         buf[r->rank] = (unsigned char)(10 + r->rank);
         ops->link_gather(l, buf, off, len);
-        ops->link_send(l, (r->rank + 1) % r->n_rank, buf + r->rank, 1);
+        if (r->rank != 1) ops->link_send(l, (r->rank + 1) % r->n_rank, buf + r->rank, 1);
         ops->link_recv(l, (r->rank + r->n_rank - 1) % r->n_rank, buf + 3, 1);
+        if (r->rank == 1) ops->link_send(l, 2 % r->n_rank, buf + 1, 1);
         r->st = ops->wait(d, EVERYTHING, SOON_MS, "the link", &r->err);
         memcpy(r->got, buf, sizeof r->got);
         r->received = buf[3];
@@ -601,6 +604,88 @@ static void test_link_that_is_left(void **state)
     assert_non_null(strstr(r[0].err.text, "rank 1 has left a gather"));
 }
 
+/* Rank 1 is another process. */
+static void test_link_of_processes(void **state)
+{
+    struct rank r[2] = {{.n_rank = 2, .timeout_ms = SOON_MS}, {.rank = 1, .n_rank = 2, .timeout_ms = SOON_MS}};
+    struct mu_err err = MU_ERR_INIT;
+    int status;
+    (void)state;
+    setenv("MUSTER_DEVICE_HOST_LINK", "1", 1);
+    must(ops->link_id(r[0].id, &err), &err);
+    memcpy(r[1].id, r[0].id, sizeof r[1].id);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        rank_run(&r[1]);
+        _exit(r[1].st != MU_OK || memcmp(r[1].got, (const unsigned char[]){10, 11}, 2) || r[1].received != 10);
+    }
+    rank_run(&r[0]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    must(r[0].st, &r[0].err);
+    assert_int_equal(r[0].received, 11);
+    assert_int_equal(status, 0);
+}
+
+/* A send is done when it is received, and what was queued after it runs then; a receive is not for ever. */
+static void *sends_late(void *arg)
+{
+    struct rank *r = arg;
+    struct mu_device *d;
+    struct mu_device_link *l = NULL;
+    struct mu_err err = MU_ERR_INIT;
+    void *p, *here;
+    must(ops->open(r->rank, &d, &err), &err);
+    must(ops->link_open(d, r->id, 2, r->rank, r->timeout_ms, &l, &err), &err);
+    must(ops->alloc(d, 4, &p, &err), &err);
+    must(ops->alloc_host(d, 4, &here, &err), &err);
+    unsigned char *buf = p;
+    if (r->rank == 0) {
+        memcpy(here, "1234", 4);
+        ops->upload(d, buf, here, 4);
+        ops->mark(d, 0);
+        ops->link_send(l, 1, buf, 4);
+        ops->zero(d, buf, 4);
+        ops->mark(d, 1);
+        must(ops->wait(d, 0, SOON_MS, "what is before", &err), &err);
+        assert_int_equal(ops->test(d, 1), 0); /* rank 1 does not look before the next line is done */
+        assert_int_equal(buf[0], '1');
+        pthread_barrier_wait(&sent);
+        must(ops->wait(d, 1, SOON_MS, "the send", &err), &err);
+        assert_int_equal(ops->test(d, 1), 1);
+        assert_int_equal(buf[0], 0);
+        pthread_barrier_wait(&sent);
+        ops->link_send(l, 1, buf, 4);
+        r->st = ops->wait(d, EVERYTHING, SOON_MS, "the second send", &r->err);
+    } else {
+        pthread_barrier_wait(&sent);
+        ops->link_recv(l, 0, buf, 4);
+        must(ops->wait(d, EVERYTHING, SOON_MS, "the receive", &err), &err);
+        same(buf, (const unsigned char *)"1234", 4);
+        pthread_barrier_wait(&sent);
+    }
+    pthread_barrier_wait(&sent);
+    ops->link_close(l);
+    ops->close(d);
+    return NULL;
+}
+
+static void test_sends_end_when_received(void **state)
+{
+    struct rank r[2] = {{.timeout_ms = 300}, {.rank = 1, .timeout_ms = 300}};
+    struct mu_err err = MU_ERR_INIT;
+    (void)state;
+    setenv("MUSTER_DEVICE_HOST_LINK", "1", 1);
+    must(ops->link_id(r[0].id, &err), &err);
+    memcpy(r[1].id, r[0].id, sizeof r[1].id);
+    pthread_barrier_init(&sent, NULL, 2);
+    for (int i = 0; i < 2; i++) assert_int_equal(pthread_create(&r[i].thread, NULL, sends_late, &r[i]), 0);
+    for (int i = 0; i < 2; i++) pthread_join(r[i].thread, NULL);
+    pthread_barrier_destroy(&sent);
+    assert_int_equal(r[0].st, MU_ETIMEOUT);
+    assert_non_null(strstr(r[0].err.text, "the second send: link: rank 1 took nothing for 300 ms"));
+}
+
 static void test_no_links(void **state)
 {
     struct mu_err err = MU_ERR_INIT;
@@ -636,6 +721,8 @@ int main(void)
         TEST(test_links),
         TEST(test_link_without_a_rank),
         TEST(test_link_that_is_left),
+        TEST(test_link_of_processes),
+        TEST(test_sends_end_when_received),
         TEST(test_no_links),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

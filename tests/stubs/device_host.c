@@ -348,9 +348,14 @@ static enum mu_status wait_for(struct mu_device *d, int mark, int timeout_ms, co
     return mu_fail(err, d->err.code, "%s: %s", what, d->err.text);
 }
 
+static bool stands(const struct item *i);
+
 static int test(struct mu_device *d, int mark)
 {
-    queue_run(d, until(d, mark));
+    while (d->queue.first && d->n_done < until(d, mark)) {
+        if (!mu_host_failed(d) && stands(d->queue.first)) return 0;
+        queue_run(d, d->n_done + 1);
+    }
     return mu_host_failed(d) ? -1 : 1;
 }
 
@@ -694,6 +699,20 @@ static void send_run(struct mu_device *d, const void *args)
     mu_host_link_send(a->link, a->peer, a->from, a->bytes);
 }
 
+static void taken_run(struct mu_device *d, const void *args)
+{
+    const struct link_args *a = args;
+    (void)d;
+    if (a->bytes > 0) mu_host_link_taken(a->link, a->peer);
+}
+
+/* It would wait for another rank now. */
+static bool stands(const struct item *i)
+{
+    const struct link_args *a = (const struct link_args *)(const void *)i->args;
+    return i->run == taken_run && a->bytes > 0 && !mu_host_link_has_taken(a->link, a->peer);
+}
+
 static void recv_run(struct mu_device *d, const void *args)
 {
     const struct link_args *a = args;
@@ -719,12 +738,27 @@ static void link_send(struct mu_device_link *l, int to, const void *buf, size_t 
 {
     struct link_args a = {.link = l, .from = buf, .peer = to, .bytes = bytes};
     submit(mu_host_link_device(l), send_run, &a, sizeof a, true);
+    submit(mu_host_link_device(l), taken_run, &a, sizeof a, false);
 }
 
 static void link_recv(struct mu_device_link *l, int from, void *buf, size_t bytes)
 {
     struct link_args a = {.link = l, .buf = buf, .peer = from, .bytes = bytes};
     submit(mu_host_link_device(l), recv_run, &a, sizeof a, true);
+}
+
+static void given_up_run(struct mu_device *d, const void *args)
+{
+    (void)d;
+    (void)args;
+}
+
+static void link_close(struct mu_device_link *l)
+{
+    if (!l) return;
+    for (struct item *i = mu_host_link_device(l)->queue.first; i; i = i->next)
+        if (i->run == taken_run && ((const struct link_args *)(const void *)i->args)->link == l) i->run = given_up_run;
+    mu_host_link_close(l);
 }
 
 /* ---- the end, the table ---- */
@@ -797,7 +831,7 @@ static const struct mu_device_ops ops = {
     .link_gather = link_gather,
     .link_send = link_send,
     .link_recv = link_recv,
-    .link_close = mu_host_link_close,
+    .link_close = link_close,
 };
 
 const struct mu_device_ops *mu_device_host_ops(void)

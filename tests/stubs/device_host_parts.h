@@ -43,6 +43,9 @@ struct mu_device *mu_host_link_device(const struct mu_device_link *l);
 int mu_host_link_ranks(const struct mu_device_link *l);
 void mu_host_link_gather(struct mu_device_link *l, void *buf, const size_t *off, const size_t *len);
 void mu_host_link_send(struct mu_device_link *l, int to, const void *buf, size_t bytes);
+/* Until that rank has what I sent it last. */
+void mu_host_link_taken(struct mu_device_link *l, int to);
+bool mu_host_link_has_taken(const struct mu_device_link *l, int to);
 void mu_host_link_recv(struct mu_device_link *l, int from, void *buf, size_t bytes);
 
 #endif

@@ -1,4 +1,4 @@
-/* Attention: which of its two forms a call wants. */
+/* Attention: which of its forms a call wants. */
 #include "kernels/cuda/attn.h"
 
 void mu_cuda_attn(struct mu_device *d, const struct mu_device_attn *a)
@@ -7,8 +7,9 @@ void mu_cuda_attn(struct mu_device *d, const struct mu_device_attn *a)
         mu_note(d, cudaErrorInvalidValue, "attention: pages are of 32 positions");
         return;
     }
-    if (a->n_block > 0)
-        mu_cuda_attn_blocks(d, a);
-    else if (a->n_query > 0)
+    if (a->n_block > 0) {
+        if (!a->rough || !mu_cuda_attn_rough(d, a)) mu_cuda_attn_blocks(d, a);
+    } else if (a->n_query > 0) {
         mu_cuda_attn_queries(d, a);
+    }
 }

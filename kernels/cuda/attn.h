@@ -1,4 +1,4 @@
-/* What the two forms of attention share. Private to attn.cu, attn_query.cu and attn_block.cu. */
+/* What the forms of attention share. Private to attn.cu, attn_query.cu, attn_block.cu and attn_rough.cu. */
 #ifndef MU_KERNELS_CUDA_ATTN_H
 #define MU_KERNELS_CUDA_ATTN_H
 
@@ -11,6 +11,13 @@ enum { MU_SEGMENT_PAGES = MU_ATTN_SEGMENT / MU_KV_PAGE };
 static __device__ inline int mu_attn_first(int pos, int window)
 {
     return window > 0 && pos >= window ? pos - window + 1 : 0;
+}
+
+/* The first of my query heads that read KV head j or a later one: those of j are from here to that of j + 1. */
+static __host__ __device__ inline int mu_attn_heads_begin(const struct mu_device_attn &a, int j)
+{
+    int h = (j + a.kv_head0) * a.group - a.head0;
+    return h < 0 ? 0 : h < a.n_head ? h : a.n_head;
 }
 
 static __device__ inline float mu_attn_cap(float score, float cap)
@@ -75,5 +82,7 @@ static __device__ inline float mu_attn_last(struct mu_attn_end e, float sum)
 /* attn_query.cu, attn_block.cu: the two forms. */
 void mu_cuda_attn_queries(struct mu_device *d, const struct mu_device_attn *a);
 void mu_cuda_attn_blocks(struct mu_device *d, const struct mu_device_attn *a);
+/* attn_rough.cu: the same, roughly. false, with nothing done, where it is not for these heads or this device. */
+bool mu_cuda_attn_rough(struct mu_device *d, const struct mu_device_attn *a);
 
 #endif

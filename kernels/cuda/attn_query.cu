@@ -70,13 +70,6 @@ static __device__ inline void result(const struct mu_device_attn &a, size_t at, 
     mu_store_forms<1>(a.form, at, true, v); /* forms are wanted: whole warps */
 }
 
-/* My query heads [begin, end) that KV head j's pass has. */
-static __host__ __device__ int heads_begin(const struct mu_device_attn &a, int j)
-{
-    int h = (j + a.kv_head0) * a.group - a.head0;
-    return h < 0 ? 0 : h < a.n_head ? h : a.n_head;
-}
-
 /* Shared memory of a block of threads. */
 template <int HEADS> struct alignas(16) block {
     float p[HEADS * ROW];
@@ -217,8 +210,8 @@ template <typename KV, int HEADS> static __global__ void __launch_bounds__(THREA
     const struct mu_device_attn &a = args.a;
     int tid = (int)threadIdx.x, lane = tid % 32, warp = tid / 32, n = a.kv.d_head;
     int unit = (int)blockIdx.x % (a.kv.n_head * args.n_pass), i = (int)blockIdx.x / (a.kv.n_head * args.n_pass);
-    int j = unit / args.n_pass, head = heads_begin(a, j) + unit % args.n_pass * HEADS;
-    int n_head = heads_begin(a, j + 1) - head;
+    int j = unit / args.n_pass, head = mu_attn_heads_begin(a, j) + unit % args.n_pass * HEADS;
+    int n_head = mu_attn_heads_begin(a, j + 1) - head;
     int row = (n + MU_KV_UNIT - 1) / MU_KV_UNIT * MU_KV_UNIT;
     float *q = reinterpret_cast<float *>(b + 1), *sum = q + HEADS * row;
     mu_grid_begin();
@@ -428,7 +421,7 @@ void mu_cuda_attn_queries(struct mu_device *d, const struct mu_device_attn *a)
     bool form_here = a->kv.d_head % MU_Q_BLOCK == 0;
     int most = 1, heads = 1; /* heads of a KV head, and of a block of threads */
     for (int j = 0; j < a->kv.n_head; j++) {
-        int n = heads_begin(*a, j + 1) - heads_begin(*a, j);
+        int n = mu_attn_heads_begin(*a, j + 1) - mu_attn_heads_begin(*a, j);
         most = n > most ? n : most;
     }
     while (heads < most && heads < MAX_HEADS) heads *= 2;

@@ -8,6 +8,7 @@
  *   epilogue.h  what follows a product              norm.cu     residual, norms      form.cu  inputs of matrices
  *   kv.h        pages of the cache                  rotate.cu   rotation, storing
  *   attn.cu     which form of attention             attn_query.cu  decoding          attn_block.cu  prompts
+ *                                                   attn_rough.cu  … on the tensor cores
  *   experts.cu, pick.cu, move.cu                    link.cu     NCCL
  *
  * The files are compiled twice: by nvcc, and by the C++ compiler against tests/stubs/cuda, whose cuda_runtime.h runs

@@ -59,6 +59,22 @@ MU_PTX void mu_mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2]
                    "f"(c[3]));
 }
 
+/* The same of f16, for what may be rough. The two values of a register are at columns (of b: rows) 2t, 2t + 1, the lower
+ * in the low half; with matrices of 8 columns where int8 has 16:
+ *
+ *   a[0] row g,     columns 2t, 2t+1           b[0] rows 2t, 2t+1,     column g
+ *   a[1] row g + 8, columns 2t, 2t+1           b[1] rows 8+2t, 8+2t+1, column g
+ *   a[2] row g,     columns 8+2t, 8+2t+1       c and d as above: packed in pairs, those of two products side by side
+ *   a[3] row g + 8, columns 8+2t, 8+2t+1       are the a of a third */
+MU_PTX void mu_mma_f16_k16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4])
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%10,%11,%12,%13};"
+                 : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "f"(c[0]), "f"(c[1]), "f"(c[2]),
+                   "f"(c[3]));
+}
+
 /* ---- fragments from shared memory ----
  *
  * Whole warps. Four matrices of 8 rows of 16 bytes: lane 8m + i names row i of matrix m (16-byte aligned). r[m] of lane l
@@ -177,6 +193,23 @@ MU_PTX uint16_t mu_f32_to_half(float f)
     uint16_t h;
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
     return h;
+}
+/* Two at once: low in the low half. */
+MU_PTX uint32_t mu_f32_to_half2(float low, float high)
+{
+    uint32_t h;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(h) : "f"(high), "f"(low));
+    return h;
+}
+
+/* ---- 2^x within two units in the last place, for what may be rough: of 0 it is 1, of -inf 0, of a NaN a NaN; subnormal
+ * arguments and results are zeros ---- */
+
+MU_PTX float mu_exp2_rough(float x)
+{
+    float r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
 }
 
 #undef MU_PTX

@@ -1,12 +1,13 @@
 /* How fast a device attends, beside what bounds it. Not a test; run by hand:
  *
- *   bench_device_attn [--small]          MUSTER_DEVICE_PLUGIN=… for another plugin than the build's
+ *   bench_device_attn [--small] [--rough]     MUSTER_DEVICE_PLUGIN=… for another plugin than the build's
  *
  * Decoding reads the cache once: GB/s, and its part of the speed at which the device reads. Prompts are arithmetic, 4·d_head
  * operations for each query head, query and position that it sees: GFLOP/s, and their part of its f32. Calls are recorded, one
  * for each of so many layers that no cache of the device holds them all, and replayed; times are of one layer, the best
  * of REPEATS. The cache holds zeros, since no operation takes longer for other values. --small: sizes for a device that
- * is emulated. */
+ * is emulated. --rough: prompts alone, of more sizes, each exactly and then roughly (with the part of the device's bf16), and
+ * of random values, since zeros spare tensor cores the power that bounds them. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,6 +18,8 @@
 
 enum { REPEATS = 5, PAGE = 32, MAX_SEQ = 64, MAX_LAYERS = 16, MAX_MEMORY = 64 };
 static const size_t BEYOND_CACHES = (size_t)256 << 20;
+
+static bool small, rough; /* the options */
 
 static void *memory[MAX_MEMORY];
 static int n_memory;
@@ -37,6 +40,26 @@ static void *room_of(const void *data, size_t bytes)
     void *host, *p = room(bytes);
     must(ops->alloc_host(dev, bytes, &host, &err), &err);
     memcpy(host, data, bytes);
+    ops->upload(dev, p, host, bytes);
+    settle();
+    ops->free_host(dev, host);
+    return p;
+}
+
+/* Random words of which `mask` is kept, and `set` is set; or zeros, where their values are not said to matter. */
+static void *room_random(size_t bytes, uint32_t mask, uint32_t set)
+{
+    struct mu_err err = MU_ERR_INIT;
+    void *host, *p = room(bytes);
+    if (!rough) return p;
+    must(ops->alloc_host(dev, bytes, &host, &err), &err);
+    for (size_t i = 0; i < bytes / 4; i++) {
+        static uint32_t x = 1;
+        x ^= x << 13;
+        x ^= x >> 17;
+        x ^= x << 5;
+        ((uint32_t *)host)[i] = (x & mask) | set;
+    }
     ops->upload(dev, p, host, bytes);
     settle();
     ops->free_host(dev, host);
@@ -113,7 +136,7 @@ static void run_make(struct run *r, struct shape s, int most_layers)
                                .group = s.n_head / s.n_kv,
                                .window = s.window,
                                .scale = 1.0f / sqrtf((float)s.d_head),
-                               .q = room((size_t)n * row * sizeof(float)),
+                               .q = room_random((size_t)n * row * sizeof(float), 0x80ffffffu, 0x3f000000u),
                                .out = room((size_t)n * row * sizeof(float)),
                                .n_query = n,
                                .pos = room_of(pos, (size_t)n * sizeof *pos),
@@ -125,7 +148,7 @@ static void run_make(struct run *r, struct shape s, int most_layers)
     if (s.n_tok > 1) a.n_block = blocks_make(&s, &a);
     for (int i = 0; i < r->n_layer; i++) {
         a.kv = kv;
-        a.kv.data = room(r->cache_bytes);
+        a.kv.data = room_random(r->cache_bytes, 0x8bff8bffu, 0x30003000u); /* f16 or f32, finite and below 1 */
         r->attn[i] = a;
     }
     size_t each = (size_t)n * (size_t)s.n_kv * (size_t)s.d_head * sizeof(float);
@@ -173,9 +196,19 @@ static double time_of(struct run *r, bool rotate)
     return best / n;
 }
 
+/* The same prompt, roughly. */
+static void run_rough(struct run *r, double flops, double exact)
+{
+    for (int i = 0; i < r->n_layer; i++) r->attn[i].rough = true;
+    double t = time_of(r, false);
+    printf("%*srough: %9.1f µs, %6.0f GFLOP/s: %.2f of bf16; %.1f times as fast\n", 40, "", t * 1e6, flops / t * 1e-9,
+           speed.bf16_gops > 0 ? flops / t * 1e-9 / speed.bf16_gops : 0, exact / t);
+}
+
 static void run(struct shape s, int most_layers)
 {
     static struct run r;
+    if (rough && s.n_tok == 1) return;
     run_make(&r, s, most_layers);
     double t = time_of(&r, false), turn = time_of(&r, true), pairs = 0;
     for (int i = 0; i < s.n_tok; i++) {
@@ -192,6 +225,7 @@ static void run(struct shape s, int most_layers)
     else
         printf("%6.0f GFLOP/s: %.2f", flops / t * 1e-9, speed.f32_gops > 0 ? flops / t * 1e-9 / speed.f32_gops : 0);
     printf("; rotate %.1f µs\n", turn * 1e6);
+    if (rough) run_rough(&r, flops, t);
     fflush(stdout);
     memory_end();
 }
@@ -211,21 +245,35 @@ static void all(enum mu_kv_type type)
     run((struct shape){type, 32, 8, 128, 1, 32768, 512, 0}, 2);
     run((struct shape){type, 64, 8, 64, 1, 2048, 2048, 0}, 2);
     run((struct shape){type, 16, 8, 256, 1, 2048, 2048, 0}, 2);
+    if (!rough) return;
+    run((struct shape){type, 32, 8, 128, 1, 512, 512, 0}, 2);
+    run((struct shape){type, 32, 8, 128, 1, 32768, 2048, 0}, 2);
+    run((struct shape){type, 32, 32, 128, 1, 2048, 2048, 0}, 2);
+    run((struct shape){type, 28, 4, 128, 1, 2048, 2048, 0}, 2);
+    run((struct shape){type, 32, 8, 96, 1, 2048, 2048, 0}, 2);
+    run((struct shape){type, 16, 8, 256, 1, 8192, 2048, 0}, 2);
+    run((struct shape){type, 64, 8, 64, 1, 8192, 2048, 128}, 2);
 }
 
 int main(int argc, char **argv)
 {
     struct mu_err err = MU_ERR_INIT;
-    bool small = argc == 2 && strcmp(argv[1], "--small") == 0;
-    if (argc > 1 && !small) {
-        fprintf(stderr, "usage: bench_device_attn [--small]\n");
-        return 2;
+    for (int i = 1; i < argc; i++) {
+        if (strcmp(argv[i], "--small") == 0) {
+            small = true;
+        } else if (strcmp(argv[i], "--rough") == 0) {
+            rough = true;
+        } else {
+            fprintf(stderr, "usage: bench_device_attn [--small] [--rough]\n");
+            return 2;
+        }
     }
     ops = mu_device_load(&err);
     must(ops ? MU_OK : MU_ENOENT, &err);
     must(ops->open(0, &dev, &err), &err);
     if (!small) must(ops->measure(dev, &speed, &err), &err);
-    printf("%s: reads %.0f GB/s, %.0f GFLOP/s in f32\n", ops->name, speed.read_gbps, speed.f32_gops);
+    printf("%s: reads %.0f GB/s, %.0f GFLOP/s in f32, %.0f in bf16\n", ops->name, speed.read_gbps, speed.f32_gops,
+           speed.bf16_gops);
     for (int t = 0; t < MU_KV_TYPE_COUNT; t++) {
         if (!small) {
             all((enum mu_kv_type)t);

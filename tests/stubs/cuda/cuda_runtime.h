@@ -523,6 +523,10 @@ static inline float __fdiv_rn(float a, float b)
 {
     return a / b;
 }
+static inline float __fdividef(float a, float b)
+{
+    return a / b;
+}
 static inline float __frcp_rn(float a)
 {
     return 1.0f / a;

@@ -5,6 +5,38 @@
 
 #include "cuda_runtime.h"
 
+static inline float mu_half_to_f32(uint16_t h)
+{
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 0x3ffu;
+    if (e == 31) return __uint_as_float(m ? 0x7fffffffu : sign | 0x7f800000u);
+    if (e == 0) { /* m · 2^-24, exact */
+        float f = (float)m * 0x1p-24f;
+        return sign ? -f : f;
+    }
+    return __uint_as_float(sign | (e + 112) << 23 | m << 13);
+}
+static inline uint16_t mu_f32_to_half(float f)
+{
+    uint32_t u = __float_as_uint(f), sign = u >> 16 & 0x8000;
+    float a = fabsf(f);
+    if (f != f) return 0x7fff;
+    if (a >= 65520.0f) return (uint16_t)(sign | 0x7c00);
+    if (a < 0x1p-14f) return (uint16_t)(sign | (uint32_t)rintf(a * 0x1p24f)); /* 1024: the smallest normal number */
+    u &= 0x7fffffffu;
+    u += 0xfff + (u >> 13 & 1);
+    return (uint16_t)(sign | (u - (112u << 23)) >> 13);
+}
+static inline uint32_t mu_f32_to_half2(float low, float high)
+{
+    return mu_f32_to_half(low) | (uint32_t)mu_f32_to_half(high) << 16;
+}
+
+static inline float mu_exp2_rough(float x)
+{
+    float r = exp2f(fabsf(x) < 0x1p-126f ? 0.0f : x);
+    return r < 0x1p-126f ? 0.0f : r;
+}
+
 struct mu_emulated_ab { /* a lane's registers of a and b */
     uint32_t a[4], b[2];
 };
@@ -61,6 +93,28 @@ static inline void mu_mma_bf16_k16(float d[4], const uint32_t a[4], const uint32
             uint32_t of_b = mu_emulated_of<mu_emulated_ab>(s, col * 4 + j % 8 / 2).b[j / 8];
             sum = fmaf(mu_emulated_bf16(of_a, j % 2), mu_emulated_bf16(of_b, j % 2), sum);
         }
+        d[i] = sum;
+    }
+}
+
+/* The same with a half in place of a bf16. On the device a zero factor adds nothing to finite sums, and so here. */
+static inline void mu_mma_f16_k16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4],
+                                  int line = __builtin_LINE())
+{
+    mu_emulated_ab mine = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+    const mu_emulated_slot *s = mu_emulated_collective(0xffffffffu, "mu_mma_f16_k16", line, &mine, sizeof mine);
+    int lane = mu_emulated_lane(), g = lane / 4, t = lane % 4;
+    float rows[2][16], cols[2][16]; /* of a: g and g + 8; of b: 2t and 2t + 1 */
+    for (int j = 0; j < 16; j++)
+        for (int i = 0; i < 2; i++) {
+            uint32_t of_a = mu_emulated_of<mu_emulated_ab>(s, g * 4 + j % 8 / 2).a[i + j / 8 * 2];
+            uint32_t of_b = mu_emulated_of<mu_emulated_ab>(s, (2 * t + i) * 4 + j % 8 / 2).b[j / 8];
+            rows[i][j] = mu_half_to_f32((uint16_t)(of_a >> 16 * (j % 2)));
+            cols[i][j] = mu_half_to_f32((uint16_t)(of_b >> 16 * (j % 2)));
+        }
+    for (int i = 0; i < 4; i++) {
+        float sum = c[i];
+        for (int j = 0; j < 16; j++) sum = fmaf(rows[i / 2][j], cols[i % 2][j], sum);
         d[i] = sum;
     }
 }
@@ -142,28 +196,6 @@ static inline float mu_fma_ftz(float a, float b, float c)
     float r = fmaf(v[0], v[1], v[2]);
     bool tiny = fabs((double)v[0] * (double)v[1] + (double)v[2]) < 0x1p-126 - 0x1p-151;
     return fabsf(r) < 0x1p-126f || (fabsf(r) == 0x1p-126f && tiny) ? copysignf(0.0f, r) : r;
-}
-
-static inline float mu_half_to_f32(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 0x3ffu;
-    if (e == 31) return __uint_as_float(m ? 0x7fffffffu : sign | 0x7f800000u);
-    if (e == 0) { /* m · 2^-24, exact */
-        float f = (float)m * 0x1p-24f;
-        return sign ? -f : f;
-    }
-    return __uint_as_float(sign | (e + 112) << 23 | m << 13);
-}
-static inline uint16_t mu_f32_to_half(float f)
-{
-    uint32_t u = __float_as_uint(f), sign = u >> 16 & 0x8000;
-    float a = fabsf(f);
-    if (f != f) return 0x7fff;
-    if (a >= 65520.0f) return (uint16_t)(sign | 0x7c00);
-    if (a < 0x1p-14f) return (uint16_t)(sign | (uint32_t)rintf(a * 0x1p24f)); /* 1024: the smallest normal number */
-    u &= 0x7fffffffu;
-    u += 0xfff + (u >> 13 & 1);
-    return (uint16_t)(sign | (u - (112u << 23)) >> 13);
 }
 
 #endif

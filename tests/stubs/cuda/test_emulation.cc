@@ -158,6 +158,64 @@ static void test_products(void **)
     assert_int_equal(cudaFree(p), cudaSuccess);
 }
 
+/* Of halves, small whole numbers, so that sums are exact in any order: a and b by layout, and with fragments from
+ * ldmatrix; then d, rounded and packed, as the a of another product, with the identity as its b. */
+struct halves {
+    uint16_t a[16][16], b[8][16]; /* b by columns */
+    float c[16][8], d[16][8], d_matrix[16][8], again[16][8];
+};
+
+static __global__ void half_products(halves *o)
+{
+    __shared__ __align__(16) uint16_t a_rows[16][16];
+    __shared__ __align__(16) uint16_t b_rows[8][16];
+    int lane = (int)threadIdx.x, g = lane / 4, t = lane % 4;
+    float c[4], d[4], zero[4] = {0, 0, 0, 0};
+    uint32_t a[4], b[2], both[4];
+    for (int i = 0; i < 4; i++) {
+        a[i] = *(const uint32_t *)&o->a[g + i % 2 * 8][i / 2 * 8 + 2 * t];
+        c[i] = o->c[g + i / 2 * 8][2 * t + i % 2];
+    }
+    for (int i = 0; i < 2; i++) b[i] = *(const uint32_t *)&o->b[g][8 * i + 2 * t];
+    mu_mma_f16_k16(d, a, b, c);
+    for (int i = 0; i < 4; i++) o->d[g + i / 2 * 8][2 * t + i % 2] = d[i];
+
+    for (int i = lane; i < 256; i += 32) a_rows[i / 16][i % 16] = o->a[i / 16][i % 16];
+    for (int i = lane; i < 128; i += 32) b_rows[i / 16][i % 16] = o->b[i / 16][i % 16];
+    __syncwarp();
+    mu_ldmatrix_x4(a, &a_rows[lane % 16][lane / 16 * 8]);
+    mu_ldmatrix_x4(both, &b_rows[lane % 8][lane / 8 % 2 * 8]);
+    mu_mma_f16_k16(c, a, both, c);
+    for (int i = 0; i < 4; i++) o->d_matrix[g + i / 2 * 8][2 * t + i % 2] = c[i];
+
+    a[0] = mu_f32_to_half2(d[0], d[1]), a[1] = mu_f32_to_half2(d[2], d[3]);
+    a[2] = a[3] = 0;
+    b[0] = mu_f32_to_half2(2 * t == g, 2 * t + 1 == g), b[1] = b[0];
+    mu_mma_f16_k16(d, a, b, zero);
+    for (int i = 0; i < 4; i++) o->again[g + i / 2 * 8][2 * t + i % 2] = d[i];
+}
+
+static void test_half_products(void **)
+{
+    static halves o;
+    halves *p = device_array<halves>(1);
+    for (size_t i = 0; i < 24 * 16; i++)
+        (&o.a[0][0])[i] = mu_f32_to_half((float)((int)(i * 2654435761u >> 13) % 16 - 8) / 4);
+    for (int i = 0; i < 128; i++) o.c[i / 8][i % 8] = (float)(i * 37 % 100);
+    assert_int_equal(cudaMemcpyAsync(p, &o, sizeof o, cudaMemcpyHostToDevice, dev.stream), cudaSuccess);
+    mu_launch(&dev, "products of halves", half_products, 1, 32, 0, p);
+    download(&o, p, 1);
+    for (int r = 0; r < 16; r++)
+        for (int c = 0; c < 8; c++) {
+            float sum = o.c[r][c];
+            for (int k = 0; k < 16; k++) sum += mu_half_to_f32(o.a[r][k]) * mu_half_to_f32(o.b[c][k]);
+            assert_true(o.d[r][c] == sum);
+            assert_true(o.d_matrix[r][c] == sum);
+            assert_true(o.again[r][c] == mu_half_to_f32(mu_f32_to_half(sum)));
+        }
+    assert_int_equal(cudaFree(p), cudaSuccess);
+}
+
 /* ---- copies that are on their way ---- */
 
 static __global__ void copies(const unsigned char *from, unsigned char *out)
@@ -430,10 +488,9 @@ static void test_launch_limits(void **)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_collectives),   cmocka_unit_test(test_barriers),
-        cmocka_unit_test(test_products),      cmocka_unit_test(test_copies),
-        cmocka_unit_test(test_halves),        cmocka_unit_test(test_deaths),
-        cmocka_unit_test(test_fresh),         cmocka_unit_test(test_host_is_kept_out),
+        cmocka_unit_test(test_collectives),   cmocka_unit_test(test_barriers), cmocka_unit_test(test_products),
+        cmocka_unit_test(test_half_products), cmocka_unit_test(test_copies),   cmocka_unit_test(test_halves),
+        cmocka_unit_test(test_deaths),        cmocka_unit_test(test_fresh),    cmocka_unit_test(test_host_is_kept_out),
         cmocka_unit_test(test_launch_limits), cmocka_unit_test(test_early),
     };
     return cmocka_run_group_tests(tests, setup, nullptr);

@@ -70,8 +70,12 @@ enum mu_status mu_drafter_create(const struct mu_drafter_options *opt, struct mu
     }
     for (int i = 0; i < d->n_seat; i++) d->seat[i].held = d->ids + (size_t)i * (size_t)v->n_ctx;
     MU_TRY(st, mu_step_create(v, opt->model->cfg.n_vocab, &d->step, err), fail);
-    struct mu_shard_options so = {
-        .model = opt->model, .plan = &d->plan, .serving = *v, .pool = opt->pool, .kept_fd = opt->kept_fd};
+    struct mu_shard_options so = {.model = opt->model,
+                                  .plan = &d->plan,
+                                  .serving = *v,
+                                  .pool = opt->pool,
+                                  .kept_fd = opt->kept_fd,
+                                  .whose = "the draft model's "};
     MU_TRY(st, mu_shard_create(&so, &d->shard, err), fail);
     MU_TRY(st, warm_up(d, err), fail);
     *drafter_out = d;

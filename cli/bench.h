@@ -7,7 +7,8 @@
  *   bench_work.c     what a case costs at least, and what limits it              bench_told.c     tables and JSON of it
  *   bench_report.c   tables and JSON of the sweep                                bench_svg.c      pictures
  *   bench_machine.c  the machine, and who else uses it                           bench_stats.c    lists, percentiles, chance
- *   bench_predict.c  links between ranks, and what is expected of a case */
+ *   bench_predict.c  links between ranks, and what is expected of a case
+ *   bench_draft.c    decoding with a draft model and without                 bench_draft_told.c tables, JSON, pictures of it */
 #ifndef MU_CLI_BENCH_H
 #define MU_CLI_BENCH_H
 
@@ -201,12 +202,12 @@ enum mu_status mu_bench_write(const char *path, const char *text, size_t len, st
 enum mu_status mu_bench_write_json(const struct mu_bench_output *o, json_t *doc, struct mu_err *err);
 struct mu_picture;
 enum mu_status mu_bench_write_svg(const char *path, const struct mu_picture *p, struct mu_err *err);
-/* What every document begins with. kind: "steps", "serving". */
+/* What every document begins with. kind: "steps", "serving", "draft". */
 json_t *mu_bench_doc(const char *kind, const struct mu_bench_machine *m, const struct mu_bench_warnings *w,
                      bool interrupted);
 void mu_bench_warnings_print(const struct mu_bench_warnings *w);
 
-/* ---- the two verbs ---- */
+/* ---- steps ---- */
 
 struct mu_bench_sweep_options {
     const char *model, *quantize; /* quantize: NULL, as in the file */

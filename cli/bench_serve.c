@@ -13,29 +13,39 @@ enum { MAX_PROMPTS_BYTES = 256 << 20, MAX_PROMPTS = 1 << 20 };
 /* Lengths where none were asked for; less where the context is small. */
 static const struct mu_bench_range INPUT = {64, 256}, OUTPUT = {16, 64};
 
-struct prompts {
-    char *text, **line;
-    int n;
-    size_t most_bytes;
-};
-
-/* A prompt a line, empty ones left out. */
-static enum mu_status prompts_read(const char *path, struct prompts *p, struct mu_err *err)
+enum mu_status mu_bench_prompts_of(const char *text, size_t len, const char *what, struct mu_bench_prompts *p,
+                                   struct mu_err *err)
 {
-    size_t len;
-    enum mu_status st = mu_file_read(path, MAX_PROMPTS_BYTES, &p->text, &len, err);
-    if (st) return st;
-    if (strlen(p->text) != len)
-        return mu_fail(err, MU_EINVAL, "%s holds a NUL character at byte %zu", path, strlen(p->text) + 1);
+    if (strnlen(text, len) != len)
+        return mu_fail(err, MU_EINVAL, "%s holds a NUL character at byte %zu", what, strlen(text) + 1);
     size_t n_line = 1;
-    for (size_t i = 0; i < len; i++) n_line += p->text[i] == '\n';
-    if (n_line > MAX_PROMPTS + 1) return mu_fail(err, MU_ELIMIT, "%s has more than %d lines", path, MAX_PROMPTS);
+    for (size_t i = 0; i < len; i++) n_line += text[i] == '\n';
+    if (n_line > MAX_PROMPTS + 1) return mu_fail(err, MU_ELIMIT, "%s has more than %d lines", what, MAX_PROMPTS);
+    p->text = mu_malloc(len + 1);
     p->line = mu_reallocarray(NULL, n_line, sizeof *p->line);
-    if (!p->line) return mu_fail(err, MU_ENOMEM, "no memory for the prompts of %s", path);
+    if (!p->text || !p->line) return mu_fail(err, MU_ENOMEM, "no memory for the prompts of %s", what);
+    memcpy(p->text, text, len);
+    p->text[len] = 0;
     char *save = NULL;
     for (char *line = strtok_r(p->text, "\r\n", &save); line; line = strtok_r(NULL, "\r\n", &save))
         p->line[p->n++] = line;
-    return p->n ? MU_OK : mu_fail(err, MU_EINVAL, "%s holds no prompts; expected one a line", path);
+    return p->n ? MU_OK : mu_fail(err, MU_EINVAL, "%s holds no prompts; expected one a line", what);
+}
+
+enum mu_status mu_bench_prompts_read(const char *path, struct mu_bench_prompts *p, struct mu_err *err)
+{
+    size_t len;
+    char *text = NULL;
+    enum mu_status st = mu_file_read(path, MAX_PROMPTS_BYTES, &text, &len, err);
+    if (st == MU_OK) st = mu_bench_prompts_of(text, len, path, p, err);
+    mu_free(text);
+    return st;
+}
+
+void mu_bench_prompts_free(struct mu_bench_prompts *p)
+{
+    mu_free(p->text);
+    mu_free(p->line);
 }
 
 /* What fits the context; asked for and too long is refused before anything is sent. */
@@ -119,7 +129,7 @@ enum mu_status mu_bench_serve(const struct mu_bench_serve_options *opt, struct m
     enum mu_status st;
     struct mu_bench_server *server = NULL;
     struct mu_bench_client *client = NULL;
-    struct prompts prompts = {0};
+    struct mu_bench_prompts prompts = {0};
     int32_t *pool = NULL;
     int n_ctx = 0;
     struct mu_bench_load_options load = {.opt = opt};
@@ -127,7 +137,7 @@ enum mu_status mu_bench_serve(const struct mu_bench_serve_options *opt, struct m
     if (!s) return mu_fail(err, MU_ENOMEM, "no memory for a benchmark");
     s->opt = opt;
     mu_signals_catch();
-    if (opt->prompts) MU_TRY(st, prompts_read(opt->prompts, &prompts, err), done);
+    if (opt->prompts) MU_TRY(st, mu_bench_prompts_read(opt->prompts, &prompts, err), done);
     MU_TRY(st, mu_kernels_init(NULL, err), done); /* for their name */
     if (!opt->server) MU_TRY(st, mu_bench_server_start(opt, &server, err), done);
     s->address = opt->server ? opt->server : mu_bench_server_address(server);
@@ -148,8 +158,7 @@ done:
     mu_bench_client_close(client);
     mu_bench_server_stop(server);
     mu_free(pool);
-    mu_free(prompts.text);
-    mu_free(prompts.line);
+    mu_bench_prompts_free(&prompts);
     mu_free(s);
     return st;
 }

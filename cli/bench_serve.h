@@ -11,9 +11,9 @@
 #include "transport/rpc.h"
 
 struct mu_bench_serve_options {
-    const char *model;  /* of our own server; with `server` the name that it is asked for, or NULL */
-    const char *server; /* a running one; NULL: our own */
-    const char *split, *quantize;
+    const char *model;                    /* of our own server; with `server` the name that it is asked for, or NULL */
+    const char *server;                   /* a running one; NULL: our own */
+    const char *split, *quantize, *draft; /* NULL: as serve has it; none */
     enum mu_device_wish device;
     enum mu_kv_type kv;
     bool rough;
@@ -31,6 +31,18 @@ struct mu_bench_serve_options {
     struct mu_bench_output out;
 };
 enum mu_status mu_bench_serve(const struct mu_bench_serve_options *opt, struct mu_err *err);
+
+/* ---- prompts, a line each, empty lines left out ---- */
+
+struct mu_bench_prompts {
+    char *text, **line; /* [n] */
+    int n;
+};
+/* `what` names it in errors. On failure, too, it is freed by: */
+enum mu_status mu_bench_prompts_of(const char *text, size_t len, const char *what, struct mu_bench_prompts *p,
+                                   struct mu_err *err);
+enum mu_status mu_bench_prompts_read(const char *path, struct mu_bench_prompts *p, struct mu_err *err);
+void mu_bench_prompts_free(struct mu_bench_prompts *p);
 
 /* ---- bench_server.c: a server of our own, started as a person would ---- */
 

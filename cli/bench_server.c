@@ -106,6 +106,7 @@ enum mu_status mu_bench_server_start(const struct mu_bench_serve_options *opt, s
     argv[n++] = "127.0.0.1:0";
     if (opt->split) argv[n++] = "--split", argv[n++] = (char *)opt->split;
     if (opt->device) argv[n++] = "--device", argv[n++] = opt->device == MU_DEVICE_CPU ? "cpu" : "gpu";
+    if (opt->draft) argv[n++] = "--draft", argv[n++] = (char *)opt->draft;
     if (opt->quantize) argv[n++] = "--quantize", argv[n++] = (char *)opt->quantize;
     if (opt->rough) argv[n++] = "--gpu-prompts", argv[n++] = "rough";
     if (opt->kv) argv[n++] = "--kv", argv[n++] = (char *)mu_kv_type_name(opt->kv);

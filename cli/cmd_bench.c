@@ -1,10 +1,12 @@
 /* muster bench: the command line. Steps of a model, beside what this machine's memory and arithmetic do in the same
- * minutes (bench_sweep.c); or requests to a server (bench_serve.c). bench.h has the map. */
+ * minutes (bench_sweep.c); what a draft model gives (bench_draft.c); or requests to a server (bench_serve.c). bench.h has
+ * the map. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
 #include "cli/bench.h"
+#include "cli/bench_draft.h"
 #include "cli/bench_serve.h"
 #include "kernels/kernels.h"
 
@@ -14,7 +16,9 @@ struct bench_args {
     struct mu_bench_sweep_options steps;
     struct mu_bench_serve_options serve;
     bool is_serve;
-    const char *of_steps, *of_serve; /* an option that is for one of the two only; NULL: none was given */
+    const char *draft;
+    /* An option that is for one of the two only, or for steps without a draft; NULL: none was given. */
+    const char *of_steps, *of_serve, *of_sweep;
 };
 
 enum {
@@ -38,7 +42,8 @@ enum {
     OPT_SLO,
     OPT_CTX,
     OPT_PARALLEL,
-    OPT_HOSTS
+    OPT_HOSTS,
+    OPT_DRAFT
 };
 
 static void list_set(const char *arg, int min, int max, const char *what, struct mu_bench_list *to,
@@ -107,7 +112,7 @@ static error_t parse_serve(int key, char *arg, struct bench_args *a, struct argp
         range_set(arg, "--output", &o->output, state);
         a->of_serve = "--output";
         return 0;
-    case OPT_PROMPTS: o->prompts = a->of_serve = arg; return 0;
+    case OPT_PROMPTS: o->prompts = arg; return 0;
     case OPT_PREFIX:
         if (mu_bench_length(arg, 0, MAX_TOKENS, "--shared-prefix", &o->n_prefix, &err))
             argp_error(state, "%s", err.text);
@@ -138,16 +143,22 @@ static void check(struct bench_args *a, struct argp_state *state)
     if (!o->server && !a->steps.model) argp_error(state, "MODEL is missing");
     if (!a->is_serve && a->of_serve)
         argp_error(state, "%s is for serving: add --serve or --server HOST:PORT", a->of_serve);
+    if (!a->is_serve && !a->draft && o->prompts)
+        argp_error(state, "--prompts is for serving and for --draft: steps without them take random ids");
+    if (a->draft && !a->is_serve && a->of_sweep)
+        argp_error(state, "--draft continues prompts in one process, on processors: leave out %s, or add --serve",
+                   a->of_sweep);
+    if (a->draft && !a->is_serve && a->steps.n_decode == 1)
+        argp_error(state, "--draft needs answers of two tokens or more: --decode 2");
     if (a->is_serve && a->of_steps) argp_error(state, "%s is for steps: leave out --serve", a->of_steps);
     if (o->rate.n && o->concurrency.n)
         argp_error(state, "--rate sends whatever the server does, --concurrency waits for it: one of the two");
     if (o->prompts && (o->input.max || o->n_prefix))
         argp_error(state, "--prompts brings its own lengths: leave out --input and --shared-prefix");
     if (o->server && (o->n_ctx || o->n_parallel || a->steps.n_thread || a->steps.quantize || a->steps.kv ||
-                      a->steps.rough || a->serve.split || a->steps.device != MU_DEVICE_AUTO))
+                      a->steps.rough || a->serve.split || a->draft || a->steps.device != MU_DEVICE_AUTO))
         argp_error(state, "--server runs already: --ctx, --parallel, --threads, --split, --device, --gpu-prompts, "
-                          "--quantize and --kv "
-                          "are for a server of our own (--serve)");
+                          "--draft, --quantize and --kv are for a server of our own (--serve)");
     if (a->is_serve && a->steps.n_split > 1) argp_error(state, "--serve takes one --split");
     if (a->steps.hosts && a->steps.local) argp_error(state, "--hosts is for --transport mpi");
     if (out->format == MU_BENCH_TABLE && out->out) argp_error(state, "--out FILE is for -o json and -o svg");
@@ -171,7 +182,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         list_drop_0(&o->prompt);
         for (int i = 0; i < o->prompt.n; i++)
             if (!o->prompt.at[i]) argp_error(state, "--prompt 0 stands alone: no prompts");
-        a->of_steps = "--prompt";
+        a->of_steps = a->of_sweep = "--prompt";
         return 0;
     case 'n':
         o->n_decode = (int)mu_arg_long(arg, 0, 1 << 20, "--decode", state);
@@ -188,30 +199,31 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case OPT_CONTEXT:
         list_set(arg, 0, MAX_TOKENS, "--context", &o->context, state);
-        a->of_steps = "--context";
+        a->of_steps = a->of_sweep = "--context";
         return 0;
     case 's':
         o->n_split = 0;
         if (strcmp(arg, "auto") != 0) split_set(arg, o, state);
+        if (strcmp(arg, "auto") != 0 && strcmp(arg, "1") != 0) a->of_sweep = "--split";
         a->serve.split = arg;
         return 0;
     case OPT_SPLITS:
         splits_set(arg, o, state);
-        a->of_steps = "--splits";
+        a->of_steps = a->of_sweep = "--splits";
         return 0;
     case OPT_TRANSPORT:
         if (strcmp(arg, "mpi") && strcmp(arg, "local")) argp_error(state, "--transport is mpi or local, not '%s'", arg);
         o->local = !strcmp(arg, "local");
-        a->of_steps = "--transport";
+        a->of_steps = a->of_sweep = "--transport";
         return 0;
     case OPT_HOSTS:
         if (!arg[0] || arg[0] == '-') argp_error(state, "--hosts is a list of machines, not '%s'", arg);
         o->hosts = arg;
-        a->of_steps = "--hosts";
+        a->of_steps = a->of_sweep = "--hosts";
         return 0;
     case OPT_BREAKDOWN:
         o->breakdown = true;
-        a->of_steps = "--breakdown";
+        a->of_steps = a->of_sweep = "--breakdown";
         return 0;
     case 'o':
         if (strcmp(arg, "json") && strcmp(arg, "table") && strcmp(arg, "svg"))
@@ -221,7 +233,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_OUT: o->output.out = arg; return 0;
     case OPT_SVG: o->output.svg = arg; return 0;
     case MU_OPT_QUANTIZE: o->quantize = mu_arg_quantize(arg, state); return 0;
-    case MU_OPT_DEVICE: o->device = mu_arg_device(arg, state); return 0;
+    case MU_OPT_DEVICE:
+        o->device = mu_arg_device(arg, state);
+        if (o->device == MU_DEVICE_GPU) a->of_sweep = "--device gpu";
+        return 0;
+    case OPT_DRAFT: a->draft = arg; return 0;
     case MU_OPT_GPU_PROMPTS: o->rough = mu_arg_gpu_prompts(arg, state); return 0;
     case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
     case OPT_SERVE: a->is_serve = true; return 0;
@@ -254,6 +270,10 @@ static const struct argp_option options[] = {
     {"threads", 't', "N", 0, "threads a rank (the cores, shared out)", 1},
     {"repeat", 'r', "N", 0, "repeats; the median is told (5)", 1},
     {"breakdown", OPT_BREAKDOWN, 0, 0, "where the time goes: of every case", 1},
+    {"draft", OPT_DRAFT, "SMALL", 0,
+     "what a draft model gives: prompts are continued with its guesses and without (-b, -n, -r); serving: of our "
+     "server",
+     1},
     MU_QUANTIZE_OPTION(1),
     MU_KV_OPTION(1),
     {0, 0, 0, 0, "Serving:", 2},
@@ -265,7 +285,7 @@ static const struct argp_option options[] = {
     {"seconds", OPT_SECONDS, "S", 0, "send for so long", 2},
     {"input", OPT_INPUT, "A..B", 0, "tokens of a prompt, evenly between (64..256)", 2},
     {"output", OPT_OUTPUT, "A..B", 0, "tokens of an answer (16..64)", 2},
-    {"prompts", OPT_PROMPTS, "FILE", 0, "a prompt a line, instead of random ones", 2},
+    {"prompts", OPT_PROMPTS, "FILE", 0, "a prompt a line, instead of random ones; with --draft of our own", 2},
     {"shared-prefix", OPT_PREFIX, "N", 0, "tokens that all prompts begin with, before the input", 2},
     {"slo", OPT_SLO, "TARGETS", 0, "ttft=500ms,itl=50ms: goodput counts requests that met them (also tpot, e2e)", 2},
     {"seed", OPT_SEED, "N", 0, "of lengths, prompts and times (0)", 2},
@@ -286,7 +306,8 @@ int mu_cmd_bench(int argc, char **argv)
         "[MODEL]",
         "Measures prompt and decode speed, and both as fractions of what this machine's memory and arithmetic reach in "
         "the "
-        "same minutes; or a server under load. Says where the time goes and what limits. Ctrl-C ends it and tells what "
+        "same minutes; what a draft model gives; or a server under load. Says where the time goes and what limits. "
+        "Ctrl-C ends it and tells what "
         "is "
         "done."
         "\vExamples:\n"
@@ -294,6 +315,7 @@ int mu_cmd_bench(int argc, char **argv)
         "  muster bench 1b.gguf --streams 1,2,...,64 --svg streams.svg\n"
         "  muster bench 1b.gguf -p 0 --context 1k,4k,32k\n"
         "  muster bench 1b.gguf -t 1 --splits 1,1:1,1/1 -o json\n"
+        "  muster bench 8b.gguf --draft 1b.gguf --streams 1,4 --prompts questions.txt\n"
         "  muster bench 8b.gguf --split 1@gpu0 -p 2k --streams 1,8,64\n"
         "  muster bench 1b.gguf --serve --rate 1,2,4 --seconds 60 --slo ttft=500ms,itl=50ms\n"
         "  muster bench --server 127.0.0.1:7400 --concurrency 16 --requests 200 --input 128..2048 --output 32..256\n"
@@ -321,10 +343,26 @@ int mu_cmd_bench(int argc, char **argv)
     a->serve.kv = a->steps.kv;
     a->serve.rough = a->steps.rough;
     a->serve.device = a->steps.device;
+    a->serve.draft = a->draft;
     a->serve.out = a->steps.output;
     if (!a->serve.rate.n && !a->serve.concurrency.n) a->serve.concurrency = (struct mu_bench_list){1, {8}};
     if (!a->serve.n_request && !a->serve.duration_ns) a->serve.n_request = 64;
-    enum mu_status st = a->is_serve ? mu_bench_serve(&a->serve, &err) : mu_bench_sweep(&a->steps, &err);
+    const struct mu_bench_draft_options draft = {
+        .model = a->steps.model,
+        .draft = a->draft,
+        .quantize = a->steps.quantize,
+        .prompts = a->serve.prompts,
+        .kv = a->steps.kv,
+        .stream = a->steps.stream,
+        .n_decode = a->steps.n_decode,
+        .n_thread = a->steps.n_thread,
+        .n_repeat = a->steps.n_repeat,
+        .seed = a->serve.seed,
+        .out = a->steps.output,
+    };
+    enum mu_status st = a->is_serve ? mu_bench_serve(&a->serve, &err)
+                        : a->draft  ? mu_bench_draft(&draft, &err)
+                                    : mu_bench_sweep(&a->steps, &err);
     mu_free(a);
     return st ? mu_cli_fail("bench", &err) : MU_EXIT_OK;
 }

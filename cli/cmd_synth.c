@@ -7,8 +7,8 @@
 
 struct synth_args {
     struct mu_synth s;
-    const char *out;
-    bool output_type_set;
+    const char *out, *draft; /* draft NULL: none */
+    bool output_type_set, later_set;
 };
 
 enum {
@@ -32,7 +32,10 @@ enum {
     OPT_SHORT,
     OPT_YARN,
     OPT_EXPERTS,
-    OPT_USED
+    OPT_USED,
+    OPT_DRAFT,
+    OPT_DRAFT_LAYERS,
+    OPT_LATER
 };
 
 static uint32_t type_of(const char *name, struct argp_state *state)
@@ -73,12 +76,37 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case OPT_USED: s->n_expert_used = (int)mu_arg_long(arg, 1, 512, "--experts-used", state); return 0;
     case OPT_SEED: s->seed = (uint64_t)mu_arg_long(arg, 0, INT64_MAX, "--seed", state); return 0;
     case OPT_OUT: a->out = arg; return 0;
+    case OPT_DRAFT: a->draft = arg; return 0;
+    case OPT_DRAFT_LAYERS: s->n_early = (int)mu_arg_long(arg, 1, 1024, "--draft-layers", state); return 0;
+    case OPT_LATER:
+        s->later = (float)mu_arg_double(arg, 0, 1, "--later", state);
+        a->later_set = true;
+        return 0;
     case ARGP_KEY_ARG: argp_error(state, "unexpected argument '%s'", arg); return 0;
     case ARGP_KEY_END:
         if (!a->out) argp_error(state, "--out FILE is missing");
+        if (!a->draft && (s->n_early || a->later_set))
+            argp_error(state, "--draft-layers and --later are for --draft FILE");
+        if (a->draft && s->n_early >= s->n_layer && s->n_early)
+            argp_error(state, "--draft-layers %d: fewer than the model's %d", s->n_early, s->n_layer);
+        if (a->draft && s->n_layer < 2) argp_error(state, "--draft: a model of one layer has no smaller one");
         return 0;
     default: return ARGP_ERR_UNKNOWN;
     }
+}
+
+static enum mu_status write_one(const struct mu_synth *s, const char *path, struct mu_err *err)
+{
+    char what[256];
+    struct mu_model *m;
+    struct mu_bar bar = {.label = "writing"};
+    enum mu_status st = mu_synth_write(s, path, mu_bar_load, &bar, err);
+    if (st == MU_OK) st = mu_model_open(path, &m, err);
+    if (st != MU_OK) return st;
+    mu_model_describe(m, what, sizeof what);
+    printf("%s: %s\n", path, what);
+    mu_model_close(m);
+    return MU_OK;
 }
 
 int mu_cmd_synth(int argc, char **argv)
@@ -106,6 +134,11 @@ int mu_cmd_synth(int argc, char **argv)
         {"experts-used", OPT_USED, "N", 0, "experts of a token (2)", 0},
         {"seed", OPT_SEED, "N", 0, "of the weights (1)", 0},
         {"out", OPT_OUT, "FILE", 0, "where to write", 0},
+        {"draft", OPT_DRAFT, "FILE", 0,
+         "write a draft model too: the first layers of this one, whose later layers then add little", 0},
+        {"draft-layers", OPT_DRAFT_LAYERS, "N", 0, "its layers (an eighth)", 0},
+        {"later", OPT_LATER, "X", 0,
+         "what a later layer adds, in parts of what it would: the less, the more often the draft is right (0.05)", 0},
         {0},
     };
     static const struct argp argp = {
@@ -116,7 +149,8 @@ int mu_cmd_synth(int argc, char **argv)
         "Llama of 1.2B parameters."
         "\vExamples:\n"
         "  muster synth --type Q4_0 --out 1b.gguf\n"
-        "  muster synth --layers 32 --d-model 4096 --d-ff 14336 --type Q4_K --vocab 128256 --out 8b.gguf\n",
+        "  muster synth --layers 32 --d-model 4096 --d-ff 14336 --type Q4_K --vocab 128256 --out 8b.gguf\n"
+        "  muster synth --out 1b.gguf --draft small.gguf && muster bench 1b.gguf --draft small.gguf\n",
         0,
         0,
         0};
@@ -128,7 +162,8 @@ int mu_cmd_synth(int argc, char **argv)
                                  .rope_freq_base = 500000.0f,
                                  .type = MU_Q4_0,
                                  .tied = 1,
-                                 .seed = 1}};
+                                 .seed = 1,
+                                 .later = 0.05f}};
     argp_parse(&argp, argc, argv, 0, 0, &a);
     struct mu_synth *s = &a.s;
     if (!s->n_head) s->n_head = s->d_head ? s->d_model / s->d_head : s->d_model / 64;
@@ -139,14 +174,11 @@ int mu_cmd_synth(int argc, char **argv)
     if (!s->d_ff) s->d_ff = 4 * s->d_model;
     if (!a.output_type_set) s->output_type = s->type == MU_Q4_K ? MU_Q6_K : s->type;
 
+    if (a.draft && !s->n_early) s->n_early = s->n_layer < 16 ? 1 : s->n_layer / 8;
+
     struct mu_err err = MU_ERR_INIT;
-    struct mu_bar bar = {.label = "writing"};
-    if (mu_synth_write(s, a.out, mu_bar_load, &bar, &err)) return mu_cli_fail("synth", &err);
-    struct mu_model *m;
-    if (mu_model_open(a.out, &m, &err)) return mu_cli_fail("synth", &err);
-    char what[256];
-    mu_model_describe(m, what, sizeof what);
-    printf("%s: %s\n", a.out, what);
-    mu_model_close(m);
-    return MU_EXIT_OK;
+    enum mu_status st = write_one(s, a.out, &err);
+    s->n_layer = s->n_early;
+    if (st == MU_OK && a.draft) st = write_one(s, a.draft, &err);
+    return st ? mu_cli_fail("synth", &err) : MU_EXIT_OK;
 }

@@ -12,7 +12,7 @@
 #include "model/arch.h"
 #include "model/synth_part.h"
 
-enum { BUFFER_BYTES = 1 << 20 };
+enum { BUFFER_BYTES = 1 << 20, BEHIND_LAYERS = 1 << 20 };
 
 struct job {
     const struct mu_synth *spec;
@@ -23,6 +23,7 @@ struct job {
     unsigned char *buffer;
     uint64_t done_bytes, total_bytes;
     uint64_t n_tensor; /* so far; part of each tensor's seed */
+    float scale;       /* of the values of the next one; 1 but for what later layers add */
     void (*progress)(uint64_t, uint64_t, void *);
     void *progress_ctx;
 };
@@ -70,7 +71,8 @@ static enum mu_status write_vector(struct job *j, const char *name, int n, uint6
     if (ends_with(name, "_long.weight")) base = 2.9f;
     for (int at = 0; at < n; at += PIECE) {
         int len = n - at < PIECE ? n - at : PIECE;
-        for (int i = 0; i < len; i++) out[i] = base + 0.2f * (float)(mu_synth_next(&seed) >> 40) * 0x1p-24f;
+        for (int i = 0; i < len; i++)
+            out[i] = j->scale * (base + 0.2f * (float)(mu_synth_next(&seed) >> 40) * 0x1p-24f);
         enum mu_status st = give(j, (size_t)len * sizeof *out, err);
         if (st != MU_OK) return st;
     }
@@ -84,7 +86,7 @@ static enum mu_status write_tensor(struct job *j, const char *name, uint32_t typ
     uint64_t seed = mu_synth_next(&mix);
     if (n_row == 1) return write_vector(j, name, n_col, seed, err);
     const struct mu_type_info *info = mu_type_info(type);
-    mu_synth_source_init(j->source, type, 1.0f / sqrtf((float)n_col), seed);
+    mu_synth_source_init(j->source, type, j->scale / sqrtf((float)n_col), seed);
     uint64_t n_block = (uint64_t)(n_col / info->block_values) * (uint64_t)n_row;
     uint64_t chunk = BUFFER_BYTES / (uint64_t)info->block_bytes;
     enum mu_status st = MU_OK;
@@ -102,6 +104,21 @@ static bool has_factors(const struct job *j)
     return (j->arch->features & MU_HAS_LONGROPE) && j->spec->n_ctx_short > 0;
 }
 
+/* What a layer adds to the residual is proportional to these; a norm behind a matrix undoes the matrix's scale. */
+static bool is_added(enum mu_tensor_id id)
+{
+    switch (id) {
+    case MU_T_O:
+    case MU_T_O_B:
+    case MU_T_DOWN:
+    case MU_T_DOWN_B:
+    case MU_T_DOWN_EXPS_B:
+    case MU_T_POST_ATTN_NORM:
+    case MU_T_POST_FFN_NORM: return true;
+    default: return false;
+    }
+}
+
 /* Each tensor once: of several forms the first. Optional ones (Falcon's second norm) come with grouped heads, as in
  * the models that have them. */
 static enum mu_status each_of_layer(struct job *j, int layer, visit *fn, struct mu_err *err)
@@ -115,6 +132,7 @@ static enum mu_status each_of_layer(struct job *j, int layer, visit *fn, struct 
         bool wanted = !seen[r->id] && (!r->optional || (j->spec->n_kv_head > 1 && !bias));
         snprintf(name, sizeof name, "blk.%d.%s", layer, r->suffix);
         bool small = r->id >= MU_T_MATRIX_COUNT || r->id == MU_T_ROUTER;
+        j->scale = j->spec->n_early && layer >= j->spec->n_early && is_added(r->id) ? j->spec->later : 1;
         if (wanted) st = fn(j, name, small ? MU_F32 : j->spec->type, n_col, n_row, err);
         for (int i = 0; i < n; i++) seen[r[i].id] = true;
         r += n;
@@ -128,6 +146,8 @@ static enum mu_status each_tensor(struct job *j, visit *fn, struct mu_err *err)
     enum mu_status st;
     MU_TRY(st, fn(j, "token_embd.weight", s->output_type, s->d_model, s->n_vocab, err), fail);
     for (int layer = 0; layer < s->n_layer; layer++) MU_TRY(st, each_of_layer(j, layer, fn, err), fail);
+    j->scale = 1;
+    if (s->n_early) j->n_tensor = BEHIND_LAYERS; /* the same whatever the number of layers */
     if (has_factors(j)) {
         MU_TRY(st, fn(j, "rope_factors_long.weight", MU_F32, j->cfg.n_rot / 2, 1, err), fail);
         MU_TRY(st, fn(j, "rope_factors_short.weight", MU_F32, j->cfg.n_rot / 2, 1, err), fail);
@@ -183,6 +203,7 @@ static enum mu_status check_spec(struct job *j, struct mu_err *err)
            check_range("experts", s->n_expert, j->arch->rules ? 0 : 1, j->arch->expert_rules ? MU_MAX_EXPERT : 0, err),
            fail);
     MU_TRY(st, check_range("experts used", s->n_expert_used, s->n_expert > 0, s->n_expert, err), fail);
+    MU_TRY(st, check_range("layers of the draft", s->n_early, 0, s->n_layer, err), fail);
     MU_TRY(st, check_range("window", s->window, 0, MU_MAX_CTX, err), fail);
     MU_TRY(st, check_range("short context", s->n_ctx_short, 0, MU_MAX_CTX, err), fail);
     if (s->window > 0 && !(j->arch->features & MU_HAS_WINDOW))
@@ -284,7 +305,7 @@ static void put_sizes(struct job *j)
 enum mu_status mu_synth_write(const struct mu_synth *s, const char *path, void (*progress)(uint64_t, uint64_t, void *),
                               void *ctx, struct mu_err *err)
 {
-    struct job j = {.spec = s, .progress = progress, .progress_ctx = ctx};
+    struct job j = {.spec = s, .scale = 1, .progress = progress, .progress_ctx = ctx};
     enum mu_status st;
     j.source = mu_calloc(1, sizeof *j.source);
     j.buffer = mu_aligned_alloc(64, BUFFER_BYTES);
@@ -297,6 +318,7 @@ enum mu_status mu_synth_write(const struct mu_synth *s, const char *path, void (
     put_sizes(&j);
     MU_TRY(st, mu_synth_put_vocab(j.writer, s->n_vocab, err), fail);
     MU_TRY(st, each_tensor(&j, announce, err), fail);
+    j.n_tensor = 0;
     st = each_tensor(&j, write_tensor, err);
 fail:
     if (j.writer) {

@@ -20,6 +20,11 @@ struct mu_synth {
     uint32_t output_type; /* of output/embedding; as type where it fits */
     int tied;
     uint64_t seed;
+    /* The layers from n_early on add `later` times as much to the residual as they would; 0: all layers are alike. With
+     * n_layer = n_early the same numbers give a model of the first layers alone, with the same embedding and output: one
+     * that says mostly what the larger one says, the more so the smaller `later` is. */
+    int n_early;
+    float later;
 };
 
 /* progress(done_bytes, total_bytes, ctx) may be NULL. */

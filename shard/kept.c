@@ -114,8 +114,8 @@ static void *map_sealed(int fd, void *at, size_t bytes)
 
 static bool not_kept(const struct mu_shard *s, const char *why)
 {
-    mu_warn("rank", "the weights (%zu MB) cannot be kept for the next launch, which will pack them again: %s",
-            s->weights.bytes >> 20, why);
+    mu_warn("rank", "%zu MB of %sweights cannot be kept for the next launch, which will pack them again: %s",
+            s->weights.bytes >> 20, s->whose, why);
     return false;
 }
 
@@ -206,9 +206,9 @@ void mu_kept_tell(const struct mu_shard *s, double seconds)
 {
     size_t mb = s->weights.bytes >> 20, n_huge = s->weights.bytes / HUGE;
     if (s->kept_full)
-        mu_info("rank", "%zu MB of weights are there from an earlier launch", mb);
+        mu_info("rank", "%zu MB of %sweights are there from an earlier launch", mb, s->whose);
     else
-        mu_info("rank", "%zu MB of weights packed in %.2f s, kept by the worker; %zu of %zu pages of 2 MiB%s", mb,
-                seconds, s->kept_huge, n_huge,
+        mu_info("rank", "%zu MB of %sweights packed in %.2f s, kept by the worker; %zu of %zu pages of 2 MiB%s", mb,
+                s->whose, seconds, s->kept_huge, n_huge,
                 s->kept_huge < n_huge ? ": this system gave small ones for the rest" : "");
 }

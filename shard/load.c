@@ -266,6 +266,7 @@ enum mu_status mu_shard_load(struct mu_shard *s, const struct mu_shard_options *
     atomic_init(&l.bad, -1);
     atomic_init(&l.done_bytes, 0);
     enum mu_status st = MU_OK;
+    s->whose = opt->whose ? opt->whose : "";
     s->layer = mu_calloc((size_t)n_layer, sizeof *s->layer);
     size_t n_expert = (size_t)s->cfg.n_expert;
     s->expert = mu_calloc((size_t)n_layer * 3 * n_expert + 1, sizeof *s->expert);

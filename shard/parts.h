@@ -147,9 +147,10 @@ struct mu_shard {
 
     /* weights */
     struct block weights;
-    bool kept_full;   /* they were packed by an earlier launch, and are mapped read-only */
-    size_t kept_huge; /* else, where they are kept: huge pages among theirs */
-    float *vectors;   /* all norms and biases */
+    bool kept_full;    /* they were packed by an earlier launch, and are mapped read-only */
+    size_t kept_huge;  /* else, where they are kept: huge pages among theirs */
+    const char *whose; /* in the log, before "weights" */
+    float *vectors;    /* all norms and biases */
     size_t n_vector_value;
     struct layer *layer;                        /* [layers of the stage] */
     struct mu_mat *expert;                      /* [layers of the stage][3: gate, up, down][n_expert], my rows */

@@ -76,7 +76,8 @@ struct mu_shard_options {
     struct mu_rank_record *record;                                               /* may be NULL */
     void (*load_progress)(uint64_t done_bytes, uint64_t total_bytes, void *ctx); /* may be NULL; calling thread */
     void *load_ctx;
-    int kept_fd; /* memory that outlives the process (kept.c), borrowed until mu_shard_create returns; 0: none */
+    int kept_fd;       /* memory that outlives the process (kept.c), borrowed until mu_shard_create returns; 0: none */
+    const char *whose; /* its weights, in the log: "the draft model's "; NULL: the model's; borrowed as kept_fd */
     const struct mu_adapters *adapters; /* may be NULL; decide serving's n_adapter and lora_rank */
     /* Of a rank that the plan's split puts on a device: */
     const struct mu_device_ops *device_ops; /* NULL: those of mu_device_load */

@@ -42,8 +42,16 @@ static enum mu_status warm_up(struct mu_drafter *d, struct mu_err *err)
     struct mu_draft_took took;
     struct mu_draft_ask ask = {.ids = &id, .n_ids = 1, .most = WARM_GUESSES};
     enum mu_status st = mu_drafter_ask(d, &ask, 1, 0, &took, err);
-    for (int i = 0; i < d->n_seat; i++) d->seat[i].taken = false;
+    mu_drafter_forget(d);
     return st;
+}
+
+void mu_drafter_forget(struct mu_drafter *d)
+{
+    for (int i = 0; i < d->n_seat; i++) {
+        d->seat[i].taken = false;
+        d->seat[i].n_held = 0;
+    }
 }
 
 enum mu_status mu_drafter_create(const struct mu_drafter_options *opt, struct mu_drafter **drafter_out,
@@ -70,8 +78,12 @@ enum mu_status mu_drafter_create(const struct mu_drafter_options *opt, struct mu
     }
     for (int i = 0; i < d->n_seat; i++) d->seat[i].held = d->ids + (size_t)i * (size_t)v->n_ctx;
     MU_TRY(st, mu_step_create(v, opt->model->cfg.n_vocab, &d->step, err), fail);
-    struct mu_shard_options so = {
-        .model = opt->model, .plan = &d->plan, .serving = *v, .pool = opt->pool, .kept_fd = opt->kept_fd};
+    struct mu_shard_options so = {.model = opt->model,
+                                  .plan = &d->plan,
+                                  .serving = *v,
+                                  .pool = opt->pool,
+                                  .kept_fd = opt->kept_fd,
+                                  .whose = "the draft model's "};
     MU_TRY(st, mu_shard_create(&so, &d->shard, err), fail);
     MU_TRY(st, warm_up(d, err), fail);
     *drafter_out = d;

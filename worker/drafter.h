@@ -38,6 +38,9 @@ enum mu_status mu_drafter_create(const struct mu_drafter_options *opt, struct mu
                                  struct mu_err *err);
 void mu_drafter_destroy(struct mu_drafter *d); /* NULL is fine */
 
+/* Forgets all sequences: the next ones are read from their first id on. */
+void mu_drafter_forget(struct mu_drafter *d);
+
 /* Answers ask[n], n at most MU_DRAFT_SEATS, reading at most about read_most ids in bulk. took_out is filled. An error is
  * the model's: of no use any more. */
 enum mu_status mu_drafter_ask(struct mu_drafter *d, struct mu_draft_ask *ask, int n, uint32_t read_most,

@@ -38,7 +38,7 @@ struct mu_worker_gang {
     const struct mu_worker_gang_place *place;
     Muster__Internal__V1__StartGangRequest *req; /* owned; defaults filled in */
     struct mu_rpc_call *call;                    /* a reference; the event stream */
-    struct mu_kept *kept;                        /* the ranks' weights; outlives the gang */
+    struct mu_kept *kept;                        /* the ranks' weights, the draft model's; outlives the gang */
     bool forget;                                 /* over, and not to be launched again */
     int n_rank;
     struct mu_worker_gang_rank_row row[MU_MAX_RANKS];

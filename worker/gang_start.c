@@ -177,8 +177,8 @@ static enum mu_status request_settle(struct mu_worker_gang *g, struct mu_err *er
     MU_TRY(st, mu_worker_gang_adapters(r, model, &adapters, err), out);
     MU_TRY(st, mu_plan_build(model, &split, plan, err), out);
     MU_TRY(st, draft_open(r, plan, &draft, err), out);
-    mu_kept_prepare(g->kept, model, r->split, r->quantize, plan->n_rank);
-    r->kept_fd = g->kept->n_rank ? MU_KEPT_FD : 0;
+    mu_kept_prepare(g->kept, model, draft, r->split, r->quantize, plan->n_rank);
+    r->kept_fd = g->kept->n_fd ? MU_KEPT_FD : 0;
     MU_TRY(st, mu_topo_read(topo, err), out);
     MU_TRY(st, defaults_fill(r, model, &split, topo, err), out);
     /* weights that are there already are counted among those that are wanted */
@@ -347,9 +347,8 @@ static enum mu_status process_spawn(struct mu_worker_gang *g, const struct args 
     posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
     posix_spawn_file_actions_adddup2(&actions, out[1], STDERR_FILENO);
     _Static_assert(MU_KEPT_FD == STDERR_FILENO + 1, "what is kept follows the standard streams");
-    for (int i = 0; i < g->kept->n_rank; i++)
-        posix_spawn_file_actions_adddup2(&actions, g->kept->fd[i], MU_KEPT_FD + i);
-    posix_spawn_file_actions_addclosefrom_np(&actions, MU_KEPT_FD + g->kept->n_rank);
+    for (int i = 0; i < g->kept->n_fd; i++) posix_spawn_file_actions_adddup2(&actions, g->kept->fd[i], MU_KEPT_FD + i);
+    posix_spawn_file_actions_addclosefrom_np(&actions, MU_KEPT_FD + g->kept->n_fd);
     posix_spawnattr_setsigmask(&attr, &none);
     posix_spawnattr_setsigdefault(&attr, &all);
     /* Its own session: Ctrl-C at the terminal is for the worker, which ends it in order. */

@@ -156,12 +156,13 @@ static void seat_tell(struct rank *r)
                 100 * (1 - share), p->numa);
 }
 
-/* The worker's memory for our weights, as mpirun has it; 0: there is none. A GPU's memory ends with its process. */
-static int kept_open(const struct rank *r)
+/* The worker's memory number `at` (worker/kept.h), as mpirun has it; 0: there is none. A GPU's memory ends with its
+ * process. */
+static int kept_open(const struct rank *r, int at)
 {
     char path[64];
     if (!r->req->kept_fd || r->plan.split.device[r->rank] != MU_ON_CPU) return 0;
-    snprintf(path, sizeof path, "/proc/%d/fd/%u", (int)getppid(), r->req->kept_fd + (unsigned)r->rank);
+    snprintf(path, sizeof path, "/proc/%d/fd/%u", (int)getppid(), r->req->kept_fd + (unsigned)at);
     int fd = open(path, O_RDWR | O_CLOEXEC);
     if (fd >= 0) return fd;
     mu_warn("rank", "the weights cannot be kept for the next launch, which will pack them again: %s: %s", path,
@@ -224,7 +225,7 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
         .load_progress = load_progress,
         .load_ctx = r->record,
         .adapters = r->adapters,
-        .kept_fd = kept_open(r),
+        .kept_fd = kept_open(r, r->rank),
         .device_timeout_ms = COMM_MS + (int)step_ms(r),
     };
     mu_device_link_use(&links, &opt);
@@ -236,7 +237,7 @@ out:
     return st;
 }
 
-/* The draft model, on the leader. It is small: it is packed again with each launch. */
+/* The draft model, on the leader. */
 static enum mu_status draft_load(struct rank *r, struct mu_err *err)
 {
     enum mu_status st;
@@ -249,8 +250,10 @@ static enum mu_status draft_load(struct rank *r, struct mu_err *err)
                                      .serving = r->draft_serving,
                                      .n_vocab = r->model->cfg.n_vocab,
                                      .pool = r->seat.pool,
-                                     .record = r->record};
-    MU_TRY(st, mu_drafter_create(&opt, &r->drafter, err), out);
+                                     .record = r->record,
+                                     .kept_fd = kept_open(r, r->plan.n_rank)};
+    st = mu_drafter_create(&opt, &r->drafter, err);
+    if (opt.kept_fd > 0) close(opt.kept_fd);
 out:
     if (st != MU_OK) mu_err_wrap(err, "cannot load the draft model %s", r->req->draft_path);
     return st;

@@ -133,7 +133,7 @@ static void gang_end(struct mu_supervisor *s, int i, bool forget, const char *re
 
 static bool kept_waits(const struct mu_kept *k)
 {
-    return k->n_rank && k->idle_ns;
+    return k->n_fd && k->idle_ns;
 }
 
 static void start_do(struct mu_supervisor *s, struct item *it)

@@ -213,6 +213,90 @@ class Steps(Documents):
             self.assertEqual(doc["interrupted"], any(q["state"] == "not run" for q in doc["points"]))
 
 
+class Drafts(Documents):
+    """With a draft model and without: the same ids, counts that fit together. How often a draft is asked depends on what steps took, so
+    no single run need have asked it."""
+    ARGS = ("-n", "24", "-r", "2", "-t", "1")
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="muster-bench-draft-")
+        cls.large, cls.small, cls.prompts = (os.path.join(cls.folder.name, name) for name in ("large.gguf", "small.gguf", "prompts.txt"))
+        made = run("synth", "--out", cls.large, "--draft", cls.small, "--draft-layers", "1", "--layers", "12", "--d-model", "512", "--vocab", "4096",
+                   "--later", "0.01", "--ctx", "512")
+        assert made.returncode == 0, made.stderr
+        with open(cls.prompts, "w") as f:
+            f.write("ROMEO:\n\nThe king\nWhat say you to\n")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def check(self, doc, streams):
+        self.assertEqual(doc["benchmark"], "draft")
+        self.assertEqual([(c["streams"], c["temperature"]) for c in doc["cases"]], [(s, t) for s in streams for t in (0, 1)])
+        for c in doc["cases"]:
+            self.assertLessEqual(c["ids"], c["streams"] * doc["tokens"])
+            self.assertGreater(c["step_us"], 0)
+            for name in ("plain", "found", "draft"):
+                way = c[name]
+                self.assertGreater(way["tokens_per_s"], 0)
+                self.assertLessEqual(way["found_right"], way["found"])
+                self.assertLessEqual(way["draft_right"], way["drafted"])
+                self.assertLessEqual(way["tokens"], c["ids"] * doc["repeats"])
+                if c["streams"] == 1:  # a step gives a token, and one more for each guess that was right
+                    self.assertEqual(way["tokens"], way["steps"] + way["found_right"] + way["draft_right"])
+                    self.assertEqual(way["tokens"], (c["ids"] - 1) * doc["repeats"])
+            self.assertEqual((c["plain"]["found"], c["plain"]["drafted"], c["found"]["drafted"]), (0, 0, 0))
+            self.assertLessEqual(c["draft"]["drafted"], 7 * c["streams"] * c["draft"]["steps"])
+            self.assertEqual(c["draft_step_us"] > 0, c["draft_steps"] > 0)
+        return doc["cases"]
+
+    def test_pair(self):
+        for _ in range(4):
+            cases = self.check(self.document(self.large, "--draft", self.small, "-b", "1,2", *self.ARGS), (1, 2))
+            drafted, right = (sum(c["draft"][key] for c in cases) for key in ("drafted", "draft_right"))
+            if drafted >= 20:
+                break
+        print(f"{right} of {drafted} guesses right")
+        self.assertGreaterEqual(drafted, 20)
+        self.assertGreater(right, drafted / 2)
+
+    def test_a_model_guesses_what_it_says(self):
+        for c in self.check(self.document(BARD, "--draft", BARD, "--prompts", self.prompts, "--seed", "3", "-b", "1,5", *self.ARGS), (1, 5)):
+            self.assertEqual(c["draft"]["drafted"], c["draft"]["draft_right"])
+
+    def test_table_and_picture(self):
+        picture = os.path.join(self.folder.name, "draft.svg")
+        done = run("bench", self.large, "--draft", self.small, "--svg", picture, *self.ARGS)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("all answers had the same ids", done.stdout)
+        lines = done.stdout.splitlines()
+        head = next(i for i, line in enumerate(lines) if line.startswith("case"))
+        for line in lines[head:head + 7]:
+            self.assertLessEqual(len(line), 80, line)
+        with open(picture) as f:
+            texts = [t.text for t in self.svg(f.read()).iter(SVG + "text")]
+        for word in ("Decoding: all streams together", "1 greedy", "1 at 1.0", "with the draft model"):
+            self.assertIn(word, texts)
+
+    def test_refused(self):
+        for args in (("-p", "64"), ("--context", "64"), ("--split", "1:1"), ("--breakdown",), ("-n", "1"), ("--device", "gpu")):
+            done = run("bench", BARD, "--draft", BARD, *args)
+            self.assertEqual(done.returncode, 2, args)
+            self.assertIn("--draft", done.stderr)
+        self.assertEqual(run("bench", BARD, "--prompts", self.prompts).returncode, 2)
+        self.assertEqual(run("bench", "--server", "127.0.0.1:1", "--draft", BARD).returncode, 2)
+        self.assertIn("another vocabulary", run("bench", BARD, "--draft", self.small, *self.ARGS).stderr)
+        self.assertIn("context of 512", run("bench", BARD, "--draft", BARD, "-n", "600").stderr)
+        self.assertIn("nowhere", run("bench", BARD, "--draft", BARD, "--prompts", "/nowhere").stderr)
+
+    def test_serving(self):
+        doc = self.document(BARD, "--serve", "--draft", BARD, "--split", "1", "-t", "1", "--requests", "4", "--concurrency", "1", "--prompts", self.prompts,
+                            "--output", "16")
+        self.assertEqual(doc["loads"][0]["done"], 4)
+
+
 class Gpus(Documents):
     """On the host as a device: what is measured is slow, but fits together."""
     ENV = {"MUSTER_DEVICE_PLUGIN": os.path.join(os.path.dirname(harness.MUSTER), "..", "tests", "stubs", "libmuster_device_host.so")}

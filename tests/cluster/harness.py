@@ -153,6 +153,20 @@ class Server:
     def processes(self):
         return descendants(self.process.pid)
 
+    def kept_memories(self):
+        """Inodes of the packed weights that any process of the server has open or mapped."""
+        found = set()
+        for pid in self.processes():
+            try:
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    if "muster-weights" in os.readlink(f"/proc/{pid}/fd/{fd}"):
+                        found.add(os.stat(f"/proc/{pid}/fd/{fd}").st_ino)
+                with open(f"/proc/{pid}/maps") as f:
+                    found.update(int(line.split()[4]) for line in f if "muster-weights" in line)
+            except (FileNotFoundError, ProcessLookupError):
+                pass
+        return found
+
     def stop(self, sig=signal.SIGTERM, seconds=5):
         """Ends the server; the processes that are still there afterwards."""
         if self.process.poll() is not None:

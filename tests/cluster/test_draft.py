@@ -87,6 +87,13 @@ def guesses(server):
     return gang.model_drafted, gang.model_drafts_taken
 
 
+def packed_and_found(server):
+    """What the ranks said of the model's weights, and the leader of the draft model's: how often they packed them, and found them."""
+    said = server.logged()
+    return tuple((said.count(f"of {whose}weights packed"), said.count(f"of {whose}weights are there from an earlier launch"))
+                 for whose in ("", "the draft model's "))
+
+
 class Draft(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -164,6 +171,9 @@ class Draft(unittest.TestCase):
         for rank in (2, 1):  # the leader, which has the draft model, and one that knows nothing of it
             with harness.Server(split="2:1/1", args=["--draft", self.small]) as server:
                 gang = server.wait_ready()
+                memories = server.kept_memories()
+                self.assertEqual(len(memories), len(gang.rank) + 1)
+                self.assertEqual(packed_and_found(server), ((len(gang.rank), 0), (1, 0)))
                 n, once = [0], threading.Lock()
 
                 def on_token(_):
@@ -173,6 +183,8 @@ class Draft(unittest.TestCase):
 
                 self.compare(answers(server, together=2, on_token=on_token))
                 server.wait_ready(epoch_after=gang.epoch)
+                self.assertEqual(packed_and_found(server), ((len(gang.rank), len(gang.rank)), (1, 1)))
+                self.assertEqual(server.kept_memories(), memories)
                 total += guesses(server)[0]
         self.assertGreater(total, 0)
 

@@ -141,43 +141,29 @@ class Kept(unittest.TestCase):
         self.epoch = self.server.wait_ready(epoch_after=self.epoch).epoch
         self.assertEqual(self.server.generate("SCENE", 40, seed=7, temperature=0.8)[0], self.expected)
 
-    def memories(self):
-        """Inodes of the weights that any process of the server has open or mapped."""
-        found = set()
-        for pid in self.server.processes():
-            try:
-                for fd in os.listdir(f"/proc/{pid}/fd"):
-                    if "muster-weights" in os.readlink(f"/proc/{pid}/fd/{fd}"):
-                        found.add(os.stat(f"/proc/{pid}/fd/{fd}").st_ino)
-                with open(f"/proc/{pid}/maps") as f:
-                    found.update(int(line.split()[4]) for line in f if "muster-weights" in line)
-            except (FileNotFoundError, ProcessLookupError):
-                pass
-        return found
-
     def test_ranks_die(self):
-        memories = self.memories()
+        memories = self.server.kept_memories()
         self.assertEqual(len(memories), self.N_RANK)
         for rank in (1, 0, 1):
             self.killed(self.server.gang().rank[rank].pid)
             self.packed_and_found(0, self.N_RANK)
-        self.assertEqual(self.memories(), memories)
+        self.assertEqual(self.server.kept_memories(), memories)
         self.killed(self.server.gang().mpirun_pid)
         self.packed_and_found(0, self.N_RANK)
 
     def test_the_worker_dies(self):
-        memories = self.memories()
+        memories = self.server.kept_memories()
         self.killed(worker_pid(self.server))
         self.packed_and_found(self.N_RANK, 0)
-        self.assertEqual(len(self.memories()), self.N_RANK)
-        self.assertFalse(self.memories() & memories)
+        self.assertEqual(len(self.server.kept_memories()), self.N_RANK)
+        self.assertFalse(self.server.kept_memories() & memories)
 
     def test_the_file_changes(self):
-        memories = self.memories()
+        memories = self.server.kept_memories()
         os.utime(self.model, (1, 1))
         self.killed(self.server.gang().rank[0].pid)
         self.packed_and_found(self.N_RANK, 0)
-        self.assertFalse(self.memories() & memories)
+        self.assertFalse(self.server.kept_memories() & memories)
         self.killed(self.server.gang().rank[0].pid)
         self.packed_and_found(0, self.N_RANK)
 

@@ -262,6 +262,59 @@ static void test_seed_decides_every_byte(void **state)
     mu_free(c);
 }
 
+static double deviation(const struct mu_gguf_tensor *t)
+{
+    double squares = 0;
+    float v[256];
+    for (size_t at = 0; at < t->bytes;) {
+        at += values_of(t->type, t->data + at, v);
+        for (int i = 0; i < 256; i++) squares += (double)v[i] * (double)v[i];
+    }
+    return sqrt(squares / (double)(t->ne[0] * t->n_row));
+}
+
+static void check_same(const struct mu_gguf_tensor *a, const struct mu_gguf_tensor *b)
+{
+    assert_int_equal(a->bytes, b->bytes);
+    assert_memory_equal(a->data, b->data, a->bytes);
+}
+
+/* The draft is the first layers of the larger model, and embedding and output; the other layers add less. */
+static void test_drafts(void **state)
+{
+    (void)state;
+    static const char *const archs[] = {"llama", "gemma2", "qwen3moe"};
+    for (size_t i = 0; i < sizeof archs / sizeof *archs; i++) {
+        const double later = 0.25;
+        struct mu_synth s = small;
+        s.arch = archs[i];
+        s.n_layer = 5;
+        s.n_early = 2;
+        s.later = (float)later;
+        if (i == 2) s.n_expert = 4, s.n_expert_used = 2;
+        struct mu_model *m = open_ok(write_ok(&s, "large.gguf"));
+        s.n_layer = s.n_early;
+        struct mu_model *draft = open_ok(write_ok(&s, "draft.gguf"));
+        assert_int_equal(draft->cfg.n_layer, 2);
+        check_same(m->embed, draft->embed);
+        check_same(m->output, draft->output);
+        check_same(m->out_norm, draft->out_norm);
+        assert_memory_not_equal(m->embed->data, m->output->data, 64);
+        for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
+            const struct mu_gguf_tensor *t = m->layer[4][id];
+            if (!t || t->ne[0] * t->n_row % 256 != 0) continue; /* norms of heads */
+            for (int layer = 0; layer < 2; layer++) check_same(m->layer[layer][id], draft->layer[layer][id]);
+            bool is_norm = id == MU_T_POST_ATTN_NORM || id == MU_T_POST_FFN_NORM;
+            double ratio = deviation(t) / deviation(m->layer[1][id]),
+                   want = is_norm || id == MU_T_O || id == MU_T_DOWN ? later : 1;
+            if (!(fabs(ratio / want - 1) < 0.05))
+                fail_msg("%s, %.*s: %g times as much, expected %g", s.arch, (int)t->name.len, t->name.p, ratio, want);
+        }
+        mu_model_close(m);
+        mu_model_close(draft);
+    }
+}
+
 static void count_progress(uint64_t done, uint64_t total, void *ctx)
 {
     uint64_t *last = ctx;
@@ -305,6 +358,7 @@ static void test_refusals(void **state)
     REFUSED(MU_EINVAL, "found 8 and 3", s_.n_kv_head = 3);
     REFUSED(MU_EINVAL, "from 1 to 8, found 9", s_.n_kv_head = 9);
     REFUSED(MU_EINVAL, "layers", s_.n_layer = 0);
+    REFUSED(MU_EINVAL, "layers of the draft: expected a number from 0 to 2, found 3", s_.n_early = 3);
     REFUSED(MU_EINVAL, "even head size", s_.d_head = 33);
     REFUSED(MU_EINVAL, "limit", s_.n_head = s_.n_kv_head = 4096, s_.d_head = 64);
     REFUSED(MU_EINVAL, "rotation base", s_.rope_freq_base = NAN);
@@ -336,13 +390,10 @@ static void test_allocation_failures(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_types),
-        cmocka_unit_test(test_odd_shapes),
-        cmocka_unit_test(test_vocabularies),
-        cmocka_unit_test(test_seed_decides_every_byte),
-        cmocka_unit_test(test_progress),
-        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_allocation_failures),
+        cmocka_unit_test(test_types),        cmocka_unit_test(test_odd_shapes),
+        cmocka_unit_test(test_vocabularies), cmocka_unit_test(test_seed_decides_every_byte),
+        cmocka_unit_test(test_drafts),       cmocka_unit_test(test_progress),
+        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_allocation_failures),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);
 }

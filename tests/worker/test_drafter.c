@@ -194,6 +194,26 @@ static void test_limits(void **state)
     mu_drafter_destroy(d);
 }
 
+/* A text that was read is read again, and guessed the same. */
+static void test_forget(void **state)
+{
+    (void)state;
+    struct mu_drafter *d = drafter_open(N_VOCAB);
+    static int32_t ids[60];
+    for (int i = 0; i < 60; i++) ids[i] = i * 5;
+    struct mu_draft_ask ask[3];
+    struct mu_draft_took took[3];
+    for (int i = 0; i < 3; i++) {
+        if (i == 2) mu_drafter_forget(d);
+        ask[i] = (struct mu_draft_ask){.sequence = 1, .ids = ids, .n_ids = 60, .most = 3};
+        MUST(mu_drafter_ask(d, &ask[i], 1, 1000, &took[i], err));
+        assert_int_equal(took[i].n_read, i == 1 ? 0 : 59);
+        assert_int_equal(ask[i].n_draft, 3);
+        assert_memory_equal(ask[i].draft, ask[0].draft, 3 * sizeof *ask[0].draft);
+    }
+    mu_drafter_destroy(d);
+}
+
 static void test_every_allocation_can_fail(void **state)
 {
     (void)state;
@@ -218,6 +238,6 @@ static void test_every_allocation_can_fail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_guesses), cmocka_unit_test(test_limits),
-                                       cmocka_unit_test(test_every_allocation_can_fail)};
+                                       cmocka_unit_test(test_forget), cmocka_unit_test(test_every_allocation_can_fail)};
     return cmocka_run_group_tests(tests, group_begin, group_end);
 }

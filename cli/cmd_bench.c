@@ -238,7 +238,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         if (o->device == MU_DEVICE_GPU) a->of_sweep = "--device gpu";
         return 0;
     case OPT_DRAFT: a->draft = arg; return 0;
-    case MU_OPT_GPU_PROMPTS: o->rough = mu_arg_gpu_prompts(arg, state); return 0;
+    case MU_OPT_GPU_PROMPTS:
+        o->rough = mu_arg_gpu_prompts(arg, state);
+        if (o->rough) a->of_sweep = "--gpu-prompts rough";
+        return 0;
     case MU_OPT_KV: o->kv = mu_arg_kv(arg, state); return 0;
     case OPT_SERVE: a->is_serve = true; return 0;
     case OPT_SERVER:

@@ -83,7 +83,7 @@ static enum mu_status ask_for(struct mu_guess *g, const struct mu_guess_place *a
     uint32_t most = at->n_left > MU_MAX_DRAFT ? MU_MAX_DRAFT : (uint32_t)at->n_left - 1;
     double rate;
     *ask = (struct mu_draft_ask){.ids = at->ids, .n_ids = place.n_ids, .sampling = *at->sampling};
-    if (!(c->gap_us > 0) || place.n_ids >= (uint32_t)g->serving.n_ctx) return MU_OK;
+    if (!(c->gap_us > 0) || mu_draft_costs_look(c) || place.n_ids >= (uint32_t)g->serving.n_ctx) return MU_OK;
     if (at->n_new == 1) g->pace = (struct mu_draft_pace){.n_read = g->pace.n_read}; /* another answer */
     if (g->pace.n_read > place.n_ids) g->pace.n_read = 0;                           /* another text */
     bool open = g->pace.quiet <= place.n_ids;
@@ -118,7 +118,7 @@ enum mu_status mu_guess_next(struct mu_guess *g, struct mu_solo *solo, const str
     if (ask.n_draft)
         mu_draft_costs_added(&g->costs, (us - g->costs.gap_us) / ask.n_draft);
     else
-        mu_draft_average(&g->costs.gap_us, us);
+        mu_draft_costs_gap(&g->costs, us);
     if (ask.n_draft) mu_draft_pace_learn(&g->pace, &g->hope, ask.n_draft, (uint32_t)result_out->n_right);
     return MU_OK;
 }

@@ -37,11 +37,27 @@ double mu_draft_us(const struct mu_draft_costs *c)
     return fmax(c->draft_us, c->gap_us / 64); /* nothing is free */
 }
 
+/* A process can only be held up, never be faster than it is: a look that shows a shorter gap is believed at once by half. */
+void mu_draft_costs_gap(struct mu_draft_costs *c, double us)
+{
+    if (mu_draft_costs_look(c) && us < c->gap_us)
+        c->gap_us = (c->gap_us + us) / 2;
+    else
+        mu_draft_average(&c->gap_us, us);
+    c->n_blind = 0;
+}
+
+bool mu_draft_costs_look(const struct mu_draft_costs *c)
+{
+    return c->n_blind >= MU_DRAFT_LOOK;
+}
+
 /* A difference of two times that scatter may be negative now and then: without these its mean would be too large. One far
  * above the others is believed only a bit, the first one too. */
 void mu_draft_costs_added(struct mu_draft_costs *c, double us)
 {
     double before = mu_draft_us(c);
+    c->n_blind++;
     if (!c->draft_known) c->draft_us = before;
     c->draft_known = true;
     us = fmax(-c->gap_us, fmin(us, 2 * before));

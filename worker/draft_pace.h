@@ -16,6 +16,7 @@ struct mu_draft_costs {
     bool draft_known;
     double guess_us; /* what the model takes for a guess, of all sequences that it is asked for together … */
     double read_us;  /* … and to read an id in bulk */
+    int n_blind;     /* steps with guesses since one without was measured: mu_draft_costs_look */
     int n_refused;   /* times that guesses were thought not to pay; MU_DRAFT_REFUSALS of them make … */
     bool guess_old;  /* … this old: the next measure replaces it */
 };
@@ -24,6 +25,10 @@ struct mu_draft_costs {
 void mu_draft_average(double *mean, double value);
 /* What a draft adds to the gap, as far as is known. */
 double mu_draft_us(const struct mu_draft_costs *c);
+/* A step without guesses made the gap so long. */
+void mu_draft_costs_gap(struct mu_draft_costs *c, double us);
+/* Whether the next step is to have none, so that the gap is measured again. */
+bool mu_draft_costs_look(const struct mu_draft_costs *c);
 /* A draft was measured to add so much; negative where times scatter. */
 void mu_draft_costs_added(struct mu_draft_costs *c, double us);
 /* The model was asked. */
@@ -38,8 +43,9 @@ struct mu_draft_pace {     /* of one sequence; zeroed at its beginning */
 };
 
 /* What is measured only where guesses are made would be believed for good once it was bad, as on a machine that was busy
- * for a moment. So after this many refusals in a row it is taken for half as much. */
-enum { MU_DRAFT_REFUSALS = 16 };
+ * for a moment. So after this many refusals in a row it is taken for half as much. And what is measured only where none are made
+ * would be, once it was too long and all steps had some: so of this many steps in a row one has none. */
+enum { MU_DRAFT_REFUSALS = 16, MU_DRAFT_LOOK = 16 };
 
 #define MU_DRAFT_HOPE 0.5 /* what of the guesses may be right, where nothing is known */
 

@@ -65,7 +65,7 @@ int mu_sched_ask_drafts(struct mu_sched *s, struct mu_draft_ask *ask_out, uint32
     *read_out = READ_FIRST;
     if (c->read_us > 0) *read_out = (uint32_t)fmin(fmax(READ_SHARE * c->gap_us / c->read_us, 1), 1e6);
     if (now.n_prefill || now.n_decoding < 1 || now.n_decoding > s->opt.n_draft_seat) return 0;
-    if (s->n_flight == s->max_in_flight || !(c->gap_us > 0 && c->token_us > 0)) return 0;
+    if (s->n_flight == s->max_in_flight || !(c->gap_us > 0 && c->token_us > 0) || mu_draft_costs_look(c)) return 0;
     place = (place + n_stream - 1) / n_stream;
     for (int i = 0; i < s->opt.serving.n_slot; i++) n_together += is_open(s, s->active[i]);
     for (int i = 0; n_together && i < s->opt.serving.n_slot && n < s->opt.n_draft_seat; i++) {

@@ -404,7 +404,7 @@ void mu_sched_took(struct mu_sched *s, uint32_t us)
     }
     double alone_us = c->gap_us / s->opt.n_stage, gap_us = (double)us * n_decode;
     if (!n_prefill && !n_drafted)
-        mu_draft_average(&c->gap_us, gap_us);
+        mu_draft_costs_gap(c, gap_us);
     else if (f->n_prefill)
         mu_draft_average(&c->token_us, fmax((us - alone_us) / f->n_prefill, 1e-3));
     else if (!n_prefill)

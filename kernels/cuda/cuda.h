@@ -4,6 +4,7 @@
  *   measure.cu  how fast a device is                ptx.h       machine instructions
  *   layout.h    packed weights                      pack.cu     … made from a file's rows
  *   matmul.cu   which kernel multiplies             matvec.cu   a few vectors: bound by memory
+ *   rough.cu    products that may be rough
  *   tiles.cu    many vectors, on the tensor cores   float.cu    F32, F16, BF16 and types without a rule of their own
  *   epilogue.h  what follows a product              norm.cu     residual, norms      form.cu  inputs of matrices
  *   kv.h        pages of the cache                  rotate.cu   rotation, storing
@@ -171,6 +172,9 @@ void mu_cuda_tiles(struct mu_device *d, const struct mu_device_job *job, int n_j
                    const struct mu_device_experts *experts);
 void mu_cuda_float(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                    const struct mu_device_experts *experts);
+/* rough.cu: false, with nothing done, for types that are not multiplied roughly. */
+bool mu_cuda_rough_try(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
+                       const struct mu_device_experts *experts);
 /* norm.cu, form.cu, move.cu */
 void mu_cuda_norm(struct mu_device *d, const struct mu_device_norm *a);
 void mu_cuda_form(struct mu_device *d, const float *src, size_t stride, int n_tok, int n, const struct mu_act_to *to);

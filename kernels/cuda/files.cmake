@@ -1,7 +1,8 @@
 # The plugin's files, for kernels/cuda (nvcc) and tests/stubs/cuda (the emulation).
 set(CUDA_FILES plugin.cu runtime.cu measure.cu link.cu pack.cu matmul.cu matvec.cu tiles.cu tiles_plain.cu
-  tiles_min.cu tiles_halves.cu tiles_table.cu float.cu norm.cu form.cu move.cu rotate.cu attn.cu attn_query.cu
-  attn_block.cu attn_rough.cu experts.cu pick.cu)
+  tiles_min.cu tiles_halves.cu tiles_table.cu rough.cu rough_plain.cu rough_min.cu rough_halves.cu rough_table.cu
+  rough_float.cu float.cu norm.cu form.cu move.cu rotate.cu attn.cu attn_query.cu attn_block.cu attn_rough.cu
+  experts.cu pick.cu)
 # What their host side needs of the rest; the plugin stands alone.
 set(CUDA_HOST_FILES base/status.c base/clock.c kernels/types.c kernels/kv.c)
 

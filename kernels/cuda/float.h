@@ -14,6 +14,7 @@
 #ifndef MU_KERNELS_CUDA_FLOAT_H
 #define MU_KERNELS_CUDA_FLOAT_H
 
+#include "kernels/cuda/cells.h"
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/epilogue.h"
 #include "kernels/cuda/form.h"
@@ -22,14 +23,6 @@
 
 /* Stands for all types that are widened, as a template's type: which it is, a kernel looks up. */
 enum { MU_WIDENED = MU_TYPE_LIMIT };
-
-enum { MU_FLOAT_GROUP = 32, MU_CELL_BYTES = 16, MU_ROW_OF_CELLS = MU_FLOAT_GROUP * MU_CELL_BYTES };
-
-/* Values of a cell; 0 where rows are the file's. */
-__host__ __device__ constexpr int mu_cell_values(uint32_t type)
-{
-    return type == MU_F32 ? 4 : type == MU_F16 || type == MU_BF16 ? 8 : 0;
-}
 
 /* As kernels and shared memory see them: what is widened becomes F32. */
 __host__ __device__ constexpr uint32_t mu_cell_type(uint32_t type)

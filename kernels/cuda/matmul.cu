@@ -1,5 +1,6 @@
 /* Which kernel multiplies: by the matrix's type and the number of vectors. Not by anything that only the device knows: what
- * is recorded in a graph must fit every replay. All give the same bits. */
+ * is recorded in a graph must fit every replay. All give the same bits, but those of jobs that may be rough, which go by the
+ * type alone. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/epilogue.h"
 
@@ -7,6 +8,7 @@
 static void multiply(struct mu_device *d, const struct mu_device_job *job, int n_job, const struct mu_act *x,
                      const struct mu_device_experts *experts)
 {
+    if (job->rough && mu_cuda_rough_try(d, job, n_job, x, experts)) return;
     if (mu_type_info(job->m->type)->act != MU_ACT_Q8)
         mu_cuda_float(d, job, n_job, x, experts);
     else if (!mu_cuda_matvec_try(d, job, n_job, x, experts))
@@ -25,6 +27,7 @@ static void up_first(struct mu_device *d, const struct mu_device_job *job, const
     up.bias = job->up_bias;
     up.lora = job->lora_up;
     up.lora_scale = job->lora_up_scale;
+    up.rough = job->rough;
     if (experts) {
         of_up = *experts;
         of_up.m_bytes = experts->up_bytes;

@@ -49,7 +49,14 @@ MU_PTX void mu_mma_s8_k16(int d[4], const uint32_t a[2], uint32_t b, const int c
                  : "r"(a[0]), "r"(a[1]), "r"(b), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
 }
 
-/* bf16 to f32: a [16][16], b [16][8]; the order of its sums is the machine's own, so only `measure` uses it. */
+/* bf16 to f32: a [16][16], b [16][8], two values in a register, the lower column (of b: row) in its lower half:
+ *
+ *   a[0] row g,     columns 2t, 2t+1           b[0] rows 2t, 2t+1,     column g
+ *   a[1] row g + 8, columns 2t, 2t+1           b[1] rows 2t+8, 2t+9,   column g
+ *   a[2] row g,     columns 2t+8, 2t+9         c as above
+ *   a[3] row g + 8, columns 2t+8, 2t+9
+ *
+ * The order of its sums, and how they round, is the machine's own: only `measure` and rough products use it. */
 MU_PTX void mu_mma_bf16_k16(float d[4], const uint32_t a[4], const uint32_t b[2], const float c[4])
 {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
@@ -209,6 +216,23 @@ MU_PTX float mu_exp2_rough(float x)
 {
     float r;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+
+/* ---- bf16, two in a word ---- */
+
+/* Both rounded to nearest, ties to even; NaN becomes a NaN. */
+MU_PTX uint32_t mu_bf16_pair(float low, float high)
+{
+    uint32_t r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+/* a·b + c of each half, rounded once. */
+MU_PTX uint32_t mu_bf16_pair_fma(uint32_t a, uint32_t b, uint32_t c)
+{
+    uint32_t r;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(r) : "r"(a), "r"(b), "r"(c));
     return r;
 }
 

@@ -26,9 +26,9 @@
  * of them for that, some warps (movers) only copy and prepare, and the others only multiply: a stage then takes the
  * longer of the two, not both.
  *
- * Vectors are taken in an order that lets a lane have four neighbours in two products: vector 16p + 4t + 2j + c (c of 0,
- * 1) is column 2t + c of product 2p + j. In shared memory they lie in the products' order, so that ldmatrix reads eight
- * consecutive rows, their 16-byte pieces turned so that no two of the eight share banks.
+ * Vectors are taken in an order that lets a lane have four neighbours in two products (mu_tile_vector_at). In shared
+ * memory they lie in the products' order, so that ldmatrix reads eight consecutive rows, their 16-byte pieces turned so
+ * that no two of the eight share banks.
  *
  * Rows and vectors beyond the last are computed from the last one's data and not stored; blocks of columns beyond the
  * last are left out (adding +0 would turn a -0 into +0). */
@@ -38,54 +38,13 @@
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/ptx.h"
 #include "kernels/cuda/tiles_codes.h"
-#include "kernels/cuda/tiles_finish.h"
-
-/* ---- what a launch is told ---- */
-
-struct mu_tile_job {
-    const uint8_t *m, *up; /* up NULL: none, or done */
-    int n_row, first;      /* tiles of rows from this one on are this job's */
-    struct mu_epilogue then;
-    enum mu_tile_quick quick;
-};
-
-struct mu_tile_args {
-    struct mu_tile_job job[MU_DEVICE_MAX_JOBS];
-    int n_job, n_vec, n_col; /* n_vec: vectors of the product; places, with experts */
-    const int8_t *q;
-    const float *s;
-    const int16_t *sum;
-    struct mu_device_experts experts; /* n_expert 0: none */
-};
+#include "kernels/cuda/tiles_place.h"
 
 /* The launch, for a type of that file; n_each: vectors for each matrix, with experts on average. */
 void mu_tiles_plain(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
 void mu_tiles_min(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
 void mu_tiles_halves(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
 void mu_tiles_table(struct mu_device *d, struct mu_tile_args *x, uint32_t type, int n_each);
-
-/* The shape of a block of threads; CTAS of them at once on a multiprocessor. movers: warps beside those that multiply
- * which do nothing but copy and prepare; 0: all do both. */
-template <int rt, int nt, int wr, int wt, int p, int st, int ctas, int movers = 0> struct mu_tile_shape {
-    enum {
-        RT = rt,
-        NT = nt,
-        WR = wr,
-        WT = wt,
-        P = p,
-        ST = st,
-        CTAS = ctas,
-        GROUPS = wr * rt, /* of 16 rows */
-        ROWS = 16 * GROUPS,
-        VECS = wt * nt * 8,
-        MULTIPLIERS = 32 * wr * wt, /* threads */
-        THREADS = MULTIPLIERS + 32 * movers,
-        FIRST_MOVER = movers ? MULTIPLIERS : 0,
-        MOVERS = THREADS - FIRST_MOVER,
-        BLOCKS = 2 * p /* of 32 columns in a stage */
-    };
-    static_assert(nt % 2 == 0 && st >= 3 && MOVERS % GROUPS == 0, "a shape that the kernel can do");
-};
 
 /* Where things lie in shared memory; bytes. */
 template <uint32_t type, typename Shape> struct mu_tile_memory {
@@ -126,14 +85,6 @@ template <uint32_t type, typename Shape> struct mu_tile_memory {
         Y = Shape::VECS * Y_ROW * 4,
         BYTES = WORK > Y ? WORK : Y
     };
-};
-
-/* The tile of a block of threads. */
-struct mu_tile_place {
-    int job, tile; /* tile of rows within the job */
-    int expert;    /* 0 where there are none */
-    int first, n;  /* vectors (places) [first, first + n) are of this matrix; the tile's begin at `vec` */
-    int vec;
 };
 
 static constexpr int MU_TILE_MAGIC = 0x4b400000; /* the bits of … */
@@ -186,12 +137,6 @@ template <uint32_t type, typename Shape> struct mu_tile {
         }
     }
 
-    /* Vector of the tile that lies at a row of the stage's q: its place among the products' columns. */
-    __device__ static unsigned vector_at(unsigned row)
-    {
-        return (row & ~15u) + 4 * ((row & 7) >> 1) + 2 * (row >> 3 & 1) + (row & 1);
-    }
-
     __device__ static void copy_vectors(uint8_t *stage, const struct mu_tile_args &x, const uint32_t *vector,
                                         unsigned n_block, unsigned b)
     {
@@ -201,7 +146,7 @@ template <uint32_t type, typename Shape> struct mu_tile {
         unsigned c = mover() % pieces, row = mover() / pieces;
         if (2 * (n_block - b) > c) {
             const int8_t *q = x.q + (32 * b + 16 * c);
-            const uint32_t *at = vector + vector_at(row);
+            const uint32_t *at = vector + mu_tile_vector_at(row);
             uint8_t *dst = stage + M::Q + row * M::Q_ROW + 16 * (c ^ (row & 7));
             uint32_t
                 from[Shape::VECS / rows]; /* read before the first copy, which would make each wait for the other */

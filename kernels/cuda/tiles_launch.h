@@ -5,43 +5,6 @@
 
 #include "kernels/cuda/tiles_kernel.h"
 
-/* Where this block's tile is; n 0: nowhere. Whole warps; every warp finds the same. */
-template <typename Shape> __device__ static struct mu_tile_place tile_find(const struct mu_tile_args &x)
-{
-    struct mu_tile_place place = {};
-    int lane = (int)threadIdx.x % 32, tile = (int)blockIdx.x;
-    while (place.job + 1 < x.n_job && (int)blockIdx.y >= x.job[place.job + 1].first) place.job++;
-    place.tile = (int)blockIdx.y - x.job[place.job].first;
-    if (x.experts.n_expert == 0) {
-        place.n = x.n_vec;
-        place.vec = tile * Shape::VECS;
-        return place;
-    }
-    for (int e0 = 0; e0 < x.experts.n_expert; e0 += 32) {
-        int e = e0 + lane, begin = 0, end = 0;
-        if (e < x.experts.n_expert) begin = x.experts.begin[e], end = x.experts.begin[e + 1];
-        int n = (end - begin + Shape::VECS - 1) / Shape::VECS, upto = n;
-        for (int step = 1; step < 32; step *= 2) {
-            int v = __shfl_up_sync(0xffffffffu, upto, step);
-            if (lane >= step) upto += v;
-        }
-        unsigned beyond = __ballot_sync(0xffffffffu, upto > tile);
-        int from = beyond ? __ffs((int)beyond) - 1 : 31; /* the expert that has it */
-        int before = __shfl_sync(0xffffffffu, upto - n, from), all = __shfl_sync(0xffffffffu, upto, 31);
-        begin = __shfl_sync(0xffffffffu, begin, from);
-        end = __shfl_sync(0xffffffffu, end, from);
-        if (beyond) {
-            place.expert = e0 + from;
-            place.first = begin;
-            place.n = end - begin;
-            place.vec = begin + (tile - before) * Shape::VECS;
-            break;
-        }
-        tile -= all;
-    }
-    return place;
-}
-
 template <uint32_t type, typename Shape>
 __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
     tiles_kernel(const __grid_constant__ struct mu_tile_args x)
@@ -50,17 +13,13 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
     typedef typename T::M M;
     MU_SHARED(uint8_t, bytes);
     if (x.experts.n_expert > 0) mu_grid_wait(); /* for begin and place; else product waits */
-    struct mu_tile_place place = tile_find<Shape>(x);
+    struct mu_tile_place place = mu_tile_find<Shape>(x);
     if (place.n > 0) { /* the same for all threads */
         const struct mu_tile_job &job = x.job[place.job];
         bool pairs = job.up != NULL; /* half the groups are up's */
-        int groups = pairs ? Shape::GROUPS / 2 : Shape::GROUPS, last = place.first + place.n - 1;
+        int groups = pairs ? Shape::GROUPS / 2 : Shape::GROUPS;
         uint32_t *vector = reinterpret_cast<uint32_t *>(bytes + M::VECTOR);
-        for (int i = (int)threadIdx.x; i < Shape::VECS; i += Shape::THREADS) {
-            int p = place.vec + i < last ? place.vec + i : last;
-            vector[i] =
-                (uint32_t)(x.experts.n_expert == 0 || x.experts.by_place ? p : x.experts.place[p] / x.experts.n_used);
-        }
+        mu_tile_vectors<Shape>(x, place, vector);
         int mover = (int)threadIdx.x - (int)Shape::FIRST_MOVER;
         int mine = mover < 0 ? 0 : mover / (Shape::MOVERS / Shape::GROUPS), group = place.tile * groups + mine % groups;
         const uint8_t *m = mine < groups ? job.m : job.up;
@@ -72,26 +31,7 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
         T::product(bytes, x, m, acc);
         mu_grid_release();
 
-        float *y = reinterpret_cast<float *>(bytes);
-        int lane = (int)threadIdx.x % 32, warp = (int)threadIdx.x / 32;
-        int row0 = warp % Shape::WR * Shape::RT * 16 + lane / 4, vec0 = warp / Shape::WR * Shape::NT * 8 + lane % 4 * 4;
-#pragma unroll
-        for (int r = 0; r < Shape::RT; r++)
-#pragma unroll
-            for (int n = 0; n < Shape::NT; n++)
-#pragma unroll
-                for (int e = 0; e < 4 && (int)threadIdx.x < Shape::MULTIPLIERS; e++)
-                    y[(vec0 + n / 2 * 16 + n % 2 * 2 + e % 2) * M::Y_ROW + row0 + r * 16 + e / 2 * 8] = acc[r][n][e];
-        __syncthreads();
-        constexpr int threads = Shape::THREADS, all = Shape::ROWS, half = Shape::ROWS / 2;
-        int rows = pairs ? half : all, row = place.tile * rows, n_vec = last + 1 - place.vec;
-        if (n_vec > Shape::VECS) n_vec = Shape::VECS;
-        if (job.quick == MU_TILE_NOTHING)
-            mu_tile_finish_quick<all, M::Y_ROW, threads, false>(job.then, row, place.vec, n_vec, y);
-        else if (job.quick == MU_TILE_SILU)
-            mu_tile_finish_quick<half, M::Y_ROW, threads, true>(job.then, row, place.vec, n_vec, y);
-        else
-            mu_tile_finish_general<M::Y_ROW, threads>(job.then, rows, row, place.vec, n_vec, place.expert, pairs, y);
+        mu_tile_finish<Shape, M::Y_ROW>(x, place, reinterpret_cast<float *>(bytes), acc);
     }
 }
 
@@ -99,18 +39,10 @@ __global__ static void __launch_bounds__(Shape::THREADS, Shape::CTAS)
 
 template <uint32_t type, typename Shape> static void launch(struct mu_device *d, struct mu_tile_args *x)
 {
-    int tiles = 0, n_expert = x->experts.n_expert;
-    for (int j = 0; j < x->n_job; j++) {
-        int rows = x->job[j].up ? Shape::ROWS / 2 : Shape::ROWS;
-        x->job[j].first = tiles;
-        tiles += (x->job[j].n_row + rows - 1) / rows;
-    }
-    int columns = (x->n_vec + Shape::VECS - 1) / Shape::VECS;
-    if (n_expert > 0) columns = x->n_vec / Shape::VECS + (n_expert < x->n_vec ? n_expert : x->n_vec);
     constexpr int bytes = mu_tile_memory<type, Shape>::BYTES;
     if (bytes > 48 * 1024) mu_allow_shared(d, "a product with many vectors", tiles_kernel<type, Shape>, bytes);
-    mu_launch_early(d, "a product with many vectors", tiles_kernel<type, Shape>,
-                    dim3((unsigned)columns, (unsigned)tiles), dim3(Shape::THREADS), bytes, *x);
+    dim3 grid = mu_tile_grid<Shape>(x); /* and x with it */
+    mu_launch_early(d, "a product with many vectors", tiles_kernel<type, Shape>, grid, dim3(Shape::THREADS), bytes, *x);
 }
 
 /* Rows × vectors. */

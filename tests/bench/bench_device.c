@@ -1,14 +1,14 @@
 /* How fast a device multiplies, beside what bounds it. Not a test; run by hand:
  *
  *   bench_device [--types Q4_K,F16] [--shapes qkv,o,gate_up,down,layer] [--tokens 1,8,512] [--repeats 5]
- *                [--megabytes 768] [--device 0] [--small]
+ *                [--megabytes 768] [--device 0] [--rough] [--small]
  *
  * on the plugin that kernels/device.c finds ($MUSTER_DEVICE_PLUGIN). The shapes are those of an 8B model: qkv is three
  * matrices of one input, gate_up a gated pair with its result quantised, layer the four calls one after another. Calls are
  * recorded once, over as many copies of the weights as `megabytes` hold, so that no cache holds them, and replayed; the
  * time is the median of the repeats. GB/s counts the packed weights, once a call, and is compared with the speed at which the
- * device reads; TOP/s counts two operations a weight and vector, and is compared with its tensor cores' bf16. --small: sizes
- * for a device that is emulated. */
+ * device reads; TOP/s counts two operations a weight and vector, and is compared with its tensor cores' bf16. --rough: each
+ * also as a product that may be rough, the line after. --small: sizes for a device that is emulated. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,6 +22,7 @@ enum { MOST_LIST = 32, MOST_CALLS = 4, MOST_COPIES = 64 };
 
 static int n_repeat = 5;
 static size_t most_bytes = (size_t)768 << 20;
+static bool also_rough;
 
 static void *on_device(size_t bytes)
 {
@@ -156,7 +157,7 @@ static void weights_free(const struct shape *s, struct weights *w)
 
 /* ---- timing ---- */
 
-static void call_queue(const struct call *c, const struct mu_mat *m, int n_tok)
+static void call_queue(const struct call *c, const struct mu_mat *m, int n_tok, bool rough)
 {
     struct mu_device_job job[3];
     struct mu_act x = memory.x;
@@ -169,6 +170,7 @@ static void call_queue(const struct call *c, const struct mu_mat *m, int n_tok)
         job[i].m = &m[i];
         job[i].out = memory.out + at;
         job[i].stride = (size_t)c->n_row[i];
+        job[i].rough = rough;
         at += (size_t)n_tok * (size_t)c->n_row[i];
     }
     if (c->gated) {
@@ -186,19 +188,19 @@ static int ascending(const void *a, const void *b)
 }
 
 /* Seconds for one pass over all calls of one copy. */
-static double pass_seconds(const struct shape *s, const struct weights *w, int n_tok)
+static double pass_seconds(const struct shape *s, const struct weights *w, int n_tok, bool rough)
 {
     double seconds[MOST_LIST];
     ops->record_begin(dev);
     for (int k = 0; k < w->n_copy; k++)
-        for (int c = 0; c < s->n_call; c++) call_queue(&s->call[c], w->m[c][k], n_tok);
+        for (int c = 0; c < s->n_call; c++) call_queue(&s->call[c], w->m[c][k], n_tok, rough);
     struct mu_device_graph *g = ops->record_end(dev);
     for (int i = -1; i < n_repeat; i++) { /* the first warms up */
         int64_t begin = mu_now_ns();
         int n_pass = 0;
         do {
             for (int k = 0; !g && k < w->n_copy; k++)
-                for (int c = 0; c < s->n_call; c++) call_queue(&s->call[c], w->m[c][k], n_tok);
+                for (int c = 0; c < s->n_call; c++) call_queue(&s->call[c], w->m[c][k], n_tok, rough);
             if (g) ops->replay(dev, g);
             n_pass += w->n_copy;
         } while (g && n_pass < 4 * w->n_copy);
@@ -219,14 +221,15 @@ static void bench(const struct shape *s, uint32_t type, const int *tokens, int n
             return;
         }
     weights_make(s, type, &w);
-    for (int i = 0; i < n_tokens; i++) {
-        double seconds = pass_seconds(s, &w, tokens[i]), gbps = 1e-9 * (double)w.bytes / seconds;
-        double gops = 1e-9 * w.ops * tokens[i] / seconds;
-        printf("%-8s %-8s %6d %10.1f %8.0f %6.2f %8.1f %6.2f\n", mu_type_info(type)->name, s->name, tokens[i],
-               1e6 * seconds, gbps, speed.read_gbps > 0 ? gbps / speed.read_gbps : 0.0, 1e-3 * gops,
-               speed.bf16_gops > 0 ? gops / speed.bf16_gops : 0.0);
-        fflush(stdout);
-    }
+    for (int i = 0; i < n_tokens; i++)
+        for (int rough = 0; rough <= also_rough; rough++) {
+            double seconds = pass_seconds(s, &w, tokens[i], rough), gbps = 1e-9 * (double)w.bytes / seconds;
+            double gops = 1e-9 * w.ops * tokens[i] / seconds;
+            printf("%-8s %-8s %6d %-5s %10.1f %8.0f %6.2f %8.1f %6.2f\n", mu_type_info(type)->name, s->name, tokens[i],
+                   rough ? "rough" : "exact", 1e6 * seconds, gbps, speed.read_gbps > 0 ? gbps / speed.read_gbps : 0.0,
+                   1e-3 * gops, speed.bf16_gops > 0 ? gops / speed.bf16_gops : 0.0);
+            fflush(stdout);
+        }
     weights_free(s, &w);
 }
 
@@ -235,7 +238,7 @@ static void bench(const struct shape *s, uint32_t type, const int *tokens, int n
 static void usage(void)
 {
     fprintf(stderr, "usage: bench_device [--types T,…] [--shapes S,…] [--tokens N,…] [--repeats N] [--megabytes N] "
-                    "[--device N] [--small]\n");
+                    "[--device N] [--rough] [--small]\n");
     exit(2);
 }
 
@@ -285,6 +288,10 @@ int main(int argc, char **argv)
             n_repeat = 1;
             continue;
         }
+        if (strcmp(argv[i], "--rough") == 0) {
+            also_rough = true;
+            continue;
+        }
         if (i + 1 == argc) usage();
         if (strcmp(argv[i], "--types") == 0)
             types = argv[++i];
@@ -314,7 +321,8 @@ int main(int argc, char **argv)
         most = token[i] > most ? token[i] : most;
     }
     memory_make(most);
-    printf("%-8s %-8s %6s %10s %8s %6s %8s %6s\n", "type", "shape", "tokens", "us", "GB/s", "of it", "TOP/s", "of it");
+    printf("%-8s %-8s %6s %-5s %10s %8s %6s %8s %6s\n", "type", "shape", "tokens", "how", "us", "GB/s", "of it",
+           "TOP/s", "of it");
     n = split(types, word);
     for (int i = 0; i < n; i++) {
         int t = mu_type_by_name(word[i]);

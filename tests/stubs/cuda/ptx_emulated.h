@@ -198,4 +198,23 @@ static inline float mu_fma_ftz(float a, float b, float c)
     return fabsf(r) < 0x1p-126f || (fabsf(r) == 0x1p-126f && tiny) ? copysignf(0.0f, r) : r;
 }
 
+static inline uint32_t mu_bf16_pair(float low, float high)
+{
+    uint32_t r = 0;
+    for (float x : {high, low}) {
+        uint32_t u = __float_as_uint(x);
+        u = x != x ? 0x7fffu : (u + 0x7fffu + (u >> 16 & 1)) >> 16;
+        r = r << 16 | u;
+    }
+    return r;
+}
+/* In double first, which shows only where a·b and c are more than 2^29 apart. */
+static inline uint32_t mu_bf16_pair_fma(uint32_t a, uint32_t b, uint32_t c)
+{
+    float r[2];
+    for (int i = 0; i < 2; i++)
+        r[i] = (float)((double)mu_emulated_bf16(a, i) * (double)mu_emulated_bf16(b, i) + (double)mu_emulated_bf16(c, i));
+    return mu_bf16_pair(r[0], r[1]);
+}
+
 #endif

@@ -213,7 +213,8 @@ static inline uint32_t mu_bf16_pair_fma(uint32_t a, uint32_t b, uint32_t c)
 {
     float r[2];
     for (int i = 0; i < 2; i++)
-        r[i] = (float)((double)mu_emulated_bf16(a, i) * (double)mu_emulated_bf16(b, i) + (double)mu_emulated_bf16(c, i));
+        r[i] =
+            (float)((double)mu_emulated_bf16(a, i) * (double)mu_emulated_bf16(b, i) + (double)mu_emulated_bf16(c, i));
     return mu_bf16_pair(r[0], r[1]);
 }
 

@@ -3,7 +3,7 @@
  * The exact tiles (tiles_kernel.h) are bound by what C2 asks of the f32 pipe for every element and block. Here the sum
  * stays in the tensor cores' accumulators from the first column to the last, and what is left to do is to make operands:
  *
- *   weights    by each warp in registers, from what was packed, two bf16 at a time (rough_codes.h, rough_cells.h): some two
+ *   weights    by each warp in registers, from what was packed (rough_codes.h, rough_cells.h): two and a half to four
  *              instructions a weight. A warp of 64 rows × 64 vectors has 32 products a step of 16 columns, some 200
  *              cycles of its quarter of a multiprocessor, and 32 weights a lane to make beside them.
  *   vectors    by all threads of the block, a stage ahead, into shared memory (rough_vectors.h).

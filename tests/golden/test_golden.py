@@ -50,7 +50,10 @@ def log_softmax(row):
     return [x - top - total for x in row]
 
 
-class Golden(unittest.TestCase):
+class Checks:
+    HOW, ENV = (), None  # options and environment of the commands
+    PERPLEXITY = True
+
     def check(self, name, bounds, folder=None):
         d_max, kl_max, lp_max, ppl_max = bounds
         with open(os.path.join(FIXTURES, "goldens", name + ".json")) as f:
@@ -63,7 +66,7 @@ class Golden(unittest.TestCase):
             ref = prompt["last_logits"]
             want = values[ref["offset"]:ref["offset"] + ref["count"]]
             all_rows = array.array("f")
-            all_rows.frombytes(logits(model, prompt["ids"], "--all"))
+            all_rows.frombytes(logits(model, prompt["ids"], "--all", *self.HOW, env=self.ENV))
             got = all_rows[-n_vocab:]
             spread = max(want) - min(want)
             d = max(abs(a - b) for a, b in zip(got, want)) / spread
@@ -80,7 +83,7 @@ class Golden(unittest.TestCase):
                     self.assertTrue(abs(row[prompt["ids"][i + 1]] - lp) < lp_max, f"{name}: position {i}")
             self.greedy(name, model, prompt, bounds)
         print(f"  {name}: d {worst:.1e}")
-        if "ppl" in golden:
+        if "ppl" in golden and self.PERPLEXITY:
             self.perplexity(name, model, golden["ppl"], ppl_max)
 
     def greedy(self, name, model, prompt, bounds):
@@ -90,7 +93,7 @@ class Golden(unittest.TestCase):
             return
         ids = prompt["ids"] + g["ids"]
         rows = array.array("f")
-        rows.frombytes(logits(model, ids, "--all"))
+        rows.frombytes(logits(model, ids, "--all", *self.HOW, env=self.ENV))
         n_vocab = len(rows) // len(ids)
         wrong = 0
         for i, (want, gap) in enumerate(zip(g["ids"], g["gap"])):
@@ -104,12 +107,14 @@ class Golden(unittest.TestCase):
         with tempfile.NamedTemporaryFile("w", suffix=".txt") as f:
             f.write(" ".join(map(str, ppl["ids"])))
             f.flush()
-            done = run("perplexity", model, f.name, "--ids", "--chunk", str(len(ppl["ids"]) // 8))
+            done = run("perplexity", model, f.name, "--ids", "--chunk", str(len(ppl["ids"]) // 8), *self.HOW, env=self.ENV)
         self.assertEqual(done.returncode, 0, done.stderr)
         got = float(re.search(r"perplexity ([0-9.]+)", done.stdout)[1])
         print(f"  {name}: perplexity {got:.3f}, golden {ppl['ppl']:.3f}")
         self.assertTrue(abs(got / ppl["ppl"] - 1) < bound, f"{name}: perplexity {got}, golden {ppl['ppl']}")
 
+
+class Golden(Checks, unittest.TestCase):
     def test_refused_by_name(self):
         with open(os.path.join(FIXTURES, "models", "mixtral.f16.gguf"), "rb") as f:
             data = f.read()
@@ -133,6 +138,21 @@ for _name, _bounds in MODELS.items():
 
 for _name in ("llama3", "mistral", "gemma2"):
     setattr(Golden, f"test_{_name}_hf", (lambda n: lambda self: self.check(n, FLOAT, n + "-hf"))(_name))
+
+
+EMULATED = os.path.join(os.path.dirname(harness.MUSTER), "..", "kernels", "cuda", "libmuster_cuda_emulated.so")
+
+
+@unittest.skipUnless(os.path.exists(EMULATED), "no emulated GPU was built")
+class Rough(Checks, unittest.TestCase):
+    """Prompts that a GPU computes roughly are as near to the goldens as int8 activations must be; the GPU is emulated."""
+    HOW = ("--split", "1@gpu0", "--gpu-prompts", "rough")
+    ENV = {"MUSTER_DEVICE_PLUGIN": EMULATED}
+    PERPLEXITY = False  # minutes there; set it and look, where kernels change
+
+
+for _name in ("llama3.BF16", "llama3.Q8_0", "llama3.Q4_K_M", "llama3.IQ4_XS", "mixtral.Q4_K_M", "phi3-longrope", "gemma2"):
+    setattr(Rough, "test_" + re.sub(r"\W", "_", _name), golden_test(_name, QUANT))
 
 
 class Ollama(unittest.TestCase):

@@ -348,5 +348,12 @@ static inline struct mu_synth odd_family(size_t i)
     spec.seed = i + 1;
     return spec;
 }
+/* Its model, and a name for messages. */
+static inline struct mu_model *odd_family_open(size_t i, char name[60])
+{
+    struct mu_synth spec = odd_family(i);
+    snprintf(name, 60, "odd %s (%zu)", spec.arch, i);
+    return synth_open(&spec);
+}
 
 #endif

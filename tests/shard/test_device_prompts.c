@@ -39,13 +39,13 @@ static void check_split(const struct mu_model *m, const char *name, struct how h
 
 static void check_model(const struct mu_model *m, const char *name, enum mu_kv_type kv)
 {
-    static const char *const splits[] = {"1@gpu0", "1@gpu0:1@gpu1", "1:2@gpu1/1@gpu0", "1@gpu0/1", "2@gpu0:1/1@gpu1"};
+    static const char *const splits[] = {"1@gpu0", "1@gpu0:1@gpu1", "1:2@gpu1/1@gpu0"};
     int32_t ids[N];
     size_t n = (size_t)N * (size_t)m->cfg.n_vocab;
     float *first = NULL;
     ids_fill(ids, N, m->cfg.n_vocab, 7);
     float *exact = logits_all(m, (struct how){.kv = kv}, ids, N);
-    for (int i = 0; i < 5; i++) {
+    for (int i = 0; i < 3; i++) {
         struct how how = {.split = split_here(splits[i]), .n_thread = 2, .kv = kv, .rough = true};
         float *want = logits_all(m, how, ids, N);
         if (i == 1) same(want, first, N, m->cfg.n_vocab, how.split);

@@ -90,6 +90,10 @@ static enum mu_status where(struct local *l, unsigned asked, struct mu_solo_opti
     MU_TRY(st, mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK : MU_LOOK_NOT, node, err), done);
     MU_TRY(st, mu_plan_where(l->o.model, node, l->split, l->device, &opt->serving, &opt->split, why, err), done);
     tell_where(l, node, &opt->split, why);
+    if (l->rough && !mu_split_has_gpu(&opt->split)) {
+        if (!l->quiet) fprintf(stderr, "[no rank is on a GPU, so --gpu-prompts rough makes no difference]\n");
+        opt->serving.rough = l->rough = false;
+    }
     opt->serving.step_tokens = mu_plan_step_tokens(&opt->split);
     if (opt->serving.step_tokens > opt->serving.n_ctx) opt->serving.step_tokens = opt->serving.n_ctx;
     if (l->guess && opt->split.n_rank > 1) {

@@ -183,6 +183,8 @@ class Rough(unittest.TestCase):
     def test_no_gpu(self):
         with harness.Server(split="1", args=["--gpu-prompts", "rough"], env=ROUGH) as server:
             self.assertIn("no rank is on a GPU, so --gpu-prompts rough makes no difference", server.logged())
+        done = harness.run("run", BARD, PROMPT, "-n", "4", "--raw", "--device", "cpu", "--gpu-prompts", "rough", env=ROUGH)
+        self.assertIn("no rank is on a GPU, so --gpu-prompts rough makes no difference", done.stderr)
         done = harness.run("serve", BARD, "--gpu-prompts", "bf16", env=ROUGH)
         self.assertIn("--gpu-prompts may be exact or rough, not 'bf16'", done.stderr)
 

@@ -35,8 +35,9 @@ extern "C" {
 #endif
 
 enum {
-    MU_DEVICE_ABI = 2,
+    MU_DEVICE_ABI = 3,
     MU_DEVICE_MARKS = 32,    /* points in the queue that can be waited for */
+    MU_DEVICE_FETCHES = 2,   /* copies beside the queue that can be waited for in it */
     MU_DEVICE_LINK_ID = 128, /* bytes of what the ranks of a link agree on */
     MU_DEVICE_MAX_JOBS = 4,
 };
@@ -265,6 +266,11 @@ struct mu_device_ops {
     void (*download)(struct mu_device *d, void *to_host, const void *from, size_t bytes); /* to_host: pinned */
     void (*copy)(struct mu_device *d, void *to, const void *from, size_t bytes);
     void (*zero)(struct mu_device *d, void *to, size_t bytes);
+    /* Beside the queue: a copy from pinned memory that begins when all that is queued so far is done, and the fetches before
+     * it, and runs beside what is queued afterwards; until that has passed fetched(n), `to` is undefined. */
+    void (*fetch)(struct mu_device *d, int n, void *to, const void *from_host, size_t bytes);
+    /* What is queued from here on begins after the last fetch n (never put: at once). Neither can be recorded. */
+    void (*fetched)(struct mu_device *d, int n);
     void (*mark)(struct mu_device *d, int mark); /* a mark may be put again: the last one counts */
     /* Until everything before that mark is done (never put: nothing); MU_DEVICE_MARKS: everything. what: for the error of a deadline. */
     enum mu_status (*wait)(struct mu_device *d, int mark, int timeout_ms, const char *what, struct mu_err *err);

@@ -36,12 +36,14 @@ struct mu_device {
     size_t shared_max; /* bytes of shared memory that a block may have */
     cudaStream_t stream;
     cudaEvent_t mark[MU_DEVICE_MARKS];
+    cudaStream_t beside;                                                     /* of fetches */
+    cudaEvent_t fetch_from[MU_DEVICE_FETCHES], fetch_end[MU_DEVICE_FETCHES]; /* in the stream; in that beside it */
     unsigned *meetings; /* [MU_MEETINGS]: where blocks of a product count each other; 0 between launches */
     cudaError_t failed; /* the first thing that went wrong, and in what */
     const char *failed_in;
     char lost[256]; /* a link that failed, in words; "": none */
     bool recording;
-    bool packed;                     /* weights were packed since the last mu_launch_early */
+    bool packed;                     /* weights were packed, or fetched, since the last mu_launch_early */
     struct mu_device_memory *memory; /* what is allocated */
     struct mu_device_link *links;    /* that are open */
 };
@@ -82,7 +84,7 @@ static inline void mu_launch(struct mu_device *d, const char *what, void (*kerne
     mu_launch_as(d, what, false, kernel, grid, block, shared, args...);
 }
 /* The same, but it may start while the kernel before it still runs: every thread that touches memory other than packed
- * weights calls mu_grid_wait before it does. Where weights were packed since the last such launch it waits for them as any
+ * weights calls mu_grid_wait before it does. Where weights were packed or fetched since the last such launch it waits for them as any
  * kernel does. */
 template <typename... Params, typename... Args>
 static inline void mu_launch_early(struct mu_device *d, const char *what, void (*kernel)(Params...), dim3 grid,
@@ -131,6 +133,8 @@ void mu_cuda_upload(struct mu_device *d, void *to, const void *from_host, size_t
 void mu_cuda_download(struct mu_device *d, void *to_host, const void *from, size_t bytes);
 void mu_cuda_copy(struct mu_device *d, void *to, const void *from, size_t bytes);
 void mu_cuda_zero(struct mu_device *d, void *to, size_t bytes);
+void mu_cuda_fetch(struct mu_device *d, int n, void *to, const void *from_host, size_t bytes);
+void mu_cuda_fetched(struct mu_device *d, int n);
 void mu_cuda_mark(struct mu_device *d, int mark);
 enum mu_status mu_cuda_wait(struct mu_device *d, int mark, int timeout_ms, const char *what, struct mu_err *err);
 int mu_cuda_test(struct mu_device *d, int mark);

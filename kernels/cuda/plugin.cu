@@ -19,6 +19,8 @@ static struct mu_device_ops ops_make(void)
     o.download = mu_cuda_download;
     o.copy = mu_cuda_copy;
     o.zero = mu_cuda_zero;
+    o.fetch = mu_cuda_fetch;
+    o.fetched = mu_cuda_fetched;
     o.mark = mu_cuda_mark;
     o.wait = mu_cuda_wait;
     o.test = mu_cuda_test;

@@ -200,6 +200,11 @@ enum mu_status mu_cuda_open(int index, struct mu_device **dev_out, struct mu_err
     d->shared_max = p.sharedMemPerBlockOptin;
     e = cudaSetDevice(index);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
+    if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d->beside, cudaStreamNonBlocking);
+    for (int i = 0; i < MU_DEVICE_FETCHES && e == cudaSuccess; i++) {
+        e = cudaEventCreateWithFlags(&d->fetch_from[i], cudaEventDisableTiming);
+        if (e == cudaSuccess) e = cudaEventCreateWithFlags(&d->fetch_end[i], cudaEventDisableTiming);
+    }
     for (int i = 0; i < MU_DEVICE_MARKS && e == cudaSuccess; i++)
         e = cudaEventCreateWithFlags(&d->mark[i], cudaEventDisableTiming);
     if (e == cudaSuccess) e = cudaMalloc(reinterpret_cast<void **>(&d->meetings), MU_MEETINGS * sizeof *d->meetings);
@@ -238,6 +243,7 @@ void mu_cuda_close(struct mu_device *d)
     if (d->recording) mu_cuda_graph_free(d, mu_cuda_record_end(d));
     while (d->links) mu_cuda_link_close(d->links);
     if (d->stream) idle = ends_within(d->stream, CLOSE_MS);
+    if (d->beside) idle = ends_within(d->beside, CLOSE_MS) && idle;
     while (d->memory) {
         struct mu_device_memory *m = d->memory;
         d->memory = m->next;
@@ -247,7 +253,12 @@ void mu_cuda_close(struct mu_device *d)
     if (idle) {
         for (int i = 0; i < MU_DEVICE_MARKS; i++)
             if (d->mark[i]) (void)cudaEventDestroy(d->mark[i]);
+        for (int i = 0; i < MU_DEVICE_FETCHES; i++) {
+            if (d->fetch_from[i]) (void)cudaEventDestroy(d->fetch_from[i]);
+            if (d->fetch_end[i]) (void)cudaEventDestroy(d->fetch_end[i]);
+        }
         if (d->meetings) (void)cudaFree(d->meetings);
+        if (d->beside) (void)cudaStreamDestroy(d->beside);
         if (d->stream) (void)cudaStreamDestroy(d->stream);
     }
     (void)cudaGetLastError();
@@ -349,6 +360,21 @@ void mu_cuda_zero(struct mu_device *d, void *to, size_t bytes)
     if (bytes) mu_note(d, cudaMemsetAsync(to, 0, bytes, d->stream), "setting memory to 0");
 }
 
+void mu_cuda_fetch(struct mu_device *d, int n, void *to, const void *from_host, size_t bytes)
+{
+    static const char what[] = "a copy beside the queue";
+    mu_note(d, cudaEventRecord(d->fetch_from[n], d->stream), what);
+    mu_note(d, cudaStreamWaitEvent(d->beside, d->fetch_from[n], 0), what);
+    if (bytes) mu_note(d, cudaMemcpyAsync(to, from_host, bytes, cudaMemcpyHostToDevice, d->beside), what);
+    mu_note(d, cudaEventRecord(d->fetch_end[n], d->beside), what);
+}
+
+void mu_cuda_fetched(struct mu_device *d, int n)
+{
+    mu_note(d, cudaStreamWaitEvent(d->stream, d->fetch_end[n], 0), "waiting for a copy beside the queue");
+    d->packed = true; /* they are weights */
+}
+
 void mu_cuda_mark(struct mu_device *d, int mark)
 {
     mu_note(d, cudaEventRecord(d->mark[mark], d->stream), "a mark in the queue");
@@ -359,6 +385,7 @@ int mu_cuda_test(struct mu_device *d, int mark)
     cudaError_t e;
     if (d->failed != cudaSuccess || d->lost[0]) return -1;
     e = mark == MU_DEVICE_MARKS ? cudaStreamQuery(d->stream) : cudaEventQuery(d->mark[mark]);
+    if (e == cudaSuccess && mark == MU_DEVICE_MARKS) e = cudaStreamQuery(d->beside);
     if (e == cudaErrorNotReady) {
         mu_cuda_links_look(d);
         return d->lost[0] ? -1 : 0;

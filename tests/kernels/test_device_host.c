@@ -414,6 +414,29 @@ static void test_queue_is_late(void **state)
     assert_int_equal(back[0], 1);
 }
 
+/* A fetch comes as late as it may, and until then nothing of what was there is left. */
+static void test_fetches(void **state)
+{
+    (void)state;
+    unsigned char *host = pinned(24), *there = on_device(8);
+    memset(host, 7, 24);
+    ops->upload(dev, there, host, 8);
+    ops->fetch(dev, 1, there, host, 8);
+    ops->fetched(dev, 0); /* another one */
+    ops->download(dev, host + 8, there, 8);
+    ops->fetched(dev, 1);
+    ops->download(dev, host + 16, there, 8);
+    settle();
+    for (int i = 0; i < 8; i++) assert_true(host[8 + i] == 0xff && host[16 + i] == 7);
+    ops->record_begin(dev);
+    ops->fetch(dev, 0, there, host, 8);
+    assert_null(ops->record_end(dev));
+    ops->fetch(dev, 0, there, host, 8); /* and nobody waits for it */
+    char pageable[8] = {0};
+    ops->fetch(dev, 0, there, pageable, 8);
+    fails_with(MU_EINVAL, "fetch: ");
+}
+
 static void test_graph(void **state)
 {
     (void)state;
@@ -709,6 +732,7 @@ int main(void)
         TEST(test_pick),
         TEST(test_moving),
         TEST(test_queue_is_late),
+        TEST(test_fetches),
         TEST(test_graph),
         TEST(test_wrong_pointers),
         TEST(test_wrong_sizes),

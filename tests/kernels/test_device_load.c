@@ -316,10 +316,50 @@ static void failing(void)
     o->close(d);
 }
 
+/* Copies beside the queue: not before what was queued before them, not after what waits for them. */
+static void fetches(bool late)
+{
+    struct mu_err err = MU_ERR_INIT;
+    CHECK(setenv("MUSTER_CUDA_EMULATED_LATE", late ? "1" : "0", 1) == 0);
+    const struct mu_device_ops *o = emulated();
+    struct mu_device *d = opened(o);
+    char *host, *a;
+    CHECK(o->alloc_host(d, 64, (void **)&host, &err) == MU_OK && o->alloc(d, 32, (void **)&a, &err) == MU_OK);
+    for (int i = 0; i < 64; i++) host[i] = (char)i;
+    o->fetched(d, 1); /* none was put: nothing to wait for */
+    for (int i = 0; i < 3; i++) {
+        o->fetch(d, 0, a, host + 8 * i, 8);
+        o->fetch(d, 1, a + 16, host + 8 * i + 4, 4);
+        o->fetched(d, 0);
+        o->download(d, host + 32 + 8 * i, a, 8);
+        o->zero(d, a, 8); /* the next comes behind this */
+    }
+    o->fetched(d, 1);
+    o->download(d, host + 56, a + 16, 4);
+    CHECK(o->wait(d, MU_DEVICE_MARKS, 1000, "them", &err) == MU_OK);
+    for (int i = 0; i < 24; i++) CHECK(host[32 + i] == i);
+    for (int i = 0; i < 4; i++) CHECK(host[56 + i] == 20 + i);
+    o->fetch(d, 0, a, host, 8); /* under way at the end */
+    o->record_begin(d);
+    o->fetched(d, 0);
+    CHECK(o->record_end(d) == NULL);
+    o->close(d);
+}
+static void fetches_early(void)
+{
+    fetches(false);
+}
+static void fetches_late(void)
+{
+    fetches(true);
+}
+
 static void test_queue(void **state)
 {
     (void)state;
     in_child(marks);
+    in_child(fetches_early);
+    in_child(fetches_late);
     in_child(stuck);
     in_child(failing);
 }

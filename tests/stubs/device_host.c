@@ -54,6 +54,11 @@ struct mu_device {
     struct block *blocks;
     struct items queue;
     uint64_t n_queued, n_done, mark[MU_DEVICE_MARKS];
+    struct move {
+        void *to;
+        const void *from;
+        size_t bytes;
+    } fetching[MU_DEVICE_FETCHES]; /* whose bytes are not there yet; 0 bytes: none */
     struct mu_device_graph *recording;
     bool unrecordable; /* something that cannot be was queued meanwhile */
     struct mu_err err; /* the first failure; code MU_OK: none */
@@ -396,12 +401,6 @@ static void replay(struct mu_device *d, const struct mu_device_graph *g)
 
 /* ---- moving between host and device ---- */
 
-struct move {
-    void *to;
-    const void *from;
-    size_t bytes;
-};
-
 static void pinned_check(struct mu_device *d, const char *op, const void *p, size_t bytes)
 {
     if (!holds(d, p, bytes, true))
@@ -415,6 +414,43 @@ static void upload_run(struct mu_device *d, const void *args)
     pinned_check(d, "upload", m->from, m->bytes);
     mu_host_holds(d, "upload", "to", m->to, m->bytes);
     if (!mu_host_failed(d)) memcpy(m->to, m->from, m->bytes);
+}
+
+struct fetch_args {
+    int n;
+    struct move move;
+};
+
+/* As late as it may be, and until then what is there is spoiled. */
+static void fetch_run(struct mu_device *d, const void *args)
+{
+    const struct fetch_args *a = args;
+    if (a->move.bytes == 0) return;
+    pinned_check(d, "fetch", a->move.from, a->move.bytes);
+    mu_host_holds(d, "fetch", "to", a->move.to, a->move.bytes);
+    if (mu_host_failed(d)) return;
+    memset(a->move.to, POISON, a->move.bytes);
+    d->fetching[a->n] = a->move;
+}
+
+static void fetched_run(struct mu_device *d, const void *args)
+{
+    struct move *m = &d->fetching[*(const int *)args];
+    if (m->bytes) upload_run(d, m);
+    m->bytes = 0;
+}
+
+static void fetch(struct mu_device *d, int n, void *to, const void *from_host, size_t bytes)
+{
+    struct fetch_args a = {n, {to, from_host, bytes}};
+    if (d->recording) d->unrecordable = true;
+    submit(d, fetch_run, &a, sizeof a, false);
+}
+
+static void fetched(struct mu_device *d, int n)
+{
+    if (d->recording) d->unrecordable = true;
+    submit(d, fetched_run, &n, sizeof n, false);
 }
 
 static void download_run(struct mu_device *d, const void *args)
@@ -804,6 +840,8 @@ static const struct mu_device_ops ops = {
     .download = download,
     .copy = copy,
     .zero = zero,
+    .fetch = fetch,
+    .fetched = fetched,
     .mark = mark_put,
     .wait = wait_for,
     .test = test,

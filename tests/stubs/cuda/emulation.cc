@@ -700,6 +700,7 @@ struct CUstream_st {
     int device;
     std::recursive_mutex busy; /* of the queue: threads that wait for a device look at all its streams */
     std::deque<work> queue;
+    std::atomic<CUstream_st *> waits_for; /* whose event stands before the rest of the queue */
     bool capturing, spoiled;
     std::vector<work> captured;
 };
@@ -810,10 +811,20 @@ static std::vector<CUstream_st *> streams_of(const device *d)
     return d->streams;
 }
 
+/* With what it waits for. */
+static void get_along(CUstream_st *s)
+{
+    get_on(s);
+    CUstream_st *other = s->waits_for;
+    if (!other) return;
+    get_on(other);
+    get_on(s);
+}
+
 cudaError_t cudaStreamQuery(cudaStream_t s)
 {
     if (spoils(s)) return told(cudaErrorStreamCaptureUnsupported);
-    get_on(s);
+    get_along(s);
     if (devices[s->device].failed) return told(devices[s->device].failed);
     std::lock_guard<std::recursive_mutex> one(s->busy);
     return s->queue.empty() ? cudaSuccess : cudaErrorNotReady;
@@ -981,6 +992,19 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s)
     });
     return cudaSuccess;
 }
+/* For what was recorded when this was called, as the real one. */
+cudaError_t cudaStreamWaitEvent(cudaStream_t s, cudaEvent_t e, unsigned)
+{
+    if (spoils(s)) return told(cudaErrorStreamCaptureUnsupported);
+    if (devices[s->device].failed) return told(devices[s->device].failed);
+    uint64_t number = e->recorded;
+    enqueue_from_outside(s, [=] {
+        bool done = e->done >= number;
+        s->waits_for = done ? nullptr : e->stream;
+        return done ? 1 : 0;
+    });
+    return cudaSuccess;
+}
 cudaError_t cudaEventQuery(cudaEvent_t e)
 {
     device *d = &devices[e->device];
@@ -988,7 +1012,7 @@ cudaError_t cudaEventQuery(cudaEvent_t e)
         my()->capturing->spoiled = true;
         return told(cudaErrorStreamCaptureUnsupported);
     }
-    if (e->done != e->recorded) get_on(e->stream);
+    if (e->done != e->recorded) get_along(e->stream);
     if (d->failed) return told(d->failed);
     return e->done == e->recorded ? cudaSuccess : cudaErrorNotReady;
 }

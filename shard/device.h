@@ -6,6 +6,7 @@
  *   device_lora.c      what adapters add                 device_sample.c    logits, states, picks
  *   device_graph.c     decode steps that are replayed    device_rough.c     tokens of prompts that are computed roughly
  *   device_hop.c       the residual, from device to device
+ *   device_stream.c    layers whose matrices come from the host's memory
  *
  * Pointers in struct dev are the device's, but for those in `pinned`. Of struct mu_shard a rank on a device uses the
  * tables (layers, whose matrices' data is the device's; page tables; rows), and of its scratch what the next ids are made
@@ -78,6 +79,14 @@ struct dev_hop {                 /* between my stage and a neighbour */
     bool under_way;            /* in the queue, and not waited for yet */
 };
 
+struct dev_stream {    /* layers whose matrices take turns on the device (shard/plan.h) */
+    int n;             /* of them; 0: none */
+    size_t *at;        /* [n + 1]: where each begins in `host`, packed, and the last ends */
+    void *host;        /* pinned */
+    char *rooms;       /* in `weights`; layer i's is number i % MU_STREAM_ROOMS, */
+    size_t room_bytes; /* each so large */
+};
+
 struct dev {
     const struct mu_device_ops *ops;
     struct mu_device *d;
@@ -85,6 +94,7 @@ struct dev {
     struct dev_hop before, after;
     int index, timeout_ms;
     struct dev_sizes size;
+    struct dev_stream stream;
 
     /* on the device */
     void *weights, *kv, *scratch, *lora;
@@ -122,7 +132,7 @@ struct dev {
 /* ---- device_memory.c ---- */
 bool mu_dev_sizes(const struct mu_model *model, const struct mu_plan *plan, int rank, const struct mu_serving *serving,
                   struct dev_sizes *sizes_out);
-/* Of a rank's scratch on the device, and pinned here; UINT64_MAX on overflow. */
+/* Of a rank's scratch on the device, that of loading included, and pinned here; UINT64_MAX on overflow. */
 void mu_dev_scratch_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
                           const struct mu_serving *serving, uint64_t *device_out, uint64_t *pinned_out);
 /* The rank's device and its buffers but for weights, into s->dev. */
@@ -144,6 +154,8 @@ static inline const float *mu_dev_vector(const struct mu_shard *s, const float *
 }
 
 /* ---- device_load.c ---- */
+/* Of a matrix, packed, with what is left free behind it. */
+size_t mu_dev_mat_bytes(const struct mu_shard *s, const struct mu_mat *m);
 /* Packs on the device all items of the load. */
 enum mu_status mu_dev_load(struct load *l, struct mu_err *err);
 /* Rows through pinned memory onto the device, where they are packed. `bytes` come through it, groups of 16 rows of at
@@ -247,6 +259,27 @@ void mu_dev_lora_scales(const struct queue *r);
 /* What adapters add to the jobs' products. */
 void mu_dev_lora(const struct queue *r, const struct job *job, struct mu_device_job *to, int n_job,
                  const struct mu_act *x);
+
+/* ---- device_stream.c ---- */
+/* Which of the layers that are streamed this one is; -1: it stays, or it is none. */
+static inline int mu_dev_streamed(const struct mu_shard *s, int layer)
+{
+    return layer < 0 ? -1 : mu_plan_streamed(&s->plan, s->rank, layer);
+}
+/* Before the weights are placed: what is streamed. *room_out: bytes that its rooms take there. */
+enum mu_status mu_dev_stream_plan(struct load *l, size_t *room_out, struct mu_err *err);
+/* The rooms begin at base. */
+void mu_dev_stream_place(struct load *l, char *base);
+/* Whether item i is the last of a layer that is to be kept; that, queued behind what packs it. */
+bool mu_dev_stream_keeps(const struct load *l, int i);
+void mu_dev_stream_keep(struct mu_shard *s, int layer);
+/* All are kept: the first are on their way. */
+void mu_dev_stream_start(struct mu_shard *s);
+/* Queued: the layer's matrices are there from here on; they are not needed any more, and the next are on their way. Both do
+ * nothing where the layer stays. */
+void mu_dev_stream_begin(const struct queue *r, int layer);
+void mu_dev_stream_end(const struct queue *r, int layer);
+void mu_dev_stream_free(struct mu_shard *s);
 
 /* ---- device_graph.c ---- */
 /* Queues the step by `pass`, or what was recorded of one like it. */

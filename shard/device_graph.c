@@ -2,7 +2,7 @@
  *
  * Two steps with the same key queue the same operations with the same arguments (device_step.c), so one that was recorded
  * stands for all. A key is recorded when it comes for the second time; the one that was not used for longest makes
- * room. Steps that are not decodes, have adapters, talk through the host, or want more rows than fit are queued as they
+ * room. Steps that are not decodes, stream layers, have adapters, talk through the host, or want more rows than fit are queued as they
  * are. No result shows any of it. */
 #include "shard/device.h"
 
@@ -12,8 +12,8 @@ static bool recordable(const struct queue *r)
 {
     const struct mu_shard *s = r->s;
     const struct dev *v = r->v;
-    return !v->no_graphs && s->step->n_seq == s->step->n_tok && !r->lora && !s->prune && r->n_rough == 0 &&
-           s->n_row <= DEV_LOGIT_ROWS && (s->stage.n_rank == 1 || v->link);
+    return !v->no_graphs && v->stream.n == 0 && s->step->n_seq == s->step->n_tok && !r->lora && !s->prune &&
+           r->n_rough == 0 && s->n_row <= DEV_LOGIT_ROWS && (s->stage.n_rank == 1 || v->link);
 }
 
 /* The place of a step like this one; a free one, or the oldest's, for a key that is new. */

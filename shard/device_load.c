@@ -226,32 +226,41 @@ static enum mu_status buffer_run(struct load *l, struct dev_loader *ld, struct m
     return atomic_load(&l->bad) < 0 ? mu_dev_loader_flush(ld, err) : MU_OK;
 }
 
-/* Vectors, frequencies, then the matrices: one block. */
+size_t mu_dev_mat_bytes(const struct mu_shard *s, const struct mu_mat *m)
+{
+    return aligned(s->dev->ops->mat_bytes(m->type, m->n_row, m->n_col));
+}
+
+/* Vectors, frequencies, rooms of layers that are streamed, then the matrices that stay: one block. */
 static enum mu_status weights_alloc(struct load *l, struct mu_err *err)
 {
     struct mu_shard *s = l->s;
     struct dev *v = s->dev;
-    size_t vectors = aligned(s->n_vector_value * sizeof(float)), freq = aligned(s->n_freq * sizeof(float));
+    size_t vectors = aligned(s->n_vector_value * sizeof(float)), freq = aligned(s->n_freq * sizeof(float)), rooms;
     size_t total = vectors + freq;
     for (int i = 0; i < l->n_item; i++) {
-        const struct mu_mat *m = l->item[i].mat;
-        size_t bytes = v->ops->mat_bytes(m->type, m->n_row, m->n_col);
+        size_t bytes = mu_dev_mat_bytes(s, l->item[i].mat);
         if (bytes == 0)
             return mu_gguf_tensor_fail(s->model->gguf, l->item[i].tensor, MU_EUNSUPPORTED,
                                        "the GPU does not multiply with its type at this width", err);
-        if (!mu_add_size(total, aligned(bytes), &total))
+        if (mu_dev_streamed(s, l->item[i].layer) < 0 && !mu_add_size(total, bytes, &total))
             return mu_fail(err, MU_ENOMEM, "the weights of rank %d are too large", s->rank);
     }
-    enum mu_status st = mu_dev_alloc(s, total, "weights", &v->weights, err);
+    enum mu_status st = mu_dev_stream_plan(l, &rooms, err);
+    if (st == MU_OK && !mu_add_size(total, rooms, &total))
+        st = mu_fail(err, MU_ENOMEM, "the weights of rank %d are too large", s->rank);
+    if (st == MU_OK) st = mu_dev_alloc(s, total, "weights", &v->weights, err);
     if (st != MU_OK) return st;
     char *at = v->weights;
     v->vectors = (float *)(void *)at;
     v->freq = (float *)(void *)(at + vectors);
     at += vectors + freq;
+    mu_dev_stream_place(l, at);
+    at += rooms;
     for (int i = 0; i < l->n_item; i++) {
-        struct mu_mat *m = l->item[i].mat;
-        m->data = at;
-        at += aligned(v->ops->mat_bytes(m->type, m->n_row, m->n_col));
+        if (mu_dev_streamed(s, l->item[i].layer) >= 0) continue;
+        l->item[i].mat->data = at;
+        at += mu_dev_mat_bytes(s, l->item[i].mat);
     }
     return MU_OK;
 }
@@ -275,6 +284,9 @@ static enum mu_status items_run(struct load *l, struct dev_loader *ld, struct mu
             if (n == 0) st = buffer_run(l, ld, err);
             row += n;
         }
+        if (!mu_dev_stream_keeps(l, i) || st != MU_OK || atomic_load(&l->bad) >= 0) continue;
+        st = buffer_run(l, ld, err);
+        if (st == MU_OK) mu_dev_stream_keep(l->s, item->layer);
     }
     return st == MU_OK && atomic_load(&l->bad) < 0 ? buffer_run(l, ld, err) : st;
 }
@@ -294,6 +306,7 @@ enum mu_status mu_dev_load(struct load *l, struct mu_err *err)
     MU_TRY(st, mu_dev_loader_copy(ld, s->dev->freq, s->rope_freq, s->n_freq * sizeof(float), err), done);
     MU_TRY(st, items_run(l, ld, err), done);
     MU_TRY(st, mu_dev_loader_end(ld, &bad, err), done);
+    mu_dev_stream_start(s);
     if (bad >= 0 && atomic_load(&l->bad) < 0) atomic_store(&l->bad, bad);
 done:
     mu_dev_loader_close(ld);

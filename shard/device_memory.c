@@ -172,6 +172,8 @@ void mu_dev_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     bool ok = mu_dev_sizes(model, plan, rank, serving, &z);
     if (ok) device_carve(&v, serving, &z, NULL, &device);
     if (ok) pinned_carve(&v, serving, &z, NULL, &pinned);
+    uint64_t loaded = plan->rank[rank].weight_bytes;
+    device += loaded < DEV_LOAD_BYTES ? (size_t)loaded : DEV_LOAD_BYTES;
     *device_out = ok ? device : UINT64_MAX;
     *pinned_out = ok ? pinned : UINT64_MAX;
 }
@@ -281,6 +283,7 @@ void mu_dev_destroy(struct mu_shard *s)
         void *const blocks[] = {v->weights, v->kv, v->scratch, v->lora};
         for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
             if (blocks[i]) v->ops->free(v->d, blocks[i]);
+        mu_dev_stream_free(s);
         if (v->pinned_block) v->ops->free_host(v->d, v->pinned_block);
         v->ops->close(v->d);
     }

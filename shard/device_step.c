@@ -536,9 +536,11 @@ static bool pass_queue(struct queue *r)
             atomic_store_explicit(&s->record->layer, s->stage.layers.begin + l, memory_order_relaxed);
             mu_record_tick(s->record);
         }
-        if (!attention_queue(r, l, last)) return false;
-        if (last && s->n_live == 0) return true;
-        if (!ffn_queue(r, l)) return false;
+        mu_dev_stream_begin(r, l);
+        bool more = !last || s->n_live > 0;
+        if (!attention_queue(r, l, last) || (more && !ffn_queue(r, l))) return false;
+        mu_dev_stream_end(r, l);
+        if (!more) return true;
     }
     if (s->last_stage)
         mu_dev_rows(r);

@@ -154,12 +154,12 @@ static enum mu_status pack_all(struct load *l, struct mu_err *err)
 
 /* ---- what to pack, and where ---- */
 
-static void item_add(struct load *l, struct mu_mat *mat, const struct mu_gguf_tensor *t, int row0, int n_row)
+static void item_add(struct load *l, int layer, struct mu_mat *mat, const struct mu_gguf_tensor *t, int row0, int n_row)
 {
     *mat = (struct mu_mat){.type = t->type, .n_row = n_row, .n_col = (int)t->ne[0]};
     if (n_row == 0) return;
     bool staged = t->source || mu_gguf_rows_scattered(t, (uint64_t)row0, (uint64_t)n_row);
-    l->item[l->n_item++] = (struct load_item){mat, t, row0, l->n_group, staged};
+    l->item[l->n_item++] = (struct load_item){mat, t, row0, layer, l->n_group, staged};
     l->n_group += (n_row + MU_ROW_GROUP - 1) / MU_ROW_GROUP;
     l->total_bytes += (uint64_t)n_row * t->row_bytes;
 }
@@ -173,10 +173,10 @@ static void items_of_layers(struct load *l)
             int row0, n_row = mu_plan_rows(s->model, &s->me, (enum mu_tensor_id)id, &row0);
             int n = mu_config_copies(&s->cfg, (enum mu_tensor_id)id), stride = t ? (int)t->n_row / n : 0;
             struct mu_mat *mat = n > 1 ? mu_expert_mats(s, i, (enum mu_tensor_id)id) : &s->layer[i].mat[id];
-            for (int e = 0; t && e < n; e++) item_add(l, &mat[e], t, e * stride + row0, n_row);
+            for (int e = 0; t && e < n; e++) item_add(l, i, &mat[e], t, e * stride + row0, n_row);
         }
     }
-    if (s->last_stage) item_add(l, &s->out, s->model->output, s->me.vocab.begin, mu_range_len(s->me.vocab));
+    if (s->last_stage) item_add(l, -1, &s->out, s->model->output, s->me.vocab.begin, mu_range_len(s->me.vocab));
 }
 
 /* Of everything that decides which bytes the packer writes where, but for the file's own. */

@@ -8,6 +8,7 @@ struct load_item {
     struct mu_mat *mat;
     const struct mu_gguf_tensor *tensor;
     int row0;    /* in the tensor */
+    int layer;   /* counts from the stage's first; -1: of none */
     int group0;  /* row groups of the items before */
     bool staged; /* rows go through a member's buffers */
 };

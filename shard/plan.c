@@ -176,6 +176,12 @@ enum mu_status mu_plan_build(const struct mu_model *model, const struct mu_split
     }
     plan.leader = plan.stage[plan.n_stage - 1].first_rank;
     share_layers(model, &plan);
+    for (int i = 0; i < plan.n_rank; i++) {
+        int n_layer = mu_range_len(plan.stage[split->stage_of[i]].layers);
+        if (split->streamed[i] > n_layer)
+            return mu_fail(err, MU_EINVAL, "the split has rank %d stream %d layers, but its stage has %d", i,
+                           split->streamed[i], n_layer);
+    }
     for (int s = 0; s < plan.n_stage; s++) share_rows(model, &plan, s);
     for (int i = 0; i < plan.n_rank; i++) plan.rank[i].weight_bytes = rank_weight_bytes(model, &plan, &plan.rank[i]);
     *plan_out = plan;
@@ -253,8 +259,9 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
     struct mu_range layers = plan->stage[r->stage].layers;
     mu_mat_bytes_fn *by = packer_of(plan, rank);
     bool on_gpu = plan->split.device[rank] != MU_ON_CPU;
-    uint64_t weights = 0, vectors = 0, pinned;
+    uint64_t weights = 0, vectors = 0, streamed = 0, room = 0, pinned;
     for (int l = layers.begin; l < layers.end; l++) {
+        uint64_t before = weights;
         for (int id = 0; id < MU_T_LAYER_COUNT; id++) {
             const struct mu_gguf_tensor *t = model->layer[l][id];
             int row0, n_row = mu_plan_rows(model, r, (enum mu_tensor_id)id, &row0);
@@ -265,7 +272,13 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
             else
                 vectors += (uint64_t)n_row * row_bytes(r, (enum mu_tensor_id)id, t);
         }
+        if (mu_plan_streamed(plan, rank, l - layers.begin) < 0) continue;
+        if (weights - before > room) room = weights - before;
+        streamed += weights - before;
+        weights = before;
     }
+    weights +=
+        room * (uint64_t)(plan->split.streamed[rank] < MU_STREAM_ROOMS ? plan->split.streamed[rank] : MU_STREAM_ROOMS);
     if (r->stage == plan->n_stage - 1)
         weights +=
             packed_bytes(by, model->output->type, mu_range_len(r->vocab), model->cfg.d_model, model->output->row_bytes);
@@ -280,9 +293,10 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
         memory_out->kv = (page - window) * serving->n_page + window * n_window;
     }
     memory_out->scratch = host;
-    memory_out->host = 0;
+    memory_out->host = memory_out->streamed = 0;
     if (!on_gpu) return;
     mu_dev_scratch_bytes(model, plan, rank, serving, &memory_out->scratch, &pinned);
+    memory_out->streamed = streamed;
     memory_out->host = host < UINT64_MAX && pinned < UINT64_MAX ? host + pinned + vectors + mapped : UINT64_MAX;
 }
 

@@ -53,12 +53,31 @@ struct mu_plan {
     struct mu_plan_stage stage[MU_MAX_STAGES];
 };
 
-/* MU_EINVAL where the model cannot be split so (more stages than layers). */
+/* MU_EINVAL where the model cannot be split so (more stages than layers, or more layers to stream than a stage has). */
 enum mu_status mu_plan_build(const struct mu_model *model, const struct mu_split *split, struct mu_plan *plan_out,
                              struct mu_err *err);
 
 /* The largest-remainder share of n units among n_part weights: begin[n_part + 1]. */
 void mu_share(int n_units, const double *weight, int n_part, int *begin);
+
+/* ---- layers that are streamed ----
+ *
+ * A rank on a GPU may leave the matrices of some of its layers, packed, in pinned memory of the host. They take turns in
+ * MU_STREAM_ROOMS rooms on the GPU: while one layer computes, the next of them is on its way.
+ *
+ *   layers       0   1   2   3   4   5   6   7       "1@gpu0~3" of 8
+ *   streamed             a           b           c    evenly, so that each has as long to come
+ *   room                 0           1           0    the first goes back to room 0 as soon as c has been used
+ *
+ * So fewer than three save nothing. Norms and biases stay on the GPU, and so do the output matrix and the cache. */
+enum { MU_STREAM_ROOMS = 2 };
+/* Which of the rank's streamed layers this one is (layer counts from the stage's first); -1: it stays on the GPU. */
+static inline int mu_plan_streamed(const struct mu_plan *plan, int rank, int layer)
+{
+    long long n_layer = mu_range_len(plan->stage[plan->rank[rank].stage].layers), n = plan->split.streamed[rank];
+    int before = (int)(layer * n / n_layer);
+    return (layer + 1) * n / n_layer > before ? before : -1;
+}
 
 /* Rows of a layer's tensor that the rank holds: how many, and the first in the file (of one expert where there are several; a norm or bias is one row, whole on every
  * rank). */
@@ -85,7 +104,7 @@ struct mu_serving {
 };
 struct mu_rank_memory {
     uint64_t weights, kv, scratch; /* where it computes: on its GPU, else in the host's memory */
-    uint64_t host;                 /* of a rank on a GPU, beside that */
+    uint64_t host, streamed;       /* of a rank on a GPU, the host's beside that: what layers that are streamed take */
 };
 /* Most tokens of a step where nobody says otherwise. Processors' products are at full speed well below MU_STEP_TOKENS, and
  * each more takes memory on every rank; GPUs gain up to MU_STEP_GPU_TOKENS, where all ranks are on such. */
@@ -160,8 +179,9 @@ enum { MU_PLAN_WHY = 320 };
  * where a node has no figure); a node whose memory is too small for its share gets fewer layers, and none at all (it
  * has no stage) where not even one fits.
  * On GPUs, one rank and one stage each: as few as hold the model with one sequence of the wanted context (as many pages
- * as serving says, where it does); layers by their bandwidth. Where all of them are too small: as many layers as fit,
- * behind a stage of the processors with the rest, if that is predicted to decode faster than processors alone.
+ * as serving says, where it does); layers by their bandwidth. Where all of them are too small, what is predicted to be
+ * fastest for a request of 512 tokens and 128 new ones: all GPUs, with as many layers streamed from the host's memory as
+ * must be; as many layers as fit, behind a stage of the processors with the rest; or processors alone.
  * MU_DEVICE_CPU leaves the GPUs out; MU_DEVICE_GPU takes GPUs alone.
  * MU_ENOMEM with the numbers where nothing fits; MU_EUNSUPPORTED where GPUs are wished for and there are none;
  * MU_EINVAL for no nodes. */

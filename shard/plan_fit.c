@@ -51,6 +51,7 @@ void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, co
         more(&place->page, m.kv);
         more(&place->window, mu_plan_kv_window_bytes(model, plan, i, serving->kv));
         more(&fit.place[0].scratch, m.host);
+        more(&fit.place[0].weights, m.streamed);
     }
     *fit_out = fit;
 }
@@ -162,6 +163,8 @@ static void place_describe(const struct mu_fit_place *p, const struct mu_serving
     if (p->page)
         snprintf(text, bytes, "weights %s, KV %s for %s, scratch %s%s, of %s free", weights, kv, held, scratch, beside,
                  have);
+    else if (p->weights)
+        snprintf(text, bytes, "weights %s to be streamed, scratch %s%s, of %s free", weights, scratch, beside, have);
     else
         snprintf(text, bytes, "%s%s of %s free", scratch, beside, have);
 }

@@ -41,26 +41,40 @@ static bool weight_parse(const char **p, double *weight_out)
     return true;
 }
 
-/* "@cpu", "@gpu" or "@gpuN" at *p, or nothing. *next: the GPU that "@gpu" means. */
-static bool place_parse(const char **p, int *next, int *device_out)
+/* Digits at *p, where there are any; false: more than `most`. *n_digit_out may be 0. */
+static bool number_parse(const char **p, int most, int *n_out, int *n_digit_out)
+{
+    *n_out = *n_digit_out = 0;
+    for (; **p >= '0' && **p <= '9'; (*p)++, (*n_digit_out)++) {
+        *n_out = *n_out * 10 + (**p - '0');
+        if (*n_out > most) return false;
+    }
+    return true;
+}
+
+/* "@cpu", "@gpu" or "@gpuN", and "~n" behind a GPU, at *p, or nothing. *next: the GPU that "@gpu" means. */
+static bool place_parse(const char **p, int *next, int *device_out, int *streamed_out)
 {
     const char *s = *p;
-    int n = 0, n_digit = 0;
+    int n, n_digit;
     *device_out = MU_ON_CPU;
+    *streamed_out = 0;
     if (*s != '@') return true;
     if (!strncmp(s, "@cpu", 4)) {
         *p = s + 4;
         return true;
     }
     if (strncmp(s, "@gpu", 4) != 0) return false;
-    for (s += 4; *s >= '0' && *s <= '9'; s++, n_digit++) {
-        n = n * 10 + (*s - '0');
-        if (n >= MU_MAX_GPUS) return false;
-    }
+    s += 4;
+    if (!number_parse(&s, MU_MAX_GPUS - 1, &n, &n_digit)) return false;
     if (n_digit == 0) n = *next;
     if (n >= MU_MAX_GPUS) return false;
     *next = n + 1;
     *device_out = n;
+    if (*s == '~') {
+        s++;
+        if (!number_parse(&s, MU_MAX_STREAMED, streamed_out, &n_digit) || *streamed_out == 0) return false;
+    }
     *p = s;
     return true;
 }
@@ -72,18 +86,20 @@ enum mu_status mu_split_parse(const char *text, struct mu_split *split_out, stru
     int next_gpu = 0;
     for (;;) {
         double weight;
-        int device;
+        int device, streamed;
         const char *at = p;
         if (!weight_parse(&p, &weight))
             return split_fail(err, text, (size_t)(at - text),
                               "a weight above 0, up to 1000000, with at most 6 decimals");
         at = p;
-        if (!place_parse(&p, &next_gpu, &device))
-            return split_fail(err, text, (size_t)(at - text), "'@cpu', '@gpu' or '@gpuN' with N from 0 to 15");
+        if (!place_parse(&p, &next_gpu, &device, &streamed))
+            return split_fail(err, text, (size_t)(at - text),
+                              "'@cpu', '@gpu' or '@gpuN' with N from 0 to 15, and behind a GPU '~n' with n from 1 on");
         if (split.n_rank == MU_MAX_RANKS)
             return mu_fail(err, MU_EINVAL, "split '%.*s…': more than %d ranks", SHOWN, text, MU_MAX_RANKS);
         split.stage_of[split.n_rank] = split.n_stage - 1;
         split.device[split.n_rank] = device;
+        split.streamed[split.n_rank] = streamed;
         split.weight[split.n_rank++] = weight;
         if (*p == '\0') break;
         if (*p != ':' && *p != '/')
@@ -126,9 +142,11 @@ void mu_split_format(const struct mu_split *split, char *buf, size_t buf_bytes)
     size_t len = 0;
     if (buf_bytes) buf[0] = '\0';
     for (int i = 0; i < split->n_rank; i++) {
-        char one[32], place[16] = "";
+        char one[32], place[32] = "";
         weight_format(split->weight[i], one, sizeof one);
-        if (split->device[i] != MU_ON_CPU) snprintf(place, sizeof place, "@gpu%d", split->device[i]);
+        if (split->device[i] != MU_ON_CPU)
+            snprintf(place, sizeof place, split->streamed[i] > 0 ? "@gpu%d~%d" : "@gpu%d", split->device[i],
+                     split->streamed[i]);
         const char *joint = i == 0 ? "" : split->stage_of[i] == split->stage_of[i - 1] ? ":" : "/";
         int n = snprintf(buf + len, buf_bytes - len, "%s%s%s", joint, one, place);
         if (n < 0 || (size_t)n >= buf_bytes - len) return;

@@ -8,7 +8,10 @@
  * ranks' weights, rows inside a stage by weight.
  *
  * A place may follow the weight: "@cpu" (as if there were none), "@gpuN" for GPU N of the rank's machine, or "@gpu" for
- * the one after the last that the text has named (0 at first). Two ranks on one GPU are possible, and slow. */
+ * the one after the last that the text has named (0 at first). Two ranks on one GPU are possible, and slow.
+ *
+ * Behind a GPU "~n": the matrices of n of the stage's layers stay in the host's memory and come to the GPU in every step
+ * ("1@gpu0~12"; plan.h has which). */
 #ifndef MU_SHARD_SPLIT_H
 #define MU_SHARD_SPLIT_H
 
@@ -22,8 +25,9 @@ enum {
     MU_MAX_STAGES = 64,
     MU_MAX_GPUS = 16, /* of a machine */
     MU_ON_CPU = -1,   /* the device of a rank that has none */
-    /* the longest canonical text and its NUL: 64 weights of at most 14 characters, their joints, places of 6 */
-    MU_SPLIT_TEXT = 1408
+    MU_MAX_STREAMED = 9999,
+    /* the longest canonical text and its NUL: 64 weights of at most 14 characters, their joints, places of 11 */
+    MU_SPLIT_TEXT = 1728
 };
 
 struct mu_split {
@@ -31,6 +35,7 @@ struct mu_split {
     int stage_of[MU_MAX_RANKS];
     double weight[MU_MAX_RANKS]; /* > 0 */
     int device[MU_MAX_RANKS];    /* the GPU's number; MU_ON_CPU */
+    int streamed[MU_MAX_RANKS];  /* layers that are streamed; 0 on processors */
 };
 
 /* Weights are decimal numbers in (0, 1e6] with at most 6 decimals, so that the canonical text says them exactly. The

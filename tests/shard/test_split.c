@@ -36,6 +36,8 @@ static void test_good(void **state)
         {"1@gpu2:1@gpu0:1@gpu", "1@gpu2:1@gpu0:1@gpu1", 1, 3},
         {"1.5@gpu15", "1.5@gpu15", 1, 1},
         {"1@gpu0:1@gpu0", "1@gpu0:1@gpu0", 1, 2}, /* both on one */
+        {"1@gpu0~12", "1@gpu0~12", 1, 1},
+        {"1@gpu~003/2@gpu:1@gpu1~9999", "1@gpu0~3/2@gpu1:1@gpu1~9999", 2, 3},
     };
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         struct mu_split split, again;
@@ -51,6 +53,7 @@ static void test_good(void **state)
             assert_true(again.weight[r] == split.weight[r]);
             assert_int_equal(again.stage_of[r], split.stage_of[r]);
             assert_int_equal(again.device[r], split.device[r]);
+            assert_int_equal(again.streamed[r], split.streamed[r]);
         }
     }
     struct mu_split split;
@@ -64,6 +67,8 @@ static void test_good(void **state)
     for (int i = 0; i < 4; i++) assert_int_equal(split.device[i], device[i]);
     assert_true(mu_split_has_gpu(&split));
     assert_int_equal(mu_split_cpu_ranks(&split), 2);
+    assert_int_equal(mu_split_parse("1/2@gpu5~7:1", &split, NULL), MU_OK);
+    assert_true(split.streamed[0] == 0 && split.streamed[1] == 7 && split.streamed[2] == 0);
 }
 
 static void test_bad(void **state)
@@ -99,6 +104,12 @@ static void test_bad(void **state)
         {"1@gpu-1", "position 6: expected ':', '/'"},
         {"1@gpu0@gpu1", "position 7: expected ':', '/'"},
         {"1@cpu0", "position 6: expected ':', '/'"},
+        {"1@gpu0~", "position 2: expected '@cpu'"},
+        {"1@gpu0~0", "position 2"},
+        {"1@gpu0~10000", "position 2"},
+        {"1@gpu0~3~3", "position 9: expected ':', '/'"},
+        {"1@cpu~3", "position 6: expected ':', '/'"}, /* they read their memory where it is */
+        {"1~3", "position 2: expected '@', ':'"},
         {"@gpu0", "position 1: expected a weight"},
         {"1 @gpu0", "position 2"},
     };
@@ -127,11 +138,12 @@ static void test_many(void **state)
     for (int i = 0; i < MU_MAX_RANKS; i++) {
         split.weight[i] = 999999.999999;
         split.device[i] = MU_MAX_GPUS - 1;
+        split.streamed[i] = MU_MAX_STREAMED;
         split.stage_of[i] = i;
     }
     split.n_rank = split.n_stage = MU_MAX_RANKS;
     mu_split_format(&split, out, sizeof out);
-    assert_int_equal(strlen(out), 64 * (13 + 6) + 63);
+    assert_int_equal(strlen(out), 64 * (13 + 11) + 63);
     char small[6];
     memset(small, 'x', sizeof small);
     mu_split_format(&split, small, 5);

@@ -13,6 +13,7 @@
 #include "cli/cli.h"
 #include "muster/v1/muster.pb-c.h"
 #include "shard/plan_draft.h"
+#include "worker/measure.h"
 
 long mu_arg_long(const char *text, long min, long max, const char *what, struct argp_state *state)
 {
@@ -150,7 +151,7 @@ enum mu_device_wish mu_arg_device(const char *text, struct argp_state *state)
 
 enum { GPUS_MS = 20000, GPUS_MEASURE_MS = 60000 };
 
-enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out, struct mu_err *err)
+enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out, double *node_gbps, struct mu_err *err)
 {
     struct mu_topo *topo = mu_calloc(1, sizeof *topo);
     if (!topo) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
@@ -159,6 +160,8 @@ enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out,
         mu_plan_node_of(topo, node_out);
         if (look == MU_LOOK) mu_gpus_ask(false, GPUS_MS, &node_out->gpus);
         if (look == MU_LOOK_MEASURE) mu_gpus_ask(true, GPUS_MEASURE_MS, &node_out->gpus);
+        if (look == MU_LOOK_MEASURE)
+            st = mu_processors_measure(topo, &node_out->read_gbps, &node_out->int8_gops, node_gbps, err);
     }
     mu_free(topo);
     return st;
@@ -202,7 +205,7 @@ enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters
     serving->n_adapter = adapters ? adapters->n : 0;
     serving->lora_rank = adapters ? adapters->max_rank : 0;
     MU_TRY(st, mu_plan_build(model, split, plan, err), done);
-    if (!node) MU_TRY(st, mu_cli_node(mu_split_has_gpu(split) ? MU_LOOK : MU_LOOK_NOT, here, err), done);
+    if (!node) MU_TRY(st, mu_cli_node(mu_split_has_gpu(split) ? MU_LOOK : MU_LOOK_NOT, here, NULL, err), done);
     if (!node) node = here;
     MU_TRY(st, mu_plan_where_check(model, node, split, err), done);
     mu_fit_measure(model, plan, adapters, serving, node, &fit);

@@ -73,8 +73,8 @@ static void tell_where(struct local *l, const struct mu_plan_node *node, const s
     if (!mu_split_has_gpu(split)) return;
     if (why[0]) fprintf(stderr, "[%s]\n", why);
     for (int i = 0; i < split->n_rank; i++) {
-        mu_gpu_describe(&node->gpus, split->device[i], text);
-        fprintf(stderr, "[rank %d: %s]\n", i, split->device[i] == MU_ON_CPU ? "processors" : text);
+        mu_plan_where_rank(&node->gpus, split, i, text);
+        fprintf(stderr, "[rank %d: %s]\n", i, text);
     }
 }
 
@@ -87,8 +87,13 @@ static enum mu_status where(struct local *l, unsigned asked, struct mu_solo_opti
     struct mu_plan_node *node = mu_calloc(1, sizeof *node);
     if (!node) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
     MU_TRY(st, mu_plan_where_text(l->split, l->device, err), done);
-    MU_TRY(st, mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK : MU_LOOK_NOT, node, err), done);
+    MU_TRY(st, mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK : MU_LOOK_NOT, node, NULL, err), done);
     MU_TRY(st, mu_plan_where(l->o.model, node, l->split, l->device, &opt->serving, &opt->split, why, err), done);
+    if (node->gpus.n > 0 && strcmp(l->split, "auto") == 0 &&
+        mu_split_cpu_ranks(&opt->split) > 0) { /* a choice needs figures */
+        MU_TRY(st, mu_cli_node(MU_LOOK_MEASURE, node, NULL, err), done);
+        MU_TRY(st, mu_plan_where(l->o.model, node, l->split, l->device, &opt->serving, &opt->split, why, err), done);
+    }
     tell_where(l, node, &opt->split, why);
     if (l->rough && !mu_split_has_gpu(&opt->split)) {
         if (!l->quiet) fprintf(stderr, "[no rank is on a GPU, so --gpu-prompts rough makes no difference]\n");

@@ -38,6 +38,7 @@ struct mu_bench_case {
 struct mu_bench_limits {
     double read_gbps, int8_gops, f32_gflops;
     double bf16_gflops; /* a GPU's tensor cores; 0: none */
+    double up_gbps;     /* to a GPU, what is streamed; 0: unknown */
 };
 
 /* What runs, whole and without pointers: every rank of an MPI job reads it from a file. */
@@ -56,6 +57,7 @@ struct mu_bench_job {
 /* What a case has to do whoever does it: bytes from memory, and operations (a multiplication and an addition are two). */
 struct mu_bench_work {
     double weight_bytes, kv_bytes, int8_ops, f32_ops;
+    double streamed_bytes; /* of layers that are streamed to a GPU (shard/plan.h) */
 };
 /* Seconds that a case takes at least: reading and computing may overlap, so the longer one; int8 and f32 work may not. */
 struct mu_bench_bound {

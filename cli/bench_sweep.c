@@ -87,7 +87,7 @@ static uint64_t need_of(const struct run *r, const struct mu_serving *v)
     for (int i = 0; i < r->plan->n_rank; i++) {
         struct mu_rank_memory m;
         mu_plan_memory(r->sweep->model, r->plan, i, v, &m);
-        need += m.weights + m.kv + m.scratch + m.host;
+        need += m.weights + m.kv + m.scratch + m.host + m.streamed;
     }
     return need;
 }
@@ -196,7 +196,7 @@ static enum mu_status job_begin(struct run *r, int i_split, const char *path, st
         return mu_fail(err, MU_ELIMIT, "the model's path is longer than %zu bytes", sizeof job->path - 1);
     for (int i = 0; i < r->sweep->node.gpus.n; i++) {
         const struct mu_gpu *g = &r->sweep->node.gpus.gpu[i];
-        job->gpu[i] = (struct mu_bench_limits){g->read_gbps, g->int8_gops, g->f32_gops, g->bf16_gops};
+        job->gpu[i] = (struct mu_bench_limits){g->read_gbps, g->int8_gops, g->f32_gops, g->bf16_gops, g->up_gbps};
     }
     snprintf(job->quantize, sizeof job->quantize, "%s", o->quantize ? o->quantize : "");
     return mu_plan_build(r->sweep->model, split, r->plan, err);
@@ -317,7 +317,7 @@ static enum mu_status splits_settle(struct mu_bench_sweep *s, struct mu_err *err
     char text[MU_SPLIT_TEXT];
     bool has_gpu = o->n_split == 0 && o->device != MU_DEVICE_CPU;
     for (int i = 0; i < o->n_split; i++) has_gpu = has_gpu || mu_split_has_gpu(&o->split[i]);
-    enum mu_status st = mu_cli_node(has_gpu ? MU_LOOK_MEASURE : MU_LOOK_NOT, &s->node, err);
+    enum mu_status st = mu_cli_node(has_gpu ? MU_LOOK_MEASURE : MU_LOOK_NOT, &s->node, NULL, err);
     s->looked = has_gpu;
     if (st == MU_OK && o->n_split == 0) return auto_split(s, err);
     for (int i = 0; i < o->n_split && st == MU_OK; i++) {

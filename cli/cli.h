@@ -85,10 +85,10 @@ bool mu_arg_gpu_prompts(const char *text, struct argp_state *state);
 /* How many threads pay on this machine (base/topo.h), shared among the ranks; at least 1. */
 int mu_default_threads(const struct mu_split *split);
 
-/* This machine for the planner: topology, free memory, and its GPUs where they are looked for, measured where that is
- * wanted. Processors are not measured. */
+/* This machine for the planner: topology, free memory, and its GPUs where they are looked for; these and the processors
+ * measured where that is wanted (node_gbps: as for mu_processors_measure, may be NULL). */
 enum mu_gpu_look { MU_LOOK_NOT, MU_LOOK, MU_LOOK_MEASURE };
-enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out, struct mu_err *err);
+enum mu_status mu_cli_node(enum mu_gpu_look look, struct mu_plan_node *node_out, double *node_gbps, struct mu_err *err);
 
 /* Whether a gang in this process fits the memory there is (shard/plan_fit.h), and can run there, a draft model (or NULL)
  * beside it: settles serving; text (may be NULL) says what it takes. node NULL: this machine is looked at. */

@@ -38,6 +38,16 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     }
 }
 
+/* "gpu0", "gpu0 (12 streamed)" */
+static void on_text(const struct mu_split *split, int rank, char text[32])
+{
+    if (split->device[rank] == MU_ON_CPU)
+        snprintf(text, 32, "cpu");
+    else
+        snprintf(text, 32, split->streamed[rank] ? "gpu%d (%d streamed)" : "gpu%d", split->device[rank],
+                 split->streamed[rank]);
+}
+
 enum { N_COL = 10, MAX_ROWS = MU_MAX_RANKS + 1 };
 
 static void print_ranks(const struct mu_model *m, const struct mu_plan *plan, const struct mu_serving *serving)
@@ -53,7 +63,7 @@ static void print_ranks(const struct mu_model *m, const struct mu_plan *plan, co
         char(*t)[32] = text[i + 1];
         snprintf(t[0], 32, "%d%s", i, i == plan->leader ? "*" : "");
         snprintf(t[1], 32, "%d", r->stage);
-        snprintf(t[2], 32, plan->split.device[i] == MU_ON_CPU ? "cpu" : "gpu%d", plan->split.device[i]);
+        on_text(&plan->split, i, t[2]);
         snprintf(t[3], 32, "%d-%d", layers.begin, layers.end - 1);
         snprintf(t[4], 32, "%d", mu_range_len(r->heads));
         snprintf(t[5], 32, "%d", mu_range_len(r->kv_heads));
@@ -85,16 +95,6 @@ static void print_picture(const struct mu_plan *plan)
         }
     }
     puts("  v\nlogits, sampled by the leader\n");
-}
-
-/* GPUs are looked at whatever the split: they are part of what could be planned. */
-static enum mu_status this_node(struct mu_plan_node *node, struct mu_topo *topo, double node_gbps[MU_TOPO_MAX_NUMA],
-                                struct mu_err *err)
-{
-    enum mu_status st = mu_cli_node(MU_LOOK_MEASURE, node, err);
-    if (st == MU_OK) st = mu_topo_read(topo, err);
-    if (st == MU_OK) st = mu_processors_measure(topo, &node->read_gbps, &node->int8_gops, node_gbps, err);
-    return st;
 }
 
 /* Of machines with several NUMA nodes: what each has, and which ranks it gets. */
@@ -155,7 +155,9 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
                                  .n_slot = a->parallel ? a->parallel : 32,
                                  .window = mu_plan_window(o.model),
                                  .kv = a->kv};
-    MU_TRY(st, this_node(&node, topo, node_gbps, err), done);
+    MU_TRY(st, mu_topo_read(topo, err), done);
+    MU_TRY(st, mu_cli_node(MU_LOOK_MEASURE, &node, node_gbps, err),
+           done); /* whatever the split: what could be planned */
     char reason[MU_PLAN_WHY];
     MU_TRY(st, mu_plan_where(o.model, &node, a->split, a->device, &serving, &split, reason, err), done);
     MU_TRY(st, mu_plan_build(o.model, &split, plan, err), done);

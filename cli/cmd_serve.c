@@ -83,8 +83,7 @@ int mu_cmd_serve(int argc, char **argv)
     static const struct argp_option options[] = {
         {"split", 's', "S", 0,
          "how to split the model: stages with '/', ranks of a stage with ':', weights as numbers, '@gpuN' behind one "
-         "for "
-         "GPU N (auto)",
+         "for GPU N, '~n' behind that for n layers that come from the host's memory (auto)",
          0},
         MU_DEVICE_OPTION(0),
         MU_GPU_PROMPTS_OPTION(0),
@@ -126,7 +125,7 @@ int mu_cmd_serve(int argc, char **argv)
         "  muster serve model.gguf --split 1@gpu0/1\n"
         "  muster serve qwen2.5:7b --draft qwen2.5:0.5b\n"
         "A split 3:1/1 is a first stage of two ranks with weights 3 and 1, then a stage of one rank; 1@gpu0/1 one on "
-        "GPU 0, then one on processors.\n",
+        "GPU 0, then one on processors; 1@gpu0~12 has 12 layers come to GPU 0 from the host's memory in every step.\n",
         0,
         0,
         0};

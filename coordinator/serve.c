@@ -102,8 +102,8 @@ static void say_where(const struct serve *s, const struct mu_plan_node *node, co
         mu_warn("serve", "no GPU is used: %s", node->gpus.why);
     if (why[0]) mu_info("serve", "%s", why);
     for (int i = 0; mu_split_has_gpu(&h->split) && i < h->split.n_rank; i++) {
-        mu_gpu_describe(&node->gpus, h->split.device[i], text);
-        mu_info("serve", "rank %d: %s", i, h->split.device[i] == MU_ON_CPU ? "processors" : text);
+        mu_plan_where_rank(&node->gpus, &h->split, i, text);
+        mu_info("serve", "rank %d: %s", i, text);
     }
 }
 

@@ -48,7 +48,7 @@ struct mu_model;
 enum mu_status mu_gpus_can(const struct mu_model *model, struct mu_err *err);
 
 /* "GPU 0 (NVIDIA H100 80GB HBM3)" */
-enum { MU_GPU_TEXT = 96 };
+enum { MU_GPU_TEXT = 112 };
 void mu_gpu_describe(const struct mu_gpus *gpus, int device, char text[MU_GPU_TEXT]);
 
 #endif

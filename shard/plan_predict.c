@@ -38,6 +38,7 @@ static bool together(const struct predict *p, int a, int b)
 
 struct step_cost { /* operations (a multiplication with an addition is two), bytes of matrices */
     double int8_ops, f32_ops, attention_ops, bytes;
+    double streamed_bytes; /* of these, and of experts that are not used: what comes to a GPU in every step */
 };
 
 static void cost_add(struct step_cost *c, const struct mu_gguf_tensor *t, double n_row, double n_tok, double n_copy)
@@ -61,6 +62,8 @@ static struct step_cost rank_cost(const struct predict *p, const struct mu_plan_
     if (n_row > 0) cost_add(&c, m->output, mu_range_len(r->vocab), n_row, 1);
     for (int l = p->plan->stage[r->stage].layers.begin; l < p->plan->stage[r->stage].layers.end; l++) {
         double behind = l == m->cfg.n_layer - 1 ? n_row : n_tok, window = mu_config_window(&m->cfg, l);
+        int place = l - p->plan->stage[r->stage].layers.begin;
+        bool streamed = mu_plan_streamed(p->plan, (int)(r - p->plan->rank), place) >= 0;
         double seen = window > 0 && window < p->step->n_seen ? window : p->step->n_seen;
         for (int id = 0; id < MU_T_MATRIX_COUNT; id++) {
             const struct mu_gguf_tensor *t = m->layer[l][id];
@@ -72,6 +75,8 @@ static struct step_cost rank_cost(const struct predict *p, const struct mu_plan_
                 copies = used * tokens < m->cfg.n_expert ? used * tokens : m->cfg.n_expert;
             }
             cost_add(&c, t, n, tokens * used, copies);
+            if (streamed)
+                c.streamed_bytes += (double)n * (double)t->row_bytes * mu_config_copies(&m->cfg, (enum mu_tensor_id)id);
         }
         c.attention_ops += 4.0 * mu_range_len(r->heads) * m->cfg.d_head * seen * n_tok;
     }
@@ -86,9 +91,11 @@ static bool rank_on_gpu(const struct step_cost *c, int n_layer, const struct mu_
 {
     if (!(g->read_gbps > 0 && g->int8_gops > 0)) return false;
     double f32_gops = g->f32_gops > 0 ? g->f32_gops : g->int8_gops;
+    double come_ms = c->streamed_bytes / (g->up_gbps > 0 ? g->up_gbps : GPU_HOP_GBPS) / 1e6; /* beside all else */
     ms->read = c->bytes / (g->read_gbps * GPU_READ_SHARE) / 1e6;
     ms->compute = (c->int8_ops / (g->int8_gops * GPU_INT8_SHARE) + c->f32_ops / (f32_gops * GPU_F32_SHARE)) / 1e6;
     ms->fixed = GPU_LAYER_MS * n_layer;
+    if (come_ms > ms->read) ms->read = come_ms;
     return true;
 }
 

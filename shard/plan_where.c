@@ -87,6 +87,18 @@ done:
     return st;
 }
 
+void mu_plan_where_rank(const struct mu_gpus *gpus, const struct mu_split *split, int rank, char text[MU_GPU_TEXT])
+{
+    int n = split->streamed[rank];
+    if (split->device[rank] == MU_ON_CPU) {
+        snprintf(text, MU_GPU_TEXT, "processors");
+        return;
+    }
+    mu_gpu_describe(gpus, split->device[rank], text);
+    size_t len = strlen(text);
+    if (n > 0) snprintf(text + len, MU_GPU_TEXT - len, ", %d layer%s streamed", n, n == 1 ? "" : "s");
+}
+
 /* ---- threads ---- */
 
 void mu_plan_node_of(const struct mu_topo *topo, struct mu_plan_node *node_out)

@@ -25,6 +25,9 @@ enum mu_status mu_plan_where(const struct mu_model *model, const struct mu_plan_
 enum mu_status mu_plan_where_check(const struct mu_model *model, const struct mu_plan_node *node,
                                    const struct mu_split *split, struct mu_err *err);
 
+/* "processors", "GPU 0 (NVIDIA H100 80GB HBM3)", "GPU 0 (…), 12 layers streamed" */
+void mu_plan_where_rank(const struct mu_gpus *gpus, const struct mu_split *split, int rank, char text[MU_GPU_TEXT]);
+
 /* Threads and their CPUs on this machine, by base/place.h. A rank on a GPU loads, queues work and samples, for which a few
  * threads do; they are never pinned to a CPU each: a driver starts threads that would inherit it.
  *

@@ -5,9 +5,14 @@
  * that they slow least; a site that has given up a layer takes none back, so this ends. Whole numbers of layers become
  * the split's weights.
  *
- * Which sites is tried in this order: the GPUs with most room, as few as hold all; all GPUs with processors behind
- * nobody: those begin with no layer and get what the GPUs give up; processors alone. A stage of processors stands
- * before the GPUs of its node, so that the output matrix, as large as several layers, and the leader are on a GPU. */
+ * The GPUs with most room, as few as hold all, are taken where there are such. Where there are not, three things are
+ * possible, and the fastest is taken, for a request of usual size:
+ *
+ *   streamed   all GPUs, each leaving as many of its layers as it must in the host's memory (plan.h)
+ *   mixed      all GPUs with processors behind nobody: those begin with no layer and get what the GPUs give up. They
+ *              stand before the GPUs of their node, so that the output matrix, as large as several layers, and the
+ *              leader are on a GPU
+ *   alone      processors */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,12 +23,15 @@
 
 enum { MAX_SITES = MU_MAX_STAGES };
 
+/* What the choice is made for: tokens of the prompt, and new ones. */
+enum { REQUEST_PROMPT = 512, REQUEST_NEW = 128 };
+
 struct site {
     int node, device, n_rank;
     double speed;
     uint64_t room_bytes;
     bool last_resort; /* begins with no layer */
-    int n_layer;
+    int n_layer, n_streamed;
     bool full; /* gave up a layer */
     uint64_t need_bytes;
 };
@@ -81,6 +89,7 @@ static void split_of(const struct sites *s, struct mu_split *split, int *node_of
             node_of[split->n_rank] = site->node;
             split->stage_of[split->n_rank] = split->n_stage;
             split->device[split->n_rank] = site->device;
+            split->streamed[split->n_rank] = site->n_streamed;
             split->weight[split->n_rank++] = (double)site->n_layer / site->n_rank;
         }
         split->n_stage++;
@@ -119,34 +128,46 @@ static enum mu_status sites_measure(const struct mu_model *model, const struct m
     return MU_OK;
 }
 
-/* Moves one layer from the site that is most over its memory to the one that it slows least among those with room for
- * it. 0: all fit; 1: moved; -1: there is nowhere to move it. */
-static int layer_move(struct sites *s)
+/* The site that is most over its memory; NULL: all fit. */
+static struct site *worst_of(struct sites *s)
 {
-    int from = -1, to = -1;
-    double worst = 0, least = 0;
+    struct site *worst = NULL;
+    double most = 0;
     for (int i = 0; i < s->n; i++) {
         double over = (double)s->at[i].need_bytes - (double)s->at[i].room_bytes;
-        if (s->at[i].n_layer > 0 && over > worst) {
-            worst = over;
-            from = i;
-        }
+        if (s->at[i].n_layer == 0 || over <= most) continue;
+        most = over;
+        worst = &s->at[i];
     }
-    if (from < 0) return 0;
-    s->at[from].full = true;
-    double layer_bytes = (double)s->at[from].need_bytes / s->at[from].n_layer; /* a little too much: scratch is in it */
+    return worst;
+}
+
+/* Moves one of its layers to the site that it slows least among those with room for it; false: there is none. */
+static bool layer_move(struct sites *s, struct site *from)
+{
+    struct site *to = NULL;
+    double least = 0;
+    from->full = true;
+    double layer_bytes = (double)from->need_bytes / from->n_layer; /* a little too much: scratch is in it */
     for (int i = 0; i < s->n; i++) {
-        const struct site *site = &s->at[i];
+        struct site *site = &s->at[i];
         double load = (site->n_layer + 1) / site->speed + (site->last_resort ? 1e9 : 0);
         bool room = (double)site->need_bytes + layer_bytes <= (double)site->room_bytes;
-        if (site->full || !room || (to >= 0 && load >= least)) continue;
+        if (site->full || !room || (to && load >= least)) continue;
         least = load;
-        to = i;
+        to = site;
     }
-    if (to < 0) return -1;
-    s->at[from].n_layer--;
-    s->at[to].n_layer++;
-    return 1;
+    if (!to) return false;
+    from->n_layer--;
+    to->n_layer++;
+    return true;
+}
+
+/* One more of its layers is streamed; false: all of them are. */
+static bool layer_stream(struct site *site)
+{
+    site->n_streamed = site->n_streamed > 0 ? site->n_streamed + 1 : MU_STREAM_ROOMS + 1;
+    return site->n_streamed <= site->n_layer;
 }
 
 static void layers_share(const struct mu_model *model, struct sites *s)
@@ -154,7 +175,7 @@ static void layers_share(const struct mu_model *model, struct sites *s)
     double speed[MAX_SITES];
     int begin[MAX_SITES + 1], at[MAX_SITES], n = 0;
     for (int i = 0; i < s->n; i++) {
-        s->at[i].n_layer = 0;
+        s->at[i].n_layer = s->at[i].n_streamed = 0;
         s->at[i].full = false;
         if (s->at[i].last_resort) continue;
         at[n] = i;
@@ -178,19 +199,22 @@ static void weights_of_one_stage(const struct mu_plan_node *node, struct mu_spli
     for (int i = 0; i < split->n_rank; i++) split->weight[i] /= unit;
 }
 
-/* MU_ENOMEM without words: these sites cannot hold it. */
+/* stream: where there is nowhere to move a layer, sites may stream some. MU_ENOMEM without words: these sites cannot hold
+ * it. */
 static enum mu_status sites_plan(const struct mu_model *model, const struct mu_plan_node *node,
-                                 const struct mu_serving *serving, struct sites *s, struct mu_split *split_out,
-                                 int *node_of, struct mu_err *err)
+                                 const struct mu_serving *serving, bool stream, struct sites *s,
+                                 struct mu_split *split_out, int *node_of, struct mu_err *err)
 {
     struct mu_split split;
+    bool moving = true;
     layers_share(model, s);
     for (;;) {
         enum mu_status st = sites_measure(model, serving, s, &split, node_of, err);
+        struct site *worst = worst_of(s);
         if (st != MU_OK) return st;
-        int moved = layer_move(s);
-        if (moved < 0) return MU_ENOMEM;
-        if (moved == 0) break;
+        if (!worst) break;
+        moving = moving && layer_move(s, worst);
+        if (!moving && (!stream || !layer_stream(worst))) return MU_ENOMEM;
     }
     if (split.n_stage == 1) weights_of_one_stage(&node[node_of[0]], &split);
     *split_out = split;
@@ -229,14 +253,14 @@ static enum mu_status gpus_too_small(const struct mu_model *model, const struct 
     uint64_t have = 0;
     for (int i = 0; i < gpus->n; i++) have += gpus->at[i].room_bytes;
     struct mu_rank_memory m = memory_of(model, 0, serving);
-    return mu_fail(
-        err, MU_ENOMEM,
-        "--device gpu: the model does not fit: it needs %.1f GB (%.1f of weights, %.1f of cache for %d "
-        "tokens, %.1f of scratch), but %d GPU%s %.1f GB usable: use a smaller --ctx, or --device auto, which "
-        "may leave layers to the processors",
-        (double)(m.weights + m.kv + m.scratch) / 1e9, (double)m.weights / 1e9, (double)m.kv / 1e9,
-        (int)serving->n_page * MU_PAGE_TOKENS, (double)m.scratch / 1e9, gpus->n, gpus->n == 1 ? " has" : "s have",
-        (double)have / 1e9);
+    return mu_fail(err, MU_ENOMEM,
+                   "--device gpu: the model does not fit: it needs %.1f GB (%.1f of weights, %.1f of cache for %d "
+                   "tokens, %.1f of scratch), but %d GPU%s %.1f GB usable, and with layers streamed "
+                   "from this machine's own memory it does not either: use a smaller --ctx, or --device auto, which "
+                   "may leave layers to the processors",
+                   (double)(m.weights + m.kv + m.scratch) / 1e9, (double)m.weights / 1e9, (double)m.kv / 1e9,
+                   (int)serving->n_page * MU_PAGE_TOKENS, (double)m.scratch / 1e9, gpus->n,
+                   gpus->n == 1 ? " has" : "s have", (double)have / 1e9);
 }
 
 static enum mu_status no_gpu(const struct mu_plan_node *node, int n_node, struct mu_err *err)
@@ -266,20 +290,38 @@ struct choice {
     struct sites sites;
     struct mu_split split;
     int node_of[MU_MAX_RANKS];
-    double decode_ms; /* predicted; 0: unknown */
+    double request_s; /* predicted; 0: unknown */
 };
 
+/* Whether the hosts have room for what ranks on GPUs leave there. */
+static bool hosts_hold(const struct mu_model *model, const struct mu_plan_node *node, const struct mu_serving *serving,
+                       const struct mu_plan *plan, const int *node_of)
+{
+    uint64_t room[MAX_SITES];
+    struct mu_serving v = *serving;
+    if (!v.step_tokens) v.step_tokens = mu_plan_step_tokens(&plan->split);
+    for (int i = 0; i < plan->n_rank; i++) room[node_of[i]] = usable(node[node_of[i]].memory_bytes);
+    for (int i = 0; i < plan->n_rank; i++) {
+        struct mu_rank_memory m;
+        mu_plan_memory(model, plan, i, &v, &m);
+        if (m.streamed > room[node_of[i]] || m.host > room[node_of[i]] - m.streamed) return false;
+        room[node_of[i]] -= m.streamed + m.host;
+    }
+    return true;
+}
+
 static enum mu_status choose(const struct mu_model *model, const struct mu_plan_node *node,
-                             const struct mu_serving *serving, struct choice *c, struct mu_err *err)
+                             const struct mu_serving *serving, bool stream, struct choice *c, struct mu_err *err)
 {
     struct mu_plan plan;
     struct mu_prediction p;
     qsort(c->sites.at, (size_t)c->sites.n, sizeof *c->sites.at, place_order);
-    enum mu_status st = sites_plan(model, node, serving, &c->sites, &c->split, c->node_of, err);
+    enum mu_status st = sites_plan(model, node, serving, stream, &c->sites, &c->split, c->node_of, err);
     if (st == MU_OK) st = mu_plan_build(model, &c->split, &plan, err);
+    if (st == MU_OK && stream && !hosts_hold(model, node, serving, &plan, c->node_of)) st = MU_ENOMEM;
     if (st != MU_OK) return st;
     mu_plan_predict(model, &plan, node, c->node_of, NULL, &p);
-    c->decode_ms = p.decode_ms;
+    c->request_s = (REQUEST_PROMPT * p.prefill_ms_per_token + REQUEST_NEW * p.decode_ms) / 1e3;
     return MU_OK;
 }
 
@@ -295,32 +337,49 @@ static void say_gpus(const struct choice *c, const struct mu_plan_node *node, ch
         snprintf(why, MU_PLAN_WHY, "%d GPUs hold the model together, fewer do not", c->split.n_rank);
 }
 
-static void say_mixed(const struct mu_model *model, const struct choice *mixed, const struct choice *cpu,
-                      bool took_mixed, char why[MU_PLAN_WHY])
+/* "%s: a request of 512 tokens and 128 new ones takes 1.2 s by prediction, 3.4 s with …, 5.6 s …": what was taken, then what
+ * else was possible; without figures where they are not known. */
+static void say_choice(const struct choice *taken, const struct choice *const other[], const char *const how[], int n,
+                       char why[MU_PLAN_WHY])
 {
-    int on_gpu = 0, n_gpu = 0;
-    bool known = mixed->decode_ms > 0 && cpu->decode_ms > 0;
+    char rest[MU_PLAN_WHY] = "";
+    size_t len = 0;
+    for (int i = 0; i < n; i++)
+        if (other[i] != taken && other[i]->split.n_rank > 0 && other[i]->request_s > 0 && len < sizeof rest)
+            len += (size_t)snprintf(rest + len, sizeof rest - len, ", %.3g s %s", other[i]->request_s, how[i]);
+    len = strlen(why);
+    if (taken->request_s > 0 && rest[0])
+        snprintf(why + len, MU_PLAN_WHY - len, ": a request of %d tokens and %d new ones takes %.3g s by prediction%s",
+                 REQUEST_PROMPT, REQUEST_NEW, taken->request_s, rest);
+}
+
+/* Which of the three, where the GPUs do not hold the model. */
+static void say_small(const struct mu_model *model, const struct choice *streamed, const struct choice *mixed,
+                      const struct choice *cpu, const struct choice *taken, char why[MU_PLAN_WHY])
+{
+    const struct choice *const all[] = {streamed, mixed, cpu};
+    static const char *const how[] = {"with layers streamed", "with layers on the processors", "on processors alone"};
+    const struct choice *gpus = mixed->split.n_rank > 0 ? mixed : streamed;
+    int on_gpu = 0, n_gpu = 0, n_streamed = 0;
     char room[96];
-    for (int i = 0; i < mixed->sites.n; i++)
-        if (mixed->sites.at[i].device != MU_ON_CPU && mixed->sites.at[i].n_layer > 0) {
-            on_gpu += mixed->sites.at[i].n_layer;
+    for (int i = 0; i < gpus->sites.n; i++)
+        if (gpus->sites.at[i].device != MU_ON_CPU && gpus->sites.at[i].n_layer > 0) {
+            on_gpu += gpus->sites.at[i].n_layer - gpus->sites.at[i].n_streamed;
             n_gpu++;
         }
+    for (int i = 0; i < streamed->split.n_rank; i++) n_streamed += streamed->split.streamed[i];
     snprintf(room, sizeof room, "%d GPU%s room for %d of %d layers", n_gpu, n_gpu == 1 ? " has" : "s have", on_gpu,
              model->cfg.n_layer);
-    if (mixed->split.n_rank == 0)
+    if (gpus->split.n_rank == 0)
         snprintf(why, MU_PLAN_WHY, "processors alone: the GPUs' memory does not hold a layer");
-    else if (!took_mixed)
-        snprintf(why, MU_PLAN_WHY, "processors alone, %.2f ms a token predicted: %s, and with them it would be %.2f ms",
-                 cpu->decode_ms, room, mixed->decode_ms);
-    else if (cpu->split.n_rank == 0)
-        snprintf(why, MU_PLAN_WHY, "%s, the processors have the rest: their memory alone is too small", room);
-    else if (known)
-        snprintf(why, MU_PLAN_WHY,
-                 "%s, the processors have the rest: %.2f ms a token predicted, %.2f ms on processors alone", room,
-                 mixed->decode_ms, cpu->decode_ms);
+    else if (taken == streamed)
+        snprintf(why, MU_PLAN_WHY, "%s, %d layers are streamed from the host's memory", room, n_streamed);
+    else if (taken == mixed)
+        snprintf(why, MU_PLAN_WHY, "%s, the processors have the rest%s", room,
+                 cpu->split.n_rank == 0 ? " (their memory alone is too small)" : "");
     else
-        snprintf(why, MU_PLAN_WHY, "%s, the processors have the rest", room);
+        snprintf(why, MU_PLAN_WHY, "processors alone, though %s", room);
+    say_choice(taken, all, how, 3, why);
 }
 
 /* All GPUs of all nodes, and the processors. */
@@ -353,7 +412,7 @@ static enum mu_status choose_gpus(const struct mu_model *model, const struct mu_
     for (int n = 1; n <= gpus->n && n <= model->cfg.n_layer && st == MU_ENOMEM; n++) {
         c->sites.n = n;
         memcpy(c->sites.at, gpus->at, (size_t)n * sizeof *gpus->at);
-        st = choose(model, node, serving, c, err);
+        st = choose(model, node, serving, false, c, err);
     }
     return st;
 }
@@ -369,7 +428,30 @@ static enum mu_status choose_mixed(const struct mu_model *model, const struct mu
         site->room_bytes = usable(site->room_bytes);
         site->last_resort = true;
     }
-    return choose(model, node, serving, c, err);
+    return choose(model, node, serving, false, c, err);
+}
+
+/* All GPUs, with layers in the host's memory. */
+static enum mu_status choose_streamed(const struct mu_model *model, const struct mu_plan_node *node,
+                                      const struct mu_serving *serving, const struct sites *gpus, struct choice *c,
+                                      struct mu_err *err)
+{
+    c->sites = *gpus;
+    if (c->sites.n > model->cfg.n_layer) c->sites.n = model->cfg.n_layer; /* those with most room come first */
+    return choose(model, node, serving, true, c, err);
+}
+
+/* Too little memory is no failure yet: then the choice has no ranks. */
+static enum mu_status possible(enum mu_status st, struct choice *c)
+{
+    if (st != MU_OK) c->split.n_rank = 0;
+    return st == MU_ENOMEM ? MU_OK : st;
+}
+
+static bool is_faster(const struct choice *a, const struct choice *b)
+{
+    bool known = a->request_s > 0 && b->request_s > 0;
+    return a->split.n_rank > 0 && (b->split.n_rank == 0 || (known && a->request_s < b->request_s));
 }
 
 enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
@@ -377,9 +459,9 @@ enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_n
                             char why[MU_PLAN_WHY], struct mu_err *err)
 {
     struct sites gpus, cpus;
-    struct choice gpu = {0}, mixed = {0}, cpu = {0};
+    struct choice gpu = {0}, streamed = {0}, mixed = {0}, cpu = {0}, *taken = &mixed;
     struct mu_serving least = *serving; /* that a GPU must have room for */
-    enum mu_status st, mixed_st = MU_ENOMEM;
+    enum mu_status st;
     why[0] = '\0';
     if (!least.n_page) least.n_page = mu_fit_pages_of(least.n_ctx);
     MU_TRY(st, sites_list(node, n_node, wish != MU_DEVICE_CPU, &gpus, &cpus, err), done);
@@ -391,20 +473,21 @@ enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_n
             *split_out = gpu.split;
         }
         if (st != MU_ENOMEM) return st;
-        if (wish == MU_DEVICE_GPU) return gpus_too_small(model, &gpus, &least, err);
-        mixed_st = choose_mixed(model, node, &least, &gpus, &cpus, &mixed, err);
-        if (mixed_st != MU_OK && mixed_st != MU_ENOMEM) return mixed_st;
-        if (mixed_st != MU_OK || !mu_split_has_gpu(&mixed.split)) mixed.split.n_rank = 0;
+        MU_TRY(st, possible(choose_streamed(model, node, &least, &gpus, &streamed, err), &streamed), done);
+        if (wish != MU_DEVICE_GPU)
+            MU_TRY(st, possible(choose_mixed(model, node, &least, &gpus, &cpus, &mixed, err), &mixed), done);
+        if (!mu_split_has_gpu(&mixed.split)) mixed.split.n_rank = 0;
     }
-    cpu.sites = cpus;
-    st = choose(model, node, serving, &cpu, err);
-    if (st != MU_OK) cpu.split.n_rank = 0;
-    if (st != MU_OK && st != MU_ENOMEM) return st;
-    bool known = mixed.decode_ms > 0 && cpu.decode_ms > 0;
-    bool take_mixed = mixed.split.n_rank > 0 && (st != MU_OK || !known || mixed.decode_ms < cpu.decode_ms);
-    if (st != MU_OK && !take_mixed) return nothing_fits(model, node, n_node, serving, err);
-    if (gpus.n > 0) say_mixed(model, &mixed, &cpu, take_mixed, why);
-    *split_out = take_mixed ? mixed.split : cpu.split;
+    if (wish != MU_DEVICE_GPU) {
+        cpu.sites = cpus;
+        MU_TRY(st, possible(choose(model, node, serving, false, &cpu, err), &cpu), done);
+    }
+    if (is_faster(&streamed, taken)) taken = &streamed;
+    if (is_faster(&cpu, taken)) taken = &cpu;
+    if (taken->split.n_rank == 0 && wish == MU_DEVICE_GPU) return gpus_too_small(model, &gpus, &least, err);
+    if (taken->split.n_rank == 0) return nothing_fits(model, node, n_node, serving, err);
+    if (gpus.n > 0) say_small(model, &streamed, &mixed, &cpu, taken, why);
+    *split_out = taken->split;
     st = MU_OK;
 done:
     return st;

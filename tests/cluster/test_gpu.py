@@ -17,6 +17,7 @@ PLUGIN = os.path.join(os.path.dirname(harness.MUSTER), "..", "tests", "stubs", "
 GPU = {"MUSTER_DEVICE_PLUGIN": PLUGIN}
 ROUGH = dict(GPU, MUSTER_DEVICE_HOST_ROUGH="1")
 LINKED = dict(GPU, MUSTER_DEVICE_HOST_LINK="1", MUSTER_DEVICE_HOST_COUNT="4")
+SMALL = dict(GPU, MUSTER_DEVICE_HOST_MEMORY="36000000", MUSTER_DEVICE_HOST_COUNT="1")  # too little for BARD and steps of 2,048 tokens
 HOP = "residuals come from GPU to GPU"  # what a rank says that gets them so
 NO_PLUGIN = {"MUSTER_DEVICE_PLUGIN": "none"}
 NO_DRIVER = dict(GPU, MUSTER_DEVICE_HOST_COUNT="x")  # a plugin that cannot count any
@@ -37,9 +38,10 @@ class Serve(unittest.TestCase):
         cls.alone = text_of("--device", "cpu")
 
     def test_run(self):
-        for split in ("1@gpu0", "1@gpu0/1", "1/1@gpu1", "1@gpu0:1@gpu1/1", "1@gpu0:1", "auto"):
+        for split in ("1@gpu0", "1@gpu0/1", "1/1@gpu1", "1@gpu0:1@gpu1/1", "1@gpu0:1", "auto", "1@gpu0~4", "3@gpu0~3/1"):
             with self.subTest(split):
                 self.assertEqual(text_of("--split", split), self.alone)
+        self.assertEqual(text_of("--device", "gpu", env=SMALL), self.alone)
         for split in ("1@gpu0:1@gpu1/1", "1@gpu0/1@gpu1:1@gpu2"):
             with self.subTest(split, linked=True):
                 self.assertEqual(text_of("--split", split, env=LINKED), self.alone)
@@ -102,6 +104,20 @@ class Serve(unittest.TestCase):
     def test_killed_ranks(self):
         """kill -9 of the rank on a GPU, then of the one on processors, in the middle of a stream: its tokens are the same."""
         self.killed_ranks("1@gpu0/1", GPU)
+
+    def test_streamed(self):
+        """A GPU that is too small has its layers come from the host's memory, which is said; several streams; ranks that die."""
+        with harness.Server(split="auto", args=["--device", "gpu", "--parallel", "1"], env=SMALL) as server:
+            self.assertEqual(server.gang().split, "1@gpu0~4")
+            self.assertIn("4 layers are streamed from the host's memory", server.logged())
+            self.assertIn(f"rank 0: GPU 0 ({NAME}), 4 layers streamed", server.logged())
+            self.assertIn("weights 3.2 MB to be streamed", server.logged())
+            self.assertEqual(server.generate(PROMPT, N_TOKEN)[1] + "\n", self.alone)
+        with harness.Server(split="1@gpu0~3", env=GPU) as server:
+            with concurrent.futures.ThreadPoolExecutor(4) as pool:
+                texts = list(pool.map(lambda _: server.generate(PROMPT, N_TOKEN)[1] + "\n", range(4)))
+            self.assertEqual(texts, [self.alone] * 4)
+        self.killed_ranks("3@gpu0~3/1", GPU)
 
     def test_killed_linked_ranks(self):
         """The same of two on GPUs with a link between them."""
@@ -275,6 +291,10 @@ class Said(unittest.TestCase):
         self.assertEqual(mixed.returncode, 0, mixed.stderr)
         self.assertRegex(mixed.stdout, r"1 GPU has room for \d of 4 layers")
         self.assertIn("split 1,", self.plan("--device", "cpu").stdout)
+        streamed = self.plan("--parallel", "1", "--device", "gpu", env=SMALL)
+        self.assertEqual(streamed.returncode, 0, streamed.stderr)
+        self.assertIn("1 GPU has room for 0 of 4 layers, 4 layers are streamed from the host's memory", streamed.stdout)
+        self.assertIn("gpu0 (4 streamed)", streamed.stdout)
 
     def test_refused(self):
         for verb in ("plan", "serve", "run"):
@@ -283,6 +303,8 @@ class Said(unittest.TestCase):
             self.refused(["no GPU: "], "--split", "1@gpu0", env=NO_PLUGIN, verb=verb)
             self.refused(["--device cpu", "names a GPU"], "--split", "1@gpu0", "--device", "cpu", verb=verb)
             self.refused(["--device gpu", "rank"], "--split", "1@gpu0/1", "--device", "gpu", verb=verb)
+            self.refused(["rank 0 stream 5 layers, but its stage has 4"], "--split", "1@gpu0~5", verb=verb)
+            self.refused(["position 2: expected '@cpu'"], "--split", "1@gpu0~0", verb=verb)
             tiny = dict(GPU, MUSTER_DEVICE_HOST_MEMORY="4000000")
             self.refused(["--device gpu: the model does not fit", "2 GPUs have 0.0 GB"], "--device", "gpu", env=tiny, verb=verb)
         self.refused(["does not fit GPU 0", "of 4.0 MB free"], "--split", "1@gpu0", env=tiny, verb="run")

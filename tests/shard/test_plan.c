@@ -516,6 +516,7 @@ static void test_gpus_refused(void **state)
     char why[MU_PLAN_WHY];
     paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
     struct mu_plan_node n = gpu_node(1, 700000000);
+    n.memory_bytes = 500000000; /* no room for layers to be streamed */
     assert_int_equal(mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
     assert_non_null(strstr(err.text, "1 GPU has 0.7 GB usable"));
     assert_non_null(strstr(err.text, "of cache for 8192 tokens"));
@@ -527,6 +528,82 @@ static void test_gpus_refused(void **state)
     n = gpu_node(1, 700000000); /* neither has room */
     n.memory_bytes = 100000000;
     assert_int_equal(mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
+}
+
+/* Layers in the host's memory: where that is faster than processors, with what the plan counts and says of it. */
+static void test_gpus_stream(void **state)
+{
+    (void)state;
+    struct paper p;
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_split split;
+    struct mu_rank_memory all, some;
+    struct mu_fit fit;
+    char why[MU_PLAN_WHY], text[MU_FIT_TEXT];
+    const uint64_t MB = 1000000;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+
+    struct mu_plan plan = plan_of(&p, "1@gpu0");
+    mu_plan_memory(&p.model, &plan, 0, &SERVING, &all);
+    assert_int_equal(all.streamed, 0);
+    plan = plan_of(&p, "1@gpu0~7"); /* 7 are on the host, and take turns in the room of two */
+    int n = 0;
+    for (int l = 0; l < 16; l++) {
+        int k = mu_plan_streamed(&plan, 0, l);
+        assert_true(k == -1 || k == n);
+        n += k >= 0;
+    }
+    assert_int_equal(n, 7);
+    mu_plan_memory(&p.model, &plan, 0, &SERVING, &some);
+    assert_int_equal(some.streamed % 7, 0);
+    assert_int_equal(all.weights - some.weights, some.streamed / 7 * 5);
+    assert_int_equal(all.host, some.host);
+    assert_int_equal(all.kv, some.kv);
+
+    struct mu_plan_node node = gpu_node(1, 700 * MB);
+    struct mu_prediction slow, fast;
+    mu_plan_predict(&p.model, &plan, &node, (int[]){0}, NULL, &slow);
+    assert_true(slow.decode_read_ms > 0.9 * (double)some.streamed / 50e6 &&
+                slow.decode_read_ms < 1.2 * (double)some.streamed / 50e6);
+    node.gpus.gpu[0].up_gbps = 1e6; /* beside what the layers compute */
+    mu_plan_predict(&p.model, &plan, &node, (int[]){0}, NULL, &fast);
+    plan = plan_of(&p, "1@gpu0");
+    mu_plan_predict(&p.model, &plan, &node, (int[]){0}, NULL, &slow);
+    assert_true(fast.decode_ms == slow.decode_ms);
+
+    node = gpu_node(1, 700 * MB);
+    node.read_gbps = 30; /* slower than the way to the GPU */
+    gpu_fits(&p, &node, &split);
+    assert_int_equal(split.n_rank, 1);
+    assert_true(split.device[0] == 0 && split.streamed[0] > MU_STREAM_ROOMS && split.streamed[0] < 16);
+    mu_split_format(&split, text, sizeof text);
+    gpu_auto_is(&p, &node, MU_DEVICE_AUTO, text, "layers are streamed from the host's memory: a request of 512 tokens");
+    gpu_auto_is(&p, &node, MU_DEVICE_AUTO, text, " with layers on the processors, ");
+    gpu_auto_is(&p, &node, MU_DEVICE_GPU, text, "layers are streamed from the host's memory");
+    gpu_auto_is(&p, &node, MU_DEVICE_CPU, "1", "");
+    struct mu_split less = split;
+    less.streamed[0]--;
+    assert_int_equal(mu_plan_build(&p.model, &less, &plan, &err), MU_OK); /* no more than must be */
+    mu_fit_measure(&p.model, &plan, NULL, &SERVING, &node, &fit);
+    assert_true(mu_fit_room(&fit) < SERVING.n_page);
+    assert_int_equal(mu_plan_build(&p.model, &split, &plan, &err), MU_OK);
+    mu_plan_memory(&p.model, &plan, 0, &SERVING, &some);
+    mu_fit_measure(&p.model, &plan, NULL, &SERVING, &node, &fit);
+    assert_int_equal(fit.place[0].weights, some.streamed);
+    mu_fit_describe(&fit, &SERVING, text);
+    assert_non_null(strstr(text, "; host: weights "));
+    assert_non_null(strstr(text, " to be streamed, scratch "));
+
+    node = gpu_node(2, 450 * MB); /* both stream */
+    node.read_gbps = 10;
+    gpu_fits(&p, &node, &split);
+    assert_int_equal(split.n_stage, 2);
+    assert_true(split.streamed[0] > 0 && split.streamed[1] > 0);
+    node.memory_bytes = 700 * MB; /* of which a part is wanted for others */
+    assert_int_equal(mu_plan_auto(&p.model, &node, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
+    assert_non_null(strstr(err.text, "with layers streamed"));
+    node = gpu_node(1, 100 * MB); /* not even the rooms and the cache */
+    assert_int_equal(mu_plan_auto(&p.model, &node, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
 }
 
 static void test_gpus_predict(void **state)
@@ -820,6 +897,7 @@ int main(void)
                                        cmocka_unit_test(test_residual_from),
                                        cmocka_unit_test(test_gpus),
                                        cmocka_unit_test(test_gpus_refused),
+                                       cmocka_unit_test(test_gpus_stream),
                                        cmocka_unit_test(test_gpus_fit_what_is_chosen),
                                        cmocka_unit_test(test_gpus_hold_a_sequence),
                                        cmocka_unit_test(test_gpus_predict),

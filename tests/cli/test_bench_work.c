@@ -94,6 +94,29 @@ static void bounds(void **state)
     near(mu_bench_bound(&w, &l).s, 0, 0);
 }
 
+/* Layers that are streamed come in every step, beside what is read there. */
+static void bounds_of_streams(void **state)
+{
+    (void)state;
+    struct mu_bench_limits gpu[MU_MAX_GPUS] = {{.read_gbps = 2000, .int8_gops = 6e5, .f32_gflops = 1e5, .up_gbps = 20}};
+    const struct mu_bench_limits cpu = {0};
+    const struct mu_bench_case c = {MU_BENCH_DECODE, 10, 4, 100};
+    struct mu_bench_work stay, come;
+    struct mu_plan plan = plan_of("1@gpu0");
+    mu_bench_work(model, &plan, &c, 1, MU_KV_F16, &stay);
+    near(stay.streamed_bytes, 0, 0);
+    double before = mu_bench_bound(&stay, &gpu[0]).s;
+    plan = plan_of("1@gpu0~2");
+    mu_bench_work(model, &plan, &c, 1, MU_KV_F16, &come);
+    near(come.weight_bytes, stay.weight_bytes, 1e-12);
+    assert_true(come.streamed_bytes > stay.weight_bytes / L && come.streamed_bytes < stay.weight_bytes);
+    struct mu_bench_bound b = mu_bench_bound_places(model, &plan, &c, 1, false, MU_KV_F16, &cpu, gpu);
+    near(b.read_s, come.streamed_bytes / 20e9, 1e-12);
+    near(b.s, b.read_s, 1e-12);
+    gpu[0].up_gbps = 1e6;
+    near(mu_bench_bound_places(model, &plan, &c, 1, false, MU_KV_F16, &cpu, gpu).s, before, 1e-12);
+}
+
 /* A GPU that reads a hundred times as fast, and computes so. */
 static void bounds_of_places(void **state)
 {
@@ -201,8 +224,12 @@ static int end(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(work_of_decodes), cmocka_unit_test(work_of_prompts),
-                                       cmocka_unit_test(bounds),          cmocka_unit_test(bounds_of_places),
-                                       cmocka_unit_test(limits),          cmocka_unit_test(waits)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(work_of_decodes),
+                                       cmocka_unit_test(work_of_prompts),
+                                       cmocka_unit_test(bounds),
+                                       cmocka_unit_test(bounds_of_places),
+                                       cmocka_unit_test(bounds_of_streams),
+                                       cmocka_unit_test(limits),
+                                       cmocka_unit_test(waits)};
     return cmocka_run_group_tests(tests, begin, end);
 }

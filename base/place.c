@@ -142,12 +142,12 @@ void mu_place_rank(const struct mu_topo *t, const struct mu_place_wish *wish, in
     place_on_node(t, k, index * n_thread, pinned, p);
 }
 
-int mu_place_threads(const struct mu_topo *t, const struct mu_place_wish *wish, int n_rank, int n_thread_gpu_most)
+int mu_place_threads(const struct mu_topo *t, const struct mu_place_wish *wish, int n_rank)
 {
-    int n = t->n_usable, n_cpu_rank = cpu_ranks(wish, n_rank), n_gpu_rank = n_rank - n_cpu_rank;
+    int n_cpu_rank = cpu_ranks(wish, n_rank), left = t->n_usable - (n_rank - n_cpu_rank);
     if (is_one_a_node(t, wish, n_rank)) return layout_of(t, wish, n_rank, 1).most;
-    while (n > 1 && n * n_cpu_rank + (n < n_thread_gpu_most ? n : n_thread_gpu_most) * n_gpu_rank > t->n_usable) n--;
-    return n > 1 ? n : 1;
+    if (n_cpu_rank == 0) return t->n_usable;
+    return left > n_cpu_rank ? left / n_cpu_rank : 1;
 }
 
 /* The next number after `after`; -1: there is none. */

@@ -38,8 +38,9 @@ struct mu_place {
 void mu_place_rank(const struct mu_topo *topo, const struct mu_place_wish *wish, int n_rank, int n_thread,
                    int n_thread_gpu, int rank, struct mu_place *place_out);
 
-/* The n_thread at which all ranks together have as many threads as pay; at least 1. */
-int mu_place_threads(const struct mu_topo *topo, const struct mu_place_wish *wish, int n_rank, int n_thread_gpu_most);
+/* The n_thread at which those ranks on processors have a thread on each core that pays; at least 1. A rank on a GPU is left a
+ * core for the thread that waits for the GPU: its others sleep but for a prompt's embedding, and for sampling. */
+int mu_place_threads(const struct mu_topo *topo, const struct mu_place_wish *wish, int n_rank);
 
 /* Cores that pay of each node, topo->n_usable altogether: share_out[n_numa]. */
 void mu_place_shares(const struct mu_topo *topo, int share_out[MU_TOPO_MAX_NUMA]);

@@ -99,15 +99,17 @@ static bool rank_on_gpu(const struct step_cost *c, int n_layer, const struct mu_
     return true;
 }
 
-/* sharers: ranks of the stage that share the node's memory and cores. */
-static bool rank_on_cpu(const struct step_cost *c, const struct mu_plan_node *n, int sharers, struct rank_ms *ms)
+/* sharers: ranks of the stage that share the node's memory and cores; n_gpu: ranks on GPUs, each of which waits on a core. */
+static bool rank_on_cpu(const struct step_cost *c, const struct mu_plan_node *n, int sharers, int n_gpu,
+                        struct rank_ms *ms)
 {
     if (!(n->read_gbps > 0 && n->int8_gops > 0)) return false;
     double f32_gops = n->f32_gflops > 0 ? n->f32_gflops : n->int8_gops * CPU_F32_OF_INT8;
+    double cores = n->n_core > n_gpu ? (double)(n->n_core - n_gpu) / n->n_core : 1;
     ms->read = c->bytes * sharers / n->read_gbps / 1e6;
     ms->compute =
         (c->int8_ops / (n->int8_gops * CPU_INT8_SHARE) + (c->f32_ops + c->attention_ops) / (f32_gops * CPU_F32_SHARE)) *
-        sharers / 1e6;
+        sharers / cores / 1e6;
     return true;
 }
 
@@ -116,11 +118,13 @@ static bool rank_ms(const struct predict *p, int rank, struct rank_ms *ms_out)
     const struct mu_plan_rank *r = &p->plan->rank[rank];
     const struct mu_plan_stage *st = &p->plan->stage[r->stage];
     const struct mu_plan_node *n = &p->node[p->node_of[rank]];
-    int sharers = 0, device = p->plan->split.device[rank];
+    int sharers = 0, n_gpu = 0, device = p->plan->split.device[rank];
     for (int k = st->first_rank; k < st->first_rank + st->n_rank; k++)
         sharers += p->node_of[k] == p->node_of[rank] && p->plan->split.device[k] == device;
+    for (int k = 0; k < p->plan->n_rank; k++)
+        n_gpu += p->node_of[k] == p->node_of[rank] && p->plan->split.device[k] != MU_ON_CPU;
     struct step_cost c = rank_cost(p, r);
-    if (device == MU_ON_CPU) return rank_on_cpu(&c, n, sharers, ms_out);
+    if (device == MU_ON_CPU) return rank_on_cpu(&c, n, sharers, n_gpu, ms_out);
     return device < n->gpus.n && rank_on_gpu(&c, mu_range_len(st->layers), &n->gpus.gpu[device], ms_out);
 }
 

@@ -125,7 +125,7 @@ int mu_plan_threads(const struct mu_topo *topo, const struct mu_split *split)
 {
     struct mu_place_wish wish[MU_MAX_RANKS];
     wishes_of(split, -1, -1, wish);
-    return mu_place_threads(topo, wish, split->n_rank, GPU_THREADS);
+    return mu_place_threads(topo, wish, split->n_rank);
 }
 
 void mu_plan_place(const struct mu_topo *topo, const struct mu_split *split, int near, int n_thread, int rank,

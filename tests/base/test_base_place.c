@@ -59,7 +59,7 @@ static void expect(int n_rank, const int *near, int n_thread, const char *want)
     int len = 0;
     for (int i = 0; i < n_rank; i++)
         wish[i] = (struct mu_place_wish){.on_gpu = near && near[i] != ON_CPU, .near = near ? near[i] : -1};
-    if (!n_thread) n_thread = mu_place_threads(&topo, wish, n_rank, GPU_THREADS);
+    if (!n_thread) n_thread = mu_place_threads(&topo, wish, n_rank);
     for (int i = 0; i < n_rank; i++) {
         mu_place_rank(&topo, wish, n_rank, n_thread, n_thread < GPU_THREADS ? n_thread : GPU_THREADS, i, &place);
         mu_place_cpus_text(place.cpu, place.n_cpu, cpus, sizeof cpus);
@@ -152,9 +152,14 @@ static void gpus(void **state)
     static const int one[] = {1}, mixed[] = {ON_CPU, 0, 1, -1};
     machine("numa:2 core:8 pu:1");
     expect(1, one, 0, "1:~8-15+4");
-    expect(4, mixed, 0, "0:0-3 0:~0-7+4 1:~8-15+4 x:~+4");
+    expect(4, mixed, 0, "x:0-12 0:~0-7+4 1:~8-15+4 x:~+4"); /* a core for each GPU's waiting thread */
+    expect(3, (const int[]){ON_CPU, ON_CPU, 1}, 0, "0:0-6 1:8-14 1:~8-15+4");
     machine("core:8 pu:1");
     expect(1, (const int[]){0}, 0, "x:~+4");
+    expect(2, (const int[]){0, ON_CPU}, 0, "x:~+4 0:0-6");
+    machine("core:2 pu:1");
+    expect(2, (const int[]){0, ON_CPU}, 0, "x:~+1 0:0");
+    expect(4, (const int[]){0, 0, 0, ON_CPU}, 0, "x:~+1 x:~+1 x:~+1 0:0");
 }
 
 /* Two sockets, of which one has no memory of its own; memory near the whole machine that is nobody's (an expander). */

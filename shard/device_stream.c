@@ -37,11 +37,10 @@ enum mu_status mu_dev_stream_plan(struct load *l, size_t *room_out, struct mu_er
     }
     total = t->at[t->n];
     if (v->ops->alloc_host(v->d, total, &t->host, NULL) != MU_OK)
-        return mu_fail(
-            err, MU_ENOMEM,
-            "no pinned memory for the %d layers that rank %d is to stream (%zu MB): stream fewer, or see what "
-            "'ulimit -l' and the memory of this machine allow",
-            t->n, s->rank, total >> 20);
+        return mu_fail(err, MU_ENOMEM,
+                       "no pinned memory for the %d layers that rank %d is to stream (%zu MB): stream fewer, or free "
+                       "memory of this machine",
+                       t->n, s->rank, total >> 20);
     t->room_bytes = room;
     *room_out = room * (size_t)(t->n < MU_STREAM_ROOMS ? t->n : MU_STREAM_ROOMS);
     return MU_OK;

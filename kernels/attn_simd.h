@@ -24,20 +24,11 @@
 #include "kernels/parts.h"
 #include "kernels/simd.h"
 
-/* Accumulators in registers. 32 hold 6 rows × 4 vectors, and 4 vectors of K or V; or 8 × 2, where what is widened serves
- * more rows. 16 hold 6 × 2; up to 3 rows take 4 vectors there too, against the FMA's latency. */
-enum {
 #if defined(MU_MATH_AVX512)
-    ROWS = 8,
-    ROWS_WIDE = 6,
-#elif defined(MU_MATH_AVX2)
-    ROWS = 6,
-    ROWS_WIDE = 3,
+enum { ROWS = 8 };
 #else
-    ROWS = 6,
-    ROWS_WIDE = 6,
+enum { ROWS = 6 };
 #endif
-};
 
 enum {
     GROUP = 16, /* positions interleaved in a K page */
@@ -80,19 +71,42 @@ struct pass {
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
+/* Vectors of a tile: n_row × that many accumulators are in registers, beside as many vectors of K or V. Of 32 registers 6 × 4,
+ * or 8 × 2, where what is widened serves more rows. Of 16 6 × 2, or, against the FMA's latency, 3 and 4 rows × 3 and fewer
+ * × 4; q8_0, whose scales want registers too, has nothing of tiles of 3. */
+ALWAYS_INLINE int tile_vecs(enum mu_kv_type kv, int n_row)
+{
+#if defined(MU_MATH_AVX512)
+    (void)kv;
+    return n_row <= 6 ? 4 : 2;
+#elif defined(MU_MATH_AVX2)
+    if (kv == MU_KV_F16 && (n_row == 3 || n_row == 4)) return 3;
+    return n_row <= 3 ? 4 : 2;
+#else
+    (void)kv;
+    (void)n_row;
+    return 4;
+#endif
+}
+
 /* Bytes that n values take, with their share of the scales; those of keys and of values alike. */
 ALWAYS_INLINE int kv_share(enum mu_kv_type kv, int n)
 {
     return kv == MU_KV_F16 ? 2 * n : n + n * (int)sizeof(float) / MU_Q_BLOCK;
 }
 
-/* n_row rows × n_vec vectors of scores, from group g. */
-ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int n_vec, int g)
+/* n_row rows × n_vec vectors of scores, from vector `skip` of group g. */
+ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int n_vec, int g, int skip)
 {
     const int d_head = s->a->d_head;
     const size_t value = kv == MU_KV_F16 ? sizeof(uint16_t) : 1;
+    const int first = skip > 0,
+              last = (skip + n_vec - 1) / GROUP_VECS; /* groups that begin here, whose values are fetched */
     vf acc[ROWS][4];
-    const char *k[4];
+    const char *k[4], *ahead[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < n_vec; v += GROUP_VECS)
+        ahead[v] = s->v[g + (first + v / GROUP_VECS < last ? first + v / GROUP_VECS : last)];
 #pragma GCC unroll 8
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
@@ -102,8 +116,8 @@ ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
         vf scale[4];
 #pragma GCC unroll 4
         for (int v = 0; v < n_vec; v++) {
-            const int lane = v % GROUP_VECS * VF_LANES;
-            k[v] = s->k[g + v / GROUP_VECS];
+            const int lane = (skip + v) % GROUP_VECS * VF_LANES;
+            k[v] = s->k[g + (skip + v) / GROUP_VECS];
             if (kv == MU_KV_Q8_0) {
                 k[v] += mu_kv_q8_key_block(block);
                 scale[v] = vf_load((const float *)(const void *)k[v] + lane);
@@ -118,7 +132,7 @@ ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
                 const char *at = k[v] + (size_t)d * GROUP * value;
                 x[v] = kv == MU_KV_F16 ? vf_load_f16((const uint16_t *)(const void *)at)
                                        : vf_mul(vf_load_i8((const int8_t *)at), scale[v]);
-                if (v % GROUP_VECS == 0) simd_fetch(s->v[g + v / GROUP_VECS] + kv_share(kv, GROUP * d));
+                if (v % GROUP_VECS == 0) simd_fetch(ahead[v] + kv_share(kv, GROUP * d));
             }
 #pragma GCC unroll 8
             for (int r = 0; r < n_row; r++) {
@@ -131,15 +145,21 @@ ALWAYS_INLINE void score_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
 #pragma GCC unroll 8
     for (int r = 0; r < n_row; r++)
 #pragma GCC unroll 4
-        for (int v = 0; v < n_vec; v++) vf_store(&s->p[r][g * GROUP + v * VF_LANES], acc[r][v]);
+        for (int v = 0; v < n_vec; v++) vf_store(&s->p[r][g * GROUP + (skip + v) * VF_LANES], acc[r][v]);
 }
 
 ALWAYS_INLINE void scores(struct pass *s, enum mu_kv_type kv, int n_row)
 {
-    const int groups = n_row <= ROWS_WIDE ? 4 / GROUP_VECS : 2 / GROUP_VECS;
+    const int n_vec = tile_vecs(kv, n_row), groups = n_vec / GROUP_VECS;
     int g = s->lo / GROUP, end = (s->hi + GROUP - 1) / GROUP;
-    for (; g + groups <= end; g += groups) score_tile(s, kv, n_row, groups * GROUP_VECS, g);
-    for (; g < end; g++) score_tile(s, kv, n_row, GROUP_VECS, g);
+    if (n_vec % GROUP_VECS != 0 && GROUP_VECS == 2) /* three groups are two tiles */
+        for (; g + n_vec <= end; g += n_vec) {
+            score_tile(s, kv, n_row, n_vec, g, 0);
+            score_tile(s, kv, n_row, n_vec, g + n_vec / 2, 1);
+        }
+    else
+        for (; g + groups <= end; g += groups) score_tile(s, kv, n_row, n_vec, g, 0);
+    for (; g < end; g++) score_tile(s, kv, n_row, GROUP_VECS, g, 0);
 }
 
 /* Softmax of one row's segment in place: p, and m and l of the segment. */
@@ -298,9 +318,13 @@ ALWAYS_INLINE void value_tile(struct pass *s, enum mu_kv_type kv, int n_row, int
 
 ALWAYS_INLINE void values(struct pass *s, enum mu_kv_type kv, int n_row)
 {
-    const int n_vec = n_row <= ROWS_WIDE ? 4 : 2;
+    const int n_vec = tile_vecs(kv, n_row);
     int d = 0, d_head = s->a->d_head;
     for (; d + n_vec * VF_LANES <= d_head; d += n_vec * VF_LANES) value_tile(s, kv, n_row, n_vec, d, VF_LANES);
+    if (n_vec > 2 && d + 2 * VF_LANES <= d_head) {
+        value_tile(s, kv, n_row, 2, d, VF_LANES);
+        d += 2 * VF_LANES;
+    }
     for (; d < d_head; d += VF_LANES)
         value_tile(s, kv, n_row, 1, d, d_head - d < VF_LANES ? d_head - d : (int)VF_LANES);
 }

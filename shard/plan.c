@@ -353,6 +353,17 @@ uint32_t mu_plan_chunk(uint64_t n_tok, int n_stage, uint32_t most, double fixed_
     return chunk < most ? (uint32_t)chunk : most;
 }
 
+bool mu_plan_own_gpus(const struct mu_plan *plan, int first, int n, int from, int n_all)
+{
+    const int *device = plan->split.device;
+    for (int i = first; i < first + n; i++) {
+        if (device[i] == MU_ON_CPU) return false;
+        for (int k = from; k < from + n_all; k++)
+            if (k != i && device[k] == device[i]) return false;
+    }
+    return true;
+}
+
 /* Ranks that are on rank's machine, in order, of the stage's before `end`; how many. */
 static int on_machine(const struct mu_plan_stage *st, int end, const int *node_of, int rank, int *rank_out)
 {

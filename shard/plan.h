@@ -117,6 +117,10 @@ uint64_t mu_plan_kv_window_bytes(const struct mu_model *model, const struct mu_p
 void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, int rank,
                     const struct mu_serving *serving, struct mu_rank_memory *memory_out);
 
+/* Whether each of ranks [first, first + n) is on a GPU that no other of ranks [from, from + n_all) is on, so that they can have a
+ * link (worker/device_link.h). */
+bool mu_plan_own_gpus(const struct mu_plan *plan, int first, int n, int from, int n_all);
+
 /* Which rank has the residual of the stage before for this one: one of that stage on the same machine, the load spread,
  * else the first of this one's own stage on the machine, which gets it over the network and hands it on, so that it
  * crosses once. node_of: the machine of each rank; NULL: all on one. -1: a rank of the first stage. */

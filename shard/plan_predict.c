@@ -15,6 +15,10 @@ static const double CPU_INT8_SHARE = 0.7, CPU_F32_SHARE = 0.8, CPU_F32_OF_INT8 =
 static const double GPU_READ_SHARE = 0.8, GPU_INT8_SHARE = 0.13, GPU_F32_SHARE = 0.5, GPU_LAYER_MS = 0.03,
                     GPU_HOP_MS = 0.03, GPU_HOP_GBPS = 10;
 
+/* What NCCL takes for a few bytes among GPUs of a machine; it was never measured here, and is what others report. Longer ones
+ * go at the speed of the slowest way between host and GPU, which NVLink exceeds. */
+static const double GPU_LINK_MS = 0.015;
+
 /* What a core moves between itself and a link beside its work, sent and received together: copies, the kernel's TCP. Two
  * ranks of a thread over tests/links/links, whose hub is in it. */
 static const double MOVE_GBPS = 0.6;
@@ -160,6 +164,34 @@ static double gpu_talk_ms(const struct predict *p, int rank, double up_bytes, do
            (down_bytes > 0 ? pcie_ms(g->down_gbps, down_bytes) : 0);
 }
 
+/* Whether ranks [first, first + n) have a link of their own, as worker/device_link.c would find; its speed. */
+static bool linked(const struct predict *p, int first, int n, int from, int n_all, double *gbps_out)
+{
+    *gbps_out = 0;
+    if (!mu_plan_own_gpus(p->plan, first, n, from, n_all)) return false;
+    for (int i = first; i < first + n; i++) {
+        const struct mu_gpus *gpus = &p->node[p->node_of[i]].gpus;
+        int device = p->plan->split.device[i];
+        if (!together(p, first, i) || device >= gpus->n || !gpus->gpu[device].has_link) return false;
+        const struct mu_gpu *g = &gpus->gpu[device];
+        double up = g->up_gbps > 0 ? g->up_gbps : GPU_HOP_GBPS, down = g->down_gbps > 0 ? g->down_gbps : GPU_HOP_GBPS;
+        double way = up < down ? up : down;
+        if (*gbps_out <= 0 || way < *gbps_out) *gbps_out = way;
+    }
+    return true;
+}
+
+/* The same among GPUs that have a link: each gets what all others have. */
+static double link_exchange_ms(const struct mu_plan_stage *st, const double *part, double gbps)
+{
+    double all = 0, least = part[0];
+    for (int i = 0; i < st->n_rank; i++) {
+        all += part[i];
+        if (part[i] < least) least = part[i];
+    }
+    return GPU_LINK_MS + bytes_ms(all - least, gbps);
+}
+
 /* One exchange: part[i] bytes of the stage's i-th rank go to each of the others, over the network once a machine
  * (transport/comm.c). Ranks of a machine share its port. */
 static double exchange_ms(const struct predict *p, const struct mu_plan_stage *st, const double *part)
@@ -167,6 +199,8 @@ static double exchange_ms(const struct predict *p, const struct mu_plan_stage *s
     double in[MU_MAX_RANKS] = {0}, out[MU_MAX_RANKS] = {0}, local[MU_MAX_RANKS] = {0}, us = 0, slowest = 0;
     int beside[MU_MAX_RANKS] = {0}; /* ranks of the machine */
     const int first = st->first_rank;
+    double gbps;
+    if (linked(p, first, st->n_rank, first, st->n_rank, &gbps)) return link_exchange_ms(st, part, gbps);
     for (int i = 0; i < st->n_rank; i++)
         for (int j = 0; j < st->n_rank; j++) beside[i] += together(p, first + i, first + j);
     for (int i = 0; i < st->n_rank; i++) {
@@ -301,7 +335,12 @@ static double halves_ms(const struct predict *p, const struct mu_plan_stage *st,
 static void hop_predict(const struct predict *p, int stage, struct mu_step_times *t)
 {
     const struct mu_plan_stage *st = &p->plan->stage[stage], *before = &p->plan->stage[stage - 1];
-    double bytes = 4.0 * p->model->cfg.d_model * p->step->n_tok, us = 0, handed = 0, out[MU_MAX_RANKS] = {0};
+    double bytes = 4.0 * p->model->cfg.d_model * p->step->n_tok, us = 0, handed = 0, out[MU_MAX_RANKS] = {0}, gbps;
+    if (linked(p, before->first_rank, before->n_rank + st->n_rank, 0, p->plan->n_rank, &gbps)) {
+        t->busy[stage] = bytes_ms(bytes, gbps);
+        t->hop[stage] = GPU_LINK_MS + t->busy[stage];
+        return;
+    }
     for (int i = st->first_rank; i < st->first_rank + st->n_rank; i++) {
         int from = mu_plan_residual_from(p->plan, p->machine, i);
         struct mu_plan_link l = link_of(p, from, i);

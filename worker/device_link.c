@@ -18,18 +18,6 @@ static bool inside(struct group g, int rank)
     return rank >= g.first && rank < g.first + g.n;
 }
 
-/* Each on a GPU that no rank of `all` shares with it. */
-static bool own_gpus(const struct mu_plan *plan, struct group g, struct group all)
-{
-    const int *device = plan->split.device;
-    for (int i = g.first; i < g.first + g.n; i++) {
-        if (device[i] == MU_ON_CPU) return false;
-        for (int k = all.first; k < all.first + all.n; k++)
-            if (k != i && device[k] == device[i]) return false;
-    }
-    return true;
-}
-
 static bool one_machine(const struct mu_comm *comm, struct group g)
 {
     for (int i = g.first + 1; comm->node_of && i < g.first + g.n; i++)
@@ -72,21 +60,20 @@ enum mu_status mu_device_link_agree(struct mu_comm *comm, const struct mu_plan *
                                     const struct mu_device_ops *ops, struct mu_device_link_ids *ids_out,
                                     struct mu_err *err)
 {
-    const struct group all = {0, plan->n_rank};
     int mine = plan->rank[rank].stage;
     memset(ids_out, 0, sizeof *ids_out);
     for (int s = 0; s < plan->n_stage; s++) {
         const struct mu_plan_stage *st = &plan->stage[s];
         const struct group stage = {st->first_rank, st->n_rank};
         struct word word;
-        if (st->n_rank > 1 && own_gpus(plan, stage, stage)) {
+        if (st->n_rank > 1 && mu_plan_own_gpus(plan, stage.first, stage.n, stage.first, stage.n)) {
             enum mu_status status = group_agree(comm, plan, rank, ops, stage, &word, err);
             if (status != MU_OK) return status;
             if (inside(stage, rank)) keep(ids_out, MU_LINK_STAGE, &word);
         }
         if (s + 1 == plan->n_stage) break;
         const struct group both = {st->first_rank, st->n_rank + st[1].n_rank};
-        if (own_gpus(plan, both, all) && one_machine(comm, both)) {
+        if (mu_plan_own_gpus(plan, both.first, both.n, 0, plan->n_rank) && one_machine(comm, both)) {
             enum mu_status status = group_agree(comm, plan, rank, ops, both, &word, err);
             if (status != MU_OK) return status;
             if (inside(both, rank)) keep(ids_out, mine == s ? MU_LINK_AFTER : MU_LINK_BEFORE, &word);

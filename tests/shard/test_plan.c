@@ -625,6 +625,19 @@ static void test_gpus_predict(void **state)
     mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, NULL, &two);
     assert_true(two.decode_wire_ms > 0 && two.decode_ms > gpu.decode_ms);
     assert_true(two.prefill_ms_per_token < gpu.prefill_ms_per_token);
+    struct mu_plan_node link = n; /* with links: both hops and exchanges in a fraction of that */
+    struct mu_prediction by_link;
+    for (int i = 0; i < 2; i++) link.gpus.gpu[i].has_link = true;
+    mu_plan_predict(&p.model, &plan, &link, (int[]){0, 0}, NULL, &by_link);
+    assert_true(by_link.decode_wire_ms > 0 && by_link.decode_wire_ms < two.decode_wire_ms / 2);
+    plan = plan_of(&p, "1@gpu0:1@gpu1");
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, NULL, &two);
+    mu_plan_predict(&p.model, &plan, &link, (int[]){0, 0}, NULL, &by_link);
+    assert_true(by_link.decode_wire_ms > 0 && by_link.decode_wire_ms < two.decode_wire_ms / 3);
+    plan = plan_of(&p, "1@gpu0:1@gpu0"); /* two ranks of one GPU have none */
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, NULL, &two);
+    mu_plan_predict(&p.model, &plan, &link, (int[]){0, 0}, NULL, &by_link);
+    assert_true(by_link.decode_wire_ms == two.decode_wire_ms);
     plan = plan_of(&p, "1@gpu0/1");
     mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, NULL, &mixed);
     assert_true(mixed.decode_ms > cpu.decode_ms / 2 && mixed.decode_ms < cpu.decode_ms);

@@ -51,15 +51,13 @@ static void test_no_plugin(void **state)
 
 /* A device that is a little too small at every step of the start: which memory, how much, and how much there was. Then
  * as much as was planned is enough, and what was planned is what is taken. */
-static void test_small_device(void **state)
+static void check_small(const struct mu_model *m, const char *text_of_split)
 {
-    (void)state;
-    struct mu_model *m = toy();
     struct mu_split split;
     struct mu_plan plan;
     struct mu_rank_memory memory;
     const struct mu_serving serving = {.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16, .n_thread = 2};
-    MUST(mu_split_parse("1@gpu0", &split, err));
+    MUST(mu_split_parse(text_of_split, &split, err));
     MUST(mu_plan_build(m, &split, &plan, err));
     mu_plan_memory(m, &plan, 0, &serving, &memory);
     size_t whole = memory.weights + memory.kv + memory.scratch, least = 0;
@@ -70,7 +68,7 @@ static void test_small_device(void **state)
         struct mu_err why = MU_ERR_INIT;
         snprintf(text, sizeof text, "%zu", bytes);
         setenv("MUSTER_DEVICE_HOST_MEMORY", text, 1);
-        enum mu_status st = open_as(m, "1@gpu0", &why);
+        enum mu_status st = open_as(m, text_of_split, &why);
         if (st == MU_OK) {
             least = bytes;
             break;
@@ -86,12 +84,19 @@ static void test_small_device(void **state)
     }
     unsetenv("MUSTER_DEVICE_HOST_MEMORY");
     assert_int_equal(seen & 7, 7);
-    /* Rows that wait to be packed come on top, until the start is over. */
-    size_t raw = 0;
-    for (int id = 0; id < MU_T_MATRIX_COUNT; id++)
-        if (m->layer[0][id]) raw += m->layer[0][id]->bytes * (size_t)m->cfg.n_layer;
-    raw += m->output->bytes;
-    if (!(least <= whole + raw + whole / 16)) fail_msg("%zu bytes are needed, but %zu planned", least, whole);
+    if (!(least <= whole + whole / 16)) fail_msg("%zu bytes are needed, but %zu planned", least, whole);
+}
+
+static void test_small_device(void **state)
+{
+    (void)state;
+    struct mu_synth spec = odd_llama(1);
+    struct mu_model *m = toy();
+    check_small(m, "1@gpu0");
+    mu_model_close(m);
+    spec.n_layer = 5;
+    m = synth_open(&spec);
+    check_small(m, "1@gpu0~4");
     mu_model_close(m);
 }
 
@@ -102,7 +107,7 @@ static void test_no_memory(void **state)
     for (long n = 1;; n++) {
         struct mu_err why = MU_ERR_INIT;
         mu_alloc_fail_at(n);
-        enum mu_status st = open_as(m, "1@gpu0:1", &why);
+        enum mu_status st = open_as(m, "1@gpu0~2:1", &why);
         mu_alloc_fail_at(0);
         if (st == MU_OK && n > 20) break;
         if (st != MU_OK && st != MU_ENOMEM) fail_msg("allocation %ld: %s", n, why.text);
@@ -132,11 +137,13 @@ static void test_bad_weight(void **state)
     must_say(&why, "not finite");
     assert_int_equal(open_as(m, "1:1@gpu0", &why), MU_EFORMAT); /* half of the rows each, and row 0 of its half */
     must_say(&why, "blk.1.ffn_down.weight");
+    assert_int_equal(open_as(m, "1@gpu0~2", &why), MU_EFORMAT);
+    must_say(&why, "blk.1.ffn_down.weight");
     free(data);
     mu_model_close(m);
 }
 
-/* ---- a device that stops ---- */
+/* ---- a device that lacks pinned memory, or stops ---- */
 
 static struct mu_device_ops slow;
 static bool stuck;
@@ -145,6 +152,48 @@ static enum mu_status slow_wait(struct mu_device *d, int mark, int timeout_ms, c
 {
     if (stuck) return mu_fail(err, MU_ETIMEOUT, "%s was not done within %d ms", what, timeout_ms);
     return mu_device_host_ops()->wait(d, mark, timeout_ms, what, err);
+}
+
+static size_t most_pinned;
+static enum mu_status little_pinned(struct mu_device *d, size_t bytes, void **p_out, struct mu_err *err)
+{
+    if (bytes > most_pinned) return mu_fail(err, MU_ENOMEM, "%zu bytes of pinned memory", bytes);
+    return mu_device_host_ops()->alloc_host(d, bytes, p_out, err);
+}
+
+static void test_little_pinned(void **state)
+{
+    (void)state;
+    struct mu_model *m = toy();
+    struct mu_pool *pool = NULL;
+    struct mu_shard *shard = NULL;
+    struct mu_split split;
+    struct mu_plan plan;
+    unsigned seen = 0;
+    MUST(mu_split_parse("1@gpu1~2", &split, err));
+    MUST(mu_plan_build(m, &split, &plan, err));
+    MUST(mu_pool_create(&(struct mu_pool_options){.n_threads = 1}, &pool, err));
+    slow = *mu_device_host_ops();
+    slow.alloc_host = little_pinned;
+    struct mu_shard_options opt = {.model = m,
+                                   .plan = &plan,
+                                   .serving = {.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16, .n_thread = 1},
+                                   .pool = pool,
+                                   .device_ops = &slow};
+    for (most_pinned = 1024; !shard; most_pinned += most_pinned / 8) {
+        struct mu_err why = MU_ERR_INIT;
+        enum mu_status st = mu_shard_create(&opt, &shard, &why);
+        if (st == MU_OK) break;
+        assert_int_equal(st, MU_ENOMEM);
+        must_say(&why, "no pinned memory ");
+        seen |= strstr(why.text, "for steps of 16 tokens")                      ? 1
+                : strstr(why.text, "for the 2 layers that rank 0 is to stream") ? 2
+                                                                                : 4;
+    }
+    assert_true(seen & 1 && seen & 2);
+    mu_shard_destroy(shard);
+    mu_pool_destroy(pool);
+    mu_model_close(m);
 }
 
 static void test_stuck(void **state)
@@ -190,9 +239,9 @@ static void test_stuck(void **state)
 
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_such_gpu), cmocka_unit_test(test_small_device),
-                                       cmocka_unit_test(test_no_memory), cmocka_unit_test(test_bad_weight),
-                                       cmocka_unit_test(test_stuck)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_no_such_gpu),   cmocka_unit_test(test_small_device),
+                                       cmocka_unit_test(test_no_memory),     cmocka_unit_test(test_bad_weight),
+                                       cmocka_unit_test(test_little_pinned), cmocka_unit_test(test_stuck)};
     const struct CMUnitTest none[] = {cmocka_unit_test(test_no_plugin)};
     (void)argv;
     return argc > 1 ? cmocka_run_group_tests(none, NULL, NULL) : cmocka_run_group_tests(tests, NULL, NULL);

@@ -769,7 +769,9 @@ bool mu_cuda_matvec_try(struct mu_device *d, const struct mu_device_job *job, in
     }
     mu_layout_call<launch>(job[0].m->type, d, &a, n_column, &fits);
     for (int j = 0; fits && j < n_job; j++) {
-        struct mu_act_to to = {.q = job[j].form.q, .s = job[j].form.s, .sum = job[j].form.sum};
+        struct mu_act_to to = job[j].form;
+        to.f32 = NULL;
+        to.bf16 = NULL;
         if (form_after[j])
             mu_cuda_form(d, job[j].out, job[j].stride, experts ? a.n_place : a.n_vec, job[j].m->n_row, &to);
     }

@@ -94,7 +94,9 @@ static double packed_ratio(const struct mu_model *m, const struct mu_plan *plan,
     static const struct mu_serving least = {
         .n_ctx = MU_PAGE_TOKENS, .n_slot = 1, .n_page = 1, .step_tokens = MU_PAGE_TOKENS};
     struct mu_rank_memory memory;
-    mu_plan_memory(m, plan, rank, &least, &memory);
+    struct mu_plan whole = *plan;
+    whole.split.streamed[rank] = 0; /* wherever they are */
+    mu_plan_memory(m, &whole, rank, &least, &memory);
     bool mapped = plan->rank[rank].stage == 0 && plan->split.device[rank] == MU_ON_CPU;
     double packed = (double)memory.weights - (mapped ? (double)m->embed->bytes : 0);
     return w->layers + w->output > 0 && packed > 0 ? packed / (w->layers + w->output) : 1;
@@ -139,7 +141,7 @@ static void work_of(const struct mu_model *m, const struct mu_plan *plan, const 
         double packed = packed_ratio(m, plan, i, &bytes);
         w.weight_bytes += (touched * steps + bytes.output * (prompt ? 1 : steps)) * packed;
         w.streamed_bytes +=
-            bytes.layers * packed * steps * plan->split.streamed[i] / mu_range_len(layers); /* whole layers come */
+            bytes.layers * packed * steps * mu_plan_stream_moves(plan->split.streamed[i]) / mu_range_len(layers);
         rank_ops(m, plan, r, n_tok, prompt ? 1 : n_tok, logits, &ops);
         for (int l = layers.begin; l < layers.end; l++) {
             int window = mu_config_window(&m->cfg, l);

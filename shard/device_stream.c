@@ -100,7 +100,8 @@ void mu_dev_stream_begin(const struct queue *r, int layer)
 void mu_dev_stream_end(const struct queue *r, int layer)
 {
     int i = mu_dev_streamed(r->s, layer);
-    if (i >= 0) fetch(r->v, i + MU_STREAM_ROOMS < r->v->stream.n ? i + MU_STREAM_ROOMS : i % MU_STREAM_ROOMS);
+    int next = i + MU_STREAM_ROOMS < r->v->stream.n ? i + MU_STREAM_ROOMS : i % MU_STREAM_ROOMS;
+    if (i >= 0 && next != i) fetch(r->v, next); /* one that is alone in its room stays there */
 }
 
 void mu_dev_stream_free(struct mu_shard *s)

@@ -65,12 +65,18 @@ void mu_share(int n_units, const double *weight, int n_part, int *begin);
  * A rank on a GPU may leave the matrices of some of its layers, packed, in pinned memory of the host. They take turns in
  * MU_STREAM_ROOMS rooms on the GPU: while one layer computes, the next of them is on its way.
  *
- *   layers       0   1   2   3   4   5   6   7       "1@gpu0~3" of 8
- *   streamed             a           b           c    evenly, so that each has as long to come
- *   room                 0           1           0    the first goes back to room 0 as soon as c has been used
+ *   layers       0   1   2   3   4   5   6   7       "1@gpu0~4" of 8
+ *   streamed         a       b       c       d       evenly, so that each has as long to come
+ *   room             0       1       0       1       c goes to room 0 as soon as a has been used, a as soon as c has
  *
- * So fewer than three save nothing. Norms and biases stay on the GPU, and so do the output matrix and the cache. */
+ * So fewer than three save nothing; one that is alone in its room stays there. Norms and biases stay on the GPU, and so do
+ * the output matrix and the cache. */
 enum { MU_STREAM_ROOMS = 2 };
+/* Of n layers that are streamed, how many come in every step. */
+static inline int mu_plan_stream_moves(int n)
+{
+    return n <= MU_STREAM_ROOMS ? 0 : n < 2 * MU_STREAM_ROOMS ? 2 * (n - MU_STREAM_ROOMS) : n;
+}
 /* Which of the rank's streamed layers this one is (layer counts from the stage's first); -1: it stays on the GPU. */
 static inline int mu_plan_streamed(const struct mu_plan *plan, int rank, int layer)
 {

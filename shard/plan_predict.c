@@ -84,6 +84,8 @@ static struct step_cost rank_cost(const struct predict *p, const struct mu_plan_
         }
         c.attention_ops += 4.0 * mu_range_len(r->heads) * m->cfg.d_head * seen * n_tok;
     }
+    int n_streamed = p->plan->split.streamed[r - p->plan->rank];
+    if (n_streamed > 0) c.streamed_bytes *= (double)mu_plan_stream_moves(n_streamed) / n_streamed;
     return c;
 }
 

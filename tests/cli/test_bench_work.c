@@ -106,7 +106,7 @@ static void bounds_of_streams(void **state)
     mu_bench_work(model, &plan, &c, 1, MU_KV_F16, &stay);
     near(stay.streamed_bytes, 0, 0);
     double before = mu_bench_bound(&stay, &gpu[0]).s;
-    plan = plan_of("1@gpu0~2");
+    plan = plan_of("1@gpu0~3"); /* of which two move */
     mu_bench_work(model, &plan, &c, 1, MU_KV_F16, &come);
     near(come.weight_bytes, stay.weight_bytes, 1e-12);
     assert_true(come.streamed_bytes > stay.weight_bytes / L && come.streamed_bytes < stay.weight_bytes);

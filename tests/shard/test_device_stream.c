@@ -5,6 +5,10 @@
  * it is free; the emulated GPU copies at once, or, with MUSTER_CUDA_EMULATED_LATE=1, not before it is waited for. */
 #include "ways_util.h"
 
+#include <math.h>
+
+#include "worker/rank.h"
+
 enum { N_LAYER = 5, N_ID = 20 };
 
 /* All layers, some, as few as there are rooms; beside another device that streams others, beside processors, in the last
@@ -67,6 +71,31 @@ static void test_chunks_without_logits(void **state)
     mu_model_close(m);
 }
 
+/* A rank that waits for what comes slowly is not taken for hung. */
+static void test_patience(void **state)
+{
+    (void)state;
+    struct mu_synth spec = five_layers(0);
+    struct mu_model *m = synth_open(&spec);
+    const struct mu_serving serving = {.n_ctx = 64, .n_slot = 1, .step_tokens = 1};
+    struct mu_split none, four;
+    double bytes = 0;
+    MUST(mu_split_parse("1@gpu0", &none, err));
+    MUST(mu_split_parse("1@gpu0~4", &four, err));
+    for (int id = 0; id < MU_T_MATRIX_COUNT; id++)
+        if (m->layer[0][id]) bytes += (double)m->layer[0][id]->bytes;
+    assert_true(mu_rank_stream_ms(m, &none) == 0);
+    assert_true(fabs(4 * mu_rank_stream_ms(m, &four) - 4 * bytes / 2e6) < 1e-9);
+    m->cfg.n_layer = 1; /* a layer of a size that shows in whole milliseconds */
+    struct mu_gguf_tensor large = *m->layer[0][MU_T_O];
+    large.bytes = 500000000;
+    m->layer[0][MU_T_O] = &large;
+    int64_t more = mu_rank_layer_ms(m, &four, &serving, 1) - mu_rank_layer_ms(m, &none, &serving, 1);
+    assert_true(more >= 250 && more < 252);
+    m->cfg.n_layer = N_LAYER;
+    mu_model_close(m);
+}
+
 static void test_not_so_many(void **state)
 {
     (void)state;
@@ -84,7 +113,7 @@ static void test_not_so_many(void **state)
 int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_bytes), cmocka_unit_test(test_chunks_without_logits),
-                                       cmocka_unit_test(test_not_so_many)};
+                                       cmocka_unit_test(test_patience), cmocka_unit_test(test_not_so_many)};
     is_short = getenv("MUSTER_TEST_REDUCED") || (argc > 1 && strcmp(argv[1], "short") == 0);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

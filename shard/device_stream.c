@@ -1,7 +1,7 @@
 /* Layers whose matrices come from the host's memory in every step (shard/plan.h): the device has too little of its own.
  *
- *   queue     … │ fetched 0 │ layer 2 │ fetched 1 │ layer 5 │ fetched 0 │ layer 8 …
- *   beside it   ──► room 0            │ ──► room 0          │ ──► room 1               behind the last use of a room
+ *   queue      fetched 0 │ layer 1 │ 2 │ fetched 1 │ layer 3 │ 4 │ fetched 0 │ layer 5 …     layers 1, 3, 5, 7 of 8
+ *   beside it                      │ layer 5 ──► room 0     │ layer 7 ──► room 1             behind the last use of a room
  *
  * They are packed once, by the device, in the rooms, and kept in pinned memory as the device has them, so that a step
  * copies and nothing else. What a step's last layers make room for is the first layers of the next step: these are on their
@@ -42,7 +42,7 @@ enum mu_status mu_dev_stream_plan(struct load *l, size_t *room_out, struct mu_er
                        "memory of this machine",
                        t->n, s->rank, total >> 20);
     t->room_bytes = room;
-    *room_out = room * (size_t)(t->n < MU_STREAM_ROOMS ? t->n : MU_STREAM_ROOMS);
+    *room_out = room * (size_t)mu_plan_stream_rooms(t->n);
     return MU_OK;
 }
 

@@ -277,8 +277,7 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
         streamed += weights - before;
         weights = before;
     }
-    weights +=
-        room * (uint64_t)(plan->split.streamed[rank] < MU_STREAM_ROOMS ? plan->split.streamed[rank] : MU_STREAM_ROOMS);
+    weights += room * (uint64_t)mu_plan_stream_rooms(plan->split.streamed[rank]);
     if (r->stage == plan->n_stage - 1)
         weights +=
             packed_bytes(by, model->output->type, mu_range_len(r->vocab), model->cfg.d_model, model->output->row_bytes);

@@ -72,7 +72,11 @@ void mu_share(int n_units, const double *weight, int n_part, int *begin);
  * So fewer than three save nothing; one that is alone in its room stays there. Norms and biases stay on the GPU, and so do
  * the output matrix and the cache. */
 enum { MU_STREAM_ROOMS = 2 };
-/* Of n layers that are streamed, how many come in every step. */
+/* Of n layers that are streamed: how many rooms they have; how many of them come in every step. */
+static inline int mu_plan_stream_rooms(int n)
+{
+    return n < MU_STREAM_ROOMS ? n : MU_STREAM_ROOMS;
+}
 static inline int mu_plan_stream_moves(int n)
 {
     return n <= MU_STREAM_ROOMS ? 0 : n < 2 * MU_STREAM_ROOMS ? 2 * (n - MU_STREAM_ROOMS) : n;

@@ -146,6 +146,24 @@ static void test_bad_weight(void **state)
 /* ---- a device that lacks pinned memory, or stops ---- */
 
 static struct mu_device_ops slow;
+
+/* A rank of its own on the host as a device, whose table the test may change. plan and pool are the caller's. */
+static struct mu_shard_options options_of(const struct mu_model *m, const char *text, struct mu_plan *plan,
+                                          struct mu_pool **pool)
+{
+    struct mu_split split;
+    MUST(mu_split_parse(text, &split, err));
+    MUST(mu_plan_build(m, &split, plan, err));
+    MUST(mu_pool_create(&(struct mu_pool_options){.n_threads = 1}, pool, err));
+    slow = *mu_device_host_ops();
+    return (struct mu_shard_options){
+        .model = m,
+        .plan = plan,
+        .serving = {.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16, .n_thread = 1},
+        .pool = *pool,
+        .device_ops = &slow};
+}
+
 static bool stuck;
 
 static enum mu_status slow_wait(struct mu_device *d, int mark, int timeout_ms, const char *what, struct mu_err *err)
@@ -167,19 +185,10 @@ static void test_little_pinned(void **state)
     struct mu_model *m = toy();
     struct mu_pool *pool = NULL;
     struct mu_shard *shard = NULL;
-    struct mu_split split;
     struct mu_plan plan;
     unsigned seen = 0;
-    MUST(mu_split_parse("1@gpu1~2", &split, err));
-    MUST(mu_plan_build(m, &split, &plan, err));
-    MUST(mu_pool_create(&(struct mu_pool_options){.n_threads = 1}, &pool, err));
-    slow = *mu_device_host_ops();
+    struct mu_shard_options opt = options_of(m, "1@gpu1~2", &plan, &pool);
     slow.alloc_host = little_pinned;
-    struct mu_shard_options opt = {.model = m,
-                                   .plan = &plan,
-                                   .serving = {.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16, .n_thread = 1},
-                                   .pool = pool,
-                                   .device_ops = &slow};
     for (most_pinned = 1024; !shard; most_pinned += most_pinned / 8) {
         struct mu_err why = MU_ERR_INIT;
         enum mu_status st = mu_shard_create(&opt, &shard, &why);
@@ -202,22 +211,13 @@ static void test_stuck(void **state)
     struct mu_model *m = toy();
     struct mu_pool *pool = NULL;
     struct mu_shard *shard = NULL;
-    struct mu_split split;
     struct mu_plan plan;
     struct mu_step *step = NULL;
     struct mu_step_result result;
     struct mu_err why = MU_ERR_INIT;
-    MUST(mu_split_parse("1@gpu1", &split, err));
-    MUST(mu_plan_build(m, &split, &plan, err));
-    MUST(mu_pool_create(&(struct mu_pool_options){.n_threads = 1}, &pool, err));
-    slow = *mu_device_host_ops();
+    struct mu_shard_options opt = options_of(m, "1@gpu1", &plan, &pool);
+    opt.device_timeout_ms = 1234;
     slow.wait = slow_wait;
-    struct mu_shard_options opt = {.model = m,
-                                   .plan = &plan,
-                                   .serving = {.n_ctx = 64, .n_slot = 2, .n_page = 4, .step_tokens = 16, .n_thread = 1},
-                                   .pool = pool,
-                                   .device_ops = &slow,
-                                   .device_timeout_ms = 1234};
     stuck = true;
     assert_int_equal(mu_shard_create(&opt, &shard, &why), MU_ETIMEOUT);
     must_say(&why, "rank 0 on GPU 1: weights was not done within 1234 ms");

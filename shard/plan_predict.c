@@ -105,17 +105,23 @@ static bool rank_on_gpu(const struct step_cost *c, int n_layer, const struct mu_
     return true;
 }
 
-/* sharers: ranks of the stage that share the node's memory and cores; n_gpu: ranks on GPUs, each of which waits on a core. */
-static bool rank_on_cpu(const struct step_cost *c, const struct mu_plan_node *n, int sharers, int n_gpu,
-                        struct rank_ms *ms)
+/* How many of the plan's ranks are at this rank's place: in its stage, in all stages, and on GPUs of the same node. */
+struct sharers {
+    int of_stage, of_all, on_gpus;
+};
+
+/* All ranks of a node divide its cores. Its memory serves those that work at once: a stage in a decode, since the other
+ * stages wait for it; all of them while chunks follow each other. Each rank on a GPU waits on a core. */
+static bool rank_on_cpu(const struct step_cost *c, const struct mu_plan_node *n, const struct sharers *by,
+                        bool is_chunk, struct rank_ms *ms)
 {
     if (!(n->read_gbps > 0 && n->int8_gops > 0)) return false;
     double f32_gops = n->f32_gflops > 0 ? n->f32_gflops : n->int8_gops * CPU_F32_OF_INT8;
-    double cores = n->n_core > n_gpu ? (double)(n->n_core - n_gpu) / n->n_core : 1;
-    ms->read = c->bytes * sharers / n->read_gbps / 1e6;
+    double cores = n->n_core > by->on_gpus ? (double)(n->n_core - by->on_gpus) / n->n_core : 1;
+    ms->read = c->bytes * (is_chunk ? by->of_all : by->of_stage) / n->read_gbps / 1e6;
     ms->compute =
         (c->int8_ops / (n->int8_gops * CPU_INT8_SHARE) + (c->f32_ops + c->attention_ops) / (f32_gops * CPU_F32_SHARE)) *
-        sharers / cores / 1e6;
+        by->of_all / cores / 1e6;
     return true;
 }
 
@@ -124,14 +130,21 @@ static bool rank_ms(const struct predict *p, int rank, struct rank_ms *ms_out)
     const struct mu_plan_rank *r = &p->plan->rank[rank];
     const struct mu_plan_stage *st = &p->plan->stage[r->stage];
     const struct mu_plan_node *n = &p->node[p->node_of[rank]];
-    int sharers = 0, n_gpu = 0, device = p->plan->split.device[rank];
-    for (int k = st->first_rank; k < st->first_rank + st->n_rank; k++)
-        sharers += p->node_of[k] == p->node_of[rank] && p->plan->split.device[k] == device;
-    for (int k = 0; k < p->plan->n_rank; k++)
-        n_gpu += p->node_of[k] == p->node_of[rank] && p->plan->split.device[k] != MU_ON_CPU;
+    int device = p->plan->split.device[rank];
+    struct sharers by = {0};
+    for (int k = 0; k < p->plan->n_rank; k++) {
+        bool here = p->node_of[k] == p->node_of[rank], same = here && p->plan->split.device[k] == device;
+        by.of_all += same;
+        by.of_stage += same && p->plan->rank[k].stage == r->stage;
+        by.on_gpus += here && p->plan->split.device[k] != MU_ON_CPU;
+    }
     struct step_cost c = rank_cost(p, r);
-    if (device == MU_ON_CPU) return rank_on_cpu(&c, n, sharers, n_gpu, ms_out);
-    return device < n->gpus.n && rank_on_gpu(&c, mu_range_len(st->layers), &n->gpus.gpu[device], ms_out);
+    if (device == MU_ON_CPU) return rank_on_cpu(&c, n, &by, p->step->is_chunk, ms_out);
+    if (device >= n->gpus.n || !rank_on_gpu(&c, mu_range_len(st->layers), &n->gpus.gpu[device], ms_out)) return false;
+    int at_once = p->step->is_chunk ? by.of_all : by.of_stage; /* a GPU's ranks take turns */
+    ms_out->read *= at_once;
+    ms_out->compute *= at_once;
+    return true;
 }
 
 /* ---- links ---- */

@@ -258,6 +258,12 @@ static void test_predict(void **state)
     plan = plan_of(&p, "1:1"); /* sharing one node's memory: no gain but the wire's cost */
     mu_plan_predict(&p.model, &plan, n, (int[]){0, 0}, NULL, &two);
     assert_true(two.decode_wire_ms > 0 && two.decode_ms > one.decode_ms && two.decode_ms < 1.2 * one.decode_ms);
+    plan = plan_of(&p, "1/1"); /* two stages that share its cores and memory: no faster, also with a chunk in each */
+    mu_plan_predict(&p.model, &plan, n, (int[]){0, 0}, NULL, &two);
+    assert_true(two.prefill_ms_per_token > 0.99 * one.prefill_ms_per_token);
+    assert_true(two.decode_read_ms > 0.99 * one.decode_read_ms && two.decode_read_ms < 1.01 * one.decode_read_ms);
+    mu_plan_predict(&p.model, &plan, n, (int[]){0, 1}, NULL, &apart);
+    assert_true(apart.prefill_ms_per_token < 0.6 * one.prefill_ms_per_token);
     plan = plan_of(&p, "2:1"); /* two nodes by their speeds: faster reading, slower wire */
     mu_plan_predict(&p.model, &plan, n, (int[]){0, 1}, NULL, &apart);
     assert_true(apart.decode_read_ms < 0.75 * one.decode_read_ms && apart.decode_wire_ms > two.decode_wire_ms);

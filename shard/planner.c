@@ -60,7 +60,7 @@ static struct site site_of_node(const struct mu_plan_node *node, int n_node, int
                          .device = MU_ON_CPU,
                          .n_rank = node[i].n_numa > 1 ? node[i].n_numa : 1,
                          .speed = node_speed(node, n_node, i),
-                         .room_bytes = node[i].memory_bytes};
+                         .room_bytes = usable(node[i].memory_bytes)};
 }
 
 /* Where a figure is missing every GPU counts as the same, and as faster than processors. */
@@ -425,7 +425,6 @@ static enum mu_status choose_mixed(const struct mu_model *model, const struct mu
     for (int i = 0; i < cpus->n; i++) {
         struct site *site = &c->sites.at[c->sites.n++];
         *site = cpus->at[i];
-        site->room_bytes = usable(site->room_bytes);
         site->last_resort = true;
     }
     return choose(model, node, serving, false, c, err);
@@ -480,13 +479,22 @@ enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_n
     }
     if (wish != MU_DEVICE_GPU) {
         cpu.sites = cpus;
-        MU_TRY(st, possible(choose(model, node, serving, false, &cpu, err), &cpu), done);
+        MU_TRY(st, possible(choose(model, node, gpus.n > 0 ? &least : serving, false, &cpu, err), &cpu), done);
     }
     if (is_faster(&streamed, taken)) taken = &streamed;
     if (is_faster(&cpu, taken)) taken = &cpu;
+    bool short_of_all = taken->split.n_rank == 0 && gpus.n > 0 && wish != MU_DEVICE_GPU;
+    if (short_of_all) { /* the processors' memory is the one that a shorter context is settled for */
+        taken = &cpu;
+        cpu.sites = cpus;
+        MU_TRY(st, possible(choose(model, node, serving, false, &cpu, err), &cpu), done);
+    }
     if (taken->split.n_rank == 0 && wish == MU_DEVICE_GPU) return gpus_too_small(model, &gpus, &least, err);
     if (taken->split.n_rank == 0) return nothing_fits(model, node, n_node, serving, err);
-    if (gpus.n > 0) say_small(model, &streamed, &mixed, &cpu, taken, why);
+    if (short_of_all)
+        snprintf(why, MU_PLAN_WHY, "processors alone: no place here holds a sequence of %d tokens", serving->n_ctx);
+    else if (gpus.n > 0)
+        say_small(model, &streamed, &mixed, &cpu, taken, why);
     *split_out = taken->split;
     st = MU_OK;
 done:

@@ -491,6 +491,47 @@ static void test_gpus_fit_what_is_chosen(void **state)
     assert_true(n_mixed > 10);
 }
 
+/* Two stages on one GPU take turns. */
+static void test_predict_one_gpu(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    struct mu_plan_node n = gpu_node(1, 80000000000u);
+    struct mu_prediction one, two;
+    struct mu_plan plan = plan_of(&p, "1@gpu0");
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0}, NULL, &one);
+    plan = plan_of(&p, "1@gpu0/1@gpu0");
+    mu_plan_predict(&p.model, &plan, &n, (int[]){0, 0}, NULL, &two);
+    assert_true(two.prefill_ms_per_token > 0.99 * one.prefill_ms_per_token);
+}
+
+/* Processors that would be faster, but have no room for a sequence, do not win over a GPU that helps them to it. */
+static void test_gpus_processors_hold_a_sequence(void **state)
+{
+    (void)state;
+    struct paper p;
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_split split;
+    char why[MU_PLAN_WHY];
+    const uint64_t MB = 1000000;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);   /* 1.1 GB as Q8_0 */
+    struct mu_serving v = {.n_ctx = 32768, .n_slot = 4}; /* 1.1 GB of cache for one */
+    struct mu_plan_node n = gpu_node(1, 1500 * MB);
+    n.gpus.gpu[0].read_gbps = 5; /* a GPU slower than they are */
+    n.memory_bytes = 4000 * MB;
+    if (mu_plan_auto(&p.model, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+    assert_false(mu_split_has_gpu(&split));
+    n.memory_bytes = 2000 * MB;
+    if (mu_plan_auto(&p.model, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+    assert_true(mu_split_has_gpu(&split));
+    n.gpus.gpu[0].free_bytes =
+        100 * MB; /* nothing holds it: the caller settles for less on the processors, or says so */
+    if (mu_plan_auto(&p.model, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+    assert_false(mu_split_has_gpu(&split));
+    if (!strstr(why, "32768 tokens")) fail_msg("%s", why);
+}
+
 /* Where nobody says how many pages, a GPU must have room for one sequence of the wanted context. */
 static void test_gpus_hold_a_sequence(void **state)
 {
@@ -919,6 +960,8 @@ int main(void)
                                        cmocka_unit_test(test_gpus_stream),
                                        cmocka_unit_test(test_gpus_fit_what_is_chosen),
                                        cmocka_unit_test(test_gpus_hold_a_sequence),
+                                       cmocka_unit_test(test_gpus_processors_hold_a_sequence),
+                                       cmocka_unit_test(test_predict_one_gpu),
                                        cmocka_unit_test(test_gpus_predict),
                                        cmocka_unit_test(test_gpus_fit),
                                        cmocka_unit_test(test_draft_fit),

@@ -127,9 +127,13 @@ static void print_speed(const struct mu_model *m, const struct mu_plan *plan, co
     int node_of[MU_MAX_RANKS] = {0};
     struct mu_prediction p;
     mu_plan_predict(m, plan, node, node_of, NULL, &p);
-    printf("on %s (%d cores, reads %.1f GB/s, int8 %.0f GOP/s) all ranks together should decode a token in %.2f ms and "
-           "take %.3f ms a prompt token\n",
-           node->name, node->n_core, node->read_gbps, node->int8_gops, p.decode_ms, p.prefill_ms_per_token);
+    printf("on %s (%d cores, reads %.1f GB/s, int8 %.0f GOP/s) ", node->name, node->n_core, node->read_gbps,
+           node->int8_gops);
+    if (p.decode_ms > 0)
+        printf("all ranks together should decode a token in %.2f ms and take %.3f ms a prompt token\n", p.decode_ms,
+               p.prefill_ms_per_token);
+    else
+        puts("nothing is predicted: a GPU of this split could not be measured");
     for (int i = 0; i < node->gpus.n; i++) mu_gpu_print(&node->gpus.gpu[i], i, "");
     if (node->gpus.n == 0) printf("no GPU: %s\n", node->gpus.why);
 }
@@ -150,6 +154,11 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     MU_TRY(st, mu_kernels_init(NULL, err), done);
     MU_TRY(st, mu_cli_open(a->model, false, &o, err), done);
     MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
+    if (a->ctx > o.model->cfg.n_ctx_train) {
+        st = mu_fail(err, MU_EINVAL, "--ctx %d is more than the %d tokens that '%s' was made for", a->ctx,
+                     o.model->cfg.n_ctx_train, a->model);
+        goto done;
+    }
     int usual = o.model->cfg.n_ctx_train < 8192 ? o.model->cfg.n_ctx_train : 8192;
     struct mu_serving serving = {.n_ctx = a->ctx ? a->ctx : usual,
                                  .n_slot = a->parallel ? a->parallel : 32,

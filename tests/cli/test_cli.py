@@ -269,6 +269,7 @@ class Bad(unittest.TestCase):
             self.fails(["perplexity", BARD, ids, "--ids"], ["99999", "vocabulary"])
             self.fails(["perplexity", BARD, ids, "--chunk", "800"], ["800", "512"])
         self.fails(["run", BARD, "a", "-c", "10000"], ["10000", "512"])
+        self.fails(["plan", BARD, "-c", "10000"], ["10000", "512"])
         self.fails(["run", BARD, "a", "-T", "1e-45"], ["temperature"], status=2)
         self.fails(["run", BARD], ["no prompt"], stdin="")
         self.fails(["run", BARD], ["NUL"], stdin="a\0b")

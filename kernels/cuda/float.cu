@@ -160,15 +160,21 @@ static struct mu_float_args up_alone(const struct mu_float_args *a, int j)
     return one;
 }
 
-template <uint32_t type> static void many(struct mu_device *d, struct mu_float_args *a, int n_each)
+/* Second matrices first, each alone, by f; then no job has one. */
+template <typename F> static void second_first(struct mu_float_args *a, F f)
 {
     for (int j = 0; j < a->n_job; j++) {
         if (!a->job[j].up) continue;
         struct mu_float_args up = up_alone(a, j);
-        many<type>(d, &up, n_each);
+        f(&up);
         a->job[j].up = NULL;
         a->job[j].e.up_done = true;
     }
+}
+
+template <uint32_t type> static void many(struct mu_device *d, struct mu_float_args *a, int n_each)
+{
+    second_first(a, [=](struct mu_float_args *up) { many<type>(d, up, n_each); });
     if constexpr (type != MU_WIDENED) {
         if (tiles(a, n_each, 128, 128) >= d->n_sm && n_each > 64) {
             mu_many_launch<type, 128, 128>(d, a);
@@ -183,8 +189,10 @@ template <uint32_t type> static void many(struct mu_device *d, struct mu_float_a
 }
 
 /* Jobs with a second matrix and those without are launches of their own. */
-template <uint32_t type> static void few(struct mu_device *d, const struct mu_float_args *a)
+template <uint32_t type> static void few(struct mu_device *d, struct mu_float_args *a)
 {
+    if (mu_few_shared<type, 2>(a) > d->shared_max)
+        second_first(a, [=](struct mu_float_args *up) { mu_few_launch<type, 1>(d, up); });
     for (int second = 0; second < 2; second++) {
         struct mu_float_args some = *a;
         some.n_job = 0;

@@ -34,6 +34,8 @@ template <uint32_t type, int MATS> struct mu_few_of {
         UNITS = MU_FEW * COLUMNS / 8 / (32 * WARPS), /* eights of inputs that a thread brings */
     };
     static_assert(UNITS * 8 * 32 * WARPS == MU_FEW * COLUMNS, "inputs divide among the threads");
+    static_assert(MATS == 2 || STAGES * STAGE_BYTES + 2 * MU_FEW * COLUMNS * 4 <= 99 << 10,
+                  "one matrix fits on every GPU");
 };
 
 /* Chunk i of the group, to a stage. */
@@ -189,15 +191,23 @@ __global__ static __launch_bounds__(32 * mu_few_of<type, MATS>::WARPS) void mu_f
     }
 }
 
+/* Bytes of shared memory; those of two matrices may be more than a block gets. */
+template <uint32_t type, int MATS> static inline size_t mu_few_shared(const struct mu_float_args *a)
+{
+    typedef mu_few_of<type, MATS> F;
+    int n = a->n_vec < MU_FEW ? a->n_vec : (int)MU_FEW;
+    return (size_t)F::STAGES * F::STAGE_BYTES + 2 * (size_t)n * F::COLUMNS * sizeof(float);
+}
+
 template <uint32_t type, int MATS> static inline void mu_few_launch(struct mu_device *d, struct mu_float_args *a)
 {
     typedef mu_few_of<type, MATS> F;
-    int n_group = 0, n = a->n_vec < MU_FEW ? a->n_vec : (int)MU_FEW;
+    int n_group = 0;
     for (int j = 0; j < a->n_job; j++) {
         a->job[j].first = n_group;
         n_group += (a->job[j].e.n_row + MU_FLOAT_GROUP - 1) / MU_FLOAT_GROUP;
     }
-    size_t shared = (size_t)F::STAGES * F::STAGE_BYTES + 2 * (size_t)n * F::COLUMNS * sizeof(float);
+    size_t shared = mu_few_shared<type, MATS>(a);
     mu_allow_shared(d, "a product of floats with few vectors", mu_few_kernel<type, MATS>, shared);
     mu_launch_early(d, "a product of floats with few vectors", mu_few_kernel<type, MATS>,
                     dim3(mu_float_parts(a, MU_FEW), (unsigned)n_group), dim3(32 * F::WARPS), shared, *a);

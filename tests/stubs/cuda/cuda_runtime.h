@@ -9,7 +9,7 @@
  * Settings, read when first needed:
  *   MUSTER_CUDA_EMULATED_DEVICES=n      1; 0: none
  *   MUSTER_CUDA_EMULATED_MEMORY=bytes   of each device; 1 GiB
- *   MUSTER_CUDA_EMULATED_CAPABILITY=90
+ *   MUSTER_CUDA_EMULATED_CAPABILITY=90  with the shared memory that blocks may have there
  *   MUSTER_CUDA_EMULATED_DRIVER=12040   version of the driver, 0: none; default 13000
  * and while it runs:
  *   MUSTER_CUDA_EMULATED_LATE=1         the queue runs only when it is waited for or looked at

@@ -24,6 +24,7 @@
 
 static const int MAX_THREADS = 1024;
 static const size_t STACK_BYTES = MU_ASAN ? 256 << 10 : 64 << 10;
+enum { CAPABILITY = 90 };
 static const size_t SHARED_DEFAULT = 48 << 10, SHARED_MOST = 227 << 10, SHARED_RED = 4 << 10;
 
 /* ---- fibers ---- */
@@ -589,6 +590,19 @@ struct opened {
     ~opened() { close_memory(); }
 };
 
+/* What a block may have, as CUDA's programming guide has it for each capability. */
+static size_t shared_most(void)
+{
+    switch (setting("MUSTER_CUDA_EMULATED_CAPABILITY", CAPABILITY)) {
+    case 80:
+    case 87: return 163 << 10;
+    case 86:
+    case 89:
+    case 120: return 99 << 10;
+    default: return SHARED_MOST;
+    }
+}
+
 static size_t device_bytes(void)
 {
     return (size_t)setting("MUSTER_CUDA_EMULATED_MEMORY", 1L << 30);
@@ -923,7 +937,7 @@ cudaError_t mu_emulated_func_set(const void *func, cudaFuncAttribute attr, int v
 {
     locked lock;
     if (attr != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;
-    if (value < 0 || (size_t)value > SHARED_MOST) return told(cudaErrorInvalidValue);
+    if (value < 0 || (size_t)value > shared_most()) return told(cudaErrorInvalidValue);
     dynamic_allowed[{func, my()->device}] = value;
     return cudaSuccess;
 }
@@ -1129,13 +1143,13 @@ cudaError_t cudaSetDeviceFlags(unsigned)
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int index)
 {
-    int capability = (int)setting("MUSTER_CUDA_EMULATED_CAPABILITY", 90);
+    int capability = (int)setting("MUSTER_CUDA_EMULATED_CAPABILITY", CAPABILITY);
     if (!is_device(index)) return told(cudaErrorInvalidDevice);
     *p = {};
     snprintf(p->name, sizeof p->name, "Emulated GPU");
     p->totalGlobalMem = device_bytes();
     p->sharedMemPerBlock = SHARED_DEFAULT;
-    p->sharedMemPerBlockOptin = SHARED_MOST;
+    p->sharedMemPerBlockOptin = shared_most();
     p->major = capability / 10;
     p->minor = capability % 10;
     p->multiProcessorCount = 4;

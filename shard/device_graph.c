@@ -46,7 +46,7 @@ void mu_dev_pass(struct queue *r, bool pass(struct queue *))
         return;
     }
     while (key.max_pos < r->max_pos && key.max_pos < s->serving.n_ctx) key.max_pos *= 2;
-    r->max_pos = key.max_pos;
+    r->max_pos = key.max_pos < s->serving.n_ctx ? key.max_pos : s->serving.n_ctx; /* which scratch is made for */
     struct dev_graph *g = place_of(r, &key);
     bool again = g->used && g->n_tok == key.n_tok && g->max_pos == key.max_pos && g->n_row == key.n_row &&
                  g->n_host == key.n_host && g->n_live == key.n_live;

@@ -280,9 +280,46 @@ static void test_adapters(void **state)
     }
 }
 
+static void row_take(const float *row, uint32_t position, void *ctx)
+{
+    struct rows *r = ctx;
+    (void)position;
+    memcpy(r->at + (size_t)r->n++ * (size_t)r->n_vocab, row, (size_t)r->n_vocab * sizeof *row);
+}
+
+/* Decodes near the end of a context of 2.3 segments of attention, which is no power of two, with one slot: the scratch for
+ * segments' results has room for these three and no fourth. */
+static void test_context_of_any_size(void **state)
+{
+    enum { CTX = 600, PROMPT = 510, DECODES = 8 };
+    (void)state;
+    int32_t ids[PROMPT + DECODES];
+    struct mu_synth spec = odd_family(0);
+    spec.n_ctx = CTX;
+    struct mu_model *m = synth_open(&spec);
+    ids_fill(ids, PROMPT + DECODES, m->cfg.n_vocab, 3);
+    struct rows rows[2];
+    for (int device = 0; device < 2; device++) {
+        struct how how = {.n_ctx = CTX, .n_slot = 1, .step_tokens = PROMPT};
+        if (device) how.split = split_here("1@gpu0");
+        struct mu_solo *solo = solo_of(m, how);
+        rows[device] = (struct rows){calloc(DECODES, (size_t)m->cfg.n_vocab * sizeof(float)), m->cfg.n_vocab, 0, 0};
+        MUST(mu_solo_feed(solo, 0, ids, PROMPT, MU_OUT_NONE, NULL, NULL, NULL, NULL, err));
+        for (int i = 0; i < DECODES; i++)
+            MUST(mu_solo_feed(solo, 0, ids + PROMPT + i, 1, MU_OUT_LOGITS, NULL, row_take, &rows[device], NULL, err));
+        assert_int_equal(rows[device].n, DECODES);
+        mu_solo_close(solo);
+    }
+    same(rows[1].at, rows[0].at, DECODES, m->cfg.n_vocab, "a context of 600 tokens");
+    free(rows[0].at);
+    free(rows[1].at);
+    mu_model_close(m);
+}
+
 int main(int argc, char **argv)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plain), cmocka_unit_test(test_adapters)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_plain), cmocka_unit_test(test_adapters),
+                                       cmocka_unit_test(test_context_of_any_size)};
     if (argc > 1) cmocka_set_test_filter(argv[1]);
     if (argc > 2) only = atoi(argv[2]);
     return cmocka_run_group_tests(tests, NULL, NULL);

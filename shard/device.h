@@ -279,7 +279,6 @@ void mu_dev_stream_start(struct mu_shard *s);
  * nothing where the layer stays. */
 void mu_dev_stream_begin(const struct queue *r, int layer);
 void mu_dev_stream_end(const struct queue *r, int layer);
-void mu_dev_stream_free(struct mu_shard *s);
 
 /* ---- device_graph.c ---- */
 /* Queues the step by `pass`, or what was recorded of one like it. */

@@ -280,13 +280,9 @@ void mu_dev_destroy(struct mu_shard *s)
     if (!v) return;
     if (v->d) {
         mu_dev_leave(s);
-        void *const blocks[] = {v->weights, v->kv, v->scratch, v->lora};
-        for (size_t i = 0; i < sizeof blocks / sizeof *blocks; i++)
-            if (blocks[i]) v->ops->free(v->d, blocks[i]);
-        mu_dev_stream_free(s);
-        if (v->pinned_block) v->ops->free_host(v->d, v->pinned_block);
-        v->ops->close(v->d);
+        v->ops->close(v->d); /* frees all memory, or leaves it to the process where the queue does not end */
     }
+    mu_free(v->stream.at);
     mu_free(v->rough);
     mu_free(v);
     s->dev = NULL;

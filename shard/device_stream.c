@@ -103,10 +103,3 @@ void mu_dev_stream_end(const struct queue *r, int layer)
     int next = i + MU_STREAM_ROOMS < r->v->stream.n ? i + MU_STREAM_ROOMS : i % MU_STREAM_ROOMS;
     if (i >= 0 && next != i) fetch(r->v, next); /* one that is alone in its room stays there */
 }
-
-void mu_dev_stream_free(struct mu_shard *s)
-{
-    struct dev *v = s->dev;
-    if (v->stream.host) v->ops->free_host(v->d, v->stream.host);
-    mu_free(v->stream.at);
-}

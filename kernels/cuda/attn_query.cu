@@ -451,9 +451,11 @@ void mu_cuda_attn_queries(struct mu_device *d, const struct mu_device_attn *a)
             launch_for<mu_kv_q8>(d, args, heads, n, cut ? args.n_seg : 1);
         else
             launch_for<mu_kv_f16>(d, args, heads, n, cut ? args.n_seg : 1);
-        if (cut)
+        if (cut) {
+            mu_allow_shared(d, "attention's merge", merge, 0); /* to run beside the products */
             mu_launch_early(d, "attention's merge", merge, dim3((unsigned)a->n_head, (unsigned)n), dim3(MERGE_THREADS),
                             0, args);
+        }
     }
     int n = a->n_head * a->kv.d_head;
     if (!form_here && (a->form.q || a->form.bf16)) mu_cuda_form(d, a->out, (size_t)n, a->n_query, n, &a->form);

@@ -32,6 +32,7 @@ enum { MU_MEETINGS = 1 << 17 };
 
 struct mu_device {
     int index, n_sm, capability;
+    bool early; /* mu_launch_early may be early: the device can, and the code that it runs waits */
     char name[64];
     size_t shared_max; /* bytes of shared memory that a block may have */
     cudaStream_t stream;
@@ -90,7 +91,7 @@ template <typename... Params, typename... Args>
 static inline void mu_launch_early(struct mu_device *d, const char *what, void (*kernel)(Params...), dim3 grid,
                                    dim3 block, size_t shared, Args... args)
 {
-    mu_launch_as(d, what, d->capability >= 90 && !d->packed, kernel, grid, block, shared, args...);
+    mu_launch_as(d, what, d->early && !d->packed, kernel, grid, block, shared, args...);
     d->packed = false;
 }
 

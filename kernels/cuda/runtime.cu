@@ -185,6 +185,15 @@ enum mu_status mu_cuda_info(int index, struct mu_device_info *info_out, struct m
     return MU_OK;
 }
 
+static __global__ void any_kernel(void) {}
+
+/* On a newer device than it was compiled for the plugin's code may be that of an older one, which does not wait. */
+static bool waits_at_grids(void)
+{
+    cudaFuncAttributes a = {};
+    return cudaFuncGetAttributes(&a, any_kernel) == cudaSuccess && a.ptxVersion >= 90;
+}
+
 enum mu_status mu_cuda_open(int index, struct mu_device **dev_out, struct mu_err *err)
 {
     cudaDeviceProp p;
@@ -200,6 +209,7 @@ enum mu_status mu_cuda_open(int index, struct mu_device **dev_out, struct mu_err
     d->capability = p.major * 10 + p.minor;
     d->shared_max = p.sharedMemPerBlockOptin;
     e = cudaSetDevice(index);
+    d->early = e == cudaSuccess && d->capability >= 90 && waits_at_grids();
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d->stream, cudaStreamNonBlocking);
     if (e == cudaSuccess) e = cudaStreamCreateWithFlags(&d->beside, cudaStreamNonBlocking);
     for (int i = 0; i < MU_DEVICE_FETCHES && e == cudaSuccess; i++) {

@@ -668,6 +668,14 @@ template <typename T> static inline cudaError_t cudaFuncSetAttribute(T *func, cu
 {
     return mu_emulated_func_set(reinterpret_cast<const void *>(func), attr, value);
 }
+struct cudaFuncAttributes {
+    int ptxVersion, binaryVersion;
+};
+template <typename T> static inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes *a, T *)
+{
+    *a = {90, 90};
+    return cudaSuccess;
+}
 
 enum cudaLaunchAttributeID { cudaLaunchAttributeProgrammaticStreamSerialization = 6 };
 struct cudaLaunchAttribute {

@@ -434,7 +434,7 @@ static __global__ void write_soon(int *p)
 static void written_soon(void)
 {
     int *a = device_array<int>(64), *b = device_array<int>(64);
-    dev.capability = 90;
+    dev.early = true;
     mu_launch(&dev, "write_all", write_all, 2, 32, 0, a, 5);
     mu_launch_early(&dev, "write_soon", write_soon, 1, 32, 0, b);
 }
@@ -442,7 +442,7 @@ static void written_soon(void)
 static void test_early(void **)
 {
     int *a = device_array<int>(64), *b = device_array<int>(64), *weight = device_array<int>(64), got[64];
-    dev.capability = 90;
+    dev.early = true;
     assert_int_equal(setenv("MUSTER_CUDA_EMULATED_EARLY", "1", 1), 0);
     mu_launch(&dev, "weights", write_all, 2, 32, 0, weight, 100);
     mu_launch(&dev, "write_all", write_all, 2, 32, 0, a, 5);

@@ -129,7 +129,7 @@ static enum mu_status pull_ollama(struct pull *p)
     for (size_t i = 0; i < m.n_layer; i++) MU_TRY(st, want_layer(p, &m.layer[i]), done);
     MU_TRY(st, get_files(p), done);
     say(p, "writing manifest");
-    MU_TRY(st, mu_own_commit(p->root, &p->name, text, len, p->err), done);
+    MU_TRY(st, mu_own_commit(p->root, p->lock, &p->name, text, len, p->err), done);
 done:
     mu_manifest_clear(&m);
     mu_free(text);
@@ -376,7 +376,7 @@ static enum mu_status write_hub_manifest(struct pull *p, bool single)
     json_t *doc =
         layers ? json_pack("{s:i,s:s,s:O}", "schemaVersion", 2, "mediaType", MANIFEST_TYPE, "layers", layers) : NULL;
     if (doc) text = json_dumps(doc, JSON_COMPACT);
-    st = text ? mu_own_commit(p->root, &p->name, text, strlen(text), p->err)
+    st = text ? mu_own_commit(p->root, p->lock, &p->name, text, strlen(text), p->err)
               : mu_fail(p->err, MU_ENOMEM, "no memory for a manifest");
     json_free_t release;
     json_get_alloc_funcs(NULL, &release);

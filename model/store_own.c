@@ -84,6 +84,59 @@ fail:
     return st;
 }
 
+/* ---- blobs ---- */
+
+/* A file's size, a folder's 0. */
+static uint64_t size_of(const char *path)
+{
+    struct stat sb;
+    return stat(path, &sb) == 0 && S_ISREG(sb.st_mode) ? (uint64_t)sb.st_size : 0;
+}
+
+/* Whether any manifest below folder has the digits; unreadable ones count as yes. level: 0 HOST … 3 TAG. */
+static bool is_used(const char *folder, const char *hex, int level)
+{
+    struct mu_dir d;
+    bool used = false, no_memory = false;
+    if (!mu_dir_read(folder, level == 0, &d, &no_memory)) return no_memory || (level > 0 && errno != ENOENT);
+    for (size_t i = 0; i < d.n && !used; i++) {
+        char *path = mu_asprintf("%s/%s", folder, d.name[i]), *text = NULL;
+        size_t len;
+        struct stat sb;
+        if (!path || lstat(path, &sb) != 0) {
+            used = true;
+        } else if (S_ISDIR(sb.st_mode)) {
+            used = level < 3 ? is_used(path, hex, level + 1) : false;
+        } else {
+            used = mu_file_read(path, MU_MANIFEST_MAX_BYTES, &text, &len, NULL) != MU_OK || memmem(text, len, hex, 64);
+        }
+        mu_free(text);
+        mu_free(path);
+    }
+    mu_dir_free(&d);
+    return used;
+}
+
+static void remove_blob(const char *root, const char *hex, uint64_t *freed)
+{
+    char *manifests = mu_asprintf("%s/manifests", root), *blob = mu_blob_path(root, hex);
+    if (manifests && blob && !is_used(manifests, hex, 0)) {
+        uint64_t bytes = size_of(blob);
+        if (unlink(blob) == 0) *freed += bytes;
+    }
+    mu_free(manifests);
+    mu_free(blob);
+}
+
+/* Of a manifest that is gone: what no other one has. Whoever adds a model takes blobs that are there for good, so this
+ * wants the exclusive lock. */
+static void remove_blobs(const char *root, const struct mu_manifest *m, uint64_t *freed)
+{
+    if (m->config.kind) remove_blob(root, m->config.digest, freed);
+    for (size_t i = 0; i < m->n_layer; i++)
+        if (m->layer[i].digest[0]) remove_blob(root, m->layer[i].digest, freed);
+}
+
 /* ---- manifests ---- */
 
 /* views/…/NAME -> ../../../../../blobs/sha256-HEX */
@@ -105,14 +158,21 @@ static enum mu_status link_file(const char *view, const struct mu_layer *l, stru
     return st;
 }
 
-/* The folder of links and everything in it, and the folders above while they are empty. */
-static void remove_view(const char *view)
+static bool is_file_of(const struct mu_manifest *m, const char *name)
+{
+    for (size_t i = 0; i < m->n_layer; i++)
+        if (m->layer[i].ours && !strcmp(m->layer[i].kind, MU_KIND_FILE) && !strcmp(m->layer[i].name, name)) return true;
+    return false;
+}
+
+/* Takes the links out of a folder that are no files of m, and the folder where none is left. */
+static void trim_view(const char *view, const struct mu_manifest *m)
 {
     struct mu_dir d;
     bool no_memory = false;
     if (!mu_dir_read(view, false, &d, &no_memory)) return;
     for (size_t i = 0; i < d.n; i++) {
-        char *path = mu_asprintf("%s/%s", view, d.name[i]);
+        char *path = is_file_of(m, d.name[i]) ? NULL : mu_asprintf("%s/%s", view, d.name[i]);
         if (path) unlink(path);
         mu_free(path);
     }
@@ -120,10 +180,18 @@ static void remove_view(const char *view)
     rmdir(view);
 }
 
-enum mu_status mu_own_commit(const char *root, const struct mu_store_name *name, const char *text, size_t len,
-                             struct mu_err *err)
+/* A manifest that is to go: one that is not there, or makes no sense, names no blobs. */
+static enum mu_status read_old(const char *path, struct mu_manifest *m_out, struct mu_err *err)
 {
-    struct mu_manifest m = {0};
+    struct mu_err ignored = MU_ERR_INIT;
+    return mu_manifest_read(path, m_out, &ignored) == MU_ENOMEM ? mu_fail(err, MU_ENOMEM, "%s", ignored.text) : MU_OK;
+}
+
+enum mu_status mu_own_commit(const char *root, int lock_fd, const struct mu_store_name *name, const char *text,
+                             size_t len, struct mu_err *err)
+{
+    struct mu_manifest m = {0}, old = {0};
+    uint64_t freed = 0;
     enum mu_status st;
     char *path = mu_manifest_path(root, "manifests", name), *view = mu_manifest_path(root, "views", name);
     if (!path || !view) {
@@ -131,12 +199,17 @@ enum mu_status mu_own_commit(const char *root, const struct mu_store_name *name,
         goto done;
     }
     MU_TRY(st, mu_manifest_parse(text, len, path, &m, err), done);
+    MU_TRY(st, read_old(path, &old, err), done);
     for (size_t i = 0; i < m.n_layer; i++)
         if (m.layer[i].ours && !strcmp(m.layer[i].kind, MU_KIND_FILE))
             MU_TRY(st, link_file(view, &m.layer[i], err), done);
     MU_TRY(st, write_file(path, text, len, err), done);
+    /* A model is read by what its folder holds: an index or a template that it has no more would count. */
+    trim_view(view, &m);
+    if (old.n_layer && flock(lock_fd, LOCK_EX | LOCK_NB) == 0) remove_blobs(root, &old, &freed);
 done:
     mu_manifest_clear(&m);
+    mu_manifest_clear(&old);
     mu_free(path);
     mu_free(view);
     return st;
@@ -194,13 +267,6 @@ static enum mu_status add_path(struct maker *k, const char *kind, const char *pa
         k, whole ? json_pack("{s:s,s:s,s:I}", "mediaType", media, "path", whole, "size", (json_int_t)bytes) : NULL);
     mu_free(whole);
     return st;
-}
-
-/* A file's size, a folder's 0. */
-static uint64_t size_of(const char *path)
-{
-    struct stat sb;
-    return stat(path, &sb) == 0 && S_ISREG(sb.st_mode) ? (uint64_t)sb.st_size : 0;
 }
 
 /* Weights and adapters of the base: the layers of one of Muster's own models, paths of any other. */
@@ -301,7 +367,7 @@ enum mu_status mu_own_create(const char *name_text, const struct mu_store_model 
     doc = json_pack("{s:i,s:s,s:O}", "schemaVersion", 2, "mediaType",
                     "application/vnd.docker.distribution.manifest.v2+json", "layers", k.layers);
     text = doc ? json_dumps(doc, JSON_COMPACT) : NULL;
-    st = text ? mu_own_commit(root, &name, text, strlen(text), err)
+    st = text ? mu_own_commit(root, lock, &name, text, strlen(text), err)
               : mu_fail(err, MU_ENOMEM, "no memory for a manifest");
 done:
     if (text) {
@@ -332,7 +398,7 @@ enum mu_status mu_own_copy(const char *from, const char *to, struct mu_err *err)
     }
     MU_TRY(st, mu_own_open(false, &root, &lock, err), done);
     MU_TRY(st, mu_file_read(base->entry.manifest, MU_MANIFEST_MAX_BYTES, &text, &len, err), done);
-    MU_TRY(st, mu_own_commit(root, &name, text, len, err), done);
+    MU_TRY(st, mu_own_commit(root, lock, &name, text, len, err), done);
 done:
     if (lock >= 0) close(lock);
     mu_store_model_free(base);
@@ -374,41 +440,6 @@ done:
     return st;
 }
 
-/* Whether any manifest below folder has the digits; unreadable ones count as yes. level: 0 HOST … 3 TAG. */
-static bool is_used(const char *folder, const char *hex, int level)
-{
-    struct mu_dir d;
-    bool used = false, no_memory = false;
-    if (!mu_dir_read(folder, level == 0, &d, &no_memory)) return no_memory || (level > 0 && errno != ENOENT);
-    for (size_t i = 0; i < d.n && !used; i++) {
-        char *path = mu_asprintf("%s/%s", folder, d.name[i]), *text = NULL;
-        size_t len;
-        struct stat sb;
-        if (!path || lstat(path, &sb) != 0) {
-            used = true;
-        } else if (S_ISDIR(sb.st_mode)) {
-            used = level < 3 ? is_used(path, hex, level + 1) : false;
-        } else {
-            used = mu_file_read(path, MU_MANIFEST_MAX_BYTES, &text, &len, NULL) != MU_OK || memmem(text, len, hex, 64);
-        }
-        mu_free(text);
-        mu_free(path);
-    }
-    mu_dir_free(&d);
-    return used;
-}
-
-static void remove_blob(const char *root, const char *hex, uint64_t *freed)
-{
-    char *manifests = mu_asprintf("%s/manifests", root), *blob = mu_blob_path(root, hex);
-    if (manifests && blob && !is_used(manifests, hex, 0)) {
-        uint64_t bytes = size_of(blob);
-        if (unlink(blob) == 0) *freed += bytes;
-    }
-    mu_free(manifests);
-    mu_free(blob);
-}
-
 static void remove_empty_parents(char *path, int levels)
 {
     for (int i = 0; i < levels; i++) {
@@ -435,19 +466,13 @@ enum mu_status mu_own_remove(const char *name_text, uint64_t *freed_out, struct 
         st = mu_fail(err, MU_ENOMEM, "no memory for a path");
         goto done;
     }
-    struct mu_err ignored = MU_ERR_INIT; /* of a manifest that makes no sense only the name goes */
-    if (mu_manifest_read(path, &m, &ignored) == MU_ENOMEM) {
-        st = mu_fail(err, MU_ENOMEM, "%s", ignored.text);
-        goto done;
-    }
+    MU_TRY(st, read_old(path, &m, err), done);
     if (unlink(path) != 0) {
         st = mu_fail(err, MU_EIO, "cannot remove %s: %s", path, strerror(errno));
         goto done;
     }
-    remove_view(view);
-    if (m.config.kind) remove_blob(root, m.config.digest, &freed);
-    for (size_t i = 0; i < m.n_layer; i++)
-        if (m.layer[i].digest[0]) remove_blob(root, m.layer[i].digest, &freed);
+    trim_view(view, &(struct mu_manifest){0});
+    remove_blobs(root, &m, &freed);
     remove_empty_parents(path, 3);
     remove_empty_parents(view, 3);
     *freed_out = freed;

@@ -1,11 +1,11 @@
 /* Muster's own store: the only one that is ever written to. Ollama's layout (model/store_manifest.c), so that its tools
  * can read it, and Muster's own kinds of layers where a model is several files or lies in another program's store.
  *
- *   ROOT/lock                 shared by whoever adds, exclusive for removal
+ *   ROOT/lock                 shared by whoever adds, exclusive for removing blobs
  *   ROOT/blobs/…-partial      a download under way, or to be gone on with
  *
- * A manifest is written last and by renaming: a model is there as a whole or not at all. A blob goes when no manifest
- * names it any more. */
+ * A manifest is written last and by renaming: a model is there as a whole or not at all. A blob goes with the last
+ * manifest that names it, removed or replaced; it stays where another muster is adding models while one is replaced. */
 #ifndef MU_MODEL_STORE_OWN_H
 #define MU_MODEL_STORE_OWN_H
 
@@ -27,8 +27,9 @@ struct mu_store_name;
 struct mu_manifest;
 /* Makes the folders and takes the lock: close *lock_fd_out to release it. *root_out: mu_free. */
 enum mu_status mu_own_open(bool exclusive, char **root_out, int *lock_fd_out, struct mu_err *err);
-/* Writes a manifest whose blobs are all there, and the links of its files before it. */
-enum mu_status mu_own_commit(const char *root, const struct mu_store_name *name, const char *text, size_t len,
-                             struct mu_err *err);
+/* Writes a manifest whose blobs are all there, and the links of its files before it; then removes what only the manifest
+ * in its place had. The last thing under a lock: lock_fd's, shared before, may be exclusive or gone after. */
+enum mu_status mu_own_commit(const char *root, int lock_fd, const struct mu_store_name *name, const char *text,
+                             size_t len, struct mu_err *err);
 
 #endif

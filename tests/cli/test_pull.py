@@ -1,4 +1,5 @@
 """muster pull against a server that drops, stalls and lies; and what list, show, run, cp, rm and create make of it."""
+import fcntl
 import json
 import os
 import resource
@@ -423,6 +424,36 @@ class Hub(Case):
         self.assertFalse(os.path.exists(listed[0]["path"]))
         self.server.faults["/user/plain/resolve/main/config.json"] = [lie]
         self.fails(["pull", "hf.co/user/plain"], "git hash")
+
+    def test_changed_repository(self):
+        """The files that a repository has no more leave the model's folder, and their blobs the store."""
+        shards = {f"model-0000{i}-of-00002.safetensors": b"%d" % i * 1000 for i in (1, 2)}
+        common = {"config.json": b'{"model_type":"llama"}', "tokenizer.json": b"{}"}
+        before = {**common, **shards, "model.safetensors.index.json": b'{"weight_map":{}}', "chat_template.jinja": b"{{ x }}"}
+        after = {**common, "model.safetensors": b"3" * 1000}
+        self.server.add_hub("user/plain", before)
+        self.pull("hf.co/user/plain")
+        self.intact(6)
+        self.server.add_hub("user/plain", after)
+        self.pull("hf.co/user/plain")
+        view = json.loads(self.ok("list", "-o", "json").stdout)[0]["path"]
+        self.assertEqual(sorted(os.listdir(view)), sorted(after))
+        self.intact(3)
+        # Somebody else is adding models, and may want the blobs: they stay.
+        with open(os.path.join(self.store, "lock")) as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            self.server.add_hub("user/plain", before)
+            self.pull("hf.co/user/plain")
+        self.assertEqual(sorted(os.listdir(view)), sorted(before))
+        self.intact(7)
+        # As one GGUF it needs no folder; what a copy of the old one has stays.
+        self.ok("cp", "hf.co/user/plain", "old")
+        self.server.add_hub("user/plain", {"m.gguf": BARD})
+        self.pull("hf.co/user/plain")
+        self.assertFalse(os.path.exists(view))
+        self.intact(8)
+        self.ok("rm", "old")
+        self.intact(2)
 
     def test_split_gguf(self):
         one, two = split_gguf(BARD)

@@ -506,6 +506,13 @@ static bool take_bytes(struct reply *r, const char *data, size_t n)
     return true;
 }
 
+/* The file is under its final name, with all its bytes: one of another size was cut short there, and is got again. */
+static bool is_there(const char *final, const struct mu_want *want)
+{
+    struct stat sb;
+    return final && stat(final, &sb) == 0 && (uint64_t)sb.st_size == want->bytes;
+}
+
 /* Opens and locks the partial file; waits for another pull of it. *there_out: that one has finished it. */
 static enum mu_status partial_open(struct mu_http *h, struct file *f, bool *there_out, struct mu_err *err)
 {
@@ -518,7 +525,7 @@ static enum mu_status partial_open(struct mu_http *h, struct file *f, bool *ther
         if (flock(f->fd, LOCK_EX | LOCK_NB) == 0) {
             /* Who held it may have renamed or removed it since we opened it. */
             if (fstat(f->fd, &ours) == 0 && lstat(f->partial, &named) == 0 && ours.st_ino == named.st_ino) {
-                *there_out = f->final && mu_dir_exists(f->final);
+                *there_out = is_there(f->final, f->want);
                 if (*there_out) unlink(f->partial);
                 return MU_OK;
             }
@@ -649,7 +656,7 @@ uint64_t mu_http_missing(const char *root, const struct mu_want *want)
     struct stat sb;
     char *final = want->sha256[0] ? mu_blob_path(root, want->sha256) : NULL, *partial = partial_path(root, want);
     uint64_t missing = want->bytes;
-    if (final && stat(final, &sb) == 0)
+    if (is_there(final, want))
         missing = 0;
     else if (partial && stat(partial, &sb) == 0 && (uint64_t)sb.st_size <= want->bytes)
         missing = want->bytes - (uint64_t)sb.st_size;
@@ -662,7 +669,6 @@ enum mu_status mu_http_file(struct mu_http *h, const char *root, struct mu_want 
 {
     struct file f = {.r = {.h = h}, .want = want, .fd = -1};
     enum mu_status st = MU_OK;
-    struct stat sb;
     bool there = false;
     char sha256[MU_DIGEST_TEXT];
     f.partial = partial_path(root, want);
@@ -673,7 +679,7 @@ enum mu_status mu_http_file(struct mu_http *h, const char *root, struct mu_want 
         st = mu_fail(err, MU_ENOMEM, "no memory for a download");
         goto done;
     }
-    if (f.final && stat(f.final, &sb) == 0 && (uint64_t)sb.st_size == want->bytes) goto done;
+    if (is_there(f.final, want)) goto done;
     MU_TRY(st, partial_open(h, &f, &there, err), done);
     if (there) goto done;
     MU_TRY(st, take_up(h, &f, err), done);

@@ -255,6 +255,16 @@ class Ollama(Case):
         self.intact(6)
         self.assertEqual([h.get("Range") for h in self.server.requests(self.path)], [f"bytes={QUARTER}-", None])
 
+    def test_blob_cut_short(self):
+        """A blob that lost its end, by its disk or by somebody, is got again by a pull."""
+        self.pull("bard")
+        blob = os.path.join(self.store, "blobs", "sha256-" + sha256(BARD))
+        os.truncate(blob, QUARTER)
+        self.assertIn("pull the model again", self.muster("show", "bard").stderr)
+        self.pull("bard")
+        self.intact(6)
+        self.ok("show", "bard")
+
     def test_ctrl_c(self):
         self.server.faults[self.path] = [stall(QUARTER, 8)]
         p = self.start("pull", "bard", "--timeout", "30")

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <strings.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
@@ -80,6 +81,18 @@ static const struct {
     {"use_qalora", "QALoRA"},
 };
 
+/* Whether B·A is what is added to the base model's own weights. Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA …)
+ * begin with a part of the base, which PEFT takes out of it again whenever it loads such an adapter. PEFT's conversion of
+ * one to plain LoRA writes true. */
+static bool is_plain_start(const json_t *v)
+{
+    static const char *const plain[] = {"gaussian", "eva", "orthogonal"};
+    if (!v || json_is_null(v) || json_is_boolean(v)) return true;
+    for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+        if (json_is_string(v) && !strcasecmp(json_string_value(v), plain[i])) return true;
+    return false;
+}
+
 static enum mu_status config_read(struct peft *p, struct mu_err *err)
 {
     char path[MU_ADAPTER_PATH + 32];
@@ -101,6 +114,13 @@ static enum mu_status config_read(struct peft *p, struct mu_err *err)
             return mu_adapter_fail(p->ad, NULL, MU_EUNSUPPORTED, err,
                                    "adapter_config.json: '%s' asks for %s, which is not supported", refused[i].key,
                                    refused[i].what);
+    value = json_object_get(p->config, "init_lora_weights");
+    if (!is_plain_start(value))
+        return mu_adapter_fail(
+            p->ad, NULL, MU_EUNSUPPORTED, err,
+            "adapter_config.json: 'init_lora_weights' is '%s', which changes the base model's weights; "
+            "convert it in PEFT: save_pretrained(…, path_initial_model_for_weight_conversion=…)",
+            mu_str_show((struct mu_str){json_string_value(value), json_string_length(value)}, shown, sizeof shown));
     return MU_OK;
 }
 

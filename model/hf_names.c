@@ -252,7 +252,8 @@ const struct mu_hf_family *mu_hf_family_of(const char *arch, bool experts)
 {
     for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
         bool has = false;
-        for (const struct mu_hf_name *n = families[i].layer; n->hf; n++) has |= n->kind == MU_HF_EXPERT;
+        for (const struct mu_hf_name *n = families[i].layer; n->hf; n++)
+            has |= n->kind == MU_HF_ROUTER; /* experts have many forms */
         if (strcmp(families[i].arch, arch) == 0 && has == experts) return &families[i];
     }
     return NULL;

@@ -445,6 +445,31 @@ static void test_folders_refused(void **state)
     mu_model_close(m);
 }
 
+/* Of families whose experts lie in one tensor, all else can be adapted too. */
+static void test_folders_beside_experts(void **state)
+{
+    (void)state;
+#define MODULE(name)                                                \
+    TABLE("base_model.model.model.layers.1." name ".lora_A.weight", \
+          "base_model.model.model.layers.1." name ".lora_B.weight", 64, 2048)
+    static const struct {
+        const char *arch, *experts;
+        int d_halves;
+    } cases[] = {{"gpt-oss", MODULE("mlp.router"), 0}, {"granitemoe", MODULE("block_sparse_moe.input_linear"), 16}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct mu_model *m = model_make(cases[i].arch, 4);
+        struct mu_adapters *a;
+        struct mu_err err;
+        if (open_one(m, folder_make(CONFIG(""), GOOD_TABLE, 2048), &a, &err) != MU_OK) fail_msg("%s", err.text);
+        const struct mu_lora *q = &a->at[0]->layer[1][MU_T_Q];
+        assert_true(q->rank == 4 && q->n_row == 64 && q->d_halves == cases[i].d_halves);
+        mu_adapters_close(a);
+        assert_int_equal(open_one(m, folder_make(CONFIG(""), cases[i].experts, 2048), &a, &err), MU_EUNSUPPORTED);
+        assert_err(&err, MU_EUNSUPPORTED, "experts or their router", NULL);
+        mu_model_close(m);
+    }
+}
+
 static void test_no_memory(void **state)
 {
     (void)state;
@@ -471,9 +496,13 @@ static void test_no_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_specs),           cmocka_unit_test(test_gguf_refused),
-        cmocka_unit_test(test_experts_refused), cmocka_unit_test(test_fused),
-        cmocka_unit_test(test_folders_refused), cmocka_unit_test(test_sets),
+        cmocka_unit_test(test_specs),
+        cmocka_unit_test(test_gguf_refused),
+        cmocka_unit_test(test_experts_refused),
+        cmocka_unit_test(test_fused),
+        cmocka_unit_test(test_folders_refused),
+        cmocka_unit_test(test_folders_beside_experts),
+        cmocka_unit_test(test_sets),
         cmocka_unit_test(test_no_memory),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);

@@ -119,8 +119,8 @@ int mu_cmd_list(int argc, char **argv)
         "\vIt looks into Muster's own store ($MUSTER_MODELS, ~/.local/share/muster/models), Ollama's ($OLLAMA_MODELS, "
         "~/.ollama/models, /usr/share/ollama/.ollama/models), LM Studio's, Jan's, the Hugging Face cache "
         "($HF_HUB_CACHE, "
-        "$HF_HOME/hub, ~/.cache/huggingface/hub) and llama.cpp's ($LLAMA_CACHE, ~/.cache/llama.cpp); nothing is "
-        "copied. "
+        "$HF_HOME/hub, ~/.cache/huggingface/hub) and llama.cpp's ($LLAMA_CACHE, ~/.cache/llama.cpp), with "
+        "$XDG_CACHE_HOME for ~/.cache where it is set; nothing is copied. "
         "MUSTER_LOG=debug says what was left out and why.\n\n"
         "Examples:\n  muster list\n  muster ls qwen\n  muster list -o json\n",
         0,

@@ -452,16 +452,17 @@ done:
 static char *hub_token(void)
 {
     const char *given = getenv("HF_TOKEN"), *path = getenv("HF_TOKEN_PATH"), *hf = getenv("HF_HOME"),
-               *home = getenv("HOME");
+               *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
     char *token = NULL, *file = NULL, *text = NULL;
     size_t len;
     if (given && *given)
         token = mu_strdup(given);
     else
-        file = path && *path   ? mu_strdup(path)
-               : hf && *hf     ? mu_asprintf("%s/token", hf)
-               : home && *home ? mu_asprintf("%s/.cache/huggingface/token", home)
-                               : NULL;
+        file = path && *path     ? mu_strdup(path)
+               : hf && *hf       ? mu_asprintf("%s/token", hf)
+               : cache && *cache ? mu_asprintf("%s/huggingface/token", cache)
+               : home && *home   ? mu_asprintf("%s/.cache/huggingface/token", home)
+                                 : NULL;
     if (file && mu_file_read(file, TOKEN_MAX_BYTES, &text, &len, NULL) == MU_OK) token = text;
     mu_free(file);
     if (token) token[strspn(token, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")] = 0;

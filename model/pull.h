@@ -9,7 +9,7 @@
  * it redirects; TLS is verified, and plain http happens only where the base address says so.
  *
  * Environment: MUSTER_OLLAMA_REGISTRY and HF_ENDPOINT name other servers (mirrors, tests); HF_TOKEN, HF_TOKEN_PATH,
- * $HF_HOME/token; proxies as libcurl reads them (https_proxy …).
+ * $HF_HOME/token, $XDG_CACHE_HOME/huggingface/token; proxies as libcurl reads them (https_proxy …).
  * Threads: one pull a thread. The caller has called nothing of libcurl. */
 #ifndef MU_MODEL_PULL_H
 #define MU_MODEL_PULL_H

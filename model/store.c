@@ -36,7 +36,7 @@ static char *first_place(const struct place *p, int n)
     return NULL;
 }
 
-enum { MAX_PLACES = 3 };
+enum { MAX_PLACES = 4 };
 
 static const struct {
     enum mu_store_kind kind;
@@ -54,8 +54,12 @@ static const struct {
      {{"XDG_DATA_HOME", "/jan.ai.app/settings.json"}, {"HOME", "/.local/share/jan.ai.app/settings.json"}}},
     {MU_STORE_JAN, {{"XDG_CONFIG_HOME", "/Jan/settings.json"}, {"HOME", "/.config/Jan/settings.json"}}}, /* older */
     {MU_STORE_JAN, {{"XDG_DATA_HOME", "/Jan/data"}, {"HOME", "/.local/share/Jan/data"}}},
-    {MU_STORE_HUB, {{"HF_HUB_CACHE", ""}, {"HF_HOME", "/hub"}, {"HOME", "/.cache/huggingface/hub"}}},
-    {MU_STORE_LLAMACPP, {{"LLAMA_CACHE", ""}, {"HOME", "/.cache/llama.cpp"}}},
+    {MU_STORE_HUB,
+     {{"HF_HUB_CACHE", ""},
+      {"HF_HOME", "/hub"},
+      {"XDG_CACHE_HOME", "/huggingface/hub"},
+      {"HOME", "/.cache/huggingface/hub"}}},
+    {MU_STORE_LLAMACPP, {{"LLAMA_CACHE", ""}, {"XDG_CACHE_HOME", "/llama.cpp"}, {"HOME", "/.cache/llama.cpp"}}},
 };
 
 static int count_places(const struct place p[MAX_PLACES])

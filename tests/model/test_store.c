@@ -123,8 +123,8 @@ static void put_ollama(const char *root, const char *name, int salt)
 static int begin(void **state)
 {
     if (make_test_dir(state)) return -1;
-    static const char *const unset[] = {"MUSTER_MODELS", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "OLLAMA_MODELS",
-                                        "HF_HUB_CACHE",  "HF_HOME",       "LLAMA_CACHE"};
+    static const char *const unset[] = {"MUSTER_MODELS", "XDG_DATA_HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME",
+                                        "OLLAMA_MODELS", "HF_HUB_CACHE",  "HF_HOME",         "LLAMA_CACHE"};
     for (size_t i = 0; i < sizeof unset / sizeof *unset; i++) unsetenv(unset[i]);
     setenv("HOME", in_home(""), 1);
     return 0;
@@ -288,10 +288,16 @@ static void test_environment(void **state)
     setenv("HF_HUB_CACHE", in_home("hub"), 1);
     setenv("LLAMA_CACHE", in_home("lc"), 1);
     setenv("MUSTER_MODELS", in_home("own"), 1);
+    setenv("XDG_CACHE_HOME", in_home("cache"), 1); /* says less than the programs' own variables */
     /* 'a' of Ollama is hidden by our own */
     assert_listing("a:latest muster Q4_K_M\nd:latest muster Q4_K_M\no/b huggingface Q8_0\nc llama.cpp Q8_0\n");
     unsetenv("HOME");
     assert_listing("a:latest muster Q4_K_M\nd:latest muster Q4_K_M\no/b huggingface Q8_0\nc llama.cpp Q8_0\n");
+    unsetenv("HF_HUB_CACHE");
+    unsetenv("LLAMA_CACHE");
+    put_gguf("cache/huggingface/hub/models--o--e/snapshots/c/e.gguf", "llama", Q8_0, 6);
+    put_gguf("cache/llama.cpp/f.gguf", "llama", Q8_0, 7);
+    assert_listing("a:latest muster Q4_K_M\nd:latest muster Q4_K_M\no/e huggingface Q8_0\nf llama.cpp Q8_0\n");
 }
 
 static void test_elsewhere(void **state)

@@ -265,25 +265,37 @@ static void list_quants(const struct hub *h, char *buf, size_t size)
                                     h->file[i].quant[0] ? h->file[i].quant : h->file[i].label);
 }
 
-/* The first part of the GGUF that is meant: by its quantisation or its whole name; without a tag Q4_K_M or what comes
- * nearest to it, or the only one. NULL with MU_OK: there is no GGUF at all. */
+/* What ends a file's label and is the tag, as the label spells it: all of it, or what is behind a '-' or '.'
+ * ("UD-Q4_K_XL"). NULL: it ends otherwise. */
+static const char *label_tail(const struct hub_file *f, const char *tag)
+{
+    size_t n = strlen(f->label), k = strlen(tag);
+    const char *tail = k <= n ? f->label + n - k : NULL;
+    return tail && !strcasecmp(tail, tag) && (k == n || strchr("/-.", tail[-1])) ? tail : NULL;
+}
+
+/* The first part of the GGUF that is meant: by its quantisation, or else by how its name ends; without a tag Q4_K_M or
+ * what comes nearest to it, or the only one. NULL with MU_OK: there is no GGUF at all. */
 static enum mu_status choose_gguf(const struct hub *h, const struct hub_file **file_out)
 {
     static const char *const preferred[] = {"Q4_K_M", "Q4_K_S", "Q4_0", "IQ4_XS", "Q5_K_M", "MXFP4", "Q8_0"};
     const struct mu_store_name *name = &h->p->name;
-    const struct hub_file *found = NULL, *any = NULL;
+    const struct hub_file *found = NULL, *ends = NULL, *any = NULL;
     size_t n_any = 0;
     *file_out = NULL;
     for (size_t i = 0; i < h->n; i++) {
         const struct hub_file *f = &h->file[i];
         if (!is_weights(f) || !first_part(f)) continue;
         n_any++, any = f;
-        const char *label = strrchr(f->label, '/') ? strrchr(f->label, '/') + 1 : f->label;
-        bool fits = name->has_tag && (!strcasecmp(f->quant, name->tag) || !strcasecmp(label, name->tag));
+        if (!name->has_tag) continue;
+        bool exact = !strcasecmp(f->quant, name->tag);
+        if (!exact && !label_tail(f, name->tag)) continue;
+        const struct hub_file **best = exact ? &found : &ends;
         /* "UD-Q4_K_M" beside "Q4_K_M": the plain one has the shorter name. */
-        if (fits && (!found || strlen(f->path) < strlen(found->path))) found = f;
+        if (!*best || strlen(f->path) < strlen((*best)->path)) *best = f;
     }
     if (!n_any) return MU_OK;
+    if (!found) found = ends;
     if (!name->has_tag && n_any == 1) found = any;
     for (size_t k = 0; k < sizeof preferred / sizeof *preferred && !name->has_tag && !found; k++)
         for (size_t i = 0; i < h->n; i++)
@@ -398,8 +410,10 @@ static enum mu_status want_gguf(struct hub *h, const struct hub_file *first)
     if (st == MU_OK && p->n_want != (size_t)count)
         st = mu_fail(p->err, MU_EPROTO, "%s has %zu of the %d parts of '%.100s'", p->http.about, p->n_want, count,
                      first->path);
-    const char *tag = first->quant[0] ? first->quant : NULL;
-    if (tag) snprintf(p->name.tag, sizeof p->name.tag, "%s", tag);
+    /* "UD-IQ2_M" and "IQ2_M" are two models: a tag that was more than the quantisation stays. */
+    const char *tail = p->name.has_tag ? label_tail(first, p->name.tag) : NULL,
+               *tag = tail && strcasecmp(first->quant, tail) ? tail : first->quant;
+    if (*tag) snprintf(p->name.tag, sizeof p->name.tag, "%s", tag);
     return st;
 }
 

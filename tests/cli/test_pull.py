@@ -375,6 +375,17 @@ class Hub(Case):
         self.ok("rm", "hf.co/user/repo-GGUF")
         self.fails(["pull", "hf.co/user/repo-GGUF:Q2_K"], "Q4_K_M, Q8_0")
 
+    def test_names_that_say_more_than_a_quantisation(self):
+        """Unsloth's: UD-IQ2_M and IQ2_M side by side, UD-Q4_K_XL alone."""
+        files = {"m-UD-IQ2_M.gguf": BARD, "m-IQ2_M.gguf": BARD + b"\0", "UD-Q4_K_XL/m-UD-Q4_K_XL.gguf": BARD + b"\0\0"}
+        self.server.add_hub("unsloth/m-GGUF", files)
+        for tag, name, path in (("ud-q4_k_xl", "UD-Q4_K_XL", "UD-Q4_K_XL/m-UD-Q4_K_XL.gguf"), ("Q4_K_XL", "Q4_K_XL", "UD-Q4_K_XL/m-UD-Q4_K_XL.gguf"),
+                                ("UD-IQ2_M", "UD-IQ2_M", "m-UD-IQ2_M.gguf"), ("IQ2_M", "IQ2_M", "m-IQ2_M.gguf"), ("m-iq2_m", "m-IQ2_M", "m-IQ2_M.gguf")):
+            self.assertEqual(self.pull("hf.co/unsloth/m-GGUF:" + tag).stdout, f"pulled hf.co/unsloth/m-GGUF:{name}\n")
+            shown = json.loads(self.ok("show", "hf.co/unsloth/m-GGUF:" + tag, "-o", "json").stdout)
+            self.assertEqual(os.path.getsize(shown["path"]), len(files[path]))
+        self.assertEqual(self.muster("pull", "hf.co/unsloth/m-GGUF:2_M").returncode, 1)
+
     def test_token_stays_at_home(self):
         other = Server()
         self.addCleanup(other.close)

@@ -464,14 +464,9 @@ fail:
     return st;
 }
 
-/* YaRN's m(weight); cosines and sines are multiplied by m(1), or as config.json says. */
-static double yarn_scale(double factor, double weight)
-{
-    return factor > 1 ? 0.1 * weight * log(factor) + 1 : 1;
-}
-
-/* GGUF's attn_factor multiplies m(1); config.json's attention_factor replaces it, and mscale and mscale_all_dim make it
- * m(mscale) / m(mscale_all_dim), which GGUF has a key for where mscale is 1. */
+/* Cosines and sines are multiplied by m(1), m being mu_yarn_scale, or as config.json says. GGUF's attn_factor multiplies
+ * m(1); config.json's attention_factor replaces it, and mscale and mscale_all_dim make it m(mscale) / m(mscale_all_dim),
+ * which GGUF has a key for where mscale is 1. */
 static enum mu_status put_yarn(const struct put *p)
 {
     double factor, original, attn, fast, slow, most, one, all;
@@ -493,9 +488,10 @@ static enum mu_status put_yarn(const struct put *p)
             "rope type 'yarn': expected a factor and original_max_position_embeddings of at least 1, and "
             "no mscale below 0");
     bool weighed = one > 0 && all > 0, said = json_is_number(json_object_get(p->rope, "attention_factor"));
-    double usual = yarn_scale(factor, 1);
+    double usual = mu_yarn_scale(factor, 1);
     MU_TRY(st,
-           get_rope(p, "attention_factor", weighed ? yarn_scale(factor, one) / yarn_scale(factor, all) : usual, &attn),
+           get_rope(p, "attention_factor", weighed ? mu_yarn_scale(factor, one) / mu_yarn_scale(factor, all) : usual,
+                    &attn),
            fail);
     MU_TRY(st, get_rope(p, "beta_fast", 32, &fast), fail);
     MU_TRY(st, get_rope(p, "beta_slow", 1, &slow), fail);

@@ -315,11 +315,6 @@ const char *mu_gguf_path(const struct mu_gguf *g)
     return g->path;
 }
 
-int mu_gguf_version(const struct mu_gguf *g)
-{
-    return (int)g->parts[0].version;
-}
-
 uint64_t mu_gguf_identity(const struct mu_gguf *g)
 {
     uint64_t h = 0;
@@ -368,25 +363,19 @@ const struct mu_gguf_tensor *mu_gguf_tensor(const struct mu_gguf *g, const char 
     return hit ? *hit : NULL;
 }
 
-/* madvise over the pages that the range touches (outward), or that lie wholly in it. Advice only: a range outside of
- * every part is ignored, and so are errors. */
-static void advise(const struct mu_gguf *g, const void *data, size_t bytes, int advice, bool outward)
+/* madvise over all pages that the range touches. Advice only: a range outside of every part is ignored, and so are
+ * errors. */
+void mu_gguf_will_read(const struct mu_gguf *g, const void *data, size_t bytes)
 {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)data, to;
     if (__builtin_add_overflow(from, bytes, &to)) return;
     for (int i = 0; i < g->n_part; i++) {
         uintptr_t start = (uintptr_t)g->parts[i].map;
         if (from < start || to > start + g->parts[i].size) continue;
-        from = outward ? from & ~(page - 1) : (from + page - 1) & ~(page - 1);
-        to = outward ? to : to & ~(page - 1);
-        if (from < to) madvise((void *)from, to - from, advice);
+        from &= ~(page - 1);
+        if (from < to) madvise((void *)from, to - from, MADV_WILLNEED);
         return;
     }
-}
-
-void mu_gguf_will_read(const struct mu_gguf *g, const void *data, size_t bytes)
-{
-    advise(g, data, bytes, MADV_WILLNEED, true);
 }
 
 /* Rows from row r on that follow each other in memory, at most n. */
@@ -474,9 +463,4 @@ void mu_gguf_will_read_rows(const struct mu_gguf *g, const struct mu_gguf_tensor
         span = row_span(t, r, row0 + n - r);
         mu_gguf_will_read(g, mu_gguf_row(t, r), span * t->row_bytes);
     }
-}
-
-void mu_gguf_done_with(const struct mu_gguf *g, const void *data, size_t bytes)
-{
-    advise(g, data, bytes, MADV_DONTNEED, false);
 }

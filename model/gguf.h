@@ -85,7 +85,6 @@ struct mu_gguf;
 enum mu_status mu_gguf_open(const char *path, struct mu_gguf **gguf_out, struct mu_err *err);
 void mu_gguf_close(struct mu_gguf *g); /* NULL is fine */
 const char *mu_gguf_path(const struct mu_gguf *g);
-int mu_gguf_version(const struct mu_gguf *g);
 /* A fingerprint of the files that are mapped: where they lie, their sizes, times and inodes; of what a reader made of a
  * folder its bytes. The same model opened again has the same one, unless a file was changed or put in another's place. */
 uint64_t mu_gguf_identity(const struct mu_gguf *g);
@@ -140,8 +139,7 @@ const uint8_t *mu_gguf_rows(const struct mu_gguf_tensor *t, uint64_t row0, uint6
 bool mu_gguf_rows_scattered(const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n);
 /* Tells the system that these rows will be read soon. */
 void mu_gguf_will_read_rows(const struct mu_gguf *g, const struct mu_gguf_tensor *t, uint64_t row0, uint64_t n);
-/* Tells the system that a byte range of a tensor will be read soon / is no longer needed. */
+/* Tells the system that a byte range of a tensor will be read soon. */
 void mu_gguf_will_read(const struct mu_gguf *g, const void *data, size_t bytes);
-void mu_gguf_done_with(const struct mu_gguf *g, const void *data, size_t bytes);
 
 #endif

@@ -117,7 +117,6 @@ static void test_round_trip(void **state)
     assert_int_equal(stat(path, &sb), 0);
     assert_int_equal(mu_gguf_file_bytes(g), sb.st_size);
     assert_string_equal(mu_gguf_path(g), path);
-    assert_int_equal(mu_gguf_version(g), 3);
     assert_int_equal(mu_gguf_n_value(g), N_SCALAR + 13);
     assert_null(mu_gguf_value_at(g, N_SCALAR + 13));
     for (int i = 0; i < N_SCALAR; i++) {
@@ -175,8 +174,7 @@ static void test_round_trip(void **state)
     assert_null(mu_gguf_tensor(g, "fou"));
     assert_null(mu_gguf_tensor_at(g, 3));
     mu_gguf_will_read(g, t->data, t->bytes);
-    mu_gguf_done_with(g, t->data, t->bytes);
-    mu_gguf_done_with(g, data, sizeof data); /* not in the mapping: no harm */
+    mu_gguf_will_read(g, data, sizeof data); /* not in the mapping: no harm */
     assert_memory_equal(t->data, data, 24);
     assert_int_equal(data[0], 1);
     mu_gguf_tensor_fail(g, t, MU_ENONFINITE, "a scale is not finite", &err);

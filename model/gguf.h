@@ -36,6 +36,8 @@ enum mu_gguf_kind { /* the format's numbers */
                     MU_GGUF_I64,
                     MU_GGUF_F64
 };
+/* Bytes of one item of a scalar kind; 0 for strings, arrays and what is no kind. */
+size_t mu_gguf_kind_bytes(uint32_t kind);
 
 struct mu_str { /* not NUL-terminated; may hold any bytes */
     const char *p;

@@ -66,8 +66,6 @@ void mu_gguf_part_free_values(struct mu_gguf_part *p);
  * idea. */
 const char *mu_gguf_sniff(const uint8_t *p, size_t n);
 
-/* Bytes of one item of a scalar kind; 0 for strings, arrays and what is no kind. */
-size_t mu_gguf_kind_bytes(uint32_t kind);
 const char *mu_gguf_kind_name(uint32_t kind);
 
 #endif

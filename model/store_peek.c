@@ -49,17 +49,11 @@ static struct mu_str read_str(struct mu_reader *r)
     return (struct mu_str){mu_read_bytes(r, (size_t)len), (size_t)len};
 }
 
-static size_t kind_bytes(uint32_t kind)
-{
-    static const uint8_t bytes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
-    return kind < sizeof bytes ? bytes[kind] : 0;
-}
-
 static void skip_array(struct mu_reader *r)
 {
     uint32_t kind = mu_read_u32(r);
     uint64_t n = mu_read_u64(r);
-    size_t each = kind_bytes(kind);
+    size_t each = mu_gguf_kind_bytes(kind);
     if (kind == MU_GGUF_STRING) {
         for (uint64_t i = 0; i < n && r->ok; i++) read_str(r);
     } else if (each == 0 || n > mu_reader_left(r) / each) {
@@ -100,10 +94,10 @@ enum mu_peek mu_store_peek_bytes(const uint8_t *data, size_t len, char quant_out
             skip_array(&r);
         else if (kind == MU_GGUF_U32 || kind == MU_GGUF_I32)
             number = mu_read_u32(&r);
-        else if (!kind_bytes(kind))
+        else if (!mu_gguf_kind_bytes(kind))
             break;
         else
-            mu_read_bytes(&r, kind_bytes(kind));
+            mu_read_bytes(&r, mu_gguf_kind_bytes(kind));
         if (!r.ok) break;
         if (mu_str_is(key, "general.architecture")) copy_word(text, family_out, 32);
         if (mu_str_is(key, "general.type") && text.len && !mu_str_is(text, "model")) peek = MU_PEEK_OTHER;

@@ -2,11 +2,13 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/alloc.h"
 #include "base/io.h"
 #include "cli/cli.h"
 #include "model/chat_template.h"
+#include "model/hf.h"
 #include "model/hf_json.h"
 
 enum { MAX_JSON = 64 << 20, MAX_VARS = 64, OPT_NO_PROMPT = 256, OPT_CONTINUE, OPT_BOS, OPT_EOS };
@@ -76,20 +78,35 @@ static enum mu_status add_var(json_t *vars, const char *arg, struct mu_err *err)
     return ok ? MU_OK : mu_fail(err, MU_EINVAL, "--var %s cannot be taken: is it UTF-8?", arg);
 }
 
-/* The template, and the texts of the model's special tokens where it comes from one; freed with mu_free. */
-static enum mu_status open_template(const char *path, struct mu_chat_template **out, char **bos, char **eos,
+/* Whether the path is a template by itself: a file or pipe that holds no model, and is none of a Hugging Face folder's. */
+static bool is_template(const char *path)
+{
+    struct stat there;
+    char magic[4] = {0};
+    if (stat(path, &there) || S_ISDIR(there.st_mode) || mu_hf_is_folder(path)) return false;
+    FILE *f = S_ISREG(there.st_mode) ? fopen(path, "rb") : NULL; /* what is read of a pipe is gone */
+    bool model = f && fread(magic, 1, sizeof magic, f) == sizeof magic && !memcmp(magic, "GGUF", sizeof magic);
+    if (f) fclose(f);
+    return !model;
+}
+
+/* The template, and the texts of the model's special tokens where it comes from one; freed with mu_free. A store's own
+ * template wins over the file's. */
+static enum mu_status open_template(const char *source, struct mu_chat_template **out, char **bos, char **eos,
                                     struct mu_err *err)
 {
-    char magic[4] = {0};
-    FILE *f = fopen(path, "rb");
-    bool model = f && fread(magic, 1, sizeof magic, f) == sizeof magic && !memcmp(magic, "GGUF", sizeof magic);
+    struct mu_store_model *found = NULL;
     struct mu_gguf *g = NULL;
     struct mu_tokenizer *tok = NULL;
     enum mu_status st;
-    if (f) fclose(f);
-    if (!model) return mu_chat_template_read(path, out, err);
-    MU_TRY(st, mu_gguf_open(path, &g, err), done);
-    MU_TRY(st, mu_chat_template_of_model(g, out, err), done);
+    if (is_template(source)) return mu_chat_template_read(source, out, err);
+    MU_TRY(st, mu_store_find(source, &found, err), done);
+    MU_TRY(st, mu_gguf_open(found->path, &g, err), done);
+    if (found->template && found->template_is_jinja)
+        st = mu_chat_template_parse(found->template, strlen(found->template), out, err);
+    else
+        st = mu_chat_template_of_model(g, out, err);
+    if (st) goto done;
     MU_TRY(st, mu_tokenizer_open(g, &tok, err), done);
     *bos = mu_chat_token_text(tok, mu_tokenizer_bos(tok));
     *eos = mu_chat_token_text(tok, mu_tokenizer_eos(tok));
@@ -97,6 +114,7 @@ static enum mu_status open_template(const char *path, struct mu_chat_template **
 done:
     mu_tokenizer_close(tok);
     mu_gguf_close(g);
+    mu_store_model_free(found);
     return st;
 }
 
@@ -147,7 +165,7 @@ int mu_cmd_template(int argc, char **argv)
         "continue_final_message; options win."
         "\vExamples:\n"
         "  muster template model.gguf -m chat.json\n"
-        "  muster template model.gguf -m chat.json --var enable_thinking=false\n"
+        "  muster template llama3.2 -m chat.json --var enable_thinking=false\n"
         "  muster template chatml.jinja <messages.json\n",
         0,
         0,

@@ -8,8 +8,9 @@ import tempfile
 import signal
 import unittest
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "cluster"))
+sys.path[:0] = (os.path.join(os.path.dirname(__file__), "..", folder) for folder in ("cluster", "model"))
 import harness  # noqa: E402
+import make_hf  # noqa: E402
 from harness import BARD, run  # noqa: E402
 
 
@@ -51,6 +52,34 @@ class Good(unittest.TestCase):
             own = run("template", BARD, "-m", chat)
             self.assertEqual(own.returncode, 0, own.stderr)
             self.assertIn("Zürich", own.stdout)
+            self.assertEqual(run("template", "/dev/stdin", "-m", chat, stdin="{{ messages[0].content }}").stdout, "Zürich ")
+
+    def test_template_of_a_name_and_of_a_folder(self):
+        chat = '[{"role": "user", "content": "Hail"}]'
+        with tempfile.TemporaryDirectory() as d:
+            env = {"MUSTER_MODELS": os.path.join(d, "store")}
+            for name, lines in (("plain", ""), ("own", 'TEMPLATE """{% for m in messages %}{{ eos_token }}{{ m.content }}{% endfor %}"""\n')):
+                made = run("create", name, "-f", "-", stdin=f"FROM {BARD}\n{lines}", env=env)
+                self.assertEqual(made.returncode, 0, made.stderr)
+            self.assertEqual(run("template", "plain", stdin=chat, env=env).stdout, run("template", BARD, stdin=chat).stdout)
+            self.assertRegex(run("template", "own", stdin=chat, env=env).stdout, r"^<\|.*\|>Hail$")
+            missing = run("template", "nowhere", stdin=chat, env=env)
+            self.assertEqual(missing.returncode, 1)
+            self.assertIn("there is no model and no file 'nowhere'", missing.stderr)
+
+            file, folder = os.path.join(d, "m.gguf"), os.path.join(d, "m")
+            run("synth", "--layers", "1", "--d-model", "64", "--d-ff", "64", "--vocab", "300", "--ctx", "64", "--type", "F16", "--out", file)
+            make_hf.make(file, folder)
+            marks = [chr(c) for span in (range(33, 127), range(161, 173), range(174, 256), range(256, 324)) for c in span]  # of the 256 bytes
+            for name, text in (("chat_template.jinja", "{{ bos_token }}{{ messages[0].content }}"), ("tokenizer_config.json", '{"bos_token": "<s>"}'),
+                               ("tokenizer.json", json.dumps({"model": {"type": "BPE", "vocab": {m: i for i, m in enumerate(marks)}, "merges": []},
+                                                              "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+                                                              "added_tokens": [{"id": 256, "content": "<s>", "special": True}]}))):
+                with open(os.path.join(folder, name), "w") as f:
+                    f.write(text)
+            self.assertEqual(run("template", folder, stdin=chat).stdout, "<s>Hail")
+            self.assertEqual(run("template", os.path.join(folder, "config.json"), stdin=chat).stdout, "<s>Hail")
+            self.assertEqual(run("template", os.path.join(folder, "chat_template.jinja"), stdin=chat).stdout, "Hail")
 
     def test_run_is_repeatable(self):
         a, b = (run("run", BARD, "ROMEO:\n", "--raw", "-n", "30", "--seed", "9", "--temperature", "1", "-t", t) for t in ("1", "2"))

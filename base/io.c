@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -178,8 +179,19 @@ struct mu_file_writer {
     uint64_t offset;
     size_t buf_len;
     char *path, *partial;
+    bool listed; /* partial is in `unfinished` */
     char buf[WRITER_BUF_BYTES];
 };
+
+/* The partial file's name of an open writer. Who takes it out owns it: the writer's close, or a handler of a signal, which
+ * may run beside that on another thread. */
+static _Atomic(char *) unfinished;
+
+void mu_file_writer_abandon(void)
+{
+    const char *partial = atomic_exchange(&unfinished, NULL);
+    if (partial) unlink(partial);
+}
 
 /* Opens and locks the partial file. The lock keeps a second writer of this process (same name) out; a file left by a
  * dead process of our number carries none. Where the name stopped being this file before we had the lock, try again:
@@ -235,6 +247,7 @@ enum mu_status mu_file_writer_open(const char *path, struct mu_file_writer **w_o
         goto fail;
     }
     MU_TRY(st, partial_open(w, err), fail);
+    w->listed = atomic_compare_exchange_strong(&unfinished, &(char *){NULL}, w->partial);
     *w_out = w;
     return MU_OK;
 fail:
@@ -321,7 +334,7 @@ enum mu_status mu_file_writer_close(struct mu_file_writer *w, int commit, struct
         unlink(w->partial);
     close(w->fd); /* after the rename: until then the lock keeps others off the partial file */
     mu_free(w->path);
-    mu_free(w->partial);
+    if (!w->listed || atomic_compare_exchange_strong(&unfinished, &(char *){w->partial}, NULL)) mu_free(w->partial);
     mu_free(w);
     return st;
 }

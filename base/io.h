@@ -24,6 +24,8 @@ enum mu_status mu_file_writer_open(const char *path, struct mu_file_writer **w_o
 enum mu_status mu_file_writer_write(struct mu_file_writer *w, const void *data, size_t len, struct mu_err *err);
 uint64_t mu_file_writer_offset(const struct mu_file_writer *w);
 enum mu_status mu_file_writer_close(struct mu_file_writer *w, int commit, struct mu_err *err); /* frees w always */
+/* Removes the partial file of the open writer, of several the first one's: for handlers of signals that end the process. */
+void mu_file_writer_abandon(void);
 
 /* A fresh private folder (0700) under $XDG_RUNTIME_DIR or $TMPDIR or /tmp: "muster-PID-XXXXXX". Path freed with
  * mu_free; at most 76 bytes, so that a socket in it has room for its name. The file "lock" in it is locked until this

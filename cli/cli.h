@@ -125,8 +125,9 @@ void mu_human_age(int64_t then_s, char *buf, size_t buf_bytes);
 /* A table whose columns are as wide as their widest cell. Rows are arrays of n_col strings; the first is the head. right[i]: column i is right-aligned. */
 void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *right);
 
-/* ---- signals.c: Ctrl-C stops the generation and not the program ---- */
+/* ---- signals.c: Ctrl-C stops the generation and not the program, or leaves no partial file ---- */
 
+void mu_signals_tidy(void); /* the signals that end the program remove the file that is being written first */
 extern volatile sig_atomic_t mu_interrupted;
 void mu_signals_catch(void); /* SIGINT sets mu_interrupted; a second one within a second ends the program */
 void mu_signals_stay(void);  /* from now on no SIGINT ends the program: a chat has other ways to leave */

@@ -78,6 +78,7 @@ int main(int argc, char **argv)
     }
     for (int i = 0; i < N_VERB; i++) {
         if (strcmp(name, verbs[i].name)) continue;
+        mu_signals_tidy();
         signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error of a write, told by mu_out_finish */
         mu_log_init(name[0] == '_' ? name + 1 : name);
         struct mu_err err = MU_ERR_INIT;

@@ -1,9 +1,25 @@
-/* Ctrl-C: the first one asks the running generation to stop, a second one within a second ends the program, unless
- * that would take a conversation with it. */
+/* Ctrl-C: where a verb catches it, the first one asks the running generation to stop, a second one within a second ends
+ * the program, unless that would take a conversation with it. Elsewhere it ends the program, as SIGTERM and SIGHUP do, and
+ * a file that is half written goes first. */
 #include <time.h>
 #include <unistd.h>
 
+#include "base/io.h"
 #include "cli/cli.h"
+
+static void on_end(int sig)
+{
+    mu_file_writer_abandon();
+    signal(sig, SIG_DFL); /* whoever waits for us sees the signal */
+    raise(sig);
+}
+
+void mu_signals_tidy(void)
+{
+    static const int ends[] = {SIGINT, SIGTERM, SIGHUP};
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++)
+        if (signal(ends[i], on_end) == SIG_IGN) signal(ends[i], SIG_IGN); /* nohup, or in the background of a script */
+}
 
 volatile sig_atomic_t mu_interrupted;
 static volatile sig_atomic_t last_s, stays;

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import signal
+import time
 import unittest
 
 sys.path[:0] = (os.path.join(os.path.dirname(__file__), "..", folder) for folder in ("cluster", "model"))
@@ -171,6 +172,23 @@ class Good(unittest.TestCase):
                 self.assertEqual(made.returncode, 0, made.stderr)
                 said = run("run", out, "a", "-n", "4", "--ignore-end")
                 self.assertEqual(said.returncode, 0, said.stderr)
+
+    def test_a_signal_leaves_no_partial_file(self):
+        with tempfile.TemporaryDirectory() as tmp, tempfile.NamedTemporaryFile("w") as lines:
+            lines.write(("word " * 400 + "\n") * 3000)
+            lines.flush()
+            out = os.path.join(tmp, "out")
+            for sig, args in ((signal.SIGINT, ("synth",)), (signal.SIGTERM, ("logits", BARD, "--ids", ",".join(["7"] * 500), "--all", "--batch", "64")),
+                              (signal.SIGHUP, ("embed", BARD, "-f", lines.name))):
+                p = subprocess.Popen([harness.MUSTER, *args, "--out", out], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                deadline = time.monotonic() + 60
+                while not os.listdir(tmp) and p.poll() is None and time.monotonic() < deadline:
+                    time.sleep(0.005)
+                self.assertEqual(os.listdir(tmp), [f"out.partial-{p.pid}"])
+                time.sleep(0.05)  # the name is there before the writer knows that it is its own
+                p.send_signal(sig)
+                self.assertEqual(p.wait(20), -sig)
+                self.assertEqual(os.listdir(tmp), [], args[0])
 
 
 class Bad(unittest.TestCase):

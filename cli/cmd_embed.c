@@ -15,6 +15,7 @@
 enum {
     MAX_FILE = 1 << 30,
     DEFAULT_CTX = 8192,
+    DEFAULT_BATCH = 32,
     /* of one call to a server */
     CALL_INPUTS = 16, /* vectors of 60,000 values fit a reply */
     CALL_BYTES = 2 << 20,
@@ -93,6 +94,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         if (!a->model) argp_error(state, "MODEL is missing");
         if (a->server && a->lora.name[0])
             argp_error(state, "--lora loads into this process; of a server name an --adapter");
+        if (a->server && (a->threads || a->ctx || a->split || a->batch || a->chunk || a->quantize || a->kv))
+            argp_error(state, "--threads, --ctx, --split, --batch, --chunk, --quantize and --kv are for a model in "
+                              "this process; a server has its own");
         if (a->adapter && !a->server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
         if (a->file && a->n_text) argp_error(state, "give texts or -f FILE, not both");
         if (!a->file && !a->n_text && isatty(STDIN_FILENO)) argp_error(state, "TEXT is missing; -f FILE reads texts");
@@ -253,7 +257,7 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
     struct mu_bar bar = {.label = "loading"};
     struct mu_solo_options opt = {.pin = 1, .load_progress = mu_bar_load, .load_ctx = &bar};
     struct mu_embed want = a->want;
-    MU_TRY(st, mu_split_parse(a->split, &opt.split, err), done);
+    MU_TRY(st, mu_split_parse(a->split ? a->split : "1", &opt.split, err), done);
     MU_TRY(st, mu_cli_open(a->model, !a->ids, &o, err), done);
     MU_TRY(st, mu_model_quantize(o.model, a->quantize, err), done);
     MU_TRY(st, mu_cli_adapt(&o, &a->lora, err), done);
@@ -282,7 +286,8 @@ static enum mu_status embed_local(const struct embed_args *a, struct inputs *in,
         total += in->ids[i].n;
         if (in->ids[i].n > longest) longest = in->ids[i].n;
     }
-    int step_tokens = a->chunk ? a->chunk : MU_STEP_TOKENS, n_slot = (size_t)a->batch < in->n ? a->batch : (int)in->n;
+    int step_tokens = a->chunk ? a->chunk : MU_STEP_TOKENS, batch = a->batch ? a->batch : DEFAULT_BATCH,
+        n_slot = (size_t)batch < in->n ? batch : (int)in->n;
     /* Pages for what a few steps hold and for the longest text, if that is less than all slots full. */
     size_t page_tokens = (size_t)n_slot * MU_PAGE_TOKENS + longest + 2 * (size_t)step_tokens,
            all = longest * (size_t)n_slot;
@@ -432,7 +437,7 @@ int mu_cmd_embed(int argc, char **argv)
         0,
         0,
         0};
-    struct embed_args a = {.split = "1", .batch = 32};
+    struct embed_args a = {0};
     argp_parse(&argp, argc, argv, 0, 0, &a);
     struct mu_err err = MU_ERR_INIT;
     struct inputs in = {0};

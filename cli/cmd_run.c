@@ -105,8 +105,11 @@ static void check(const struct run_args *a, struct argp_state *state)
         argp_error(state, "--lora loads into this process; of a server name an --adapter");
     if (a->chat.server && a->chat.local.draft)
         argp_error(state, "--draft is for a model in this process; a server has its own");
-    if (a->chat.server && (strcmp(a->chat.local.split, "auto") != 0 || a->chat.local.device != MU_DEVICE_AUTO))
-        argp_error(state, "--split and --device are for a model in this process; a server has its own");
+    const struct mu_local_options *l = &a->chat.local;
+    if (a->chat.server && (l->n_thread || l->n_ctx || strcmp(l->split, "auto") || l->device != MU_DEVICE_AUTO ||
+                           l->rough || l->quantize || l->kv))
+        argp_error(state, "--threads, --ctx, --split, --device, --gpu-prompts, --quantize and --kv are for a model in "
+                          "this process; a server has its own");
     if (a->chat.adapter && !a->chat.server) argp_error(state, "--adapter is one of a --server's; here use --lora PATH");
     if (a->chat.ignore_end && a->chat.constraint.kind != MU_CONSTRAINT_NONE)
         argp_error(state, "--ignore-end cannot hold with a form of the answer: a text that is whole has to end");

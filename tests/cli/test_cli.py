@@ -285,6 +285,12 @@ class Bad(unittest.TestCase):
         self.fails(["ps", "--server", "127.0.0.1:1"], ["127.0.0.1:1"], timeout=60)
         self.fails(["run", "default", "a", "--server", "127.0.0.1:1"], ["127.0.0.1:1"], timeout=60)
 
+    def test_options_that_are_the_server_s(self):
+        for verb, options in (("run", ("-t 2", "-c 64", "--split 1", "--device cpu", "--gpu-prompts rough", "--quantize q8_0", "--kv q8_0")),
+                              ("embed", ("-t 2", "-c 64", "--split 1", "--batch 32", "--chunk 64", "--quantize q8_0", "--kv q8_0"))):
+            for option in options:
+                self.fails([verb, "default", "a", "--server", "127.0.0.1:1", *option.split()], ["a server has its own"], status=2)
+
     def test_out_of_memory(self):
         with tempfile.TemporaryDirectory() as tmp:
             big = os.path.join(tmp, "big.gguf")

@@ -146,6 +146,7 @@ static enum mu_status perplexity(const struct ppl_args *a, struct mu_err *err)
         n_chunk++;
         mu_bar_update(&bar, at + len, n);
     }
+    mu_bar_update(&bar, n, n); /* a last token by itself is no chunk */
     printf("tokens %zu  chunks %zu of %d  scored %zu  mean nll %.6f  perplexity %.4f\n", n, n_chunk, chunk, scored,
            nll / (double)scored, exp(nll / (double)scored));
 done:

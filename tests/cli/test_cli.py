@@ -1,6 +1,7 @@
 """The muster command with good and bad input: one clear sentence, a status other than 0, no file half-written."""
 import json
 import os
+import pty
 import struct
 import subprocess
 import sys
@@ -13,6 +14,21 @@ sys.path[:0] = (os.path.join(os.path.dirname(__file__), "..", folder) for folder
 import harness  # noqa: E402
 import make_hf  # noqa: E402
 from harness import BARD, run  # noqa: E402
+
+
+def at_terminal(*args, term="xterm"):
+    """Runs the command with a terminal as standard error; what that was shown."""
+    terminal, end = pty.openpty()
+    with os.fdopen(terminal, "rb", buffering=0) as f:
+        done = subprocess.run([harness.MUSTER, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=end, timeout=60,
+                              env=dict(os.environ, TERM=term))
+        os.write(end, b"!")
+        os.close(end)
+        shown = b""
+        while not shown.endswith(b"!"):
+            shown += f.read(4096)
+    assert done.returncode == 0, shown
+    return shown[:-1].decode()
 
 
 class Good(unittest.TestCase):
@@ -163,6 +179,15 @@ class Good(unittest.TestCase):
         done = run("plan", BARD, "--split", "3:1/1")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("stage 1", done.stdout)
+
+    def test_bars(self):
+        """The bar of a text whose last token is no chunk is wiped away."""
+        with tempfile.NamedTemporaryFile("w") as ids:
+            ids.write("5 " * 129)
+            ids.flush()
+            shown = at_terminal("perplexity", BARD, ids.name, "--ids", "--chunk", "64")
+            self.assertIn("scoring [", shown)
+            self.assertTrue(shown.endswith("\r\033[K"), shown)
 
     def test_synth_then_run(self):
         with tempfile.TemporaryDirectory() as tmp:

@@ -115,6 +115,7 @@ static void check(const struct run_args *a, struct argp_state *state)
         argp_error(state, "--ignore-end cannot hold with a form of the answer: a text that is whole has to end");
     if (a->chat.priority && !a->chat.server) argp_error(state, "--priority is among the requests of a --server");
     if (a->chat.raw && a->chat.local.template_file) argp_error(state, "--raw means no template: leave out --template");
+    if (a->chat.raw && a->system) argp_error(state, "--raw means no template, so no system prompt: leave out --system");
 }
 
 static error_t parse(int key, char *arg, struct argp_state *state)
@@ -317,6 +318,11 @@ int mu_cmd_run(int argc, char **argv)
     locale_set();
     mu_signals_catch();
     MU_TRY(st, mu_talk_open(&chat, &err), done);
+    if (a.system && !mu_talk_is_chat(&chat)) {
+        st = mu_fail(&err, MU_EINVAL,
+                     "without a chat template there is no place for a system prompt: leave out --system");
+        goto done;
+    }
     if (a.system) MU_TRY(st, mu_talk_set_system(&chat, a.system, &err), done);
     st = a.prompt || !isatty(STDIN_FILENO) ? answer(&chat, a.prompt, &err) : mu_talk_repl(&chat, &err);
 done:

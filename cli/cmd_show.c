@@ -47,6 +47,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (!a->model) argp_error(state, "MODEL is missing");
+        if (a->only && a->json)
+            argp_error(state, "-o json is of the whole: leave out --license, --modelfile, --parameters, --system and "
+                              "--template");
         return 0;
     default: return ARGP_ERR_UNKNOWN;
     }

@@ -31,6 +31,7 @@ static error_t parse_tok(int key, char *arg, struct argp_state *state)
         return 0;
     case ARGP_KEY_END:
         if (!a->model) argp_error(state, "MODEL is missing");
+        if (a->file && a->text) argp_error(state, "give TEXT or -f FILE, not both");
         return 0;
     default: return ARGP_ERR_UNKNOWN;
     }

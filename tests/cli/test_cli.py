@@ -246,6 +246,9 @@ class Bad(unittest.TestCase):
         self.fails(["run", BARD, "a", "--priority", "batch"], ["--priority is among the requests of a --server"], status=2)
         self.fails(["bench", BARD, "-p", "x"], ["whole number"], status=2)
         self.fails(["run", BARD, "a", "--temperature", "hot"], ["number"], status=2)
+        self.fails(["show", BARD, "-o", "json", "--template"], ["-o json is of the whole"], status=2)
+        self.fails(["tokenize", BARD, "-f", __file__, "TEXT"], ["not both"], status=2)
+        self.fails(["run", BARD, "a", "--raw", "--system", "x"], ["leave out --system"], status=2)
 
     def test_files(self):
         with tempfile.TemporaryDirectory() as tmp:

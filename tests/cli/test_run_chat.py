@@ -381,6 +381,9 @@ class Chat(unittest.TestCase):
         self.assertEqual(said, t.say("abc"))  # each line by itself, and greedy
         self.assertIn("no place for a system prompt", t.say("/set system x"))
         self.assertEqual(t.leave(), 0)
+        told = subprocess.run([harness.MUSTER, "run", base, "abc", "--system", "x"], capture_output=True, text=True, timeout=60)
+        self.assertEqual((told.returncode, told.stdout), (1, ""))
+        self.assertIn("leave out --system", told.stderr)
 
     # ---- a model of a store ----
 

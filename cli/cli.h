@@ -107,7 +107,9 @@ enum mu_status mu_out_write(const char *text, size_t len, struct mu_err *err);
 int mu_out_finish(const char *verb, int status);
 /* "no server answers at ADDRESS …" with what to do, in place of gRPC's words for it. */
 void mu_no_server(const char *address, struct mu_err *err);
-/* A progress bar on stderr, only where that is a terminal; done ≥ total ends it. Calls are throttled. */
+/* A terminal that obeys codes (ESC [ …): TERM is set, and not to "dumb". */
+bool mu_term_obeys(int fd);
+/* A progress bar on stderr, only where that is such a terminal; done ≥ total ends it. Calls are throttled. */
 struct mu_bar {
     const char *label;
     int64_t last_ns;

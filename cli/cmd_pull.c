@@ -2,7 +2,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/clock.h"
@@ -49,7 +48,7 @@ static void say(const char *line, void *ctx)
 {
     const struct pull_args *a = ctx;
     if (a->quiet) return;
-    fprintf(stderr, "%s%s\n", a->bar.shown && isatty(STDERR_FILENO) ? "\r\033[K" : "", line);
+    fprintf(stderr, "%s%s\n", a->bar.shown ? "\r\033[K" : "", line);
 }
 
 static void progress(uint64_t done, uint64_t total, void *ctx)
@@ -103,7 +102,7 @@ int mu_cmd_pull(int argc, char **argv)
     mu_signals_catch();
     signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes is an error of write() */
     enum mu_status st = mu_pull(a.name, &a.opt, &name, &err);
-    if (a.bar.shown && isatty(STDERR_FILENO)) fputs("\r\033[K", stderr);
+    if (a.bar.shown) fputs("\r\033[K", stderr);
     if (st) return mu_cli_fail("pull", &err), st == MU_ECANCELLED ? EXIT_INTERRUPTED : MU_EXIT_FAILED;
     printf("pulled %s\n", name);
     mu_free(name);

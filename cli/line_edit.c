@@ -151,6 +151,7 @@ static const char paste_on[] = "\033[?2004h", paste_off[] = "\033[?2004l";
 
 static void show(const struct mu_line_edit *e, const char *code)
 {
+    if (!mu_term_obeys(fileno(e->out))) return;
     fputs(code, e->out);
     fflush(e->out);
 }

@@ -158,9 +158,9 @@ struct mu_listener mu_reply_listener(struct mu_reply *r)
 
 void mu_reply_begin(struct mu_reply *r, const struct mu_reply_options *opt)
 {
-    const char *term = getenv("TERM"), *plain = getenv("NO_COLOR");
+    const char *plain = getenv("NO_COLOR");
     *r = (struct mu_reply){.opt = *opt, .terminal = isatty(STDOUT_FILENO)};
-    r->colours = r->terminal && term && strcmp(term, "dumb") != 0 && !(plain && *plain);
+    r->colours = mu_term_obeys(STDOUT_FILENO) && !(plain && *plain);
     mu_thinking_init(&r->thinking, on_span, r);
     mu_wrap_init(&r->wrap, opt->wordwrap ? terminal_width() : 0, write_out, NULL);
 }

@@ -1,6 +1,7 @@
 /* What a person sees: errors in plain words, progress bars, tables. */
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -36,11 +37,17 @@ void mu_no_server(const char *address, struct mu_err *err)
             address, said);
 }
 
+bool mu_term_obeys(int fd)
+{
+    const char *term = getenv("TERM");
+    return isatty(fd) && term && strcmp(term, "dumb") != 0;
+}
+
 enum { BAR_CELLS = 30 };
 
 void mu_bar_update(struct mu_bar *bar, uint64_t done, uint64_t total)
 {
-    if (!isatty(STDERR_FILENO) || !total) return;
+    if (!total || !mu_term_obeys(STDERR_FILENO)) return;
     int64_t now = mu_now_ns();
     bool end = done >= total;
     if (!end && now - bar->last_ns < 100 * MU_MS) return;

@@ -181,13 +181,15 @@ class Good(unittest.TestCase):
         self.assertIn("stage 1", done.stdout)
 
     def test_bars(self):
-        """The bar of a text whose last token is no chunk is wiped away."""
+        """The bar of a text whose last token is no chunk is wiped away; a terminal that obeys no codes is shown none."""
         with tempfile.NamedTemporaryFile("w") as ids:
             ids.write("5 " * 129)
             ids.flush()
-            shown = at_terminal("perplexity", BARD, ids.name, "--ids", "--chunk", "64")
+            args = ("perplexity", BARD, ids.name, "--ids", "--chunk", "64")
+            shown = at_terminal(*args)
             self.assertIn("scoring [", shown)
             self.assertTrue(shown.endswith("\r\033[K"), shown)
+            self.assertEqual(at_terminal(*args, term="dumb"), "")
 
     def test_synth_then_run(self):
         with tempfile.TemporaryDirectory() as tmp:

@@ -263,6 +263,12 @@ class Chat(unittest.TestCase):
         self.assertIn("low", t.say("/set think low"))
         self.assertEqual(self.contents(t, "user"), [])
 
+    def test_a_dumb_terminal(self):
+        t = self.chat(env={"TERM": "dumb"})
+        t.say("Good morrow")
+        self.assertEqual(t.leave(), 0)
+        self.assertNotIn(b"\x1b", t.raw)
+
     def test_context(self):
         t = self.chat("--verbose")
         self.assertIn("512", t.say("/set parameter num_ctx 1000"))

@@ -2,6 +2,7 @@
 #include "cli/params.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -34,31 +35,31 @@ enum { MAX_VALUES = MU_PARAMS_MAX_BIASES, DEFAULT_LAST_N = 64 };
 static const struct param {
     const char *name;
     enum kind kind;
-    double min, max;
-    size_t at; /* of the value in struct mu_params */
+    int64_t min, max; /* of a whole number; a real one's are mu_sampling_check's */
+    size_t at;        /* of the value in struct mu_params */
     const char *meaning;
 } table[N_PARAM] = {
-    [TEMPERATURE] = {"temperature", REAL, 0, 100, offsetof(struct mu_params, temperature),
+    [TEMPERATURE] = {"temperature", REAL, 0, 0, offsetof(struct mu_params, temperature),
                      "how freely it chooses; 0 takes the likeliest token each time"},
     [TOP_K] = {"top_k", WHOLE, 0, 1 << 20, offsetof(struct mu_params, top_k), "among the N likeliest only; 0 is all"},
-    [TOP_P] = {"top_p", REAL, 0, 1, offsetof(struct mu_params, top_p),
+    [TOP_P] = {"top_p", REAL, 0, 0, offsetof(struct mu_params, top_p),
                "among the likeliest with so much of the probability; 1 is all"},
-    [MIN_P] = {"min_p", REAL, 0, 1, offsetof(struct mu_params, min_p),
+    [MIN_P] = {"min_p", REAL, 0, 0, offsetof(struct mu_params, min_p),
                "among those at least so many times as likely as the likeliest; 0 is all"},
-    [TYPICAL_P] = {"typical_p", REAL, 0, 1, offsetof(struct mu_params, typical_p),
+    [TYPICAL_P] = {"typical_p", REAL, 0, 0, offsetof(struct mu_params, typical_p),
                    "among the least surprising with so much of the probability; 1 is all"},
-    [REPEAT_PENALTY] = {"repeat_penalty", REAL, 0, 100, offsetof(struct mu_params, repeat_penalty),
+    [REPEAT_PENALTY] = {"repeat_penalty", REAL, 0, 0, offsetof(struct mu_params, repeat_penalty),
                         "how much tokens that were there lately are held back; 1 is not at all"},
     [REPEAT_LAST_N] = {"repeat_last_n", WHOLE, -1, 1 << 24, offsetof(struct mu_params, repeat_last_n),
                        "tokens that repeat_penalty looks back (64); -1 is all"},
-    [PRESENCE_PENALTY] = {"presence_penalty", REAL, -2, 2, offsetof(struct mu_params, presence_penalty),
+    [PRESENCE_PENALTY] = {"presence_penalty", REAL, 0, 0, offsetof(struct mu_params, presence_penalty),
                           "taken from a token's logit if it was generated before"},
-    [FREQUENCY_PENALTY] = {"frequency_penalty", REAL, -2, 2, offsetof(struct mu_params, frequency_penalty),
+    [FREQUENCY_PENALTY] = {"frequency_penalty", REAL, 0, 0, offsetof(struct mu_params, frequency_penalty),
                            "and for each time that it was"},
     [LOGIT_BIAS] = {"logit_bias", BIASES, 0, 0, 0, "ID=X, one or more: X is added to token ID's logit"},
     [MIN_TOKENS] = {"min_tokens", WHOLE, 0, 1 << 24, offsetof(struct mu_params, min_tokens),
                     "least new tokens of an answer"},
-    [SEED] = {"seed", WHOLE, -1, 9007199254740991.0, offsetof(struct mu_params, seed),
+    [SEED] = {"seed", WHOLE, -1, 9007199254740991, offsetof(struct mu_params, seed),
               "the same seed gives the same text; -1 is another one each time"},
     [NUM_PREDICT] = {"num_predict", WHOLE, -2, 1 << 24, offsetof(struct mu_params, num_predict),
                      "most new tokens of an answer; -1 is as many as fit"},
@@ -98,10 +99,11 @@ static enum mu_status set_number(struct mu_params *p, int i, const char *text, s
         real = strtod(text, &end);
     else
         whole = strtoll(text, &end, 10);
-    double v = k->kind == REAL ? real : (double)whole;
-    if (errno || end == text || *end || !(v >= k->min && v <= k->max))
-        return mu_fail(err, MU_EINVAL, "%s must be a %s from %.16g to %.16g, not '%.60s'", k->name,
-                       k->kind == REAL ? "number" : "whole number", k->min, k->max, text);
+    bool number = !errno && end != text && !*end;
+    if (k->kind == REAL && !number) return mu_fail(err, MU_EINVAL, "%s must be a number, not '%.60s'", k->name, text);
+    if (k->kind == WHOLE && !(number && whole >= k->min && whole <= k->max))
+        return mu_fail(err, MU_EINVAL, "%s must be a whole number from %" PRId64 " to %" PRId64 ", not '%.60s'",
+                       k->name, k->min, k->max, text);
     struct mu_params fresh = *p; /* its stop strings stay p's */
     if (k->kind == REAL)
         memcpy((char *)&fresh + k->at, &real, sizeof real);

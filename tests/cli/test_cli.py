@@ -221,7 +221,9 @@ class Good(unittest.TestCase):
 class Bad(unittest.TestCase):
     def test_parameters(self):
         for args, words in ((("--min-p", "2"), ["min_p", "from 0 to 1"]), (("--typical", "x"), ["typical_p"]),
-                            (("--repeat-penalty", "0.001"), ["repeat_penalty", "0.01"]), (("--presence-penalty", "9"), ["from -2 to 2"]),
+                            (("--repeat-penalty", "0.001"), ["repeat_penalty", "0.01"]),
+                            (("--repeat-penalty", "101"), ["repeat_penalty must be 0 (off) or from 0.01 to 100"]), (("--seed", "1.5"), ["whole number from -1 to 9007199254740991"]),
+                            (("--presence-penalty", "9"), ["from -2 to 2"]),
                             (("--logit-bias", "5"), ["ID=X"]), (("--logit-bias", "5=1e9"), ["-1000 to 1000"]), (("--repeat-last-n", "-2"), ["repeat_last_n"]),
                             (("--min-tokens", "-1"), ["min_tokens"])):
             done = run("run", BARD, "O", *args)

@@ -77,6 +77,8 @@ enum mu_status mu_talk_command(struct mu_session *s, const char *line, struct mu
 /* Muster's own folder for what a user makes: $XDG_DATA_HOME/muster, else ~/.local/share/muster, and a name in it. NULL
  * without a home or memory. */
 char *mu_data_path(const char *name);
+/* Makes the folders on the way to a file, 0700; what is missing shows when that is opened. */
+void mu_folders_make(char *path);
 /* The file of a saved chat: the name itself where it has a '/' or ends in ".json", else one in chats/. */
 char *mu_talk_path(const char *name);
 enum mu_status mu_talk_save(const struct mu_talk *c, const char *path, struct mu_err *err);

@@ -82,12 +82,11 @@ static enum mu_status write_file(const char *path, const char *text, struct mu_e
     return st ? st : closed;
 }
 
-/* The folders of Muster's own; those of a path that the user gave must be there. */
-static void folders_make(char *path)
+void mu_folders_make(char *path)
 {
     for (char *p = path + 1; (p = strchr(p, '/')); p++) {
         *p = 0;
-        mkdir(path, 0700); /* what is missing shows when the file is opened */
+        mkdir(path, 0700);
         *p = '/';
     }
 }
@@ -101,12 +100,12 @@ enum mu_status mu_talk_save(const struct mu_talk *c, const char *path, struct mu
         st = mu_fail(err, MU_ENOMEM, "no memory for the conversation, or a text in it is not UTF-8");
         goto done;
     }
-    if (!strncmp(path, own, strlen(own))) {
+    if (!strncmp(path, own, strlen(own))) { /* a path of the user's must have its folders */
         if (!(folders = mu_strdup(path))) {
             st = mu_fail(err, MU_ENOMEM, "no memory for a path");
             goto done;
         }
-        folders_make(folders);
+        mu_folders_make(folders);
     }
     st = write_file(path, text, err);
 done:

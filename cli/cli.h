@@ -145,10 +145,10 @@ struct mu_opened {
 };
 /* name: of a model in a store, or a path. */
 enum mu_status mu_cli_open(const char *name, bool want_tokenizer, struct mu_opened *opened_out, struct mu_err *err);
-/* Opens one adapter beside the model, number 1; where nothing is named, the one that the store says the model has, if
- * any. */
 /* The adapter that the store says the model has, called "own"; an empty path: none. */
 enum mu_status mu_cli_own_adapter(const struct mu_store_model *m, struct mu_adapter_spec *spec_out, struct mu_err *err);
+/* Opens one adapter beside the model, number 1; where nothing is named, the one that the store says the model has, if
+ * any. */
 enum mu_status mu_cli_adapt(struct mu_opened *o, const struct mu_adapter_spec *spec, struct mu_err *err);
 void mu_cli_close(struct mu_opened *o);
 

@@ -14,6 +14,7 @@
 #include <wchar.h>
 
 #include "base/alloc.h"
+#include "cli/chat.h"
 #include "cli/cli.h"
 
 enum { MAX_LINES = 1000, MAX_LINE_BYTES = 64 << 10, MAX_FILE_BYTES = 32 << 20 };
@@ -105,23 +106,13 @@ static void history_load(struct mu_line_edit *e)
     history(e->history, &ev, H_LOAD, e->path);
 }
 
-/* Every folder of the path. */
-static void folders_make(char *path)
-{
-    for (char *p = path + 1; (p = strchr(p, '/')); p++) {
-        *p = 0;
-        mkdir(path, 0700);
-        *p = '/';
-    }
-}
-
 /* Written beside it and renamed: complete or not at all, and nobody else's to read. */
 static enum mu_status history_save(struct mu_line_edit *e, struct mu_err *err)
 {
     HistEvent ev;
     char *temp = mu_asprintf("%s.partial-%d", e->path, (int)getpid());
     if (!temp) return mu_fail(err, MU_ENOMEM, "no memory for the history");
-    folders_make(temp);
+    mu_folders_make(temp);
     int fd = open(temp, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_CLOEXEC, 0600);
     FILE *f = fd < 0 ? NULL : fdopen(fd, "w");
     bool bad = !f || fchmod(fd, 0600) || history(e->history, &ev, H_SAVE_FP, f) < 0;

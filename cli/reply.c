@@ -43,7 +43,6 @@ static enum mu_status append(struct mu_reply_text *t, const char *text, size_t l
 
 static enum mu_status put(struct mu_reply *r, const char *text, size_t len, struct mu_err *err)
 {
-    if (len) r->written = true;
     if (r->terminal) return mu_wrap_put(&r->wrap, text, len, err);
     return mu_out_write(text, len, err);
 }
@@ -95,7 +94,6 @@ static enum mu_status thought_closes(struct mu_reply *r, struct mu_err *err)
     } else if (r->colours) {
         st = mu_wrap_code(&r->wrap, CLEAR_LINE, err);
         r->wrap.column = 0;
-        r->written = false;
     }
 done:
     return st;

@@ -31,7 +31,7 @@ struct mu_reply {
     struct mu_thinking thinking;
     struct mu_wrap wrap;
     struct mu_reply_text answer, thought;
-    bool terminal, colours, thought_open, written;
+    bool terminal, colours, thought_open;
 };
 
 void mu_reply_begin(struct mu_reply *r, const struct mu_reply_options *opt);

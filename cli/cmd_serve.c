@@ -140,6 +140,7 @@ int mu_cmd_serve(int argc, char **argv)
     } else {
         a.o.model_path = found->path;
         a.o.model_name = found->entry.store == MU_STORE_NONE ? NULL : found->entry.name;
+        if (found->template_is_jinja) a.o.template_text = found->template;
         if (draft) a.o.draft_path = draft->path;
         a.o.adapter = a.adapter;
         a.o.n_adapter = a.n_adapter;

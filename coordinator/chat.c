@@ -31,7 +31,9 @@ static enum mu_status template_open(struct mu_hub *h, struct mu_err *err)
     c->eos = mu_chat_token_text(h->tok, mu_tokenizer_eos(h->tok));
     if (!c->bos || !c->eos) return mu_fail(err, MU_ENOMEM, "no memory for the texts of special tokens");
     if (h->opt->template_path) return mu_chat_template_read(h->opt->template_path, &c->template, err);
-    st = mu_chat_template_of_model(h->model->gguf, &c->template, &why);
+    const char *stored = h->opt->template_text;
+    st = stored ? mu_chat_template_parse(stored, strlen(stored), &c->template, &why)
+                : mu_chat_template_of_model(h->model->gguf, &c->template, &why);
     if (st == MU_ENOMEM) return mu_fail(err, st, "%s", why.text);
     if (!st) return MU_OK;
     snprintf(c->why_not, sizeof c->why_not, "%.400s; serve it with --template FILE.jinja", why.text);

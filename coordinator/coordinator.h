@@ -12,7 +12,8 @@ struct mu_serve_options {
     const char *model_path;
     const char *model_name;                /* in a store: requests may ask for it by this; NULL: none */
     const char *draft_path;                /* a model that guesses next ids; NULL: none */
-    const char *template_path;             /* Jinja source instead of the model's own; NULL: that */
+    const char *template_path;             /* a file of Jinja source instead of the model's own; NULL: that */
+    const char *template_text;             /* the model's own in its store, Jinja source; NULL: the one in its file */
     const char *quantize;                  /* a type's name (mu_model_quantize), or NULL */
     enum mu_kv_type kv;                    /* how the cache is kept */
     bool rough;                            /* prompts on GPUs: struct mu_serving */

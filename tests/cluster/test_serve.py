@@ -213,6 +213,17 @@ class ChatTemplates(unittest.TestCase):
                 self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
                 self.assertIn("no tools here", caught.exception.details())
 
+    def test_template_from_a_store(self):
+        """A Jinja template in a store wins over the file's, as for `run` and `template`."""
+        with tempfile.TemporaryDirectory() as tmp:
+            env = {"MUSTER_MODELS": os.path.join(tmp, "store")}
+            modelfile = f"FROM {harness.BARD}\nTEMPLATE {{% for m in messages %}}{{{{ m.content }}}}{{% endfor %}};\n"
+            made = subprocess.run([harness.MUSTER, "create", "mine", "-f", "-"], input=modelfile, env={**os.environ, **env}, capture_output=True, text=True)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            with harness.Server("mine", split="1", env=env) as server:
+                ids, _, last = server.generate("KING;", 8)
+                self.assertEqual(self.ask(server, messages_json='[{"role": "user", "content": "KING"}]'), (ids, last.usage.prompt_tokens))
+
     def test_model_without_one(self):
         with tempfile.TemporaryDirectory() as tmp:
             model = os.path.join(tmp, "small.gguf")

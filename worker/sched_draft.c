@@ -68,7 +68,6 @@ uint32_t mu_sched_draft_room(const struct mu_sched *s, const struct seq *q, uint
 
 uint32_t mu_sched_draft(const struct mu_sched *s, struct seq *q, uint32_t n_stream, uint32_t most)
 {
-    if (!mu_sched_guessable(s, q)) return 0;
     if (q->n_ids <= GRAM || q->n_ids < q->quiet || mu_draft_costs_look(&s->cost)) return 0;
     if (!(s->cost.gap_us > 0 && s->cost.token_us > 0)) return 0; /* not known yet */
     if (q->n_try == 0) {                                         /* the first time, and after a pause */

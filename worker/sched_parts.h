@@ -49,7 +49,7 @@ struct seq {
     bool cancelled, silent;
     struct mu_sampling sampling;
     struct mu_adjusts *adjusts; /* of ids[n_ids]; NULL: it needs none */
-    bool masked;                /* its next id is of those that mu_sched_options.allow named */
+    bool masked;                /* its ids are of those that mu_sched_options.allow names; known when one is sampled */
     int32_t draft[MAX_DRAFT];   /* in flight */
     uint32_t n_try, quiet;      /* most drafts at once; none before it has so many ids */
     double hits;                /* of drafts, those that were right, of late */
@@ -121,9 +121,9 @@ void mu_sched_window_publish(struct mu_sched *s, const struct seq *q, const stru
                              uint64_t identity);
 void mu_sched_window_drop(struct mu_sched *s, struct seq *q);
 
-/* Its next id may be guessed: nothing but its sampling parameters decides what that is. */
+/* Its next id may be guessed, as far as is known: nothing but its sampling parameters decides what that is. */
 bool mu_sched_guessable(const struct mu_sched *s, const struct seq *q);
-/* Into q->draft, at most `most`; how many. n_stream: sequences that are decoding. */
+/* Of one that is guessable, into q->draft, at most `most`; how many. n_stream: sequences that are decoding. */
 uint32_t mu_sched_draft(const struct mu_sched *s, struct seq *q, uint32_t n_stream, uint32_t most);
 void mu_sched_draft_learn(struct mu_sched *s, struct seq *q, uint32_t n_draft, uint32_t n_taken);
 

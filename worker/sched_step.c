@@ -218,12 +218,14 @@ static void step_add(struct mu_sched *s, struct seq *q, uint32_t n_tok, struct m
     f->seq[f->n_seq++] = q;
 }
 
-/* Guesses behind a decode, at most `most`, into pages that nobody misses; returns how many. */
+/* Guesses behind a decode, at most `most`, into pages that nobody misses; returns how many. That it has a mask may be known
+ * only since that decode is in the step, when a draft model has guessed already. */
 static uint32_t add_drafts(struct mu_sched *s, struct flight *f, struct seq *q, uint32_t n_stream, uint32_t most,
                            struct mu_step *step)
 {
     uint32_t spare = mu_kv_pool_available(s->pool), n_active = (uint32_t)s->n_active;
     uint32_t room = q->n_page * MU_PAGE_TOKENS - q->n_ids; /* MAX_DRAFT ids need one page more at most */
+    if (!mu_sched_guessable(s, q)) return 0;
     if (spare <= n_active && most > room) most = room;
     uint32_t n = mu_sched_model_drafts(s, q, most);
     if (!n) n = mu_sched_draft(s, q, n_stream, most);

@@ -58,7 +58,7 @@ struct mu_sched_options {
     int max_waiting; /* requests that wait for a slot; more are refused */
     int n_ctx_short; /* a sequence that grows beyond it is computed again, marked `far`; 0: never */
     /* Which ids may come next: a bit an id (struct mu_step) after emitted[n] of a request, whenever it is sampled; a pure
-     * function of these, since it is asked again after a replay. false: all of them. NULL: always all. */
+     * function of these, since it is asked again after a replay. false: all of them, at every n. NULL: always all. */
     bool (*allow)(void *ctx, uint64_t request, const int32_t *emitted, size_t n, uint8_t *mask_out);
     void *allow_ctx;
     bool no_prefix_cache, no_speculation;

@@ -190,6 +190,68 @@ static void test_texts(void **state)
     mu_free(step);
 }
 
+enum { SAID = 7 }; /* whatever is asked */
+
+static bool step_alone(struct mu_sched *s, struct mu_step *step)
+{
+    struct mu_sched_event events[8];
+    const int32_t id[8] = {SAID, SAID, SAID, SAID, SAID, SAID, SAID, SAID};
+    if (!mu_sched_next(s, step)) return false;
+    mu_sched_took(s, 1000 + 10 * step->n_tok); /* guesses pay */
+    assert_true(mu_sched_complete(s, step->number, id, events) >= 0);
+    return true;
+}
+
+static bool allow_all(void *ctx, uint64_t request, const int32_t *emitted, size_t n, uint8_t *mask_out)
+{
+    (void)emitted;
+    (void)n;
+    memset(mask_out, 0xff, (VOCAB + 7) / 8);
+    return request == *(uint64_t *)ctx;
+}
+
+/* A prompt whose last chunk is one token looks like a decode before anybody knows that its ids have a mask: a draft model is
+ * asked, and what it says is not taken, since places behind guesses have no masks. */
+static void test_no_guess_goes_past_a_mask(void **state)
+{
+    (void)state;
+    uint64_t masked = 2;
+    struct mu_sched_options opt = {.serving = {.n_ctx = 400, .n_slot = 8, .n_page = 60, .step_tokens = 16},
+                                   .n_stage = 1,
+                                   .n_vocab = VOCAB,
+                                   .max_waiting = 3,
+                                   .allow = allow_all,
+                                   .allow_ctx = &masked,
+                                   .n_draft_seat = 1,
+                                   .n_draft_ctx = 400};
+    static int32_t ids[17];
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_sched *s;
+    struct mu_step *step;
+    struct mu_draft_ask ask;
+    uint32_t read_most;
+    bool finished;
+    for (int32_t i = 0; i < 17; i++) ids[i] = i;
+    assert_int_equal(mu_sched_create(&opt, &s, &err), MU_OK);
+    assert_int_equal(mu_step_create(&opt.serving, VOCAB, &step, &err), MU_OK);
+    for (uint64_t id = 1; id <= 3; id++) { /* the first tells what steps cost; the third has no mask */
+        struct mu_sched_request q = {.id = id, .prompt = ids, .n_prompt = 17, .max_tokens = 10};
+        assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
+        assert_true(step_alone(s, step) && step->n_tok == 16);
+        if (id > 1) {
+            assert_int_equal(mu_sched_ask_drafts(s, &ask, &read_most), 1);
+            ask.draft[0] = SAID;
+            ask.n_draft = 1;
+            mu_sched_answer_drafts(s, &ask, 1, &(struct mu_draft_took){.step_us = 10, .n_step = 1});
+            assert_true(step_alone(s, step));
+            assert_int_equal(step->n_seq, id == masked ? 1 : 2);
+        }
+        while (step_alone(s, step)) {}
+    }
+    mu_sched_destroy(s);
+    mu_free(step);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -198,6 +260,7 @@ int main(void)
         cmocka_unit_test(test_choices_share_their_prompt),
         cmocka_unit_test(test_turns_find_the_ones_before),
         cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_no_guess_goes_past_a_mask),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -100,6 +100,11 @@ int mu_fair_compare(const struct mu_fair *f, int a, int b)
     return (x->clock > y->clock) - (x->clock < y->clock);
 }
 
+bool mu_fair_goes_ahead(const struct mu_fair *f, enum mu_priority a, enum mu_priority b, uint64_t used)
+{
+    return a < b && f->clock[a] < f->clock[b] + used * step_of[b];
+}
+
 uint64_t mu_fair_key(const char *text)
 {
     uint64_t h = 1469598103934665603u; /* FNV-1a */

@@ -20,6 +20,7 @@
 #ifndef MU_BASE_FAIR_H
 #define MU_BASE_FAIR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -51,6 +52,9 @@ void mu_fair_charge(struct mu_fair *f, int flow, uint64_t used);
 int mu_fair_compare(const struct mu_fair *f, int a, int b);
 /* The same of two priorities. */
 int mu_fair_compare_priorities(const struct mu_fair *f, enum mu_priority a, enum mu_priority b);
+
+/* Whether priority a is more urgent than b, and its turn would be before b's had b used so much more. */
+bool mu_fair_goes_ahead(const struct mu_fair *f, enum mu_priority a, enum mu_priority b, uint64_t used);
 
 /* A key's number. What differs in text may, very rarely, share a number, and then a share. */
 uint64_t mu_fair_key(const char *text);

@@ -402,8 +402,6 @@ static bool is_coming(const struct mu_sched *s, const struct seq *q, uint32_t n_
     return false;
 }
 
-enum admission { ADMITTED, NOT_YET, NO_ROOM };
-
 static struct place place_find(const struct mu_sched *s, struct seq *q)
 {
     uint32_t idle, n_prefix = prefix_find(s, q, &idle);
@@ -416,49 +414,78 @@ static struct place place_find(const struct mu_sched *s, struct seq *q)
                           .lack_window = mu_sched_window_lack(s, q)};
 }
 
-/* Whose turn it is, of those that this step has not passed over; NULL: nobody's. */
-static struct seq *turn_find(const struct mu_sched *s)
+/* Whose turn it was and for whom there was no room. What is more urgent may go ahead of it until that has had what the
+ * other's beginning weighs: so much later it would be, had it been let in and computed. From then on everybody waits until
+ * there is room for it. */
+struct blocked {
+    enum mu_priority priority;
+    uint32_t n_tok;
+};
+
+static struct blocked blocked_by(const struct seq *q, const struct place *p)
+{
+    return (struct blocked){q->priority, q->n_ids - p->n_prefix * MU_PAGE_TOKENS};
+}
+
+/* Whose turn it is, of those that this step has not passed over and that may go ahead of b (NULL: nobody is blocked);
+ * NULL: nobody's. */
+static struct seq *turn_find(const struct mu_sched *s, const struct blocked *b)
 {
     struct seq *first = NULL;
-    for (struct seq *q = s->waiting; q; q = q->next) /* in order of arrival */
-        if (q->passed != s->next_number && (!first || mu_fair_compare(&s->fair, q->flow, first->flow) < 0)) first = q;
+    for (struct seq *q = s->waiting; q; q = q->next) { /* in order of arrival */
+        if (q->passed == s->next_number || (b && !mu_fair_goes_ahead(&s->fair, q->priority, b->priority, b->n_tok)))
+            continue;
+        if (!first || mu_fair_compare(&s->fair, q->flow, first->flow) < 0) first = q;
+    }
     return first;
 }
 
 /* Whose turn it is gets a slot and pages from those that give way to it, before they are in this step. */
 static void make_way(struct mu_sched *s)
 {
-    struct seq *q = turn_find(s);
-    for (struct place p; q && (p = place_find(s, q), !place_is_room(&p));)
-        if (is_coming(s, q, p.n_prefix) || !take_for_newcomer(s, q, &p)) return;
+    struct blocked blocked, *b = NULL;
+    for (struct seq *q; (q = turn_find(s, b));) {
+        struct place p = place_find(s, q);
+        if (place_is_room(&p) || is_coming(s, q, p.n_prefix)) return;
+        if (take_for_newcomer(s, q, &p)) continue;
+        blocked = blocked_by(q, &p);
+        b = &blocked;
+    }
 }
 
-static enum admission admit(struct mu_sched *s, struct seq *q, struct mu_step *step, uint32_t *budget)
+static bool is_room(const struct mu_sched *s, const struct seq *q, const struct place *p, const struct mu_step *step)
+{
+    return place_is_room(p) && step->n_page + mu_sched_pages_of(q->n_ids) <= s->opt.serving.n_page; /* its entries */
+}
+
+static void admit(struct mu_sched *s, struct seq *q, const struct place *p, struct mu_step *step, uint32_t *budget)
 {
     uint32_t need = mu_sched_pages_of(q->n_ids);
-    struct place p = place_find(s, q);
-    if (is_coming(s, q, p.n_prefix)) return NOT_YET;
-    if (!place_is_room(&p) || step->n_page + need > s->opt.serving.n_page) return NO_ROOM; /* entries of a step */
     mu_sched_unwait(s, q);
-    q->slot = p.slot;
-    s->active[p.slot] = q;
+    q->slot = p->slot;
+    s->active[p->slot] = q;
     s->n_active++;
     s->n_window_taken += mu_sched_window_share(s, q);
-    prefix_use(s, q, p.n_prefix, step);
+    prefix_use(s, q, p->n_prefix, step);
     while (q->n_page < need) page_tell(q, mu_kv_pool_take(s->pool), step);
     uint32_t n_tok = chunk_of(s, q, *budget);
     step_add(s, q, n_tok, step);
     *budget -= n_tok;
-    return ADMITTED;
 }
 
 static void add_admissions(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
 {
-    struct seq *q;
-    while (*budget && (q = turn_find(s))) {
-        enum admission a = admit(s, q, step, budget);
-        if (a == NO_ROOM) return;
-        if (a == NOT_YET) q->passed = s->next_number;
+    struct blocked blocked, *b = NULL;
+    for (struct seq *q; *budget && (q = turn_find(s, b));) {
+        struct place p = place_find(s, q);
+        if (is_coming(s, q, p.n_prefix)) {
+            q->passed = s->next_number;
+        } else if (is_room(s, q, &p, step)) {
+            admit(s, q, &p, step, budget);
+        } else {
+            blocked = blocked_by(q, &p);
+            b = &blocked;
+        }
     }
 }
 

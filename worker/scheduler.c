@@ -9,8 +9,9 @@
  * Why this makes progress: the oldest of the most urgent sequences can take pages from every other one that is not in
  * flight, every step in flight completes, and a request that needs more pages than exist was refused. Cached pages never
  * stand in the way: whoever needs a page gets one of them as if it were free. Why all of them do: a priority and a key
- * that get nothing fall behind until it is their turn (base/fair.h), nobody is let in before them then, and what has been
- * let in and had to go is spared afterwards. */
+ * that get nothing fall behind until it is their turn (base/fair.h), nobody is let in before them then (but what is more
+ * urgent, and of that only so much as their beginning weighs), and what has been let in and had to go is spared
+ * afterwards. */
 #include "worker/scheduler.h"
 
 #include <math.h>

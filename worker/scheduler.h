@@ -25,8 +25,8 @@
  * Rules   decodes first, dealt out so that every pipeline stage has a step; then prefill chunks under the token budget,
  *         then admission, both by whose turn it is (base/fair.h: priorities by weight, keys of a priority alike, counted in
  *         tokens that were computed) and of one key in order of arrival. Whoever's turn it is and for whom there is no
- *         room is waited for, so nobody starves. A slot or pages for it are taken from sequences of a lower priority that
- *         has had its share. When pages run out for a sequence that runs, the lowest priority gives its own back first,
+ *         room is waited for, so nobody starves; only a higher priority goes ahead of it, until that has had what its
+ *         beginning weighs. A slot or pages for it are taken from sequences of a lower priority that has had its share. When pages run out for a sequence that runs, the lowest priority gives its own back first,
  *         of one priority the youngest, never one in flight. Who had to is spared as if it were urgent until it has got
  *         GRACE tokens further: it moves, however urgent the others are. A request that could never fit is refused at
  *         submission.

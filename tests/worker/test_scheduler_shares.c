@@ -126,6 +126,49 @@ static void test_batch_does_not_starve(void **state)
     }
 }
 
+/* Urgent streams hold most pages and follow each other; it is the turn of a batch request that needs more than are free.
+ * What is urgent and short does not wait for it, until they have had as much as its prompt weighs; then it gets through. */
+static void test_urgent_ones_go_ahead_of_what_does_not_fit(void **state)
+{
+    (void)state;
+    enum { STREAMS = 3, BIG = STREAMS, BIG_PROMPT = 380, NEW = 3 }; /* NEW: ids of a short one */
+    struct sim m;
+    int last = STREAMS + 1, stream[STREAMS], brief = -1, came = 0, longest = 0;
+    uint64_t before = 0;
+    sim_open(&m, 1, 8, 22, 400, 64);
+    for (int i = 0; i < STREAMS; i++) {
+        request_of(&m, stream[i] = i, MU_PRIORITY_INTERACTIVE, 0, (uint32_t)i, 100, 90);
+        for (int k = 0; k < 20; k++, sim_complete(&m)) assert_true(sim_next(&m));
+    }
+    for (int i = 0; i < STREAMS; i++) before += m.req[i].n_computed;
+    request_of(&m, BIG, MU_PRIORITY_BATCH, 0, BIG, BIG_PROMPT, 5);
+    for (int step = 0; last < MAX_REQUESTS - STREAMS && !m.req[BIG].n_computed; step++) {
+        for (int i = 0; i < STREAMS; i++) {
+            if (!m.req[stream[i]].done) continue;
+            stream[i] = last++;
+            request_of(&m, stream[i], MU_PRIORITY_INTERACTIVE, 0, (uint32_t)stream[i], 100, 90);
+        }
+        if (brief < 0 || m.req[brief].done) {
+            if (brief >= 0 && step - came > longest) longest = step - came;
+            came = step;
+            brief = last++;
+            request_of(&m, brief, MU_PRIORITY_INTERACTIVE, 1, (uint32_t)brief, 10, NEW);
+        }
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    uint64_t urgent = 0;
+    for (int i = 0; i < last; i++) urgent += i == BIG ? 0 : m.req[i].n_computed;
+    urgent -= before;
+    print_message("let in after %llu urgent tokens, it weighs %d; short ones took %d steps at most\n",
+                  (unsigned long long)urgent, 16 * BIG_PROMPT, longest);
+    assert_true(longest <= NEW + 100 / (64 / 4)); /* a stream's prompt that is being read goes first */
+    assert_true(m.req[BIG].n_computed && urgent > 16 * BIG_PROMPT / 2 && urgent < 16 * BIG_PROMPT + 3 * 190);
+    run_dry(&m);
+    assert_true(m.req[BIG].done);
+    sim_close(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -133,6 +176,7 @@ int main(void)
         cmocka_unit_test(test_shares),
         cmocka_unit_test(test_an_urgent_one_does_not_wait),
         cmocka_unit_test(test_batch_does_not_starve),
+        cmocka_unit_test(test_urgent_ones_go_ahead_of_what_does_not_fit),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

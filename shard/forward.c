@@ -329,8 +329,7 @@ static enum mu_status step_faults(const struct mu_step *step, struct mu_err *err
 {
     bool hit = mu_fault_hit("rank.step");
     for (uint32_t i = 0; i < step->n_tok; i++) hit |= mu_fault_value("rank.token", step->ids[i]);
-    return hit ? mu_fail(err, MU_EINTERNAL, "step %llu: a fault point was hit", (unsigned long long)step->number)
-               : MU_OK;
+    return hit ? mu_fail(err, MU_ENOMEM, "step %llu: a fault point was hit", (unsigned long long)step->number) : MU_OK;
 }
 
 static void record_times(struct mu_shard *s)

@@ -229,7 +229,9 @@ static void verdict_and_end(struct mu_worker_gang *g)
                  WTERMSIG(status), strsignal(WTERMSIG(status)));
     } else if (error_find(g, false, &err)) {
         culprit = err.rank;
-        permanent = mu_worker_gang_error_permanent(err.code);
+        /* What was ready once can start: whatever it ran into, its requests go on in another gang. One that fails so
+         * whenever a request runs ends that request: the coordinator suspects it. */
+        permanent = !g->ready_ns && mu_worker_gang_error_permanent(err.code);
         snprintf(reason, sizeof reason, "rank %d: %s", culprit, err.text);
     } else if (g->told_rank >= 0) {
         culprit = g->told_rank;

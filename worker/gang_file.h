@@ -35,7 +35,7 @@ void mu_worker_gang_records_close(struct mu_rank_record *records, int n_rank);
 void mu_worker_gang_error_write(const char *folder, int rank, const struct mu_err *err);
 /* true: rank left an error; err_out->rank is rank. */
 bool mu_worker_gang_error_read(const char *folder, int rank, struct mu_err *err_out);
-/* Starting again the same way cannot help: the input is at fault, or there is no memory. */
+/* Of a gang that could not start: to start it again the same way cannot help, the input is at fault or there is no memory. */
 bool mu_worker_gang_error_permanent(enum mu_status code);
 /* The error is of another rank's making: it went away or kept this one waiting. */
 bool mu_worker_gang_error_secondary(enum mu_status code);

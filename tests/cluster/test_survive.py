@@ -168,6 +168,26 @@ class Kept(unittest.TestCase):
         self.packed_and_found(0, self.N_RANK)
 
 
+class NoMemory(unittest.TestCase):
+    """A rank that ends with an error which would have kept it from starting, but it did run: its requests go on."""
+
+    def test_now_and_then(self):
+        prompt, n = [5, 10, 20], 60
+        with harness.Server(split="1/1") as server:
+            expected = server.generate(prompt, n)[0]
+        with harness.Server(split="1/1", env={"MUSTER_FAULT": "rank.step@1:20"}) as server:  # rank 1 leads
+            ids, _, last = server.generate(prompt, n)
+            self.assertEqual(ids, expected)
+            self.assertGreater(last.usage.resumed, 0)
+
+    def test_always(self):
+        with harness.Server(split="1/1", env={"MUSTER_FAULT": "rank.step@1:1"}) as server:
+            with self.assertRaises(grpc.RpcError) as caught:
+                server.generate([5, 10, 20], 60)
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.ABORTED, caught.exception.details())
+            self.assertIn("rank 1: step 1: a fault point was hit", caught.exception.details())
+
+
 class Poison(unittest.TestCase):
     """A request that kills ranks: it runs alone, then fails by name; the others lose nothing."""
 

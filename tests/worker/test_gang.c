@@ -300,6 +300,20 @@ static void test_a_rank_says_what_ended_it(void **state)
     fx_nothing_left(&fx);
 }
 
+/* The same error is permanent where a gang cannot start. */
+static void test_no_memory_in_a_step_is_not_permanent(void **state)
+{
+    (void)state;
+    reopen("rank.step@1:5");
+    start_ready("1/1"); /* rank 1 leads */
+    submit_all();
+    fx_wait_died(&fx);
+    assert_true(fx.died && !fx.permanent);
+    assert_int_equal(fx.culprit, 1);
+    if (!strstr(fx.reason, "rank 1: step 5: a fault point was hit")) fail_msg("%s", fx.reason);
+    fx_nothing_left(&fx);
+}
+
 static void test_a_rank_that_hangs_but_breathes(void **state)
 {
     (void)state;
@@ -419,6 +433,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_the_worker_is_killed),
         cmocka_unit_test(test_a_process_cannot_be_started),
         cmocka_unit_test(test_a_rank_says_what_ended_it),
+        cmocka_unit_test(test_no_memory_in_a_step_is_not_permanent),
         cmocka_unit_test(test_a_rank_that_hangs_but_breathes),
         cmocka_unit_test(test_the_stream_breaks),
         cmocka_unit_test(test_without_mpirun),

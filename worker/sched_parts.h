@@ -23,12 +23,20 @@ struct by_model {
     struct mu_draft_pace pace;
 };
 
+/* Whom a sequence waits for, whose first pages are its own: in this slot, if it is still that one, until so many of them are
+ * published; n_page 0: nobody. */
+struct behind {
+    uint64_t arrival;
+    int slot;
+    uint32_t n_page;
+};
+
 struct seq {
     struct seq *next; /* waiting list */
     uint64_t request;
     uint64_t arrival;   /* age: lower is older */
     uint64_t last_step; /* it took part in; decodes are dealt out by it */
-    uint64_t passed;    /* the step for which it was not let in, since its prefix is being computed */
+    struct behind behind;
     enum mu_priority priority;
     int flow;        /* in mu_sched.fair */
     uint32_t spared; /* until it has so many ids it gives its pages back like an urgent one */

@@ -380,9 +380,32 @@ static int free_slot_find(const struct mu_sched *s)
     return -1;
 }
 
+static bool page_is_same(const struct seq *a, const struct seq *b, uint32_t page)
+{
+    size_t at = (size_t)page * MU_PAGE_TOKENS;
+    return !memcmp(a->ids + at, b->ids + at, MU_PAGE_TOKENS * sizeof *a->ids);
+}
+
+/* q waits for what a is about to compute: up to where they differ, or one of them ends. */
+static void wait_behind(const struct mu_sched *s, struct seq *q, const struct seq *a)
+{
+    uint32_t n = a->n_known + 1, mine = shared_end(s, q, q->n_ids - 1), theirs = shared_end(s, a, a->n_ids);
+    while ((n + 1) * MU_PAGE_TOKENS <= (mine < theirs ? mine : theirs) && page_is_same(q, a, n)) n++;
+    q->behind = (struct behind){.slot = a->slot, .arrival = a->arrival, .n_page = n};
+}
+
+/* It does still. Requests that begin alike may be a thousand: until the one that they wait for is there or gone, nothing is
+ * looked up for them. */
+static bool is_behind(const struct mu_sched *s, const struct seq *q)
+{
+    const struct seq *a = s->active[q->behind.slot];
+    return a && a->arrival == q->behind.arrival && a->n_known < q->behind.n_page && !a->cancelled &&
+           mu_sched_is_far(s, a->n_ids) == mu_sched_is_far(s, q->n_ids);
+}
+
 /* Whether a sequence that runs is about to compute the page that follows q's prefix: better to wait for it than to do
- * the same work beside it. */
-static bool is_coming(const struct mu_sched *s, const struct seq *q, uint32_t n_prefix)
+ * the same work beside it. Then it is behind that one. */
+static bool is_coming(const struct mu_sched *s, struct seq *q, uint32_t n_prefix)
 {
     const struct mu_kv_kind kind = kind_of(s, q);
     uint64_t parent = n_prefix ? mu_kv_pool_identity(s->pool, q->page[n_prefix - 1]) : 0;
@@ -395,9 +418,9 @@ static bool is_coming(const struct mu_sched *s, const struct seq *q, uint32_t n_
             shared_end(s, a, a->n_ids) < end)
             continue;
         const struct mu_kv_kind theirs = kind_of(s, a);
-        if (mu_kv_kind_is(&theirs, &kind) &&
-            !memcmp(a->ids + end - MU_PAGE_TOKENS, q->ids + end - MU_PAGE_TOKENS, MU_PAGE_TOKENS * sizeof *q->ids))
-            return true;
+        if (!mu_kv_kind_is(&theirs, &kind) || !page_is_same(a, q, n_prefix)) continue;
+        wait_behind(s, q, a);
+        return true;
     }
     return false;
 }
@@ -427,14 +450,12 @@ static struct blocked blocked_by(const struct seq *q, const struct place *p)
     return (struct blocked){q->priority, q->n_ids - p->n_prefix * MU_PAGE_TOKENS};
 }
 
-/* Whose turn it is, of those that this step has not passed over and that may go ahead of b (NULL: nobody is blocked);
- * NULL: nobody's. */
+/* Whose turn it is, of those that wait for nobody and that may go ahead of b (NULL: nobody is blocked); NULL: nobody's. */
 static struct seq *turn_find(const struct mu_sched *s, const struct blocked *b)
 {
     struct seq *first = NULL;
     for (struct seq *q = s->waiting; q; q = q->next) { /* in order of arrival */
-        if (q->passed == s->next_number || (b && !mu_fair_goes_ahead(&s->fair, q->priority, b->priority, b->n_tok)))
-            continue;
+        if (is_behind(s, q) || (b && !mu_fair_goes_ahead(&s->fair, q->priority, b->priority, b->n_tok))) continue;
         if (!first || mu_fair_compare(&s->fair, q->flow, first->flow) < 0) first = q;
     }
     return first;
@@ -446,7 +467,8 @@ static void make_way(struct mu_sched *s)
     struct blocked blocked, *b = NULL;
     for (struct seq *q; (q = turn_find(s, b));) {
         struct place p = place_find(s, q);
-        if (place_is_room(&p) || is_coming(s, q, p.n_prefix)) return;
+        if (is_coming(s, q, p.n_prefix)) continue;
+        if (place_is_room(&p)) return;
         if (take_for_newcomer(s, q, &p)) continue;
         blocked = blocked_by(q, &p);
         b = &blocked;
@@ -478,14 +500,13 @@ static void add_admissions(struct mu_sched *s, struct mu_step *step, uint32_t *b
     struct blocked blocked, *b = NULL;
     for (struct seq *q; *budget && (q = turn_find(s, b));) {
         struct place p = place_find(s, q);
-        if (is_coming(s, q, p.n_prefix)) {
-            q->passed = s->next_number;
-        } else if (is_room(s, q, &p, step)) {
+        if (is_coming(s, q, p.n_prefix)) continue;
+        if (is_room(s, q, &p, step)) {
             admit(s, q, &p, step, budget);
-        } else {
-            blocked = blocked_by(q, &p);
-            b = &blocked;
+            continue;
         }
+        blocked = blocked_by(q, &p);
+        b = &blocked;
     }
 }
 

@@ -2,6 +2,8 @@
  * computed again, because another sequence or an earlier turn has it. */
 #include "sched_sim.h"
 
+#include <time.h>
+
 #include "base/alloc.h"
 
 /* More decodes than a step has tokens: a newcomer's prompt gets its share all the same. */
@@ -190,6 +192,54 @@ static void test_texts(void **state)
     mu_free(step);
 }
 
+static double cpu_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+/* A thousand requests wait for one to compute what they all begin with: they are looked at once, not in every step. */
+static void test_who_waits_for_a_prefix_costs_nothing(void **state)
+{
+    (void)state;
+    enum { WAITING = 1000, PROMPT = 2049, LATER = 8 };
+    struct mu_sched_options opt = {.serving = {.n_ctx = 4096, .n_slot = 4, .n_page = 300, .step_tokens = 64},
+                                   .n_stage = 2,
+                                   .n_vocab = VOCAB,
+                                   .max_waiting = WAITING + 1};
+    static int32_t ids[PROMPT];
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_sched *s;
+    struct mu_step *step[3];
+    struct mu_sched_event events[4];
+    struct mu_sched_counts c;
+    bool finished;
+    double first = 0, later = 0;
+    assert_int_equal(mu_sched_create(&opt, &s, &err), MU_OK);
+    for (int i = 0; i < 3; i++) assert_int_equal(mu_step_create(&opt.serving, VOCAB, &step[i], &err), MU_OK);
+    for (int i = 0; i < PROMPT; i++) ids[i] = i * i % VOCAB;
+    for (uint64_t id = 0; id <= WAITING; id++) {
+        struct mu_sched_request q = {.id = id, .prompt = ids, .n_prompt = PROMPT, .max_tokens = 2};
+        ids[PROMPT - 1] = (int32_t)id % VOCAB;
+        assert_int_equal(try_submit(s, q, &finished, &err), MU_OK);
+    }
+    assert_true(mu_sched_next(s, step[0]));
+    for (int i = 1; i <= 1 + LATER; i++) {
+        double began = cpu_ms();
+        assert_true(mu_sched_next(s, step[i % 3]));        /* both stages have a piece of the prompt, */
+        assert_false(mu_sched_next(s, step[(i + 1) % 3])); /* and nobody else may begin */
+        *(i == 1 ? &first : &later) += cpu_ms() - began;
+        assert_int_equal(mu_sched_complete(s, step[(i + 2) % 3]->number, (int32_t[]){-1}, events), 0);
+    }
+    print_message("the first look took %.3f ms, %d later ones %.3f ms\n", first, LATER, later);
+    assert_true(later < first);
+    mu_sched_count(s, &c);
+    assert_int_equal(c.waiting, WAITING);
+    mu_sched_destroy(s);
+    for (int i = 0; i < 3; i++) mu_free(step[i]);
+}
+
 enum { SAID = 7 }; /* whatever is asked */
 
 static bool step_alone(struct mu_sched *s, struct mu_step *step)
@@ -260,6 +310,7 @@ int main(void)
         cmocka_unit_test(test_choices_share_their_prompt),
         cmocka_unit_test(test_turns_find_the_ones_before),
         cmocka_unit_test(test_texts),
+        cmocka_unit_test(test_who_waits_for_a_prefix_costs_nothing),
         cmocka_unit_test(test_no_guess_goes_past_a_mask),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

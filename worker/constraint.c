@@ -101,7 +101,8 @@ static void language_free(struct language *l)
     mu_free(l);
 }
 
-/* Those unused for the longest time go, until what is left is within the bounds. */
+/* Those unused for the longest time go, until what is left is within the bounds. Not when a request is added: what was made
+ * with its form is unused only because those who asked for it come next. */
 static void languages_trim(struct mu_constraints *c)
 {
     for (;;) {
@@ -231,6 +232,7 @@ bool mu_constraints_made(struct mu_constraints *c)
 {
     bool any = false;
     for (struct language *l; c->done && (l = mu_queue_pop(c->done, 0)); any = true) {
+        if (!any) languages_trim(c); /* who wanted those of last time has added them, or is gone */
         struct language **at = &c->making;
         while (*at != l) at = &(*at)->next;
         *at = l->next;
@@ -295,7 +297,6 @@ enum mu_status mu_constraints_add(struct mu_constraints *c, uint64_t request, co
     MU_TRY(st, mu_constraint_create(l->masker, &r->constraint, err), fail);
     *at = r;
     c->n_request++;
-    languages_trim(c);
     return MU_OK;
 fail:
     request_free(r);

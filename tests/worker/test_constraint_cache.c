@@ -173,6 +173,43 @@ static void test_made_aside(void **state)
     mu_gguf_close(g);
 }
 
+/* More new forms at once than are kept for nobody: those who asked for them come one after another, and find them. */
+static void test_many_new_forms_at_once(void **state)
+{
+    (void)state;
+    enum { N = 100 };
+    struct mu_gguf *g;
+    struct mu_constraints *c = open_all(&g);
+    struct mu_constraints_counts n;
+    char text[N][8];
+    bool added[N] = {false};
+    for (int i = 0; i < N; i++) {
+        snprintf(text[i], sizeof text[i], "a{%d}", i + 1);
+        assert_false(
+            mu_constraints_begin(c, &(struct mu_constraint_text){MU_CONSTRAINT_REGEX, text[i], strlen(text[i])}));
+    }
+    for (int n_added = 0; n_added < N;) {
+        struct pollfd p = {.fd = mu_constraints_fd(c), .events = POLLIN};
+        assert_int_equal(poll(&p, 1, 60000), 1);
+        mu_sleep_ms(100); /* a step meanwhile: mostly all are made */
+        assert_true(mu_constraints_made(c));
+        for (int i = 0; i < N; i++) {
+            const struct mu_constraint_text t = {MU_CONSTRAINT_REGEX, text[i], strlen(text[i])};
+            if (added[i] || !mu_constraints_begin(c, &t)) continue;
+            assert_int_equal(add(c, (uint64_t)i, MU_CONSTRAINT_REGEX, text[i]), MU_OK);
+            added[i] = true;
+            n_added++;
+        }
+    }
+    mu_constraints_count(c, &n);
+    assert_int_equal(n.n_compiled, N);
+    mu_constraints_forget_all(c);
+    mu_constraints_count(c, &n);
+    assert_int_equal(n.n_grammar, 64);
+    mu_constraints_destroy(c);
+    mu_gguf_close(g);
+}
+
 /* Whoever ends waits for the form that is being made, not for those behind it. */
 static void test_end_leaves_forms(void **state)
 {
@@ -259,8 +296,12 @@ static void test_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_masks), cmocka_unit_test(test_made_aside),  cmocka_unit_test(test_end_leaves_forms),
-        cmocka_unit_test(test_cache), cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_made_aside),
+        cmocka_unit_test(test_many_new_forms_at_once),
+        cmocka_unit_test(test_end_leaves_forms),
+        cmocka_unit_test(test_cache),
+        cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

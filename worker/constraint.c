@@ -55,7 +55,7 @@ struct mu_constraints {
     struct request *bucket[BUCKETS];
     uint32_t *words;
     size_t n_mask; /* bytes of a mask of the model's ids */
-    size_t n_request, n_compiled;
+    size_t n_compiled;
     uint64_t clock;
 };
 
@@ -296,7 +296,6 @@ enum mu_status mu_constraints_add(struct mu_constraints *c, uint64_t request, co
     l->used = ++c->clock;
     MU_TRY(st, mu_constraint_create(l->masker, &r->constraint, err), fail);
     *at = r;
-    c->n_request++;
     return MU_OK;
 fail:
     request_free(r);
@@ -308,7 +307,6 @@ void mu_constraints_drop(struct mu_constraints *c, uint64_t request)
     struct request **at = find(c, request), *r = *at;
     if (!r) return;
     *at = r->next;
-    c->n_request--;
     request_free(r);
     languages_trim(c);
 }
@@ -322,7 +320,6 @@ void mu_constraints_forget_all(struct mu_constraints *c)
             request_free(r);
         }
     }
-    c->n_request = 0;
     languages_trim(c);
 }
 
@@ -402,9 +399,6 @@ const char *mu_constraints_why(const struct mu_constraints *c, uint64_t request)
 
 void mu_constraints_count(const struct mu_constraints *c, struct mu_constraints_counts *counts_out)
 {
-    *counts_out = (struct mu_constraints_counts){.n_request = c->n_request, .n_compiled = c->n_compiled};
-    for (const struct language *l = c->languages; l; l = l->next) {
-        counts_out->n_grammar++;
-        counts_out->bytes += language_bytes(l);
-    }
+    *counts_out = (struct mu_constraints_counts){.n_compiled = c->n_compiled};
+    for (const struct language *l = c->languages; l; l = l->next) counts_out->n_grammar++;
 }

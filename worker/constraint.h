@@ -50,9 +50,8 @@ void mu_constraints_forget_all(struct mu_constraints *c);
 bool mu_constraints_allow(void *constraints, uint64_t request, const int32_t *emitted, size_t n, uint8_t *mask_out);
 const char *mu_constraints_why(const struct mu_constraints *c, uint64_t request); /* NULL: nothing went wrong */
 
-struct mu_constraints_counts {
-    size_t n_request, n_grammar, n_compiled; /* now, kept, ever */
-    size_t bytes;                            /* of grammars and what was worked out for them */
+struct mu_constraints_counts {    /* for tests */
+    size_t n_grammar, n_compiled; /* kept, ever */
 };
 void mu_constraints_count(const struct mu_constraints *c, struct mu_constraints_counts *counts_out);
 

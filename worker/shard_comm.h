@@ -7,8 +7,7 @@
 
 struct mu_shard_link; /* owns the adapter's state */
 
-/* comm and plan are borrowed. A rank i of a stage sends its residual to the ranks j of the next stage with j mod n_prev
- * == i. */
+/* comm and plan are borrowed. Who sends whom the residual is mu_plan_residual_from's to say. */
 enum mu_status mu_shard_link_create(struct mu_comm *comm, const struct mu_plan *plan, struct mu_shard_link **link_out,
                                     struct mu_shard_comm *ops_out, struct mu_err *err);
 void mu_shard_link_destroy(struct mu_shard_link *link);

@@ -64,24 +64,6 @@ void mu_arena_destroy(struct mu_arena *a)
     mu_free(a);
 }
 
-void mu_arena_reset(struct mu_arena *a)
-{
-    /* Keep the largest ordinary block: the next life is probably like this one; a giant must not stay. */
-    struct block **keep = NULL;
-    for (struct block **b = &a->newest; *b; b = &(*b)->older)
-        if ((*b)->size <= BLOCK_LIMIT && (!keep || (*b)->size > (*keep)->size)) keep = b;
-    struct block *kept = keep ? *keep : NULL;
-    if (kept) *keep = kept->older;
-    blocks_free(a->newest);
-    if (kept) {
-        kept->older = NULL;
-        kept->filled = 0;
-        POISON(kept->data, kept->size);
-    }
-    a->newest = kept;
-    a->used = 0;
-}
-
 static struct block *block_add(struct mu_arena *a, size_t least)
 {
     size_t size = a->next_size > least ? a->next_size : least, total;

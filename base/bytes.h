@@ -37,10 +37,6 @@ static inline int32_t mu_read_i32(struct mu_reader *r)
 {
     return (int32_t)mu_read_u32(r);
 }
-static inline int64_t mu_read_i64(struct mu_reader *r)
-{
-    return (int64_t)mu_read_u64(r);
-}
 float mu_read_f32(struct mu_reader *r);
 
 void mu_writer_init(struct mu_writer *w, size_t max_bytes);
@@ -58,10 +54,6 @@ void mu_write_u64(struct mu_writer *w, uint64_t v);
 static inline void mu_write_i32(struct mu_writer *w, int32_t v)
 {
     mu_write_u32(w, (uint32_t)v);
-}
-static inline void mu_write_i64(struct mu_writer *w, int64_t v)
-{
-    mu_write_u64(w, (uint64_t)v);
 }
 void mu_write_f32(struct mu_writer *w, float v);
 

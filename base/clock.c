@@ -13,14 +13,6 @@ int64_t mu_now_ns(void)
     return (int64_t)ts.tv_sec * MU_SEC + ts.tv_nsec;
 }
 
-static int64_t monotonic_now(void *ctx)
-{
-    (void)ctx;
-    return mu_now_ns();
-}
-
-const struct mu_clock mu_clock_monotonic = {monotonic_now, NULL};
-
 int mu_ms_until(int64_t deadline_ns)
 {
     if (deadline_ns == MU_FOREVER) return -1;

@@ -1,5 +1,4 @@
-/* Time. Monotonic nanoseconds everywhere; a deadline is an absolute monotonic time. Wall-clock time is for logs only.
- * Code that decides by time takes a `const struct mu_clock *`, so that tests inject one instead of sleeping. */
+/* Time. Monotonic nanoseconds everywhere; a deadline is an absolute monotonic time. Wall-clock time is for logs only. */
 #ifndef MU_BASE_CLOCK_H
 #define MU_BASE_CLOCK_H
 
@@ -9,18 +8,7 @@
 #define MU_SEC     1000000000LL
 #define MU_FOREVER INT64_MAX
 
-struct mu_clock {
-    int64_t (*now_ns)(void *ctx);
-    void *ctx;
-};
-
-int64_t mu_now_ns(void);                         /* CLOCK_MONOTONIC */
-extern const struct mu_clock mu_clock_monotonic; /* the real one */
-
-static inline int64_t mu_clock_now(const struct mu_clock *c)
-{
-    return c->now_ns(c->ctx);
-}
+int64_t mu_now_ns(void); /* CLOCK_MONOTONIC */
 
 /* Milliseconds from now until deadline, for poll(): 0 if it has passed, at most INT_MAX, -1 for MU_FOREVER. Rounds
  * up. */

@@ -1,7 +1,7 @@
 /* Files and descriptors. Owns nothing beyond a call, except what a mu_file_writer holds: its descriptor, the partial
  * file's name and a buffer.
  *
- * Sockets are read and written without waiting (MSG_DONTWAIT), whatever mode the descriptor has; all waiting happens in
+ * Sockets are written without waiting (MSG_DONTWAIT), whatever mode the descriptor has; all waiting happens in
  * poll(), which knows the deadline. A blocking write() of a large buffer would sleep past it. */
 #include "base/io.h"
 
@@ -32,45 +32,17 @@ static int errno_is_peer(int e)
            e == ENETUNREACH || e == ENETDOWN || e == ENOTCONN || e == ECONNREFUSED;
 }
 
-static enum mu_status fd_wait(int fd, short events, int64_t deadline_ns, const char *verb, size_t done, size_t len,
-                              const char *peer, struct mu_err *err)
+static enum mu_status wait_writable(int fd, int64_t deadline_ns, size_t done, size_t len, const char *peer,
+                                    struct mu_err *err)
 {
     for (;;) {
-        struct pollfd p = {.fd = fd, .events = events};
+        struct pollfd p = {.fd = fd, .events = POLLOUT};
         int n = poll(&p, 1, mu_ms_until(deadline_ns));
         if (n > 0) return MU_OK; /* hang-ups and errors as well: the next call tells which */
         if (n == 0 && mu_ms_until(deadline_ns) == 0)
-            return mu_fail(err, MU_ETIMEOUT, "%s %s: %zu of %zu bytes when the deadline passed", verb, peer, done, len);
-        if (n < 0 && errno != EINTR) return mu_fail(err, MU_EIO, "%s %s: poll: %s", verb, peer, strerror(errno));
+            return mu_fail(err, MU_ETIMEOUT, "write to %s: %zu of %zu bytes when the deadline passed", peer, done, len);
+        if (n < 0 && errno != EINTR) return mu_fail(err, MU_EIO, "write to %s: poll: %s", peer, strerror(errno));
     }
-}
-
-enum mu_status mu_fd_read(int fd, void *buf, size_t len, int64_t deadline_ns, const char *peer, struct mu_err *err)
-{
-    int is_socket = 1;
-    for (size_t done = 0; done < len;) {
-        if (!is_socket) { /* a pipe has no MSG_DONTWAIT: it must be ready first */
-            enum mu_status st = fd_wait(fd, POLLIN, deadline_ns, "read from", done, len, peer, err);
-            if (st != MU_OK) return st;
-        }
-        char *to = (char *)buf + done;
-        ssize_t n = is_socket ? recv(fd, to, len - done, MSG_DONTWAIT) : read(fd, to, len - done);
-        if (n > 0) {
-            done += (size_t)n;
-        } else if (n == 0) {
-            return mu_fail(err, MU_EPEER, "read from %s: it closed the connection after %zu of %zu bytes", peer, done,
-                           len);
-        } else if (errno == ENOTSOCK && is_socket) {
-            is_socket = 0;
-        } else if (errno == EAGAIN) {
-            enum mu_status st = fd_wait(fd, POLLIN, deadline_ns, "read from", done, len, peer, err);
-            if (st != MU_OK) return st;
-        } else if (errno != EINTR) {
-            return mu_fail(err, errno_is_peer(errno) ? MU_EPEER : MU_EIO, "read from %s: %s after %zu of %zu bytes",
-                           peer, strerror(errno), done, len);
-        }
-    }
-    return MU_OK;
 }
 
 enum mu_status mu_fd_write(int fd, const void *buf, size_t len, int64_t deadline_ns, const char *peer,
@@ -80,7 +52,7 @@ enum mu_status mu_fd_write(int fd, const void *buf, size_t len, int64_t deadline
     for (size_t done = 0; done < len;) {
         size_t piece = len - done;
         if (!is_socket) { /* a pipe that is ready takes PIPE_BUF bytes without waiting, and no more for sure */
-            enum mu_status st = fd_wait(fd, POLLOUT, deadline_ns, "write to", done, len, peer, err);
+            enum mu_status st = wait_writable(fd, deadline_ns, done, len, peer, err);
             if (st != MU_OK) return st;
             if (piece > PIPE_BUF) piece = PIPE_BUF;
         }
@@ -91,7 +63,7 @@ enum mu_status mu_fd_write(int fd, const void *buf, size_t len, int64_t deadline
         } else if (errno == ENOTSOCK && is_socket) {
             is_socket = 0;
         } else if (errno == EAGAIN) {
-            enum mu_status st = fd_wait(fd, POLLOUT, deadline_ns, "write to", done, len, peer, err);
+            enum mu_status st = wait_writable(fd, deadline_ns, done, len, peer, err);
             if (st != MU_OK) return st;
         } else if (errno != EINTR) {
             return mu_fail(err, errno_is_peer(errno) ? MU_EPEER : MU_EIO, "write to %s: %s after %zu of %zu bytes",

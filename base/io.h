@@ -1,4 +1,4 @@
-/* Files and descriptors: whole reads and writes with deadlines, files that appear complete or not at all, run
+/* Files and descriptors: whole writes with deadlines, files that appear complete or not at all, run
  * folders. */
 #ifndef MU_BASE_IO_H
 #define MU_BASE_IO_H
@@ -8,9 +8,8 @@
 
 #include "base/status.h"
 
-/* Exactly len bytes over a (blocking or non-blocking) socket or pipe before the deadline. MU_EPEER on end of file or
- * reset, MU_ETIMEOUT; both name `peer`. SIGPIPE is never raised on sockets. */
-enum mu_status mu_fd_read(int fd, void *buf, size_t len, int64_t deadline_ns, const char *peer, struct mu_err *err);
+/* All len bytes over a (blocking or non-blocking) socket or pipe before the deadline. MU_EPEER where nobody reads any
+ * more, MU_ETIMEOUT; both name `peer`. SIGPIPE is never raised on sockets. */
 enum mu_status mu_fd_write(int fd, const void *buf, size_t len, int64_t deadline_ns, const char *peer,
                            struct mu_err *err);
 

@@ -1,4 +1,4 @@
-/* The log. Owns three settings, written at the start of main() and atomically by mu_log_set_level.
+/* The log. Owns three settings, written at the start of main().
  *
  * A line is built on the stack and leaves in one write(2). It is at most PIPE_BUF bytes: longer writes to a pipe may
  * mix with those of other processes, and the ranks of a node share one. Text that does not fit is cut, with "…" in its
@@ -33,11 +33,6 @@ void mu_log_init(const char *process)
     for (int i = MU_LOG_DEBUG; least && i <= MU_LOG_ERROR; i++)
         if (strcmp(least, level_names[i]) == 0) level = i;
     atomic_store(&least_level, level);
-}
-
-void mu_log_set_level(enum mu_log_level least)
-{
-    atomic_store(&least_level, (int)least);
 }
 
 int mu_log_enabled(enum mu_log_level level)

@@ -1,6 +1,6 @@
 /* gRPC over gRPC core's C API and protobuf-c: one thin wrapper for every service and client of Muster.
  *
- * A server is a table of methods. Handlers run on the server's own poll thread(s) and must not block; a call may be
+ * A server is a table of methods. Handlers run on the server's own poll thread and must not block; a call may be
  * answered later and from any thread: the call object is reference counted. Messages are protobuf-c messages; requests
  * are unpacked with a memory budget, checked for valid UTF-8 without NUL in every string field, and freed by the
  * wrapper when the handler returns. What we send is checked too. Messages are never compressed.
@@ -87,7 +87,6 @@ struct mu_rpc_server_options {
      * borrowed; NULL: none. Reflection lists those of its services that methods serve. */
     const void *descriptor_set;
     size_t descriptor_set_bytes;
-    int n_thread; /* poll threads; 0: 1. All callbacks of one call come from one of them */
 };
 
 /* MU_EBUSY: an address is in use (ports are never shared; a unix socket is replaced only if nobody answers on it). */
@@ -106,10 +105,6 @@ void mu_rpc_call_release(struct mu_rpc_call *call);
 void mu_rpc_call_set_user(struct mu_rpc_call *call, void *user); /* the handler's own pointer */
 void *mu_rpc_call_user(const struct mu_rpc_call *call);
 bool mu_rpc_call_cancelled(struct mu_rpc_call *call);
-int64_t mu_rpc_call_deadline_ns(const struct mu_rpc_call *call); /* monotonic; MU_FOREVER: none */
-const char *mu_rpc_call_peer(const struct mu_rpc_call *call);    /* for messages; borrowed */
-/* Value of a request metadata key, or NULL; borrowed for the call's life. */
-const char *mu_rpc_call_metadata(const struct mu_rpc_call *call, const char *key);
 /* Any thread. MU_OK, MU_EAGAIN (queue full), MU_ECANCELLED (the call is over or finished); MU_EINVAL (a text is not
  * UTF-8), MU_ELIMIT (2 GiB), MU_ENOMEM. msg is packed before it returns. */
 enum mu_status mu_rpc_call_send(struct mu_rpc_call *call, const ProtobufCMessage *msg);
@@ -159,7 +154,6 @@ enum mu_status mu_rpc_stream_open(struct mu_rpc_channel *c, const char *path,
                                   struct mu_err *err);
 /* Any thread, also after the end. MU_OK, MU_EAGAIN (4 MiB are queued), MU_ECANCELLED; as mu_rpc_call_send. */
 enum mu_status mu_rpc_stream_send(struct mu_rpc_stream *s, const ProtobufCMessage *msg);
-size_t mu_rpc_stream_queued(struct mu_rpc_stream *s); /* bytes not yet handed to the transport */
 void mu_rpc_stream_half_close(struct mu_rpc_stream *s);
 void mu_rpc_stream_cancel(struct mu_rpc_stream *s); /* on_done follows; harmless after the end */
 void mu_rpc_stream_release(struct mu_rpc_stream *s);

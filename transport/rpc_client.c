@@ -267,14 +267,6 @@ void mu_rpc_stream_half_close(struct mu_rpc_stream *s)
     pthread_mutex_unlock(&s->lock);
 }
 
-size_t mu_rpc_stream_queued(struct mu_rpc_stream *s)
-{
-    pthread_mutex_lock(&s->lock);
-    size_t bytes = s->state == STREAM_DONE ? 0 : s->outbox.bytes;
-    pthread_mutex_unlock(&s->lock);
-    return bytes;
-}
-
 /* ---- receiving ---- */
 
 /* Lock held. */

@@ -195,15 +195,6 @@ gpr_timespec mu_rpc_timespec(int64_t deadline_ns)
     return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos(left > 0 ? left : 0, GPR_TIMESPAN));
 }
 
-int64_t mu_rpc_deadline(gpr_timespec deadline)
-{
-    if (gpr_time_cmp(deadline, gpr_inf_future(deadline.clock_type)) == 0) return MU_FOREVER;
-    gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
-    enum { YEAR_S = 366 * 24 * 3600 }; /* farther off is never, and would overflow */
-    if (left.tv_sec > 100LL * YEAR_S) return MU_FOREVER;
-    return mu_now_ns() + left.tv_sec * MU_SEC + left.tv_nsec;
-}
-
 /* ---- messages ---- */
 
 enum mu_status mu_rpc_pack(const ProtobufCMessage *msg, grpc_byte_buffer **buffer_out, size_t *bytes_out)

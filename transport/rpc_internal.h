@@ -50,7 +50,6 @@ grpc_arg mu_rpc_int_arg(const char *key, int value);
 extern _Thread_local int mu_rpc_quiet;
 
 gpr_timespec mu_rpc_timespec(int64_t deadline_ns);
-int64_t mu_rpc_deadline(gpr_timespec deadline);
 
 /* ---- messages ---- */
 

@@ -5,15 +5,14 @@
  *   any thread: send, finish ─► outbox ─► one batch at a time: [INITIAL_METADATA] [MESSAGE] [STATUS]
  *   RECV_CLOSE completes ─► on_done ─► when no batch is left: gRPC's call is let go; ours lives while it is referenced
  *
- * Threads: each poll thread has its own completion queue, and every callback of a call comes from the one queue that
- * the call was bound to: callbacks of one call never overlap. A call's lock guards its sending side and is never held
- * across a callback; gRPC's start_batch under it does not call back.
+ * Threads: one polls the completion queue, and every callback comes from it: callbacks never overlap. A call's lock
+ * guards its sending side and is never held across a callback; gRPC's start_batch under it does not call back.
  *
- * Rejected: one queue polled by several threads (callbacks of a call would overlap); gRPC's registered methods (one
- * pending request per method and queue instead of one pool, for nothing that we measured).
+ * Rejected: several poll threads (callbacks of a call would overlap, and with a queue for each there was nothing to
+ * win); gRPC's registered methods (one pending request per method instead of one pool, for nothing that we measured).
  *
- * Shutdown order: watchers of health told → shutdown_and_notify → grace → cancel_all_calls → its tag → queues shut
- * down → threads joined → queues, server, gRPC. */
+ * Shutdown order: watchers of health told → shutdown_and_notify → grace → cancel_all_calls → its tag → queue shut
+ * down → thread joined → queue, server, gRPC. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -27,20 +26,11 @@
 #include "transport/rpc_internal.h"
 
 enum {
-    PENDING_CALLS = 16, /* calls per queue that may arrive before we have asked for them */
-    MAX_THREADS = 64,
+    PENDING_CALLS = 16, /* calls that may arrive before we have asked for them */
     MAX_ADDRESSES = 16,
-    INLINE_SLICE_MS = 20, /* at a queue without a thread, before the next one's turn */
+    INLINE_SLICE_MS = 20, /* at a queue without a thread, between looks whether it has ended */
     STUCK_MS = 10000,     /* between complaints about a handler that does not return … */
     STUCK_TURNS = 3       /* … and so many, before the server is left alone */
-};
-
-struct server_queue {
-    struct mu_rpc_server *server;
-    grpc_completion_queue *cq;
-    pthread_t thread;
-    bool running;
-    int n_pending; /* its own thread only, after the start */
 };
 
 struct mu_rpc_server {
@@ -48,9 +38,11 @@ struct mu_rpc_server {
     struct mu_rpc_services *services; /* NULL: none */
     struct mu_rpc_method *method;     /* [n_method], the user's and the services' */
     size_t n_method;
-    struct server_queue *queue; /* [n_queue] */
-    int n_queue;
-    int *port; /* [n_port] */
+    grpc_completion_queue *cq;
+    pthread_t thread;
+    bool running;
+    int n_pending; /* the poll thread only, after the start */
+    int *port;     /* [n_port] */
     size_t n_port;
     struct mu_rpc_tag shutdown_tag;
     pthread_mutex_t lock; /* guards is_shut */
@@ -61,15 +53,12 @@ struct mu_rpc_server {
 struct mu_rpc_call {
     atomic_int refs; /* the gRPC call's one, and the handlers' */
     pthread_mutex_t lock;
-    struct server_queue *queue;         /* only until on_done has returned */
+    struct mu_rpc_server *server;       /* only until on_done has returned */
     const struct mu_rpc_method *method; /* likewise; NULL: unknown method */
 
     grpc_call *wire; /* NULL after the end */
     grpc_call_details details;
     grpc_metadata_array headers;
-    char *peer;
-    char *metadata; /* key NUL value NUL … and an empty key */
-    int64_t deadline_ns;
     void *user;
 
     grpc_byte_buffer *received;
@@ -95,13 +84,13 @@ static void on_close(void *owner, bool ok);
 static void on_receive(void *owner, bool ok);
 static void on_sent(void *owner, bool ok);
 
-static struct mu_rpc_call *call_create(struct server_queue *q)
+static struct mu_rpc_call *call_create(struct mu_rpc_server *s)
 {
     struct mu_rpc_call *c = mu_calloc(1, sizeof *c);
     if (!c) return NULL;
     atomic_init(&c->refs, 1);
     pthread_mutex_init(&c->lock, NULL);
-    c->queue = q;
+    c->server = s;
     grpc_call_details_init(&c->details);
     grpc_metadata_array_init(&c->headers);
     c->new_tag = (struct mu_rpc_tag){.fn = on_new_call, .owner = c};
@@ -122,8 +111,6 @@ void mu_rpc_call_release(struct mu_rpc_call *c)
 {
     if (atomic_fetch_sub_explicit(&c->refs, 1, memory_order_acq_rel) != 1) return;
     pthread_mutex_destroy(&c->lock);
-    mu_free(c->peer);
-    mu_free(c->metadata);
     mu_free(c->text);
     mu_free(c);
 }
@@ -154,36 +141,6 @@ static const struct mu_rpc_method *find_method(const struct mu_rpc_server *s, gr
     return NULL;
 }
 
-/* gRPC owns the bytes of headers only as long as the call: handlers may look later. */
-static char *copy_metadata(const grpc_metadata_array *headers)
-{
-    size_t total = 1;
-    for (size_t i = 0; i < headers->count; i++)
-        total += GRPC_SLICE_LENGTH(headers->metadata[i].key) + GRPC_SLICE_LENGTH(headers->metadata[i].value) + 2;
-    char *copy = mu_malloc(total), *p = copy;
-    if (!copy) return NULL;
-    for (size_t i = 0; i < headers->count; i++) {
-        const grpc_slice part[2] = {headers->metadata[i].key, headers->metadata[i].value};
-        for (int k = 0; k < 2; k++) {
-            memcpy(p, GRPC_SLICE_START_PTR(part[k]), GRPC_SLICE_LENGTH(part[k]));
-            p += GRPC_SLICE_LENGTH(part[k]);
-            *p++ = '\0';
-        }
-    }
-    *p = '\0';
-    return copy;
-}
-
-const char *mu_rpc_call_metadata(const struct mu_rpc_call *c, const char *key)
-{
-    for (const char *p = c->metadata; p && *p;) {
-        const char *value = p + strlen(p) + 1;
-        if (strcmp(p, key) == 0) return value;
-        p = value + strlen(value) + 1;
-    }
-    return NULL;
-}
-
 void mu_rpc_call_set_user(struct mu_rpc_call *c, void *user)
 {
     c->user = user;
@@ -191,14 +148,6 @@ void mu_rpc_call_set_user(struct mu_rpc_call *c, void *user)
 void *mu_rpc_call_user(const struct mu_rpc_call *c)
 {
     return c->user;
-}
-int64_t mu_rpc_call_deadline_ns(const struct mu_rpc_call *c)
-{
-    return c->deadline_ns;
-}
-const char *mu_rpc_call_peer(const struct mu_rpc_call *c)
-{
-    return c->peer ? c->peer : "a client";
 }
 
 bool mu_rpc_call_cancelled(struct mu_rpc_call *c)
@@ -211,20 +160,20 @@ bool mu_rpc_call_cancelled(struct mu_rpc_call *c)
 
 /* ---- receiving ---- */
 
-static void request_calls(struct server_queue *q)
+static void request_calls(struct mu_rpc_server *s)
 {
-    while (q->n_pending < PENDING_CALLS) {
-        struct mu_rpc_call *c = call_create(q);
+    while (s->n_pending < PENDING_CALLS) {
+        struct mu_rpc_call *c = call_create(s);
         if (!c) {
-            mu_error("grpc", "out of memory for incoming calls: %d of %d slots wait", q->n_pending, PENDING_CALLS);
+            mu_error("grpc", "out of memory for incoming calls: %d of %d slots wait", s->n_pending, PENDING_CALLS);
             return;
         }
-        if (grpc_server_request_call(q->server->core, &c->wire, &c->details, &c->headers, q->cq, q->cq,
+        if (grpc_server_request_call(s->core, &c->wire, &c->details, &c->headers, s->cq, s->cq,
                                      mu_rpc_arm(&c->new_tag)) != GRPC_CALL_OK) {
             call_let_go(c);
             return;
         }
-        q->n_pending++;
+        s->n_pending++;
     }
 }
 
@@ -247,19 +196,14 @@ static void receive_next(struct mu_rpc_call *c)
 static void on_new_call(void *owner, bool ok)
 {
     struct mu_rpc_call *c = owner;
-    struct server_queue *q = c->queue;
-    q->n_pending--;
+    struct mu_rpc_server *s = c->server;
+    s->n_pending--;
     if (!ok) { /* the server is stopping */
         call_let_go(c);
         return;
     }
-    request_calls(q);
-    c->method = find_method(q->server, c->details.method);
-    c->deadline_ns = mu_rpc_deadline(c->details.deadline);
-    c->metadata = copy_metadata(&c->headers);
-    char *peer = grpc_call_get_peer(c->wire);
-    c->peer = mu_strdup(peer);
-    gpr_free(peer);
+    request_calls(s);
+    c->method = find_method(s, c->details.method);
     if (c->method && c->method->max_queued_bytes) c->outbox.max_bytes = c->method->max_queued_bytes;
     grpc_op op = {.op = GRPC_OP_RECV_CLOSE_ON_SERVER, .data.recv_close_on_server.cancelled = &c->closed_by_cancel};
     if (!start_receiving(c, &op, &c->close_tag)) {
@@ -463,8 +407,8 @@ void mu_rpc_call_reply(struct mu_rpc_call *c, const ProtobufCMessage *msg)
 
 static void *poll_thread(void *arg)
 {
-    struct server_queue *q = arg;
-    mu_rpc_poll(q->cq);
+    struct mu_rpc_server *s = arg;
+    mu_rpc_poll(s->cq);
     return NULL;
 }
 
@@ -488,16 +432,14 @@ static bool wait_shut_slice(struct mu_rpc_server *s, int64_t until_ns)
     return shut;
 }
 
-/* Queues without a thread are polled here, turn by turn: nobody else would, and the server's end waits for them. */
+/* A queue without a thread is polled here: nobody else would, and the server's end waits for it. */
 static bool wait_shut(struct mu_rpc_server *s, int ms)
 {
     int64_t until = mu_now_ns() + (ms > 0 ? ms : 0) * MU_MS;
-    bool shut, all_run = true;
-    for (int i = 0; i < s->n_queue; i++) all_run = all_run && s->queue[i].running;
-    if (all_run) return wait_shut_slice(s, until);
+    bool shut;
+    if (s->running) return wait_shut_slice(s, until);
     do {
-        for (int i = 0; i < s->n_queue; i++)
-            if (!s->queue[i].running) mu_rpc_poll_until(s->queue[i].cq, mu_now_ns() + INLINE_SLICE_MS * MU_MS);
+        mu_rpc_poll_until(s->cq, mu_now_ns() + INLINE_SLICE_MS * MU_MS);
         shut = wait_shut_slice(s, mu_now_ns());
     } while (!shut && mu_now_ns() < until);
     return shut;
@@ -566,40 +508,30 @@ static enum mu_status listen_all(struct mu_rpc_server *s, const char *const *add
     return st;
 }
 
-static enum mu_status start_queues(struct mu_rpc_server *s, struct mu_err *err)
+static enum mu_status start_polling(struct mu_rpc_server *s, struct mu_err *err)
 {
-    for (int i = 0; i < s->n_queue; i++) {
-        struct server_queue *q = &s->queue[i];
-        request_calls(q);
-        enum mu_status st = q->n_pending ? mu_rpc_thread_start(&q->thread, poll_thread, q, err)
-                                         : mu_fail(err, MU_ENOMEM, "calls of a gRPC server");
-        if (st != MU_OK) return st;
-        q->running = true;
-    }
-    return MU_OK;
+    request_calls(s);
+    enum mu_status st = s->n_pending ? mu_rpc_thread_start(&s->thread, poll_thread, s, err)
+                                     : mu_fail(err, MU_ENOMEM, "calls of a gRPC server");
+    s->running = st == MU_OK;
+    return st;
 }
 
-/* The gRPC server ends, polled by its threads, or here where they were not started. False: it did not, because a
+/* The gRPC server ends, polled by its thread, or here where that was not started. False: it did not, because a
  * handler does not return; all of it must then stay as it is. */
 static bool shut_core(struct mu_rpc_server *s, int grace_ms)
 {
-    struct server_queue *first = &s->queue[0];
     s->shutdown_tag = (struct mu_rpc_tag){.fn = on_shut, .owner = s};
-    grpc_server_shutdown_and_notify(s->core, first->cq, mu_rpc_arm(&s->shutdown_tag));
+    grpc_server_shutdown_and_notify(s->core, s->cq, mu_rpc_arm(&s->shutdown_tag));
     bool shut = wait_shut(s, grace_ms);
     if (!shut) grpc_server_cancel_all_calls(s->core);
     for (int i = 1; !shut && i <= STUCK_TURNS; i++)
         if (!(shut = wait_shut(s, STUCK_MS)))
             mu_error("grpc", "server still stopping after %d s: a handler does not return", i * STUCK_MS / 1000);
     if (!shut) return false;
-    for (int i = 0; i < s->n_queue; i++) grpc_completion_queue_shutdown(s->queue[i].cq);
-    for (int i = 0; i < s->n_queue; i++) {
-        struct server_queue *q = &s->queue[i];
-        if (q->running)
-            pthread_join(q->thread, NULL);
-        else if (!mu_rpc_poll_until(q->cq, mu_now_ns() + STUCK_MS * MU_MS))
-            return false;
-    }
+    grpc_completion_queue_shutdown(s->cq);
+    if (!s->running) return mu_rpc_poll_until(s->cq, mu_now_ns() + STUCK_MS * MU_MS);
+    pthread_join(s->thread, NULL);
     return true;
 }
 
@@ -611,13 +543,12 @@ void mu_rpc_server_stop(struct mu_rpc_server *s, int grace_ms)
     if (s->services) mu_rpc_services_stop(s->services);
     if (s->core) {
         if (!shut_core(s, grace_ms)) return;
-        for (int i = 0; i < s->n_queue; i++) grpc_completion_queue_destroy(s->queue[i].cq);
+        grpc_completion_queue_destroy(s->cq);
         grpc_server_destroy(s->core);
     }
     mu_rpc_services_destroy(s->services);
     pthread_cond_destroy(&s->changed);
     pthread_mutex_destroy(&s->lock);
-    mu_free(s->queue);
     mu_free(s->method);
     mu_free(s->port);
     mu_free(s);
@@ -627,29 +558,19 @@ void mu_rpc_server_stop(struct mu_rpc_server *s, int grace_ms)
 enum mu_status mu_rpc_server_start(const struct mu_rpc_server_options *opt, struct mu_rpc_server **server_out,
                                    struct mu_err *err)
 {
-    int n_thread = opt->n_thread ? opt->n_thread : 1;
-    if (n_thread < 1 || n_thread > MAX_THREADS)
-        return mu_fail(err, MU_EINVAL, "a gRPC server has 1 to %d poll threads, not %d", MAX_THREADS, n_thread);
     struct mu_rpc_server *s = mu_calloc(1, sizeof *s);
     if (!s) return mu_fail(err, MU_ENOMEM, "gRPC server");
     mu_rpc_init();
     enum mu_status st;
     mu_rpc_cond_init(&s->changed);
     pthread_mutex_init(&s->lock, NULL);
-    s->queue = mu_calloc((size_t)n_thread, sizeof *s->queue);
-    st = s->queue ? MU_OK : mu_fail(err, MU_ENOMEM, "gRPC server");
-    if (st != MU_OK) goto fail;
     MU_TRY(st, copy_methods(s, opt, err), fail);
     s->core = create_core(s);
-    s->n_queue = n_thread;
-    for (int i = 0; i < n_thread; i++) {
-        s->queue[i].server = s;
-        s->queue[i].cq = grpc_completion_queue_create_for_next(NULL);
-        grpc_server_register_completion_queue(s->core, s->queue[i].cq, NULL);
-    }
+    s->cq = grpc_completion_queue_create_for_next(NULL);
+    grpc_server_register_completion_queue(s->core, s->cq, NULL);
     MU_TRY(st, listen_all(s, opt->addresses, err), fail);
     grpc_server_start(s->core);
-    MU_TRY(st, start_queues(s, err), fail);
+    MU_TRY(st, start_polling(s, err), fail);
     *server_out = s;
     return MU_OK;
 fail:

@@ -225,7 +225,6 @@ static enum mu_status stream_open(struct mu_engine *e, int connect_ms, struct mu
     attach.gang = (char *)e->opt.gang;
     attach.secret = (ProtobufCBinaryData){32, (uint8_t *)e->opt.secret};
     attach.max_sequences = e->opt.max_sequences;
-    attach.context = e->opt.context;
     up.epoch = e->opt.epoch;
     up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_ATTACH;
     up.attach = &attach;
@@ -533,9 +532,6 @@ void mu_engine_put_stats(struct mu_engine *e, const struct mu_sched_counts *c)
     Muster__Internal__V1__EngineStats stats = MUSTER__INTERNAL__V1__ENGINE_STATS__INIT;
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
     stats.steps = c->steps;
-    stats.active = c->active;
-    stats.waiting = c->waiting;
-    stats.free_pages = c->free_pages;
     stats.drafted = c->drafted;
     stats.drafts_taken = c->drafts_taken;
     stats.model_drafted = c->model_drafted;

@@ -21,7 +21,7 @@ struct mu_engine_options { /* borrowed while the engine lives */
     const char *address, *gang;
     uint64_t epoch;
     const uint8_t *secret; /* [32] */
-    uint32_t max_sequences, context;
+    uint32_t max_sequences;
 };
 
 enum mu_engine_kind { MU_ENGINE_SUBMIT, MU_ENGINE_CANCEL, MU_ENGINE_DRAIN, MU_ENGINE_RESET };

@@ -334,7 +334,6 @@ static enum mu_status lead(struct rank *r, struct mu_err *err)
         .epoch = r->req->epoch,
         .secret = r->req->secret.data,
         .max_sequences = r->req->parallel,
-        .context = r->req->context,
     };
     struct mu_leader_options lo = {
         .model = r->model,

@@ -1,4 +1,4 @@
-/* Descriptors, files and run folders: short reads, deadlines, peers that go, files that are never half there. */
+/* Descriptors, files and run folders: short writes, deadlines, peers that go, files that are never half there. */
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
@@ -37,15 +37,6 @@ static char *in_dir(const char *name)
 enum { BIG = 3 << 20 };
 static unsigned char big[BIG], got[BIG];
 
-static void *dribble(void *fd)
-{
-    for (size_t i = 0; i < 300; i++) {
-        if (write(*(int *)fd, big + i, 1) != 1) return NULL;
-        if (i % 50 == 0) mu_sleep_ms(2);
-    }
-    return NULL;
-}
-
 static void *swallow(void *fd)
 {
     size_t len = 0;
@@ -61,7 +52,7 @@ static void make_pair(int kind, int fds[2])
 }
 
 /* Kinds: a blocking socket, a non-blocking one, a pipe. fds[0] reads, fds[1] writes. */
-static void short_reads_and_writes(void **state)
+static void short_writes(void **state)
 {
     (void)state;
     for (size_t i = 0; i < BIG; i++) big[i] = (unsigned char)(i * 31 + i / 251);
@@ -69,19 +60,12 @@ static void short_reads_and_writes(void **state)
         int fds[2];
         pthread_t thread;
         make_pair(kind, fds);
-        memset(got, 0, sizeof got);
-        assert_int_equal(pthread_create(&thread, NULL, dribble, &fds[1]), 0);
-        assert_int_equal(mu_fd_read(fds[0], got, 300, mu_now_ns() + 30 * MU_SEC, "peer", &err), MU_OK);
-        pthread_join(thread, NULL);
-        assert_memory_equal(got, big, 300);
-
         if (kind == 1) fcntl(fds[0], F_SETFL, 0); /* the thread reads without poll */
         memset(got, 0, sizeof got);
         assert_int_equal(pthread_create(&thread, NULL, swallow, &fds[0]), 0);
         assert_int_equal(mu_fd_write(fds[1], big, BIG, mu_now_ns() + 30 * MU_SEC, "peer", &err), MU_OK);
         pthread_join(thread, NULL);
         assert_memory_equal(got, big, BIG);
-        assert_int_equal(mu_fd_read(fds[0], got, 0, 0, "peer", &err), MU_OK);
         close(fds[0]), close(fds[1]);
     }
 }
@@ -92,18 +76,11 @@ static void deadlines_hold(void **state)
     for (int kind = 0; kind < 3; kind++) {
         int fds[2];
         make_pair(kind, fds);
-        int64_t start = mu_now_ns();
-        assert_int_equal(write(fds[1], "abc", 3), 3);
-        assert_int_equal(mu_fd_read(fds[0], got, 5, start + 30 * MU_MS, "node-7", &err), MU_ETIMEOUT);
+        int64_t start = mu_now_ns(); /* nobody reads: a blocking write() would never return */
+        assert_int_equal(mu_fd_write(fds[1], big, BIG, start + 30 * MU_MS, "node-7", &err), MU_ETIMEOUT);
         int64_t waited = mu_now_ns() - start;
         assert_true(waited >= 30 * MU_MS && waited < 10 * MU_SEC);
-        assert_non_null(strstr(err.text, "node-7: 3 of 5 bytes"));
-        start = mu_now_ns(); /* nobody reads: a blocking write() would never return */
-        assert_int_equal(mu_fd_write(fds[1], big, BIG, start + 30 * MU_MS, "node-7", &err), MU_ETIMEOUT);
-        waited = mu_now_ns() - start;
-        assert_true(waited >= 30 * MU_MS && waited < 10 * MU_SEC);
         assert_non_null(strstr(err.text, "node-7"));
-        assert_int_equal(mu_fd_read(fds[0], got, 5, 0, "node-7", &err), MU_OK); /* it is there: no wait, no timeout */
         close(fds[0]), close(fds[1]);
     }
 }
@@ -114,19 +91,12 @@ static void peers_that_go(void **state)
     for (int kind = 0; kind < 3; kind++) {
         int fds[2];
         make_pair(kind, fds);
-        assert_int_equal(write(fds[1], "abc", 3), 3);
-        close(fds[1]);
-        assert_int_equal(mu_fd_read(fds[0], got, 5, mu_now_ns() + MU_SEC, "node-7", &err), MU_EPEER);
-        assert_non_null(strstr(err.text, "node-7"));
-        close(fds[0]);
-        make_pair(kind, fds);
         close(fds[0]);
         if (kind == 2) signal(SIGPIPE, SIG_IGN); /* for sockets the default, which kills, stays */
         assert_int_equal(mu_fd_write(fds[1], big, 100, mu_now_ns() + MU_SEC, "node-7", &err), MU_EPEER);
         signal(SIGPIPE, SIG_DFL);
         close(fds[1]);
     }
-    assert_int_equal(mu_fd_read(-1, got, 5, mu_now_ns() + MU_SEC, "nobody", &err), MU_EIO);
     assert_int_equal(mu_fd_write(-1, got, 5, mu_now_ns() + MU_SEC, "nobody", &err), MU_EIO);
 }
 
@@ -356,10 +326,9 @@ int main(void)
     unsetenv("XDG_RUNTIME_DIR");
     if (mu_run_dir_create(&dir, &err) != MU_OK) return 1;
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(short_reads_and_writes), cmocka_unit_test(deadlines_hold),
-        cmocka_unit_test(peers_that_go),          cmocka_unit_test(whole_files),
-        cmocka_unit_test(files_appear_whole),     cmocka_unit_test(pieces_of_any_size),
-        cmocka_unit_test(never_half_a_file),      cmocka_unit_test(run_folders),
+        cmocka_unit_test(short_writes),      cmocka_unit_test(deadlines_hold),     cmocka_unit_test(peers_that_go),
+        cmocka_unit_test(whole_files),       cmocka_unit_test(files_appear_whole), cmocka_unit_test(pieces_of_any_size),
+        cmocka_unit_test(never_half_a_file), cmocka_unit_test(run_folders),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     mu_run_dir_remove(dir);

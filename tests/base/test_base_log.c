@@ -66,7 +66,7 @@ static void text_lines(void **state)
     init(NULL, "text", "error");
     mu_warn("x", "not shown");
     mu_error("worker", "gang 1 is ready");
-    mu_log_set_level(MU_LOG_DEBUG);
+    init(NULL, "text", "debug");
     mu_debug("worker", "shown");
     char *text = capture_end();
     const char *stamp = "[0-2][0-9]:[0-5][0-9]:[0-6][0-9]\\.[0-9]{3}";

@@ -59,7 +59,7 @@ static pid_t child_with_folder(char *path_out, size_t bytes)
         for (;;) pause();
     }
     close(tell[1]);
-    assert_int_equal(mu_fd_read(tell[0], path_out, bytes, mu_now_ns() + 10 * MU_SEC, "child", &err), MU_OK);
+    assert_int_equal(read(tell[0], path_out, bytes), (ssize_t)bytes); /* a pipe gives it whole: less than PIPE_BUF */
     close(tell[0]);
     return pid;
 }

@@ -79,7 +79,7 @@ static void clock_runs_forward(void **state)
     (void)state;
     int64_t a = mu_now_ns();
     mu_sleep_ms(5);
-    int64_t b = mu_clock_now(&mu_clock_monotonic);
+    int64_t b = mu_now_ns();
     assert_true(b - a >= 5 * MU_MS);
     mu_sleep_ms(-1);
 }

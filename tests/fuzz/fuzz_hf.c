@@ -116,7 +116,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     size_t n_config, n_index, n_header;
     unsigned hash = 0;
     if (!dir) {
-        mu_log_set_level(MU_LOG_ERROR);
+        setenv("MUSTER_LOG", "error", 0);
+        mu_log_init("fuzz_hf");
         if (mu_run_dir_create(&dir, &err) != MU_OK) return 0;
         atexit(leave);
     }

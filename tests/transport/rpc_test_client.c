@@ -12,11 +12,11 @@ int64_t in_ms(int ms)
     return mu_now_ns() + ms * MU_MS;
 }
 
-struct fixture *fixture_start(int n_thread, size_t limit_bytes)
+struct fixture *fixture_start(size_t limit_bytes)
 {
     struct fixture *f = calloc(1, sizeof *f);
     struct mu_err err = MU_ERR_INIT;
-    if (test_service_start(&f->service, "127.0.0.1:0", n_thread, limit_bytes, &f->server, &err) != MU_OK)
+    if (test_service_start(&f->service, "127.0.0.1:0", limit_bytes, &f->server, &err) != MU_OK)
         fail_msg("%s", err.text);
     snprintf(f->address, sizeof f->address, "127.0.0.1:%d", mu_rpc_server_port(f->server, 0));
     assert_int_equal(mu_rpc_channel_open(f->address, &f->channel, &err), MU_OK);

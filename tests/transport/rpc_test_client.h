@@ -33,7 +33,7 @@ struct fixture {
     char address[64];
 };
 
-struct fixture *fixture_start(int n_thread, size_t limit_bytes);
+struct fixture *fixture_start(size_t limit_bytes);
 /* Also checks that every call that began has ended. */
 void fixture_stop(struct fixture *f);
 

@@ -17,7 +17,7 @@ int main(int argc, char **argv)
     char line[256], name[200];
     int serving;
     mu_log_init("rpc_test_server");
-    if (argc != 2 || test_service_start(&service, argv[1], 1, 0, &server, &err) != MU_OK) {
+    if (argc != 2 || test_service_start(&service, argv[1], 0, &server, &err) != MU_OK) {
         fprintf(stderr, "rpc_test_server: %s\n", err.text);
         return 1;
     }

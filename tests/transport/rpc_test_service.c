@@ -9,18 +9,6 @@
 #include "muster/v1/muster.pb-c.h"
 #include "proto/descriptors.h"
 
-static void note_start(struct test_service *t, struct mu_rpc_call *call)
-{
-    int64_t deadline = mu_rpc_call_deadline_ns(call);
-    atomic_store(&t->deadline_left_ns, deadline == MU_FOREVER ? INT64_MAX : deadline - mu_now_ns());
-    const char *agent = mu_rpc_call_metadata(call, "user-agent");
-    pthread_mutex_lock(&t->lock); /* the server may have several threads */
-    snprintf(t->peer, sizeof t->peer, "%s", mu_rpc_call_peer(call));
-    snprintf(t->header, sizeof t->header, "%s", agent ? agent : "");
-    pthread_mutex_unlock(&t->lock);
-    atomic_fetch_add(&t->n_started, 1);
-}
-
 static void on_done(struct mu_rpc_call *call, bool cancelled, void *ctx)
 {
     (void)call;
@@ -35,7 +23,7 @@ static void on_done(struct mu_rpc_call *call, bool cancelled, void *ctx)
 static void on_tokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
 {
     const Muster__V1__TokenizeRequest *q = (const Muster__V1__TokenizeRequest *)msg;
-    note_start(ctx, call);
+    atomic_fetch_add(&((struct test_service *)ctx)->n_started, 1);
     if (strcmp(q->text, "hang") == 0) return;
     if (strcmp(q->text, "twice") == 0) mu_rpc_call_finish(call, MU_RPC_NOT_FOUND, "first of two ends");
     Muster__V1__TokenizeReply r = MUSTER__V1__TOKENIZE_REPLY__INIT;
@@ -55,7 +43,7 @@ static void on_tokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
 static void on_detokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
 {
     const Muster__V1__DetokenizeRequest *q = (const Muster__V1__DetokenizeRequest *)msg;
-    note_start(ctx, call);
+    atomic_fetch_add(&((struct test_service *)ctx)->n_started, 1);
     char text[256];
     size_t n = 0;
     for (size_t i = 0; i < q->n_ids && n + 1 < sizeof text; i++) text[n++] = (char)q->ids[i];
@@ -91,7 +79,7 @@ static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
     struct test_service *t = ctx;
     const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)msg;
     const char *kind = q->prompt_case == MUSTER__V1__GENERATE_REQUEST__PROMPT_TEXT ? q->text : "";
-    note_start(t, call);
+    atomic_fetch_add(&t->n_started, 1);
     if (strcmp(kind, "flood") == 0) {
         flood(t, call);
         return;
@@ -112,7 +100,7 @@ static void on_attach(struct mu_rpc_call *call, const ProtobufCMessage *msg, voi
 {
     struct test_service *t = ctx;
     const Muster__Internal__V1__EngineUp *up = (const Muster__Internal__V1__EngineUp *)msg;
-    if (!mu_rpc_call_user(call)) note_start(t, call);
+    if (!mu_rpc_call_user(call)) atomic_fetch_add(&t->n_started, 1);
     mu_rpc_call_set_user(call, t);
     Muster__Internal__V1__EngineDown down = MUSTER__INTERNAL__V1__ENGINE_DOWN__INIT;
     down.epoch = up->epoch;
@@ -125,11 +113,10 @@ static void on_attach_end(struct mu_rpc_call *call, void *ctx)
     mu_rpc_call_finish(call, MU_RPC_OK, "%s", "");
 }
 
-enum mu_status test_service_start(struct test_service *t, const char *address, int n_thread, size_t limit_bytes,
+enum mu_status test_service_start(struct test_service *t, const char *address, size_t limit_bytes,
                                   struct mu_rpc_server **server_out, struct mu_err *err)
 {
     char copy[400], *addresses[3] = {copy, NULL, NULL};
-    pthread_mutex_init(&t->lock, NULL);
     snprintf(copy, sizeof copy, "%s", address);
     char *space = strchr(copy, ' ');
     if (space) {
@@ -165,7 +152,6 @@ enum mu_status test_service_start(struct test_service *t, const char *address, i
                                               .methods = methods,
                                               .n_method = sizeof methods / sizeof *methods,
                                               .descriptor_set = mu_descriptor_set,
-                                              .descriptor_set_bytes = mu_descriptor_set_bytes,
-                                              .n_thread = n_thread};
+                                              .descriptor_set_bytes = mu_descriptor_set_bytes};
     return mu_rpc_server_start(&opt, server_out, err);
 }

@@ -10,7 +10,6 @@
 #ifndef MU_TESTS_RPC_TEST_SERVICE_H
 #define MU_TESTS_RPC_TEST_SERVICE_H
 
-#include <pthread.h>
 #include <stdatomic.h>
 
 #include "transport/rpc.h"
@@ -20,15 +19,12 @@ struct test_service {
     atomic_int n_flooded;             /* replies that "flood" could queue */
     atomic_long max_queued;           /* bytes, as mu_rpc_call_queued said */
     atomic_llong cancelled_at_ns;     /* when the last cancel was seen */
-    atomic_llong deadline_left_ns;    /* what the last call had left when it came; INT64_MAX: none */
     struct mu_rpc_call *_Atomic kept; /* "keep": the test releases it */
-    pthread_mutex_t lock;             /* of the next two */
-    char header[64], peer[128];       /* of the last call: user-agent, where it came from */
 };
 
 /* Starts a server of all this with health and reflection. address: one or, with a space between, two. limit_bytes: of
  * Tokenize requests, 0 = default. */
-enum mu_status test_service_start(struct test_service *t, const char *address, int n_thread, size_t limit_bytes,
+enum mu_status test_service_start(struct test_service *t, const char *address, size_t limit_bytes,
                                   struct mu_rpc_server **server_out, struct mu_err *err);
 
 #endif

@@ -28,17 +28,11 @@ static void test_codes(void **state)
 static void test_unary(void **state)
 {
     (void)state;
-    struct fixture *f = fixture_start(1, 0);
+    struct fixture *f = fixture_start(0);
     struct mu_err err = MU_ERR_INIT;
     size_t n;
     if (tokenize(f->channel, "hello", 5000, &n, &err) != MU_OK) fail_msg("%s", err.text);
     assert_int_equal(n, 5);
-    pthread_mutex_lock(&f->service.lock);
-    assert_true(strncmp(f->service.peer, "ipv4:127.0.0.1:", 15) == 0);
-    assert_non_null(strstr(f->service.header, "grpc"));
-    pthread_mutex_unlock(&f->service.lock);
-    int64_t left = atomic_load(&f->service.deadline_left_ns);
-    assert_true(left > 1000 * MU_MS && left <= 5000 * MU_MS);
 
     enum { ROUNDS = 500 };
     int64_t begin = mu_now_ns();
@@ -61,7 +55,7 @@ static void test_unary(void **state)
 static void test_unknown_method(void **state)
 {
     (void)state;
-    struct fixture *f = fixture_start(1, 0);
+    struct fixture *f = fixture_start(0);
     struct mu_err err = MU_ERR_INIT;
     Muster__V1__TokenizeRequest q = MUSTER__V1__TOKENIZE_REQUEST__INIT;
     ProtobufCMessage *reply;
@@ -75,10 +69,11 @@ static void test_unknown_method(void **state)
     fixture_stop(f);
 }
 
-static void run_streams(int n_thread)
+static void test_streams(void **state)
 {
+    (void)state;
     enum { STREAMS = 64, MESSAGES = 100 };
-    struct fixture *f = fixture_start(n_thread, 0);
+    struct fixture *f = fixture_start(0);
     struct hearing *h = calloc(STREAMS, sizeof *h);
     struct mu_rpc_stream *s[STREAMS];
     int64_t begin = mu_now_ns();
@@ -90,25 +85,17 @@ static void run_streams(int n_thread)
         assert_int_equal(atomic_load(&h[i].code), MU_RPC_OK);
         mu_rpc_stream_release(s[i]);
     }
-    printf("%d streams of %d messages, %d poll thread(s): %.1f ms\n", STREAMS, MESSAGES, n_thread,
-           (double)(mu_now_ns() - begin) / 1e6);
+    printf("%d streams of %d messages: %.1f ms\n", STREAMS, MESSAGES, (double)(mu_now_ns() - begin) / 1e6);
     WAIT_FOR(atomic_load(&f->service.n_done) == STREAMS, 2000);
     assert_int_equal(atomic_load(&f->service.n_cancelled), 0);
     free(h);
     fixture_stop(f);
 }
 
-static void test_streams(void **state)
-{
-    (void)state;
-    run_streams(1);
-    run_streams(3);
-}
-
 static void test_stream_status(void **state)
 {
     (void)state;
-    struct fixture *f = fixture_start(1, 0);
+    struct fixture *f = fixture_start(0);
     struct hearing h = {0};
     struct mu_rpc_stream *s = generate(f->channel, "abort", 0, MU_FOREVER, &h);
     WAIT_FOR(atomic_load(&h.n_done), 5000);
@@ -126,7 +113,7 @@ static void test_bidi(void **state)
 {
     (void)state;
     enum { ROUNDS = 200 };
-    struct fixture *f = fixture_start(1, 0);
+    struct fixture *f = fixture_start(0);
     struct hearing h = {0};
     struct mu_rpc_stream *s =
         open_stream(f->channel, ATTACH, &muster__internal__v1__engine_down__descriptor, 0, MU_FOREVER, &h);
@@ -158,7 +145,7 @@ static void test_bidi(void **state)
 static void test_cancel(void **state)
 {
     (void)state;
-    struct fixture *f = fixture_start(1, 0);
+    struct fixture *f = fixture_start(0);
     struct hearing h = {0};
     struct mu_rpc_stream *s = generate(f->channel, "hang", 0, MU_FOREVER, &h);
     WAIT_FOR(atomic_load(&h.n_message) == 1, 5000);
@@ -176,7 +163,7 @@ static void test_cancel(void **state)
 static void test_deadlines(void **state)
 {
     (void)state;
-    struct fixture *f = fixture_start(1, 0);
+    struct fixture *f = fixture_start(0);
     struct mu_err err = MU_ERR_INIT;
     assert_int_equal(tokenize(f->channel, "warm", 5000, NULL, &err), MU_OK);
     int64_t begin = mu_now_ns();
@@ -191,14 +178,7 @@ static void test_deadlines(void **state)
     struct mu_rpc_stream *s = generate(f->channel, "hang", 0, in_ms(300), &h);
     WAIT_FOR(atomic_load(&h.n_done), 1500);
     assert_int_equal(atomic_load(&h.code), MU_RPC_DEADLINE_EXCEEDED);
-    int64_t left = atomic_load(&f->service.deadline_left_ns);
-    assert_true(left > 0 && left <= 330 * MU_MS); /* gRPC sends few digits, rounded up */
     WAIT_FOR(atomic_load(&f->service.n_cancelled) == 2, 1000);
-    mu_rpc_stream_release(s);
-    struct hearing none = {0};
-    s = generate(f->channel, "count", 1, MU_FOREVER, &none);
-    WAIT_FOR(atomic_load(&none.n_done), 5000);
-    assert_true(atomic_load(&f->service.deadline_left_ns) == INT64_MAX);
     mu_rpc_stream_release(s);
     fixture_stop(f);
 }
@@ -208,7 +188,7 @@ static void test_deadlines(void **state)
 static void test_limits(void **state)
 {
     (void)state;
-    struct fixture *f = fixture_start(1, 1000);
+    struct fixture *f = fixture_start(1000);
     struct mu_err err = MU_ERR_INIT;
     char *text = malloc(6 << 20);
     memset(text, 'a', 6 << 20);
@@ -257,7 +237,7 @@ static enum mu_status send_raw(struct fixture *f, const char *data, size_t len, 
 static void test_bad_text(void **state)
 {
     (void)state;
-    struct fixture *f = fixture_start(1, 0);
+    struct fixture *f = fixture_start(0);
     struct mu_err err = MU_ERR_INIT;
     assert_int_equal(send_raw(f, "gr\xc3\xbc\xc3\x9f", 6, &err), MU_OK);
     assert_int_equal(send_raw(f, "a\0b", 3, &err), MU_EINVAL);
@@ -291,7 +271,7 @@ static void test_unpack_budget(void **state)
 {
     (void)state;
     enum { EMPTY = 200000 };
-    struct fixture *f = fixture_start(1, 0);
+    struct fixture *f = fixture_start(0);
     Muster__Internal__V1__RequestTokens one = MUSTER__INTERNAL__V1__REQUEST_TOKENS__INIT;
     Muster__Internal__V1__EngineTokens many = MUSTER__INTERNAL__V1__ENGINE_TOKENS__INIT;
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
@@ -323,7 +303,7 @@ static void test_unpack_budget(void **state)
 static void test_back_pressure(void **state)
 {
     (void)state;
-    struct fixture *f = fixture_start(1, 0);
+    struct fixture *f = fixture_start(0);
     sem_t gate;
     sem_init(&gate, 0, 0);
     struct hearing h = {.gate = &gate};

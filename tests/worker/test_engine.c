@@ -115,7 +115,7 @@ static void coordinator_start(struct coordinator *c, bool forms)
     mu_rpc_init();
     if (mu_rpc_server_start(&o, &c->server, &err)) fail_msg("%s", err.text);
     const struct mu_engine_options eo = {
-        .address = c->address, .gang = "test", .epoch = 5, .secret = c->secret, .max_sequences = 4, .context = 100};
+        .address = c->address, .gang = "test", .epoch = 5, .secret = c->secret, .max_sequences = 4};
     static struct mu_engine_options kept;
     kept = eo;
     if (mu_engine_open(&kept, &c->engine, &err)) fail_msg("%s", err.text);

@@ -17,6 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/utf8.h"
+
 static char process_name[64];
 static atomic_int least_level = MU_LOG_INFO;
 static atomic_int as_json;
@@ -58,23 +60,6 @@ static void put_str(struct line *l, const char *s)
     put(l, s, strlen(s));
 }
 
-/* One code point of s into *cp_out; its length in bytes, or 0 where it is no UTF-8 (overlong, surrogate, cut). */
-static size_t utf8_next(const unsigned char *s, uint32_t *cp_out)
-{
-    static const uint32_t least[] = {0, 0, 0x80, 0x800, 0x10000};
-    unsigned char c = s[0];
-    size_t len = c < 0x80 ? 1 : c >= 0xC2 && c < 0xE0 ? 2 : c >= 0xE0 && c < 0xF0 ? 3 : c >= 0xF0 && c < 0xF5 ? 4 : 0;
-    if (len == 0) return 0;
-    uint32_t cp = len == 1 ? c : c & (0x7Fu >> len);
-    for (size_t i = 1; i < len; i++) { /* the NUL at the end is no continuation: never read beyond it */
-        if ((s[i] & 0xC0) != 0x80) return 0;
-        cp = cp << 6 | (s[i] & 0x3F);
-    }
-    if (cp < least[len] || cp > 0x10FFFF || (cp >= 0xD800 && cp < 0xE000)) return 0;
-    *cp_out = cp;
-    return len;
-}
-
 static int must_escape(uint32_t cp)
 {
     return cp < 0x20 || (cp >= 0x7F && cp < 0xA0)                               /* C0, DEL, C1 */
@@ -84,12 +69,11 @@ static int must_escape(uint32_t cp)
 /* Appends s, escaped, up to limit; a cut is marked. */
 static void put_escaped(struct line *l, const char *s, int json)
 {
-    const unsigned char *p = (const unsigned char *)s;
-    while (*p) {
+    for (const char *p = s, *end = s + strlen(s); p < end;) {
         uint32_t cp = 0;
         char escaped[8];
-        const char *piece = (const char *)p;
-        size_t n = utf8_next(p, &cp), piece_len = n;
+        const char *piece = p;
+        size_t n = (size_t)mu_utf8_next(p, (size_t)(end - p), &cp), piece_len = n;
         if (n == 0) {
             n = 1;
             piece = "\xEF\xBF\xBD";

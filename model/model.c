@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/utf8.h"
 #include "kernels/kernels.h"
 #include "model/arch.h"
 
@@ -309,30 +310,13 @@ void mu_model_count(struct mu_model *m)
             if (m->layer[layer][id]) count_tensor(m, m->layer[layer][id]);
 }
 
-/* Length of the well-formed UTF-8 character at s, printable or not; 0 where there is none. */
-static size_t utf8_len(const char *s, size_t n)
-{
-    const unsigned char *u = (const unsigned char *)s;
-    size_t len = u[0] < 0x80                   ? 1
-                 : u[0] >= 0xc2 && u[0] < 0xe0 ? 2
-                 : (u[0] & 0xf0) == 0xe0       ? 3
-                 : u[0] >= 0xf0 && u[0] < 0xf5 ? 4
-                                               : 0;
-    if (!len || len > n) return 0;
-    for (size_t i = 1; i < len; i++)
-        if ((u[i] & 0xc0) != 0x80) return 0;
-    if ((u[0] == 0xe0 && u[1] < 0xa0) || (u[0] == 0xed && u[1] > 0x9f) || (u[0] == 0xf0 && u[1] < 0x90) ||
-        (u[0] == 0xf4 && u[1] > 0x8f))
-        return 0;
-    return len;
-}
-
 /* Copies whole characters; control characters and what is no UTF-8 become '?'. */
 static void set_name(struct mu_model *m, struct mu_str from)
 {
     size_t n = 0;
     for (size_t i = 0; i < from.len;) {
-        size_t len = utf8_len(from.p + i, from.len - i);
+        uint32_t cp;
+        size_t len = (size_t)mu_utf8_next(from.p + i, from.len - i, &cp);
         bool shown = len > 1 || (len == 1 && from.p[i] >= 0x20 && from.p[i] != 0x7f);
         if (n + (shown ? len : 1) >= sizeof m->name) break;
         if (shown)

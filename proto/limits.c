@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/alloc.h"
+#include "base/utf8.h"
 
 bool mu_utf8_valid(const void *text, size_t len)
 {
@@ -19,28 +20,10 @@ bool mu_utf8_valid(const void *text, size_t len)
             p += 8;
         }
         if (p == end) break;
-        uint8_t c = *p++;
-        if (c == 0) return false;
-        if (c < 0x80) continue;
-        int follow;
-        uint8_t low = 0x80, high = 0xBF; /* bounds of the first following byte */
-        if (c >= 0xC2 && c <= 0xDF) {
-            follow = 1;
-        } else if (c >= 0xE0 && c <= 0xEF) {
-            follow = 2;
-            if (c == 0xE0) low = 0xA0;
-            if (c == 0xED) high = 0x9F;
-        } else if (c >= 0xF0 && c <= 0xF4) {
-            follow = 3;
-            if (c == 0xF0) low = 0x90;
-            if (c == 0xF4) high = 0x8F;
-        } else {
-            return false;
-        }
-        if (end - p < follow || *p < low || *p > high) return false;
-        for (int i = 1; i < follow; i++)
-            if ((p[i] & 0xC0) != 0x80) return false;
-        p += follow;
+        uint32_t cp;
+        int n = mu_utf8_next((const char *)p, (size_t)(end - p), &cp);
+        if (n == 0 || cp == 0) return false;
+        p += n;
     }
     return true;
 }

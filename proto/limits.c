@@ -86,7 +86,8 @@ enum mu_status mu_proto_check(const ProtobufCMessageDescriptor *type, const void
 
 struct budget {
     size_t left;
-    bool spent; /* an allocation was refused for the budget's sake */
+    bool spent;     /* an allocation was refused for the budget's sake */
+    bool no_memory; /* … or because there was none */
 };
 
 static void *budget_alloc(void *ctx, size_t size)
@@ -97,7 +98,9 @@ static void *budget_alloc(void *ctx, size_t size)
         return NULL;
     }
     b->left -= size;
-    return mu_malloc(size);
+    void *p = mu_malloc(size);
+    b->no_memory |= !p;
+    return p;
 }
 
 static void budget_free(void *ctx, void *p)
@@ -122,6 +125,7 @@ enum mu_status mu_proto_unpack(const ProtobufCMessageDescriptor *type, const voi
     }
     if (b.spent)
         return mu_fail(err, MU_ELIMIT, "%s: %zu bytes would unpack to more memory than is allowed", type->name, len);
+    if (b.no_memory) return mu_fail(err, MU_ENOMEM, "%s: no memory for a message of %zu bytes", type->name, len);
     return mu_fail(err, MU_EFORMAT, "%s: malformed message of %zu bytes", type->name, len);
 }
 

@@ -25,7 +25,7 @@ enum mu_status mu_proto_check(const ProtobufCMessageDescriptor *type, const void
 
 /* Check and unpack. budget_bytes bounds the sum of all allocations made on the way, freed ones too: merging a field
  * that is repeated again and again copies what was there, and a budget of the live bytes alone would let that run for
- * hours. 0: 16 × len + 64 KiB. Over it: MU_ELIMIT. Free with mu_proto_free. */
+ * hours. 0: 16 × len + 64 KiB. Over it: MU_ELIMIT; MU_ENOMEM. Free with mu_proto_free. */
 enum mu_status mu_proto_unpack(const ProtobufCMessageDescriptor *type, const void *data, size_t len,
                                size_t budget_bytes, ProtobufCMessage **msg_out, struct mu_err *err);
 void mu_proto_free(ProtobufCMessage *msg); /* NULL is fine */

@@ -303,7 +303,7 @@ static ProtobufCMessage *take_message(struct mu_rpc_stream *s, grpc_byte_buffer 
     struct mu_err err = MU_ERR_INIT;
     enum mu_status st = mu_rpc_unpack_buffer(s->response, buffer, s->max_response_bytes, &msg, &err);
     if (st == MU_OK) return msg;
-    stream_abort(s, st == MU_ELIMIT ? MU_RPC_RESOURCE_EXHAUSTED : MU_RPC_INTERNAL, err.text);
+    stream_abort(s, st == MU_ELIMIT || st == MU_ENOMEM ? MU_RPC_RESOURCE_EXHAUSTED : MU_RPC_INTERNAL, err.text);
     return NULL;
 }
 

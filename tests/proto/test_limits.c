@@ -8,6 +8,7 @@
 
 #include <cmocka.h>
 
+#include "base/alloc.h"
 #include "grpc/reflection/v1/reflection.pb-c.h"
 #include "muster/v1/internal.pb-c.h"
 #include "muster/v1/muster.pb-c.h"
@@ -206,6 +207,26 @@ static void test_budget(void **state)
     free(r.ids);
 }
 
+/* The n-th allocation fails, for every n until none does: never taken for a fault of the message. */
+static void test_no_memory(void **state)
+{
+    (void)state;
+    static const char data[] =
+        "\x0a\x01m\x12\x06prompt\x32\x01x\x32\x01y\x2a\x00"; /* model, text, two stops, sampling */
+    long n = 0, made;
+    enum mu_status st;
+    do {
+        ProtobufCMessage *msg = NULL;
+        struct mu_err err = MU_ERR_INIT;
+        mu_alloc_fail_at(++n);
+        st = mu_proto_unpack(&muster__v1__generate_request__descriptor, data, sizeof data - 1, 0, &msg, &err);
+        made = mu_alloc_fail_at(0);
+        assert_true(st == MU_ENOMEM || (st == MU_OK && made < n));
+        mu_proto_free(msg);
+    } while (st != MU_OK);
+    assert_true(n > 5);
+}
+
 /* Files of the embedded set, by the wire form of FileDescriptorSet: field 1 of the set, field 1 (the name) first in
  * each. */
 static void test_descriptors(void **state)
@@ -236,8 +257,9 @@ static void test_descriptors(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_utf8),   cmocka_unit_test(test_round_trip), cmocka_unit_test(test_malformed),
-        cmocka_unit_test(test_nested), cmocka_unit_test(test_budget),     cmocka_unit_test(test_descriptors),
+        cmocka_unit_test(test_utf8),        cmocka_unit_test(test_round_trip), cmocka_unit_test(test_malformed),
+        cmocka_unit_test(test_nested),      cmocka_unit_test(test_budget),     cmocka_unit_test(test_no_memory),
+        cmocka_unit_test(test_descriptors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -111,7 +111,10 @@ enum mu_status mu_rpc_call_send(struct mu_rpc_call *call, const ProtobufCMessage
 size_t mu_rpc_call_queued(struct mu_rpc_call *call); /* bytes not yet handed to the transport */
 void mu_rpc_call_finish(struct mu_rpc_call *call, enum mu_rpc_code code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-/* send + finish OK, for unary answers; a message that cannot be sent ends the call with an error instead. */
+/* Longest unary answer: gRPC clients take no longer message unless told otherwise. */
+enum { MU_RPC_REPLY_BYTES = 4 << 20 };
+/* send + finish OK, for unary answers; a message that cannot be sent ends the call with an error instead, a longer one
+ * with RESOURCE_EXHAUSTED before memory is taken for it. */
 void mu_rpc_call_reply(struct mu_rpc_call *call, const ProtobufCMessage *msg);
 
 /* ---- client ---- */

@@ -201,15 +201,19 @@ enum mu_status mu_rpc_pack(const ProtobufCMessage *msg, grpc_byte_buffer **buffe
 {
     size_t bytes = protobuf_c_message_get_packed_size(msg);
     if (bytes > INT_MAX) return MU_ELIMIT;
-    grpc_slice slice = grpc_slice_malloc(bytes);
-    protobuf_c_message_pack(msg, GRPC_SLICE_START_PTR(slice));
-    enum mu_status st = mu_proto_check(msg->descriptor, GRPC_SLICE_START_PTR(slice), bytes, NULL);
-    if (st == MU_OK) {
-        *buffer_out = grpc_raw_byte_buffer_create(&slice, 1);
-        *bytes_out = bytes;
+    uint8_t *packed = mu_malloc(bytes ? bytes : 1); /* gRPC's own slices end the process where there is no memory */
+    if (!packed) return MU_ENOMEM;
+    protobuf_c_message_pack(msg, packed);
+    enum mu_status st = mu_proto_check(msg->descriptor, packed, bytes, NULL);
+    if (st != MU_OK) {
+        mu_free(packed);
+        return st;
     }
+    grpc_slice slice = grpc_slice_new(packed, bytes, mu_free);
+    *buffer_out = grpc_raw_byte_buffer_create(&slice, 1);
+    *bytes_out = bytes;
     grpc_slice_unref(slice);
-    return st;
+    return MU_OK;
 }
 
 enum mu_status mu_rpc_unpack_buffer(const ProtobufCMessageDescriptor *type, grpc_byte_buffer *buffer, size_t max_bytes,

@@ -53,7 +53,7 @@ gpr_timespec mu_rpc_timespec(int64_t deadline_ns);
 
 /* ---- messages ---- */
 
-/* Packs and checks the strings. MU_EINVAL: a string is not UTF-8; MU_ELIMIT: over 2 GiB. */
+/* Packs and checks the strings. MU_EINVAL: a string is not UTF-8; MU_ELIMIT: over 2 GiB; MU_ENOMEM. */
 enum mu_status mu_rpc_pack(const ProtobufCMessage *msg, grpc_byte_buffer **buffer_out, size_t *bytes_out);
 /* MU_ELIMIT beyond max_bytes or the memory budget; see mu_proto_unpack. Does not take the buffer. */
 enum mu_status mu_rpc_unpack_buffer(const ProtobufCMessageDescriptor *type, grpc_byte_buffer *buffer, size_t max_bytes,

@@ -384,9 +384,17 @@ void mu_rpc_call_reply(struct mu_rpc_call *c, const ProtobufCMessage *msg)
 {
     grpc_byte_buffer *buffer;
     size_t bytes;
+    if (protobuf_c_message_get_packed_size(msg) > MU_RPC_REPLY_BYTES) {
+        mu_rpc_call_finish(c, MU_RPC_RESOURCE_EXHAUSTED,
+                           "the answer is longer than the %d bytes that gRPC clients take unless told otherwise: ask "
+                           "for less at a time",
+                           MU_RPC_REPLY_BYTES);
+        return;
+    }
     enum mu_status st = mu_rpc_pack(msg, &buffer, &bytes);
     if (st != MU_OK) {
-        mu_rpc_call_finish(c, MU_RPC_INTERNAL, "the answer cannot be sent: %s",
+        mu_rpc_call_finish(c, st == MU_ENOMEM ? MU_RPC_RESOURCE_EXHAUSTED : MU_RPC_INTERNAL,
+                           "the answer cannot be sent: %s",
                            st == MU_EINVAL ? "a text in it is not valid UTF-8" : mu_status_text(st));
         return;
     }

@@ -204,6 +204,15 @@ static void test_limits(void **state)
     assert_int_equal(tokenize(f->channel, text, 5000, NULL, &err), MU_ELIMIT);
     assert_non_null(strstr(err.text, "RESOURCE_EXHAUSTED"));
     assert_int_equal(atomic_load(&f->service.n_started), before);
+    /* Request 4 MiB, but the answer has two bytes for each of its "é": refused by the server, whatever the client takes. */
+    struct fixture *two = fixture_start(0);
+    for (size_t i = 0; i < 3 << 20; i += 2) memcpy(text + i, "\xc3\xa9", 2);
+    text[3 << 20] = '\0';
+    assert_int_equal(tokenize(two->channel, text, 5000, NULL, &err), MU_ELIMIT);
+    if (!strstr(err.text, "ask for less at a time")) fail_msg("%s", err.text);
+    text[3 << 19] = '\0';
+    assert_int_equal(tokenize(two->channel, text, 5000, NULL, &err), MU_OK);
+    fixture_stop(two);
     free(text);
     /* A client has its limit too: "tok" and a seed are 5 to 7 bytes. */
     struct hearing h = {0};

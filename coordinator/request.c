@@ -131,27 +131,6 @@ static size_t held_back(const struct mu_request *r)
     return hold;
 }
 
-/* A protobuf string cannot carry NUL, and protobuf-c's end at one: U+FFFD stands for it, as in Detokenize. */
-static bool replace_nul(struct mu_request *r, size_t from)
-{
-    static const char bad[3] = "\xef\xbf\xbd";
-    char *nul;
-    while (from < r->text_len && (nul = memchr(r->text + from, 0, r->text_len - from))) {
-        size_t at = (size_t)(nul - r->text);
-        if (r->text_cap < r->text_len + sizeof bad) {
-            char *more = mu_reallocarray(r->text, r->text_len + 64, 1);
-            if (!more) return false;
-            r->text = more;
-            r->text_cap = r->text_len + 64;
-        }
-        memmove(r->text + at + sizeof bad, r->text + at + 1, r->text_len - at); /* the NUL at the end as well */
-        memcpy(r->text + at, bad, sizeof bad);
-        r->text_len += sizeof bad - 1;
-        from = at + sizeof bad;
-    }
-    return true;
-}
-
 static uint32_t min_tokens(const struct mu_request *r)
 {
     return r->params->sampling ? r->params->sampling->min_tokens : 0;
@@ -169,7 +148,6 @@ static enum mu_commit append(struct mu_request *r, int32_t id, const struct mu_t
     if (!end) {
         size_t before = r->text_len;
         if (mu_streamer_push(&r->streamer, id, &r->text, &r->text_len, &r->text_cap)) return MU_COMMIT_NOMEM;
-        if (!replace_nul(r, before)) return MU_COMMIT_NOMEM;
         if (r->n_emitted < min_tokens(r)) r->stop_from = r->text_len;
         if (r->params->n_stop && r->text_len > before) {
             size_t from = before > MU_REQ_MAX_STOP_BYTES ? before - MU_REQ_MAX_STOP_BYTES : 0;

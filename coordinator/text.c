@@ -229,47 +229,26 @@ static void tokenize(struct mu_hub *h, struct mu_text_job *j)
     mu_free(reply.ids);
 }
 
-/* Bytes as a protobuf string can carry them: what is no UTF-8 becomes U+FFFD. NULL: out of memory. */
-static char *printable(const char *s, size_t len)
-{
-    static const char bad[] = "\xef\xbf\xbd";
-    char *out = mu_malloc(len * 3 + 1), *w = out;
-    if (!out) return NULL;
-    for (size_t i = 0; i < len;) {
-        unsigned char c = (unsigned char)s[i];
-        size_t n = c < 0x80 ? 1 : c >= 0xc2 && c < 0xe0 ? 2 : c >= 0xe0 && c < 0xf0 ? 3 : c >= 0xf0 && c < 0xf5 ? 4 : 0;
-        bool ok = n && i + n <= len && c;
-        for (size_t k = 1; ok && k < n; k++) ok = ((unsigned char)s[i + k] & 0xc0) == 0x80;
-        if (ok && n > 2) { /* overlong forms, surrogates, beyond U+10FFFF */
-            unsigned char d = (unsigned char)s[i + 1];
-            ok = !(c == 0xe0 && d < 0xa0) && !(c == 0xed && d >= 0xa0) && !(c == 0xf0 && d < 0x90) &&
-                 !(c == 0xf4 && d >= 0x90);
-        }
-        memcpy(w, ok ? s + i : bad, ok ? n : 3);
-        w += ok ? n : 3;
-        i += ok ? n : 1;
-    }
-    *w = 0;
-    return out;
-}
-
 static void detokenize(struct mu_hub *h, struct mu_text_job *j)
 {
     const Muster__V1__DetokenizeRequest *q = (const Muster__V1__DetokenizeRequest *)j->msg;
     if (!ids_known(h, j->call, q->ids, q->n_ids)) return;
-    struct mu_err err = MU_ERR_INIT;
     Muster__V1__DetokenizeReply reply = MUSTER__V1__DETOKENIZE_REPLY__INIT;
-    char *raw = NULL, *text = NULL;
-    size_t len = 0;
-    if (!mu_tokenizer_decode(h->tok, q->ids, q->n_ids, q->show_special, &raw, &len, &err) &&
-        (text = printable(raw, len))) {
-        reply.text = text;
+    struct mu_streamer s; /* what is no UTF-8 looks as it does in a stream */
+    char *text = NULL;
+    size_t len = 0, cap = 0;
+    enum mu_status st = MU_OK;
+    mu_streamer_init(&s, h->tok, q->show_special);
+    s.whole = true;
+    for (size_t i = 0; i < q->n_ids && !st && len <= MU_RPC_REPLY_BYTES; i++) /* a longer one is refused anyway */
+        st = mu_streamer_push(&s, q->ids[i], &text, &len, &cap);
+    if (!st) st = mu_streamer_finish(&s, &text, &len, &cap);
+    reply.text = text;
+    if (!st)
         mu_rpc_call_reply(j->call, &reply.base);
-    } else {
+    else
         mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the text of %zu ids", q->n_ids);
-    }
     mu_free(text);
-    mu_free(raw);
 }
 
 void *mu_text_main(void *hub)

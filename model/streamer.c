@@ -1,4 +1,5 @@
-/* Incremental detokenizing: a state machine over bytes that never shows half a character.
+/* Incremental detokenizing: a state machine over bytes that never shows half a character, nor a NUL, which would end
+ * the text for whoever reads it as a string.
  *
  * Invariant: held[0..n_held) is a proper prefix of at least one valid character. What cannot become a character is
  * shown as one U+FFFD for the longest such prefix, as the Unicode standard (chapter 3, "maximal subpart") and
@@ -7,7 +8,7 @@
 
 #include "base/alloc.h"
 #include "model/thinking.h"
-#include "model/tokenizer.h"
+#include "model/tokenizer_part.h"
 #include "model/utf8.h"
 
 static const char FFFD[] = "\xEF\xBF\xBD";
@@ -30,9 +31,13 @@ static enum mu_status room(char **buf, size_t len, size_t *cap, size_t more)
     return MU_OK;
 }
 
-static struct mu_str piece_of(const struct mu_streamer *s, int id)
+static struct mu_str piece_of(struct mu_streamer *s, int id)
 {
     struct mu_str piece = mu_tokenizer_piece(s->tok, id, s->show_special);
+    if (piece.len && s->whole) {
+        s->whole = false;
+        piece = mu_tok_without_prefix(s->tok, id, piece);
+    }
     if (piece.len || !s->show_marks) return piece;
     struct mu_str hidden = mu_tokenizer_piece(s->tok, id, true);
     return mu_thinking_is_mark(hidden.p, hidden.len) ? hidden : piece;
@@ -64,9 +69,9 @@ enum mu_status mu_streamer_push(struct mu_streamer *s, int id, char **buf, size_
             s->n_held = 0;
         }
         int need = mu_utf8_need(b);
-        if (need == 1) {
+        if (need == 1 && b) {
             *out++ = (char)b;
-        } else if (need) {
+        } else if (need > 1) {
             s->held[s->n_held++] = b;
         } else {
             memcpy(out, FFFD, 3);

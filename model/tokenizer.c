@@ -392,14 +392,11 @@ enum mu_status mu_tokenizer_decode(const struct mu_tokenizer *t, const int32_t *
     }
     char *text = len < SIZE_MAX ? mu_malloc(len + 1) : NULL;
     if (!text) return mu_fail(err, MU_ENOMEM, "no memory for a text of %zu tokens", n_ids);
-    bool first = t->add_space_prefix;
+    bool first = true;
     for (size_t i = 0; i < n_ids; i++) {
         struct mu_str piece = mu_tokenizer_piece(t, ids[i], show_special);
         if (!piece.len) continue;
-        if (first && piece.p[0] == ' ' && t->types[ids[i]] == MU_TOK_NORMAL) { /* the space that encoding put there */
-            piece.p++;
-            piece.len--;
-        }
+        if (first) piece = mu_tok_without_prefix(t, ids[i], piece);
         first = false;
         memcpy(text + at, piece.p, piece.len);
         at += piece.len;

@@ -56,10 +56,11 @@ enum mu_status mu_tokenizer_decode(const struct mu_tokenizer *t, const int32_t *
                                    char **text_out, size_t *len_out, struct mu_err *err);
 
 /* Incremental detokenizing: bytes of an unfinished UTF-8 character are held back until it is complete or cannot
- * become one (then U+FFFD). */
+ * become one (then U+FFFD, as for NUL). */
 struct mu_streamer {
     const struct mu_tokenizer *tok;
     bool show_special;
+    bool whole; /* the ids are a text from its beginning, as for mu_tokenizer_decode; off at first: a continuation */
     bool show_marks; /* of control tokens those that part thought and answer (model/thinking.h); off at first */
     unsigned char held[4];
     int n_held;

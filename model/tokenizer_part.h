@@ -104,6 +104,13 @@ static inline struct mu_str mu_tok_piece(const struct mu_tokenizer *t, int32_t i
     return (struct mu_str){t->piece_bytes + t->piece_at[id], t->piece_at[id + 1] - t->piece_at[id]};
 }
 
+/* The first piece (not empty) of a whole text, without the space that encoding put in front. */
+static inline struct mu_str mu_tok_without_prefix(const struct mu_tokenizer *t, int32_t id, struct mu_str piece)
+{
+    if (!t->add_space_prefix || piece.p[0] != ' ' || t->types[id] != MU_TOK_NORMAL) return piece;
+    return (struct mu_str){piece.p + 1, piece.len - 1};
+}
+
 /* tokenizer_vocab.c */
 enum mu_status mu_tok_vocab_open(struct mu_tokenizer *t, struct mu_err *err); /* types, pieces, by_piece, byte_ids */
 uint64_t mu_tok_hash(const char *p, size_t n, uint64_t seed);

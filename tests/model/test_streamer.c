@@ -123,6 +123,9 @@ static void test_invalid_bytes(void **state)
         {"abc", "abc"},
         {"\xF0\x9F\x99\x82!", "\xF0\x9F\x99\x82!"},
         {"\xFF", R},
+        {"\xE2\x82"
+         "A",
+         R "A"},
         {"a\x80\x62", "a" R "b"},
         {"\xC3", R},
         {"\xC3(", R "("},
@@ -138,6 +141,7 @@ static void test_invalid_bytes(void **state)
     };
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
         check_bytes(t, cases[i].in, strlen(cases[i].in), cases[i].out);
+    check_bytes(t, "a\0b\xC3\0", 5, "a" R "b" R R);
 
     /* half a character at the end of a longer piece; a hidden control token between the halves changes nothing */
     struct mu_streamer s;

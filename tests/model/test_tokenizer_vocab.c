@@ -156,6 +156,14 @@ static void test_small_spm(void **state)
     assert_string_equal(text, "a a\xC3\xA9<x>");
     assert_int_equal(len, strlen(text));
     mu_free(text);
+    struct mu_streamer stream;
+    size_t cap = 0;
+    mu_streamer_init(&stream, t, false);
+    stream.whole = true;
+    text = NULL, len = 0;
+    for (int i = 0; i < 8; i++) assert_int_equal(mu_streamer_push(&stream, ids[i], &text, &len, &cap), MU_OK);
+    assert_string_equal(text, "a a\xC3\xA9<x>"); /* the same, bit by bit */
+    mu_free(text);
     assert_int_equal(mu_tokenizer_decode(t, ids, 2, true, &text, &len, &err), MU_OK);
     assert_string_equal(text, "<s> a");
     mu_free(text);

@@ -244,7 +244,6 @@ static enum mu_status open_doors(struct serve *s, struct mu_err *err)
                                           .descriptor_set_bytes = mu_descriptor_set_bytes};
     MU_TRY(st, mu_rpc_server_start(&front, &s->front, err), fail);
     h->front = s->front;
-    mu_rpc_server_set_health(s->front, "", false);
     mu_rpc_server_set_health(s->front, "muster.v1.Muster", false);
     struct mu_rpc_method engine[MAX_METHODS];
     struct mu_rpc_server_options internal = {

@@ -94,7 +94,7 @@ enum mu_status mu_rpc_server_start(const struct mu_rpc_server_options *opt, stru
                                    struct mu_err *err);
 /* The port that address i got. */
 int mu_rpc_server_port(const struct mu_rpc_server *s, size_t i);
-/* Health of a service name ("" = the whole server, serving from the start); watchers are told. */
+/* Health of a service name ("" = the whole server, which does not serve until this says so); watchers are told. */
 void mu_rpc_server_set_health(struct mu_rpc_server *s, const char *service, bool serving);
 /* New calls are refused at once; calls still open after grace_ms are cancelled; returns when all callbacks have
  * returned. Frees s; calls that somebody still holds stay valid, and over. Not from a callback. NULL is fine. */

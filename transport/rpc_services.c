@@ -434,7 +434,7 @@ enum mu_status mu_rpc_services_create(const void *descriptor_set, size_t bytes, 
     pthread_mutex_init(&s->lock, NULL);
     enum mu_status st = index_files(s, (struct bytes){descriptor_set, bytes}, user, n_user, err);
     if (st == MU_OK) {
-        mu_rpc_services_set_health(s, "", true);
+        mu_rpc_services_set_health(s, "", false);
         if (s->n_entry == 0) st = mu_fail(err, MU_ENOMEM, "gRPC health");
     }
     if (st != MU_OK) {

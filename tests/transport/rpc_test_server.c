@@ -21,6 +21,7 @@ int main(int argc, char **argv)
         fprintf(stderr, "rpc_test_server: %s\n", err.text);
         return 1;
     }
+    mu_rpc_server_set_health(server, "", true);
     printf("port %d\n", mu_rpc_server_port(server, 0));
     fflush(stdout);
     while (fgets(line, sizeof line, stdin)) {

@@ -30,7 +30,9 @@
 #include "coordinator/hub.h"
 #include "coordinator/local_worker.h"
 #include "coordinator/msg.h"
+#include "model/utf8.h"
 #include "proto/descriptors.h"
+#include "proto/limits.h"
 #include "shard/plan_draft.h"
 #include "shard/plan_fit.h"
 #include "shard/plan_where.h"
@@ -229,6 +231,33 @@ done:
     return st;
 }
 
+/* The worker hears of paths in a message, whose texts are UTF-8. Relative ones are told with the working directory. */
+static enum mu_status path_check(const char *what, const char *path, struct mu_err *err)
+{
+    char *cwd = *path == '/' ? NULL : getcwd(NULL, 0), shown[256];
+    const char *bad = !mu_utf8_valid(path, strlen(path)) ? path : NULL;
+    enum mu_status st = MU_OK;
+    if (!bad && cwd && !mu_utf8_valid(cwd, strlen(cwd))) bad = cwd;
+    if (bad)
+        st = mu_fail(err, MU_EINVAL, "%s '%s' is not valid UTF-8: rename it, or name a link to it", what,
+                     mu_text_show(bad, strlen(bad), shown, sizeof shown));
+    free(cwd);
+    return st;
+}
+
+static enum mu_status paths_check(const struct serve *s, struct mu_err *err)
+{
+    const struct mu_hub *h = &s->hub;
+    enum mu_status st;
+    MU_TRY(st, path_check("the model's path", h->opt->model_path, err), fail);
+    if (h->opt->draft_path) MU_TRY(st, path_check("the draft model's path", h->opt->draft_path, err), fail);
+    for (int i = 0; i < h->adapters->n; i++)
+        MU_TRY(st, path_check("an adapter's path", h->adapters->at[i]->spec.path, err), fail);
+    st = path_check("the run folder's path (XDG_RUNTIME_DIR, TMPDIR)", s->run_dir, err);
+fail:
+    return st;
+}
+
 /* ---- doors ---- */
 
 static enum mu_status open_doors(struct serve *s, struct mu_err *err)
@@ -381,6 +410,7 @@ static enum mu_status start(struct serve *s, struct mu_err *err)
     MU_TRY(st, open_model(s, err), fail);
     mu_run_dir_sweep();
     MU_TRY(st, mu_run_dir_create(&s->run_dir, err), fail);
+    MU_TRY(st, paths_check(s, err), fail);
     snprintf(h->engine_address, sizeof h->engine_address, "unix:%s/engine", s->run_dir);
     if (h->opt->worker)
         snprintf(s->worker_address, sizeof s->worker_address, "%s", h->opt->worker);

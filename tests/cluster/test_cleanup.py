@@ -212,6 +212,20 @@ class CannotStart(unittest.TestCase):
     def test_no_such_model(self):
         self.fails(["/nowhere/model.gguf", "--listen", "127.0.0.1:0"], ["/nowhere/model.gguf"])
 
+    def test_path_not_utf8(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            model = os.path.join(tmp, os.fsdecode(b"mod\xe8le.gguf"))
+            os.symlink(harness.BARD, model)
+            self.fails([model, "--listen", "127.0.0.1:0"], ["the model's path", "mod?le.gguf", "UTF-8", "rename"])
+            runs = os.path.join(tmp, os.fsdecode(b"\xe9t\xe9"))
+            os.mkdir(runs, 0o700)
+            self.fails([harness.BARD, "--listen", "127.0.0.1:0"], ["XDG_RUNTIME_DIR", "UTF-8"], env={"XDG_RUNTIME_DIR": runs})
+            cwd = os.getcwd()
+            os.chdir(runs)
+            self.addCleanup(os.chdir, cwd)
+            os.symlink(harness.BARD, "here.gguf")
+            self.fails(["here.gguf", "--listen", "127.0.0.1:0"], ["the model's path", "?t?", "UTF-8"])
+
     def test_context_too_long(self):
         self.fails([harness.BARD, "--listen", "127.0.0.1:0", "--ctx", "1000"], ["512"])
 

@@ -479,6 +479,11 @@ static enum mu_status run(struct serve *s, struct mu_err *err)
             return mu_fail(err, MU_EIO, "eventfd: %s", strerror(errno));
         int outcome = atomic_load(&h->outcome);
         if (outcome == 2) return mu_fail(err, MU_EINTERNAL, "%s", h->fatal);
+        if (mu_rpc_deaf()) /* what runs could go on, but whoever looks after us would see nothing amiss */
+            return mu_fail(err, MU_EIO,
+                           "no connection can be accepted any more: %s. Start it again; where descriptors are short, "
+                           "raise their limit (ulimit -Hn)",
+                           mu_rpc_deaf());
         if (outcome == 1 && !told) {
             told = true;
             if (!h->opt->quiet) banner(s);

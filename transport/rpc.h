@@ -57,6 +57,9 @@ enum mu_status mu_status_of_rpc(enum mu_rpc_code code);
  * limit of open files raised. Reference counted; servers and channels hold a reference of their own. */
 void mu_rpc_init(void);
 void mu_rpc_shutdown(void);
+/* Why a server of this process accepts no connection any more (gRPC never listens again after accept() has failed, as it
+ * does without descriptors), or NULL. Only another process can help. */
+const char *mu_rpc_deaf(void);
 
 /* ---- server ---- */
 

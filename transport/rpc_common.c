@@ -6,6 +6,7 @@
 #include <limits.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -90,20 +91,38 @@ static bool may_warn(void)
     return atomic_fetch_add(&lines, 1) < LINES_A_SECOND;
 }
 
+/* gRPC 1.51 never listens again after accept() has failed, and says so in its log alone. */
+static char deaf_why[96];
+static atomic_bool deaf;
+
+const char *mu_rpc_deaf(void)
+{
+    return atomic_load(&deaf) ? deaf_why : NULL;
+}
+
+static void look_for_deafness(const char *message)
+{
+    static const char sign[] = "Failed accept4: ";
+    static atomic_flag said = ATOMIC_FLAG_INIT;
+    const char *why = strstr(message, sign);
+    if (!why || atomic_flag_test_and_set(&said)) return;
+    snprintf(deaf_why, sizeof deaf_why, "%s", why + sizeof sign - 1);
+    atomic_store(&deaf, true);
+    mu_error("grpc", "no connection is accepted any more until this process is started again: %s", deaf_why);
+}
+
 static void log_line(gpr_log_func_args *args)
 {
     if (mu_rpc_quiet > 0) return;
-    if (strstr(args->message, "accept4: Too many open files"))
-        mu_error("grpc", "out of file descriptors: no connection is accepted any more until this process is started "
-                         "again; raise its limit (ulimit -Hn)");
+    look_for_deafness(args->message);
     if (args->severity == GPR_LOG_SEVERITY_ERROR && may_warn())
         mu_warn("grpc", "%s", args->message);
     else
         mu_debug("grpc", "%s", args->message);
 }
 
-/* gRPC 1.51 never listens again after accept() has failed for want of descriptors, so there must be plenty. Not without
- * bound: programs we start close all descriptors up to the limit one by one. */
+/* That accept() does not fail for want of descriptors. Not without bound: programs we start close all descriptors up to
+ * the limit one by one. */
 static void raise_descriptor_limit(void)
 {
     struct rlimit r;

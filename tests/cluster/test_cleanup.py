@@ -1,5 +1,6 @@
 """However a server ends, nothing of it is left five seconds later; and what cannot start says why."""
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -68,6 +69,23 @@ class Cleanup(unittest.TestCase):
                     self.assertEqual(len(folders(tmp)), 4)
                 self.assertEqual(len(other.generate("O", 3)[0]), 3)
             self.assertEqual(folders(tmp), set())
+
+    def test_out_of_descriptors(self):
+        """gRPC would never accept again: the server ends and says why, so that it is started again."""
+        with harness.Server(split="1:1") as server:
+            n_open = len(os.listdir(f"/proc/{server.process.pid}/fd"))
+            resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (n_open + 20, n_open + 20))
+            host, port = server.address.split(":")
+            connections = [socket.create_connection((host, int(port))) for _ in range(60)]
+            try:
+                self.assertEqual(server.process.wait(20), 1)
+            finally:
+                for c in connections:
+                    c.close()
+            said = [line for line in server.logged().splitlines() if line.startswith("muster serve: ")]
+            self.assertEqual(len(said), 1, server.logged())
+            for word in ("accepted", "Too many open files", "ulimit"):
+                self.assertIn(word, said[0])
 
     def test_what_hangs_is_ended(self):
         """Servers, the worker's as well as serve's, that hang when they are stopped."""

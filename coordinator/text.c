@@ -187,7 +187,7 @@ static bool embed_input(struct mu_hub *h, struct mu_text_job *j, const Muster__V
     if (!out->n_ids)
         mu_rpc_call_finish(j->call, MU_RPC_INVALID_ARGUMENT, "input %zu has no tokens", at + 1);
     else if (out->n_ids > n_ctx)
-        mu_rpc_call_finish(j->call, MU_RPC_INVALID_ARGUMENT,
+        mu_rpc_call_finish(j->call, MU_RPC_OUT_OF_RANGE,
                            "input %zu has %zu tokens, the context here is %zu: shorten it, set truncate, or serve with "
                            "a larger --ctx",
                            at + 1, out->n_ids, n_ctx);

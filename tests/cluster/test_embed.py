@@ -124,14 +124,14 @@ class Embed(unittest.TestCase):
         self.refused(["input 2 is empty"], ["a", ""])
         self.refused(["input 1 is empty"], [[]])
         self.refused(["vocabulary"], [[5, 99999]])
-        self.refused(["input 2", "512", "truncate"], ["a", "word " * 2000])
+        self.refused(["input 2", "512", "truncate"], ["a", "word " * 2000], code=grpc.StatusCode.OUT_OF_RANGE)
         self.refused(["pooling 9"], ["a"], pooling=9)
         self.refused(["dimensions is 4000"], ["a"], dimensions=4000)
         self.refused(["2000 inputs"], ["a"] * 2000)
         self.refused(["llama9"], ["a"], code=grpc.StatusCode.NOT_FOUND, model="llama9")
 
     def test_the_whole_context(self):
-        self.refused(["513 tokens"], [[5] * 513])
+        self.refused(["513 tokens"], [[5] * 513], code=grpc.StatusCode.OUT_OF_RANGE)
         reply = self.embed([[5] * 512, [5] * 600, "word " * 2000], truncate=True)
         self.assertEqual([(e.tokens, e.truncated) for e in reply.embedding], [(512, False), (512, True), (512, True)])
         self.assertEqual(packed(reply.embedding[0]), packed(reply.embedding[1]))

@@ -5,6 +5,9 @@
  * ends: then close does not finalise, because MPI_Finalize would wait for the lost peer; mpirun ends the rest of the
  * job.
  *
+ * Only opening is collective (MPI_Init, Comm_dup, one Allgather of the machines' names). What hangs there hangs before
+ * any request is here: mpirun ends the job of a rank that dies, and the worker a gang that is not ready in time.
+ *
  * Open MPI moves data only inside its calls: progress() is one Iprobe for a tag that nobody uses.
  *
  * Between machines a message of up to 8 MB goes at once. By default Open MPI asks the receiver first above 64 KB, and

@@ -90,6 +90,9 @@ struct mu_rpc_server_options {
      * borrowed; NULL: none. Reflection lists those of its services that methods serve. */
     const void *descriptor_set;
     size_t descriptor_set_bytes;
+    /* What all calls together may have queued before unary answers of over 64 KiB are refused with RESOURCE_EXHAUSTED:
+     * there is no limit on calls whose clients read nothing. 0: 256 MiB. */
+    size_t max_unread_bytes;
 };
 
 /* MU_EBUSY: an address is in use (ports are never shared; a unix socket is replaced only if nobody answers on it). */
@@ -117,7 +120,7 @@ void mu_rpc_call_finish(struct mu_rpc_call *call, enum mu_rpc_code code, const c
 /* Longest unary answer: gRPC clients take no longer message unless told otherwise. */
 enum { MU_RPC_REPLY_BYTES = 4 << 20 };
 /* send + finish OK, for unary answers; a message that cannot be sent ends the call with an error instead, a longer one
- * with RESOURCE_EXHAUSTED before memory is taken for it. */
+ * with RESOURCE_EXHAUSTED before memory is taken for it. See max_unread_bytes. */
 void mu_rpc_call_reply(struct mu_rpc_call *call, const ProtobufCMessage *msg);
 
 /* ---- client ---- */

@@ -279,6 +279,7 @@ enum mu_status mu_rpc_outbox_push(struct mu_rpc_outbox *o, grpc_byte_buffer *buf
         o->head = item;
     o->tail = item;
     o->bytes += bytes;
+    if (o->total) atomic_fetch_add(o->total, bytes);
     return MU_OK;
 }
 
@@ -287,6 +288,7 @@ void mu_rpc_outbox_pop(struct mu_rpc_outbox *o)
     struct mu_rpc_item *item = o->head;
     o->head = item->next;
     o->bytes -= item->bytes;
+    if (o->total) atomic_fetch_sub(o->total, item->bytes);
     grpc_byte_buffer_destroy(item->buffer);
     mu_free(item);
 }

@@ -64,6 +64,7 @@ enum mu_status mu_rpc_unpack_buffer(const ProtobufCMessageDescriptor *type, grpc
 struct mu_rpc_outbox {
     struct mu_rpc_item *head, *tail;
     size_t bytes, max_bytes;
+    atomic_size_t *total; /* the bytes of all outboxes of a server; NULL: a client's */
 };
 struct mu_rpc_item {
     struct mu_rpc_item *next;

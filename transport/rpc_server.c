@@ -29,8 +29,10 @@ enum {
     PENDING_CALLS = 16, /* calls that may arrive before we have asked for them */
     MAX_ADDRESSES = 16,
     INLINE_SLICE_MS = 20, /* at a queue without a thread, between looks whether it has ended */
-    STUCK_MS = 10000,     /* between complaints about a handler that does not return … */
-    STUCK_TURNS = 3       /* … and so many, before the server is left alone */
+    DEFAULT_UNREAD_BYTES = 256 << 20,
+    ALWAYS_BYTES = 64 * 1024, /* of an answer that needs no room: the server's status, say */
+    STUCK_MS = 10000,         /* between complaints about a handler that does not return … */
+    STUCK_TURNS = 3           /* … and so many, before the server is left alone */
 };
 
 struct mu_rpc_server {
@@ -41,8 +43,10 @@ struct mu_rpc_server {
     grpc_completion_queue *cq;
     pthread_t thread;
     bool running;
-    int n_pending; /* the poll thread only, after the start */
-    int *port;     /* [n_port] */
+    int n_pending;        /* the poll thread only, after the start */
+    atomic_size_t unread; /* of all outboxes */
+    size_t max_unread;
+    int *port; /* [n_port] */
     size_t n_port;
     struct mu_rpc_tag shutdown_tag;
     pthread_mutex_t lock; /* guards is_shut */
@@ -98,6 +102,7 @@ static struct mu_rpc_call *call_create(struct mu_rpc_server *s)
     c->receive_tag = (struct mu_rpc_tag){.fn = on_receive, .owner = c};
     c->send_tag = (struct mu_rpc_tag){.fn = on_sent, .owner = c};
     c->outbox.max_bytes = MU_RPC_DEFAULT_QUEUED_BYTES;
+    c->outbox.total = &s->unread;
     return c;
 }
 
@@ -399,7 +404,12 @@ void mu_rpc_call_reply(struct mu_rpc_call *c, const ProtobufCMessage *msg)
         return;
     }
     pthread_mutex_lock(&c->lock); /* both at once, so that they share a batch */
-    st = c->closed || c->finishing ? MU_ECANCELLED : mu_rpc_outbox_push(&c->outbox, buffer, bytes);
+    if (c->closed || c->finishing)
+        st = MU_ECANCELLED; /* the server may be gone */
+    else if (bytes > ALWAYS_BYTES && atomic_load(&c->server->unread) > c->server->max_unread)
+        st = MU_ELIMIT;
+    else
+        st = mu_rpc_outbox_push(&c->outbox, buffer, bytes);
     if (st == MU_OK) {
         c->finishing = true;
         c->code = MU_RPC_OK;
@@ -408,7 +418,9 @@ void mu_rpc_call_reply(struct mu_rpc_call *c, const ProtobufCMessage *msg)
     pthread_mutex_unlock(&c->lock);
     if (st == MU_OK) return;
     grpc_byte_buffer_destroy(buffer);
-    mu_rpc_call_finish(c, mu_rpc_code_of(st), "the answer cannot be queued: %s", mu_status_text(st));
+    mu_rpc_call_finish(c, mu_rpc_code_of(st), "the answer cannot be queued: %s",
+                       st == MU_ELIMIT ? "clients have yet to read too many others; try again later"
+                                       : mu_status_text(st));
 }
 
 /* ---- the server ---- */
@@ -568,6 +580,7 @@ enum mu_status mu_rpc_server_start(const struct mu_rpc_server_options *opt, stru
 {
     struct mu_rpc_server *s = mu_calloc(1, sizeof *s);
     if (!s) return mu_fail(err, MU_ENOMEM, "gRPC server");
+    s->max_unread = opt->max_unread_bytes ? opt->max_unread_bytes : DEFAULT_UNREAD_BYTES;
     mu_rpc_init();
     enum mu_status st;
     mu_rpc_cond_init(&s->changed);

@@ -152,6 +152,7 @@ enum mu_status test_service_start(struct test_service *t, const char *address, s
                                               .methods = methods,
                                               .n_method = sizeof methods / sizeof *methods,
                                               .descriptor_set = mu_descriptor_set,
-                                              .descriptor_set_bytes = mu_descriptor_set_bytes};
+                                              .descriptor_set_bytes = mu_descriptor_set_bytes,
+                                              .max_unread_bytes = TEST_UNREAD_BYTES};
     return mu_rpc_server_start(&opt, server_out, err);
 }

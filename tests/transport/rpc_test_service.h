@@ -22,6 +22,8 @@ struct test_service {
     struct mu_rpc_call *_Atomic kept; /* "keep": the test releases it */
 };
 
+enum { TEST_UNREAD_BYTES = 8 << 20 }; /* max_unread_bytes of the server */
+
 /* Starts a server of all this with health and reflection. address: one or, with a space between, two. limit_bytes: of
  * Tokenize requests, 0 = default. */
 enum mu_status test_service_start(struct test_service *t, const char *address, size_t limit_bytes,

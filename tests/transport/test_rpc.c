@@ -332,13 +332,55 @@ static void test_back_pressure(void **state)
     fixture_stop(f);
 }
 
+/* Clients that read nothing keep what is queued for them: large answers wait for room, small ones always go. */
+static void test_unread_answers(void **state)
+{
+    (void)state;
+    enum { FLOODS = 8, LARGE = 1 << 20 }; /* 4 MiB each, and what sockets and windows then take from them */
+    struct fixture *f = fixture_start(0);
+    struct mu_rpc_channel *other;
+    struct mu_err err = MU_ERR_INIT;
+    sem_t gate;
+    sem_init(&gate, 0, 0);
+    struct hearing h[FLOODS] = {0};
+    struct mu_rpc_stream *s[FLOODS];
+    char *large = malloc(LARGE + 1);
+    memset(large, 'a', LARGE);
+    large[LARGE] = '\0';
+    assert_int_equal(mu_rpc_channel_open(f->address, &other, &err), MU_OK);
+    assert_int_equal(tokenize(other, large, 5000, NULL, &err), MU_OK);
+    assert_int_equal(tokenize(f->channel, "warm", 5000, NULL, &err),
+                     MU_OK); /* streams start at once, and are held up */
+    for (int i = 0; i < FLOODS; i++) {
+        h[i].gate = &gate;
+        s[i] = generate(f->channel, "flood", 0, MU_FOREVER, &h[i]);
+    }
+    WAIT_FOR(tokenize(other, large, 5000, NULL, &err) == MU_ELIMIT, 10000);
+    if (!strstr(err.text, "yet to read")) fail_msg("%s", err.text);
+    assert_int_equal(tokenize(other, "small", 5000, NULL, &err), MU_OK);
+    for (int i = 0; i < 10000; i++) sem_post(&gate);
+    for (int i = 0; i < FLOODS; i++) {
+        WAIT_FOR(atomic_load(&h[i].n_done), 10000);
+        assert_int_equal(atomic_load(&h[i].code), MU_RPC_OK);
+        mu_rpc_stream_release(s[i]);
+    }
+    WAIT_FOR(tokenize(other, large, 5000, NULL, &err) == MU_OK, 5000);
+    mu_rpc_channel_close(other);
+    free(large);
+    sem_destroy(&gate);
+    fixture_stop(f);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_codes),    cmocka_unit_test(test_unary),         cmocka_unit_test(test_unknown_method),
-        cmocka_unit_test(test_streams),  cmocka_unit_test(test_stream_status), cmocka_unit_test(test_bidi),
-        cmocka_unit_test(test_cancel),   cmocka_unit_test(test_deadlines),     cmocka_unit_test(test_limits),
-        cmocka_unit_test(test_bad_text), cmocka_unit_test(test_unpack_budget), cmocka_unit_test(test_back_pressure),
+        cmocka_unit_test(test_codes),          cmocka_unit_test(test_unary),
+        cmocka_unit_test(test_unknown_method), cmocka_unit_test(test_streams),
+        cmocka_unit_test(test_stream_status),  cmocka_unit_test(test_bidi),
+        cmocka_unit_test(test_cancel),         cmocka_unit_test(test_deadlines),
+        cmocka_unit_test(test_limits),         cmocka_unit_test(test_bad_text),
+        cmocka_unit_test(test_unpack_budget),  cmocka_unit_test(test_back_pressure),
+        cmocka_unit_test(test_unread_answers),
     };
     mu_log_init("test_rpc");
     return cmocka_run_group_tests(tests, NULL, NULL); /* gRPC starts and ends with each test */

@@ -1,15 +1,15 @@
-/* The Engine service: the leader's stream. Callbacks copy and post; the hub decides. */
+/* The Engine service: the leader's stream. Callbacks post; the hub decides. */
 #include "coordinator/hub.h"
-#include "coordinator/msg.h"
 
 static void on_message(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
 {
     struct mu_hub *h = ctx;
     const Muster__Internal__V1__EngineUp *up = (const Muster__Internal__V1__EngineUp *)msg;
     bool attach = up->message_case == MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_ATTACH;
-    struct mu_event ev = {
-        .kind = attach ? MU_EV_ATTACH : MU_EV_ENGINE_UP, .msg = mu_msg_copy(msg), .call = mu_rpc_call_retain(call)};
-    if (ev.msg && !mu_hub_post(h, &ev)) return;
+    struct mu_event ev = {.kind = attach ? MU_EV_ATTACH : MU_EV_ENGINE_UP,
+                          .msg = mu_rpc_call_take_message(call),
+                          .call = mu_rpc_call_retain(call)};
+    if (!mu_hub_post(h, &ev)) return;
     mu_rpc_message_free(ev.msg);
     mu_rpc_call_release(ev.call);
     /* Tokens must not be lost silently: the stream ends, and with it the epoch. */

@@ -3,7 +3,7 @@
  * A server is a table of methods. Handlers run on the server's own poll thread and must not block; a call may be
  * answered later and from any thread: the call object is reference counted. Messages are protobuf-c messages; requests
  * are unpacked with a memory budget, checked for valid UTF-8 without NUL in every string field, and freed by the
- * wrapper when the handler returns. What we send is checked too. Messages are never compressed.
+ * wrapper when the handler returns, unless it takes them. What we send is checked too. Messages are never compressed.
  *
  * Flow: sending never blocks. mu_rpc_call_send queues at most max_queued_bytes per call (default 4 MiB, each message
  * counted with 128 bytes of bookkeeping) and returns MU_EAGAIN beyond it; one SEND_MESSAGE is in flight at a time,
@@ -108,6 +108,8 @@ void mu_rpc_server_stop(struct mu_rpc_server *s, int grace_ms);
 
 struct mu_rpc_call *mu_rpc_call_retain(struct mu_rpc_call *call);
 void mu_rpc_call_release(struct mu_rpc_call *call);
+/* In on_message, once: its message is the caller's from here on, and freed with mu_rpc_message_free. */
+ProtobufCMessage *mu_rpc_call_take_message(struct mu_rpc_call *call);
 void mu_rpc_call_set_user(struct mu_rpc_call *call, void *user); /* the handler's own pointer */
 void *mu_rpc_call_user(const struct mu_rpc_call *call);
 bool mu_rpc_call_cancelled(struct mu_rpc_call *call);

@@ -66,8 +66,9 @@ struct mu_rpc_call {
     void *user;
 
     grpc_byte_buffer *received;
-    int closed_by_cancel; /* gRPC writes it before the close tag */
-    bool seen;            /* a callback was made: on_done is owed */
+    ProtobufCMessage *message; /* in on_message: what it was called with; NULL: taken */
+    int closed_by_cancel;      /* gRPC writes it before the close tag */
+    bool seen;                 /* a callback was made: on_done is owed */
     struct mu_rpc_tag new_tag, close_tag, receive_tag, send_tag;
 
     /* Under lock: */
@@ -144,6 +145,13 @@ static const struct mu_rpc_method *find_method(const struct mu_rpc_server *s, gr
     for (size_t i = 0; i < s->n_method; i++)
         if (slice_is(path, s->method[i].path)) return &s->method[i];
     return NULL;
+}
+
+ProtobufCMessage *mu_rpc_call_take_message(struct mu_rpc_call *c)
+{
+    ProtobufCMessage *msg = c->message;
+    c->message = NULL;
+    return msg;
 }
 
 void mu_rpc_call_set_user(struct mu_rpc_call *c, void *user)
@@ -245,8 +253,10 @@ static void deliver(struct mu_rpc_call *c, grpc_byte_buffer *buffer)
         return;
     }
     c->seen = true;
+    c->message = msg;
     m->on_message(c, msg, m->ctx);
-    mu_rpc_message_free(msg);
+    mu_rpc_message_free(c->message);
+    c->message = NULL;
     if (m->client_streams) receive_next(c);
 }
 

@@ -18,10 +18,10 @@ static const struct {
     const char *name;
     bool by_value; /* n names a value, not a pass */
 } points[] = {
-    {"comm.allgather", false}, {"comm.recv", false}, {"comm.send", false},   {"engine.send", false},
-    {"link.recv", false},      {"link.send", false}, {"pool.thread", false}, {"rank.load", false},
-    {"rank.step", false},      {"rank.token", true}, {"rpc.stop", false},    {"rpc.thread", false},
-    {"worker.spawn", false},
+    {"bench.request", false}, {"comm.allgather", false}, {"comm.recv", false}, {"comm.send", false},
+    {"engine.send", false},   {"link.recv", false},      {"link.send", false}, {"pool.thread", false},
+    {"rank.load", false},     {"rank.step", false},      {"rank.token", true}, {"rpc.stop", false},
+    {"rpc.thread", false},    {"worker.spawn", false},
 };
 enum { N_POINTS = sizeof points / sizeof points[0], MAX_FAULTS = 32 };
 

@@ -19,6 +19,7 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "base/fault.h"
 #include "cli/bench_serve.h"
 #include "muster/v1/muster.pb-c.h"
 
@@ -274,7 +275,7 @@ static struct request *request_new(struct load *l, struct mu_err *err)
             return NULL;
         }
     }
-    struct request *r = mu_calloc(1, sizeof *r);
+    struct request *r = mu_fault_hit("bench.request") ? NULL : mu_calloc(1, sizeof *r);
     if (r) {
         r->load = l;
         r->n_want = mu_bench_random_in(&l->chance, &l->o->output);
@@ -395,7 +396,10 @@ static enum mu_status requests_run(struct load *l, struct mu_err *err)
         Muster__V1__GenerateRequest req;
         Muster__V1__Ids ids;
         struct request *r = request_new(l, err);
-        if (!r) return err->code;
+        if (!r) {
+            st = err->code;
+            break;
+        }
         request_make(l, r, &req, &ids);
         if (o->rate > 0) {
             due = l->start_ns + mu_bench_arrivals_next_ns(&l->arrivals);

@@ -433,6 +433,14 @@ class Serving(Documents):
             self.assertGreater(load["failures"].get("RESOURCE_EXHAUSTED", 0), 0)
             self.assertTrue(any("failed" in w for w in doc["warnings"]))
 
+    def test_no_room_for_a_request(self):
+        """Those that run are waited for before their memory goes, which MALLOC_PERTURB_ fills."""
+        with harness.Server(split="1", args=("-t", "1")) as server:
+            done = run("bench", "--server", server.address, "--concurrency", "4", "--requests", "20", "--output", "200",
+                       env={"MUSTER_FAULT": "bench.request:7", "MALLOC_PERTURB_": "165"})
+            self.assertEqual(done.returncode, 1, done.stderr)
+            self.assertIn("no memory for request", done.stderr)
+
 
 class Bad(unittest.TestCase):
     def test_options(self):

@@ -19,6 +19,7 @@ struct bench_args {
     const char *draft;
     /* An option that is for one of the two only, or for steps without a draft; NULL: none was given. */
     const char *of_steps, *of_serve, *of_sweep;
+    const char *of_texts; /* one that serving and a draft model have, and steps have not */
 };
 
 enum {
@@ -112,13 +113,19 @@ static error_t parse_serve(int key, char *arg, struct bench_args *a, struct argp
         range_set(arg, "--output", &o->output, state);
         a->of_serve = "--output";
         return 0;
-    case OPT_PROMPTS: o->prompts = arg; return 0;
+    case OPT_PROMPTS:
+        o->prompts = arg;
+        a->of_texts = "--prompts";
+        return 0;
     case OPT_PREFIX:
         if (mu_bench_length(arg, 0, MAX_TOKENS, "--shared-prefix", &o->n_prefix, &err))
             argp_error(state, "%s", err.text);
         a->of_serve = "--shared-prefix";
         return 0;
-    case OPT_SEED: o->seed = (uint64_t)mu_arg_long(arg, 0, INT64_MAX, "--seed", state); return 0;
+    case OPT_SEED:
+        o->seed = (uint64_t)mu_arg_long(arg, 0, INT64_MAX, "--seed", state);
+        a->of_texts = "--seed";
+        return 0;
     case OPT_SLO:
         if (mu_bench_slo(arg, &o->slo, &err)) argp_error(state, "%s", err.text);
         o->has_slo = true;
@@ -136,6 +143,15 @@ static error_t parse_serve(int key, char *arg, struct bench_args *a, struct argp
     }
 }
 
+/* Of the splits that are named; 0: none is. */
+static int most_ranks(const struct mu_bench_sweep_options *o)
+{
+    int most = 0;
+    for (int i = 0; i < o->n_split; i++)
+        if (o->split[i].n_rank > most) most = o->split[i].n_rank;
+    return most;
+}
+
 static void check(struct bench_args *a, struct argp_state *state)
 {
     struct mu_bench_serve_options *o = &a->serve;
@@ -143,12 +159,13 @@ static void check(struct bench_args *a, struct argp_state *state)
     if (!o->server && !a->steps.model) argp_error(state, "MODEL is missing");
     if (!a->is_serve && a->of_serve)
         argp_error(state, "%s is for serving: add --serve or --server HOST:PORT", a->of_serve);
-    if (!a->is_serve && !a->draft && o->prompts)
-        argp_error(state, "--prompts is for serving and for --draft: steps without them take random ids");
+    if (!a->is_serve && !a->draft && a->of_texts)
+        argp_error(state, "%s is for serving and for --draft: steps without them take the same random ids always",
+                   a->of_texts);
     if (a->draft && !a->is_serve && a->of_sweep)
         argp_error(state, "--draft continues prompts in one process, on processors: leave out %s, or add --serve",
                    a->of_sweep);
-    if (a->draft && !a->is_serve && a->steps.n_decode == 1)
+    if (a->draft && !a->is_serve && a->steps.n_decode < 2)
         argp_error(state, "--draft needs answers of two tokens or more: --decode 2");
     if (a->is_serve && a->of_steps) argp_error(state, "%s is for steps: leave out --serve", a->of_steps);
     if (o->rate.n && o->concurrency.n)
@@ -161,6 +178,8 @@ static void check(struct bench_args *a, struct argp_state *state)
                           "--draft, --quantize and --kv are for a server of our own (--serve)");
     if (a->is_serve && a->steps.n_split > 1) argp_error(state, "--serve takes one --split");
     if (a->steps.hosts && a->steps.local) argp_error(state, "--hosts is for --transport mpi");
+    if (a->steps.hosts && most_ranks(&a->steps) < 2)
+        argp_error(state, "--hosts is for splits of several ranks: add --split 1:1, or another");
     if (out->format == MU_BENCH_TABLE && out->out) argp_error(state, "--out FILE is for -o json and -o svg");
     if (!a->is_serve && !a->steps.prompt.n && !a->steps.n_decode)
         argp_error(state, "neither a prompt nor a decode is left to measure");

@@ -148,8 +148,11 @@ class Steps(Documents):
             self.assertTrue(0.3 < p["seconds"]["median"] / p["predicted_s"] < 3, (p["seconds"], p["predicted_s"]))
 
     def test_hosts_refused(self):
-        for args in (("--hosts", "-x"), ("--hosts", "a", "--transport", "local"), ("--hosts", "a", "--serve")):
-            self.assertEqual(run("bench", BARD, *args).returncode, 2)
+        for args in (("--hosts", "-x"), ("--hosts", "a", "--split", "1:1", "--transport", "local"), ("--hosts", "a", "--serve"), ("--hosts", "a,b"),
+                     ("--hosts", "a,b", "--split", "1"), ("--hosts", "a,b", "--split", "auto")):
+            done = run("bench", BARD, *args)
+            self.assertEqual(done.returncode, 2, args)
+            self.assertIn("--hosts", done.stderr)
 
     def test_table_fits_a_terminal(self):
         done = run("bench", BARD, "-p", "32", "-b", "1,2", "--context", "0,64", "--splits", "1,1:1", *STEPS)
@@ -281,7 +284,7 @@ class Drafts(Documents):
             self.assertIn(word, texts)
 
     def test_refused(self):
-        for args in (("-p", "64"), ("--context", "64"), ("--split", "1:1"), ("--breakdown",), ("-n", "1"), ("--device", "gpu")):
+        for args in (("-p", "64"), ("--context", "64"), ("--split", "1:1"), ("--breakdown",), ("-n", "1"), ("-n", "0"), ("--device", "gpu")):
             done = run("bench", BARD, "--draft", BARD, *args)
             self.assertEqual(done.returncode, 2, args)
             self.assertIn("--draft", done.stderr)
@@ -449,7 +452,8 @@ class Bad(unittest.TestCase):
                  (["--out", "x"], "--out"), (["--rate", "4"], "--serve"), (["--slo", "ttft=5ms"], "--serve"), (["--serve", "-p", "5"], "--prompt"),
                  (["--serve", "--rate", "1", "--concurrency", "1"], "one of the two"), (["--serve", "--slo", "ttft=5"], "--slo"),
                  (["--serve", "--input", "9..3"], "--input"), (["--serve", "--rate", "0"], "--rate"), (["--serve", "--split", "1:x"], "split"),
-                 (["--server", "127.0.0.1:1", "-t", "2"], "--serve"), (["--serve", "--prompts", "f", "--input", "5"], "--prompts"), (["x"], "one MODEL"))
+                 (["--server", "127.0.0.1:1", "-t", "2"], "--serve"), (["--serve", "--prompts", "f", "--input", "5"], "--prompts"),
+                 (["--seed", "3"], "--seed"), (["x"], "one MODEL"))
         for args, word in cases:
             done = run("bench", BARD, *args)
             self.assertEqual(done.returncode, 2, args)

@@ -10,7 +10,7 @@
 #include "cli/bench_svg.h"
 #include "kernels/kernels.h"
 
-enum { CELL = 40, MAX_SVG_BYTES = 4 << 20, FEW_CASES = 4 };
+enum { CELL = 40, MAX_SVG_BYTES = 4 << 20, FEW_CASES = 4, COLUMN = 12, LEGEND = 48 };
 
 /* ---- writing ---- */
 
@@ -81,6 +81,16 @@ static double bound_per_s(const struct mu_bench_point *p)
 static const char *split_name(const struct mu_bench_sweep *s, int i, char buf[MU_SPLIT_TEXT])
 {
     mu_split_format(&s->split[i], buf, MU_SPLIT_TEXT);
+    return buf;
+}
+
+/* At most so many characters: of a longer one its number among the splits, and its beginning. */
+static const char *split_short(const struct mu_bench_sweep *s, int i, int most, char buf[MU_SPLIT_TEXT])
+{
+    char whole[MU_SPLIT_TEXT];
+    split_name(s, i, whole);
+    int n = (int)strlen(whole) > most ? snprintf(buf, MU_SPLIT_TEXT, "#%d ", i + 1) : 0;
+    snprintf(buf + n, (size_t)(most - n + 1), "%s", whole);
     return buf;
 }
 
@@ -220,7 +230,7 @@ static bool print_points(const struct mu_bench_sweep *s)
         char t[N_COL][CELL] = {{0}};
         char(*v)[CELL] = t + many;
         if (p->state == MU_BENCH_NOT_RUN) continue;
-        if (many && i % s->n_case == 0) snprintf(t[0], CELL, "%.12s", split_name(s, p->i_split, split));
+        if (many && i % s->n_case == 0) snprintf(t[0], CELL, "%s", split_short(s, p->i_split, COLUMN, split));
         mu_bench_case_name(p->c, v[0], CELL);
         mu_human_bytes(p->need_bytes, v[7], CELL);
         if (p->state == MU_BENCH_REFUSED) {
@@ -282,7 +292,7 @@ static bool print_breakdown(const struct mu_bench_sweep *s)
             if (k == 0) mu_bench_case_name(p->c, t[0], CELL);
             if (k == 0 && s->n_split > 1) {
                 size_t len = strlen(t[0]);
-                snprintf(t[0] + len, CELL - len, ", %.12s", split_name(s, p->i_split, split));
+                snprintf(t[0] + len, CELL - len, ", %s", split_short(s, p->i_split, COLUMN, split));
             }
             snprintf(t[1], CELL, "%d", k);
             mu_chart_number(1e3 * p->r.s.median / p->r.n_step, t[2], CELL);
@@ -315,7 +325,7 @@ static bool print_predictions(const struct mu_bench_sweep *s)
         if (!is_shown(s, p) || !(p->r.predicted_s > 0)) continue;
         mu_bench_case_name(p->c, t[0], CELL);
         size_t len = strlen(t[0]);
-        snprintf(t[0] + len, CELL - len, ", %.12s", split_name(s, p->i_split, split));
+        snprintf(t[0] + len, CELL - len, ", %s", split_short(s, p->i_split, COLUMN, split));
         mu_chart_number(1e3 * p->r.predicted_s / p->r.n_step, t[1], CELL);
         mu_chart_number(1e3 * p->r.s.median / p->r.n_step, t[2], CELL);
         snprintf(t[3], CELL, "%+.0f%%", 100 * (p->r.s.median / p->r.predicted_s - 1));
@@ -468,12 +478,17 @@ static json_t *sweep_json(const struct mu_bench_sweep *s)
 
 /* ---- pictures ---- */
 
-/* A chart of the points whose case passes `has`: x and series by these functions. */
-static void chart_put(struct mu_chart *c, const char *x, const char *series, double y, double limit)
+/* Which series a point is of: its split's, of all with as many streams (or so much context). */
+static int64_t series_id(const struct mu_bench_point *p, int of)
+{
+    return (int64_t)p->i_split << 32 | of;
+}
+
+static void chart_put(struct mu_chart *c, const char *x, int64_t id, const char *series, double y, double limit)
 {
     int i = 0, k = 0;
     while (i < c->n_x && strcmp(c->x[i], x)) i++;
-    while (k < c->n_series && strcmp(c->series[k].name, series)) k++;
+    while (k < c->n_series && c->series[k].id != id) k++;
     c->more |= i == MU_CHART_MAX_X || k == MU_CHART_MAX_SERIES;
     if (i == MU_CHART_MAX_X || k == MU_CHART_MAX_SERIES) return;
     if (i == c->n_x) {
@@ -481,7 +496,10 @@ static void chart_put(struct mu_chart *c, const char *x, const char *series, dou
         for (int s = 0; s < MU_CHART_MAX_SERIES; s++) c->series[s].y[i] = -1;
         c->n_x++;
     }
-    if (k == c->n_series) snprintf(c->series[c->n_series++].name, sizeof c->series[k].name, "%s", series);
+    if (k == c->n_series) {
+        snprintf(c->series[k].name, sizeof c->series[k].name, "%s", series);
+        c->series[c->n_series++].id = id;
+    }
     c->series[k].y[i] = y;
     c->series[k].limit[i] = limit;
 }
@@ -507,8 +525,8 @@ static void prompts_chart(const struct mu_bench_sweep *s, struct mu_picture *p)
         if (at->state != MU_BENCH_DONE || at->c->phase != MU_BENCH_PROMPT) continue;
         if (!c) c = chart_begin(p, MU_CHART_BARS, "Reading a prompt", "tokens of the prompt");
         snprintf(x, sizeof x, "%d", at->c->n_tok);
-        snprintf(series, sizeof series, "split %.48s", split_name(s, at->i_split, split));
-        chart_put(c, x, series, tokens_per_s(at), bound_per_s(at));
+        snprintf(series, sizeof series, "split %s", split_short(s, at->i_split, LEGEND, split));
+        chart_put(c, x, series_id(at, 0), series, tokens_per_s(at), bound_per_s(at));
     }
 }
 
@@ -527,8 +545,9 @@ static void decode_chart(const struct mu_bench_sweep *s, bool by_stream, enum mu
         snprintf(streams, sizeof streams, "%d stream%s", at->c->n_stream, at->c->n_stream == 1 ? "" : "s");
         snprintf(x, sizeof x, "%.16s", context);
         if (by_stream) snprintf(x, sizeof x, "%d", at->c->n_stream);
-        split_name(s, at->i_split, split);
-        if (by_stream && s->opt->context.n == 1)
+        bool alone = by_stream && s->opt->context.n == 1;
+        split_short(s, at->i_split, alone ? LEGEND : COLUMN, split);
+        if (alone)
             snprintf(series, sizeof series, "split %.48s", split);
         else if (by_stream)
             snprintf(series, sizeof series, "context %.8s%s%.12s", context, s->n_split > 1 ? ", split " : "",
@@ -536,7 +555,8 @@ static void decode_chart(const struct mu_bench_sweep *s, bool by_stream, enum mu
         else
             snprintf(series, sizeof series, "%.20s%s%.12s", streams, s->n_split > 1 ? ", split " : "",
                      s->n_split > 1 ? split : "");
-        chart_put(c, x, series, tokens_per_s(at), bound_per_s(at));
+        chart_put(c, x, series_id(at, by_stream ? at->c->n_context : at->c->n_stream), series, tokens_per_s(at),
+                  bound_per_s(at));
     }
 }
 

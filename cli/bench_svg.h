@@ -6,6 +6,7 @@
 #define MU_CLI_BENCH_SVG_H
 
 #include <stdbool.h>
+#include <stdint.h>
 
 #include "base/bytes.h"
 #include "base/status.h"
@@ -15,6 +16,7 @@ enum mu_chart_kind { MU_CHART_BARS, MU_CHART_LINES };
 
 struct mu_chart_series {
     char name[64];
+    int64_t id;                   /* whoever makes the chart tells series of one name by it */
     double y[MU_CHART_MAX_X];     /* below 0: there is none */
     double limit[MU_CHART_MAX_X]; /* what it is compared with, dashed; 0: none */
 };

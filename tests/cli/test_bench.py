@@ -199,6 +199,13 @@ class Steps(Documents):
             with open(path) as f:
                 self.svg(f.read())
             self.svg(run("bench", BARD, "-p", "16", "-o", "svg", *STEPS).stdout)
+            alike = ("1.00001:1.00001", "1.00001:1.00002", "1.00001:1.00002")  # the same for a legend's twelve characters, and the same twice
+            done = run("bench", BARD, "-p", "0", "--context", "0,64", "--splits", ",".join(alike), "--transport", "local", "-o", "svg", *STEPS)
+            root = self.svg(done.stdout)
+            self.assertEqual(len(list(root.iter(SVG + "circle"))), 2 * len(alike))
+            texts = [t.text for t in root.iter(SVG + "text")]
+            for i in range(len(alike)):
+                self.assertIn(f"1 stream, split #{i + 1} 1.00001:1", texts)
             failed = run("bench", BARD, "-p", "16", "-o", "svg", "--out", tmp + "/no/such/x.svg", *STEPS)
             self.assertEqual(failed.returncode, 1)
             self.assertIn("no/such", failed.stderr)

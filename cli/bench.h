@@ -162,7 +162,8 @@ int mu_bench_rank_main(const char *folder);
 
 struct mu_bench_machine {
     char cpu[96], system[128];
-    int n_cpu, n_core, n_usable;
+    int n_cpu, n_core, n_usable; /* that we may use */
+    int n_online;                /* the machine's, which shares are of */
     uint64_t mem_bytes, available_bytes;
     double load_average, quota_cpus; /* of the last minute when it began; 0: no quota */
     double elapsed_s;

@@ -126,17 +126,18 @@ void mu_bench_watch_end(struct mu_bench_watch *w, struct mu_bench_machine *machi
         struct mu_bench_machine m = {.n_cpu = t->n_cpu,
                                      .n_core = t->n_core,
                                      .n_usable = t->n_usable,
+                                     .n_online = (int)sysconf(_SC_NPROCESSORS_ONLN),
                                      .mem_bytes = t->mem_total_bytes,
                                      .available_bytes = t->mem_available_bytes,
                                      .load_average = w->load_average,
                                      .quota_cpus = w->quota_cpus};
-        double quota, cores = (double)sysconf(_SC_NPROCESSORS_ONLN);
+        double quota;
         m.mhz = mhz_of(t, "scaling_cur_freq"); /* at once, while the cores are still as fast as they were */
         m.mhz_max = mhz_of(t, "cpuinfo_max_freq");
         struct moment end = moment_now(t, &quota);
         struct utsname u;
         m.elapsed_s = (double)(end.at_ns - w->begin.at_ns) / 1e9;
-        double room = m.elapsed_s * cores, busy = end.busy_s - w->begin.busy_s;
+        double room = m.elapsed_s * m.n_online, busy = end.busy_s - w->begin.busy_s;
         if (room > 0) {
             m.busy = at_least_0(busy) / room;
             m.others = at_least_0(busy - (end.own_s - w->begin.own_s)) / room;

@@ -81,7 +81,7 @@ static void warn(struct mu_bench_served *s)
         if (r->machine.own_cpus > MOST_OWN_CPUS)
             mu_bench_warn(&s->warnings, "this generator used %.1f cores: it may be the limit", r->machine.own_cpus);
         if (r->rank_cpus >= 0) { /* the coordinator stays among the others; it does little */
-            r->machine.others = r->machine.busy - (r->rank_cpus + r->machine.own_cpus) / r->machine.n_cpu;
+            r->machine.others = r->machine.busy - (r->rank_cpus + r->machine.own_cpus) / r->machine.n_online;
             if (r->machine.others < 0) r->machine.others = 0;
         }
         mu_bench_machine_warn(&r->machine, r->rank_cpus >= 0, &s->warnings);

@@ -443,6 +443,21 @@ class Serving(Documents):
             self.assertGreater(load["failures"].get("RESOURCE_EXHAUSTED", 0), 0)
             self.assertTrue(any("failed" in w for w in doc["warnings"]))
 
+    def test_others_on_other_cores(self):
+        """Shares are of the machine's cores, also where the benchmark and its server may use only one of them."""
+        usable = os.sched_getaffinity(0)
+        if len(usable) < 2:
+            self.skipTest("one core")
+        os.sched_setaffinity(0, {min(usable)})
+        try:
+            load = self.document(BARD, "--serve", "--split", "1", "-t", "1", "--seconds", "1")["loads"][0]
+        finally:
+            os.sched_setaffinity(0, usable)
+        machine = load["machine"]
+        self.assertGreater(load["rank_cpus"], 0)
+        others = machine["busy"] - (load["rank_cpus"] + machine["own_cpus"]) / os.cpu_count()
+        self.assertAlmostEqual(machine["others_busy"], max(others, 0), places=5)
+
     def test_no_room_for_a_request(self):
         """Those that run are waited for before their memory goes, which MALLOC_PERTURB_ fills."""
         with harness.Server(split="1", args=("-t", "1")) as server:

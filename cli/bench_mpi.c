@@ -178,7 +178,7 @@ enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank, const ch
 {
     enum mu_status st;
     char *dir = NULL, *results = NULL;
-    int fd = -1, status = 0, n = 0;
+    int fd = -1, n = 0;
     pid_t pid;
     bool told = false;
     MU_TRY(st, mu_run_dir_create(&dir, err), done);
@@ -191,16 +191,15 @@ enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank, const ch
     }
     MU_TRY(st, mpirun_start(dir, n_rank, hosts, &pid, err), done);
     for (;;) {
-        pid_t ended = waitpid(pid, &status, WNOHANG);
+        pid_t ended = waitpid(pid, NULL, WNOHANG);
         if (!st) st = results_read(fd, job, &n, on_result, ctx, err);
         if (ended == pid) break;
         if ((mu_interrupted || st) && !told) told = !kill(pid, SIGTERM);
         mu_sleep_ms(POLL_MS);
     }
-    if (!st && mu_interrupted && n < job->n_case)
-        st = mu_fail(err, MU_ECANCELLED, "interrupted");
-    else if (!st && (!WIFEXITED(status) || WEXITSTATUS(status) || n < job->n_case))
-        st = mu_fail(err, MU_EPEER, "the MPI job failed (its messages are above)");
+    if (!st && n < job->n_case) /* with all results how it ended does not matter */
+        st = mu_interrupted ? mu_fail(err, MU_ECANCELLED, "interrupted")
+                            : mu_fail(err, MU_EPEER, "the MPI job failed (its messages are above)");
 done:
     if (fd >= 0) close(fd);
     mu_free(results);

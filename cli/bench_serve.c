@@ -105,6 +105,7 @@ static enum mu_status warm_up(struct mu_bench_client *c, const struct mu_bench_l
     return mu_bench_client_load(c, &first, &r, err);
 }
 
+/* On an error there may be loads that are done. */
 static enum mu_status loads_run(struct mu_bench_served *s, struct mu_bench_client *c,
                                 struct mu_bench_load_options *load, struct mu_err *err)
 {
@@ -119,14 +120,14 @@ static enum mu_status loads_run(struct mu_bench_served *s, struct mu_bench_clien
         st = mu_bench_client_load(c, load, &s->load[s->n_load], err);
         if (!st) s->n_load++;
     }
-    s->interrupted = mu_interrupted;
+    s->interrupted = mu_interrupted || st;
     if (!st && !s->n_load) st = mu_fail(err, MU_ECANCELLED, "interrupted before the first request was done");
     return st;
 }
 
 enum mu_status mu_bench_serve(const struct mu_bench_serve_options *opt, struct mu_err *err)
 {
-    enum mu_status st;
+    enum mu_status st, told;
     struct mu_bench_server *server = NULL;
     struct mu_bench_client *client = NULL;
     struct mu_bench_prompts prompts = {0};
@@ -151,9 +152,11 @@ enum mu_status mu_bench_serve(const struct mu_bench_serve_options *opt, struct m
     load.seed = opt->seed;
     load.prompt = prompts.line;
     load.n_prompt = prompts.n;
-    MU_TRY(st, loads_run(s, client, &load, err), done);
+    st = loads_run(s, client, &load, err);
+    if (!s->n_load) goto done;
     warn(s);
-    st = mu_bench_served_report(s, err);
+    told = mu_bench_served_report(s, st ? NULL : err);
+    if (!st) st = told;
 done:
     mu_bench_client_close(client);
     mu_bench_server_stop(server);

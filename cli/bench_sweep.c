@@ -1,8 +1,8 @@
 /* Steps of a model: every case (prompt length; streams × context) under every split, each split loaded once.
  *
  * Cases are made in an order that fills contexts once: prompts, then contexts ascending, in each the streams ascending.
- * What does not fit into memory or the model's context is refused, with the reason, and the rest runs. Ctrl-C ends the
- * measuring and the cases that are done are reported. */
+ * What does not fit into memory or the model's context is refused, with the reason, and the rest runs. Ctrl-C or an
+ * error ends the measuring and the cases that are done are reported. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -265,7 +265,8 @@ static enum mu_status nothing_ran(const struct mu_bench_sweep *s, struct mu_err 
     return mu_fail(err, MU_ELIMIT, "%s %s", name, s->point[0].why);
 }
 
-static enum mu_status splits_run(struct mu_bench_sweep *s, const char *path, struct mu_err *err)
+/* MU_OK after Ctrl-C too. On an error there may be cases that are done: *n_done_out of them. */
+static enum mu_status splits_run(struct mu_bench_sweep *s, const char *path, int *n_done_out, struct mu_err *err)
 {
     struct run r = {.sweep = s, .bar = {.label = "measuring"}};
     enum mu_status st = MU_OK;
@@ -273,15 +274,18 @@ static enum mu_status splits_run(struct mu_bench_sweep *s, const char *path, str
     r.plan = mu_calloc(1, sizeof *r.plan);
     if (!r.plan) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
     for (int i = 0; i < s->n_point; i++) r.total += case_units(s->point[i].c, s->opt->n_repeat);
+    for (int i = 0; i < s->n_split && !st; i++)
+        st = job_begin(&r, i, path, err); /* what is wrong with a later one is said before the first is measured */
     for (int i = 0; i < s->n_split && !st; i++) {
         st = split_prepare(&r, i, path, err);
         if (!st) st = split_run(&r, i, err);
     }
     mu_bar_update(&r.bar, r.total, r.total);
-    s->interrupted = st == MU_ECANCELLED;
-    if (s->interrupted) st = MU_OK;
+    s->interrupted = st != MU_OK;
+    if (st == MU_ECANCELLED) st = MU_OK;
     for (int i = 0; i < s->n_point; i++) done += s->point[i].state == MU_BENCH_DONE;
     if (!st && !done) st = nothing_ran(s, err);
+    *n_done_out = done;
     mu_free(r.plan);
     return st;
 }
@@ -330,7 +334,8 @@ static enum mu_status splits_settle(struct mu_bench_sweep *s, struct mu_err *err
 
 enum mu_status mu_bench_sweep(const struct mu_bench_sweep_options *opt, struct mu_err *err)
 {
-    enum mu_status st;
+    enum mu_status st, told;
+    int n_done = 0;
     struct mu_bench_watch *watch = NULL;
     struct mu_opened o = {0};
     struct mu_bench_sweep *s = mu_calloc(1, sizeof *s);
@@ -344,12 +349,13 @@ enum mu_status mu_bench_sweep(const struct mu_bench_sweep_options *opt, struct m
     MU_TRY(st, cases_make(s, err), done);
     mu_signals_catch();
     MU_TRY(st, mu_bench_watch_begin(&watch, err), done);
-    st = splits_run(s, o.found->path, err);
+    st = splits_run(s, o.found->path, &n_done, err);
     mu_bench_watch_end(watch, &s->machine);
-    if (st) goto done;
+    if (!n_done) goto done;
     mu_bench_machine_warn(&s->machine, true, &s->warnings);
     warn_noise(s);
-    st = mu_bench_sweep_report(s, err);
+    told = mu_bench_sweep_report(s, st ? NULL : err);
+    if (!st) st = told;
 done:
     mu_free(s->point);
     mu_free(s);

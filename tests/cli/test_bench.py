@@ -5,6 +5,7 @@ The machine may be busy: nothing here asks for a speed.
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +210,30 @@ class Steps(Documents):
             failed = run("bench", BARD, "-p", "16", "-o", "svg", "--out", tmp + "/no/such/x.svg", *STEPS)
             self.assertEqual(failed.returncode, 1)
             self.assertIn("no/such", failed.stderr)
+
+    def test_what_is_wrong_with_a_later_split(self):
+        """Is said before the first one is measured."""
+        done = run("bench", BARD, "-p", "16", "--splits", "1,1/1/1/1/1/1", *STEPS)
+        self.assertEqual((done.returncode, done.stdout), (1, ""))
+        self.assertIn("layers", done.stderr)
+
+    def test_an_error_tells_what_is_done(self):
+        done = run("bench", BARD, "-p", "16", "--splits", "1,1:1", "-o", "json", *STEPS, env={"MUSTER_FAULT": "comm.allgather:9"})
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("the MPI job failed", done.stderr)
+        doc = json.loads(done.stdout)
+        self.assertTrue(doc["interrupted"])
+        self.assertEqual([(p["split"], p["state"]) for p in doc["points"]], [("1", "done")] * 2 + [("1:1", "not run")] * 2)
+
+    def test_all_results_are_all(self):
+        """Whatever becomes of mpirun afterwards."""
+        with tempfile.TemporaryDirectory() as tmp:
+            fake = os.path.join(tmp, "mpirun")
+            with open(fake, "w") as f:
+                f.write(f'#!/bin/sh\n{shutil.which("mpirun")} "$@"\nexit 3\n')
+            os.chmod(fake, 0o755)
+            doc = self.document(BARD, "-p", "16", "--split", "1:1", *STEPS, env={"PATH": tmp + ":" + os.environ["PATH"]})
+            self.assertEqual([p["state"] for p in doc["points"]], ["done"] * 2)
 
     def test_ctrl_c_tells_what_is_done(self):
         p = subprocess.Popen([harness.MUSTER, "bench", BARD, "-p", "16", "-n", "100", "-b", "1,64", "-r", "100", "-t", "1", "-o", "json"], stdout=subprocess.PIPE,
@@ -457,6 +482,15 @@ class Serving(Documents):
         self.assertGreater(load["rank_cpus"], 0)
         others = machine["busy"] - (load["rank_cpus"] + machine["own_cpus"]) / os.cpu_count()
         self.assertAlmostEqual(machine["others_busy"], max(others, 0), places=5)
+
+    def test_an_error_tells_what_is_done(self):
+        with harness.Server(split="1", args=("-t", "1")) as server:
+            done = run("bench", "--server", server.address, "--rate", "50,0.001", "--seconds", "0.5", "--output", "4", "-o", "json")
+            self.assertEqual(done.returncode, 1)
+            self.assertIn("no request was due", done.stderr)
+            doc = json.loads(done.stdout)
+            self.assertTrue(doc["interrupted"])
+            self.assertEqual([load["rate"] for load in doc["loads"]], [50])
 
     def test_no_room_for_a_request(self):
         """Those that run are waited for before their memory goes, which MALLOC_PERTURB_ fills."""

@@ -19,12 +19,11 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "base/environ.h"
 #include "base/io.h"
 #include "cli/bench.h"
 #include "kernels/kernels.h"
 #include "transport/comm.h"
-
-extern char **environ;
 
 enum { POLL_MS = 50, MAX_ARGS = 64 };
 
@@ -116,7 +115,8 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, const char *h
                                           "--mca",
                                           "btl_vader_single_copy_mechanism",
                                           "none"};
-    char self[4096], np[16], *argv[MAX_ARGS];
+    char self[4096], np[16], rank[128], tmpdir[128], *argv[MAX_ARGS];
+    const char *const extra[] = {"OMPI_ALLOW_RUN_AS_ROOT=1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1", rank, tmpdir, NULL};
     int n = 0;
     ssize_t len = readlink("/proc/self/exe", self, sizeof self - 1);
     if (len < 0) return mu_fail(err, MU_EIO, "cannot find this program's own path: %s", strerror(errno));
@@ -141,15 +141,17 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, const char *h
     argv[n++] = self;
     argv[n++] = "bench";
     argv[n] = NULL;
-    setenv("MUSTER_BENCH_RANK", folder, 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 1);
-    setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 1);
+    snprintf(rank, sizeof rank, "MUSTER_BENCH_RANK=%s", folder);
+    snprintf(tmpdir, sizeof tmpdir, "TMPDIR=%s", folder);
+    /* how other machines are reached is the user's to say: networks, the agent */
+    const char **env = mu_environ_of_mpirun(extra, hosts ? "OMPI_MCA_" : NULL);
+    if (!env) return mu_fail(err, MU_ENOMEM, "no memory for mpirun's environment");
     posix_spawn_file_actions_t fa;
     posix_spawn_file_actions_init(&fa);
     posix_spawn_file_actions_addopen(&fa, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    int rc = posix_spawnp(pid_out, "mpirun", &fa, NULL, argv, environ);
+    int rc = posix_spawnp(pid_out, "mpirun", &fa, NULL, argv, (char **)env);
     posix_spawn_file_actions_destroy(&fa);
-    unsetenv("MUSTER_BENCH_RANK");
+    mu_free(env);
     if (rc)
         return mu_fail(err, MU_ENOENT, "cannot start mpirun: %s; install Open MPI (Debian: openmpi-bin)", strerror(rc));
     return MU_OK;

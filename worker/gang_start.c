@@ -16,14 +16,13 @@
 
 #include "base/alloc.h"
 #include "base/clock.h"
+#include "base/environ.h"
 #include "base/fault.h"
 #include "base/log.h"
 #include "shard/plan_draft.h"
 #include "shard/plan_fit.h"
 #include "shard/plan_where.h"
 #include "worker/gang.h"
-
-extern char **environ;
 
 enum {
     DEFAULT_CONTEXT = 8192,
@@ -301,30 +300,6 @@ static void mpirun_args(struct args *a, const char *mpirun, const char *n_rank, 
     arg(a, folder);
 }
 
-static bool inherited(const char *entry)
-{
-    static const char *const foreign[] = {"OMPI_",  "PMIX_", "PRTE_",   "PMI_",
-                                          "SLURM_", "ORTE_", "TMPDIR=", "MUSTER_MPIRUN_PID="};
-    for (size_t i = 0; i < sizeof foreign / sizeof foreign[0]; i++)
-        if (strncmp(entry, foreign[i], strlen(foreign[i])) == 0) return false;
-    return true;
-}
-
-/* extra is a NULL-terminated list of entries. The array is freed with mu_free, the entries are borrowed. */
-static const char **environment_make(const char *const *extra)
-{
-    size_t n = 0, k = 0;
-    while (environ && environ[n]) n++;
-    while (extra[k]) k++;
-    const char **env = mu_calloc(n + k + 1, sizeof *env);
-    if (!env) return NULL;
-    size_t m = 0;
-    for (size_t i = 0; i < k; i++) env[m++] = extra[i]; /* first: getenv takes the first of a name */
-    for (size_t i = 0; i < n; i++)
-        if (inherited(environ[i])) env[m++] = environ[i];
-    return env;
-}
-
 /* The engine's address must be reachable from inside a private network: only a unix socket is. */
 static bool address_is_unix(const char *address)
 {
@@ -395,7 +370,7 @@ static enum mu_status mpirun_start(struct mu_worker_gang *g, struct mu_err *err)
                            NULL};
     struct args a = {0};
     mpirun_args(&a, mpirun, n_rank, exe, g->folder, shm, own_pid);
-    const char **env = environment_make(extra);
+    const char **env = mu_environ_of_mpirun(extra, NULL);
     if (!env) return mu_fail(err, MU_ENOMEM, "out of memory for mpirun's environment");
     st = process_spawn(g, &a, env, err);
     mu_free(env);

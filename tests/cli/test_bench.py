@@ -235,6 +235,21 @@ class Steps(Documents):
             doc = self.document(BARD, "-p", "16", "--split", "1:1", *STEPS, env={"PATH": tmp + ":" + os.environ["PATH"]})
             self.assertEqual([p["state"] for p in doc["points"]], ["done"] * 2)
 
+    def test_environment_of_mpirun(self):
+        """Nothing of other launchers; with other machines, how they are reached."""
+        foreign = {"SLURM_JOBID": "7", "PMI_RANK": "0", "PMIX_RANK": "0", "OMPI_COMM_WORLD_RANK": "3", "OMPI_MCA_plm_rsh_agent": "x"}
+        with tempfile.TemporaryDirectory() as tmp:
+            out = os.path.join(tmp, "env")
+            with open(os.path.join(tmp, "mpirun"), "w") as f:
+                f.write(f"#!/bin/sh\nenv > {out}\n")
+            os.chmod(f.name, 0o755)
+            for hosts, kept in ((), []), (("--hosts", "a,b"), ["OMPI_MCA_plm_rsh_agent"]):
+                run("bench", BARD, "-p", "16", "--split", "1:1", *hosts, *STEPS, env=dict(foreign, PATH=tmp + ":" + os.environ["PATH"]))
+                with open(out) as f:
+                    names = [line.split("=")[0] for line in f]
+                self.assertIn("MUSTER_BENCH_RANK", names)
+                self.assertEqual([name for name in names if name in foreign], kept)
+
     def test_ctrl_c_tells_what_is_done(self):
         p = subprocess.Popen([harness.MUSTER, "bench", BARD, "-p", "16", "-n", "100", "-b", "1,64", "-r", "100", "-t", "1", "-o", "json"], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)

@@ -1,0 +1,10 @@
+/* The environment of a child that is mpirun. */
+#ifndef MU_BASE_ENVIRON_H
+#define MU_BASE_ENVIRON_H
+
+/* `extra` (entries, then NULL), and ours without what other launchers and Open MPI installations left in it, which makes
+ * launches fail, and without TMPDIR, which is in extra. Of that, entries that begin with `kept` stay; NULL: none. The
+ * array is freed with mu_free, the entries are borrowed. NULL: no memory. */
+const char **mu_environ_of_mpirun(const char *const *extra, const char *kept);
+
+#endif

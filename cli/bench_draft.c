@@ -447,7 +447,7 @@ enum mu_status mu_bench_draft(const struct mu_bench_draft_options *opt, struct m
     d->draft = mu_guess_model(small);
     MU_TRY(st, prompts_make(&r, o.tok, err), done);
     cases_make(d);
-    mu_signals_catch();
+    mu_signals_catch_ends();
     MU_TRY(st, gang_open(&r, err), done);
     MU_TRY(st, mu_bench_watch_begin(&watch, err), done);
     st = cases_run(&r, err);

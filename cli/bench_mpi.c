@@ -6,14 +6,15 @@
  *
  * Parent and ranks are the same binary, so both are plain structs. Rank 0 is on this machine; the others are where
  * hosts say, started by mpirun's own means (ssh, or what OMPI_MCA_plm_rsh_agent names). Ctrl-C reaches mpirun too (one
- * process group), which ends the ranks; the results that are there stay. */
+ * process group), which ends the ranks; the results that are there stay. Where one of us dies by whatever signal, mpirun
+ * ends with its parent, and a rank with mpirun. */
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,7 +26,7 @@
 #include "kernels/kernels.h"
 #include "transport/comm.h"
 
-enum { POLL_MS = 50, MAX_ARGS = 64 };
+enum { POLL_MS = 50, STOP_MS = 3000, MAX_ARGS = 64 };
 
 /* ---- a rank ---- */
 
@@ -74,6 +75,7 @@ int mu_bench_rank_main(const char *folder)
     struct mu_err err = MU_ERR_INIT;
     struct mu_comm *comm = NULL;
     struct mu_bench_job *job = mu_calloc(1, sizeof *job);
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* a mpirun that is dead already is an error of MPI_Init */
     enum mu_status st = job ? mu_comm_mpi_open(&comm, &err) : mu_fail(&err, MU_ENOMEM, "no memory for the job");
     if (!st) st = rank_run(comm, folder, job, &err);
     mu_comm_close(comm);
@@ -94,6 +96,27 @@ static enum mu_status job_write(const char *folder, const struct mu_bench_job *j
     return st;
 }
 
+/* As posix_spawnp; but that a child ends with its parent it has to ask for itself. An error number, or 0. */
+static int mpirun_spawn(char **argv, const char **env, pid_t *pid_out)
+{
+    int fds[2], e = 0;
+    pid_t parent = getpid();
+    if (pipe2(fds, O_CLOEXEC)) return errno;
+    *pid_out = fork();
+    if (*pid_out == 0) {
+        int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        if (dup2(null, STDIN_FILENO) >= 0 && !prctl(PR_SET_PDEATHSIG, SIGTERM) && getppid() == parent)
+            execvpe(argv[0], argv, (char **)env);
+        e = errno;
+        _exit(write(fds[1], &e, sizeof e) != sizeof e);
+    }
+    if (*pid_out < 0) e = errno;
+    close(fds[1]);
+    if (read(fds[0], &e, sizeof e) == sizeof e) waitpid(*pid_out, NULL, 0);
+    close(fds[0]);
+    return e;
+}
+
 static enum mu_status mpirun_start(const char *folder, int n_rank, const char *hosts, pid_t *pid_out,
                                    struct mu_err *err)
 {
@@ -111,6 +134,9 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, const char *h
                                           "1",
                                           "--mca",
                                           "odls_base_sigkill_timeout",
+                                          "0",
+                                          "--mca",
+                                          "odls_base_num_threads", /* ranks are the children of a thread that lives */
                                           "0",
                                           "--mca",
                                           "btl_vader_single_copy_mechanism",
@@ -146,11 +172,7 @@ static enum mu_status mpirun_start(const char *folder, int n_rank, const char *h
     /* how other machines are reached is the user's to say: networks, the agent */
     const char **env = mu_environ_of_mpirun(extra, hosts ? "OMPI_MCA_" : NULL);
     if (!env) return mu_fail(err, MU_ENOMEM, "no memory for mpirun's environment");
-    posix_spawn_file_actions_t fa;
-    posix_spawn_file_actions_init(&fa);
-    posix_spawn_file_actions_addopen(&fa, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
-    int rc = posix_spawnp(pid_out, "mpirun", &fa, NULL, argv, (char **)env);
-    posix_spawn_file_actions_destroy(&fa);
+    int rc = mpirun_spawn(argv, env, pid_out);
     mu_free(env);
     if (rc)
         return mu_fail(err, MU_ENOENT, "cannot start mpirun: %s; install Open MPI (Debian: openmpi-bin)", strerror(rc));
@@ -182,7 +204,7 @@ enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank, const ch
     char *dir = NULL, *results = NULL;
     int fd = -1, n = 0;
     pid_t pid;
-    bool told = false;
+    int64_t killed_ns = 0; /* when mpirun, which was told to end, will be */
     MU_TRY(st, mu_run_dir_create(&dir, err), done);
     MU_TRY(st, job_write(dir, job, err), done);
     results = mu_asprintf("%s/results", dir);
@@ -196,7 +218,11 @@ enum mu_status mu_bench_mpi(const struct mu_bench_job *job, int n_rank, const ch
         pid_t ended = waitpid(pid, NULL, WNOHANG);
         if (!st) st = results_read(fd, job, &n, on_result, ctx, err);
         if (ended == pid) break;
-        if ((mu_interrupted || st) && !told) told = !kill(pid, SIGTERM);
+        if ((mu_interrupted || st) && !killed_ns) {
+            kill(pid, SIGTERM);
+            killed_ns = mu_now_ns() + STOP_MS * MU_MS;
+        }
+        if (killed_ns && mu_now_ns() > killed_ns) kill(pid, SIGKILL); /* Open MPI 4.1 hangs where it came early */
         mu_sleep_ms(POLL_MS);
     }
     if (!st && n < job->n_case) /* with all results how it ended does not matter */

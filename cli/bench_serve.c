@@ -137,7 +137,7 @@ enum mu_status mu_bench_serve(const struct mu_bench_serve_options *opt, struct m
     struct mu_bench_served *s = mu_calloc(1, sizeof *s);
     if (!s) return mu_fail(err, MU_ENOMEM, "no memory for a benchmark");
     s->opt = opt;
-    mu_signals_catch();
+    mu_signals_catch_ends();
     if (opt->prompts) MU_TRY(st, mu_bench_prompts_read(opt->prompts, &prompts, err), done);
     MU_TRY(st, mu_kernels_init(NULL, err), done); /* for their name */
     if (!opt->server) MU_TRY(st, mu_bench_server_start(opt, &server, err), done);

@@ -347,7 +347,7 @@ enum mu_status mu_bench_sweep(const struct mu_bench_sweep_options *opt, struct m
     s->model = o.model;
     MU_TRY(st, splits_settle(s, err), done);
     MU_TRY(st, cases_make(s, err), done);
-    mu_signals_catch();
+    mu_signals_catch_ends();
     MU_TRY(st, mu_bench_watch_begin(&watch, err), done);
     st = splits_run(s, o.found->path, &n_done, err);
     mu_bench_watch_end(watch, &s->machine);

@@ -131,9 +131,10 @@ void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *
 
 void mu_signals_tidy(void); /* the signals that end the program remove the file that is being written first */
 extern volatile sig_atomic_t mu_interrupted;
-void mu_signals_catch(void); /* SIGINT sets mu_interrupted; a second one within a second ends the program */
-void mu_signals_stay(void);  /* from now on no SIGINT ends the program: a chat has other ways to leave */
-void mu_signals_reset(void); /* mu_interrupted = 0 */
+void mu_signals_catch(void);      /* SIGINT sets mu_interrupted; a second one within a second ends the program */
+void mu_signals_catch_ends(void); /* SIGTERM and SIGHUP like it: for a program that has something to end and to tell */
+void mu_signals_stay(void);       /* from now on no SIGINT ends the program: a chat has other ways to leave */
+void mu_signals_reset(void);      /* mu_interrupted = 0 */
 
 /* ---- opening what most verbs open ---- */
 

@@ -1,6 +1,6 @@
-/* Ctrl-C: where a verb catches it, the first one asks the running generation to stop, a second one within a second ends
- * the program, unless that would take a conversation with it. Elsewhere it ends the program, as SIGTERM and SIGHUP do, and
- * a file that is half written goes first. */
+/* Ctrl-C, and for some verbs what else asks a program to end: where a verb catches it, the first one asks the running
+ * generation to stop, a second one within a second ends the program, unless that would take a conversation with it.
+ * Elsewhere it ends the program, as SIGTERM and SIGHUP do, and a file that is half written goes first. */
 #include <time.h>
 #include <unistd.h>
 
@@ -24,7 +24,7 @@ void mu_signals_tidy(void)
 volatile sig_atomic_t mu_interrupted;
 static volatile sig_atomic_t last_s, stays;
 
-static void on_sigint(int sig)
+static void on_signal(int sig)
 {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -33,11 +33,24 @@ static void on_sigint(int sig)
     mu_interrupted = 1;
 }
 
+static void catch_one(int sig)
+{
+    struct sigaction sa = {.sa_handler = on_signal}; /* no SA_RESTART: a read from the terminal is interrupted too */
+    sigemptyset(&sa.sa_mask);
+    sigaction(sig, &sa, NULL);
+}
+
 void mu_signals_catch(void)
 {
-    struct sigaction sa = {.sa_handler = on_sigint}; /* no SA_RESTART: a read from the terminal is interrupted too */
-    sigemptyset(&sa.sa_mask);
-    sigaction(SIGINT, &sa, NULL);
+    catch_one(SIGINT);
+}
+
+void mu_signals_catch_ends(void)
+{
+    struct sigaction hup;
+    catch_one(SIGINT);
+    catch_one(SIGTERM);
+    if (!sigaction(SIGHUP, NULL, &hup) && hup.sa_handler != SIG_IGN) catch_one(SIGHUP); /* nohup */
 }
 
 void mu_signals_stay(void)

@@ -2,6 +2,7 @@
 
 The machine may be busy: nothing here asks for a speed.
 """
+import glob
 import json
 import math
 import os
@@ -261,6 +262,32 @@ class Steps(Documents):
         else:
             doc = json.loads(out)
             self.assertEqual(doc["interrupted"], any(q["state"] == "not run" for q in doc["points"]))
+
+
+    def test_no_end_leaves_ranks(self):
+        args = (BARD, "-p", "16", "-n", "400", "-b", "64", "-r", "20", "-t", "1", "--split", "1:1", "-o", "json")
+        for end in (signal.SIGTERM, signal.SIGHUP, signal.SIGKILL):
+            with tempfile.TemporaryDirectory() as tmp:
+                p = subprocess.Popen([harness.MUSTER, "bench", *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                     env=dict(os.environ, XDG_RUNTIME_DIR=tmp), preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL))
+                deadline = time.monotonic() + 60
+                while not any(os.path.getsize(f) for f in glob.glob(tmp + "/*/results")):  # until the first case is done
+                    self.assertLess(time.monotonic(), deadline)
+                    time.sleep(0.05)
+                pids = harness.descendants(p.pid)
+                self.assertGreaterEqual(len(pids), 4)  # itself, mpirun, two ranks
+                try:
+                    p.send_signal(end)
+                    self.assertEqual(harness.wait_gone(pids, 30), [])
+                finally:
+                    for pid in pids:
+                        if harness.alive(pid):
+                            os.kill(pid, signal.SIGKILL)
+                out, err = p.communicate(timeout=30)
+                if end == signal.SIGKILL:
+                    continue
+                self.assertEqual(p.returncode, 0, err)
+                self.assertEqual([q["state"] for q in json.loads(out)["points"]], ["done", "not run"])
 
 
 class Drafts(Documents):

@@ -138,6 +138,8 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
 
 /* ---- bench_predict.c: of an MPI job ---- */
 
+/* Everybody's pieces of the same length, one after another. */
+enum mu_status mu_bench_all_gather(struct mu_comm *comm, void *buf, size_t each, struct mu_err *err);
 struct mu_bench_links;
 /* By all ranks together; of each pair that the plan has talking to each other. Freed with mu_free. */
 enum mu_status mu_bench_links_measure(struct mu_comm *comm, const struct mu_plan *plan,

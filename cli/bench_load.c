@@ -608,13 +608,45 @@ static void fp_init(void *ctx)
     mu_fp_env_set();
 }
 
-static void threads_count(struct load *l, const struct mu_topo *topo, const struct mu_split *split)
+/* The kernel that each rank runs on, whose cores are shared out among its ranks. Not by host names, as the communicator's
+ * machines: one kernel may have several (containers, tests/links). */
+struct kernels {
+    char boot[MU_MAX_RANKS][40];
+};
+
+static enum mu_status kernels_find(struct mu_comm *comm, struct kernels *k, struct mu_err *err)
+{
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "re");
+    memset(k, 0, sizeof *k);
+    if (f && !fgets(k->boot[comm->rank], sizeof k->boot[0], f)) k->boot[comm->rank][0] = 0; /* then all are one */
+    if (f) fclose(f);
+    return mu_bench_all_gather(comm, k->boot, sizeof k->boot[0], err);
+}
+
+/* The ranks on rank's kernel, and its place among them. kernels NULL: all are. */
+static int split_here(const struct kernels *kernels, const struct mu_split *split, int rank, struct mu_split *here)
+{
+    int place = 0;
+    *here = *split;
+    here->n_rank = 0;
+    for (int i = 0; i < split->n_rank; i++) {
+        if (kernels && strcmp(kernels->boot[i], kernels->boot[rank])) continue;
+        if (i == rank) place = here->n_rank;
+        here->device[here->n_rank++] = split->device[i];
+    }
+    return place;
+}
+
+static void threads_count(struct load *l, const struct mu_topo *topo, const struct mu_split *split,
+                          const struct kernels *kernels)
 {
     l->n_cpu = mu_split_cpu_ranks(split);
-    l->n_all_thread = mu_plan_threads_sum(topo, split, l->job->n_thread);
     for (int i = 0; i < split->n_rank; i++) {
+        struct mu_split here;
         struct mu_place place;
-        mu_plan_place(topo, split, -1, l->job->n_thread, i, &place);
+        int k = split_here(kernels, split, i, &here);
+        mu_plan_place(topo, &here, -1, l->job->n_thread, k, &place);
+        l->n_all_thread += place.n_thread;
         if (split->device[i] == MU_ON_CPU) l->n_cpu_thread += place.n_thread;
     }
 }
@@ -670,7 +702,7 @@ enum mu_status mu_bench_local(const struct mu_bench_job *job, mu_bench_done *don
     l.load_s = (double)(mu_now_ns() - start) / 1e9;
     l.plan = mu_solo_plan(l.solo);
     for (int i = 0; i < l.n_share; i++) l.share[i].shard = mu_solo_shard(l.solo, i);
-    threads_count(&l, topo, &so.split);
+    threads_count(&l, topo, &so.split, NULL);
     MU_TRY(st, probe_pool_open(&l, topo, &so.split, err), out);
     MU_TRY(st, probe_open(&l, err), out);
     st = cases_measure(&l, done, ctx, err);
@@ -693,7 +725,8 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
     struct mu_shard_link *link = NULL;
     struct load l = {.job = job, .serving = &job->serving, .n_share = 1};
     struct mu_topo *topo = NULL;
-    struct mu_split split;
+    struct mu_split split, here;
+    struct kernels kernels;
     if (!plan) return mu_fail(err, MU_ENOMEM, "no memory for the plan");
     MU_TRY(st, mu_split_parse(job->split, &split, err), out);
     if (comm->n_rank != split.n_rank) {
@@ -701,8 +734,10 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
         goto out;
     }
     MU_TRY(st, topo_open(&topo, err), out);
-    threads_count(&l, topo, &split);
-    MU_TRY(st, mu_seat_open(topo, &split, comm->rank, job->n_thread, true, &seat, err), out);
+    MU_TRY(st, kernels_find(comm, &kernels, err), out);
+    threads_count(&l, topo, &split, &kernels);
+    int place = split_here(&kernels, &split, comm->rank, &here);
+    MU_TRY(st, mu_seat_open(topo, &here, place, job->n_thread, true, &seat, err), out);
     MU_TRY(st, mu_model_open(job->path, &model, err), out);
     MU_TRY(st, mu_model_quantize(model, job->quantize, err), out);
     MU_TRY(st, mu_plan_build(model, &split, plan, err), out);

@@ -28,8 +28,7 @@ static bool talk(const struct mu_plan *plan, int a, int b)
            (plan->leader == b && !plan->rank[a].stage);
 }
 
-/* Everybody's pieces of the same length, one after another. */
-static enum mu_status all_gather(struct mu_comm *comm, void *buf, size_t each, struct mu_err *err)
+enum mu_status mu_bench_all_gather(struct mu_comm *comm, void *buf, size_t each, struct mu_err *err)
 {
     size_t off[MU_MAX_RANKS], len[MU_MAX_RANKS];
     for (int i = 0; i < comm->n_rank; i++) {
@@ -48,7 +47,7 @@ enum mu_status mu_bench_links_measure(struct mu_comm *comm, const struct mu_plan
     if (!l) return mu_fail(err, MU_ENOMEM, "no memory for the links between ranks");
     l->n = n;
     gethostname(l->host[comm->rank], HOST_NAME - 1);
-    MU_TRY(st, all_gather(comm, l->host, HOST_NAME, err), fail);
+    MU_TRY(st, mu_bench_all_gather(comm, l->host, HOST_NAME, err), fail);
     for (int i = 0; i < n; i++)
         while (strcmp(l->host[i], l->host[l->machine[i]]) != 0) l->machine[i]++;
     for (int a = 0; a < n; a++)
@@ -60,7 +59,7 @@ enum mu_status mu_bench_links_measure(struct mu_comm *comm, const struct mu_plan
                 MU_TRY(st, mu_comm_measure(comm, other, &own->us, &own->gbps, err), fail);
             MU_TRY(st, mu_comm_barrier(comm, err), fail); /* the others are quiet meanwhile */
         }
-    MU_TRY(st, all_gather(comm, l->at, (size_t)n * sizeof *l->at, err), fail);
+    MU_TRY(st, mu_bench_all_gather(comm, l->at, (size_t)n * sizeof *l->at, err), fail);
     *links_out = l;
     return MU_OK;
 fail:

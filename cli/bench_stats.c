@@ -165,6 +165,35 @@ enum mu_status mu_bench_slo(const char *text, struct mu_bench_slo *slo_out, stru
     return MU_OK;
 }
 
+int mu_bench_hosts(const char *text, int n_rank, int *machine_out)
+{
+    enum { MAX_HOSTS = 64 }; /* each has room for a rank, and there are no more ranks than that */
+    struct {
+        const char *name;
+        size_t len;
+        int n_room, n;
+    } host[MAX_HOSTS];
+    int n_host = 0, n_used = 0, rank = 0, left = n_rank;
+    for (const char *p = text; *p; p += strcspn(p, ","), p += *p == ',') {
+        size_t len = strcspn(p, ":,");
+        int i = 0, room = p[len] == ':' ? atoi(p + len + 1) : 1;
+        while (i < n_host && (host[i].len != len || strncmp(host[i].name, p, len))) i++;
+        if (i == MAX_HOSTS) break;
+        if (i == n_host) host[n_host++].name = p, host[i].len = len, host[i].n_room = host[i].n = 0;
+        host[i].n_room += room > 0 && room < n_rank ? room : n_rank; /* "*": as many as it has cores */
+    }
+    for (int i = 0; i < n_host; i++) {
+        host[i].n = left < host[i].n_room ? left : host[i].n_room;
+        left -= host[i].n;
+    }
+    for (int i = 0; n_host && left > 0; i = (i + 1) % n_host, left--) host[i].n++;
+    for (int i = 0; i < n_host; i++) {
+        for (int k = 0; k < host[i].n; k++) machine_out[rank++] = i;
+        n_used += host[i].n > 0;
+    }
+    return n_used;
+}
+
 void mu_bench_length_format(int n, char *buf, size_t buf_bytes)
 {
     if (n >= 1 << 20 && n % (1 << 20) == 0)

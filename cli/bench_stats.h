@@ -42,6 +42,10 @@ enum mu_status mu_bench_range(const char *text, int min, int max, const char *wh
 enum mu_status mu_bench_duration(const char *text, const char *what, int64_t *ns_out, struct mu_err *err);
 /* "ttft=500ms,itl=50ms"; names: ttft, tpot, itl, e2e. */
 enum mu_status mu_bench_slo(const char *text, struct mu_bench_slo *slo_out, struct mu_err *err);
+/* Machines as mpirun's --host has them: "a,b" or "a:2,b:2", a name with how many ranks it has room for (1). The machine of each
+ * of n_rank ranks, numbered from 0 in the list's order, which is how mpirun places them: what there is no room for, one
+ * more on each in turn. Returns how many machines ranks are on. */
+int mu_bench_hosts(const char *text, int n_rank, int *machine_out);
 /* A length as people write it: "4k", "1000". */
 void mu_bench_length_format(int n, char *buf, size_t buf_bytes);
 

@@ -18,6 +18,7 @@ static const uint64_t PROBE_MAX_BYTES = 2ull << 30;
 struct run {
     struct mu_bench_sweep *sweep;
     struct mu_plan *plan;
+    int n_machine, machine[MU_MAX_RANKS]; /* of each rank; all are taken to be like this one */
     struct mu_bench_job job;
     int point_of[MU_BENCH_MAX_CASES]; /* the job's case to the sweep's point */
     struct mu_plan_node node;         /* its memory without what measuring takes */
@@ -92,13 +93,34 @@ static uint64_t need_of(const struct run *r, const struct mu_serving *v)
     return need;
 }
 
+/* The ranks on one machine, as if there were no others: for what they take of its memory and cores. */
+static struct mu_plan ranks_on(const struct run *r, int machine)
+{
+    struct mu_plan here = *r->plan;
+    here.n_rank = 0;
+    here.leader = -1;
+    for (int i = 0; i < r->plan->n_rank; i++) {
+        if (r->machine[i] != machine) continue;
+        if (i == r->plan->leader) here.leader = here.n_rank;
+        here.rank[here.n_rank] = r->plan->rank[i];
+        here.split.device[here.n_rank] = r->plan->split.device[i];
+        here.split.streamed[here.n_rank++] = r->plan->split.streamed[i];
+    }
+    here.split.n_rank = here.n_rank;
+    return here;
+}
+
 /* Whether every place has room for it; *place_out: the one that is full first. */
 static bool fits(const struct run *r, const struct mu_serving *v, struct mu_fit_place *place_out)
 {
-    struct mu_fit fit;
-    mu_fit_measure(r->sweep->model, r->plan, NULL, v, &r->node, &fit);
-    *place_out = *mu_fit_fullest(&fit);
-    return mu_fit_room(&fit) >= v->n_page;
+    for (int i = 0; i < r->n_machine; i++) {
+        struct mu_plan here = ranks_on(r, i);
+        struct mu_fit fit;
+        mu_fit_measure(r->sweep->model, &here, NULL, v, &r->node, &fit);
+        *place_out = *mu_fit_fullest(&fit);
+        if (mu_fit_room(&fit) < v->n_page) return false;
+    }
+    return true;
 }
 
 static void refuse_memory(struct mu_bench_point *p, const struct mu_fit_place *full, uint32_t n_page)
@@ -178,19 +200,36 @@ static enum mu_status on_done(const struct mu_bench_result *result, int i, void 
     return MU_OK;
 }
 
+/* Who is where, and the threads of a rank: as many as pay on the machine that has most to share its cores among. */
+static enum mu_status threads_settle(struct run *r, struct mu_err *err)
+{
+    const struct mu_bench_sweep_options *o = r->sweep->opt;
+    enum { MAX_THREADS = 1024 };
+    int least = 0;
+    r->n_machine = mu_bench_hosts(o->hosts ? o->hosts : "here", r->plan->n_rank, r->machine);
+    for (int i = 0; i < r->n_machine; i++) {
+        struct mu_plan here = ranks_on(r, i);
+        int n = o->n_thread ? o->n_thread : mu_default_threads(&here.split);
+        if (n > MAX_THREADS / here.n_rank)
+            return mu_fail(err, MU_EINVAL, "%d threads on each of %d ranks are more than %d", n, here.n_rank,
+                           MAX_THREADS);
+        if (!least || n < least) least = n;
+    }
+    r->job.n_thread = least;
+    return MU_OK;
+}
+
 static enum mu_status job_begin(struct run *r, int i_split, const char *path, struct mu_err *err)
 {
     const struct mu_bench_sweep_options *o = r->sweep->opt;
     const struct mu_split *split = &r->sweep->split[i_split];
     struct mu_bench_job *job = &r->job;
-    enum { MAX_THREADS = 1024 };
     memset(job, 0, sizeof *job);
-    job->n_thread = o->n_thread ? o->n_thread : mu_default_threads(split);
-    job->n_repeat = o->n_repeat;
+    enum mu_status st = mu_plan_build(r->sweep->model, split, r->plan, err);
+    if (!st) st = threads_settle(r, err);
+    if (st) return st;
     r->sweep->n_thread[i_split] = job->n_thread;
-    if (job->n_thread > MAX_THREADS / split->n_rank)
-        return mu_fail(err, MU_EINVAL, "%d threads on each of %d ranks are more than %d", job->n_thread, split->n_rank,
-                       MAX_THREADS);
+    job->n_repeat = o->n_repeat;
     mu_split_format(split, job->split, sizeof job->split);
     if (snprintf(job->path, sizeof job->path, "%s", path) >= (int)sizeof job->path)
         return mu_fail(err, MU_ELIMIT, "the model's path is longer than %zu bytes", sizeof job->path - 1);
@@ -199,7 +238,7 @@ static enum mu_status job_begin(struct run *r, int i_split, const char *path, st
         job->gpu[i] = (struct mu_bench_limits){g->read_gbps, g->int8_gops, g->f32_gops, g->bf16_gops, g->up_gbps};
     }
     snprintf(job->quantize, sizeof job->quantize, "%s", o->quantize ? o->quantize : "");
-    return mu_plan_build(r->sweep->model, split, r->plan, err);
+    return MU_OK;
 }
 
 static enum mu_status split_prepare(struct run *r, int i_split, const char *path, struct mu_err *err)

@@ -136,14 +136,3 @@ void mu_plan_place(const struct mu_topo *topo, const struct mu_split *split, int
     mu_place_rank(topo, wish, split->n_rank, n_thread, n_thread < GPU_THREADS ? n_thread : GPU_THREADS, rank,
                   place_out);
 }
-
-int mu_plan_threads_sum(const struct mu_topo *topo, const struct mu_split *split, int n_thread)
-{
-    int n = 0;
-    for (int i = 0; i < split->n_rank; i++) {
-        struct mu_place place;
-        mu_plan_place(topo, split, -1, n_thread, i, &place);
-        n += place.n_thread;
-    }
-    return n;
-}

@@ -39,7 +39,5 @@ void mu_plan_node_of(const struct mu_topo *topo, struct mu_plan_node *node_out);
 int mu_plan_threads(const struct mu_topo *topo, const struct mu_split *split);
 void mu_plan_place(const struct mu_topo *topo, const struct mu_split *split, int near, int n_thread, int rank,
                    struct mu_place *place_out);
-/* Of all ranks. */
-int mu_plan_threads_sum(const struct mu_topo *topo, const struct mu_split *split, int n_thread);
 
 #endif

@@ -6,6 +6,7 @@ import glob
 import json
 import math
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,24 @@ class Steps(Documents):
             self.assertTrue(0 < p["links"]["between"]["gbps"] < 0.125, p["links"])
             self.assertGreater(p["seconds"]["min"], 7 * 0.010)
             self.assertTrue(0.3 < p["seconds"]["median"] / p["predicted_s"] < 3, (p["seconds"], p["predicted_s"]))
+
+    def test_hosts_have_cores_and_memory_each(self):
+        links = os.path.join(os.environ["MUSTER_BINARY_DIR"], "tests", "links", "links")
+        trial = subprocess.run([links, "true"], capture_output=True, text=True)
+        if trial.returncode:
+            self.skipTest(trial.stderr)
+        with tempfile.TemporaryDirectory() as tmp:
+            giant = os.path.join(tmp, "giant.gguf")
+            made = run("synth", "--layers", "2", "--d-model", "256", "--d-ff", "512", "--heads", "256", "--kv-heads", "256", "--d-head", "512", "--vocab",
+                       "512", "--ctx", "8000000", "--type", "Q8_0", "--out", giant)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            args = ("bench", giant, "-p", "0", "--context", "0,4m", "-n", "2", "-r", "1", "-o", "json")
+            done = subprocess.run([links, harness.MUSTER, *args, "--split", "1/1", "--hosts", "node0,node1"], capture_output=True, text=True, timeout=120)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            there, here = (json.loads(text)["points"] for text in (done.stdout, run(*args, "--split", "1").stdout))
+            self.assertEqual([p["threads_per_rank"] for p in there], [p["threads_per_rank"] for p in here])
+            taken = [float(re.match(r"takes ([0-9.]+) TB of memory", points[1]["why"])[1]) for points in (there, here)]
+            self.assertAlmostEqual(taken[0] / taken[1], 0.5, delta=0.02)
 
     def test_hosts_refused(self):
         for args in (("--hosts", "-x"), ("--hosts", "a", "--split", "1:1", "--transport", "local"), ("--hosts", "a", "--serve"), ("--hosts", "a,b"),

@@ -101,6 +101,24 @@ static void lists(void **state)
     assert_int_equal(mu_bench_rates("1,", "--rate", &r, &err), MU_EINVAL);
 }
 
+/* As `mpirun --oversubscribe --host …` did it, over tests/links. */
+static void hosts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *machine; /* of each rank */
+        int n;
+    } cases[] = {{"a", "000", 1},      {"a,b", "01", 2},    {"a,b", "0011", 2},    {"a:2,b:2", "0011", 2},
+                 {"a:2,b", "0001", 2}, {"a,b,a", "001", 2}, {"a,b,c", "00112", 3}, {"a:3,b:3", "00", 1},
+                 {"a,b", "00011", 2},  {"ab,a", "01", 2},   {"a:*,b", "000", 1},   {"a,b,c", "01", 2}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        int machine[8], n_rank = (int)strlen(cases[i].machine);
+        assert_int_equal(mu_bench_hosts(cases[i].text, n_rank, machine), cases[i].n);
+        for (int k = 0; k < n_rank; k++)
+            if (machine[k] != cases[i].machine[k] - '0') fail_msg("'%s': rank %d on %d", cases[i].text, k, machine[k]);
+    }
+}
+
 static void ranges_and_times(void **state)
 {
     (void)state;
@@ -285,9 +303,10 @@ static void picture(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(lengths),  cmocka_unit_test(lists),       cmocka_unit_test(ranges_and_times),
-        cmocka_unit_test(targets),  cmocka_unit_test(percentiles), cmocka_unit_test(chance),
-        cmocka_unit_test(arrivals), cmocka_unit_test(scale),       cmocka_unit_test(picture)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(lengths), cmocka_unit_test(lists),
+                                       cmocka_unit_test(hosts),   cmocka_unit_test(ranges_and_times),
+                                       cmocka_unit_test(targets), cmocka_unit_test(percentiles),
+                                       cmocka_unit_test(chance),  cmocka_unit_test(arrivals),
+                                       cmocka_unit_test(scale),   cmocka_unit_test(picture)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

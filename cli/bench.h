@@ -23,7 +23,7 @@
 
 /* ---- cases ---- */
 
-enum { MU_BENCH_MAX_CASES = 256, MU_BENCH_MAX_REPEATS = 100, MU_BENCH_MAX_SPLITS = 16 };
+enum { MU_BENCH_MAX_CASES = 256, MU_BENCH_MAX_REPEATS = 100, MU_BENCH_MAX_SPLITS = 16, MU_BENCH_MAX_THREADS = 1024 };
 enum mu_bench_phase { MU_BENCH_PROMPT, MU_BENCH_DECODE };
 
 struct mu_bench_case {
@@ -123,8 +123,6 @@ enum mu_bench_limit mu_bench_limit_of(const struct mu_bench_result *r);
 const char *mu_bench_limit_name(enum mu_bench_limit limit);
 /* One sentence without the case's name. */
 void mu_bench_limit_say(const struct mu_bench_result *r, const struct mu_bench_work *w, char *buf, size_t buf_bytes);
-/* The mean over ranks. */
-struct mu_bench_times mu_bench_times_mean(const struct mu_bench_result *r);
 
 /* ---- bench_load.c: what every rank runs; in this process (threads for ranks), or as one rank of an MPI job ---- */
 
@@ -189,6 +187,7 @@ struct mu_bench_warnings {
     char text[MU_BENCH_MAX_WARNINGS][240];
 };
 __attribute__((format(printf, 2, 3))) void mu_bench_warn(struct mu_bench_warnings *w, const char *fmt, ...);
+#define MU_BENCH_MOST_NOISE 0.15 /* of repeats, without a warning */
 /* By the rules of docs/benchmarking.md. alone: other processes should have been idle. */
 void mu_bench_machine_warn(const struct mu_bench_machine *m, bool alone, struct mu_bench_warnings *w);
 json_t *mu_bench_warnings_json(const struct mu_bench_warnings *w);

@@ -32,8 +32,6 @@ static const char OUR_PROMPTS[] =
     "Translate into French: The weather is fine today, and we are going to the market.\n"
     "Planets of the solar system, from the sun outwards, with one fact about each: 1. Mercury,\n";
 
-static const double MOST_NOISE = 0.15;
-
 struct prompt {
     int32_t *ids;
     size_t n;
@@ -404,7 +402,7 @@ static void warn(struct mu_bench_drafted *d)
         char name[40];
         if (!c->done) continue;
         double noise = mu_bench_noise(&c->gain);
-        n += noise > MOST_NOISE;
+        n += noise > MU_BENCH_MOST_NOISE;
         if (noise > worst) worst = noise;
         mu_bench_draft_case_name(c, name, sizeof name);
         if (c->n_id < (uint64_t)c->n_stream * (uint64_t)d->opt->n_decode / 2)
@@ -414,7 +412,7 @@ static void warn(struct mu_bench_drafted *d)
     if (n)
         mu_bench_warn(&d->warnings,
                       "noisy: gains of %d case%s lie more than %.0f%% apart between repeats (up to %.0f%%)", n,
-                      n == 1 ? "" : "s", 100 * MOST_NOISE, 100 * worst);
+                      n == 1 ? "" : "s", 100 * MU_BENCH_MOST_NOISE, 100 * worst);
 }
 
 static enum mu_status cases_run(struct run *r, struct mu_err *err)

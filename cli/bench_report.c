@@ -267,8 +267,6 @@ static void percent(char *cell, double part, double whole)
     snprintf(cell, CELL, "%.0f%%", whole > 0 ? 100 * part / whole : 0);
 }
 
-/* Of a decode those of one stream. */
-
 static bool print_breakdown(const struct mu_bench_sweep *s)
 {
     enum { N_COL = 8 };

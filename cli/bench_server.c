@@ -44,7 +44,7 @@ static enum mu_status spawn(char **argv, int out, pid_t *pid_out, struct mu_err 
     posix_spawnattr_setflags(&attr, POSIX_SPAWN_SETPGROUP); /* Ctrl-C is for us: it would end the server first */
     posix_spawnattr_setpgroup(&attr, 0);
     setenv("MUSTER_LOG", "warn", 0);
-    int rc = posix_spawn(pid_out, argv[0], &fa, &attr, argv, environ);
+    int rc = posix_spawn(pid_out, "/proc/self/exe", &fa, &attr, argv, environ);
     posix_spawnattr_destroy(&attr);
     posix_spawn_file_actions_destroy(&fa);
     return rc ? mu_fail(err, MU_EIO, "cannot start a server: %s", strerror(rc)) : MU_OK;
@@ -86,20 +86,18 @@ enum mu_status mu_bench_server_start(const struct mu_bench_serve_options *opt, s
                                      struct mu_err *err)
 {
     enum mu_status st;
-    char self[4096], threads[16], ctx[16], parallel[16];
+    char threads[16], ctx[16], parallel[16];
     char *argv[MAX_ARGS];
     int n = 0, pipes[2] = {-1, -1};
-    ssize_t len = readlink("/proc/self/exe", self, sizeof self - 1);
     struct mu_bench_server *s = mu_calloc(1, sizeof *s);
     if (!s) return mu_fail(err, MU_ENOMEM, "no memory for a server");
     s->fd = -1;
-    if (len < 0 || pipe2(pipes, O_CLOEXEC)) {
+    if (pipe2(pipes, O_CLOEXEC)) {
         st = mu_fail(err, MU_EIO, "cannot start a server: %s", strerror(errno));
         goto fail;
     }
     s->fd = pipes[0];
-    self[len] = 0;
-    argv[n++] = self;
+    argv[n++] = "muster";
     argv[n++] = "_served";
     argv[n++] = (char *)opt->model;
     argv[n++] = "--listen";

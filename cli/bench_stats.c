@@ -136,13 +136,6 @@ static const char *duration_read(const char *text, int64_t *ns_out)
     return NULL;
 }
 
-enum mu_status mu_bench_duration(const char *text, const char *what, int64_t *ns_out, struct mu_err *err)
-{
-    const char *end = duration_read(text, ns_out);
-    if (end && !*end) return MU_OK;
-    return mu_fail(err, MU_EINVAL, "%s must be a time as 500ms, 1.5s or 200us, not '%s'", what, text);
-}
-
 enum mu_status mu_bench_slo(const char *text, struct mu_bench_slo *slo_out, struct mu_err *err)
 {
     struct mu_bench_slo slo = {0};

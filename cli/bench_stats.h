@@ -38,9 +38,7 @@ enum mu_status mu_bench_rates(const char *text, const char *what, struct mu_benc
 /* "128..2048", or one length. */
 enum mu_status mu_bench_range(const char *text, int min, int max, const char *what, struct mu_bench_range *range_out,
                               struct mu_err *err);
-/* "500ms", "1.5s", "200us". */
-enum mu_status mu_bench_duration(const char *text, const char *what, int64_t *ns_out, struct mu_err *err);
-/* "ttft=500ms,itl=50ms"; names: ttft, tpot, itl, e2e. */
+/* "ttft=500ms,itl=50ms"; names: ttft, tpot, itl, e2e; units: us, ms, s. */
 enum mu_status mu_bench_slo(const char *text, struct mu_bench_slo *slo_out, struct mu_err *err);
 /* Machines as mpirun's --host has them: "a,b" or "a:2,b:2", a name with how many ranks it has room for (1). The machine of each
  * of n_rank ranks, numbered from 0 in the list's order, which is how mpirun places them: what there is no room for, one

@@ -204,15 +204,14 @@ static enum mu_status on_done(const struct mu_bench_result *result, int i, void 
 static enum mu_status threads_settle(struct run *r, struct mu_err *err)
 {
     const struct mu_bench_sweep_options *o = r->sweep->opt;
-    enum { MAX_THREADS = 1024 };
     int least = 0;
     r->n_machine = mu_bench_hosts(o->hosts ? o->hosts : "here", r->plan->n_rank, r->machine);
     for (int i = 0; i < r->n_machine; i++) {
         struct mu_plan here = ranks_on(r, i);
         int n = o->n_thread ? o->n_thread : mu_default_threads(&here.split);
-        if (n > MAX_THREADS / here.n_rank)
+        if (n > MU_BENCH_MAX_THREADS / here.n_rank)
             return mu_fail(err, MU_EINVAL, "%d threads on each of %d ranks are more than %d", n, here.n_rank,
-                           MAX_THREADS);
+                           MU_BENCH_MAX_THREADS);
         if (!least || n < least) least = n;
     }
     r->job.n_thread = least;
@@ -278,12 +277,11 @@ static enum mu_status split_run(struct run *r, int i_split, struct mu_err *err)
 
 static void warn_noise(struct mu_bench_sweep *s)
 {
-    static const double MOST_NOISE = 0.15;
     const struct mu_bench_point *worst = NULL;
     int n = 0;
     for (int i = 0; i < s->n_point; i++) {
         const struct mu_bench_point *p = &s->point[i];
-        if (p->state != MU_BENCH_DONE || mu_bench_noise(&p->r.s) <= MOST_NOISE) continue;
+        if (p->state != MU_BENCH_DONE || mu_bench_noise(&p->r.s) <= MU_BENCH_MOST_NOISE) continue;
         n++;
         if (!worst || mu_bench_noise(&p->r.s) > mu_bench_noise(&worst->r.s)) worst = p;
     }
@@ -293,7 +291,7 @@ static void warn_noise(struct mu_bench_sweep *s)
     mu_bench_warn(
         &s->warnings,
         "noisy: repeats of %d case%s lie more than %.0f%% apart (%s: %.0f%%); the medians may be off by as much", n,
-        n == 1 ? "" : "s", 100 * MOST_NOISE, name, 100 * mu_bench_noise(&worst->r.s));
+        n == 1 ? "" : "s", 100 * MU_BENCH_MOST_NOISE, name, 100 * mu_bench_noise(&worst->r.s));
 }
 
 static enum mu_status nothing_ran(const struct mu_bench_sweep *s, struct mu_err *err)

@@ -277,7 +277,8 @@ void mu_bench_waits(const struct mu_plan *plan, const struct mu_shard_trace *tra
     }
 }
 
-struct mu_bench_times mu_bench_times_mean(const struct mu_bench_result *r)
+/* Over ranks. */
+static struct mu_bench_times times_mean(const struct mu_bench_result *r)
 {
     struct mu_bench_times mean = {0};
     for (int i = 0; i < r->n_rank; i++) {
@@ -303,7 +304,7 @@ struct shares {
 static struct shares shares_of(const struct mu_bench_result *r)
 {
     struct shares s = {{0}};
-    struct mu_bench_times mean = mu_bench_times_mean(r);
+    struct mu_bench_times mean = times_mean(r);
     double t = r->s.median;
     if (!(t > 0 && r->s.mean > 0)) return s;
     s.of[MU_BENCH_BANDWIDTH] = r->bound.read_s / t;

@@ -10,7 +10,7 @@
 #include "cli/bench_serve.h"
 #include "kernels/kernels.h"
 
-enum { MAX_TOKENS = 1 << 24, MAX_STREAMS = 1024, MAX_THREADS = 1024, MAX_REQUESTS = 1000000 };
+enum { MAX_TOKENS = 1 << 24, MAX_STREAMS = 1024, MAX_REQUESTS = 1000000 };
 
 struct bench_args {
     struct mu_bench_sweep_options steps;
@@ -207,7 +207,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         o->n_decode = (int)mu_arg_long(arg, 0, 1 << 20, "--decode", state);
         a->of_steps = "--decode";
         return 0;
-    case 't': o->n_thread = (int)mu_arg_long(arg, 1, MAX_THREADS, "--threads", state); return 0;
+    case 't': o->n_thread = (int)mu_arg_long(arg, 1, MU_BENCH_MAX_THREADS, "--threads", state); return 0;
     case 'b':
         list_set(arg, 1, MAX_STREAMS, "--streams", &o->stream, state);
         a->of_steps = "--streams";

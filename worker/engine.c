@@ -165,8 +165,8 @@ static struct mu_engine_command *command_of(const Muster__Internal__V1__EngineDo
     if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_SUBMIT) return command_of_submit(m->submit);
     struct mu_engine_command *c = mu_calloc(1, sizeof *c);
     if (!c) return NULL;
-    c->kind = m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_CANCEL ? MU_ENGINE_CANCEL : MU_ENGINE_DRAIN;
-    if (c->kind == MU_ENGINE_CANCEL) c->request.id = m->cancel->request;
+    c->kind = MU_ENGINE_CANCEL;
+    c->request.id = m->cancel->request;
     return c;
 }
 

@@ -24,7 +24,7 @@ struct mu_engine_options { /* borrowed while the engine lives */
     uint32_t max_sequences;
 };
 
-enum mu_engine_kind { MU_ENGINE_SUBMIT, MU_ENGINE_CANCEL, MU_ENGINE_DRAIN, MU_ENGINE_RESET };
+enum mu_engine_kind { MU_ENGINE_SUBMIT, MU_ENGINE_CANCEL, MU_ENGINE_RESET };
 struct mu_engine_command {
     enum mu_engine_kind kind;
     uint64_t generation;

@@ -53,7 +53,6 @@ struct leader {
     struct mu_engine_command **unmade; /* submitted, and their forms are being made */
     size_t n_unmade, cap_unmade;
     bool held; /* the newest step of the FIFO, in plan, waits for those before it */
-    bool draining;
     int64_t stats_ns;
     uint64_t stats_steps;
 };
@@ -76,10 +75,7 @@ static enum mu_status command_submit(struct leader *l, const struct mu_engine_co
     struct mu_sched_event e = {.request = r->id, .position = (uint32_t)r->n_emitted, .id = -1, .finished = true};
     struct mu_err why = MU_ERR_INIT;
     bool finished = false;
-    if (l->draining)
-        e.error = mu_fail(&why, MU_EBUSY, "request %llu: the gang is about to end", (unsigned long long)r->id);
-    else
-        e.error = mu_constraints_add(l->constraints, r->id, &c->constraint, &why);
+    e.error = mu_constraints_add(l->constraints, r->id, &c->constraint, &why);
     bool added = e.error == MU_OK;
     if (e.error == MU_OK) e.error = mu_sched_submit(l->sched, r, &finished, &why);
     if (e.error == MU_OK && !finished) return MU_OK;
@@ -97,7 +93,7 @@ static bool command_wait(struct leader *l, struct mu_engine_command *c)
         l->unmade = p;
         l->cap_unmade = cap;
     }
-    if (l->draining || mu_constraints_begin(l->constraints, &c->constraint)) return false;
+    if (mu_constraints_begin(l->constraints, &c->constraint)) return false;
     l->unmade[l->n_unmade++] = c;
     return true;
 }
@@ -151,7 +147,6 @@ static enum mu_status command_do(struct leader *l, const struct mu_engine_comman
         if (mu_sched_cancel(l->sched, c->request.id, &e) != MU_OK) return unmade_cancel(l, c->request.id, err);
         mu_constraints_drop(l->constraints, c->request.id);
         return mu_engine_put(l->opt->engine, &e, NULL, NULL, err);
-    case MU_ENGINE_DRAIN: l->draining = true; return MU_OK;
     case MU_ENGINE_RESET:
         unmade_forget(l);
         mu_sched_forget_all(l->sched);
@@ -223,7 +218,6 @@ static enum mu_status steps_plan(struct leader *l, struct mu_err *err)
         l->held = false;
         if ((st = plan_ring(l, err)) != MU_OK) return st;
     }
-    if (l->draining) return MU_OK;
     if ((st = drafts_make(l, err)) != MU_OK) return st;
     while (!l->held) {
         struct mu_step *step = l->step[(l->head + l->n_fifo) % l->n_step];

@@ -45,12 +45,6 @@ static void on_start_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg,
     mu_supervisor_start_gang(d->supervisor, call, (const Muster__Internal__V1__StartGangRequest *)msg);
 }
 
-static void on_stop_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
-{
-    struct daemon *d = ctx;
-    mu_supervisor_stop_gang(d->supervisor, call, (const Muster__Internal__V1__StopGangRequest *)msg);
-}
-
 static enum mu_status server_start(struct daemon *d, const char *listen, struct mu_rpc_server **server_out,
                                    struct mu_err *err)
 {
@@ -64,11 +58,6 @@ static enum mu_status server_start(struct daemon *d, const char *listen, struct 
          .request = &muster__internal__v1__start_gang_request__descriptor,
          .max_request_bytes = 512 << 10,
          .on_message = on_start_gang,
-         .ctx = d},
-        {.path = "/muster.internal.v1.Worker/StopGang",
-         .request = &muster__internal__v1__stop_gang_request__descriptor,
-         .max_request_bytes = 4096,
-         .on_message = on_stop_gang,
          .ctx = d},
     };
     const char *const addresses[] = {listen, NULL};

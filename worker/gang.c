@@ -1,7 +1,7 @@
 /* A gang's life after its start, one look at a time.
  *
  *   LOADING ──every rank ready──► READY
- *      │  load timeout, a rank hangs   │  a rank hangs, the stream's client has gone, stop
+ *      │  load timeout, a rank hangs   │  a rank hangs, the stream's client has gone
  *      ├───────────────────────────────┴──────────────► kill, clean up, `died`
  *      └── mpirun or a rank ended ──► ENDING ──► the same: mpirun gets a moment to end by itself and to say who it was
  *

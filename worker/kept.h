@@ -7,9 +7,8 @@
  *
  *   made      with the gang, or afresh where model, draft model, split or type differ from last time
  *   reused    by the next launch, where the rank sealed them; what is not sealed was packed in part and is dropped
- *   dropped   when the gang is stopped while it runs, cannot be started, is orphaned, or was not started again for a
- *             minute (also where it had died when it was stopped); with the worker, however it ends: nothing in a file
- *             system refers to them
+ *   dropped   when the coordinator lets go of the gang while it runs, when it cannot be started, or was not started again
+ *             for a minute; with the worker, however it ends: nothing in a file system refers to them
  *
  * Thread: the supervising one. */
 #ifndef MU_WORKER_KEPT_H

@@ -21,9 +21,8 @@
 enum { QUEUE_ITEMS = 64, MAX_GANGS = 8, MAX_NAMES = 256, TICK_MS = 100, KEPT_LOOK_MS = 1000 };
 
 struct item {
-    struct mu_rpc_call *call;                      /* a reference */
-    Muster__Internal__V1__StartGangRequest *start; /* or */
-    Muster__Internal__V1__StopGangRequest *stop;
+    struct mu_rpc_call *call; /* a reference */
+    Muster__Internal__V1__StartGangRequest *start;
 };
 
 struct name { /* the newest epoch of a gang id */
@@ -61,35 +60,21 @@ static void item_free(void *p)
 {
     struct item *it = p;
     if (it->start) muster__internal__v1__start_gang_request__free_unpacked(it->start, NULL);
-    if (it->stop) muster__internal__v1__stop_gang_request__free_unpacked(it->stop, NULL);
     if (it->call) mu_rpc_call_release(it->call);
     mu_free(it);
-}
-
-static void item_push(struct mu_supervisor *s, struct mu_rpc_call *call, const ProtobufCMessage *start,
-                      const ProtobufCMessage *stop)
-{
-    struct item *it = mu_calloc(1, sizeof *it);
-    if (it) {
-        it->call = mu_rpc_call_retain(call);
-        if (start) it->start = (Muster__Internal__V1__StartGangRequest *)message_copy(start);
-        if (stop) it->stop = (Muster__Internal__V1__StopGangRequest *)message_copy(stop);
-    }
-    if (it && (it->start || it->stop) && mu_queue_push(s->queue, it) == MU_OK) return;
-    if (it) item_free(it);
-    mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "the worker is busy or out of memory; try again");
 }
 
 void mu_supervisor_start_gang(struct mu_supervisor *s, struct mu_rpc_call *call,
                               const Muster__Internal__V1__StartGangRequest *req)
 {
-    item_push(s, call, &req->base, NULL);
-}
-
-void mu_supervisor_stop_gang(struct mu_supervisor *s, struct mu_rpc_call *call,
-                             const Muster__Internal__V1__StopGangRequest *req)
-{
-    item_push(s, call, NULL, &req->base);
+    struct item *it = mu_calloc(1, sizeof *it);
+    if (it) {
+        it->call = mu_rpc_call_retain(call);
+        it->start = (Muster__Internal__V1__StartGangRequest *)message_copy(&req->base);
+    }
+    if (it && it->start && mu_queue_push(s->queue, it) == MU_OK) return;
+    if (it) item_free(it);
+    mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "the worker is busy or out of memory; try again");
 }
 
 /* ---- the thread ---- */
@@ -172,28 +157,11 @@ static void start_do(struct mu_supervisor *s, struct item *it)
     }
 }
 
-static void stop_do(struct mu_supervisor *s, struct item *it)
-{
-    Muster__Internal__V1__StopGangReply reply = MUSTER__INTERNAL__V1__STOP_GANG_REPLY__INIT;
-    int i = gang_find(s, it->stop->gang);
-    if (i >= 0 && it->stop->epoch < s->gang[i]->req->epoch) {
-        mu_rpc_call_finish(it->call, MU_RPC_FAILED_PRECONDITION, "gang '%s': epoch %llu is stale, %llu runs",
-                           it->stop->gang, (unsigned long long)it->stop->epoch,
-                           (unsigned long long)s->gang[i]->req->epoch);
-        return;
-    }
-    if (i >= 0) gang_end(s, i, true, "stopped");
-    mu_rpc_call_reply(it->call, &reply.base);
-}
-
 static void items_do(struct mu_supervisor *s)
 {
     struct item *it;
     while ((it = mu_queue_pop(s->queue, 0)) != NULL) {
-        if (it->start)
-            start_do(s, it);
-        else
-            stop_do(s, it);
+        start_do(s, it);
         item_free(it);
     }
 }

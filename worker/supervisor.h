@@ -14,8 +14,6 @@ enum mu_status mu_supervisor_start(const struct mu_worker_gang_place *place, str
  * full. */
 void mu_supervisor_start_gang(struct mu_supervisor *s, struct mu_rpc_call *call,
                               const Muster__Internal__V1__StartGangRequest *req);
-void mu_supervisor_stop_gang(struct mu_supervisor *s, struct mu_rpc_call *call,
-                             const Muster__Internal__V1__StopGangRequest *req);
 /* Ends all gangs (`died` to each) and the thread, and waits for both; calls that still come are refused. */
 void mu_supervisor_stop(struct mu_supervisor *s);    /* NULL is fine */
 void mu_supervisor_destroy(struct mu_supervisor *s); /* when no call can come any more; NULL is fine */

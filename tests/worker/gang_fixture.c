@@ -415,19 +415,6 @@ void fx_gang_forget(struct fixture *f)
     pthread_mutex_unlock(&f->lock);
 }
 
-enum mu_status fx_gang_stop(struct fixture *f, uint64_t epoch, struct mu_err *err)
-{
-    Muster__Internal__V1__StopGangRequest q = MUSTER__INTERNAL__V1__STOP_GANG_REQUEST__INIT;
-    ProtobufCMessage *reply = NULL;
-    q.gang = "demo";
-    q.epoch = epoch;
-    enum mu_status st =
-        mu_rpc_unary(f->channel, "/muster.internal.v1.Worker/StopGang", &q.base,
-                     &muster__internal__v1__stop_gang_reply__descriptor, mu_now_ns() + 20 * MU_SEC, &reply, err);
-    if (reply) mu_rpc_message_free(reply);
-    return st;
-}
-
 bool fx_alive(int pid)
 {
     char path[64], buf[512];

@@ -75,6 +75,5 @@ bool fx_alive(int pid);                  /* and not a zombie that its new parent
 void fx_nothing_left(struct fixture *f);
 /* The events' stream is released and its state forgotten; after died. */
 void fx_gang_forget(struct fixture *f);
-enum mu_status fx_gang_stop(struct fixture *f, uint64_t epoch, struct mu_err *err);
 
 #endif

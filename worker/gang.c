@@ -26,7 +26,6 @@ enum {
     TIMES_TELL_MS = 500,
     LAST_WORDS_MS = 500, /* mpirun ends 50 ms after a rank; a busy machine takes longer */
     KILL_MS = 2000,
-    GRACE_MS = 0, /* how long a gang outlives its stream */
 };
 
 /* ---- events ---- */
@@ -355,12 +354,9 @@ bool mu_worker_gang_tick(struct mu_worker_gang *g)
         return true;
     }
     if (mu_rpc_call_cancelled(g->call)) {
-        if (!g->orphan_ns) g->orphan_ns = now;
-        if (now >= g->orphan_ns + GRACE_MS * MU_MS) {
-            g->forget = true;
-            mu_worker_gang_end(g, -1, false, "the coordinator has gone");
-            return true;
-        }
+        g->forget = true;
+        mu_worker_gang_end(g, -1, false, "the coordinator has gone");
+        return true;
     }
     if (elapsed_ms >= 20) { /* woken by output a moment ago: nothing new to see */
         g->looked_ns = now;

@@ -52,7 +52,7 @@ struct mu_worker_gang {
 
     enum mu_worker_gang_state state;
     struct mu_watch watch;
-    int64_t looked_ns, load_deadline_ns, loading_told_ns, orphan_ns, ending_ns, ready_ns, times_told_ns;
+    int64_t looked_ns, load_deadline_ns, loading_told_ns, ending_ns, ready_ns, times_told_ns;
     uint64_t times_told_step;
     uint64_t first_gone; /* bit i: rank i had ended when an end was first noticed; 0: none has */
     _Static_assert(MU_MAX_RANKS <= 64, "first_gone is a set of ranks");

@@ -3,7 +3,6 @@
 #include "worker/doorbell.h"
 
 #include <errno.h>
-#include <poll.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -13,7 +12,6 @@
 
 #include "base/alloc.h"
 #include "base/bytes.h"
-#include "base/clock.h"
 #include "base/io.h"
 #include "worker/doorbell_frame.h"
 
@@ -24,7 +22,6 @@ struct mu_bell {
     uint8_t *buf;    /* [BELL_HEADER + max_frame] */
     size_t len;      /* bytes in buf */
     size_t consumed; /* of the frame handed out last */
-    uint64_t n_stale;
     char peer[64];
 };
 
@@ -58,10 +55,6 @@ int mu_bell_fd(const struct mu_bell *b)
 {
     return b->fd;
 }
-uint64_t mu_bell_stale(const struct mu_bell *b)
-{
-    return b->n_stale;
-}
 
 /* A whole frame at the start of buf? 1 yes (ours), 0 more bytes are needed, -1 broken, 2 dropped a stale one. */
 static int frame_take(struct mu_bell *b, struct mu_bell_frame *frame_out, struct mu_err *err)
@@ -78,10 +71,7 @@ static int frame_take(struct mu_bell *b, struct mu_bell_frame *frame_out, struct
     uint64_t epoch = mu_read_u64(&r);
     if (b->len < BELL_LENGTH + (size_t)len) return 0;
     b->consumed = BELL_LENGTH + (size_t)len;
-    if (epoch != b->epoch) {
-        b->n_stale++;
-        return 2;
-    }
+    if (epoch != b->epoch) return 2;
     if (kind < MU_BELL_HELLO || kind > MU_BELL_STOP) {
         mu_fail(err, MU_EPROTO, "doorbell of %s: a frame of unknown kind %u", b->peer, kind);
         return -1;
@@ -118,24 +108,6 @@ int mu_bell_poll(struct mu_bell *b, struct mu_bell_frame *frame_out, struct mu_e
             return -1;
         }
         b->len += (size_t)n;
-    }
-}
-
-enum mu_status mu_bell_wait(struct mu_bell *b, int64_t deadline_ns, struct mu_bell_frame *frame_out, struct mu_err *err)
-{
-    for (;;) {
-        struct mu_err poll_err = MU_ERR_INIT;
-        int got = mu_bell_poll(b, frame_out, &poll_err);
-        if (got > 0) return MU_OK;
-        if (got < 0) {
-            if (err) *err = poll_err;
-            return poll_err.code;
-        }
-        struct pollfd p = {.fd = b->fd, .events = POLLIN};
-        int ms = mu_ms_until(deadline_ns);
-        if (ms == 0) return mu_fail(err, MU_ETIMEOUT, "waiting for %s at the doorbell: the deadline passed", b->peer);
-        if (poll(&p, 1, ms) < 0 && errno != EINTR)
-            return mu_fail(err, MU_EIO, "doorbell of %s: poll: %s", b->peer, strerror(errno));
     }
 }
 

@@ -11,7 +11,7 @@
  * Security: the leader listens on 127.0.0.1 (of the gang's private network where there is one) and takes a
  * connection only after the gang's secret, compared in constant time; what does not say hello in time is dropped and
  * never waited for beyond the deadline. Lengths are bounded before memory is taken. Frames of another epoch are
- * dropped and counted.
+ * dropped.
  *
  * Threads: a doorbell belongs to one thread. */
 #ifndef MU_WORKER_DOORBELL_H
@@ -41,16 +41,11 @@ enum mu_status mu_bell_create(int fd, uint64_t epoch, size_t max_frame, const ch
                               struct mu_err *err);
 void mu_bell_destroy(struct mu_bell *b); /* NULL is fine */
 int mu_bell_fd(const struct mu_bell *b); /* to poll() for input when mu_bell_poll says 0 */
-/* The next frame of our epoch without waiting: 1 got one, 0 none yet, -1 failed (MU_EPEER: closed, MU_EPROTO). */
+/* The next frame of our epoch, without waiting: 1 got one, 0 none yet, -1 failed (MU_EPEER: closed, MU_EPROTO). */
 int mu_bell_poll(struct mu_bell *b, struct mu_bell_frame *frame_out, struct mu_err *err);
-/* The same, waiting until the deadline (MU_ETIMEOUT). */
-enum mu_status mu_bell_wait(struct mu_bell *b, int64_t deadline_ns, struct mu_bell_frame *frame_out,
-                            struct mu_err *err);
 /* One frame, whole, before the deadline. */
 enum mu_status mu_bell_send(struct mu_bell *b, enum mu_bell_kind kind, const void *payload, size_t len,
                             int64_t deadline_ns, struct mu_err *err);
-/* Frames of other epochs so far. */
-uint64_t mu_bell_stale(const struct mu_bell *b);
 
 /* ---- setting up ---- */
 

@@ -35,7 +35,6 @@ struct link {
     atomic_bool over; /* on_done has been here; code and text are final */
     enum mu_rpc_code code;
     char text[256];
-    atomic_ullong n_stale;
 };
 
 struct out_entry { /* one request's part of the next message */
@@ -174,10 +173,7 @@ static void on_message(struct mu_rpc_stream *stream, const ProtobufCMessage *msg
 {
     struct link *l = ctx;
     const Muster__Internal__V1__EngineDown *m = (const Muster__Internal__V1__EngineDown *)msg;
-    if (m->epoch != l->epoch) {
-        atomic_fetch_add(&l->n_stale, 1);
-        return;
-    }
+    if (m->epoch != l->epoch) return;
     if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE__NOT_SET) return; /* of a newer coordinator */
     struct mu_engine_command *c = command_of(m);
     if (c) c->generation = l->generation;

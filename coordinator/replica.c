@@ -188,7 +188,7 @@ void mu_replica_died(struct mu_hub *h, unsigned how, const char *reason)
     g->state = MU_REPLICA_DOWN;
     g->verdict_ns = 0;
     health_set(h, false);
-    /* In an orderly stop the worker ends the leader; to hear of it from us first would only make it attach again. */
+    /* In an orderly stop the worker ends the leader; it need not hear of it from us first. */
     forget_engine(g, was_stopping ? NULL : "the gang is over");
     if (g->stream) {
         mu_rpc_stream_cancel(g->stream);

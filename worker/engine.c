@@ -1,8 +1,4 @@
-/* The Engine stream. Owns the channel, the stream, the queue and the outbox.
- *
- * A `link` is one attempt at a stream: the callbacks' context, theirs until on_done sets `over`, the leader's
- * afterwards. Its generation marks what came through it, so that commands of a stream that broke are dropped, not
- * mixed with those of the next one. */
+/* The Engine stream. Owns the channel, the stream, the queue and the outbox. */
 #include "worker/engine.h"
 
 #include <stdatomic.h>
@@ -12,7 +8,6 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/fault.h"
-#include "base/log.h"
 #include "base/queue.h"
 #include "muster/v1/internal.pb-c.h"
 #include "proto/priority.h"
@@ -21,21 +16,10 @@
 enum {
     QUEUE_COMMANDS = 16384,
     CONNECT_MS = 10000,
-    REATTACH_MS = 5000, /* how long a broken stream is tried again */
-    RETRY_MS = 100,
-    HEALTHY_MS = 10000, /* a stream that lived so long has earned a new REATTACH_MS */
     DOWN_MAX_BYTES = 16 << 20,
     UP_VECTOR_BYTES = 1 << 20, /* of vectors and log probabilities in one message; more go in the next one */
 };
 static const char attach_path[] = "/muster.internal.v1.Engine/Attach";
-
-struct link {
-    struct mu_queue *queue; /* the engine's; outlives every link, since the channel is closed first */
-    uint64_t epoch, generation;
-    atomic_bool over; /* on_done has been here; code and text are final */
-    enum mu_rpc_code code;
-    char text[256];
-};
 
 struct out_entry { /* one request's part of the next message */
     uint64_t request;
@@ -58,11 +42,10 @@ struct mu_engine {
     struct mu_engine_options opt;
     struct mu_rpc_channel *channel;
     struct mu_rpc_stream *stream;
-    struct mu_queue *queue;
-    struct link *link; /* of the stream */
-    uint64_t generation;
-    int64_t opened_ns, give_up_ns, retry_ns; /* give_up 0: not in trouble */
-    bool reset_due;
+    struct mu_queue *queue; /* outlives the stream, since the channel is closed first */
+    atomic_bool over;       /* on_done has been here: code and text are final */
+    enum mu_rpc_code code;
+    char text[256];
     struct out_entry *out;
     size_t n_out, out_cap;
     Muster__Internal__V1__RequestTokens *msg, **msg_ptr; /* [msg_cap] */
@@ -171,14 +154,13 @@ static struct mu_engine_command *command_of(const Muster__Internal__V1__EngineDo
 
 static void on_message(struct mu_rpc_stream *stream, const ProtobufCMessage *msg, void *ctx)
 {
-    struct link *l = ctx;
+    struct mu_engine *e = ctx;
     const Muster__Internal__V1__EngineDown *m = (const Muster__Internal__V1__EngineDown *)msg;
-    if (m->epoch != l->epoch) return;
+    if (m->epoch != e->opt.epoch) return;
     if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE__NOT_SET) return; /* of a newer coordinator */
     struct mu_engine_command *c = command_of(m);
-    if (c) c->generation = l->generation;
-    if (!c || mu_queue_push(l->queue, c) != MU_OK) {
-        /* A request must not get lost: end the stream instead, and all of them are submitted again. */
+    if (!c || mu_queue_push(e->queue, c) != MU_OK) {
+        /* A request must not get lost: end the stream instead, and all of them are submitted to the next gang. */
         mu_free(c);
         mu_rpc_stream_cancel(stream);
     }
@@ -187,35 +169,22 @@ static void on_message(struct mu_rpc_stream *stream, const ProtobufCMessage *msg
 static void on_done(struct mu_rpc_stream *stream, enum mu_rpc_code code, const char *text, void *ctx)
 {
     (void)stream;
-    struct link *l = ctx;
-    struct mu_queue *queue = l->queue;
-    l->code = code;
-    snprintf(l->text, sizeof l->text, "%s", text ? text : "");
-    atomic_store(&l->over, true); /* the link is the leader's now */
-    /* Only a wake-up, of generation 0; where the queue is full the reader is awake anyway. */
-    struct mu_engine_command *c = mu_calloc(1, sizeof *c);
-    if (c && mu_queue_push(queue, c) != MU_OK) mu_free(c);
+    struct mu_engine *e = ctx;
+    e->code = code;
+    snprintf(e->text, sizeof e->text, "%s", text ? text : "");
+    atomic_store(&e->over, true);
+    mu_queue_close(e->queue); /* wakes the leader */
 }
 
 /* ---- the stream's life ---- */
 
-static enum mu_status stream_open(struct mu_engine *e, int connect_ms, struct mu_err *err)
+static enum mu_status stream_open(struct mu_engine *e, struct mu_err *err)
 {
-    struct link *l = mu_calloc(1, sizeof *l);
-    if (!l) return mu_fail(err, MU_ENOMEM, "out of memory for the engine's stream");
-    l->queue = e->queue;
-    l->epoch = e->opt.epoch;
-    l->generation = ++e->generation;
-    struct mu_rpc_stream_callbacks cb = {.on_message = on_message, .on_done = on_done, .ctx = l};
-    e->opened_ns = mu_now_ns();
+    struct mu_rpc_stream_callbacks cb = {.on_message = on_message, .on_done = on_done, .ctx = e};
     enum mu_status st =
         mu_rpc_stream_open(e->channel, attach_path, &muster__internal__v1__engine_down__descriptor, DOWN_MAX_BYTES,
-                           MU_FOREVER, e->opened_ns + connect_ms * MU_MS, &cb, &e->stream, err);
-    if (st != MU_OK) {
-        mu_free(l);
-        return mu_err_wrap(err, "attaching to the coordinator at %s", e->opt.address);
-    }
-    e->link = l;
+                           MU_FOREVER, mu_now_ns() + CONNECT_MS * MU_MS, &cb, &e->stream, err);
+    if (st != MU_OK) return mu_err_wrap(err, "attaching to the coordinator at %s", e->opt.address);
     Muster__Internal__V1__EngineAttach attach = MUSTER__INTERNAL__V1__ENGINE_ATTACH__INIT;
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
     attach.gang = (char *)e->opt.gang;
@@ -228,16 +197,6 @@ static enum mu_status stream_open(struct mu_engine *e, int connect_ms, struct mu
     return MU_OK;
 }
 
-/* Only when the stream is over: on_done was the last to use the link. */
-static void stream_drop(struct mu_engine *e)
-{
-    if (!e->stream) return;
-    mu_rpc_stream_release(e->stream);
-    e->stream = NULL;
-    mu_free(e->link);
-    e->link = NULL;
-}
-
 enum mu_status mu_engine_open(const struct mu_engine_options *opt, struct mu_engine **engine_out, struct mu_err *err)
 {
     struct mu_engine *e = mu_calloc(1, sizeof *e);
@@ -247,7 +206,7 @@ enum mu_status mu_engine_open(const struct mu_engine_options *opt, struct mu_eng
     mu_rpc_init();
     MU_TRY(st, mu_queue_create(QUEUE_COMMANDS, &e->queue, err), fail);
     MU_TRY(st, mu_rpc_channel_open(opt->address, &e->channel, err), fail);
-    MU_TRY(st, stream_open(e, CONNECT_MS, err), fail);
+    MU_TRY(st, stream_open(e, err), fail);
     *engine_out = e;
     return MU_OK;
 fail:
@@ -259,7 +218,7 @@ void mu_engine_close(struct mu_engine *e)
 {
     if (!e) return;
     if (e->channel) mu_rpc_channel_close(e->channel); /* on_done of the stream has been called when it returns */
-    stream_drop(e);
+    if (e->stream) mu_rpc_stream_release(e->stream);
     mu_queue_destroy(e->queue, mu_free);
     for (size_t i = 0; i < e->out_cap; i++) {
         mu_free(e->out[i].ids);
@@ -275,64 +234,17 @@ void mu_engine_close(struct mu_engine *e)
     mu_rpc_shutdown();
 }
 
-static bool code_is_refusal(enum mu_rpc_code code)
-{
-    return code == MU_RPC_UNAUTHENTICATED || code == MU_RPC_PERMISSION_DENIED || code == MU_RPC_FAILED_PRECONDITION ||
-           code == MU_RPC_INVALID_ARGUMENT || code == MU_RPC_UNIMPLEMENTED;
-}
-
-/* Notices a stream that is over and opens the next one when it is time. */
-static enum mu_status stream_mend(struct mu_engine *e, struct mu_err *err)
-{
-    int64_t now = mu_now_ns();
-    if (e->link && atomic_load(&e->link->over)) {
-        enum mu_rpc_code code = e->link->code;
-        char text[sizeof e->link->text];
-        memcpy(text, e->link->text, sizeof text);
-        bool healthy = now - e->opened_ns > HEALTHY_MS * MU_MS;
-        stream_drop(e);
-        if (code_is_refusal(code))
-            return mu_fail(err, MU_EPEER, "the coordinator at %s refused this gang: %s (%s)", e->opt.address, text,
-                           mu_rpc_code_name(code));
-        if (!e->give_up_ns || healthy) {
-            mu_warn("engine", "the stream to the coordinator ended (%s: %s); attaching again", mu_rpc_code_name(code),
-                    text);
-            e->give_up_ns = now + REATTACH_MS * MU_MS;
-        }
-        if (now >= e->give_up_ns)
-            return mu_fail(err, MU_EPEER, "the coordinator at %s is gone: %s (%s)", e->opt.address, text,
-                           mu_rpc_code_name(code));
-        e->retry_ns = now + RETRY_MS * MU_MS;
-        e->reset_due = true;
-        e->n_out = 0;
-    }
-    if (!e->stream && now >= e->retry_ns) return stream_open(e, REATTACH_MS, err);
-    return MU_OK;
-}
-
 enum mu_status mu_engine_next(struct mu_engine *e, struct mu_engine_command **command_out, struct mu_err *err)
 {
+    /* First the queue: an end that comes after this look wakes whoever sleeps next. */
+    struct mu_engine_command *c = mu_queue_pop(e->queue, 0);
     *command_out = NULL;
-    if (!e->stream || atomic_load(&e->link->over)) {
-        enum mu_status st = stream_mend(e, err);
-        if (st != MU_OK) return st;
-    }
-    if (e->reset_due) {
-        struct mu_engine_command *c = mu_calloc(1, sizeof *c);
-        if (!c) return mu_fail(err, MU_ENOMEM, "out of memory for a command");
-        c->kind = MU_ENGINE_RESET;
-        e->reset_due = false;
-        *command_out = c;
-        return MU_OK;
-    }
-    struct mu_engine_command *c;
-    while ((c = mu_queue_pop(e->queue, 0)) != NULL) {
-        if (e->stream && c->generation == e->generation) {
-            *command_out = c;
-            return MU_OK;
-        }
+    if (atomic_load(&e->over)) {
         mu_free(c);
+        return mu_fail(err, MU_EPEER, "the stream to the coordinator at %s ended: %s (%s)", e->opt.address, e->text,
+                       mu_rpc_code_name(e->code));
     }
+    *command_out = c;
     return MU_OK;
 }
 
@@ -510,7 +422,7 @@ static void entries_drop(struct mu_engine *e, size_t n)
 bool mu_engine_flush(struct mu_engine *e)
 {
     if (!e->n_out) return true;
-    if (!e->stream || !messages_reserve(e)) return false;
+    if (!messages_reserve(e)) return false;
     if (mu_fault_hit("engine.send")) mu_rpc_stream_cancel(e->stream);
     for (size_t from = 0, to; from < e->n_out; from = to) {
         enum mu_status st = entries_send(e, from, &to);
@@ -518,13 +430,12 @@ bool mu_engine_flush(struct mu_engine *e)
         entries_drop(e, from);
         return false;
     }
-    e->n_out = 0; /* sent, or the stream is over and everything will be submitted again */
+    e->n_out = 0; /* sent, or the stream is over and the next gang gets everything again */
     return true;
 }
 
 void mu_engine_put_stats(struct mu_engine *e, const struct mu_sched_counts *c)
 {
-    if (!e->stream) return;
     Muster__Internal__V1__EngineStats stats = MUSTER__INTERNAL__V1__ENGINE_STATS__INIT;
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
     stats.steps = c->steps;

@@ -4,9 +4,8 @@
  * never waits for the stream. What cannot be sent yet stays in the outbox, merged by request: at most max_tokens ids
  * each.
  *
- * A stream that breaks is opened again for a few seconds. Every attach is a fresh start: the leader forgets all
- * requests (MU_ENGINE_RESET) and the coordinator submits what is alive with the ids it has committed, so nothing is
- * lost or repeated whatever was under way when the stream broke.
+ * A stream that breaks is the end of the gang: the coordinator takes one attach an epoch, since nobody knows what a
+ * broken stream still carried. The next gang gets what is alive with the ids that were committed.
  *
  * Threads: all functions from one thread, the leader's. */
 #ifndef MU_WORKER_ENGINE_H
@@ -24,10 +23,9 @@ struct mu_engine_options { /* borrowed while the engine lives */
     uint32_t max_sequences;
 };
 
-enum mu_engine_kind { MU_ENGINE_SUBMIT, MU_ENGINE_CANCEL, MU_ENGINE_RESET };
+enum mu_engine_kind { MU_ENGINE_SUBMIT, MU_ENGINE_CANCEL };
 struct mu_engine_command {
     enum mu_engine_kind kind;
-    uint64_t generation;
     struct mu_sched_request request;      /* SUBMIT; CANCEL: its id only */
     struct mu_constraint_text constraint; /* SUBMIT; its text is behind ids */
     int32_t ids[];
@@ -37,8 +35,7 @@ struct mu_engine_command {
 enum mu_status mu_engine_open(const struct mu_engine_options *opt, struct mu_engine **engine_out, struct mu_err *err);
 void mu_engine_close(struct mu_engine *e); /* NULL is fine */
 
-/* MU_OK with the next command (mu_free it) or NULL: nothing now. An error: the coordinator is gone for good or
- * refused us. */
+/* MU_OK with the next command (mu_free it) or NULL: nothing now. MU_EPEER: the stream is over. */
 enum mu_status mu_engine_next(struct mu_engine *e, struct mu_engine_command **command_out, struct mu_err *err);
 bool mu_engine_waiting(struct mu_engine *e); /* a command is there; cheap */
 int mu_engine_fd(const struct mu_engine *e); /* readable then */

@@ -190,14 +190,19 @@ void mu_worker_gang_destroy(struct mu_worker_gang *g)
     mu_free(g);
 }
 
-/* The error of a rank that tells what really happened: the first that is not about another rank. */
+/* The error of a rank that tells what really happened: the first that is not about another rank; of those that are, one
+ * of a rank that was not just told to end. */
 static bool error_find(const struct mu_worker_gang *g, bool secondary, struct mu_err *err_out)
 {
+    struct mu_err err = MU_ERR_INIT;
+    bool found = false;
     for (int i = 0; i < g->n_rank; i++)
-        if (mu_worker_gang_error_read(g->folder, i, err_out) &&
-            mu_worker_gang_error_secondary(err_out->code) == secondary)
-            return true;
-    return false;
+        if (mu_worker_gang_error_read(g->folder, i, &err) && mu_worker_gang_error_secondary(err.code) == secondary &&
+            (!found || err_out->code == MU_ECANCELLED)) {
+            *err_out = err;
+            found = true;
+        }
+    return found;
 }
 
 static void signal_reason(const struct mu_worker_gang *g, int rank, int sig, char *buf, size_t buf_bytes)

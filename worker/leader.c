@@ -133,27 +133,13 @@ static enum mu_status unmade_cancel(struct leader *l, uint64_t request, struct m
     return MU_OK;
 }
 
-static void unmade_forget(struct leader *l)
-{
-    while (l->n_unmade) mu_free(l->unmade[--l->n_unmade]);
-}
-
 static enum mu_status command_do(struct leader *l, const struct mu_engine_command *c, struct mu_err *err)
 {
     struct mu_sched_event e;
-    switch (c->kind) {
-    case MU_ENGINE_SUBMIT: return command_submit(l, c, err);
-    case MU_ENGINE_CANCEL:
-        if (mu_sched_cancel(l->sched, c->request.id, &e) != MU_OK) return unmade_cancel(l, c->request.id, err);
-        mu_constraints_drop(l->constraints, c->request.id);
-        return mu_engine_put(l->opt->engine, &e, NULL, NULL, err);
-    case MU_ENGINE_RESET:
-        unmade_forget(l);
-        mu_sched_forget_all(l->sched);
-        mu_constraints_forget_all(l->constraints);
-        return MU_OK;
-    }
-    return MU_OK;
+    if (c->kind == MU_ENGINE_SUBMIT) return command_submit(l, c, err);
+    if (mu_sched_cancel(l->sched, c->request.id, &e) != MU_OK) return unmade_cancel(l, c->request.id, err);
+    mu_constraints_drop(l->constraints, c->request.id);
+    return mu_engine_put(l->opt->engine, &e, NULL, NULL, err);
 }
 
 static enum mu_status commands_drain(struct leader *l, struct mu_err *err)
@@ -381,7 +367,7 @@ enum mu_status mu_leader_run(const struct mu_leader_options *opt, struct mu_err 
     mu_free(l.planned_ns);
     mu_free(l.events);
     mu_writer_free(&l.plan);
-    unmade_forget(&l);
+    while (l.n_unmade) mu_free(l.unmade[--l.n_unmade]);
     mu_free(l.unmade);
     mu_sched_destroy(l.sched);
     mu_constraints_destroy(l.constraints);

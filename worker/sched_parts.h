@@ -54,7 +54,7 @@ struct seq {
     int slot;          /* -1: waiting */
     int n_flight;      /* steps in flight that it takes part in */
     bool samples;      /* the last one of them yields its next id */
-    bool cancelled, silent;
+    bool cancelled;
     struct mu_sampling sampling;
     struct mu_adjusts *adjusts; /* of ids[n_ids]; NULL: it needs none */
     bool masked;                /* its ids are of those that mu_sched_options.allow names; known when one is sampled */

@@ -129,7 +129,7 @@ static struct seq *find(const struct mu_sched *s, uint64_t request)
     for (struct seq *q = s->waiting; q; q = q->next)
         if (q->request == request) return q;
     for (int i = 0; i < s->opt.serving.n_slot; i++)
-        if (s->active[i] && !s->active[i]->silent && s->active[i]->request == request) return s->active[i];
+        if (s->active[i] && s->active[i]->request == request) return s->active[i];
     return NULL;
 }
 
@@ -303,18 +303,6 @@ enum mu_status mu_sched_cancel(struct mu_sched *s, uint64_t request, struct mu_s
     return MU_OK;
 }
 
-void mu_sched_forget_all(struct mu_sched *s)
-{
-    while (s->waiting) seq_end(s, s->waiting);
-    for (int i = 0; i < s->opt.serving.n_slot; i++) {
-        struct seq *q = s->active[i];
-        if (q && q->n_flight)
-            q->cancelled = q->silent = true;
-        else if (q)
-            seq_end(s, q);
-    }
-}
-
 /* ---- a step is done ---- */
 
 /* Takes the sampled id; true: the sequence is at its end. */
@@ -381,7 +369,7 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
         } else if (f->samples[i]) {
             n = ids_take(s, q, id, at, f->n_draft[i], events_out + n_event, &over);
         }
-        if (!q->silent) n_event += n;
+        n_event += n;
         if (over) seq_end(s, q);
     }
     return n_event;

@@ -109,8 +109,6 @@ enum mu_status mu_sched_submit(struct mu_sched *s, const struct mu_sched_request
                                struct mu_err *err);
 /* MU_OK: it is gone, *event_out says so. MU_EAGAIN: it is in flight and ends with its step's event. MU_ENOENT. */
 enum mu_status mu_sched_cancel(struct mu_sched *s, uint64_t request, struct mu_sched_event *event_out);
-/* Forgets every request; those in flight end with their steps, without events. */
-void mu_sched_forget_all(struct mu_sched *s);
 
 /* Most steps in flight: one a stage, and one more where there are several stages. */
 int mu_sched_max_in_flight(const struct mu_sched *s);

@@ -188,6 +188,20 @@ class NoMemory(unittest.TestCase):
             self.assertIn("rank 1: step 1: a fault point was hit", caught.exception.details())
 
 
+class Stream(unittest.TestCase):
+    """The leader's stream to the coordinator breaks and nothing else: its gang is over, the next one goes on."""
+
+    def test_the_stream_breaks(self):
+        with harness.Server(split="1:1", env={"MUSTER_FAULT": "engine.send@0:300"}) as server:
+            first, second = (server.generate("SCENE", N_TOKEN, seed=7, temperature=0.8) for _ in range(2))
+            gang = server.gang()
+            self.assertIn("the stream to the coordinator", gang.last_failure)
+            for ids, _, last in (first, second):  # it breaks elsewhere in the second one
+                self.assertEqual(len(ids), N_TOKEN)
+                self.assertGreater(last.usage.resumed, 0)
+            self.assertEqual(first[0], second[0])
+
+
 class Poison(unittest.TestCase):
     """A request that kills ranks: it runs alone, then fails by name; the others lose nothing."""
 

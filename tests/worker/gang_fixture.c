@@ -35,7 +35,6 @@ static void engine_message(struct mu_rpc_call *call, const ProtobufCMessage *msg
                     memcmp(up->attach->secret.data, f->secret, 32) == 0 && strcmp(up->attach->gang, "demo") == 0;
         if (f->engine) mu_rpc_call_release(f->engine);
         f->engine = mu_rpc_call_retain(call);
-        f->n_attach++;
         f->bad_attach += !good;
     } else if (up->message_case == MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS && up->epoch == f->epoch) {
         for (size_t i = 0; i < up->tokens->n_request; i++) {
@@ -313,14 +312,6 @@ void fx_submit(struct fixture *f, int i)
     down.message_case = MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_SUBMIT;
     down.submit = &m;
     down_send(f, &down);
-}
-
-int fx_attaches(struct fixture *f)
-{
-    pthread_mutex_lock(&f->lock);
-    int n = f->engine ? f->n_attach : 0;
-    pthread_mutex_unlock(&f->lock);
-    return n;
 }
 
 void fx_cancel(struct fixture *f, int i)

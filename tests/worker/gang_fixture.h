@@ -38,7 +38,7 @@ struct fixture {
     struct mu_rpc_call *engine; /* the attached leader */
     uint64_t epoch;
     uint32_t kv_pages, step_tokens; /* of gangs started from now on; 0: 64 tokens, all the pages wanted */
-    int n_attach, bad_attach;
+    int bad_attach;
     struct fx_request req[FX_REQUESTS];
     uint64_t n_token; /* all that came */
     bool launched, ready, died, done;
@@ -65,7 +65,6 @@ void fx_gang_start(struct fixture *f, uint64_t epoch, const char *split, const c
 void fx_wait_ready(struct fixture *f);
 void fx_wait_died(struct fixture *f);
 void fx_submit(struct fixture *f, int i); /* with what it has got so far as emitted */
-int fx_attaches(struct fixture *f);
 void fx_cancel(struct fixture *f, int i);
 void fx_wait_tokens(struct fixture *f, uint64_t n_more);
 void fx_wait_finished(struct fixture *f, int i);

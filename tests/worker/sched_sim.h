@@ -85,7 +85,7 @@ bool sim_next(struct sim *m);     /* plans a step and computes it; false: there 
 void sim_complete(struct sim *m); /* the oldest step in flight, which must be there */
 void event_take(struct sim *m, const struct mu_sched_event *e);
 void run_dry(struct sim *m); /* until nothing is left to do */
-void forget(struct sim *m);  /* all requests, and the steps in flight */
+void forget(struct sim *m);  /* cancels what is left */
 
 /* ---- requests ---- */
 

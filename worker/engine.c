@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/fault.h"
 #include "base/queue.h"
+#include "model/utf8.h"
 #include "muster/v1/internal.pb-c.h"
 #include "proto/priority.h"
 #include "transport/rpc.h"
@@ -193,8 +194,9 @@ static enum mu_status stream_open(struct mu_engine *e, struct mu_err *err)
     up.epoch = e->opt.epoch;
     up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_ATTACH;
     up.attach = &attach;
-    mu_rpc_stream_send(e->stream, &up.base); /* fails only where the stream is over, which on_done tells */
-    return MU_OK;
+    st = mu_rpc_stream_send(e->stream, &up.base);
+    if (st == MU_OK || st == MU_ECANCELLED) return MU_OK; /* that it is over on_done tells */
+    return mu_fail(err, st, "attaching to the coordinator at %s: %s", e->opt.address, mu_status_text(st));
 }
 
 enum mu_status mu_engine_open(const struct mu_engine_options *opt, struct mu_engine **engine_out, struct mu_err *err)
@@ -335,8 +337,10 @@ enum mu_status mu_engine_put(struct mu_engine *e, const struct mu_sched_event *e
     if (ev->id >= 0) o->ids[o->n_id++] = ev->id;
     o->finished = ev->finished;
     o->error = ev->error;
-    if (ev->error != MU_OK)
+    if (ev->error != MU_OK) {
         snprintf(o->text, sizeof o->text, "%s", error_text ? error_text : mu_status_text(ev->error));
+        mu_text_repair(o->text);
+    }
     return MU_OK;
 }
 
@@ -419,19 +423,20 @@ static void entries_drop(struct mu_engine *e, size_t n)
     e->n_out -= n;
 }
 
-bool mu_engine_flush(struct mu_engine *e)
+enum mu_status mu_engine_flush(struct mu_engine *e, struct mu_err *err)
 {
-    if (!e->n_out) return true;
-    if (!messages_reserve(e)) return false;
+    if (!e->n_out) return MU_OK;
+    if (!messages_reserve(e)) return MU_EAGAIN;
     if (mu_fault_hit("engine.send")) mu_rpc_stream_cancel(e->stream);
     for (size_t from = 0, to; from < e->n_out; from = to) {
         enum mu_status st = entries_send(e, from, &to);
-        if (st != MU_EAGAIN && st != MU_ENOMEM) continue;
+        if (st == MU_OK || st == MU_ECANCELLED) continue;
         entries_drop(e, from);
-        return false;
+        if (st == MU_EAGAIN || st == MU_ENOMEM) return MU_EAGAIN;
+        return mu_fail(err, MU_EINTERNAL, "a message to the coordinator cannot be sent: %s", mu_status_text(st));
     }
     e->n_out = 0; /* sent, or the stream is over and the next gang gets everything again */
-    return true;
+    return MU_OK;
 }
 
 void mu_engine_put_stats(struct mu_engine *e, const struct mu_sched_counts *c)

@@ -49,7 +49,7 @@ enum mu_status mu_engine_put(struct mu_engine *e, const struct mu_sched_event *e
 enum mu_status mu_engine_put_vector(struct mu_engine *e, const struct mu_sched_event *event, const float *state,
                                     int d_model, struct mu_err *err);
 void mu_engine_put_stats(struct mu_engine *e, const struct mu_sched_counts *counts);
-/* Sends what is in the outbox; true: it is empty now. */
-bool mu_engine_flush(struct mu_engine *e);
+/* Sends what is in the outbox. MU_OK: it is empty now; MU_EAGAIN: the rest waits for the next time. Else it can't be sent. */
+enum mu_status mu_engine_flush(struct mu_engine *e, struct mu_err *err);
 
 #endif

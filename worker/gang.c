@@ -20,12 +20,14 @@
 #include "base/clock.h"
 #include "base/io.h"
 #include "base/log.h"
+#include "model/utf8.h"
 
 enum {
     LOADING_TELL_MS = 500,
     TIMES_TELL_MS = 500,
     LAST_WORDS_MS = 500, /* mpirun ends 50 ms after a rank; a busy machine takes longer */
     KILL_MS = 2000,
+    REASON = MU_ERR_TEXT + 64,
 };
 
 /* ---- events ---- */
@@ -139,9 +141,12 @@ void mu_worker_gang_died(struct mu_rpc_call *call, uint64_t epoch, int culprit, 
 {
     Muster__Internal__V1__GangEvent e = MUSTER__INTERNAL__V1__GANG_EVENT__INIT;
     Muster__Internal__V1__GangDied m = MUSTER__INTERNAL__V1__GANG_DIED__INIT;
+    char text[REASON];
+    snprintf(text, sizeof text, "%s", reason);
+    mu_text_repair(text); /* mpirun's words and files' names may be anything, and a text was cut */
     m.culprit = culprit;
     m.permanent = permanent;
-    m.reason = (char *)reason;
+    m.reason = text;
     e.epoch = epoch;
     e.event_case = MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_DIED;
     e.died = &m;
@@ -223,7 +228,7 @@ static int silent_first(const struct mu_worker_gang *g)
 /* mpirun has ended, or a rank has and mpirun does not: who was it? */
 static void verdict_and_end(struct mu_worker_gang *g)
 {
-    char reason[MU_ERR_TEXT + 64];
+    char reason[REASON];
     struct mu_err err = MU_ERR_INIT;
     int culprit = -1, status = g->mpirun_status;
     bool permanent = false;

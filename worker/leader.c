@@ -345,7 +345,9 @@ static enum mu_status leader_loop(struct leader *l, struct mu_err *err)
         MU_TRY(st, commands_drain(l, err), out);
         MU_TRY(st, steps_plan(l, err), out);
         if (l->n_fifo) MU_TRY(st, step_run(l, err), out);
-        bool empty = mu_engine_flush(l->opt->engine);
+        st = mu_engine_flush(l->opt->engine, err);
+        if (st != MU_OK && st != MU_EAGAIN) goto out;
+        bool empty = st == MU_OK;
         stats_put(l, false);
         if (!l->n_fifo && !mu_engine_waiting(l->opt->engine)) {
             /* Sequences that have just got their ids are planned before anything sleeps. */

@@ -27,7 +27,7 @@ struct coordinator {
     struct mu_engine *engine;
     char address[64];
     uint8_t secret[32];
-    _Atomic int n_message, n_vector, n_id, n_wrong, n_logprob, pause_ms;
+    _Atomic int n_message, n_vector, n_id, n_wrong, n_logprob, n_error, pause_ms;
     _Atomic size_t largest;
     uint64_t last_vector;
     bool forms; /* submit_forms, when the leader attaches */
@@ -72,6 +72,7 @@ static void on_message(struct mu_rpc_call *call, const ProtobufCMessage *msg, vo
     if (bytes > atomic_load(&c->largest)) atomic_store(&c->largest, bytes);
     for (size_t i = 0; i < up->tokens->n_request; i++) {
         const Muster__Internal__V1__RequestTokens *t = up->tokens->request[i];
+        atomic_fetch_add(&c->n_error, t->error_code != 0);
         if (t->n_logprob) {
             size_t n_top = t->n_top_id / t->n_id;
             c->n_wrong += t->n_logprob != t->n_id || t->n_top_logprob != t->n_top_id ||
@@ -150,8 +151,8 @@ static void flush_all(struct coordinator *c)
     struct mu_engine_command *command;
     struct mu_err err = MU_ERR_INIT;
     int64_t until = mu_now_ns() + 30 * MU_SEC;
-    while (!mu_engine_flush(c->engine) && mu_now_ns() < until) mu_sleep_ms(1);
-    assert_true(mu_engine_flush(c->engine));
+    while (mu_engine_flush(c->engine, &err) == MU_EAGAIN && mu_now_ns() < until) mu_sleep_ms(1);
+    assert_int_equal(mu_engine_flush(c->engine, &err), MU_OK);
     assert_int_equal(mu_engine_next(c->engine, &command, &err), MU_OK);
 }
 
@@ -167,6 +168,7 @@ static void test_slow_reader(void **state)
 {
     (void)state;
     struct coordinator c;
+    struct mu_err err = MU_ERR_INIT;
     float *x = malloc(D_MODEL * sizeof *x);
     int n_blocked = 0;
     coordinator_start(&c, false);
@@ -175,7 +177,7 @@ static void test_slow_reader(void **state)
         for (size_t k = 0; k < D_MODEL; k++) x[k] = value_of(i, k);
         put(&c, i, x);
     }
-    for (int i = 0; i < 20; i++) n_blocked += !mu_engine_flush(c.engine);
+    for (int i = 0; i < 20; i++) n_blocked += mu_engine_flush(c.engine, &err) == MU_EAGAIN;
     atomic_store(&c.pause_ms, 1);
     flush_all(&c);
     WAIT_FOR(atomic_load(&c.n_vector) == N_REQUEST * 2 / 3 && atomic_load(&c.n_id) == N_REQUEST / 3);
@@ -224,6 +226,16 @@ static void test_failures(void **state)
     flush_all(&c);
     WAIT_FOR(atomic_load(&c.n_message) == 1);
     assert_int_equal(atomic_load(&c.n_vector), 0);
+    assert_int_equal(atomic_load(&c.n_error), 1);
+    char text[400]; /* cut within a letter, and a byte of none: sent all the same */
+    for (size_t k = 0; k < sizeof text - 1; k++) text[k] = "\xC3\xA9"[k % 2];
+    text[sizeof text - 1] = '\0';
+    text[10] = '\xFF';
+    e.error = MU_EINVAL;
+    assert_int_equal(mu_engine_put(c.engine, &e, NULL, text, &err), MU_OK);
+    flush_all(&c);
+    WAIT_FOR(atomic_load(&c.n_error) == 2);
+    e.error = MU_OK;
     for (size_t k = 0; k < D_MODEL; k++) x[k] = value_of(2, k);
     e.request = 2;
     e.n_tok = 3;

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -389,6 +390,30 @@ static void test_without_mpirun(void **state)
     died_at_start("1", NULL, "mpirun was not found in PATH; install Open MPI (Debian: openmpi-bin)");
 }
 
+/* What mpirun says is cut somewhere in its letters, and told all the same. */
+static void test_mpirun_says_much(void **state)
+{
+    (void)state;
+    static const char says[] = "#!/bin/sh\n"
+                               "a=\303\251\303\251\303\251\303\251; a=$a$a$a$a$a$a\n"
+                               "echo ------------------------------\n"
+                               "echo x$a$a$a$a$a$a$a\n"
+                               "exit 3\n";
+    char folder[] = "/tmp/mu-mpirun-XXXXXX", path[64];
+    assert_non_null(mkdtemp(folder));
+    snprintf(path, sizeof path, "%s/mpirun", folder);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    assert_int_equal(fputs(says, f) < 0 || fchmod(fileno(f), 0700) != 0 || fclose(f) != 0, 0);
+    fx_close(&fx);
+    fx_open(&fx, folder);
+    fx_gang_start(&fx, ++epoch, "1", NULL);
+    fx_wait_died(&fx);
+    if (!fx.died || !strstr(fx.reason, "mpirun ended with status 3: x\303\251")) fail_msg("%s", fx.reason);
+    unlink(path);
+    rmdir(folder);
+}
+
 static int setup(void **state)
 {
     (void)state;
@@ -428,6 +453,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_a_rank_that_hangs_but_breathes),
         cmocka_unit_test(test_the_stream_breaks),
         cmocka_unit_test(test_without_mpirun),
+        cmocka_unit_test(test_mpirun_says_much),
     };
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc > 1) cmocka_set_test_filter(argv[1]); /* "test_kill*" */

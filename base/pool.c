@@ -44,6 +44,8 @@ enum {
     YIELD_NS = 300000,
 };
 
+static _Thread_local struct mu_pool *pinned_by; /* the pool that has pinned this thread as its member 0 */
+
 struct gate { /* a word to wait for, on a cache line of its own */
     _Alignas(64) atomic_uint word;
     atomic_uint sleepers;
@@ -217,6 +219,17 @@ int mu_pool_size(const struct mu_pool *pool)
     return pool->n;
 }
 
+void mu_pool_unpin(void)
+{
+    struct mu_pool *p = pinned_by;
+    if (p) hwloc_set_cpubind(p->topology, p->old_binding, HWLOC_CPUBIND_THREAD);
+}
+
+void mu_pool_repin(void)
+{
+    if (pinned_by) member_bind(pinned_by, &pinned_by->members[0]);
+}
+
 /* ---- life ---- */
 
 /* How many threads can really run at once here. */
@@ -324,6 +337,7 @@ enum mu_status mu_pool_create(const struct mu_pool_options *opt, struct mu_pool 
     run_wait(p); /* they come up beside us; then we pin ourselves, which they must not inherit */
     member_begin(p, &p->members[0]);
     MU_TRY(st, bindings_check(p, err), fail);
+    if (p->cpus) pinned_by = p;
     p->opt.cpus = NULL; /* the caller's array may go */
     *pool_out = p;
     return MU_OK;
@@ -340,6 +354,7 @@ void mu_pool_destroy(struct mu_pool *pool)
         run_start(pool);
         for (int i = 1; i <= pool->n_started; i++) pthread_join(pool->members[i].thread, NULL);
     }
+    if (pinned_by == pool) pinned_by = NULL;
     if (pool->topology) {
         if (pool->cpus) hwloc_set_cpubind(pool->topology, pool->old_binding, HWLOC_CPUBIND_THREAD);
         hwloc_topology_destroy(pool->topology);

@@ -6,8 +6,9 @@
  * nothing.
  *
  * With `pin` the caller too is pinned, until mu_pool_destroy restores its mask: threads that it starts meanwhile
- * inherit one CPU, so start them first. CPUs that the caller named must be had (MU_EINVAL); a choice of ours is
- * skipped where there are more members than cores or the system refuses. Other members run with all signals blocked.
+ * inherit one CPU, so start them first, or between mu_pool_unpin and mu_pool_repin. CPUs that the caller named must be
+ * had (MU_EINVAL); a choice of ours is skipped where there are more members than cores or the system refuses. Other
+ * members run with all signals blocked.
  *
  * Threads: create, run and destroy from one thread only; the barrier from inside fn only, by every member. A thread
  * that cannot be started is MU_EAGAIN, and those already started are joined. */
@@ -30,6 +31,9 @@ struct mu_pool_options {
 enum mu_status mu_pool_create(const struct mu_pool_options *opt, struct mu_pool **pool_out, struct mu_err *err);
 void mu_pool_destroy(struct mu_pool *pool); /* NULL is fine; joins the members */
 int mu_pool_size(const struct mu_pool *pool);
+/* The caller's own mask again, and its CPU; nothing to a thread that no pool has pinned. */
+void mu_pool_unpin(void);
+void mu_pool_repin(void);
 /* fn(arg, member, n_members) on every member; returns when all have returned. */
 void mu_pool_run(struct mu_pool *pool, void (*fn)(void *arg, int member, int n_members), void *arg);
 /* All members of the running fn meet; what was written before is visible to all after. */

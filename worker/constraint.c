@@ -12,6 +12,7 @@
 #include "base/alloc.h"
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/pool.h"
 #include "base/queue.h"
 
 enum {
@@ -205,7 +206,9 @@ static bool maker_start(struct mu_constraints *c)
     if (!c->done && mu_queue_create(JOBS_MAX, &c->done, NULL) != MU_OK) return false;
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
+    mu_pool_unpin(); /* else it makes forms on the CPU that the caller computes on */
     c->has_thread = pthread_create(&c->thread, NULL, maker_main, c) == 0;
+    mu_pool_repin();
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     return c->has_thread;
 }

@@ -350,12 +350,14 @@ static enum mu_status lead(struct rank *r, struct mu_err *err)
     /* gRPC may hang in there where memory is short, while this rank still breathes: no one else would notice. */
     sigset_t none;
     sigemptyset(&none);
+    mu_pool_unpin(); /* gRPC's threads are not to share a CPU with our part of the steps */
     enum mu_status st = mu_watchdog_start("muster rank", &none, MU_WATCHDOG_MS, err);
     if (st != MU_OK) return st;
     mu_watchdog_phase("opening the leader's gRPC channel", ENGINE_OPEN_MS);
     st = mu_engine_open(&eo, &lo.engine, err);
     if (st != MU_OK) return st;
     mu_watchdog_phase(NULL, 0);
+    mu_pool_repin();
     atomic_store(&r->record->ready, 1);
     st = mu_leader_run(&lo, err);
     for (int i = 0; i < r->plan.n_rank; i++) /* the others need not find out by themselves */

@@ -173,8 +173,13 @@ static void pinning(void **state)
     sched_getaffinity(0, sizeof before, &before);
     int n = topo.n_core < MAX_THREADS ? topo.n_core : MAX_THREADS;
     struct mu_pool *p = make(n, 1);
+    mu_pool_unpin();
+    sched_getaffinity(0, sizeof after, &after);
+    assert_true(CPU_EQUAL(&before, &after));
+    mu_pool_repin();
     mu_pool_run(p, look_at_cpus, seen);
     mu_pool_destroy(p);
+    mu_pool_repin(); /* no pool has pinned this thread any more */
     for (int i = 0; i < n; i++) {
         assert_int_equal(CPU_COUNT(&seen[i]), 1);
         assert_true(CPU_ISSET(topo.cpus[i], &seen[i]));

@@ -2,6 +2,7 @@
 import concurrent.futures
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -314,6 +315,26 @@ class Quantized(unittest.TestCase):
     @unittest.skipUnless(os.path.isdir(os.path.join(harness.FIXTURES, "models", "llama3-hf")), "no fixtures")
     def test_folder(self):
         self.check(os.path.join(harness.FIXTURES, "models", "llama3-hf"), "q8_0")
+
+
+class Threads(unittest.TestCase):
+    @unittest.skipIf(len(os.sched_getaffinity(0)) < 2, "one CPU")
+    def test_helpers_of_the_leader_are_not_bound(self):
+        """The pool's member has a CPU; gRPC's threads, the one that makes forms and all others go where there is room."""
+        with harness.Server(split="1", args=["--threads", "1"]) as server:
+            list(server.generate_call(pb.GenerateRequest(text="SCENE", max_tokens=5, json=True), timeout=60))
+            leader = server.gang().rank[0].pid
+            allowed = {}
+            for task in os.listdir(f"/proc/{leader}/task"):
+                try:
+                    with open(f"/proc/{leader}/task/{task}/status") as f:
+                        allowed[int(task)] = re.search(r"Cpus_allowed_list:\s*(\S+)", f.read())[1]
+                except (FileNotFoundError, ProcessLookupError):
+                    pass
+        if not allowed[leader].isdigit():
+            self.skipTest("ranks are not pinned here")
+        self.assertGreater(len(allowed), 3)
+        self.assertEqual([task for task, cpus in allowed.items() if cpus.isdigit()], [leader])
 
 
 if __name__ == "__main__":

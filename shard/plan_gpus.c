@@ -165,22 +165,18 @@ static size_t answer_read(int fd, int64_t deadline_ns, void *buf, size_t bytes)
     }
 }
 
-/* How it ended; force: it shall now. A driver may hang at its exit too, and inside the driver a process may outlive a kill:
- * it is left behind, and 0 is returned. */
+/* How it ended; force: it shall now. A driver may hang at its exit too: then it is killed. Inside the driver a process may
+ * outlive even that: it is left behind, and 0 is returned. */
 static int child_end(pid_t pid, bool force)
 {
     int status = 0;
-    int64_t until = mu_now_ns() + END_MS * MU_MS;
     if (force) kill(pid, SIGKILL);
-    for (;;) {
+    for (int64_t until = mu_now_ns() + END_MS * MU_MS; mu_now_ns() < until; mu_sleep_ms(1)) {
         pid_t got = waitpid(pid, &status, WNOHANG);
         if (got == pid) return status;
         if (got < 0 && errno != EINTR) return 0;
-        if (mu_now_ns() >= until) break;
-        mu_sleep_ms(1);
     }
-    kill(pid, SIGKILL);
-    return 0;
+    return force ? 0 : child_end(pid, true);
 }
 
 void mu_gpus_ask(bool want_measure, int deadline_ms, struct mu_gpus *gpus_out)

@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
@@ -344,6 +345,7 @@ static enum mu_status process_spawn(struct mu_worker_gang *g, const struct args 
     if (!mu_proc_open(pid, 0, &g->mpirun)) {
         e = errno;
         kill(pid, SIGKILL); /* our child, not reaped: the number is still its */
+        waitpid(pid, NULL, 0);
         return mu_fail(err, MU_EIO, "cannot watch mpirun (pidfd_open: %s); Linux 5.3 or later is needed", strerror(e));
     }
     return MU_OK;

@@ -25,6 +25,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -93,6 +94,7 @@ static int network_possible(char *why, size_t why_bytes)
     ssize_t n = pid > 0 ? read(fds[0], why, why_bytes - 1) : -1;
     why[n > 0 ? n : 0] = '\0';
     close(fds[0]);
+    if (pid > 0) waitpid(pid, NULL, 0);
     return pid > 0 && n == 0;
 }
 
@@ -130,6 +132,7 @@ static int memory_readable(void)
     struct iovec mine = {&got, sizeof got}, theirs = {(void *)&probe, sizeof probe};
     int good = pid > 0 && process_vm_readv(pid, &mine, 1, &theirs, 1, 0) == sizeof got && got == probe;
     close(fds[1]);
+    if (pid > 0) waitpid(pid, NULL, 0);
     return good;
 }
 
@@ -141,10 +144,8 @@ int mu_launch_main(int argc, char **argv)
         return 2;
     }
     long parent = strtol(argv[1], NULL, 10);
-    signal(SIGCHLD, SIG_IGN); /* trial children need no wait */
     network_private();
     if (!memory_readable()) setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 1);
-    signal(SIGCHLD, SIG_DFL);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != (pid_t)parent) return 1;
     char pid[32];
     snprintf(pid, sizeof pid, "%d", (int)getpid());

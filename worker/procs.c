@@ -1,5 +1,7 @@
 /* Ending a tree of two levels: mpirun and its ranks. mpirun is stopped first, so that it starts nothing more while its
- * children are listed from /proc; then everything gets SIGKILL, which stopped processes take as well. */
+ * children are listed from /proc; then everything gets SIGKILL, which stopped processes take as well. Where mpirun has
+ * gone before, its children have become ours (the worker is their subreaper), and are known by the session they share:
+ * its number is given to nobody else while one of them, a zombie too, is left. */
 #include "worker/procs.h"
 
 #include <ctype.h>
@@ -18,27 +20,27 @@
 
 enum { MAX_CHILDREN = 256 };
 
-/* The parent of pid from /proc, or -1. */
-static pid_t parent_of(pid_t pid)
+/* The parent and the session of pid from /proc; false: it is not there. */
+static bool stat_read(pid_t pid, pid_t *parent_out, pid_t *session_out)
 {
     char path[64], buf[512];
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     FILE *f = fopen(path, "re");
-    if (!f) return -1;
+    if (!f) return false;
     size_t n = fread(buf, 1, sizeof buf - 1, f);
     fclose(f);
     buf[n] = '\0';
     const char *after = strrchr(buf, ')'); /* the name before may hold anything */
-    int parent;
-    return after && sscanf(after + 1, " %*c %d", &parent) == 1 ? parent : -1;
+    return after && sscanf(after + 1, " %*c %d %*d %d", parent_out, session_out) == 2;
 }
 
 bool mu_proc_open(pid_t pid, pid_t parent, struct mu_proc *proc_out)
 {
     int fd = pidfd_open(pid, 0);
+    pid_t now, session;
     if (fd < 0) return false;
     /* The descriptor came first: what /proc says now is about the process that it stands for, or about nobody. */
-    if (parent && parent_of(pid) != parent) {
+    if (parent && (!stat_read(pid, &now, &session) || now != parent)) {
         close(fd);
         return false;
     }
@@ -63,14 +65,17 @@ static void proc_signal(const struct mu_proc *p, int sig)
     if (p->fd >= 0) pidfd_send_signal(p->fd, sig, NULL, 0);
 }
 
-static int children_open(pid_t parent, struct mu_proc *child, int max)
+/* Of root while it is there, and its orphans. */
+static int children_open(const struct mu_proc *root, struct mu_proc *child, int max)
 {
     DIR *d = opendir("/proc");
     int n = 0;
     for (struct dirent *e; d && n < max && (e = readdir(d));)
         if (isdigit((unsigned char)e->d_name[0])) {
-            pid_t pid = (pid_t)strtol(e->d_name, NULL, 10);
-            if (parent_of(pid) == parent && mu_proc_open(pid, parent, &child[n])) n++;
+            pid_t pid = (pid_t)strtol(e->d_name, NULL, 10), parent, session;
+            if (!stat_read(pid, &parent, &session)) continue;
+            bool orphan = parent == getpid() && session == root->pid && pid != root->pid;
+            if ((orphan || (root->fd >= 0 && parent == root->pid)) && mu_proc_open(pid, parent, &child[n])) n++;
         }
     if (d) closedir(d);
     return n;
@@ -92,13 +97,10 @@ static bool wait_gone(const struct mu_proc *p, int64_t deadline_ns)
 bool mu_proc_kill_tree(struct mu_proc *root, struct mu_proc *known, int n_known, int64_t deadline_ns, int *status_out)
 {
     struct mu_proc child[MAX_CHILDREN];
-    int n = 0;
     bool gone = true;
     *status_out = -1;
-    if (root->fd >= 0) {
-        proc_signal(root, SIGSTOP);
-        n = children_open(root->pid, child, MAX_CHILDREN);
-    }
+    proc_signal(root, SIGSTOP);
+    int n = children_open(root, child, MAX_CHILDREN);
     for (int i = 0; i < n; i++) proc_signal(&child[i], SIGKILL);
     for (int i = 0; i < n_known; i++) proc_signal(&known[i], SIGKILL);
     proc_signal(root, SIGKILL);

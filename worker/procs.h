@@ -17,9 +17,10 @@ bool mu_proc_open(pid_t pid, pid_t parent, struct mu_proc *proc_out);
 void mu_proc_close(struct mu_proc *p); /* twice is fine */
 bool mu_proc_gone(const struct mu_proc *p);
 
-/* Kills `root` (our child) and its children, whoever they are, with SIGKILL; `known` ones too. Waits until all have
- * gone or the deadline has passed; reaps what is ours to reap. The status of root as waitpid has it in *status_out,
- * -1 where it had been reaped or did not go. false: something is left. */
+/* Kills `root` (our child, and the first of its session; closed where it has gone already) and its children, whoever they
+ * are, with SIGKILL; `known` ones too. Waits until all have gone or the deadline has passed; reaps what is ours to reap.
+ * The status of root as waitpid has it in *status_out, -1 where it had been reaped or did not go. false: something is
+ * left. */
 bool mu_proc_kill_tree(struct mu_proc *root, struct mu_proc *known, int n_known, int64_t deadline_ns, int *status_out);
 
 #endif

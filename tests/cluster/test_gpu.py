@@ -269,6 +269,8 @@ class Said(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("1@gpu0", done.stdout)
         self.assertLess(time.monotonic() - start, 30)
+        with harness.Server(split="1@gpu0", env=dict(GPU, MUSTER_DEVICE_HOST_HANGS="1")) as server:
+            self.assertEqual([p for p in server.processes() if not harness.alive(p)], [], "zombies")
 
     def test_broken_plugin(self):
         with tempfile.NamedTemporaryFile(suffix=".so") as f:

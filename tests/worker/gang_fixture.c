@@ -1,5 +1,6 @@
 #include "gang_fixture.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>
@@ -130,6 +131,11 @@ static bool is_ready(struct fixture *f, uint64_t arg)
 {
     (void)arg;
     return f->died || f->done || (f->ready && f->engine);
+}
+static bool is_launched(struct fixture *f, uint64_t arg)
+{
+    (void)arg;
+    return f->launched || f->done;
 }
 static bool is_dead(struct fixture *f, uint64_t arg)
 {
@@ -387,6 +393,11 @@ void fx_wait_ready(struct fixture *f)
     assert_int_equal(f->bad_attach, 0);
 }
 
+void fx_wait_launched(struct fixture *f)
+{
+    wait_for(f, is_launched, 0, "the launch");
+}
+
 void fx_wait_died(struct fixture *f)
 {
     wait_for(f, is_dead, 0, "died");
@@ -406,17 +417,35 @@ void fx_gang_forget(struct fixture *f)
     pthread_mutex_unlock(&f->lock);
 }
 
-bool fx_alive(int pid)
+/* From /proc; 0: it is not there. */
+static char process_state(int pid, int *parent_out)
 {
-    char path[64], buf[512];
+    char path[64], buf[512], state = 0;
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     int fd = open(path, O_RDONLY);
-    if (fd < 0) return false;
+    if (fd < 0) return 0;
     ssize_t n = read(fd, buf, sizeof buf - 1);
     close(fd);
     buf[n > 0 ? n : 0] = '\0';
     const char *after = strrchr(buf, ')');
-    return after && after[1] && after[2] != 'Z' && after[2] != 'X';
+    return after && sscanf(after + 1, " %c %d", &state, parent_out) == 2 ? state : 0;
+}
+
+bool fx_alive(int pid)
+{
+    int parent;
+    char state = process_state(pid, &parent);
+    return state && state != 'Z' && state != 'X';
+}
+
+int fx_children(int pid)
+{
+    DIR *d = opendir("/proc");
+    int n = 0, parent;
+    assert_non_null(d);
+    for (struct dirent *e; (e = readdir(d));) n += process_state(atoi(e->d_name), &parent) && parent == pid;
+    closedir(d);
+    return n;
 }
 
 void fx_nothing_left(struct fixture *f)
@@ -427,4 +456,6 @@ void fx_nothing_left(struct fixture *f)
         while (pid && fx_alive(pid) && mu_now_ns() < end) mu_sleep_ms(5);
         if (pid && fx_alive(pid)) fail_msg("%s %d (pid %d) is still there", i < 0 ? "mpirun" : "rank", i, pid);
     }
+    while (f->worker && fx_children(f->worker) && mu_now_ns() < end) mu_sleep_ms(5);
+    if (f->worker) assert_int_equal(fx_children(f->worker), 0);
 }

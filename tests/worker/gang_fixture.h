@@ -62,6 +62,7 @@ void fx_requests_reset(struct fixture *f);
 
 /* Each waits until the deadline of FX_WAIT_S and fails the test where it does not come. */
 void fx_gang_start(struct fixture *f, uint64_t epoch, const char *split, const char *model);
+void fx_wait_launched(struct fixture *f);
 void fx_wait_ready(struct fixture *f);
 void fx_wait_died(struct fixture *f);
 void fx_submit(struct fixture *f, int i); /* with what it has got so far as emitted */
@@ -70,7 +71,8 @@ void fx_wait_tokens(struct fixture *f, uint64_t n_more);
 void fx_wait_finished(struct fixture *f, int i);
 void fx_check(struct fixture *f, int i); /* got is want */
 bool fx_alive(int pid);                  /* and not a zombie that its new parent has not looked at yet */
-/* No process of the gang is there any more, and nothing of it in the file systems; fails otherwise. */
+int fx_children(int pid);                /* how many, zombies too */
+/* No process of the gang is there any more, and the worker has no child left, not even a zombie; fails otherwise. */
 void fx_nothing_left(struct fixture *f);
 /* The events' stream is released and its state forgotten; after died. */
 void fx_gang_forget(struct fixture *f);

@@ -143,6 +143,22 @@ static void test_kill_mpirun(void **state)
     die_and_go_on(-1, SIGKILL, "mpirun");
 }
 
+/* Before the worker knows any rank: they are its own then, and it leaves no zombies. */
+static void test_kill_mpirun_early(void **state)
+{
+    (void)state;
+    fx_requests_reset(&fx);
+    for (int i = 0; i < 3; i++) {
+        fx_gang_start(&fx, ++epoch, "1:1:1:1", NULL);
+        fx_wait_launched(&fx);
+        while (fx_children(fx.mpirun_pid) < 2 && fx_alive(fx.mpirun_pid)) {} /* ranks: _launch has one at a time */
+        kill(fx.mpirun_pid, SIGKILL);
+        fx_wait_died(&fx);
+        if (!fx.died || !strstr(fx.reason, "mpirun")) fail_msg("%s", fx.reason);
+        fx_nothing_left(&fx);
+    }
+}
+
 static void test_stop_a_rank(void **state)
 {
     (void)state;
@@ -438,6 +454,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_kill_a_rank),
         cmocka_unit_test(test_kill_the_leader),
         cmocka_unit_test(test_kill_mpirun),
+        cmocka_unit_test(test_kill_mpirun_early),
         cmocka_unit_test(test_stop_a_rank),
         cmocka_unit_test(test_stop_the_leader),
         cmocka_unit_test(test_an_idle_gang_sleeps_alone),

@@ -77,6 +77,11 @@ static enum mu_status node_look(const struct mu_model *model, const struct mu_sp
 {
     *node = (struct mu_plan_node){.memory_bytes = topo->mem_available_bytes + kept_bytes};
     if (!mu_split_has_gpu(split)) return MU_OK;
+    char path[PATH_MAX];
+    if (!mu_proc_own_path(path, sizeof path)) /* the plugin has no name of its own that it could be compared by */
+        return mu_fail(err, MU_EUNSUPPORTED,
+                       "the program was replaced since it was started, and so may be the GPU plugin beside it: start "
+                       "it again");
     mu_gpus_ask(false, GPUS_MS, &node->gpus);
     return mu_plan_where_check(model, node, split, err);
 }
@@ -272,12 +277,13 @@ static void mca(struct args *a, const char *name, const char *value)
     arg(a, value);
 }
 
-static void mpirun_args(struct args *a, const char *mpirun, const char *n_rank, const char *exe, const char *folder,
-                        const char *shm, const char *own_pid)
+static void mpirun_args(struct args *a, const char *mpirun, const char *n_rank, const char *folder, const char *shm,
+                        const char *own_pid)
 {
     arg(a, "muster");
     arg(a, "_launch");
     arg(a, own_pid);
+    arg(a, folder);
     arg(a, "--");
     arg(a, mpirun);
     mca(a, "plm", "isolated"); /* this machine only: no ssh is looked for */
@@ -296,9 +302,6 @@ static void mpirun_args(struct args *a, const char *mpirun, const char *n_rank, 
     arg(a, "--oversubscribe");
     arg(a, "-np");
     arg(a, n_rank);
-    arg(a, exe);
-    arg(a, "_rank");
-    arg(a, folder);
 }
 
 /* The engine's address must be reachable from inside a private network: only a unix socket is. */
@@ -353,12 +356,9 @@ static enum mu_status process_spawn(struct mu_worker_gang *g, const struct args 
 
 static enum mu_status mpirun_start(struct mu_worker_gang *g, struct mu_err *err)
 {
-    char mpirun[PATH_MAX], exe[PATH_MAX], tmpdir[PATH_MAX], shm[PATH_MAX], own_pid[16], n_rank[16];
+    char mpirun[PATH_MAX], tmpdir[PATH_MAX], shm[PATH_MAX], own_pid[16], n_rank[16];
     enum mu_status st = mpirun_find(g->place->mpirun, mpirun, sizeof mpirun, err);
     if (st != MU_OK) return st;
-    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
-    if (n <= 0) return mu_fail(err, MU_EIO, "cannot find our own program: %s", strerror(errno));
-    exe[n] = '\0';
     snprintf(own_pid, sizeof own_pid, "%d", (int)getpid());
     snprintf(n_rank, sizeof n_rank, "%d", g->n_rank);
     snprintf(tmpdir, sizeof tmpdir, "TMPDIR=%s", g->folder);
@@ -371,7 +371,7 @@ static enum mu_status mpirun_start(struct mu_worker_gang *g, struct mu_err *err)
                            private_net ? NULL : "MUSTER_PRIVATE_NET=0",
                            NULL};
     struct args a = {0};
-    mpirun_args(&a, mpirun, n_rank, exe, g->folder, shm, own_pid);
+    mpirun_args(&a, mpirun, n_rank, g->folder, shm, own_pid);
     const char **env = mu_environ_of_mpirun(extra, NULL);
     if (!env) return mu_fail(err, MU_ENOMEM, "out of memory for mpirun's environment");
     st = process_spawn(g, &a, env, err);

@@ -1,6 +1,7 @@
-/* muster _launch PARENT_PID -- MPIRUN ARGUMENT…
+/* muster _launch PARENT_PID FOLDER -- MPIRUN ARGUMENT…
  *
- * Becomes mpirun after three things that only a fresh process can do to itself:
+ * Becomes an mpirun that runs this very program as `muster _rank FOLDER`, after three things that only a fresh process can
+ * do to itself:
  *
  *   1. its own user and network namespace with nothing but `lo`: Open MPI's control channel executes what it is told
  *      and listens on every interface whatever it is asked, so a gang of one machine gets a network that nobody else is
@@ -12,9 +13,13 @@
  *   3. MUSTER_MPIRUN_PID in the environment, so that ranks can make the same check; and Open MPI is told to leave
  *      process_vm_readv alone where it is refused (containers' system call filters), which it would find out too late.
  *
+ * Where another file is at this program's path by now (an upgrade), ranks are started from a descriptor of the old one that
+ * mpirun has: a worker goes on as what it is until it is started again.
+ *
  * Thread: the process's only one. Nothing is allocated that outlives exec. */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <net/if.h>
 #include <sched.h>
 #include <signal.h>
@@ -29,7 +34,10 @@
 #include <unistd.h>
 
 #include "base/log.h"
+#include "worker/procs.h"
 #include "worker/worker.h"
+
+enum { MAX_ARGS = 64 };
 
 static int file_put(const char *path, const char *text)
 {
@@ -136,21 +144,40 @@ static int memory_readable(void)
     return good;
 }
 
+/* A name by which mpirun's children can start this program; false: there is none. */
+static bool program_name(char *buf, size_t buf_bytes)
+{
+    if (mu_proc_own_path(buf, buf_bytes)) return true;
+    int fd = open("/proc/self/exe", O_RDONLY); /* stays open: mpirun's */
+    snprintf(buf, buf_bytes, "/proc/%d/fd/%d", (int)getpid(), fd);
+    return fd >= 0;
+}
+
 int mu_launch_main(int argc, char **argv)
 {
+    char pid[32], program[PATH_MAX], *args[MAX_ARGS];
     mu_log_init("launch");
-    if (argc < 4 || strcmp(argv[2], "--") != 0) {
-        mu_error("launch", "_launch is for the worker: expected PARENT_PID -- MPIRUN …");
+    if (argc < 5 || argc > MAX_ARGS || strcmp(argv[3], "--") != 0) {
+        mu_error("launch", "_launch is for the worker: expected PARENT_PID FOLDER -- MPIRUN …");
         return 2;
     }
     long parent = strtol(argv[1], NULL, 10);
     network_private();
     if (!memory_readable()) setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 1);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != (pid_t)parent) return 1;
-    char pid[32];
     snprintf(pid, sizeof pid, "%d", (int)getpid());
     setenv("MUSTER_MPIRUN_PID", pid, 1);
-    execv(argv[3], argv + 3);
-    mu_error("launch", "cannot start %s: %s", argv[3], strerror(errno));
+    if (!program_name(program, sizeof program)) {
+        mu_error("launch", "cannot find our own program: %s", strerror(errno));
+        return 1;
+    }
+    int n = argc - 4;
+    memcpy(args, argv + 4, (size_t)n * sizeof *args);
+    args[n++] = program;
+    args[n++] = (char *)"_rank";
+    args[n++] = argv[2];
+    args[n] = NULL;
+    execv(args[0], args);
+    mu_error("launch", "cannot start %s: %s", args[0], strerror(errno));
     return 127;
 }

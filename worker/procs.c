@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/pidfd.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -58,6 +59,16 @@ bool mu_proc_gone(const struct mu_proc *p)
 {
     struct pollfd pf = {.fd = p->fd, .events = POLLIN};
     return p->fd < 0 || poll(&pf, 1, 0) > 0;
+}
+
+bool mu_proc_own_path(char *path, size_t path_bytes)
+{
+    struct stat ours, there;
+    ssize_t n = readlink("/proc/self/exe", path, path_bytes - 1);
+    if (n <= 0) return false;
+    path[n] = '\0';
+    return stat("/proc/self/exe", &ours) == 0 && stat(path, &there) == 0 && ours.st_dev == there.st_dev &&
+           ours.st_ino == there.st_ino;
 }
 
 static void proc_signal(const struct mu_proc *p, int sig)

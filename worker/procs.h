@@ -4,6 +4,7 @@
 #define MU_WORKER_PROCS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -16,6 +17,9 @@ struct mu_proc {
 bool mu_proc_open(pid_t pid, pid_t parent, struct mu_proc *proc_out);
 void mu_proc_close(struct mu_proc *p); /* twice is fine */
 bool mu_proc_gone(const struct mu_proc *p);
+
+/* The path of this program's file. false: that file is not there any more, mostly since another one took its place. */
+bool mu_proc_own_path(char *path, size_t path_bytes);
 
 /* Kills `root` (our child, and the first of its session; closed where it has gone already) and its children, whoever they
  * are, with SIGKILL; `known` ones too. Waits until all have gone or the deadline has passed; reaps what is ours to reap.

@@ -87,12 +87,12 @@ def wait_gone(pids, seconds):
 class Server:
     """`muster serve` with a client on it."""
 
-    def __init__(self, model=BARD, split="2:1/1", args=(), env=None, ready_s=120):
+    def __init__(self, model=BARD, split="2:1/1", args=(), env=None, ready_s=120, program=MUSTER):
         self.log = tempfile.NamedTemporaryFile(mode="w+", prefix="muster-serve-", suffix=".log")
         environment = dict(os.environ, **(env or {}))
         if STALL_MS:
             args = ["--stall-ms", STALL_MS, *args]
-        self.process = subprocess.Popen([MUSTER, "serve", model, "--split", split, "--listen", "127.0.0.1:0", *args], stdout=subprocess.PIPE,
+        self.process = subprocess.Popen([program, "serve", model, "--split", split, "--listen", "127.0.0.1:0", *args], stdout=subprocess.PIPE,
                                         stderr=self.log, text=True, env=environment)
         line = []
         reader = threading.Thread(target=lambda: line.append(self.process.stdout.readline()), daemon=True)

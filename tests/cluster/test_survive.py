@@ -188,6 +188,52 @@ class NoMemory(unittest.TestCase):
             self.assertIn("rank 1: step 1: a fault point was hit", caught.exception.details())
 
 
+class Replaced(unittest.TestCase):
+    """Another file takes the program's place, as in an upgrade: what runs goes on as what it is."""
+
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="muster-replaced-")
+        self.program = os.path.join(self.folder.name, "muster")
+        shutil.copy(harness.MUSTER, self.program)
+
+    def tearDown(self):
+        self.folder.cleanup()
+
+    def replace(self):
+        other = self.program + ".new"
+        with open(other, "w") as f:
+            f.write("#!/bin/sh\nexit 9\n")
+        os.chmod(other, 0o755)
+        os.rename(other, self.program)
+
+    def test_streams_go_on(self):
+        with harness.Server(split="1:1", program=self.program) as server:
+            expected = server.generate("SCENE", N_TOKEN, seed=7, temperature=0.8)[0]
+            self.replace()
+            killed = []
+
+            def on_token(n):
+                if n >= 3 and not killed:
+                    killed.append(server.gang().rank[1].pid)
+                    os.kill(killed[0], signal.SIGKILL)
+
+            ids, _, last = server.generate("SCENE", N_TOKEN, seed=7, temperature=0.8, on_token=on_token)
+            self.assertEqual((ids, last.usage.resumed), (expected, 1))
+            epoch = server.gang().epoch
+            os.kill(worker_pid(server), signal.SIGKILL)
+            server.wait_ready(epoch_after=epoch)
+            self.assertEqual(server.generate("SCENE", N_TOKEN, seed=7, temperature=0.8)[0], expected)
+
+    def test_gpus_are_refused(self):
+        plugin = os.path.join(os.path.dirname(harness.MUSTER), "..", "tests", "stubs", "libmuster_device_host.so")
+        with harness.Server(split="1@gpu0", program=self.program, env={"MUSTER_DEVICE_PLUGIN": plugin}) as server:
+            self.replace()
+            os.kill(server.gang().rank[0].pid, signal.SIGKILL)
+            with self.assertRaises(grpc.RpcError) as caught:
+                server.generate("SCENE", N_TOKEN)
+            self.assertIn("the program was replaced", caught.exception.details())
+
+
 class Stream(unittest.TestCase):
     """The leader's stream to the coordinator breaks and nothing else: its gang is over, the next one goes on."""
 

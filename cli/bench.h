@@ -47,6 +47,7 @@ struct mu_bench_job {
     int n_thread, n_repeat;                              /* threads of a rank */
     struct mu_serving serving;
     uint64_t probe_bytes; /* read by all ranks on processors together to measure memory */
+    struct mu_gpus gpus;  /* of this machine, for predictions */
     struct mu_bench_limits gpu[MU_MAX_GPUS];
     int n_case;
     struct mu_bench_case cases[MU_BENCH_MAX_CASES];

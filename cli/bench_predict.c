@@ -91,17 +91,11 @@ bool mu_bench_links_slow(const struct mu_bench_links *l, const struct mu_plan *p
 
 static struct mu_plan_node node_of_rank(const struct mu_bench_job *job, const struct mu_bench_limits *host, int n_cpu)
 {
-    struct mu_plan_node n = {.n_core = job->n_thread};
+    struct mu_plan_node n = {.n_core = job->n_thread, .gpus = job->gpus};
     if (n_cpu > 0) {
         n.read_gbps = host->read_gbps / n_cpu;
         n.int8_gops = host->int8_gops / n_cpu;
         n.f32_gflops = host->f32_gflops / n_cpu;
-    }
-    n.gpus.n = MU_MAX_GPUS;
-    for (int i = 0; i < MU_MAX_GPUS; i++) {
-        n.gpus.gpu[i].read_gbps = job->gpu[i].read_gbps;
-        n.gpus.gpu[i].int8_gops = job->gpu[i].int8_gops;
-        n.gpus.gpu[i].f32_gops = job->gpu[i].f32_gflops;
     }
     return n;
 }

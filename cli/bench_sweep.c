@@ -232,6 +232,7 @@ static enum mu_status job_begin(struct run *r, int i_split, const char *path, st
     mu_split_format(split, job->split, sizeof job->split);
     if (snprintf(job->path, sizeof job->path, "%s", path) >= (int)sizeof job->path)
         return mu_fail(err, MU_ELIMIT, "the model's path is longer than %zu bytes", sizeof job->path - 1);
+    job->gpus = r->sweep->node.gpus;
     for (int i = 0; i < r->sweep->node.gpus.n; i++) {
         const struct mu_gpu *g = &r->sweep->node.gpus.gpu[i];
         job->gpu[i] = (struct mu_bench_limits){g->read_gbps, g->int8_gops, g->f32_gops, g->bf16_gops, g->up_gbps};

@@ -54,12 +54,11 @@ bool mu_embed_refuse(const Muster__V1__EmbedRequest *q, const struct mu_config *
     return true;
 }
 
-struct mu_embed_call *mu_embed_call_create(uint64_t id, struct mu_rpc_call *call, const Muster__V1__EmbedRequest *q,
+struct mu_embed_call *mu_embed_call_create(struct mu_rpc_call *call, const Muster__V1__EmbedRequest *q,
                                            const struct mu_config *cfg)
 {
     struct mu_embed_call *e = mu_calloc(1, sizeof *e + q->n_input * sizeof *e->input);
     if (!e) return NULL;
-    e->id = id;
     e->call = mu_rpc_call_retain(call);
     e->pooling = q->pooling == MUSTER__V1__POOLING__POOLING_MEAN   ? MU_POOL_MEAN
                  : q->pooling == MUSTER__V1__POOLING__POOLING_LAST ? MU_POOL_LAST

@@ -27,7 +27,6 @@ struct mu_embed_input {
 };
 
 struct mu_embed_call {
-    uint64_t id;              /* the call's, as on_done has it */
     struct mu_rpc_call *call; /* retained */
     enum mu_pooling pooling;
     uint32_t dimensions; /* as asked for; 0: all */
@@ -47,7 +46,7 @@ struct mu_embed_call {
 };
 
 /* Retains call; n_holder is 1. NULL: out of memory. */
-struct mu_embed_call *mu_embed_call_create(uint64_t id, struct mu_rpc_call *call, const Muster__V1__EmbedRequest *q,
+struct mu_embed_call *mu_embed_call_create(struct mu_rpc_call *call, const Muster__V1__EmbedRequest *q,
                                            const struct mu_config *cfg);
 void mu_embed_call_release(struct mu_embed_call *e); /* NULL is fine */
 /* Input `at` has its vector; with the last one the call is answered. false: it is not of the length expected, or no

@@ -1,7 +1,6 @@
 /* The public service muster.v1.Muster: checks limits, copies, hands on. Nothing here waits. */
 #include <string.h>
 
-#include "base/alloc.h"
 #include "coordinator/constraint.h"
 #include "coordinator/hub.h"
 #include "coordinator/msg.h"
@@ -95,28 +94,13 @@ static bool good_sampling(struct mu_hub *h, struct mu_rpc_call *call, const Must
     return false;
 }
 
-static void text_call(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, const ProtobufCMessage *msg,
-                      uint64_t id)
+static void text_call(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, const ProtobufCMessage *msg)
 {
     ProtobufCMessage *copy = mu_msg_copy(msg);
     if (copy)
-        mu_text_post(h, kind, call, copy, id);
+        mu_text_post(h, kind, call, copy);
     else
         mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");
-}
-
-/* A call that the hub will know by an id, until on_tracked_done. */
-static void tracked_call(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call,
-                         const ProtobufCMessage *msg)
-{
-    uint64_t *id = mu_malloc(sizeof *id);
-    if (!id) {
-        mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");
-        return;
-    }
-    *id = atomic_fetch_add(&h->next_request, 1) + 1;
-    mu_rpc_call_set_user(call, id);
-    text_call(h, kind, call, msg, *id);
 }
 
 static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
@@ -127,7 +111,7 @@ static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
     if (bad)
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
     else if (good_sampling(ctx, call, q->sampling) && known_adapter(ctx, call, q->adapter, q->adapter_scale))
-        tracked_call(ctx, MU_TEXT_GENERATE, call, msg);
+        text_call(ctx, MU_TEXT_GENERATE, call, msg);
 }
 
 static void on_embed(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
@@ -139,19 +123,18 @@ static void on_embed(struct mu_rpc_call *call, const ProtobufCMessage *msg, void
     if (mu_embed_refuse(q, &h->model->cfg, MAX_TEXT_BYTES, MAX_IDS, bad, sizeof bad))
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
     else if (known_adapter(h, call, q->adapter, q->adapter_scale))
-        tracked_call(h, MU_TEXT_EMBED, call, msg);
+        text_call(h, MU_TEXT_EMBED, call, msg);
 }
 
-static void on_tracked_done(struct mu_rpc_call *call, bool cancelled, void *ctx)
+/* Of Generate and Embed. The hub sees for itself which calls are over: one event stands for however many, so that a flood
+ * of calls leaves the gang its half of the queue. Where it cannot be posted the hub looks with the next event. */
+static void on_call_done(struct mu_rpc_call *call, bool cancelled, void *ctx)
 {
+    (void)call;
     (void)cancelled;
-    uint64_t *id = mu_rpc_call_user(call);
-    if (!id) return;
-    struct mu_event ev = {.kind = MU_EV_CALL_DONE, .id = *id};
-    /* If the hub's queue is full the request runs on to its end for nobody; its call refuses what is sent. */
-    mu_hub_post(ctx, &ev);
-    mu_rpc_call_set_user(call, NULL);
-    mu_free(id);
+    struct mu_hub *h = ctx;
+    struct mu_event ev = {.kind = MU_EV_CALLS_OVER};
+    if (!atomic_exchange(&h->calls_over, true)) mu_hub_post(h, &ev);
 }
 
 static void on_tokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
@@ -161,7 +144,7 @@ static void on_tokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
     if (strlen(q->text) > MAX_TEXT_BYTES)
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "the text is longer than 4 MiB");
     else
-        text_call(ctx, MU_TEXT_TOKENIZE, call, msg, 0);
+        text_call(ctx, MU_TEXT_TOKENIZE, call, msg);
 }
 
 static void on_detokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
@@ -171,7 +154,7 @@ static void on_detokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg,
     if (q->n_ids > MAX_IDS)
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "there are more than 1,048,576 ids");
     else
-        text_call(ctx, MU_TEXT_DETOKENIZE, call, msg, 0);
+        text_call(ctx, MU_TEXT_DETOKENIZE, call, msg);
 }
 
 static void ask_hub(struct mu_hub *h, enum mu_event_kind kind, struct mu_rpc_call *call)
@@ -203,13 +186,13 @@ size_t mu_front_methods(struct mu_hub *h, struct mu_rpc_method *methods_out, siz
          .request = &muster__v1__generate_request__descriptor,
          .max_request_bytes = MAX_REQUEST_BYTES,
          .on_message = on_generate,
-         .on_done = on_tracked_done,
+         .on_done = on_call_done,
          .ctx = h},
         {.path = "/muster.v1.Muster/Embed",
          .request = &muster__v1__embed_request__descriptor,
          .max_request_bytes = MAX_REQUEST_BYTES,
          .on_message = on_embed,
-         .on_done = on_tracked_done,
+         .on_done = on_call_done,
          .ctx = h},
         {.path = "/muster.v1.Muster/Tokenize",
          .request = &muster__v1__tokenize_request__descriptor,

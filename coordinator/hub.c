@@ -253,7 +253,7 @@ static void on_embed(struct mu_hub *h, struct mu_embed_call *e)
     if (mu_rpc_call_cancelled(e->call) || !has_room(h, e->call, e->n_input, e->priority)) return;
     struct mu_request *first = NULL, **last = &first;
     for (size_t i = 0; i < e->n_input; i++) {
-        struct mu_request *r = mu_request_create_embed(atomic_fetch_add(&h->next_request, 1) + 1, e, i);
+        struct mu_request *r = mu_request_create_embed(++h->next_request, e, i);
         if (r) {
             *last = r;
             last = &r->next;
@@ -283,15 +283,15 @@ static void on_generate(struct mu_hub *h, struct mu_event *ev)
         seed = q->sampling->seed;
     else if (getrandom(&seed, sizeof seed, GRND_NONBLOCK) != (ssize_t)sizeof seed)
         seed = (uint64_t)mu_now_ns() * 0x9e3779b97f4a7c15u;
-    struct mu_choices *c =
-        mu_choices_create(ev->id, ev->call, (Muster__V1__GenerateRequest *)ev->msg, ev->ids, ev->n_ids, seed);
+    struct mu_choices *c = mu_choices_create(++h->next_request, ev->call, (Muster__V1__GenerateRequest *)ev->msg,
+                                             ev->ids, ev->n_ids, seed);
     ev->call = NULL;
     ev->msg = NULL;
     ev->ids = NULL;
     if (!c) return;
     struct mu_request *first = NULL, **last = &first;
     for (uint32_t i = 0; i < n; i++) {
-        uint64_t id = i == 0 ? ev->id : atomic_fetch_add(&h->next_request, 1) + 1;
+        uint64_t id = i == 0 ? c->id : ++h->next_request;
         struct mu_request *r = *last = mu_request_create(id, c, i, max, h->tok);
         if (!r || !enter(h, r)) {
             mu_rpc_call_finish(c->call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for %u requests of %zu tokens", n, max);
@@ -309,19 +309,22 @@ static void on_generate(struct mu_hub *h, struct mu_event *ev)
         mu_hub_pump(h);
 }
 
-/* All choices, or inputs, of that call. */
-static void on_call_done(struct mu_hub *h, uint64_t id)
+/* All choices, and inputs, of calls that are over. */
+static void take_back(struct mu_hub *h)
 {
+    bool any = false;
     for (struct mu_request **p = &h->requests; *p;) {
         struct mu_request *r = *p;
-        if ((r->embed ? r->embed->id : r->choices->id) != id) {
+        bool over = r->embed ? r->embed->over : r->choices->over;
+        if (!over && !mu_rpc_call_cancelled(r->embed ? r->embed->call : r->call)) {
             p = &r->next;
             continue;
         }
         if (r->state == MU_REQ_RUNNING) mu_replica_cancel(h, r->id);
         drop(h, p);
+        any = true;
     }
-    mu_hub_pump(h);
+    if (any) mu_hub_pump(h);
 }
 
 /* Its new ids say something about a suspect: it has run for a while and everybody lives. */
@@ -522,7 +525,7 @@ static void handle(struct mu_hub *h, struct mu_event *ev)
     switch (ev->kind) {
     case MU_EV_GENERATE: on_generate(h, ev); break;
     case MU_EV_EMBED: on_embed(h, ev->embed); break;
-    case MU_EV_CALL_DONE: on_call_done(h, ev->id); break;
+    case MU_EV_CALLS_OVER: break; /* mu_hub_main looks */
     case MU_EV_STATUS: on_status(h, ev->call); break;
     case MU_EV_MODEL_STATUS: on_model_status(h, ev->call); break;
     case MU_EV_ATTACH: mu_replica_on_attach(h, ev->call, (const Muster__Internal__V1__EngineUp *)ev->msg); break;
@@ -581,6 +584,7 @@ void *mu_hub_main(void *hub)
             handle(h, ev);
             mu_event_free(ev);
         }
+        if (atomic_exchange(&h->calls_over, false)) take_back(h);
         now = mu_now_ns();
         mu_replica_tick(h, now);
         if (h->pump_again) mu_hub_pump(h);

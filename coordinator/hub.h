@@ -25,7 +25,7 @@
 enum mu_event_kind {
     MU_EV_GENERATE,     /* call, msg = GenerateRequest, ids: a tokenized prompt */
     MU_EV_EMBED,        /* embed: a call with tokenized inputs */
-    MU_EV_CALL_DONE,    /* id: the client's call is over */
+    MU_EV_CALLS_OVER,   /* calls_over is set */
     MU_EV_STATUS,       /* call: ClusterStatus */
     MU_EV_MODEL_STATUS, /* call: ModelStatus */
     MU_EV_ATTACH,       /* call: the leader's stream, msg = EngineUp with attach */
@@ -45,7 +45,7 @@ struct mu_event {
     struct mu_embed_call *embed; /* held */
     int32_t *ids;                /* owned */
     size_t n_ids;
-    uint64_t id, epoch;
+    uint64_t epoch;
     enum mu_rpc_code code;
     char text[MU_ERR_TEXT];
 };
@@ -111,10 +111,10 @@ struct mu_hub {
     int64_t pace_ns, ended_ns;  /* how fast running requests end, one after another; when the last one did */
     bool pump_again;            /* the engine's stream was full; try once more soon */
     _Atomic size_t texts_bytes; /* messages that wait for the text thread */
-    _Atomic uint64_t next_request;
-    uint64_t tokens_generated, stale_messages;
+    uint64_t next_request, tokens_generated, stale_messages;
     int64_t started_ns;
     bool worker_up, stopping;
+    atomic_bool calls_over; /* calls of Generate or Embed have ended since the hub last looked which */
     /* Written by the hub, read by the main thread: */
     _Atomic int outcome; /* 0 running, 1 ready once, 2 cannot serve (fatal has the reason), 3 stopped */
     char fatal[MU_ERR_TEXT];
@@ -174,8 +174,7 @@ struct mu_text_job;
 void mu_text_job_free(void *job);
 enum mu_text_kind { MU_TEXT_GENERATE, MU_TEXT_EMBED, MU_TEXT_TOKENIZE, MU_TEXT_DETOKENIZE };
 /* Takes over msg (a copy); retains call. Answers the call itself where the job cannot be taken. */
-void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, ProtobufCMessage *msg,
-                  uint64_t id);
+void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, ProtobufCMessage *msg);
 /* Whether a request's `model` means the one that is served. */
 bool mu_hub_is_model(const struct mu_hub *h, const char *name);
 

@@ -378,6 +378,7 @@ void mu_request_fail(struct mu_request *r, enum mu_rpc_code code, const char *fm
         mu_embed_call_fail(r->embed, r->embed_at, code, text);
         return;
     }
+    r->choices->over = true;
     if (mu_choices_n(r->params) > 1)
         mu_rpc_call_finish(r->call, code, "request r%llu, choice %u: %s", (unsigned long long)r->choices->id, r->choice,
                            text);

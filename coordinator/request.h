@@ -46,13 +46,14 @@ enum {
 };
 
 struct mu_choices {
-    uint64_t id;                         /* the call's, as on_done has it; choice 0 has it too */
+    uint64_t id;                         /* choice 0 has it too */
     struct mu_rpc_call *call;            /* retained */
     Muster__V1__GenerateRequest *params; /* owned */
     int32_t *prompt;                     /* owned */
     size_t n_prompt, n_left, n_holder;   /* n_left: choices that have not ended; n_holder: whose memory needs this */
     uint64_t seed;
     bool told_first;                          /* the first reply went out */
+    bool over;                                /* a choice has failed, and the call with it */
     int64_t arrived_ns, started_ns, first_ns; /* the first of any choice; 0: not yet */
     size_t n_completion;                      /* tokens of the choices that have ended */
     /* Prompt tokens that the gang had cached when it gave choice 0 its first id. Not another's: the choices after it find

@@ -12,8 +12,7 @@ struct mu_text_job {
     enum mu_text_kind kind;
     struct mu_rpc_call *call; /* retained */
     ProtobufCMessage *msg;    /* owned */
-    uint64_t id;
-    size_t bytes; /* of msg, counted in the hub's texts_bytes until the text thread has it */
+    size_t bytes;             /* of msg, counted in the hub's texts_bytes until the text thread has it */
 };
 
 enum { MAX_TEXTS_BYTES = 256 << 20 }; /* that may wait; a queue of the longest texts would take 32 GB */
@@ -26,12 +25,11 @@ void mu_text_job_free(void *job)
     mu_free(j);
 }
 
-void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, ProtobufCMessage *msg,
-                  uint64_t id)
+void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, ProtobufCMessage *msg)
 {
     struct mu_text_job *j = mu_calloc(1, sizeof *j);
     size_t bytes = protobuf_c_message_get_packed_size(msg);
-    if (j) *j = (struct mu_text_job){kind, mu_rpc_call_retain(call), msg, id, bytes};
+    if (j) *j = (struct mu_text_job){kind, mu_rpc_call_retain(call), msg, bytes};
     enum mu_status st = MU_EAGAIN;
     if (j && atomic_fetch_add(&h->texts_bytes, bytes) + bytes <= MAX_TEXTS_BYTES) st = mu_queue_push(h->texts, j);
     if (!st) return;
@@ -144,7 +142,7 @@ static void generate(struct mu_hub *h, struct mu_text_job *j, struct mu_constrai
             h->serving.n_ctx);
     } else {
         struct mu_event ev = {
-            .kind = MU_EV_GENERATE, .call = j->call, .msg = without_prompt(q), .ids = ids, .n_ids = n, .id = j->id};
+            .kind = MU_EV_GENERATE, .call = j->call, .msg = without_prompt(q), .ids = ids, .n_ids = n};
         enum mu_status st = ev.msg ? mu_hub_post_client(h, &ev) : MU_ENOMEM;
         if (!st) {
             j->call = NULL; /* the event's now */
@@ -199,7 +197,7 @@ static bool embed_input(struct mu_hub *h, struct mu_text_job *j, const Muster__V
 static void embed(struct mu_hub *h, struct mu_text_job *j)
 {
     const Muster__V1__EmbedRequest *q = (const Muster__V1__EmbedRequest *)j->msg;
-    struct mu_event ev = {.kind = MU_EV_EMBED, .embed = mu_embed_call_create(j->id, j->call, q, &h->model->cfg)};
+    struct mu_event ev = {.kind = MU_EV_EMBED, .embed = mu_embed_call_create(j->call, q, &h->model->cfg)};
     if (!ev.embed) {
         mu_rpc_call_finish(j->call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for %zu inputs", q->n_input);
         return;

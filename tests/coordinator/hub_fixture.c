@@ -10,7 +10,7 @@ void tell_worker(struct world *w, enum mu_event_kind kind)
     assert_int_equal(mu_hub_post(&w->hub, &ev), MU_OK);
 }
 
-struct world *world_start(int max_waiting, int max_sequences)
+struct world *world_open(const struct world_options *o)
 {
     struct world *w = calloc(1, sizeof *w);
     struct mu_hub *h = &w->hub;
@@ -23,7 +23,7 @@ struct world *world_start(int max_waiting, int max_sequences)
     w->model.cfg.n_vocab = N_VOCAB;
     w->model.cfg.d_model = FAKE_D_MODEL;
     w->model.cfg.pooling = MU_POOL_MEAN;
-    w->opt = (struct mu_serve_options){.model_path = "/nowhere/fake.gguf", .max_waiting = max_waiting};
+    w->opt = (struct mu_serve_options){.model_path = "/nowhere/fake.gguf", .max_waiting = o->max_waiting};
     h->opt = &w->opt;
     h->model = &w->model;
     h->tok = w->v.tok;
@@ -44,13 +44,29 @@ struct world *world_start(int max_waiting, int max_sequences)
         fail_msg("%s", err.text);
     h->front = w->front;
     fake_gang_start(&w->gang);
-    atomic_store(&w->gang.max_sequences, max_sequences);
+    atomic_store(&w->gang.max_sequences, o->max_sequences);
     assert_int_equal(mu_rpc_channel_open(w->gang.address, &h->worker, &err), MU_OK);
     snprintf(address, sizeof address, "127.0.0.1:%d", mu_rpc_server_port(w->front, 0));
     assert_int_equal(mu_rpc_channel_open(address, &w->channel, &err), MU_OK);
-    assert_int_equal(pthread_create(&w->text_thread, NULL, mu_text_main, h), 0);
-    assert_int_equal(pthread_create(&w->hub_thread, NULL, mu_hub_main, h), 0);
+    return w;
+}
+
+void world_run_texts(struct world *w)
+{
+    assert_int_equal(pthread_create(&w->text_thread, NULL, mu_text_main, &w->hub), 0);
+}
+
+void world_run_hub(struct world *w)
+{
+    assert_int_equal(pthread_create(&w->hub_thread, NULL, mu_hub_main, &w->hub), 0);
     tell_worker(w, MU_EV_WORKER_UP);
+}
+
+struct world *world_start(int max_waiting, int max_sequences)
+{
+    struct world *w = world_open(&(struct world_options){.max_waiting = max_waiting, .max_sequences = max_sequences});
+    world_run_texts(w);
+    world_run_hub(w);
     return w;
 }
 

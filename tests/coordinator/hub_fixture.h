@@ -16,9 +16,16 @@ struct world {
     pthread_t hub_thread, text_thread;
 };
 
-/* max_waiting 0: the default; max_sequences: of the gang. The worker is up. */
-struct world *world_start(int max_waiting, int max_sequences);
-void world_stop(struct world *w); /* nothing may be left: no request, no share, no text */
+struct world_options { /* 0: the default, but for max_sequences */
+    int max_waiting;
+    int max_sequences; /* of the gang */
+};
+/* Servers and a fake gang, but neither hub nor text thread yet: what clients ask for waits in the queues. */
+struct world *world_open(const struct world_options *o);
+void world_run_texts(struct world *w);                         /* starts the text thread */
+void world_run_hub(struct world *w);                           /* and the hub, whose worker is up */
+struct world *world_start(int max_waiting, int max_sequences); /* all of it */
+void world_stop(struct world *w);                              /* nothing may be left: no request, no share, no text */
 void tell_worker(struct world *w, enum mu_event_kind kind);
 
 /* A stream of n ids after n_prompt times prompt_id, which will be those of its seed. */

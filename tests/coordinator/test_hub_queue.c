@@ -143,6 +143,28 @@ static void test_deadline_in_the_queue(void **state)
     world_stop(w);
 }
 
+/* Calls that end tell the hub so by one event together, or a flood of them would fill the gang's half of the queue. */
+static void test_ends_are_told_once(void **state)
+{
+    (void)state;
+    enum { N = 200 };
+    struct world *w = world_open(&(struct world_options){.max_sequences = 8});
+    struct client *c[N];
+    for (int i = 0; i < N; i++) c[i] = ask(w, 5, B('p'), 5, (uint64_t)i, MU_FOREVER);
+    WAIT_FOR(mu_queue_len(w->hub.texts) == N, 10000);
+    for (int i = 0; i < N; i++) mu_rpc_stream_cancel(c[i]->stream);
+    for (int i = 0; i < N; i++) client_wait(c[i], 5000);
+    struct client *next = ask(w, 5, B('p'), 5, 1000, MU_FOREVER); /* the server has seen the ends when it has this */
+    WAIT_FOR(mu_queue_len(w->hub.texts) == N + 1, 5000);
+    assert_true(mu_queue_len(w->hub.events) <= 1);
+    world_run_texts(w);
+    world_run_hub(w);
+    expect_whole(next, 1000, 5);
+    for (int i = 0; i < N; i++) client_free(c[i]);
+    client_free(next);
+    world_stop(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -150,6 +172,7 @@ int main(void)
         cmocka_unit_test(test_turns),
         cmocka_unit_test(test_places_by_priority),
         cmocka_unit_test(test_deadline_in_the_queue),
+        cmocka_unit_test(test_ends_are_told_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -574,7 +574,7 @@ void *mu_hub_main(void *hub)
 {
     struct mu_hub *h = hub;
     int64_t flush_ns = 0; /* when slow clients are looked at again */
-    bool blocked = false;
+    bool blocked = false; /* or an event came since they were looked at, which may have blocked one */
     while (!h->stopping) {
         int64_t deadline = mu_replica_next_ns(h), now = mu_now_ns();
         if ((blocked || h->pump_again) && deadline > now + BLOCKED_TICK_MS * MU_MS)
@@ -583,12 +583,13 @@ void *mu_hub_main(void *hub)
         if (ev) {
             handle(h, ev);
             mu_event_free(ev);
+            blocked = true;
         }
         if (atomic_exchange(&h->calls_over, false)) take_back(h);
         now = mu_now_ns();
         mu_replica_tick(h, now);
         if (h->pump_again) mu_hub_pump(h);
-        if (now < flush_ns) continue;
+        if (!blocked || now < flush_ns) continue;
         flush_ns = now + BLOCKED_TICK_MS * MU_MS;
         blocked = flush_blocked(h);
     }

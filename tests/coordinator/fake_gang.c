@@ -53,22 +53,31 @@ static void up_send(struct leader *l, Muster__Internal__V1__EngineUp *up)
     if (mu_rpc_stream_send(l->stream, &up->base)) atomic_store(&l->lost, true);
 }
 
+/* How many ids the next message has. */
+static size_t n_next(const struct leader *l, const struct active *a)
+{
+    size_t most = a->max - a->n;
+    return !atomic_load(&l->gang->says) ? 1 : most < SAYS ? most : SAYS;
+}
+
 /* Lock held. */
-static void tell(struct leader *l, const struct active *a, size_t first, bool finished, enum mu_status error)
+static void tell(struct leader *l, const struct active *a, size_t first, size_t n, bool finished, enum mu_status error)
 {
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
     Muster__Internal__V1__EngineTokens tokens = MUSTER__INTERNAL__V1__ENGINE_TOKENS__INIT;
     Muster__Internal__V1__RequestTokens t = MUSTER__INTERNAL__V1__REQUEST_TOKENS__INIT, *p = &t;
-    int32_t id = fake_id(a->seed, first), top_id[20];
+    int32_t id[SAYS] = {fake_id(a->seed, first)}, top_id[20];
     float logprob = fake_logprob(a->seed, first), top_logprob[20];
+    int32_t says = atomic_load(&l->gang->says);
+    for (size_t i = 0; i < n && says; i++) id[i] = says;
     for (uint32_t k = 0; k < a->n_top; k++) {
         top_id[k] = ID_BYTE + 'A' + (int32_t)k;
         top_logprob[k] = -(float)k;
     }
     t.request = a->id;
     t.first_position = (uint32_t)first;
-    t.n_id = error ? 0 : 1;
-    t.id = &id;
+    t.n_id = error ? 0 : n;
+    t.id = id;
     if (a->logprobs && !error) {
         t.n_logprob = 1;
         t.logprob = &logprob;
@@ -157,7 +166,7 @@ static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *
     } else if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_CANCEL) {
         for (int i = 0; i < l->n_active; i++)
             if (l->active[i].id == m->cancel->request) {
-                tell(l, &l->active[i], l->active[i].n, true, MU_ECANCELLED);
+                tell(l, &l->active[i], l->active[i].n, 0, true, MU_ECANCELLED);
                 l->active[i] = l->active[--l->n_active];
                 break;
             }
@@ -205,13 +214,14 @@ static void *leader_main(void *arg)
             }
             size_t skip = atomic_exchange(&f->skip_one, 0) ? 1 : 0;
             if (atomic_load(&f->bad_id) && fake_id(a->seed, a->n) == atomic_load(&f->bad_id)) {
-                tell(l, a, a->n, true, MU_ENONFINITE);
+                tell(l, a, a->n, 0, true, MU_ENONFINITE);
                 l->active[i--] = l->active[--l->n_active];
                 continue;
             }
-            bool last = a->n + 1 >= a->max;
-            tell(l, a, a->n + skip, last, MU_OK);
-            a->n++;
+            size_t n = n_next(l, a);
+            bool last = a->n + n >= a->max;
+            tell(l, a, a->n + skip, n, last, MU_OK);
+            a->n += n;
             if (last) l->active[i--] = l->active[--l->n_active];
         }
         pthread_mutex_unlock(&l->lock);

@@ -6,7 +6,7 @@
 #include "coord_fixture.h"
 #include "coordinator/hub.h"
 
-enum { FAKE_D_MODEL = 12, MAX_SUBMITS = 256, MAX_ACTIVE = 64 };
+enum { FAKE_D_MODEL = 12, MAX_SUBMITS = 256, MAX_ACTIVE = 64, SAYS = 300 };
 
 struct submitted {
     uint64_t epoch, request;
@@ -31,6 +31,7 @@ struct fake_gang {
     _Atomic int bad_vector; /* embeddings: 1: they fail, 2: they end without a vector, 3: one value too many */
     _Atomic int skip_one;   /* the next message of tokens skips a position */
     _Atomic int32_t bad_id; /* the request that would get this id next fails; 0: none */
+    _Atomic int32_t says;   /* the id that everybody gets, SAYS of them a message; 0: fake_id, one a message */
     _Atomic int max_sequences;
     pthread_mutex_t lock;
     struct submitted submit[MAX_SUBMITS];

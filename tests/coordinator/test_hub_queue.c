@@ -143,6 +143,43 @@ static void test_deadline_in_the_queue(void **state)
     world_stop(w);
 }
 
+/* n long texts of n_token ids each for a client that does not read yet. */
+static struct client *ask_unread(struct world *w, struct mu_rpc_channel *channel, uint32_t n, uint32_t n_token)
+{
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    Muster__V1__Ids ids = MUSTER__V1__IDS__INIT;
+    int32_t prompt = B('p');
+    ids.n_id = 1;
+    ids.id = &prompt;
+    q.prompt_case = MUSTER__V1__GENERATE_REQUEST__PROMPT_IDS;
+    q.ids = &ids;
+    q.max_tokens = n_token;
+    q.n = n;
+    q.ignore_end = true;
+    atomic_store(&w->gang.says, ID_LONG);
+    return client_start(channel, &q, MU_FOREVER, false);
+}
+
+/* A request that blocks just after the hub has looked for such, and is the last to say something, is looked at again. */
+static void test_blocked_between_looks(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&(struct world_options){.max_sequences = 8, .client_queue_bytes = 20000});
+    world_run_texts(w);
+    world_run_hub(w);
+    WAIT_FOR(launches(w) == 1, 5000);
+    mu_sleep_ms(100); /* the hub is at rest, so it looks with the call's first event, and these are all within 50 ms */
+    /* 2.4 MB a message: the second one is more than gRPC takes for a client that does not read (4 MiB). */
+    struct client *c = ask_unread(w, w->channel, 1, 2 * SAYS);
+    mu_sleep_ms(200);
+    atomic_store(&c->reads, true);
+    client_wait(c, 5000);
+    assert_int_equal(c->code, MU_RPC_OK);
+    assert_int_equal(c->n_text, 2 * SAYS * LONG_BYTES);
+    client_free(c);
+    world_stop(w);
+}
+
 /* Calls that end tell the hub so by one event together, or a flood of them would fill the gang's half of the queue. */
 static void test_ends_are_told_once(void **state)
 {
@@ -173,6 +210,7 @@ int main(void)
         cmocka_unit_test(test_places_by_priority),
         cmocka_unit_test(test_deadline_in_the_queue),
         cmocka_unit_test(test_ends_are_told_once),
+        cmocka_unit_test(test_blocked_between_looks),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

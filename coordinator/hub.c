@@ -19,6 +19,10 @@
 
 enum { FIRST_RETRY_S = 5, MAX_RETRY_S = 3600 };
 
+/* A client that reads nothing, as a program that was stopped, answers gRPC's pings all the same. Its requests hold memory,
+ * and a place in the gang while they run. A minute: a reader that is merely slow takes something now and then. */
+enum { UNREAD_TIMEOUT_MS = 60 * 1000 };
+
 enum mu_status mu_hub_post(struct mu_hub *h, const struct mu_event *ev)
 {
     struct mu_event *e = mu_malloc(sizeof *e);
@@ -62,9 +66,10 @@ static struct mu_request **find(struct mu_hub *h, uint64_t id)
 
 static void count(struct mu_hub *h, const struct mu_request *r, int by)
 {
-    size_t *n = r->state == MU_REQ_RUNNING ? &h->n_running : &h->n_waiting;
-    *n += (size_t)by;
-    if (r->state == MU_REQ_RUNNING) h->n_running_of[r->priority] += (size_t)by;
+    if (r->state == MU_REQ_WAITING) h->n_waiting += (size_t)by;
+    if (r->state != MU_REQ_RUNNING) return;
+    h->n_running += (size_t)by;
+    h->n_running_of[r->priority] += (size_t)by;
 }
 
 static void set_state(struct mu_hub *h, struct mu_request *r, enum mu_request_state state)
@@ -127,7 +132,7 @@ void mu_hub_requests_lost(struct mu_hub *h, bool blame, const char *reason)
 
 static bool waits(const struct mu_request *r, bool suspect, bool resumed)
 {
-    return r->state == MU_REQ_WAITING && !r->finish && mu_request_suspect(r) == suspect && (r->resumed > 0) == resumed;
+    return r->state == MU_REQ_WAITING && mu_request_suspect(r) == suspect && (r->resumed > 0) == resumed;
 }
 
 /* Of those that a death has sent back. */
@@ -396,8 +401,8 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
     if ((done || r->finish) && !t->finished) mu_replica_cancel(h, r->id);
     if (done)
         drop(h, p);
-    else if (r->finish && r->state == MU_REQ_RUNNING)
-        set_state(h, r, MU_REQ_WAITING); /* its text still goes out; the gang has nothing to do with it any more */
+    else if (r->finish)
+        set_state(h, r, MU_REQ_TELLING); /* the gang has nothing to do with it any more */
 }
 
 static void on_engine_up(struct mu_hub *h, const struct mu_event *ev)
@@ -539,19 +544,35 @@ static void handle(struct mu_hub *h, struct mu_event *ev)
     }
 }
 
-/* Clients that read slowly get the rest when they have room. */
-static bool flush_blocked(struct mu_hub *h)
+/* A blocked request whose client has taken nothing for too long fails. */
+static bool give_up(struct mu_hub *h, struct mu_request *r, int64_t now)
 {
-    bool any = false;
+    int most_ms = h->opt->unread_timeout_ms ? h->opt->unread_timeout_ms : UNREAD_TIMEOUT_MS;
+    size_t queued = mu_rpc_call_queued(r->call);
+    if (!r->unread_ns || queued < r->unread_bytes) r->unread_ns = now;
+    r->unread_bytes = queued;
+    if (now - r->unread_ns < most_ms * MU_MS) return false;
+    mu_request_fail(r, MU_RPC_DEADLINE_EXCEEDED, "its client has read nothing for %d s, so it was given up",
+                    most_ms / 1000);
+    return true;
+}
+
+/* Clients that read slowly get the rest when they have room. */
+static bool flush_blocked(struct mu_hub *h, int64_t now)
+{
+    bool any = false, gave_up = false;
     for (struct mu_request **p = &h->requests; *p;) {
-        if ((*p)->blocked && mu_request_flush(*p)) {
-            if ((*p)->state == MU_REQ_RUNNING) mu_replica_cancel(h, (*p)->id);
+        struct mu_request *r = *p;
+        if (r->blocked && mu_request_flush(r)) {
+            if (r->state == MU_REQ_RUNNING) mu_replica_cancel(h, r->id);
             drop(h, p);
             continue;
         }
-        any |= (*p)->blocked;
-        p = &(*p)->next;
+        gave_up |= r->blocked && give_up(h, r, now);
+        any |= r->blocked;
+        p = &r->next;
     }
+    if (gave_up) take_back(h);
     return any;
 }
 
@@ -591,7 +612,7 @@ void *mu_hub_main(void *hub)
         if (h->pump_again) mu_hub_pump(h);
         if (!blocked || now < flush_ns) continue;
         flush_ns = now + BLOCKED_TICK_MS * MU_MS;
-        blocked = flush_blocked(h);
+        blocked = flush_blocked(h, now);
     }
     mu_replica_stop(h);
     mu_hub_fail_all(h, MU_RPC_UNAVAILABLE, "the server is stopping");

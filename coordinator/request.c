@@ -355,6 +355,7 @@ bool mu_request_flush(struct mu_request *r)
         return true;
     }
     r->blocked = false;
+    r->unread_ns = 0;
     c->told_first = true;
     r->text_sent = until;
     r->n_sent += n_ids;

@@ -6,9 +6,9 @@
  * counts only where its first position is
  * the number of ids that are already committed.
  *
- *   WAITING ──submit──▶ RUNNING ──last id, stop string, error──▶ DONE (freed)
+ *   WAITING ──submit──▶ RUNNING ──last id, stop string──▶ TELLING ──its client has read so far──▶ DONE (freed)
  *      ▲                   │
- *      └──── gang died ────┘
+ *      └──── gang died ────┘                                  an error, or a client that reads nothing: DONE from anywhere
  *
  * Where a rank was the cause, deaths + 1; PROBATION further ids set it back to 0. At 2 the request is a suspect: it
  * runs
@@ -36,7 +36,7 @@
 #include "proto/priority.h"
 #include "transport/rpc.h"
 
-enum mu_request_state { MU_REQ_WAITING, MU_REQ_RUNNING };
+enum mu_request_state { MU_REQ_WAITING, MU_REQ_RUNNING, MU_REQ_TELLING };
 enum {
     MU_REQ_MAX_STOPS = 16,
     MU_REQ_MAX_STOP_BYTES = 256,
@@ -97,6 +97,9 @@ struct mu_request {
     size_t text_len, text_cap, text_sent;
     size_t stop_from; /* text before it came with the first min_tokens: no stop string begins there */
     bool blocked;     /* the client reads slowly; try again at the next tick */
+    /* Since when it has taken nothing, as far as the hub has seen (0: it has not looked), and what was queued then. */
+    int64_t unread_ns;
+    size_t unread_bytes;
     int64_t started_ns;
 };
 

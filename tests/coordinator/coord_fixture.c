@@ -89,6 +89,7 @@ static void on_message(struct mu_rpc_stream *s, const ProtobufCMessage *msg, voi
         c->resumed = r->usage->resumed;
     }
     pthread_mutex_unlock(&c->lock);
+    mu_sleep_ms(atomic_load(&c->rests_ms));
 }
 
 static void on_done(struct mu_rpc_stream *s, enum mu_rpc_code code, const char *text, void *ctx)

@@ -65,7 +65,8 @@ struct client { /* fields under lock until done */
     uint64_t seed;
     Muster__V1__Finish finish;
     uint32_t prompt_tokens, completion_tokens, cached_tokens, resumed;
-    atomic_bool reads; /* false: it does not take the next message */
+    atomic_bool reads;   /* false: it does not take the next message */
+    atomic_int rests_ms; /* after each message */
     atomic_bool done;
     enum mu_rpc_code code;
     char status[1024];

@@ -23,7 +23,8 @@ struct world *world_open(const struct world_options *o)
     w->model.cfg.n_vocab = N_VOCAB;
     w->model.cfg.d_model = FAKE_D_MODEL;
     w->model.cfg.pooling = MU_POOL_MEAN;
-    w->opt = (struct mu_serve_options){.model_path = "/nowhere/fake.gguf", .max_waiting = o->max_waiting};
+    w->opt = (struct mu_serve_options){
+        .model_path = "/nowhere/fake.gguf", .max_waiting = o->max_waiting, .unread_timeout_ms = o->unread_timeout_ms};
     h->opt = &w->opt;
     h->model = &w->model;
     h->tok = w->v.tok;

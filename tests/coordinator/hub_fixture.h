@@ -18,7 +18,8 @@ struct world {
 
 struct world_options { /* 0: the default, but for max_sequences */
     int max_waiting;
-    int max_sequences;         /* of the gang */
+    int max_sequences; /* of the gang */
+    int unread_timeout_ms;
     size_t client_queue_bytes; /* that a call of Generate may queue for sending */
 };
 /* Servers and a fake gang, but neither hub nor text thread yet: what clients ask for waits in the queues. */

@@ -180,6 +180,80 @@ static void test_blocked_between_looks(void **state)
     world_stop(w);
 }
 
+static struct mu_rpc_channel *another_channel(struct world *w) /* a client that does not read holds up its own */
+{
+    struct mu_rpc_channel *c;
+    struct mu_err err = MU_ERR_INIT;
+    assert_int_equal(mu_rpc_channel_open(mu_rpc_channel_address(w->channel), &c, &err), MU_OK);
+    return c;
+}
+
+/* How many requests run (running) or wait, as ClusterStatus has it. */
+static uint32_t load(struct world *w, bool running)
+{
+    Muster__V1__ClusterStatusRequest q = MUSTER__V1__CLUSTER_STATUS_REQUEST__INIT;
+    ProtobufCMessage *m;
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_rpc_unary(w->channel, "/muster.v1.Muster/ClusterStatus", &q.base,
+                     &muster__v1__cluster_status_reply__descriptor, mu_now_ns() + 5 * MU_SEC, &m, &err))
+        fail_msg("%s", err.text);
+    const Muster__V1__ClusterStatusReply *r = (const Muster__V1__ClusterStatusReply *)m;
+    uint32_t n = running ? r->running : r->waiting;
+    mu_rpc_message_free(m);
+    return n;
+}
+
+/* What has ended and is not read yet takes nobody's place in the queue. */
+static void test_unread_do_not_wait(void **state)
+{
+    (void)state;
+    struct world *w =
+        world_open(&(struct world_options){.max_waiting = 2, .max_sequences = 8, .client_queue_bytes = 20000});
+    world_run_texts(w);
+    world_run_hub(w);
+    struct mu_rpc_channel *channel = another_channel(w);
+    struct client *unread = ask_unread(w, channel, 3, 2 * SAYS);
+    WAIT_FOR(submits(w) == 3, 5000);
+    WAIT_FOR(load(w, true) == 0, 5000);
+    assert_int_equal(load(w, false), 0);
+    atomic_store(&w->gang.says, 0);
+    struct client *next = ask(w, 5, B('p'), 5, 1, MU_FOREVER);
+    expect_whole(next, 1, 5);
+    atomic_store(&unread->reads, true);
+    client_wait(unread, 10000);
+    assert_int_equal(unread->code, MU_RPC_OK);
+    assert_int_equal(unread->n_text, 3 * 2 * SAYS * LONG_BYTES);
+    client_free(unread);
+    client_free(next);
+    mu_rpc_channel_close(channel);
+    world_stop(w);
+}
+
+/* A client that takes nothing loses its call; one that takes longer, but something now and then, gets everything. */
+static void test_unread_for_too_long(void **state)
+{
+    (void)state;
+    struct world *w = world_open(
+        &(struct world_options){.max_sequences = 8, .unread_timeout_ms = 1000, .client_queue_bytes = 32 << 20});
+    world_run_texts(w);
+    world_run_hub(w);
+    struct mu_rpc_channel *channel = another_channel(w);
+    struct client *unread = ask_unread(w, channel, 3, 6 * SAYS), *slow = ask_unread(w, w->channel, 3, 6 * SAYS);
+    atomic_store(&slow->rests_ms, 12); /* its queue is 128 messages long; gRPC asks for more every 16 at least */
+    atomic_store(&slow->reads, true);
+    client_wait(slow, 30000);
+    assert_int_equal(slow->code, MU_RPC_OK);
+    assert_int_equal(slow->n_text, 3 * 6 * SAYS * LONG_BYTES);
+    atomic_store(&unread->reads, true);
+    client_wait(unread, 10000);
+    assert_int_equal(unread->code, MU_RPC_DEADLINE_EXCEEDED);
+    assert_non_null(strstr(unread->status, "its client has read nothing for 1 s"));
+    client_free(unread);
+    client_free(slow);
+    mu_rpc_channel_close(channel);
+    world_stop(w);
+}
+
 /* Calls that end tell the hub so by one event together, or a flood of them would fill the gang's half of the queue. */
 static void test_ends_are_told_once(void **state)
 {
@@ -211,6 +285,8 @@ int main(void)
         cmocka_unit_test(test_deadline_in_the_queue),
         cmocka_unit_test(test_ends_are_told_once),
         cmocka_unit_test(test_blocked_between_looks),
+        cmocka_unit_test(test_unread_do_not_wait),
+        cmocka_unit_test(test_unread_for_too_long),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

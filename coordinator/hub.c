@@ -337,10 +337,10 @@ static void clear_suspicion(struct mu_hub *h, struct mu_request *r)
 {
     if (r->n_emitted < r->probation_until) return;
     r->deaths = 0;
-    if (!r->alone) return;
     r->alone = false;
-    /* The next suspect wants to be alone too; the leader answers the cancel, and then this one waits again. */
-    if (!r->finish && shortest(h, true)) r->leaving = mu_replica_cancel(h, r->id);
+    /* Where another suspect waits this one is still alone in the gang, and in its way: the leader answers the cancel, and then
+     * this one waits again. A cancel that cannot be sent now is sent with the next ids. */
+    if (h->n_running == 1 && !r->finish && !r->leaving && shortest(h, true)) r->leaving = mu_replica_cancel(h, r->id);
 }
 
 /* The end of an input of Embed: its vector, or why there is none. */
@@ -360,7 +360,11 @@ static void on_vector(struct mu_hub *h, struct mu_request **p, const Muster__Int
 static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestTokens *t)
 {
     struct mu_request **p = find(h, t->request), *r = *p;
-    if (!r || r->state != MU_REQ_RUNNING) return; /* cancelled meanwhile */
+    if (!r || r->state != MU_REQ_RUNNING) {
+        /* Cancelled meanwhile: the leader has not heard of it yet, or there was no room to tell it. */
+        if (!t->finished) mu_replica_cancel(h, t->request);
+        return;
+    }
     if (r->embed) {
         on_vector(h, p, t);
         return;

@@ -157,7 +157,7 @@ void mu_replica_died(struct mu_hub *h, unsigned how, const char *reason);
 void mu_replica_tick(struct mu_hub *h, int64_t now_ns);
 int64_t mu_replica_next_ns(const struct mu_hub *h);             /* when it wants a tick; MU_FOREVER */
 bool mu_replica_submit(struct mu_hub *h, struct mu_request *r); /* false: the stream is full or gone */
-bool mu_replica_cancel(struct mu_hub *h, uint64_t request);     /* false: not sent */
+bool mu_replica_cancel(struct mu_hub *h, uint64_t request);     /* false: not sent; its next ids ask again */
 void mu_replica_stop(struct mu_hub *h);
 
 /* ---- hub.c, for replica.c ---- */

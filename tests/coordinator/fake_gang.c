@@ -124,6 +124,7 @@ static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *
     struct fake_gang *f = l->gang;
     const Muster__Internal__V1__EngineDown *m = (const Muster__Internal__V1__EngineDown *)msg;
     if (m->epoch != l->epoch) return;
+    while (atomic_load(&f->deaf)) mu_sleep_ms(1);
     pthread_mutex_lock(&l->lock);
     if (m->message_case == MUSTER__INTERNAL__V1__ENGINE_DOWN__MESSAGE_SUBMIT) {
         const Muster__Internal__V1__EngineSubmit *q = m->submit;
@@ -168,6 +169,7 @@ static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *
             if (l->active[i].id == m->cancel->request) {
                 tell(l, &l->active[i], l->active[i].n, 0, true, MU_ECANCELLED);
                 l->active[i] = l->active[--l->n_active];
+                atomic_fetch_add(&f->n_cancel, 1);
                 break;
             }
     }

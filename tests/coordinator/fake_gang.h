@@ -26,6 +26,8 @@ struct fake_gang {
     _Atomic int n_launch;
     _Atomic uint64_t epoch;
     atomic_bool holds;      /* leaders compute nothing */
+    atomic_bool deaf;       /* they take nothing from the coordinator */
+    _Atomic int n_cancel;   /* requests that were cancelled while they ran */
     atomic_bool mute;       /* leaders are not started */
     _Atomic int32_t poison; /* a prompt with this id kills rank 0; 0: none */
     _Atomic int bad_vector; /* embeddings: 1: they fail, 2: they end without a vector, 3: one value too many */

@@ -42,6 +42,7 @@ struct world *world_open(const struct world_options *o)
     struct mu_rpc_server_options io = {
         .addresses = internal, .methods = engine, .n_method = mu_engine_methods(h, engine, 4)};
     methods[0].max_queued_bytes = o->client_queue_bytes;
+    engine[0].max_queued_bytes = o->engine_queue_bytes;
     if (mu_rpc_server_start(&fo, &w->front, &err) || mu_rpc_server_start(&io, &w->internal, &err))
         fail_msg("%s", err.text);
     h->front = w->front;

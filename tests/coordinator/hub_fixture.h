@@ -21,6 +21,7 @@ struct world_options { /* 0: the default, but for max_sequences */
     int max_sequences; /* of the gang */
     int unread_timeout_ms;
     size_t client_queue_bytes; /* that a call of Generate may queue for sending */
+    size_t engine_queue_bytes; /* and the stream to the leader */
 };
 /* Servers and a fake gang, but neither hub nor text thread yet: what clients ask for waits in the queues. */
 struct world *world_open(const struct world_options *o);

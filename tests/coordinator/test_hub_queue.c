@@ -254,6 +254,50 @@ static void test_unread_for_too_long(void **state)
     world_stop(w);
 }
 
+/* A cancel that the stream to the leader has no room for is sent again when the leader says more of the request. */
+static void test_cancel_without_room(void **state)
+{
+    (void)state;
+    enum { N = 24, SCHEMA = 1000000 }; /* far more than gRPC takes for a leader that does not read */
+    static char schema[SCHEMA + 1];
+    struct world *w = world_open(&(struct world_options){.max_sequences = 32, .engine_queue_bytes = 4000});
+    world_run_texts(w);
+    world_run_hub(w);
+    struct client *gone = ask(w, 5, B('p'), 1900, 1, MU_FOREVER), *c[N];
+    WAIT_FOR(client_ids(gone) > 5, 5000);
+    atomic_store(&w->gang.holds, true);
+    atomic_store(&w->gang.deaf, true);
+    memset(schema, ' ', SCHEMA);
+    schema[0] = '{';
+    schema[SCHEMA - 1] = '}';
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    q.prompt_case = MUSTER__V1__GENERATE_REQUEST__PROMPT_TEXT;
+    q.text = "p";
+    q.max_tokens = 5;
+    q.constraint_case = MUSTER__V1__GENERATE_REQUEST__CONSTRAINT_JSON_SCHEMA;
+    q.json_schema = schema;
+    for (int i = 0; i < N; i++) {
+        c[i] = client_start(w->channel, &q, MU_FOREVER, true);
+        WAIT_FOR(c[i]->n_reply == 1, 5000);
+    }
+    uint32_t before = load(w, true);
+    assert_in_range(before, 2, N); /* there was no room for some of them */
+    mu_rpc_stream_cancel(gone->stream);
+    WAIT_FOR(load(w, true) == before - 1, 5000);
+    assert_int_equal(w->gang.n_cancel, 0);
+    atomic_store(&w->gang.deaf, false);
+    atomic_store(&w->gang.holds, false);
+    WAIT_FOR(w->gang.n_cancel == 1, 5000);
+    for (int i = 0; i < N; i++) {
+        client_wait(c[i], 10000);
+        assert_int_equal(c[i]->code, MU_RPC_OK);
+        client_free(c[i]);
+    }
+    client_wait(gone, 5000);
+    client_free(gone);
+    world_stop(w);
+}
+
 /* Calls that end tell the hub so by one event together, or a flood of them would fill the gang's half of the queue. */
 static void test_ends_are_told_once(void **state)
 {
@@ -287,6 +331,7 @@ int main(void)
         cmocka_unit_test(test_blocked_between_looks),
         cmocka_unit_test(test_unread_do_not_wait),
         cmocka_unit_test(test_unread_for_too_long),
+        cmocka_unit_test(test_cancel_without_room),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -164,10 +164,7 @@ static struct mu_request *next_new(struct mu_hub *h, size_t most)
 static bool submit(struct mu_hub *h, struct mu_request *r, bool alone)
 {
     if (!mu_replica_submit(h, r)) return false;
-    if (!r->started_ns) {
-        r->started_ns = mu_now_ns();
-        mu_fair_charge(&h->fair, r->flow, r->n_prompt);
-    }
+    if (!r->started_ns) r->started_ns = mu_now_ns();
     if (r->embed && !r->embed->started_ns) r->embed->started_ns = r->started_ns;
     if (r->choices && !r->choices->started_ns) r->choices->started_ns = r->started_ns;
     set_state(h, r, MU_REQ_RUNNING);
@@ -343,10 +340,20 @@ static void clear_suspicion(struct mu_hub *h, struct mu_request *r)
     if (h->n_running == 1 && !r->finish && !r->leaving && shortest(h, true)) r->leaving = mu_replica_cancel(h, r->id);
 }
 
+/* The gang has read its prompt, and says what of it was cached: what was spared costs nothing. */
+static uint32_t charge_prompt(struct mu_hub *h, const struct mu_request *r,
+                              const Muster__Internal__V1__RequestTokens *t)
+{
+    uint32_t cached = t->cached_tokens < r->n_prompt ? t->cached_tokens : (uint32_t)r->n_prompt;
+    mu_fair_charge(&h->fair, r->flow, r->n_prompt - cached);
+    return cached;
+}
+
 /* The end of an input of Embed: its vector, or why there is none. */
 static void on_vector(struct mu_hub *h, struct mu_request **p, const Muster__Internal__V1__RequestTokens *t)
 {
     struct mu_request *r = *p;
+    charge_prompt(h, r, t);
     if (t->error && *t->error)
         mu_request_fail(r, mu_rpc_code_of((enum mu_status)t->error_code), "%s", t->error);
     else if (!t->n_vector)
@@ -370,8 +377,6 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
         return;
     }
     size_t before = r->n_emitted;
-    if (!before && r->choices && r->choice == 0)
-        r->choices->n_cached = t->cached_tokens < r->n_prompt ? t->cached_tokens : (uint32_t)r->n_prompt;
     switch (mu_request_commit(r, t, h->tok)) {
     case MU_COMMIT_OK: break;
     case MU_COMMIT_OLD: h->stale_messages += t->n_id > 0; break;
@@ -385,6 +390,10 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
     if (r->n_emitted > before) {
         h->gang.failures = 0;
         h->tokens_generated += r->n_emitted - before;
+        if (!before) {
+            uint32_t cached = charge_prompt(h, r, t);
+            if (r->choice == 0) r->choices->n_cached = cached;
+        }
         mu_fair_charge(&h->fair, r->flow, r->n_emitted - before);
     }
     if (!t->finished) clear_suspicion(h, r);

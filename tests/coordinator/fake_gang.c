@@ -85,7 +85,7 @@ static void tell(struct leader *l, const struct active *a, size_t first, size_t 
         t.top_id = top_id;
         t.top_logprob = top_logprob;
     }
-    t.cached_tokens = fake_cached(a->seed);
+    t.cached_tokens = a->first == atomic_load(&l->gang->cached) ? (uint32_t)a->n_prompt - 1 : fake_cached(a->seed);
     t.finished = finished;
     t.error_code = (uint32_t)error;
     if (error) t.error = (char *)mu_status_text(error);

@@ -29,6 +29,7 @@ struct fake_gang {
     atomic_bool deaf;       /* they take nothing from the coordinator */
     _Atomic int n_cancel;   /* requests that were cancelled while they ran */
     atomic_bool mute;       /* leaders are not started */
+    _Atomic int32_t cached; /* of a prompt that begins with this id all but one token is in the cache; 0: none */
     _Atomic int32_t poison; /* a prompt with this id kills rank 0; 0: none */
     _Atomic int bad_vector; /* embeddings: 1: they fail, 2: they end without a vector, 3: one value too many */
     _Atomic int skip_one;   /* the next message of tokens skips a position */

@@ -80,6 +80,32 @@ static void test_turns(void **state)
     world_stop(w);
 }
 
+/* What the cache spared costs nothing: a key whose long prompts are cached is served before one with shorter ones that are
+ * not, but for those that the gang took before it had said so. */
+static void test_turns_of_cached_prompts(void **state)
+{
+    (void)state;
+    enum { N = 5 };
+    const Muster__V1__Priority normal = MUSTER__V1__PRIORITY__PRIORITY_NORMAL;
+    struct world *w = world_start(40, 1); /* two at the leader */
+    struct client *c[2 * N];
+    atomic_store(&w->gang.holds, true);
+    atomic_store(&w->gang.cached, B('c'));
+    WAIT_FOR(launches(w) == 1, 5000);
+    for (int i = 0; i < 2 * N; i++) {
+        size_t n_prompt = (size_t)(i % 2 ? 40 : 90) + (size_t)i / 2;
+        c[i] = ask_as(w, normal, i % 2 ? "b" : "a", n_prompt, i % 2 ? B('p') : B('c'), 1, (uint64_t)i, MU_FOREVER);
+        WAIT_FOR(c[i]->n_reply == 1, 5000);
+    }
+    atomic_store(&w->gang.holds, false);
+    for (int i = 0; i < 2 * N; i++) {
+        expect_whole(c[i], (uint64_t)i, 1);
+        client_free(c[i]);
+    }
+    assert_true(submit_place(w, 90 + N - 1) < submit_place(w, 42));
+    world_stop(w);
+}
+
 /* Batch fills three quarters of the queue; for what is urgent there are places more. */
 static void test_places_by_priority(void **state)
 {
@@ -325,6 +351,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_busy),
         cmocka_unit_test(test_turns),
+        cmocka_unit_test(test_turns_of_cached_prompts),
         cmocka_unit_test(test_places_by_priority),
         cmocka_unit_test(test_deadline_in_the_queue),
         cmocka_unit_test(test_ends_are_told_once),

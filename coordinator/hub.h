@@ -102,15 +102,15 @@ struct mu_hub {
     size_t n_end_ids;
     Muster__V1__Node *node; /* the worker's inventory; owned */
     struct mu_queue *events;
-    struct mu_queue *texts; /* jobs for the text thread */
+    struct mu_queue *texts; /* jobs for the text thread, which sorts them */
     struct mu_replica gang;
     struct mu_request *requests; /* list in order of arrival */
     size_t n_waiting, n_running;
     size_t n_running_of[MU_PRIORITY_COUNT];
-    struct mu_fair fair;        /* whose request is submitted next */
-    int64_t pace_ns, ended_ns;  /* how fast running requests end, one after another; when the last one did */
-    bool pump_again;            /* the engine's stream was full; try once more soon */
-    _Atomic size_t texts_bytes; /* messages that wait for the text thread */
+    struct mu_fair fair;                 /* whose request is submitted next */
+    int64_t pace_ns, ended_ns;           /* how fast running requests end, one after another; when the last one did */
+    bool pump_again;                     /* the engine's stream was full; try once more soon */
+    _Atomic size_t n_texts, texts_bytes; /* messages that wait for the text thread, in the queue or sorted */
     uint64_t next_request, tokens_generated, stale_messages;
     int64_t started_ns;
     bool worker_up, stopping;
@@ -122,7 +122,7 @@ struct mu_hub {
     int outcome_fd;           /* eventfd, readable when one of these changed */
 };
 
-enum { MU_HUB_EVENTS = 1 << 16, MU_HUB_TEXTS = 4096 }; /* capacities of the queues */
+enum { MU_HUB_EVENTS = 1 << 16, MU_HUB_TEXTS = 4096 }; /* most in the queues */
 enum { MU_HUB_WAITING = 1024 };                        /* requests, where --queue does not say */
 
 /* Any thread. Takes over the event's fields on success; on failure (full or closed queue) the caller still owns

@@ -1,5 +1,5 @@
 /* The text thread: rendering conversations, tokenizing and detokenizing, which take long for long texts, away from gRPC's poll threads and
- * from the hub. */
+ * from the hub. What is most urgent comes first: of the longest texts, which take a second each, there may be 64. */
 #include <string.h>
 
 #include "base/alloc.h"
@@ -8,11 +8,15 @@
 #include "coordinator/hub.h"
 #include "coordinator/msg.h"
 
+/* Whose text comes first: by priority; Tokenize and Detokenize, which have none and use the gang for nothing, after all. */
+enum { LAST_LANE = MU_PRIORITY_COUNT, N_LANE };
+
 struct mu_text_job {
+    struct mu_text_job *next; /* in its lane */
     enum mu_text_kind kind;
     struct mu_rpc_call *call; /* retained */
     ProtobufCMessage *msg;    /* owned */
-    size_t bytes;             /* of msg, counted in the hub's texts_bytes until the text thread has it */
+    size_t bytes;             /* of msg, counted in the hub's texts_bytes while it waits */
 };
 
 enum { MAX_TEXTS_BYTES = 256 << 20 }; /* that may wait; a queue of the longest texts would take 32 GB */
@@ -29,17 +33,20 @@ void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *
 {
     struct mu_text_job *j = mu_calloc(1, sizeof *j);
     size_t bytes = protobuf_c_message_get_packed_size(msg);
-    if (j) *j = (struct mu_text_job){kind, mu_rpc_call_retain(call), msg, bytes};
+    if (j) *j = (struct mu_text_job){NULL, kind, mu_rpc_call_retain(call), msg, bytes};
     enum mu_status st = MU_EAGAIN;
-    if (j && atomic_fetch_add(&h->texts_bytes, bytes) + bytes <= MAX_TEXTS_BYTES) st = mu_queue_push(h->texts, j);
+    bool room = atomic_fetch_add(&h->n_texts, 1) < MU_HUB_TEXTS;
+    room &= atomic_fetch_add(&h->texts_bytes, bytes) + bytes <= MAX_TEXTS_BYTES;
+    if (j && room) st = mu_queue_push(h->texts, j);
     if (!st) return;
-    if (j) atomic_fetch_sub(&h->texts_bytes, bytes);
+    atomic_fetch_sub(&h->n_texts, 1);
+    atomic_fetch_sub(&h->texts_bytes, bytes);
     if (st == MU_ECANCELLED)
         mu_rpc_call_finish(call, MU_RPC_UNAVAILABLE, "the server is stopping");
     else
         mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED,
                            "busy: %zu texts of %zu bytes are waiting to be tokenized; try again later, in about 1 s",
-                           mu_queue_len(h->texts), atomic_load(&h->texts_bytes));
+                           atomic_load(&h->n_texts), atomic_load(&h->texts_bytes));
     if (j)
         mu_text_job_free(j);
     else
@@ -249,13 +256,50 @@ static void detokenize(struct mu_hub *h, struct mu_text_job *j)
     mu_free(text);
 }
 
+struct lane {
+    struct mu_text_job *first, *last;
+};
+
+static int lane_of(const struct mu_text_job *j)
+{
+    if (j->kind == MU_TEXT_GENERATE) return mu_proto_priority(((const Muster__V1__GenerateRequest *)j->msg)->priority);
+    if (j->kind == MU_TEXT_EMBED) return mu_proto_priority(((const Muster__V1__EmbedRequest *)j->msg)->priority);
+    return LAST_LANE;
+}
+
+static struct lane *most_urgent(struct lane *lanes)
+{
+    for (int i = 0; i < N_LANE; i++)
+        if (lanes[i].first) return &lanes[i];
+    return NULL;
+}
+
+/* The most urgent of all that have come, of one lane the oldest. NULL: the queue is closed, and nothing is left. */
+static struct mu_text_job *next_job(struct mu_hub *h, struct lane *lanes)
+{
+    struct mu_text_job *j;
+    struct lane *l = most_urgent(lanes);
+    for (int64_t until = l ? 0 : MU_FOREVER; (j = mu_queue_pop(h->texts, until)); until = 0) {
+        l = &lanes[lane_of(j)];
+        *(l->first ? &l->last->next : &l->first) = j;
+        l->last = j;
+    }
+    l = most_urgent(lanes);
+    if (!l) return NULL;
+    j = l->first;
+    l->first = j->next;
+    atomic_fetch_sub(&h->n_texts, 1);
+    atomic_fetch_sub(&h->texts_bytes, j->bytes);
+    return j;
+}
+
 void *mu_text_main(void *hub)
 {
     struct mu_hub *h = hub;
+    struct lane lanes[N_LANE] = {0};
     struct mu_constraint_checks *checks = NULL;
     struct mu_text_job *j;
-    while ((j = mu_queue_pop(h->texts, MU_FOREVER))) {
-        atomic_fetch_sub(&h->texts_bytes, j->bytes);
+    while ((j = next_job(h, lanes))) {
         if (mu_queue_closed(h->texts)) { /* the longest texts take a second each: none is begun any more */
             mu_rpc_call_finish(j->call, MU_RPC_UNAVAILABLE, "the server is stopping");
         } else if (!mu_rpc_call_cancelled(j->call)) {

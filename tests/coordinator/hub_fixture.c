@@ -84,7 +84,7 @@ void world_stop(struct world *w)
     for (int i = 0; i < MU_PRIORITY_COUNT; i++) assert_int_equal(h->fair.n_user[i], 0);
     mu_queue_close(h->texts);
     pthread_join(w->text_thread, NULL);
-    assert_int_equal(atomic_load(&h->texts_bytes), 0);
+    assert_int_equal(atomic_load(&h->n_texts) + atomic_load(&h->texts_bytes), 0);
     fake_gang_stop(&w->gang);
     mu_rpc_channel_close(w->channel);
     mu_rpc_server_stop(w->front, 100);

@@ -324,6 +324,82 @@ static void test_cancel_without_room(void **state)
     world_stop(w);
 }
 
+struct tokenize {
+    struct world *w;
+    _Atomic int n_before; /* texts that were ready before its own; -1: it is not */
+};
+
+static void on_tokenized(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *ctx)
+{
+    (void)s;
+    (void)msg;
+    struct tokenize *t = ctx;
+    atomic_store(&t->n_before, (int)mu_queue_len(t->w->hub.events));
+}
+
+static void on_tokenize_done(struct mu_rpc_stream *s, enum mu_rpc_code code, const char *text, void *ctx)
+{
+    (void)s;
+    (void)code;
+    (void)text;
+    (void)ctx;
+}
+
+/* Texts that wait for the text thread are taken by priority; those of Tokenize are last. */
+static void test_texts_by_priority(void **state)
+{
+    (void)state;
+    struct world *w = world_open(&(struct world_options){.max_sequences = 8});
+    struct mu_err err = MU_ERR_INIT;
+    struct tokenize t = {.w = w, .n_before = -1};
+    struct mu_rpc_stream_callbacks cb = {on_tokenized, on_tokenize_done, &t};
+    struct mu_rpc_stream *s;
+    Muster__V1__TokenizeRequest q = MUSTER__V1__TOKENIZE_REQUEST__INIT;
+    q.text = "p";
+    if (mu_rpc_stream_open(w->channel, "/muster.v1.Muster/Tokenize", &muster__v1__tokenize_reply__descriptor, 0,
+                           MU_FOREVER, mu_now_ns() + 5 * MU_SEC, &cb, &s, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(mu_rpc_stream_send(s, &q.base), MU_OK);
+    mu_rpc_stream_half_close(s);
+    WAIT_FOR(mu_queue_len(w->hub.texts) == 1, 5000);
+    /* A text that takes a while and is too long then: an answer that should come after the others is seen not to. */
+    static char text[1 << 20];
+    memset(text, 'p', sizeof text - 1);
+    Muster__V1__GenerateRequest longest = MUSTER__V1__GENERATE_REQUEST__INIT;
+    longest.prompt_case = MUSTER__V1__GENERATE_REQUEST__PROMPT_TEXT;
+    longest.text = text;
+    longest.priority = MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE;
+    struct client *too_long = client_start(w->channel, &longest, MU_FOREVER, true);
+    WAIT_FOR(mu_queue_len(w->hub.texts) == 2, 5000);
+    static const Muster__V1__Priority priority[] = {
+        MUSTER__V1__PRIORITY__PRIORITY_BATCH, MUSTER__V1__PRIORITY__PRIORITY_NORMAL,
+        MUSTER__V1__PRIORITY__PRIORITY_NORMAL, MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE};
+    static const size_t place[] = {3, 1, 2, 0};
+    struct client *c[4];
+    for (size_t i = 0; i < 4; i++) {
+        c[i] = ask_as(w, priority[i], "", 10 + place[i], B('p'), 5, i, MU_FOREVER);
+        WAIT_FOR(mu_queue_len(w->hub.texts) == 3 + i, 5000);
+    }
+    world_run_texts(w);
+    WAIT_FOR(atomic_load(&t.n_before) >= 0, 5000);
+    assert_in_range(t.n_before, 4, 5); /* the one that is too long tells the hub of its end, sooner or later */
+    for (size_t i = 0, n = mu_queue_len(w->hub.events), at = 0; i < n; i++) { /* as the hub will get them */
+        struct mu_event *ev = mu_queue_pop(w->hub.events, 0);
+        if (ev->kind == MU_EV_GENERATE) assert_int_equal(ev->n_ids, 10 + at++);
+        assert_int_equal(mu_queue_push(w->hub.events, ev), MU_OK);
+    }
+    client_wait(too_long, 5000);
+    assert_int_equal(too_long->code, MU_RPC_OUT_OF_RANGE);
+    client_free(too_long);
+    world_run_hub(w);
+    for (size_t i = 0; i < 4; i++) {
+        expect_whole(c[i], i, 5);
+        client_free(c[i]);
+    }
+    mu_rpc_stream_release(s);
+    world_stop(w);
+}
+
 /* Calls that end tell the hub so by one event together, or a flood of them would fill the gang's half of the queue. */
 static void test_ends_are_told_once(void **state)
 {
@@ -354,6 +430,7 @@ int main(void)
         cmocka_unit_test(test_turns_of_cached_prompts),
         cmocka_unit_test(test_places_by_priority),
         cmocka_unit_test(test_deadline_in_the_queue),
+        cmocka_unit_test(test_texts_by_priority),
         cmocka_unit_test(test_ends_are_told_once),
         cmocka_unit_test(test_blocked_between_looks),
         cmocka_unit_test(test_unread_do_not_wait),

@@ -36,14 +36,6 @@ enum {
     UNBLAMED_FAILURES = 4, /* so many in a row without a token, and the requests are suspected all the same */
 };
 
-static void on_gang_message(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *ctx)
-{
-    struct mu_event ev = {.kind = MU_EV_GANG, .msg = mu_msg_copy(msg)};
-    if (ev.msg && !mu_hub_post(ctx, &ev)) return;
-    mu_rpc_message_free(ev.msg);
-    mu_rpc_stream_cancel(s); /* an event was lost: the gang's state is unknown, so it ends */
-}
-
 /* Callbacks carry the hub; which epoch a stream was for travels in a small box of its own. */
 struct gang_watch {
     struct mu_hub *hub;
@@ -52,7 +44,10 @@ struct gang_watch {
 
 static void on_watch_message(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *ctx)
 {
-    on_gang_message(s, msg, ((struct gang_watch *)ctx)->hub);
+    struct mu_event ev = {.kind = MU_EV_GANG, .msg = mu_msg_copy(msg)};
+    if (ev.msg && !mu_hub_post(((struct gang_watch *)ctx)->hub, &ev)) return;
+    mu_rpc_message_free(ev.msg);
+    mu_rpc_stream_cancel(s); /* an event was lost: the gang's state is unknown, so it ends */
 }
 
 static void on_watch_done(struct mu_rpc_stream *s, enum mu_rpc_code code, const char *text, void *ctx)

@@ -195,7 +195,7 @@ void mu_replica_died(struct mu_hub *h, unsigned how, const char *reason)
     if (was_stopping || h->stopping) return;
     snprintf(g->last_failure, sizeof g->last_failure, "%s", reason);
     g->failures++;
-    if (!g->was_ready && (permanent || g->failures == FIRST_STARTS)) {
+    if (!g->was_ready && (permanent || g->failures >= FIRST_STARTS)) {
         snprintf(h->fatal, sizeof h->fatal, "%s", reason);
         mu_hub_fail_all(h, MU_RPC_UNAVAILABLE, reason);
         mu_hub_tell_outcome(h, 2);

@@ -241,6 +241,12 @@ enum mu_status mu_encode_push(struct mu_encode *e, int32_t id, struct mu_err *er
     return MU_OK;
 }
 
+void *mu_encode_alloc(struct mu_encode *e, size_t n)
+{
+    if (!e->arena) e->arena = mu_arena_create(0);
+    return e->arena ? mu_arena_alloc(e->arena, n) : NULL;
+}
+
 enum { SEEN_WORD_MAX = 64, SEEN_MAX = 4096, SEEN_MIN_TEXT = 256 };
 
 bool mu_encode_seen(struct mu_encode *e, const char *p, size_t n, uint64_t hash, enum mu_status *st, struct mu_err *err)
@@ -262,12 +268,7 @@ void mu_encode_remember(struct mu_encode *e, const char *p, size_t n, uint64_t h
 /* Scratch for a text of n bytes. */
 static enum mu_status encode_open(struct mu_encode *e, const char *text, size_t n, struct mu_err *err)
 {
-    if (e->t->spm && (e->t->add_space_prefix || memmem(text, n, MU_TOK_MARK, MU_TOK_MARK_LEN))) {
-        /* Stretches of text are at least a byte long and a special token of at least a byte is between two of them,
-         * so that there are at most (n + 1) / 2 spaces to put before them. */
-        e->copy = mu_malloc(n + (n + 1) / 2 + 1);
-        if (!e->copy) return mu_tok_nomem(err);
-    }
+    e->copies = e->t->spm && (e->t->add_space_prefix || memmem(text, n, MU_TOK_MARK, MU_TOK_MARK_LEN));
     if (n < SEEN_MIN_TEXT) return MU_OK;
     size_t slots = 64;
     while (slots < SEEN_MAX && slots < n / 8) slots *= 2;
@@ -281,7 +282,6 @@ static void encode_close(struct mu_encode *e)
 {
     mu_pre_run_close(e->run);
     mu_arena_destroy(e->arena);
-    mu_free(e->copy);
     mu_free(e->seen);
     mu_free(e->heap);
     mu_free(e->syms);

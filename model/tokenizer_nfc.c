@@ -181,9 +181,8 @@ enum mu_status mu_tok_nfc(struct mu_encode *e, const char **text, size_t *n, str
     size_t len = *n, at = find_unsettled(t, p, len, 0), out_n = 0, done = 0;
     if (at == len) return MU_OK;
     struct nfc b = {0};
-    if (!e->arena) e->arena = mu_arena_create(0);
     /* NFC is never more than three times as long in UTF-8 (Unicode's FAQ on normalisation). */
-    char *out = e->arena ? mu_arena_alloc(e->arena, 3 * len) : NULL;
+    char *out = mu_encode_alloc(e, 3 * len);
     bool ok = out != NULL;
     while (ok && at < len) {
         size_t begin = char_before(p, at, done), end = find_settled(t, p, len, at);

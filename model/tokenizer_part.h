@@ -161,14 +161,14 @@ struct mu_encode {
     struct mu_tok_seen *seen; /* direct-mapped */
     uint32_t seen_mask;
     struct mu_pre_run *run; /* BPE, when first needed */
-    char *copy; /* SPM, where the text cannot be used as it is: with the spaces that go before it, without marks */
-    size_t n_copy;
-    struct mu_arena *arena; /* normalised text, where any was needed */
-    bool started;           /* what was encoded so far is not the beginning of the text */
+    bool copies;  /* SPM: the text cannot be used as it is, but with the spaces that go before it and without marks */
+    bool started; /* what was encoded so far is not the beginning of the text */
+    struct mu_arena *arena; /* of mu_encode_alloc, once it was needed */
 };
 
 enum mu_status mu_tok_nomem(struct mu_err *err); /* "out of memory while tokenizing" */
 enum mu_status mu_encode_push(struct mu_encode *e, int32_t id, struct mu_err *err);
+void *mu_encode_alloc(struct mu_encode *e, size_t n); /* for text that lives as long as the call; NULL: no memory */
 /* Whether this word was met before in the call: then its ids are appended again, and *st says how that went. */
 bool mu_encode_seen(struct mu_encode *e, const char *p, size_t n, uint64_t hash, enum mu_status *st,
                     struct mu_err *err);

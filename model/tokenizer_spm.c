@@ -131,14 +131,14 @@ static bool begins_space(const char *text, size_t n)
 enum mu_status mu_tok_spm_encode(struct mu_encode *e, const char *text, size_t n, struct mu_err *err)
 {
     const struct mu_tokenizer *t = e->t;
-    if (e->copy) {
-        char *copy = e->copy + e->n_copy, *end = copy;
+    if (e->copies) {
+        char *copy = mu_encode_alloc(e, n + 1), *end = copy;
+        if (!copy) return mu_tok_nomem(err);
         bool space = t->add_space_prefix && !(t->first_space && e->started) && !(t->one_space && begins_space(text, n));
         if (space) *end++ = ' ';
         end += mu_tok_unmark((struct mu_str){text, n}, end);
         text = copy;
         n = (size_t)(end - copy);
-        e->n_copy += n;
     }
     size_t start = 0, n_chars = 0, at = 0;
     uint32_t left = 0, right;

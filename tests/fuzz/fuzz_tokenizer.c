@@ -202,13 +202,17 @@ static void put_own_keys(struct mu_gguf_writer *w, bool spm)
         mu_gguf_put_strs(w, "muster.tokenizer.patterns", patterns, 2);
 }
 
+/* Characters that NFC makes three times as long. */
+#define NOTES "\xF0\x9D\x85\xA0\xF0\x9D\x85\xA0\xF0\x9D\x85\xA0\xF0\x9D\x85\xA0"
+
 bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
 {
     static const char *const pres[] = {NULL,     "llama-bpe", "deepseek-llm", "falcon",
                                        "gpt-4o", "default",   NULL,           "superbpe"};
     enum { SPM, RANKED = 6, OWN_PATTERNS = 7 };
     static const char text[] =
-        "<s>abab aba  <tool> ab\xE4\xB8\xAD 1234,e\xCC\xA3\xCC\x81\xFF\xC3 \xE2\x96\x81 a\n\n</s> they'll  ";
+        "<s>abab aba  <tool> ab\xE4\xB8\xAD 1234,e\xCC\xA3\xCC\x81\xFF\xC3 \xE2\x96\x81 a\n\n</s> they'll  " NOTES NOTES
+            NOTES;
     enum { PREFIX = 2 + sizeof text - 1 };
     char path[] = "/tmp/fuzz-tokenizer-XXXXXX";
     struct mu_gguf_writer *w;

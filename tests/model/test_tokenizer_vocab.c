@@ -346,10 +346,10 @@ static void test_whole(void **state)
 }
 
 /* NFC against utf8proc's own, which is slower and takes the square of a row of marks, on texts of what matters:
- * marks in and out of order, letters with and without them, Hangul, what is never composed, what comes apart. */
-static void test_nfc(void **state)
+ * marks in and out of order, letters with and without them, Hangul, what is never composed, what comes apart and
+ * is then up to three times as long. */
+static void check_nfc(bool spm)
 {
-    (void)state;
     static const char *const parts[] = {"a",
                                         "e",
                                         "\u00e9",
@@ -373,6 +373,7 @@ static void test_nfc(void **state)
                                         "\uf900",
                                         "\u00c5",
                                         "\U0001D15E",
+                                        "\U0001D160",
                                         "\U0001F600",
                                         "\U000110a5\U000110ba",
                                         "\U0002F800",
@@ -384,8 +385,13 @@ static void test_nfc(void **state)
     struct mu_gguf *g;
     struct mu_tokenizer *t;
     struct mu_err err = MU_ERR_INIT;
-    vocab_init(&v, "gpt2", "gpt-2");
-    byte_alphabet(&v);
+    vocab_init(&v, spm ? "llama" : "gpt2", spm ? NULL : "gpt-2");
+    if (spm) {
+        byte_tokens(&v);
+        token(&v, "\u2581", 3, 1, -1);
+    } else {
+        byte_alphabet(&v);
+    }
     v.nfc = 1;
     assert_int_equal(vocab_open(&v, &g, &t, &err), MU_OK);
     int n_changed = 0;
@@ -419,6 +425,13 @@ static void test_nfc(void **state)
     mu_free(back);
     mu_tokenizer_close(t);
     mu_gguf_close(g);
+}
+
+static void test_nfc(void **state)
+{
+    (void)state;
+    check_nfc(false);
+    check_nfc(true);
 }
 
 static void test_small_bpe(void **state)

@@ -5,6 +5,7 @@
  *   3. an automaton for each, those it calls first: so what is small is copied into its callers
  *   4. all that the root reaches in one table, nodes that behave alike merged
  *   5. the order in which a state looks up what it calls; a rule that begins with itself has none and is refused */
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -13,6 +14,7 @@
 /* What is copied: anything of COPY_TINY nodes, and what ends within COPY_MAX. Large loops (strings, numbers) are
  * called: their nodes' masks are then worked out once and not for each place of use. */
 enum { COPY_TINY = 8, COPY_MAX = 256 };
+enum { NOT_CACHED = 8 }; /* steps that a look at one of many rules counts for: it waits for memory */
 #define NO_NAME "?"
 
 struct build {
@@ -35,7 +37,7 @@ static const char *name_of(const struct mu_gb *b, uint32_t rule)
 
 static void add_refs(struct build *k, const struct mu_ex *ex)
 {
-    if (k->b->st != MU_OK) return;
+    if (!mu_gb_work(k->b, 1)) return;
     if (ex->kind == MU_EX_RULE) {
         if (k->n_ref == k->cap_ref) {
             uint32_t cap = k->cap_ref * 2 + 64, *p = mu_reallocarray(k->refs, cap, sizeof *p);
@@ -112,6 +114,7 @@ done:
 
 static bool may(const struct build *k, const struct mu_ex *ex, bool empty)
 {
+    if (!mu_gb_work(k->b, NOT_CACHED)) return false;
     switch (ex->kind) {
     case MU_EX_BYTES: return !empty || !ex->n;
     case MU_EX_CLASS: return !empty && ex->n;
@@ -141,10 +144,10 @@ static bool may(const struct build *k, const struct mu_ex *ex, bool empty)
 }
 
 /* To a fixed point over a component: order has its rules side by side, and a whole pass over all rules costs as many
- * passes as components are deep; grammars are small. */
+ * passes as components are deep; grammars are small, and steps are counted. */
 static void find_may(struct build *k)
 {
-    for (bool more = true; more;) {
+    for (bool more = true; more && k->b->st == MU_OK;) {
         more = false;
         for (uint32_t i = 0; i < k->n_order; i++) {
             uint32_t r = k->order[i];
@@ -263,7 +266,7 @@ static bool can_finish(const struct build *k, const struct mu_dfa *d, uint8_t *s
 {
     uint32_t n = 0;
     bool found = false;
-    if (!d->n_node) return false;
+    if (!d->n_node || !mu_gb_work(k->b, NOT_CACHED + (uint64_t)d->n_edge)) return false;
     memset(seen, 0, d->n_node);
     seen[0] = 1, work[n++] = 0;
     while (n && !found) {
@@ -316,6 +319,12 @@ static void drop_impossible(struct build *k)
 }
 
 /* ---- 4: one table ---- */
+
+static int by_rule(const void *x, const void *y)
+{
+    const struct mu_edge *a = x, *b = y;
+    return a->rule < b->rule ? -1 : a->rule > b->rule;
+}
 
 static void join(struct build *k, struct mu_grammar *g)
 {
@@ -370,12 +379,7 @@ static void join(struct build *k, struct mu_grammar *g)
     for (uint32_t x = 0; x < g->dfa.n_node; x++) {
         uint32_t e = g->dfa.first[x], end = g->dfa.first[x + 1];
         while (e < end && g->dfa.edges[e].rule == MU_MANY) e++;
-        for (uint32_t i = e + 1; i < end; i++) {
-            struct mu_edge y = g->dfa.edges[i];
-            uint32_t j = i;
-            for (; j > e && g->dfa.edges[j - 1].rule > y.rule; j--) g->dfa.edges[j] = g->dfa.edges[j - 1];
-            g->dfa.edges[j] = y;
-        }
+        if (end > e) qsort(g->dfa.edges + e, end - e, sizeof *g->dfa.edges, by_rule);
     }
     merge_alike(b, &g->dfa, g->start, g->n_rule);
     if (b->st != MU_OK) goto done;
@@ -430,6 +434,7 @@ static void find_ranks(struct build *k, struct mu_grammar *g)
     for (uint32_t r = 0; r < k->n && !*name; r++) {
         const struct mu_dfa *d = &k->info[r].dfa;
         if (!k->recursive[r] || !d->n_node) continue;
+        if (!mu_gb_work(b, k->n)) goto out;
         bool *seen = mu_calloc(k->n, sizeof *seen);
         uint32_t *work = mu_calloc(k->n, sizeof *work), n_work = 0;
         if (!seen || !work) {

@@ -7,8 +7,6 @@
 #include "base/alloc.h"
 #include "model/grammar_part.h"
 
-enum { WORK_MAX = 1 << 27 }; /* steps: a second or so; expressions that explode end here or at the number of nodes */
-
 void mu_dfa_free(struct mu_dfa *d)
 {
     mu_free(d->first);
@@ -103,34 +101,23 @@ struct subsets {
     uint32_t *mark, stamp;          /* [nfa nodes] */
     uint32_t *stack, *list, n_list; /* [nfa nodes] */
     bool list_final;
-    uint64_t work;
 };
-
-static bool worked(struct subsets *s, uint64_t n)
-{
-    s->work += n;
-    if (s->work <= WORK_MAX) return true;
-    mu_gb_fail(s->b, MU_ELIMIT,
-               "the grammar takes too long to compile; use smaller bounds of repetition and fewer "
-               "alternatives that begin alike");
-    return false;
-}
 
 /* Adds node and what is reached from it without reading. */
 static void visit(struct subsets *s, uint32_t node)
 {
-    uint32_t n = 0;
+    uint32_t n = 0, steps = 0;
     if (s->mark[node] == s->stamp) return;
     s->mark[node] = s->stamp;
     s->stack[n++] = node;
     while (n) {
         uint32_t x = s->stack[--n];
         bool reads = false;
-        s->work++;
+        steps++;
         if (x == s->end) s->list_final = true;
         for (uint32_t e = s->nfa->head[x]; e != MU_MANY; e = s->nfa->edges[e].next) {
             const struct mu_nfa_edge *y = &s->nfa->edges[e];
-            s->work++;
+            steps++;
             if (y->lo != MU_NFA_EPS) {
                 reads = true;
             } else if (s->mark[y->to] != s->stamp) {
@@ -140,6 +127,7 @@ static void visit(struct subsets *s, uint32_t node)
         }
         if (reads) s->list[s->n_list++] = x;
     }
+    mu_gb_work(s->b, steps);
 }
 
 static int by_number(const void *x, const void *y)
@@ -180,7 +168,7 @@ static uint32_t intern(struct subsets *s)
     uint32_t n = s->n_list;
     if (s->n_set * 2 >= s->n_slot && !rehash(s)) return MU_MANY;
     if (n > 1) qsort(s->list, n, sizeof *s->list, by_number);
-    if (!worked(s, n)) return MU_MANY;
+    if (!mu_gb_work(s->b, n)) return MU_MANY;
     uint32_t h = hash_set(s->list, n, s->list_final) & (s->n_slot - 1);
     for (; s->slots[h]; h = (h + 1) & (s->n_slot - 1)) {
         uint32_t i = s->slots[h] - 1;
@@ -195,7 +183,7 @@ static uint32_t intern(struct subsets *s)
         return MU_MANY;
     }
     if (n > (1u << 26) - s->n_pool) {
-        worked(s, WORK_MAX);
+        mu_gb_work(s->b, MU_GR_WORK_MAX);
         return MU_MANY;
     }
     if (!grow(s->b, &s->pool, &s->cap_pool, s->n_pool + n, sizeof *s->pool) ||
@@ -213,7 +201,7 @@ static uint32_t intern(struct subsets *s)
 
 static void list_begin(struct subsets *s)
 {
-    if (!++s->stamp) s->stamp = 1; /* 4 billion lists are beyond WORK_MAX */
+    if (!++s->stamp) s->stamp = 1; /* 4 billion lists are beyond MU_GR_WORK_MAX */
     s->n_list = 0;
     s->list_final = false;
 }
@@ -238,7 +226,7 @@ static bool step(struct subsets *s, struct growing *g, struct mu_nfa_edge *out, 
             any = true;
             visit(s, out[i].to);
         }
-        if (!worked(s, n_byte)) return false;
+        if (!mu_gb_work(s->b, n_byte)) return false;
         if (!any) continue;
         uint32_t to = intern(s);
         if (to == MU_MANY || !add_edge(g, (struct mu_edge){to, MU_MANY, (uint8_t)lo, (uint8_t)(hi - 1)})) return false;
@@ -272,7 +260,7 @@ static bool run(struct subsets *s, struct growing *g)
             }
             if (!calls) n_byte = n;
         }
-        if (!worked(s, n) || !step(s, g, out, n_byte, n)) goto done;
+        if (!mu_gb_work(s->b, n) || !step(s, g, out, n_byte, n)) goto done;
         close_node(g);
     }
     ok = true;
@@ -315,22 +303,15 @@ enum mu_status mu_dfa_of_nfa(struct mu_gb *b, const struct mu_nfa *nfa, uint32_t
 
 enum { DEAD = UINT32_MAX };
 
-static uint32_t next_of(const struct mu_dfa *d, uint32_t node, int byte, int *hi)
+/* Where byte leads to, and *hi becomes the last that leads there. *edge, of the node's, goes along with the bytes. */
+static uint32_t next_of(const struct mu_dfa *d, uint32_t *edge, uint32_t end, int byte, int *hi)
 {
-    if (node == DEAD) return DEAD;
-    for (uint32_t e = d->first[node]; e < d->first[node + 1]; e++) {
-        const struct mu_edge *x = &d->edges[e];
-        if (x->rule != MU_MANY) break;
-        if (byte < x->lo) {
-            *hi = *hi < x->lo - 1 ? *hi : x->lo - 1;
-            return DEAD;
-        }
-        if (byte <= x->hi) {
-            *hi = *hi < x->hi ? *hi : x->hi;
-            return x->to;
-        }
-    }
-    return DEAD;
+    while (*edge < end && d->edges[*edge].hi < byte) ++*edge;
+    if (*edge == end) return DEAD;
+    const struct mu_edge *x = &d->edges[*edge];
+    int last = byte < x->lo ? x->lo - 1 : x->hi;
+    *hi = *hi < last ? *hi : last;
+    return byte < x->lo ? DEAD : x->to;
 }
 
 struct pairs {
@@ -379,9 +360,12 @@ enum mu_status mu_dfa_combine(struct mu_gb *b, const struct mu_dfa *x, const str
         uint32_t p = s.p[i][0], q = s.p[i][1];
         bool second = q != DEAD && y->final[q];
         if (!add_node(&g, x->final[p] && second != but)) break;
+        uint32_t e = x->first[p], end = x->first[p + 1];
+        uint32_t e_y = q != DEAD ? y->first[q] : 0, end_y = q != DEAD ? y->first[q + 1] : 0;
+        if (!mu_gb_work(b, 1u + end - e + end_y - e_y)) break;
         for (int lo = 0, hi; lo < 256 && b->st == MU_OK; lo = hi + 1) {
             hi = 255;
-            uint32_t to = next_of(x, p, lo, &hi), to_y = next_of(y, q, lo, &hi);
+            uint32_t to = next_of(x, &e, end, lo, &hi), to_y = next_of(y, &e_y, end_y, lo, &hi);
             if (to == DEAD || (to_y == DEAD && !but)) continue;
             uint32_t k = pair(&s, to, to_y);
             if (k != MU_MANY) add_edge(&g, (struct mu_edge){k, MU_MANY, (uint8_t)lo, (uint8_t)hi});
@@ -404,6 +388,7 @@ enum mu_status mu_dfa_combine(struct mu_gb *b, const struct mu_dfa *x, const str
 enum mu_status mu_dfa_trim(struct mu_gb *b, struct mu_dfa *d)
 {
     uint32_t n = d->n_node, kept = 0, n_edge = 0, n_work = 0;
+    if (!mu_gb_work(b, (uint64_t)n + d->n_edge)) return b->st;
     uint32_t *back = mu_calloc((size_t)n + 1, sizeof *back), *from = mu_calloc((size_t)d->n_edge + 1, sizeof *from);
     uint32_t *work = mu_calloc((size_t)n + 1, sizeof *work), *name = mu_calloc((size_t)n + 1, sizeof *name);
     if (!back || !from || !work || !name) {

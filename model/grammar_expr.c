@@ -20,6 +20,17 @@ void mu_gb_close(struct mu_gb *b)
     mu_free(b->rules);
 }
 
+bool mu_gb_work(struct mu_gb *b, uint64_t steps)
+{
+    b->work += steps;
+    if (b->work > MU_GR_WORK_MAX) {
+        mu_gb_fail(b, MU_ELIMIT,
+                   "the grammar takes too long to compile; use smaller bounds of repetition and fewer "
+                   "alternatives that begin alike");
+    }
+    return b->st == MU_OK;
+}
+
 void *mu_gb_alloc(struct mu_gb *b, size_t n, size_t size)
 {
     if (b->st != MU_OK) return NULL;

@@ -14,9 +14,10 @@ struct gbnf {
     struct mu_gb *b;
     const char *text, *p, *end;
     uint32_t depth;
+    uint32_t *slots; /* [SLOTS] rules by name: number + 1; 0: free. At most half of them are taken */
 };
 
-enum { DEPTH_MAX = 100 };
+enum { DEPTH_MAX = 100, SLOTS = 2 * MU_GR_RULES_MAX };
 
 static const struct mu_ex *bad(struct gbnf *g, const char *what)
 {
@@ -59,10 +60,15 @@ static uint32_t rule_by_name(struct gbnf *g, const char *p, size_t n)
     }
     memcpy(name, p, n);
     name[n] = '\0';
-    for (uint32_t i = 0; i < g->b->n_rule; i++) {
-        if (!strcmp(g->b->rules[i].name, name)) return i;
+    uint32_t h = 0;
+    for (size_t i = 0; i < n; i++) h = (h ^ (uint8_t)name[i]) * 0x9E3779B1u, h ^= h >> 15;
+    for (h %= SLOTS; g->slots[h]; h = (h + 1) % SLOTS) {
+        if (!strcmp(g->b->rules[g->slots[h] - 1].name, name)) return g->slots[h] - 1;
+        if (!mu_gb_work(g->b, 1)) return MU_MANY;
     }
-    return mu_gb_rule(g->b, name);
+    uint32_t rule = mu_gb_rule(g->b, name);
+    if (rule != MU_MANY) g->slots[h] = rule + 1;
+    return rule;
 }
 
 static size_t name_length(const struct gbnf *g)
@@ -266,7 +272,8 @@ static const struct mu_ex *alternatives(struct gbnf *g, bool nested)
 void mu_gbnf_parse(struct mu_gb *b, const char *text, size_t len)
 {
     struct gbnf g = {.b = b, .text = text, .p = text, .end = text + len};
-    b->root = mu_gb_rule(b, "root");
+    g.slots = mu_gb_alloc(b, SLOTS, sizeof *g.slots);
+    if (g.slots) b->root = rule_by_name(&g, "root", 4);
     for (space(&g, true); b->st == MU_OK && g.p < g.end; space(&g, true)) {
         size_t n = name_length(&g);
         if (!n) {

@@ -16,7 +16,7 @@ struct nfa {
 static uint32_t node(struct nfa *f)
 {
     struct mu_nfa *a = &f->a;
-    if (f->b->st != MU_OK) return 0;
+    if (!mu_gb_work(f->b, 1)) return 0;
     if (a->n_node == NODES_MAX) {
         mu_gb_fail(f->b, MU_ELIMIT, "a part of the grammar needs more than %d nodes; use smaller bounds of repetition",
                    NODES_MAX);
@@ -39,7 +39,7 @@ static uint32_t node(struct nfa *f)
 static void edge(struct nfa *f, uint32_t from, uint32_t to, int lo, int hi, uint32_t rule)
 {
     struct mu_nfa *a = &f->a;
-    if (f->b->st != MU_OK) return;
+    if (!mu_gb_work(f->b, 1)) return;
     if (a->n_edge == EDGES_MAX) {
         mu_gb_fail(f->b, MU_ELIMIT, "a part of the grammar needs more than %d edges; use smaller bounds of repetition",
                    EDGES_MAX);

@@ -26,6 +26,7 @@ enum {
     MU_GR_DEPTH_MAX = 400,     /* expressions in expressions */
     MU_GR_NODES_MAX = 1 << 18, /* of the automaton */
     MU_GR_REPEAT_MAX = 1 << 16,
+    MU_GR_WORK_MAX = 1 << 27, /* steps of compiling a form: a second or so */
 };
 
 struct mu_range { /* code points, both ends included */
@@ -76,6 +77,7 @@ struct mu_gb {
     struct mu_rule *rules;
     uint32_t n_rule, cap_rule, n_ex;
     uint32_t root;
+    uint64_t work; /* steps so far */
     enum mu_status st;
     struct mu_err *err;
 };
@@ -84,6 +86,9 @@ enum mu_status mu_gb_open(struct mu_gb *b, struct mu_err *err);
 void mu_gb_close(struct mu_gb *b);
 /* The first failure is kept. */
 #define mu_gb_fail(b, code, ...) ((b)->st != MU_OK ? (b)->st : ((b)->st = mu_fail((b)->err, (code), __VA_ARGS__)))
+/* Steps that were or will be made; false: these are too many, or something failed before. Whatever may take more than
+ * its text is long is counted, so that no form keeps its thread. */
+bool mu_gb_work(struct mu_gb *b, uint64_t steps);
 void *mu_gb_alloc(struct mu_gb *b, size_t n, size_t size);
 uint32_t mu_gb_rule(struct mu_gb *b, const char *name); /* its number; MU_MANY on failure */
 void mu_gb_define(struct mu_gb *b, uint32_t rule, const struct mu_ex *ex);

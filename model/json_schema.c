@@ -93,6 +93,7 @@ uint32_t mu_schema_count(struct mu_schema *s, const struct mu_schema_all *all, c
 
 void mu_schema_add(struct mu_schema *s, struct mu_schema_all *all, const json_t *schema, bool bare)
 {
+    if (!mu_gb_work(s->b, 1 + all->n)) return;
     for (uint32_t i = 0; i < all->n; i++) {
         if (all->p[i].schema == schema && all->p[i].bare == bare) return;
     }

@@ -64,30 +64,31 @@ const struct mu_ex *mu_schema_literal(struct mu_schema *s, const json_t *value)
     return NULL;
 }
 
-static const struct mu_ex *one_value(struct mu_schema *s, const struct mu_schema_shape *shape, const json_t *v)
-{
-    const struct mu_ex *ex = mu_schema_literal(s, v);
-    if (json_is_string(v) && (shape->told & MU_SCHEMA_STRING))
-        return mu_ex_both(s->b, ex, mu_schema_string(s, &shape->members));
-    if (json_is_number(v) && (shape->told & MU_SCHEMA_NUMBER))
-        return mu_ex_both(s->b, ex, mu_schema_number(s, &shape->members, false));
-    if ((json_is_object(v) && (shape->told & MU_SCHEMA_OBJECT)) ||
-        (json_is_array(v) && (shape->told & MU_SCHEMA_ARRAY))) {
-        mu_schema_fail(s, MU_EUNSUPPORTED, shape->members.p[0].schema,
-                       "an object or array in 'enum' or 'const' is not supported beside other conditions on it");
-    }
-    return ex;
-}
-
+/* Conditions are met with all the values of their type at once, so that their automata are made once. */
 static const struct mu_ex *values(struct mu_schema *s, const struct mu_schema_shape *shape)
 {
-    struct mu_items items = {0};
+    struct mu_gb *b = s->b;
+    struct mu_items strings = {0}, numbers = {0}, others = {0};
     size_t n = shape->one_value ? 1 : json_array_size(shape->values);
-    for (size_t i = 0; i < n && s->b->st == MU_OK; i++) {
+    for (size_t i = 0; i < n && b->st == MU_OK; i++) {
         const json_t *v = shape->one_value ? shape->one_value : json_array_get(shape->values, i);
-        if (mu_schema_value_fits(shape, v)) mu_items_add(s->b, &items, one_value(s, shape, v));
+        if (!mu_schema_value_fits(s, shape, v)) continue;
+        if ((json_is_object(v) && (shape->told & MU_SCHEMA_OBJECT)) ||
+            (json_is_array(v) && (shape->told & MU_SCHEMA_ARRAY))) {
+            mu_schema_fail(s, MU_EUNSUPPORTED, shape->members.p[0].schema,
+                           "an object or array in 'enum' or 'const' is not supported beside other conditions on it");
+        }
+        struct mu_items *list = json_is_string(v) ? &strings : json_is_number(v) ? &numbers : &others;
+        mu_items_add(b, list, mu_schema_literal(s, v));
     }
-    return mu_ex_list(s->b, MU_EX_ALT, items.p, items.n);
+    const struct mu_ex *some = mu_ex_list(b, MU_EX_ALT, strings.p, strings.n);
+    if (strings.n && (shape->told & MU_SCHEMA_STRING)) some = mu_ex_both(b, some, mu_schema_string(s, &shape->members));
+    mu_items_add(b, &others, some);
+    some = mu_ex_list(b, MU_EX_ALT, numbers.p, numbers.n);
+    if (numbers.n && (shape->told & MU_SCHEMA_NUMBER))
+        some = mu_ex_both(b, some, mu_schema_number(s, &shape->members, false));
+    mu_items_add(b, &others, some);
+    return mu_ex_list(b, MU_EX_ALT, others.p, others.n);
 }
 
 /* ---- strings ---- */
@@ -137,6 +138,7 @@ const struct mu_ex *mu_schema_string(struct mu_schema *s, const struct mu_schema
 static const struct mu_ex *item(struct mu_schema *s, const struct mu_schema_all *members, size_t i)
 {
     struct mu_schema_all all = {0};
+    if (!mu_gb_work(s->b, members->n)) return NULL;
     for (uint32_t k = 0; k < members->n; k++) {
         const json_t *schema = members->p[k].schema, *v = json_array_get(json_object_get(schema, "prefixItems"), i);
         if (!v) v = json_object_get(schema, "items");

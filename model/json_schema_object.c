@@ -8,20 +8,23 @@
 
 struct name {
     const char *key;
+    const struct mu_ex *text; /* as JSON writes it */
     struct mu_schema_all value;
     bool required, never;
 };
 
-struct pattern { /* of patternProperties, and whose */
-    const char *text;
+/* Of patternProperties, and whose. */
+struct pattern {
+    const struct mu_ex *ex; /* names as JSON writes them */
     const json_t *value, *schema;
-    struct mu_dfa dfa; /* of names as JSON writes them */
+    struct mu_dfa dfa; /* of ex */
 };
 
 struct object {
     struct mu_schema *s;
     const struct mu_schema_all *members;
     struct name *names;
+    json_t *numbers; /* of names: their places in names */
     struct pattern *patterns;
     uint32_t n_name, n_pattern;
     bool rest; /* members of other names are allowed */
@@ -49,47 +52,51 @@ static void find_patterns(struct object *o)
         json_object_foreach((json_t *)json_object_get(schema, "patternProperties"), key, value)
         {
             struct pattern *p = &o->patterns[o->n_pattern++];
-            *p = (struct pattern){.text = key, .value = value, .schema = schema};
-            const struct mu_ex *ex = pattern_ex(o->s, key);
-            if (ex) mu_ex_dfa(b, NULL, ex, &p->dfa);
+            *p = (struct pattern){.ex = pattern_ex(o->s, key), .value = value, .schema = schema};
+            if (p->ex) mu_ex_dfa(b, NULL, p->ex, &p->dfa);
         }
     }
 }
 
-/* The name as JSON writes it, for the automata of patterns. */
-static bool matches(struct object *o, const struct pattern *p, const char *key)
+/* name: the automaton of one, a chain of single bytes. */
+static bool matches(struct mu_gb *b, const struct mu_dfa *name, const struct mu_dfa *pattern)
 {
-    struct mu_dfa d = {0}, both = {0};
-    struct mu_gb *b = o->s->b;
-    const struct mu_ex *ex = mu_json_text(b, key, strlen(key));
-    bool yes = false;
-    if (ex && mu_ex_dfa(b, NULL, ex, &d) == MU_OK && mu_dfa_combine(b, &d, &p->dfa, false, &both) == MU_OK)
-        yes = both.n_node > 0;
-    mu_dfa_free(&d);
-    mu_dfa_free(&both);
-    return yes;
+    uint32_t at = 0;
+    if (!name->n_node || !pattern->n_node || !mu_gb_work(b, name->n_node)) return false;
+    for (uint32_t x = 0; x < name->n_edge; x++) {
+        uint32_t e = pattern->first[at], end = pattern->first[at + 1];
+        while (e < end && name->edges[x].lo > pattern->edges[e].hi) e++;
+        if (e == end || name->edges[x].lo < pattern->edges[e].lo) return false;
+        at = pattern->edges[e].to;
+    }
+    return pattern->final[at];
 }
 
 static struct name *name_of(struct object *o, const char *key)
 {
-    for (uint32_t i = 0; i < o->n_name; i++) {
-        if (!strcmp(o->names[i].key, key)) return &o->names[i];
-    }
-    o->names[o->n_name] = (struct name){.key = key};
+    const json_t *number = json_object_get(o->numbers, key);
+    if (number) return &o->names[json_integer_value(number)];
+    if (json_object_set_new(o->numbers, key, json_integer(o->n_name)))
+        mu_gb_fail(o->s->b, MU_ENOMEM, "no memory to compile a schema");
+    o->names[o->n_name] = (struct name){.key = key, .text = mu_json_text(o->s->b, key, strlen(key))};
     return &o->names[o->n_name++];
 }
 
 /* What all members say of a name's value. */
 static void find_value(struct object *o, struct name *name)
 {
-    for (uint32_t i = 0; i < o->members->n; i++) {
+    struct mu_gb *b = o->s->b;
+    struct mu_dfa dfa = {0};
+    if (name->text && o->n_pattern) mu_ex_dfa(b, NULL, name->text, &dfa);
+    mu_gb_work(b, (uint64_t)o->members->n * (1 + o->n_pattern));
+    for (uint32_t i = 0; i < o->members->n && b->st == MU_OK; i++) {
         const json_t *schema = o->members->p[i].schema;
         const json_t *v = json_object_get(json_object_get(schema, "properties"), name->key);
         bool said = v != NULL;
         if (v) mu_schema_add(o->s, &name->value, v, false);
         for (uint32_t k = 0; k < o->n_pattern; k++) {
             const struct pattern *p = &o->patterns[k];
-            if (p->schema != schema || !matches(o, p, name->key)) continue;
+            if (p->schema != schema || !matches(b, &dfa, &p->dfa)) continue;
             mu_schema_add(o->s, &name->value, p->value, false);
             said = true;
         }
@@ -97,6 +104,7 @@ static void find_value(struct object *o, struct name *name)
         if (!said && v) mu_schema_add(o->s, &name->value, v, false);
     }
     for (uint32_t i = 0; i < name->value.n; i++) name->never |= json_is_false(name->value.p[i].schema);
+    mu_dfa_free(&dfa);
 }
 
 static void find_names(struct object *o)
@@ -109,6 +117,7 @@ static void find_names(struct object *o)
         n += json_array_size(mu_schema_get(s, schema, "required", "list"));
     }
     o->names = mu_gb_alloc(s->b, n, sizeof *o->names);
+    o->numbers = json_object();
     for (uint32_t m = 0; m < o->members->n && o->names; m++) {
         const char *key;
         json_t *value;
@@ -151,11 +160,10 @@ static const struct mu_ex *other_names(struct object *o, uint32_t but)
     const struct mu_ex *quote = mu_ex_text(b, "\"");
     const struct mu_ex *any = but == MU_MANY
                                   ? MU_SEQ(b, quote, mu_ex_repeat(b, mu_json_any_char(b, true), 0, MU_MANY), quote)
-                                  : pattern_ex(o->s, o->patterns[but].text);
-    for (uint32_t i = 0; i < o->n_name; i++)
-        mu_items_add(b, &not, mu_json_text(b, o->names[i].key, strlen(o->names[i].key)));
+                                  : o->patterns[but].ex;
+    for (uint32_t i = 0; i < o->n_name; i++) mu_items_add(b, &not, o->names[i].text);
     for (uint32_t i = 0; i < o->n_pattern; i++) {
-        if (i != but) mu_items_add(b, &not, pattern_ex(o->s, o->patterns[i].text));
+        if (i != but) mu_items_add(b, &not, o->patterns[i].ex);
     }
     return not .n ? mu_ex_but(b, any, mu_ex_list(b, MU_EX_ALT, not .p, not .n)) : any;
 }
@@ -169,6 +177,7 @@ static const struct mu_ex *other_member(struct object *o)
         bool last = k == o->n_pattern;
         struct mu_schema_all value = {0};
         if (last && !o->rest) break;
+        mu_gb_work(s->b, (uint64_t)o->members->n + o->n_name + o->n_pattern);
         if (!last) mu_schema_add(s, &value, o->patterns[k].value, false);
         for (uint32_t m = 0; m < o->members->n; m++) {
             const json_t *schema = o->members->p[m].schema, *v = json_object_get(schema, "additionalProperties");
@@ -200,8 +209,7 @@ static const struct mu_ex *inside(struct object *o)
         n_possible++;
         n_required += x->required;
         required[kids.n] = x->required;
-        mu_items_add(b, &kids,
-                     MU_SEQ(b, mu_json_text(b, x->key, strlen(x->key)), mu_json_colon(b), mu_schema_ex(s, &x->value)));
+        mu_items_add(b, &kids, MU_SEQ(b, x->text, mu_json_colon(b), mu_schema_ex(s, &x->value)));
     }
     if (b->st != MU_OK) return NULL;
     if (max < n_required || max < min) return mu_ex_list(b, MU_EX_ALT, NULL, 0);
@@ -231,6 +239,7 @@ const struct mu_ex *mu_schema_object(struct mu_schema *s, const struct mu_schema
     if (s->b->st == MU_OK) find_names(&o);
     if (s->b->st == MU_OK) find_rest(&o);
     if (s->b->st == MU_OK) ex = mu_json_list(s->b, &s->j, "{}", inside(&o));
+    json_decref(o.numbers);
     for (uint32_t i = 0; o.patterns && i < o.n_pattern; i++) mu_dfa_free(&o.patterns[i].dfa);
     return ex;
 }

@@ -69,7 +69,8 @@ struct mu_schema_shape {
     const json_t *one_value; /* const, where values is NULL */
 };
 void mu_schema_shape_of(struct mu_schema *s, const struct mu_schema_all *all, struct mu_schema_shape *out);
-bool mu_schema_value_fits(const struct mu_schema_shape *shape, const json_t *value);
+/* Of a value that is the shape's one or of its list. */
+bool mu_schema_value_fits(struct mu_schema *s, const struct mu_schema_shape *shape, const json_t *value);
 
 /* json_schema_object.c, json_schema_emit.c, json_schema_number.c, json_schema_format.c */
 const struct mu_ex *mu_schema_object(struct mu_schema *s, const struct mu_schema_all *members);

@@ -114,6 +114,7 @@ static const json_t *follow(struct mu_schema *s, const json_t *schema, const cha
     const json_t *at = s->root;
     char name[256], shown[80];
     mu_text_show(ref, strlen(ref), shown, sizeof shown);
+    if (!mu_gb_work(s->b, strlen(ref))) return NULL;
     if (ref[0] != '#' || (ref[1] && ref[1] != '/')) {
         mu_schema_fail(s, MU_EUNSUPPORTED, schema, "'$ref' to '%s' is not supported; only '#' and '#/…' are", shown);
         return NULL;
@@ -155,6 +156,7 @@ static void spread(struct mu_schema *s, const struct mu_schema_all *all, struct 
                        "schema: where a schema should be there is neither an object nor true or false");
             return;
         }
+        if (!mu_gb_work(s->b, sizeof KEYWORDS / sizeof *KEYWORDS + json_object_size(schema))) return;
         mu_schema_add(s, &out->members, schema, true);
         if (todo.p[i].bare) continue;
         check_keywords(s, schema);
@@ -233,8 +235,9 @@ static bool same_value(const json_t *x, const json_t *y)
     return json_equal(x, y);
 }
 
-static bool in_list(const json_t *list, const json_t *value)
+static bool in_list(struct mu_schema *s, const json_t *list, const json_t *value)
 {
+    if (!mu_gb_work(s->b, json_array_size(list))) return false;
     for (size_t i = 0; i < json_array_size(list); i++) {
         if (same_value(json_array_get(list, i), value)) return true;
     }
@@ -256,13 +259,13 @@ static unsigned type_of(const json_t *v)
     return 0;
 }
 
-bool mu_schema_value_fits(const struct mu_schema_shape *shape, const json_t *value)
+bool mu_schema_value_fits(struct mu_schema *s, const struct mu_schema_shape *shape, const json_t *value)
 {
     bool typed = false;
     for (uint32_t i = 0; i < shape->members.n; i++) {
         const json_t *schema = shape->members.p[i].schema, *v = json_object_get(schema, "enum");
         typed |= json_object_get(schema, "type") != NULL;
-        if (v && !in_list(v, value)) return false;
+        if (v && v != shape->values && !in_list(s, v, value)) return false;
         v = json_object_get(schema, "const");
         if (v && !same_value(v, value)) return false;
     }

@@ -2,6 +2,7 @@
  * refused with which words. Masks over vocabularies: test_constraint.c. */
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
+#include <time.h>
 
 #include "tests/model/grammar_util.h"
 
@@ -261,6 +262,72 @@ static void test_numbers(void **state)
     }
 }
 
+static double cpu_seconds(void)
+{
+    struct timespec ts;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &ts); /* other work on the machine does not count */
+    return (double)ts.tv_sec + 1e-9 * (double)ts.tv_nsec;
+}
+
+/* Processor time until a text is compiled or found too large: begin, n times item, end. In item '#' is the number of
+ * the time, from 0, and '@' the one after. */
+static double cost(enum mu_constraint_kind kind, const char *begin, const char *item, int n, const char *end)
+{
+    static char text[MU_CONSTRAINT_TEXT_MAX];
+    struct mu_grammar *g = NULL;
+    struct mu_err err = MU_ERR_INIT;
+    char *p = stpcpy(text, begin);
+    for (int i = 0; i < n; i++) {
+        assert_in_range(p - text, 0, sizeof text - 200);
+        for (const char *q = item; *q; q++) {
+            if (*q == '#' || *q == '@') {
+                p += sprintf(p, "%d", i + (*q == '@'));
+            } else {
+                *p++ = *q;
+            }
+        }
+    }
+    p = stpcpy(p, end);
+    double start = cpu_seconds();
+    enum mu_status st = mu_grammar_compile(kind, text, (size_t)(p - text), &g, &err);
+    double took = cpu_seconds() - start;
+    if (st != MU_OK && st != MU_ELIMIT) fail_msg("%.60s… %s", text, err.text);
+    mu_grammar_free(g);
+    return took;
+}
+
+/* No form keeps its thread longer than the steps allow: whatever repeats work over a long text counts, or is gone. */
+static void test_cost(void **state)
+{
+    (void)state;
+    static const struct {
+        enum mu_constraint_kind kind;
+        const char *begin, *item;
+        int n;
+        const char *end;
+    } forms[] = {
+        {S, "{\"format\":\"uri\",\"enum\":[\"a:0\"", ",\"http://a/#\"", 3000, "]}"},
+        {S, "{\"enum\":[\"\"", ",\"x#\"", 30000, "]}"},
+        {S,
+         "{\"anyOf\":[{},{},{},{},{},{},{},{},{},{}],\"oneOf\":[{},{},{},{},{},{},{},{},{},{}],\"allOf\":[{\"anyOf\":[{"
+         "},{},{},{},{},{},{},{},{},{}]}",
+         ",{}", 4000, "]}"},
+        {S, "{\"additionalProperties\":true,\"required\":[\"\"", ",\"x#\"", 60000, "]}"},
+        {S, "{\"properties\":{\"\":true", ",\"x#\":{\"type\":\"string\",\"format\":\"uri\",\"maxLength\":500}", 10,
+         "}}"},
+        {G, "root ::= r0\n", "r# ::= \"a\" r@\n", 32000, "r32000 ::= \"b\"\n"},
+        {G, "root ::= s16000\ndead ::= \"a\" dead\n", "s@ ::= \"q\" s# dead | t@\nt# ::= s@ \"x\"\n", 16000,
+         "s0 ::= \"p\" root | t0\nt16000 ::= \"y\"\n"},
+    };
+    /* What is ended by its steps, in one automaton. */
+    double most = 2.5 * cost(S, "{\"properties\":{\"\":true", ",\"x#\":true", 5000, "}}");
+    for (size_t i = 0; i < sizeof forms / sizeof *forms; i++) {
+        double took = cost(forms[i].kind, forms[i].begin, forms[i].item, forms[i].n, forms[i].end);
+        print_message("form %zu: %.2f s of %.2f\n", i, took, most);
+        if (!(took <= most)) fail_msg("%.60s… took %.1f s to compile, most %.1f", forms[i].begin, took, most);
+    }
+}
+
 /* Every failing allocation ends in MU_ENOMEM and leaves nothing behind. (jansson's own memory is not ours to fail.) */
 static void test_allocations(void **state)
 {
@@ -300,6 +367,7 @@ int main(void)
         cmocka_unit_test(test_regex_against_pcre2),
         cmocka_unit_test(test_pattern_against_pcre2),
         cmocka_unit_test(test_numbers),
+        cmocka_unit_test(test_cost),
         cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,8 +2,8 @@
  *
  *   white space   after a bracket, a comma or before a closing bracket: nothing, a space, or a line's end and at most
  *                 SPACES_MAX spaces or TABS_MAX tabs; after a colon: nothing or a space; nowhere else
- *   numbers       at most DIGITS_MAX digits before and after the point, EXPONENT_MAX in the exponent: what every reader
- *                 takes
+ *   numbers       at most MU_JSON_DIGITS_MAX digits before and after the point, EXPONENT_MAX in the exponent: what every
+ *                 reader takes
  *   strings       any characters; escapes as JSON has them, also of pairs of surrogates; not U+0000, which readers in C
  *                 refuse
  *
@@ -14,7 +14,7 @@
 
 #include "model/grammar_part.h"
 
-enum { SPACES_MAX = 40, TABS_MAX = 20, DIGITS_MAX = 18, EXPONENT_MAX = 2 };
+enum { SPACES_MAX = 40, TABS_MAX = 20, EXPONENT_MAX = 2 };
 
 static const struct mu_ex *set(struct mu_gb *b, const char *ranges) /* "az09": pairs */
 {
@@ -129,9 +129,9 @@ const struct mu_ex *mu_json_number(struct mu_gb *b, bool integer, uint32_t fract
 {
     const struct mu_ex *digit = set(b, "09"), *minus = mu_ex_repeat(b, mu_ex_text(b, "-"), 0, 1);
     const struct mu_ex *whole =
-        MU_ALT(b, mu_ex_text(b, "0"), MU_SEQ(b, set(b, "19"), mu_ex_repeat(b, digit, 0, DIGITS_MAX - 1)));
+        MU_ALT(b, mu_ex_text(b, "0"), MU_SEQ(b, set(b, "19"), mu_ex_repeat(b, digit, 0, MU_JSON_DIGITS_MAX - 1)));
     if (integer) return MU_SEQ(b, minus, whole);
-    if (fraction_max > DIGITS_MAX) fraction_max = DIGITS_MAX;
+    if (fraction_max > MU_JSON_DIGITS_MAX) fraction_max = MU_JSON_DIGITS_MAX;
     const struct mu_ex *fraction = MU_SEQ(b, mu_ex_text(b, "."), mu_ex_repeat(b, digit, 1, fraction_max));
     const struct mu_ex *power =
         MU_SEQ(b, set(b, "eeEE"), mu_ex_repeat(b, set(b, "++--"), 0, 1), mu_ex_repeat(b, digit, 1, EXPONENT_MAX));
@@ -150,7 +150,7 @@ void mu_json_rules_open(struct mu_gb *b, struct mu_json_rules *j)
     mu_gb_define(b, j->space, MU_ALT(b, mu_ex_text(b, ""), mu_ex_text(b, " "), MU_SEQ(b, mu_ex_text(b, "\n"), indent)));
     b->rules[j->space].called = true;
     mu_gb_define(b, j->string, MU_SEQ(b, quote, mu_ex_repeat(b, mu_json_any_char(b, false), 0, MU_MANY), quote));
-    mu_gb_define(b, j->number, mu_json_number(b, false, DIGITS_MAX, true));
+    mu_gb_define(b, j->number, mu_json_number(b, false, MU_JSON_DIGITS_MAX, true));
     mu_gb_define(b, j->integer, mu_json_number(b, true, 0, false));
     const struct mu_ex *member = MU_SEQ(b, mu_ex_rule(b, j->string), mu_json_colon(b), value);
     mu_gb_define(b, j->object, mu_json_list(b, j, "{}", mu_json_many(b, j, member, 0, MU_MANY)));

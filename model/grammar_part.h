@@ -221,6 +221,7 @@ const struct mu_ex *mu_regex_parse(struct mu_gb *b, const char *text, size_t len
 void mu_json_schema_parse(struct mu_gb *b, const char *text, size_t len);
 
 /* grammar_json.c: what JSON is made of. */
+enum { MU_JSON_DIGITS_MAX = 18 }; /* of a number, before the point and behind it */
 struct mu_json_rules {
     uint32_t space, string, number, integer, value, object, array;
 };

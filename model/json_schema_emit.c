@@ -23,8 +23,13 @@ bool mu_schema_number_text(const json_t *value, char *out, size_t size)
     }
     double x = json_real_value(value);
     for (int digits = 1; digits <= 17; digits++) { /* as few as bring it back */
-        snprintf(out, size, "%.*g", digits, x);
-        if (strtod(out, NULL) == x) return true;
+        snprintf(out, size, "%.*e", digits - 1, x);
+        if (strtod(out, NULL) != x) continue;
+        int power = atoi(strchr(out, 'e') + 1), places = digits - 1 - power;
+        /* Without the exponent where a number may be written so: beside bounds it must be. */
+        if (power < MU_JSON_DIGITS_MAX && places <= MU_JSON_DIGITS_MAX)
+            snprintf(out, size, "%.*f", places > 0 ? places : 0, x);
+        return true;
     }
     return false;
 }

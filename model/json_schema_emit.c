@@ -87,7 +87,10 @@ static const struct mu_ex *values(struct mu_schema *s, const struct mu_schema_sh
         mu_items_add(b, list, mu_schema_literal(s, v));
     }
     const struct mu_ex *some = mu_ex_list(b, MU_EX_ALT, strings.p, strings.n);
-    if (strings.n && (shape->told & MU_SCHEMA_STRING)) some = mu_ex_both(b, some, mu_schema_string(s, &shape->members));
+    if (strings.n && (shape->told & MU_SCHEMA_STRING)) {
+        const struct mu_ex *string = mu_schema_string(s, &shape->members);
+        if (string && string->kind != MU_EX_RULE) some = mu_ex_both(b, some, string); /* the rule: of any string */
+    }
     mu_items_add(b, &others, some);
     some = mu_ex_list(b, MU_EX_ALT, numbers.p, numbers.n);
     if (numbers.n && (shape->told & MU_SCHEMA_NUMBER))

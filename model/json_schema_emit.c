@@ -116,7 +116,7 @@ const struct mu_ex *mu_schema_string(struct mu_schema *s, const struct mu_schema
             if (!text) continue;
             size_t len = json_string_length(v);
             if (k) {
-                const char *format = mu_schema_format(text);
+                const char *format = mu_schema_format(text, &max);
                 if (!format) {
                     mu_schema_fail(s, MU_EUNSUPPORTED, schema, "the format '%s' is not supported",
                                    mu_text_show(text, len, shown, sizeof shown));

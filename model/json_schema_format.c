@@ -21,26 +21,35 @@
     "(?:(?:" H16 ":){7}" H16 "|(?:" H16 ":){1,7}:|(?:" H16 ":){1,6}:" H16 "|(?:" H16 ":){1,5}(?::" H16       \
     "){1,2}|(?:" H16 ":){1,4}(?::" H16 "){1,3}|(?:" H16 ":){1,3}(?::" H16 "){1,4}|(?:" H16 ":){1,2}(?::" H16 \
     "){1,5}|" H16 ":(?::" H16 "){1,6}|:(?:(?::" H16 "){1,7}|:))"
+#define PCHAR "-A-Za-z0-9._~!$&'()*+,;=:@" /* RFC 3986's, without %XX */
+#define BYTE  "%[0-9A-Fa-f]{2}"
+#define REST  "(?:[" PCHAR "/?]|" BYTE ")*" /* of a path, with its query; or of a fragment */
 
 static const struct {
     const char *name, *regex;
+    uint32_t most; /* characters, where the schema does not bound them and the expression neither; 0: it does */
 } FORMATS[] = {
-    {"date-time", DATE "T" TIME},
-    {"date", DATE},
-    {"time", TIME},
-    {"duration", "P(?:" N "W|(?:" N "Y(?:" N "M(?:" N "D)?)?|" N "M(?:" N "D)?|" N "D)(?:" T_PART ")?|" T_PART ")"},
-    {"email", "[A-Za-z0-9_+-]{1,20}(?:\\.[A-Za-z0-9_+-]{1,20}){0,2}@" LABEL "(?:\\." LABEL "){1,2}"},
-    {"hostname", HOST},
-    {"ipv4", IPV4},
-    {"ipv6", IPV6},
-    {"uuid", "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}"},
-    {"uri", "[A-Za-z][A-Za-z0-9+.-]{0,15}:(?:[A-Za-z0-9._~:/?#@!$&'()*+,;=-]|%[0-9A-Fa-f]{2}){1,2000}"},
+    {"date-time", DATE "T" TIME, 0},
+    {"date", DATE, 0},
+    {"time", TIME, 0},
+    {"duration", "P(?:" N "W|(?:" N "Y(?:" N "M(?:" N "D)?)?|" N "M(?:" N "D)?|" N "D)(?:" T_PART ")?|" T_PART ")", 0},
+    {"email", "[A-Za-z0-9_+-]{1,20}(?:\\.[A-Za-z0-9_+-]{1,20}){0,2}@" LABEL "(?:\\." LABEL "){1,2}", 0},
+    {"hostname", HOST, 0},
+    {"ipv4", IPV4, 0},
+    {"ipv6", IPV6, 0},
+    {"uuid", "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}", 0},
+    {"uri",
+     "[A-Za-z][A-Za-z0-9+.-]{0,15}:(?://[A-Za-z0-9.-]*(?::\\d*)?(?:[/?]" REST ")?|/?(?:[" PCHAR "]|" BYTE ")" REST
+     ")(?:#" REST ")?",
+     500},
 };
 
-const char *mu_schema_format(const char *name)
+const char *mu_schema_format(const char *name, uint32_t *max)
 {
     for (size_t i = 0; i < sizeof FORMATS / sizeof *FORMATS; i++) {
-        if (!strcmp(FORMATS[i].name, name)) return FORMATS[i].regex;
+        if (strcmp(FORMATS[i].name, name)) continue;
+        if (*max == MU_MANY && FORMATS[i].most) *max = FORMATS[i].most;
+        return FORMATS[i].regex;
     }
     return NULL;
 }

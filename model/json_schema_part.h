@@ -79,8 +79,8 @@ const struct mu_ex *mu_schema_string(struct mu_schema *s, const struct mu_schema
 const struct mu_ex *mu_schema_number(struct mu_schema *s, const struct mu_schema_all *members, bool integer);
 const struct mu_ex *mu_schema_shape_ex(struct mu_schema *s, const struct mu_schema_shape *shape);
 const struct mu_ex *mu_schema_literal(struct mu_schema *s, const json_t *value);
-/* NULL: no such format. */
-const char *mu_schema_format(const char *name);
+/* NULL: no such format. max: of characters; set where there was none (MU_MANY) and the format needs one. */
+const char *mu_schema_format(const char *name, uint32_t *max);
 bool mu_schema_number_text(const json_t *value, char *out, size_t size); /* false: no such number */
 
 #endif

@@ -64,29 +64,39 @@ static int control_id(const struct mu_tokenizer *t, const char *text)
 }
 
 /* Tokens that end a turn in every model that has them, but where another token says that here they do not: files
- * name one end or two, chat models have more. */
+ * name one end or two, chat models have more. `plain`: texts may hold it as what it says, so that a user-defined token
+ * is none. */
 static const struct {
     const char *text, *unless;
+    bool plain;
 } END_TEXTS[] = {
-    {"<|eot_id|>", NULL},
-    {"<|im_end|>", NULL},
-    {"<end_of_turn>", NULL},
-    {"<|end|>", "<|call|>"}, /* gpt-oss: the end of a message, after which the next begins */
-    {"<|return|>", NULL},
-    {"<|call|>", NULL},
-    {"<|endoftext|>", NULL},
-    {"<|eom_id|>", NULL},
-    {"</s>", "<turn|>"},
-    {"<turn|>", NULL}, /* Gemma 4 */
-    {"<|end_of_text|>", NULL},
-    {"<EOT>", NULL},
-    {"[EOT]", NULL},
-    {"[EOS]", NULL},
-    {"<end_of_utterance>", NULL},
+    {"<|eot_id|>", NULL, false},
+    {"<|im_end|>", NULL, false},
+    {"<end_of_turn>", NULL, false},
+    {"<|end|>", "<|call|>", false}, /* gpt-oss: the end of a message, after which the next begins */
+    {"<|return|>", NULL, false},
+    {"<|call|>", NULL, false},
+    {"<|endoftext|>", NULL, false},
+    {"<|eom_id|>", NULL, false},
+    {"</s>", "<turn|>", true},
+    {"<turn|>", NULL, false}, /* Gemma 4 */
+    {"<|end_of_text|>", NULL, false},
+    {"<EOT>", NULL, true},
+    {"[EOT]", NULL, true},
+    {"[EOS]", NULL, true},
+    {"<end_of_utterance>", NULL, false},
     {"<\xEF\xBD\x9C"
      "end\xE2\x96\x81of\xE2\x96\x81sentence\xEF\xBD\x9C>",
-     NULL}, /* DeepSeek */
+     NULL, false}, /* DeepSeek */
 };
+
+bool mu_tok_ends_turn(struct mu_str text)
+{
+    for (size_t i = 0; i < sizeof END_TEXTS / sizeof END_TEXTS[0]; i++) {
+        if (!END_TEXTS[i].plain && equals(text, END_TEXTS[i].text)) return true;
+    }
+    return false;
+}
 
 static enum mu_status read_ends(struct mu_tokenizer *t, struct mu_err *err)
 {

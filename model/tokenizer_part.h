@@ -111,6 +111,9 @@ static inline struct mu_str mu_tok_without_prefix(const struct mu_tokenizer *t, 
     return (struct mu_str){piece.p + 1, piece.len - 1};
 }
 
+/* tokenizer.c: whether a token of this text is a control token, though its file may call it a user-defined one. */
+bool mu_tok_ends_turn(struct mu_str text);
+
 /* tokenizer_vocab.c */
 enum mu_status mu_tok_vocab_open(struct mu_tokenizer *t, struct mu_err *err); /* types, pieces, by_piece, byte_ids */
 uint64_t mu_tok_hash(const char *p, size_t n, uint64_t seed);

@@ -169,6 +169,7 @@ static enum mu_status read_types(struct mu_tokenizer *t, struct mu_err *err)
                               (long long)type, type == MU_TOK_BYTE ? " (byte)" : "",
                               type == MU_TOK_BYTE ? ", and a byte's text is like <0x0A>" : "");
         }
+        if (type == MU_TOK_USER && mu_tok_ends_turn(t->texts[i])) type = MU_TOK_CONTROL;
         t->types[i] = (uint8_t)type;
     }
     return MU_OK;

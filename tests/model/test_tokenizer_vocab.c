@@ -226,7 +226,7 @@ static void test_small_gemma4(void **state)
 }
 
 /* A message's end is no end of generation where calls have an end of their own (gpt-oss); plain tokens that look like an
- * end are none. */
+ * end are none. User-defined ones are, and hidden, where no text means anything else by them. */
 static void test_ends(void **state)
 {
     (void)state;
@@ -239,7 +239,14 @@ static void test_ends(void **state)
         byte_alphabet(&v);
         int end = token(&v, "<|end|>", 7, 3, 0), ret = token(&v, "<|return|>", 10, 3, 0);
         int plain = token(&v, "<|im_end|>", 10, 1, 0), call = with_call ? token(&v, "<|call|>", 8, 3, 0) : -1;
+        int user = token(&v, "<|eot_id|>", 10, 4, 0), brackets = token(&v, "[EOS]", 5, 4, 0);
         assert_int_equal(vocab_open(&v, &g, &t, &err), MU_OK);
+        assert_true(mu_tokenizer_is_end(t, user));
+        assert_int_equal(mu_tokenizer_piece(t, user, false).len, 0);
+        EXPECT(t, "<|eot_id|>", true, user);
+        EXPECT(t, "[EOS]", false, brackets);
+        assert_false(mu_tokenizer_is_end(t, brackets));
+        assert_int_equal(mu_tokenizer_piece(t, brackets, false).len, 5);
         assert_int_equal(mu_tokenizer_is_end(t, end), !with_call);
         assert_true(mu_tokenizer_is_end(t, ret));
         assert_false(mu_tokenizer_is_end(t, plain));

@@ -223,7 +223,7 @@ static void json_str(struct mu_ji *j, const struct mu_js *s, bool ascii)
         const char *e = cp && cp < 0x80 ? strchr(escaped, (int)cp) : NULL;
         if (e)
             mu_ji_write(j, (char[]){'\\', letters[e - escaped]}, 2);
-        else if (cp < 0x20 || (ascii && cp >= 0x7F && cp < 0x10000 && cp != 0x7F))
+        else if (cp < 0x20 || (ascii && cp >= 0x7F && cp < 0x10000))
             mu_ji_write(j, buf, (size_t)snprintf(buf, sizeof buf, "\\u%04x", cp));
         else if (ascii && cp >= 0x10000)
             mu_ji_write(j, buf,
@@ -262,8 +262,9 @@ static void json_dict(struct mu_ji *j, const struct json_style *style, const str
     if (style->sorted) {
         struct mu_jl *l = mu_jl_new(j, n);
         for (size_t i = 0; i < n; i++) mu_jl_push(j, l, d->e[i].key);
-        const struct mu_jargs none = {0};
-        order = mu_ji_filter("sort", 4)->call(j, mu_jv_list(l), &none).l->v;
+        struct mu_jv exact[] = {mu_jv_bool(false), mu_jv_bool(true)}; /* up, by case: Python's order */
+        const struct mu_jargs args = {.n = 2, .v = exact};
+        order = mu_ji_filter("sort", 4)->call(j, mu_jv_list(l), &args).l->v;
     }
     mu_ji_puts(j, "{");
     for (size_t i = 0; i < n; i++) {
@@ -319,9 +320,9 @@ struct mu_jv mu_jv_tojson(struct mu_ji *j, struct mu_jv v, const struct mu_jargs
                               colon = {.p = ": ", .len = 2};
     struct mu_jv arg;
     struct json_style style = {.item_sep = &comma, .key_sep = &colon};
-    style.ascii = mu_ji_bool_or(j, a, SIZE_MAX, "ensure_ascii", false);
-    style.sorted = mu_ji_bool_or(j, a, SIZE_MAX, "sort_keys", false);
-    if (mu_ji_arg(a, 0, "indent", &arg) && arg.kind != MU_JK_NONE) {
+    style.ascii = mu_ji_bool_or(j, a, 0, "ensure_ascii", false);
+    style.sorted = mu_ji_bool_or(j, a, 3, "sort_keys", false);
+    if (mu_ji_arg(a, 1, "indent", &arg) && arg.kind != MU_JK_NONE) {
         size_t mark = j->out_len;
         if (arg.kind == MU_JK_STR)
             mu_jv_print(j, arg);
@@ -332,7 +333,7 @@ struct mu_jv mu_jv_tojson(struct mu_ji *j, struct mu_jv v, const struct mu_jargs
         style.indent = mu_ji_take(j, mark).s;
         style.item_sep = &tight;
     }
-    if (mu_ji_arg(a, SIZE_MAX, "separators", &arg) && arg.kind != MU_JK_NONE) {
+    if (mu_ji_arg(a, 2, "separators", &arg) && arg.kind != MU_JK_NONE) {
         if (!mu_jv_is_seq(arg) || arg.l->n != 2 || arg.l->v[0].kind != MU_JK_STR || arg.l->v[1].kind != MU_JK_STR)
             mu_ji_fail(j, MU_EFORMAT, "tojson's separators must be two texts");
         style.item_sep = arg.l->v[0].s;

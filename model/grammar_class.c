@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "model/grammar_part.h"
+#include "model/utf8.h"
 
 void mu_set_add(struct mu_gb *b, struct mu_set *s, uint32_t lo, uint32_t hi)
 {
@@ -74,18 +75,6 @@ const struct mu_ex *mu_set_ex(struct mu_gb *b, const struct mu_set *s)
     return mu_ex_class(b, s->r, s->n);
 }
 
-static int encode(uint32_t cp, uint8_t *out)
-{
-    if (cp < 0x80) {
-        out[0] = (uint8_t)cp;
-        return 1;
-    }
-    int n = cp < 0x800 ? 2 : cp < 0x10000 ? 3 : 4;
-    for (int i = n - 1; i > 0; i--, cp >>= 6) out[i] = 0x80 | (cp & 0x3F);
-    out[0] = (uint8_t)((0xF00 >> n & 0xFF) | cp);
-    return n;
-}
-
 bool mu_utf8_ranges(uint32_t lo, uint32_t hi, bool (*seq)(void *ctx, const struct mu_byte_range *r, int n), void *ctx)
 {
     static const uint32_t ends[] = {0x7F, 0x7FF, 0xD7FF, 0xDFFF, 0xFFFF, 0x10FFFF};
@@ -103,10 +92,10 @@ bool mu_utf8_ranges(uint32_t lo, uint32_t hi, bool (*seq)(void *ctx, const struc
         if ((hi & low) != low)
             return mu_utf8_ranges(lo, (hi & ~low) - 1, seq, ctx) && mu_utf8_ranges(hi & ~low, hi, seq, ctx);
     }
-    uint8_t a[4], z[4];
+    char a[4], z[4];
     struct mu_byte_range r[4];
-    encode(lo, a);
-    encode(hi, z);
-    for (int i = 0; i < n; i++) r[i] = (struct mu_byte_range){a[i], z[i]};
+    mu_utf8_put(a, lo);
+    mu_utf8_put(z, hi);
+    for (int i = 0; i < n; i++) r[i] = (struct mu_byte_range){(uint8_t)a[i], (uint8_t)z[i]};
     return seq(ctx, r, n);
 }

@@ -82,11 +82,7 @@ static bool hex(struct gbnf *g, int digits, uint32_t *cp)
 {
     *cp = 0;
     for (int i = 0; i < digits; i++, g->p++) {
-        char c = g->p < g->end ? *g->p : ' ';
-        int v = c >= '0' && c <= '9'   ? c - '0'
-                : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                       : -1;
+        int v = g->p < g->end ? mu_hex_digit(*g->p) : -1;
         if (v < 0) {
             bad(g, "a hexadecimal digit is missing");
             return false;

@@ -241,20 +241,6 @@ static struct mu_jtok number(struct mu_jp *p)
     return t;
 }
 
-static size_t put_utf8(char *w, uint32_t cp)
-{
-    if (cp < 0x80) return w[0] = (char)cp, 1;
-    if (cp < 0x800) return w[0] = (char)(0xC0 | cp >> 6), w[1] = (char)(0x80 | (cp & 0x3F)), 2;
-    if (cp >= 0xD800 && cp < 0xE000) cp = 0xFFFD;
-    if (cp < 0x10000) {
-        w[0] = (char)(0xE0 | cp >> 12), w[1] = (char)(0x80 | (cp >> 6 & 0x3F)), w[2] = (char)(0x80 | (cp & 0x3F));
-        return 3;
-    }
-    w[0] = (char)(0xF0 | cp >> 18), w[1] = (char)(0x80 | (cp >> 12 & 0x3F));
-    w[2] = (char)(0x80 | (cp >> 6 & 0x3F)), w[3] = (char)(0x80 | (cp & 0x3F));
-    return 4;
-}
-
 /* The escape at s (after the backslash, n bytes left) to *w; returns the bytes read. Unknown ones stay as they are. */
 static size_t unescape(const char *s, size_t n, char **w)
 {
@@ -262,18 +248,14 @@ static size_t unescape(const char *s, size_t n, char **w)
     size_t want = s[0] == 'x' ? 2 : s[0] == 'u' ? 4 : s[0] == 'U' ? 8 : 0;
     uint32_t cp = 0;
     size_t i;
-    for (i = 1; want && i <= want && i < n; i++) {
-        char c = s[i], low = (char)(c | 0x20);
-        if (!is_digit(c) && !(low >= 'a' && low <= 'f')) break;
-        cp = cp << 4 | (uint32_t)(is_digit(c) ? c - '0' : low - 'a' + 10);
-    }
+    for (i = 1; want && i <= want && i < n && mu_hex_digit(s[i]) >= 0; i++) cp = cp << 4 | (uint32_t)mu_hex_digit(s[i]);
     if (want && i == want + 1 && cp <= 0x10FFFF) {
-        *w += put_utf8(*w, cp);
+        *w += mu_utf8_put(*w, cp >= 0xD800 && cp < 0xE000 ? 0xFFFD : cp);
         return want + 1;
     }
     for (i = 0; i < 3 && i < n && s[i] >= '0' && s[i] <= '7'; i++) cp = cp << 3 | (uint32_t)(s[i] - '0');
     if (i) {
-        *w += put_utf8(*w, cp);
+        *w += mu_utf8_put(*w, cp);
         return i;
     }
     const char *at = memchr(names, s[0], sizeof names - 1);

@@ -7,6 +7,7 @@
 #include "base/alloc.h"
 #include "model/chat_template.h"
 #include "model/jinja.h"
+#include "model/utf8.h"
 
 void mu_ji_write(struct mu_ji *j, const char *p, size_t len)
 {
@@ -41,15 +42,7 @@ void mu_ji_fill(struct mu_ji *j, const char *p, size_t len, size_t times)
 void mu_ji_put_cp(struct mu_ji *j, uint32_t cp)
 {
     char c[4];
-    int n = 0;
-    if (cp < 0x80) {
-        c[n++] = (char)cp;
-    } else {
-        int more = cp < 0x800 ? 1 : cp < 0x10000 ? 2 : 3;
-        c[n++] = (char)((more == 1 ? 0xC0u : more == 2 ? 0xE0u : 0xF0u) | cp >> (6 * more));
-        while (more--) c[n++] = (char)(0x80 | (cp >> (6 * more) & 0x3F));
-    }
-    mu_ji_write(j, c, (size_t)n);
+    mu_ji_write(j, c, mu_utf8_put(c, cp));
 }
 
 struct mu_jv mu_ji_take(struct mu_ji *j, size_t mark)

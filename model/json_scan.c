@@ -63,24 +63,11 @@ static int32_t hex4(const char *p, const char *end)
     int32_t v = 0;
     if (end - p < 4) return -1;
     for (int i = 0; i < 4; i++) {
-        char c = p[i];
-        int d = c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+        int d = mu_hex_digit(p[i]);
         if (d < 0) return -1;
         v = v * 16 + d;
     }
     return v;
-}
-
-static size_t put_utf8(char *out, uint32_t cp)
-{
-    if (cp < 0x80) {
-        out[0] = (char)cp;
-        return 1;
-    }
-    size_t n = cp < 0x800 ? 2 : cp < 0x10000 ? 3 : 4;
-    for (size_t i = n - 1; i; i--, cp >>= 6) out[i] = (char)(0x80 | (cp & 0x3F));
-    out[0] = (char)((0xF00u >> n & 0xF0) | cp); /* 110…, 1110…, 11110… */
-    return n;
 }
 
 /* The character of the escape at *p (behind the backslash); -1: none. A pair of surrogates is one character. */
@@ -152,7 +139,7 @@ enum mu_status mu_json_string(struct mu_json *j, struct mu_str *out, struct mu_e
         const char *at = p++;
         int64_t cp = unescape(&p, close);
         if (cp < 0) return mu_json_fail(j, at, err, "an escape such as \\n or \\u00e9");
-        n += put_utf8(copy + n, (uint32_t)cp);
+        n += mu_utf8_put(copy + n, (uint32_t)cp);
     }
     *out = (struct mu_str){copy, n};
     return MU_OK;

@@ -59,11 +59,7 @@ static bool hex(struct regex *r, int digits, uint32_t *cp)
 {
     *cp = 0;
     for (int i = 0; i < digits; i++, r->p++) {
-        char c = r->p < r->end ? *r->p : ' ';
-        int v = c >= '0' && c <= '9'   ? c - '0'
-                : c >= 'a' && c <= 'f' ? c - 'a' + 10
-                : c >= 'A' && c <= 'F' ? c - 'A' + 10
-                                       : -1;
+        int v = r->p < r->end ? mu_hex_digit(*r->p) : -1;
         if (v < 0) {
             bad(r, MU_EFORMAT, "a hexadecimal digit is missing");
             return false;

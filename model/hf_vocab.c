@@ -340,13 +340,6 @@ static enum mu_status make_room(struct mu_hf *h, struct mu_err *err)
     return lengthen(h, (int)n, err);
 }
 
-static bool is_byte_text(struct mu_str s)
-{
-    static const char hex[] = "0123456789ABCDEFabcdef";
-    return s.len == 6 && !memcmp(s.p, "<0x", 3) && s.p[5] == '>' && s.p[3] && s.p[4] && strchr(hex, s.p[3]) &&
-           strchr(hex, s.p[4]);
-}
-
 static enum mu_status make_types(struct mu_hf *h, const uint8_t *kinds, struct mu_err *err)
 {
     for (int id = 0; id < h->n_token; id++) {
@@ -362,7 +355,7 @@ static enum mu_status make_types(struct mu_hf *h, const uint8_t *kinds, struct m
             h->types[id] = kinds[id] == ADDED_SPECIAL || looks_special(*text) ? MU_TOK_CONTROL : MU_TOK_USER;
         } else if (h->types[id]) {
             continue; /* tokenizer.model says it */
-        } else if (h->spm && h->byte_fallback && is_byte_text(*text)) {
+        } else if (h->spm && h->byte_fallback && mu_tok_byte(*text) >= 0) {
             h->types[id] = MU_TOK_BYTE;
         } else {
             h->types[id] = h->spm && h->unk.p && !mu_str_compare(*text, h->unk) ? MU_TOK_UNKNOWN : MU_TOK_NORMAL;

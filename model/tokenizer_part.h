@@ -124,6 +124,7 @@ static inline uint64_t mu_tok_piece_hash(const struct mu_tokenizer *t, const cha
 }
 /* The bytes that a byte-level text stands for ("Ġ" is a space), at most as many as text has. -1: it is no such text. */
 int mu_tok_byte_level(struct mu_str text, char *out);
+int mu_tok_byte(struct mu_str text); /* "<0x0A>" → 10; -1: no such text */
 uint64_t mu_tok_seed(void);
 
 /* tokenizer_ranks.c: tokenizer.ggml.merges */

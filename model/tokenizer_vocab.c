@@ -100,18 +100,11 @@ int mu_tok_byte_level(struct mu_str text, char *out)
     return n;
 }
 
-static int hex(char c)
+int mu_tok_byte(struct mu_str s)
 {
-    if (c >= '0' && c <= '9') return c - '0';
-    if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
-}
-
-/* "<0x0A>" → 10; -1: no such text. */
-static int byte_token(struct mu_str s)
-{
-    if (s.len != 6 || memcmp(s.p, "<0x", 3) || s.p[5] != '>' || hex(s.p[3]) < 0 || hex(s.p[4]) < 0) return -1;
-    return hex(s.p[3]) * 16 + hex(s.p[4]);
+    if (s.len != 6 || memcmp(s.p, "<0x", 3) || s.p[5] != '>') return -1;
+    int high = mu_hex_digit(s.p[3]), low = mu_hex_digit(s.p[4]);
+    return high < 0 || low < 0 ? -1 : high * 16 + low;
 }
 
 size_t mu_tok_unmark(struct mu_str text, char *out)
@@ -135,7 +128,7 @@ static size_t make_piece(struct mu_tokenizer *t, int id, char *out)
     switch (t->types[id]) {
     case MU_TOK_UNUSED: return 0;
     case MU_TOK_BYTE:
-        b = byte_token(text); /* types and texts were checked */
+        b = mu_tok_byte(text); /* types and texts were checked */
         out[0] = (char)b;
         return 1;
     case MU_TOK_NORMAL:
@@ -162,7 +155,7 @@ static enum mu_status read_types(struct mu_tokenizer *t, struct mu_err *err)
     }
     for (int i = 0; i < t->n_vocab; i++) {
         int64_t type = v ? mu_gguf_item_i64(v, (uint64_t)i) : MU_TOK_NORMAL;
-        bool is_byte = byte_token(t->texts[i]) >= 0;
+        bool is_byte = mu_tok_byte(t->texts[i]) >= 0;
         if (t->spm && is_byte && (!v || (t->ranked && type == MU_TOK_NORMAL))) type = MU_TOK_BYTE;
         if (type < MU_TOK_NORMAL || type > MU_TOK_BYTE || (type == MU_TOK_BYTE && !is_byte)) {
             return MU_TOK_BAD(t, v, err, "token %d has type %lld%s, expected 1 to 6%s; " MU_TOK_REMEDY, i,

@@ -12,6 +12,7 @@
 #include "base/utf8.h"
 #include "kernels/kernels.h"
 #include "model/arch.h"
+#include "model/utf8.h"
 
 static enum mu_status tensor_fail(const struct mu_model *m, const struct mu_gguf_tensor *t, enum mu_status code,
                                   struct mu_err *err, const char *fmt, ...) __attribute__((format(printf, 5, 6)));

@@ -153,7 +153,6 @@ struct mu_dfa { /* node 0 is the start; n_node 0: no text at all */
 };
 void mu_dfa_free(struct mu_dfa *d);
 
-struct mu_nfa;
 /* grammar_nfa.c: what stands behind a rule's number while automata are made. */
 struct mu_rule_info {
     struct mu_dfa dfa;

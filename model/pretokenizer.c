@@ -423,8 +423,7 @@ static enum mu_status cut(struct mu_pre_run *run, int level, const char *text, s
             if (st != MU_OK) return st;
         }
         if (end > start) {
-            st =
-                (run->pre->right3[level] ? cut_right3 : cut)(run, level + 1, text + start, end - start, word, ctx, err);
+            st = cut(run, level + 1, text + start, end - start, word, ctx, err);
             if (st != MU_OK) return st;
         }
         at = end;

@@ -129,8 +129,3 @@ bool mu_constraint_may_end(const struct mu_constraint *c)
 {
     return c->m->states.states[c->state].accepts;
 }
-
-bool mu_constraint_is_complete(const struct mu_constraint *c)
-{
-    return c->ended || (mu_constraint_may_end(c) && !c->m->states.states[c->state].goes_on);
-}

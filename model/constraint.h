@@ -64,7 +64,6 @@ enum mu_status mu_constraint_accept(struct mu_constraint *c, int id, struct mu_e
 enum mu_status mu_constraint_mask(struct mu_constraint *c, uint32_t *words, struct mu_err *err);
 size_t mu_constraint_mask_words(const struct mu_constraint_vocab *v);
 bool mu_constraint_is_dead(const struct mu_constraint *c);
-bool mu_constraint_may_end(const struct mu_constraint *c);     /* the text is whole as it stands */
-bool mu_constraint_is_complete(const struct mu_constraint *c); /* … and nothing can follow */
+bool mu_constraint_may_end(const struct mu_constraint *c); /* the text is whole as it stands */
 
 #endif

@@ -88,7 +88,7 @@ static bool unicode(struct regex *r, uint32_t *cp)
         if (*cp >= 0xD800 && *cp < 0xDC00 && r->end - r->p >= 6 && r->p[0] == '\\' && r->p[1] == 'u') {
             r->p += 2;
             if (!hex(r, 4, &low)) return false;
-            *cp = 0x10000 + ((*cp - 0xD800) << 10) + (low - 0xDC00);
+            if (low >= 0xDC00 && low < 0xE000) *cp = 0x10000 + ((*cp - 0xD800) << 10) + (low - 0xDC00);
         }
     }
     if (*cp <= 0x10FFFF && (*cp < 0xD800 || *cp > 0xDFFF)) return true;

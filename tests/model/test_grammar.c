@@ -79,6 +79,7 @@ static const struct {
     {R, "(?i)a", MU_EUNSUPPORTED, "this kind of group"},
     {R, "a++", MU_EUNSUPPORTED, "possessive"},
     {R, "a\\", MU_EFORMAT, "a backslash ends it"},
+    {R, "\\ud83d\\u0041", MU_EFORMAT, "the escape before is no character"},
     {R, "[]", MU_EINVAL, "no text can satisfy"},
     {R, "a{2}{3}", MU_EFORMAT, "nothing to repeat"},
     {R, "a$b", MU_EINVAL, "no text can satisfy"},

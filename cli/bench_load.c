@@ -27,6 +27,7 @@
 #include "kernels/peak.h"
 #include "transport/comm.h"
 #include "worker/device_link.h"
+#include "worker/rank.h"
 #include "worker/seat.h"
 #include "worker/shard_comm.h"
 #include "worker/solo.h"
@@ -37,6 +38,7 @@ enum {
     PROBE_PASSES = 3,
     WARM_TOKENS = 64,
     MAX_SPANS = 1 << 16, /* of a repeat; later ones are not noted */
+    LOAD_MS = 600000,    /* by which ranks may differ in loading, as those of a gang */
 };
 
 struct share { /* a rank's, whose times are taken here */
@@ -733,6 +735,7 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
         st = mu_fail(err, MU_EINVAL, "mpirun started %d ranks, the split has %d", comm->n_rank, split.n_rank);
         goto out;
     }
+    comm->timeout_ms = LOAD_MS;
     MU_TRY(st, topo_open(&topo, err), out);
     MU_TRY(st, kernels_find(comm, &kernels, err), out);
     threads_count(&l, topo, &split, &kernels);
@@ -751,6 +754,7 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
                                   .serving = job->serving,
                                   .pool = seat.pool,
                                   .numa = seat.numa};
+    so.device_timeout_ms = mu_rank_wait_ms(model, &split, &job->serving, job->n_thread);
     struct mu_device_link_ids links;
     MU_TRY(st, mu_shard_link_create(comm, plan, &link, &so.comm, err), out);
     MU_TRY(st, mu_device_link_agree(comm, plan, comm->rank, NULL, &links, err), out);
@@ -766,6 +770,8 @@ enum mu_status mu_bench_rank(const struct mu_bench_job *job, struct mu_comm *com
     share_seat(&l.share[0], &seat.place, split.device[comm->rank] == MU_ON_CPU);
     l.probe = split.device[comm->rank] == MU_ON_CPU ? seat.pool : NULL;
     MU_TRY(st, probe_open(&l, err), out);
+    MU_TRY(st, meet(&l, err), out);
+    comm->timeout_ms = so.device_timeout_ms; /* as long as for a GPU */
     if (!(st = cases_measure(&l, done, ctx, err))) {
         int idle; /* the other stages have everything: the sends complete as soon as MPI may look */
         while ((idle = mu_shard_idle(l.shard, err)) == 0) {}

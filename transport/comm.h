@@ -41,7 +41,7 @@ struct mu_comm { /* the head of every implementation */
     const struct mu_comm_ops *ops;
     int rank, n_rank;
     const int *node_of;            /* [n_rank]: the machine of each, any numbers below n_rank; NULL: all on one */
-    int timeout_ms;                /* of every wait; default 30,000 */
+    int timeout_ms;                /* of every wait; default 30,000; INT_MAX: as good as none */
     struct mu_rank_record *record; /* where waits are told; may be NULL */
 };
 

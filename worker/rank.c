@@ -41,7 +41,6 @@ enum {
     BREATH_MS = 100,
     BELL_SETUP_MS = 30000,
     ENGINE_OPEN_MS = 10000,
-    COMM_MS = 30000,
     IDLE_POLL_MS = 10000,
     /* A rank that found another one gone lets that one be noticed first: its connections close before its process
      * ends. */
@@ -185,11 +184,9 @@ static void gpu_room_wait(const struct rank *r)
         mu_sleep_ms(50);
 }
 
-/* How long a step may take at most, for deadlines: of all layers, as if one rank had them. */
-static int64_t step_ms(const struct rank *r)
+static int wait_ms(const struct rank *r)
 {
-    int64_t ms = mu_rank_layer_ms(r->model, &r->plan.split, &r->serving, (int)r->req->threads) * r->model->cfg.n_layer;
-    return ms < 3600000 ? ms : 3600000;
+    return mu_rank_wait_ms(r->model, &r->plan.split, &r->serving, (int)r->req->threads);
 }
 
 static enum mu_status model_load(struct rank *r, struct mu_err *err)
@@ -226,7 +223,7 @@ static enum mu_status model_load(struct rank *r, struct mu_err *err)
         .load_ctx = r->record,
         .adapters = r->adapters,
         .kept_fd = kept_open(r, r->rank),
-        .device_timeout_ms = COMM_MS + (int)step_ms(r),
+        .device_timeout_ms = wait_ms(r),
     };
     mu_device_link_use(&links, &opt);
     st = mu_shard_create(&opt, &r->shard, err);
@@ -378,7 +375,7 @@ static enum mu_status rank_run(struct rank *r, struct mu_err *err)
     MU_TRY(st, draft_load(r, err), out);
     MU_TRY(st, bells_open(r, err), out);
     MU_TRY(st, mu_comm_barrier(r->comm, err), out); /* opens every connection, which costs up to 0.3 s the first time */
-    r->comm->timeout_ms = COMM_MS + (int)step_ms(r);
+    r->comm->timeout_ms = wait_ms(r);
     mu_record_op(r->record, MU_OP_IDLE, MU_RECORD_NOBODY);
     if (r->rank == r->plan.leader) return lead(r, err);
     atomic_store(&r->record->ready, 1);

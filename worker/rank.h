@@ -37,4 +37,13 @@ static inline int64_t mu_rank_layer_ms(const struct mu_model *model, const struc
     return (int64_t)(ops / rate * 1e3 + mu_rank_stream_ms(model, split));
 }
 
+/* After how many milliseconds a rank or a GPU that does not answer is given up: half a minute, and what a step of all
+ * layers takes at most, as if one rank had them. */
+static inline int mu_rank_wait_ms(const struct mu_model *model, const struct mu_split *split,
+                                  const struct mu_serving *serving, int n_thread)
+{
+    int64_t ms = mu_rank_layer_ms(model, split, serving, n_thread) * model->cfg.n_layer;
+    return 30000 + (int)(ms < 3600000 ? ms : 3600000);
+}
+
 #endif

@@ -8,10 +8,17 @@
  *                         ├─ rank 1 ── its pool
  *                         …
  *
- * A rank that fails closes its comm and its links at once, so the others end with an error and not at their deadline; the first rank
- * with an error of its own (not about a peer) is the one that is told. After a failed step only close is of use. */
+ * A rank that fails closes its comm and its links at once, so the others end with an error; the first rank with an error
+ * of its own (not about a peer) is the one that is told. After a failed step only close is of use.
+ *
+ * Ranks wait for each other without a deadline. The caller goes on when the last rank has returned, so to give up a slow
+ * one would end nothing earlier, and would lose a gang that is only slow (a later stage waits while the first computes a
+ * whole chunk) or that was stopped for a while (Ctrl-Z). Nor is anything left that only a deadline would end: a rank that
+ * fails closes, a GPU has a deadline of its own, and a thread that never returns (its file system hangs) holds up the
+ * caller either way. */
 #include "worker/solo.h"
 
+#include <limits.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -21,6 +28,7 @@
 #include "shard/adjust.h"
 #include "transport/comm.h"
 #include "worker/device_link.h"
+#include "worker/rank.h"
 #include "worker/seat.h"
 #include "worker/shard_comm.h"
 
@@ -72,6 +80,17 @@ static void rank_thread_init(void *ctx)
 
 /* ---- what a rank does ---- */
 
+/* It has failed: wakes those that wait for it. */
+static void rank_leave(struct solo_rank *r)
+{
+    if (!r->comm) return;
+    if (r->shard) mu_shard_leave(r->shard);
+    mu_shard_link_destroy(r->link);
+    r->link = NULL;
+    mu_comm_close(r->comm);
+    r->comm = NULL;
+}
+
 static void rank_create(void *arg, int member, int n_member)
 {
     struct mu_solo *s = arg;
@@ -91,9 +110,11 @@ static void rank_create(void *arg, int member, int n_member)
     mu_device_link_use(&links, &opt);
     opt.pool = r->seat.pool;
     opt.numa = r->seat.numa;
+    opt.device_timeout_ms = mu_rank_wait_ms(s->opt.model, &s->plan.split, &s->serving, s->opt.n_thread);
     MU_TRY(r->st, mu_shard_create(&opt, &r->shard, &r->err), fail);
-fail:
     return;
+fail:
+    rank_leave(r);
 }
 
 static void rank_destroy(void *arg, int member, int n_member)
@@ -116,12 +137,7 @@ static void rank_step(void *arg, int member, int n_member)
         return;
     }
     r->st = mu_shard_step(r->shard, s->running, &r->result, &r->err);
-    if (r->st == MU_OK || !r->comm) return;
-    mu_shard_leave(r->shard);
-    mu_shard_link_destroy(r->link);
-    r->link = NULL;
-    mu_comm_close(r->comm);
-    r->comm = NULL;
+    if (r->st != MU_OK) rank_leave(r);
 }
 
 /* The error to tell: of a rank that failed by itself, else of any. */
@@ -212,7 +228,10 @@ enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **
     if (n_rank > 1) {
         struct mu_comm *comms[MU_MAX_RANKS];
         MU_TRY(st, mu_comm_local_open(n_rank, comms, err), fail);
-        for (int i = 0; i < n_rank; i++) s->rank[i].comm = comms[i];
+        for (int i = 0; i < n_rank; i++) {
+            s->rank[i].comm = comms[i];
+            comms[i]->timeout_ms = INT_MAX; /* none */
+        }
     }
     mu_pool_run(s->outer, rank_create, s);
     MU_TRY(st, ranks_status(s, err), fail);

@@ -1,6 +1,7 @@
 /* The gang inside one process: slots, pages, limits, failures of a rank. */
 #include "tests/shard/model_util.h"
 
+#include <stdatomic.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -9,6 +10,18 @@
 #include "worker/solo.h"
 
 static struct mu_model *model;
+
+/* The clock of all that is linked here: each of the next n_jump looks finds it half a minute and more ahead. */
+int64_t __real_mu_now_ns(void);
+int64_t __wrap_mu_now_ns(void);
+static atomic_int n_jump;
+static atomic_llong jumped_ns;
+
+int64_t __wrap_mu_now_ns(void)
+{
+    if (atomic_load(&n_jump) > 0 && atomic_fetch_sub(&n_jump, 1) > 0) atomic_fetch_add(&jumped_ns, 31 * MU_SEC);
+    return __real_mu_now_ns() + atomic_load(&jumped_ns);
+}
 
 static int group_begin(void **state)
 {
@@ -254,6 +267,24 @@ static void test_rank_fails(void **state)
 #endif
 }
 
+/* A rank that computes for minutes, or a process that was stopped while its ranks waited, is no failure. */
+static void test_slow(void **state)
+{
+    (void)state;
+    static const char *const splits[] = {"1:1", "1/1", "1:1/1:1"};
+    int32_t prompt[64], want, got;
+    for (int i = 0; i < 64; i++) prompt[i] = i * 7 % 400;
+    for (int s = 0; s < 3; s++) {
+        struct mu_solo *solo = solo_open(splits[s], (struct mu_serving){.n_ctx = 64, .n_slot = 1, .step_tokens = 64});
+        continuation(solo, 0, prompt, 64, &want, 1);
+        atomic_store(&n_jump, 10000); /* some of them of a rank that waits */
+        continuation(solo, 0, prompt, 64, &got, 1);
+        atomic_store(&n_jump, 0);
+        assert_int_equal(got, want);
+        mu_solo_close(solo);
+    }
+}
+
 /* Any exchange of a step in halves fails, with another one under way: everybody ends soon. */
 static void test_halves_fail(void **state)
 {
@@ -295,6 +326,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_guesses),    cmocka_unit_test(test_slots),
                                        cmocka_unit_test(test_truncate),   cmocka_unit_test(test_limits),
-                                       cmocka_unit_test(test_rank_fails), cmocka_unit_test(test_halves_fail)};
+                                       cmocka_unit_test(test_rank_fails), cmocka_unit_test(test_halves_fail),
+                                       cmocka_unit_test(test_slow)};
     return cmocka_run_group_tests(tests, group_begin, group_end);
 }

@@ -12,8 +12,13 @@
 #include "kernels/kernels.h"
 #include "kernels/peak.h"
 
-enum { READ_MS = 150, SLICE_ALIGN = 1 << 20, MAX_THREADS = 1024 };
-static const size_t read_bytes_most = (size_t)256 << 20; /* beyond the last-level cache of most machines */
+enum {
+    READ_MS = 150,
+    SLICE_UNIT = 64 << 10,  /* whole pages everywhere */
+    SLICE_WANTED = 8 << 20, /* beyond a core's part of the last-level cache, mostly */
+    MAX_THREADS = 1024,
+};
+static const size_t read_bytes = (size_t)256 << 20; /* of few threads together: beyond their last-level cache, mostly */
 
 struct probe {
     struct mu_pool *pool;
@@ -75,6 +80,13 @@ static void thread_init(void *ctx)
     mu_fp_env_set();
 }
 
+size_t mu_measure_slice(uint64_t available_bytes, int n_thread)
+{
+    size_t n = (size_t)n_thread, wanted = read_bytes / n > SLICE_WANTED ? read_bytes / n : SLICE_WANTED;
+    size_t most = (size_t)(available_bytes / 8) / n, slice = wanted < most ? wanted : most;
+    return slice < SLICE_UNIT ? SLICE_UNIT : slice / SLICE_UNIT * SLICE_UNIT;
+}
+
 /* Of each node as many of its cores as are its share. */
 static int cpus_choose(const struct mu_topo *topo, struct probe *p, int cpu[MAX_THREADS])
 {
@@ -101,10 +113,9 @@ enum mu_status mu_processors_measure(const struct mu_topo *topo, double *read_gb
     if (!p) return mu_fail(err, MU_ENOMEM, "out of memory for measuring");
     opt.n_threads = cpus_choose(topo, p, cpu);
     opt.cpus = cpu;
-    size_t total = topo->mem_available_bytes / 8 < read_bytes_most ? topo->mem_available_bytes / 8 : read_bytes_most;
-    p->slice = total / (size_t)opt.n_threads / SLICE_ALIGN * SLICE_ALIGN;
+    p->slice = mu_measure_slice(topo->mem_available_bytes, opt.n_threads);
     size_t bytes = p->slice * (size_t)opt.n_threads;
-    p->buf = bytes ? mu_pages_alloc(bytes) : NULL;
+    p->buf = mu_pages_alloc(bytes);
     if (!p->buf) {
         st = mu_fail(err, MU_ENOMEM, "no memory to measure bandwidth (%zu MB)", bytes >> 20);
         goto done;

@@ -154,7 +154,11 @@ static void memory_limit(const char *root, const char *folder, bool v2, struct m
     if (!number_read(root, folder, v2 ? "memory.current" : "memory.usage_in_bytes", &usage)) return;
     /* Usage counts the page cache, which gives way: after reading a model file it would seem that nothing is left. */
     char *stat = text_read(root, folder, "memory.stat");
-    uint64_t cache = stat ? stat_value(stat, v2 ? "inactive_file" : "total_inactive_file") : 0;
+    uint64_t cache = 0;
+    if (stat) {
+        cache += stat_value(stat, v2 ? "inactive_file" : "total_inactive_file");
+        cache += stat_value(stat, v2 ? "active_file" : "total_active_file"); /* read more than once */
+    }
     mu_free(stat);
     usage = usage > cache ? usage - cache : 0;
     uint64_t left = limit > usage ? limit - usage : 0;

@@ -144,13 +144,14 @@ static void version_2_takes_the_least_on_the_way_up(void **state)
     put("/sys/fs/cgroup/system.slice/cpu.max", "150000 100000\n");
     put("/sys/fs/cgroup/system.slice/muster.service/memory.max", "8000000\n");
     put("/sys/fs/cgroup/system.slice/muster.service/memory.current", "5000000\n");
-    put("/sys/fs/cgroup/system.slice/muster.service/memory.stat", "anon 1\nfile 2\ninactive_file 1000000\nx 3\n");
+    put("/sys/fs/cgroup/system.slice/muster.service/memory.stat",
+        "anon 1\nfile 2\ninactive_file 1000000\nactive_file 500000\nx 3\n");
     put("/sys/fs/cgroup/system.slice/memory.max", "9000000\n");
     put("/sys/fs/cgroup/system.slice/memory.current", "8000000\n");
     expect_limits(1.5, 8000000, 1000000);
     put("/sys/fs/cgroup/system.slice/muster.service/cpu.max", "50000 100000\n");
     put("/sys/fs/cgroup/system.slice/memory.max", "max\n");
-    expect_limits(0.5, 8000000, 4000000);
+    expect_limits(0.5, 8000000, 4500000);
     put("/sys/fs/cgroup/system.slice/muster.service/cpu.stat", "usage_usec 77\nnr_throttled 3\nthrottled_usec 1234\n");
     put("/sys/fs/cgroup/system.slice/cpu.stat", "throttled_usec 99\n");
     expect_throttled(1234);
@@ -171,8 +172,9 @@ static void version_1(void **state)
     expect_limits(0, UINT64_MAX, UINT64_MAX);
     put("/sys/fs/cgroup/cpu/box/1/cpu.cfs_quota_us", "250000\n");
     put("/sys/fs/cgroup/memory/1/memory.limit_in_bytes", "7000\n");
-    put("/sys/fs/cgroup/memory/1/memory.stat", "inactive_file 900\ntotal_inactive_file 500\n");
-    expect_limits(2.5, 7000, 6500);
+    put("/sys/fs/cgroup/memory/1/memory.stat",
+        "inactive_file 900\nactive_file 800\ntotal_inactive_file 500\ntotal_active_file 300\n");
+    expect_limits(2.5, 7000, 6800);
     expect_throttled(0);
     put("/sys/fs/cgroup/cpu/box/1/cpu.stat", "nr_periods 9\nnr_throttled 3\nthrottled_time 5000000\n"); /* ns */
     expect_throttled(5000);

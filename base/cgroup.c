@@ -147,8 +147,9 @@ static void cpu_limit(const char *root, const char *folder, bool v2, struct mu_c
 
 static void memory_limit(const char *root, const char *folder, bool v2, struct mu_cgroup *cg)
 {
-    uint64_t limit, usage;
-    if (!number_read(root, folder, v2 ? "memory.max" : "memory.limit_in_bytes", &limit)) return;
+    uint64_t limit, high, usage;
+    if (!number_read(root, folder, v2 ? "memory.max" : "memory.limit_in_bytes", &limit)) limit = UINT64_MAX;
+    if (v2 && number_read(root, folder, "memory.high", &high) && high < limit) limit = high; /* beyond, all is slow */
     if (limit > (uint64_t)INT64_MAX / 2) return; /* v1 says "no limit" with a very large number */
     if (limit < cg->mem_limit_bytes) cg->mem_limit_bytes = limit;
     if (!number_read(root, folder, v2 ? "memory.current" : "memory.usage_in_bytes", &usage)) return;

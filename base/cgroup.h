@@ -1,6 +1,6 @@
 /* What our control group leaves us: CPU time and memory, from cgroup v2 or v1, the least along the path to the root.
- * Source: Linux Documentation/admin-guide/cgroup-v2.rst (cpu.max, cpu.stat, memory.max, memory.current, memory.stat),
- * cgroup-v1/memory.rst, scheduler/sched-bwc.rst; proc(5) for cgroup and mountinfo. */
+ * Source: Linux Documentation/admin-guide/cgroup-v2.rst (cpu.max, cpu.stat, memory.max, memory.high, memory.current,
+ * memory.stat), cgroup-v1/memory.rst, scheduler/sched-bwc.rst; proc(5) for cgroup and mountinfo. */
 #ifndef MU_BASE_CGROUP_H
 #define MU_BASE_CGROUP_H
 

@@ -152,6 +152,14 @@ static void version_2_takes_the_least_on_the_way_up(void **state)
     put("/sys/fs/cgroup/system.slice/muster.service/cpu.max", "50000 100000\n");
     put("/sys/fs/cgroup/system.slice/memory.max", "max\n");
     expect_limits(0.5, 8000000, 4500000);
+    put("/sys/fs/cgroup/system.slice/muster.service/memory.high", "7000000\n");
+    expect_limits(0.5, 7000000, 3500000);
+    put("/sys/fs/cgroup/system.slice/memory.high", "6500000\n"); /* without a memory.max */
+    put("/sys/fs/cgroup/system.slice/memory.current", "6000000\n");
+    expect_limits(0.5, 6500000, 500000);
+    put("/sys/fs/cgroup/system.slice/memory.high", "max\n");
+    put("/sys/fs/cgroup/system.slice/muster.service/memory.high", "9000000\n");
+    expect_limits(0.5, 8000000, 4500000);
     put("/sys/fs/cgroup/system.slice/muster.service/cpu.stat", "usage_usec 77\nnr_throttled 3\nthrottled_usec 1234\n");
     put("/sys/fs/cgroup/system.slice/cpu.stat", "throttled_usec 99\n");
     expect_throttled(1234);

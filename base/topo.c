@@ -45,7 +45,8 @@ static hwloc_obj_t own_node(hwloc_topology_t topology, unsigned cpu)
     return best;
 }
 
-/* By the distances that the firmware gives, where it does, else the first: the node with memory nearest to one without. */
+/* By the distances that the firmware gives, where it does, else the first: the node with memory nearest to one without. A
+ * node that our cpuset forbids is none of hwloc's, so for its CPUs too it is the first. */
 static hwloc_obj_t nearest_node(hwloc_topology_t topology, unsigned cpu)
 {
     struct hwloc_distances_s *d = NULL;
@@ -55,7 +56,7 @@ static hwloc_obj_t nearest_node(hwloc_topology_t topology, unsigned cpu)
         if (hwloc_bitmap_isset(node->cpuset, cpu) && !has_memory(topology, node)) from = node;
     if (from &&
         hwloc_distances_get_by_type(topology, HWLOC_OBJ_NUMANODE, &n, &d, HWLOC_DISTANCES_KIND_MEANS_LATENCY, 0) == 0 &&
-        n == 1) {
+        d) { /* the first of those that there are */
         hwloc_uint64_t least = UINT64_MAX, there, back;
         for (node = NULL; (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));) {
             if (!has_memory(topology, node) || hwloc_bitmap_iszero(node->cpuset) ||
@@ -65,7 +66,7 @@ static hwloc_obj_t nearest_node(hwloc_topology_t topology, unsigned cpu)
             best = node;
         }
     }
-    if (n == 1 && d) hwloc_distances_release(topology, d);
+    if (d) hwloc_distances_release(topology, d);
     for (node = NULL; !best && (node = hwloc_get_next_obj_by_type(topology, HWLOC_OBJ_NUMANODE, node));)
         if (has_memory(topology, node)) best = node;
     return best;

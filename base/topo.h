@@ -29,9 +29,9 @@ struct mu_topo {
     char host[64];
 };
 
-/* A CPU's node is the nearest one that has memory which we may use: of a CPU whose own node has none, or none that our
- * cpuset allows, the node that the firmware calls nearest to it. Nodes of memory alone (expanders, fast memory beside a
- * processor's) are nobody's. */
+/* A CPU's node is one that has memory which we may use: of a CPU whose own node has none, the node that the firmware
+ * calls nearest to it; of one whose own node our cpuset forbids, the first that it allows. Nodes of memory alone
+ * (expanders, fast memory beside a processor's) are nobody's. */
 enum mu_status mu_topo_read(struct mu_topo *topo_out, struct mu_err *err);
 
 /* The NUMA node (the system's number) that a PCI device hangs on ("0000:1b:00.0"); -1: not known. */

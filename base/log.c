@@ -62,8 +62,9 @@ static void put_str(struct line *l, const char *s)
 
 static int must_escape(uint32_t cp)
 {
-    return cp < 0x20 || (cp >= 0x7F && cp < 0xA0)                               /* C0, DEL, C1 */
-           || (cp >= 0x2028 && cp <= 0x202E) || (cp >= 0x2066 && cp <= 0x2069); /* separators, reordering */
+    return cp < 0x20 || (cp >= 0x7F && cp < 0xA0)                              /* C0, DEL, C1 */
+           || (cp >= 0x2028 && cp <= 0x202E) || (cp >= 0x2066 && cp <= 0x2069) /* separators, reordering */
+           || cp == 0x061C || cp == 0x200E || cp == 0x200F;                    /* marks of a direction */
 }
 
 /* Appends s, escaped, up to limit; a cut is marked. */

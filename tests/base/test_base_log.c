@@ -82,10 +82,12 @@ static void peers_cannot_forge_lines(void **state)
     (void)state;
     init(NULL, "text", "info");
     capture_begin();
-    mu_info("p", "%s", "a\nb\rc\td\x1b[31m\x7f|\xC2\x9B|\xE2\x80\xAE|\xE2\x80\xA8|é€𝄞");
+    mu_info("p", "%s",
+            "a\nb\rc\td\x1b[31m\x7f|\xC2\x9B|\xE2\x80\xAE|\xE2\x80\xA8|\xD8\x9C\xE2\x80\x8E\xE2\x80\x8F|é€𝄞");
     mu_info("evil\npart", "x");
     char *text = capture_end();
-    assert_non_null(strstr(text, "p: a\\nb\\rc\\td\\u001b[31m\\u007f|\\u009b|\\u202e|\\u2028|é€𝄞\n"));
+    assert_non_null(
+        strstr(text, "p: a\\nb\\rc\\td\\u001b[31m\\u007f|\\u009b|\\u202e|\\u2028|\\u061c\\u200e\\u200f|é€𝄞\n"));
     assert_non_null(strstr(text, "evil\\npart: x\n"));
     int lines = 0;
     for (char *c = text; *c; c++) lines += *c == '\n';

@@ -61,7 +61,8 @@ struct member {
 struct mu_pool {
     struct gate run, meet, finish;
     _Alignas(64) atomic_uint arrived; /* members that wait at the barrier */
-    void (*fn)(void *arg, int member, int n_members);
+    /* On another line again: members only read it while others arrive. */
+    _Alignas(64) void (*fn)(void *arg, int member, int n_members);
     void *arg;
     bool stop;
     int n;         /* members, the caller included */

@@ -195,8 +195,9 @@ struct mu_device_attn {
 /* ---- experts ---- */
 
 /* The choice of each token (C8; shard/experts.c's choose and groups_make): chosen, weight [n_tok][n_used], experts ascending;
- * places by expert, then token: place[p] is an index in chosen, at[] its inverse, begin [n_expert + 1]. With scores that
- * are not finite the weights are NaN; which experts are chosen is open, but they are distinct and ascending. */
+ * places by expert, then token: place[p] is an index in chosen, at[] its inverse, begin [n_expert + 1]. Which are
+ * chosen where scores are not finite is open, but they are distinct and ascending; where a NaN or +∞ is among them, the
+ * weights are NaN. */
 struct mu_device_route {
     int n_tok, n_expert, n_used;
     const float *score; /* [n_tok][n_expert] */

@@ -35,7 +35,9 @@ static void choose(const struct mu_shard *s, int t)
     int32_t *chosen = s->chosen + (size_t)t * (size_t)n_used;
     float *weight = s->chosen_weight + (size_t)t * (size_t)n_used, sum = 0.0f, max = score[0];
     bool taken[MU_MAX_EXPERT] = {false};
-    for (int k = 0; k < n_used; k++) { /* of scores that are not finite any: their weights poison the token */
+    /* A NaN is chosen where no expert before it is left, and then, as +∞ does, makes every weight a NaN. Elsewhere it is
+     * passed over, and so is -∞ while others are left. */
+    for (int k = 0; k < n_used; k++) {
         best = -1;
         for (int e = 0; e < n; e++)
             if (!taken[e] && (best < 0 || score[e] > score[best])) best = e;

@@ -4,9 +4,9 @@
  *
  * name[@rank]:n[=action] means: the n-th time that point is passed (for points with a value: the value n is seen),
  * act. Actions: fail (the default: the point reports it), abort (SIGKILL ourselves), stop (SIGSTOP ourselves), sleep
- * (hang for ever, still breathing). Builds with -DMUSTER_FAULTS=OFF have none of it. A name that no point carries is
- * an error at start; the points are listed in fault.c, and passing one that is not is an assertion. Points cost one
- * predictable branch when nothing is set.
+ * (hang for ever, still breathing). Builds without tests, or with -DMUSTER_FAULTS=OFF, have none of it. A name that no
+ * point carries is an error at start; the points are listed in fault.c, and passing one that is not is an assertion.
+ * Points cost one predictable branch when nothing is set.
  *
  * Threads: any. */
 #ifndef MU_BASE_FAULT_H

@@ -34,6 +34,7 @@
 #include "base/cgroup.h"
 #include "base/clock.h"
 #include "base/fault.h"
+#include "base/pause.h"
 #include "base/topo.h"
 
 enum {
@@ -77,15 +78,6 @@ struct mu_pool {
 
 /* ---- waiting ---- */
 
-static inline void cpu_pause(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb" ::: "memory"); /* `yield` is a no-op on most cores; isb waits about as long as x86's pause */
-#endif
-}
-
 static long futex(atomic_uint *word, int op, unsigned value)
 {
     return syscall(SYS_futex, word, op | FUTEX_PRIVATE_FLAG, value, NULL, NULL, 0);
@@ -96,7 +88,7 @@ static void gate_wait(struct gate *g, unsigned old, int spin_pauses)
 {
     for (int i = 0; i < spin_pauses; i++) {
         if (atomic_load_explicit(&g->word, memory_order_acquire) != old) return;
-        cpu_pause();
+        mu_cpu_pause();
     }
     int64_t give_up = mu_now_ns() + YIELD_NS;
     do {
@@ -121,7 +113,7 @@ static int spin_calibrate(void)
     int64_t best = INT64_MAX;
     for (int round = 0; round < 3; round++) {
         int64_t start = mu_now_ns();
-        for (int i = 0; i < 100; i++) cpu_pause();
+        for (int i = 0; i < 100; i++) mu_cpu_pause();
         int64_t spent = mu_now_ns() - start;
         if (spent < best) best = spent;
     }

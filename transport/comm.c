@@ -17,19 +17,11 @@
 
 #include "base/clock.h"
 #include "base/fault.h"
+#include "base/pause.h"
 
 enum { SPIN_PAUSES = 100 };
 /* So much longer than for a rank far away is waited for what is handed on from it: who fetches says first who is missing. */
 enum { HANDED_ON_MS = 1000 };
-
-static inline void cpu_pause(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("isb" ::: "memory");
-#endif
-}
 
 static enum mu_status peer_check(const struct mu_comm *c, int peer, struct mu_err *err)
 {
@@ -74,7 +66,7 @@ static enum mu_status wait_until(struct mu_comm *c, struct mu_comm_op *op, int p
         int done = c->ops->test(c, op, err);
         if (done > 0) return MU_OK;
         if (done < 0) return err ? err->code : MU_EPEER;
-        cpu_pause();
+        mu_cpu_pause();
     }
     enum mu_status st = MU_OK;
     record_waiting(c, peer);

@@ -8,6 +8,7 @@
 #include <stdbool.h>
 
 #include "base/clock.h"
+#include "base/pause.h"
 
 enum { MU_SPIN_US = 300, MU_SPIN_PAUSES = 100 };
 
@@ -25,11 +26,7 @@ static inline struct mu_spin mu_spin_start(void)
 static inline bool mu_spin_turn(struct mu_spin *s)
 {
     if (s->n++ < MU_SPIN_PAUSES) {
-#if defined(__x86_64__)
-        __builtin_ia32_pause();
-#elif defined(__aarch64__)
-        __asm__ volatile("isb" ::: "memory");
-#endif
+        mu_cpu_pause();
         return true;
     }
     if (mu_now_ns() >= s->until_ns) return false;

@@ -15,10 +15,10 @@
 #include <string.h>
 
 #include "kernels/arm/arm.h"
+#include "kernels/arm/rows.h"
 #include "kernels/parts.h"
 
 enum {
-    QUAD = 4,
     MAX_TILE = 8, /* tokens */
     MAX_V = 16,
     MAX_ACC = 16,       /* V·T, at most */
@@ -54,24 +54,6 @@ MU_INLINE float32x4_t weights(const uint8_t *p, uint32_t type, int c, int odd)
 MU_INLINE const uint8_t *quad_at(const struct tile *a, uint32_t type, int v)
 {
     return a->w + (size_t)(v / 4) * a->group_bytes + (type == MU_F16 ? 8 : 16) * (v % 4);
-}
-
-MU_INLINE float32x4_t rows_load(const float *p, int rows)
-{
-    float part[QUAD] = {0};
-    if (rows >= QUAD) return vld1q_f32(p);
-    if (rows > 0) memcpy(part, p, (size_t)rows * sizeof *p);
-    return vld1q_f32(part);
-}
-MU_INLINE void rows_store(float *p, int rows, float32x4_t x)
-{
-    float part[QUAD];
-    if (rows >= QUAD) {
-        vst1q_f32(p, x);
-    } else if (rows > 0) {
-        vst1q_f32(part, x);
-        memcpy(p, part, (size_t)rows * sizeof *p);
-    }
 }
 
 MU_INLINE void tile_run(const struct tile *a, uint32_t type, int V, int T)

@@ -32,11 +32,11 @@
 #include <string.h>
 
 #include "kernels/arm/arm.h"
+#include "kernels/arm/rows.h"
 #include "kernels/blocks.h"
 #include "kernels/parts.h"
 
 enum {
-    QUAD = 4,
     QUADS = MU_ROW_GROUP / QUAD,
     MAX_TILE = 8, /* tokens */
     FEW = 4,
@@ -348,25 +348,6 @@ MU_INLINE void block_run(const struct tile *a, uint32_t type, bool pair, const i
             z = vfmaq_f32(z, spread(pair, k->mn[1], v), vld1q_f32(a->b + 4 * cell));
             acc[v] = vfmsq_f32(acc[v], z, vmulq_f32(min, s));
         }
-    }
-}
-
-/* Four rows of a token, of which `rows` exist. */
-MU_INLINE float32x4_t rows_load(const float *p, int rows)
-{
-    float part[QUAD] = {0};
-    if (rows >= QUAD) return vld1q_f32(p);
-    if (rows > 0) memcpy(part, p, (size_t)rows * sizeof *p);
-    return vld1q_f32(part);
-}
-MU_INLINE void rows_store(float *p, int rows, float32x4_t x)
-{
-    float part[QUAD];
-    if (rows >= QUAD) {
-        vst1q_f32(p, x);
-    } else if (rows > 0) {
-        vst1q_f32(part, x);
-        memcpy(p, part, (size_t)rows * sizeof *p);
     }
 }
 

@@ -604,12 +604,6 @@ static enum mu_status topo_open(struct mu_topo **topo_out, struct mu_err *err)
     return mu_topo_read(*topo_out, err);
 }
 
-static void fp_init(void *ctx)
-{
-    (void)ctx;
-    mu_fp_env_set();
-}
-
 /* The kernel that each rank runs on, whose cores are shared out among its ranks. Not by host names, as the communicator's
  * machines: one kernel may have several (containers, tests/links). */
 struct kernels {
@@ -666,7 +660,7 @@ static enum mu_status probe_pool_open(struct load *l, const struct mu_topo *topo
 {
     int *cpus = mu_calloc((size_t)l->n_cpu_thread + 1, sizeof *cpus), n = 0;
     if (!cpus) return mu_fail(err, MU_ENOMEM, "no memory for the topology");
-    struct mu_pool_options po = {.n_threads = l->n_cpu_thread, .thread_init = fp_init, .pin = 1, .cpus = cpus};
+    struct mu_pool_options po = {.n_threads = l->n_cpu_thread, .thread_init = mu_fp_env_init, .pin = 1, .cpus = cpus};
     for (int i = 0; i < split->n_rank; i++) {
         struct mu_place place;
         bool on_cpu = split->device[i] == MU_ON_CPU;

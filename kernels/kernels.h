@@ -162,6 +162,7 @@ const struct mu_kernels *const *mu_kernels_available(void);
 
 /* C0: round to nearest even, denormals kept, exceptions masked, on the calling thread. */
 void mu_fp_env_set(void);
+void mu_fp_env_init(void *unused); /* the same, for the threads of a pool */
 bool mu_fp_env_ok(void);
 
 /* C7 for single values (the definition; SIMD forms equal it): */

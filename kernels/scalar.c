@@ -146,3 +146,8 @@ bool mu_fp_env_ok(void)
 #else
 #error "mu_fp_env_set: set round to nearest and keep denormals on this processor"
 #endif
+void mu_fp_env_init(void *unused)
+{
+    (void)unused;
+    mu_fp_env_set();
+}

@@ -74,12 +74,6 @@ static void probe_main(void *arg, int member, int n_member)
     } while (p->more);
 }
 
-static void thread_init(void *ctx)
-{
-    (void)ctx;
-    mu_fp_env_set();
-}
-
 size_t mu_measure_slice(uint64_t available_bytes, int n_thread)
 {
     size_t n = (size_t)n_thread, wanted = read_bytes / n > SLICE_WANTED ? read_bytes / n : SLICE_WANTED;
@@ -107,7 +101,7 @@ enum mu_status mu_processors_measure(const struct mu_topo *topo, double *read_gb
                                      double *node_gbps_out, struct mu_err *err)
 {
     enum mu_status st;
-    struct mu_pool_options opt = {.pin = 1, .thread_init = thread_init};
+    struct mu_pool_options opt = {.pin = 1, .thread_init = mu_fp_env_init};
     int cpu[MAX_THREADS];
     struct probe *p = mu_calloc(1, sizeof *p);
     if (!p) return mu_fail(err, MU_ENOMEM, "out of memory for measuring");

@@ -9,12 +9,6 @@
 #include "kernels/kernels.h"
 #include "shard/plan_where.h"
 
-static void thread_init(void *ctx)
-{
-    (void)ctx;
-    mu_fp_env_set();
-}
-
 /* The node that the rank's GPU hangs on; -1: it has none, or it is not known, or there is one node anyway. */
 static int near_of(const struct mu_topo *topo, const struct mu_split *split, int rank)
 {
@@ -36,7 +30,7 @@ enum mu_status mu_seat_open(const struct mu_topo *topo, const struct mu_split *s
         p->numa = -1;
         p->n_cpu = 0;
     }
-    struct mu_pool_options opt = {.n_threads = p->n_thread, .thread_init = thread_init};
+    struct mu_pool_options opt = {.n_threads = p->n_thread, .thread_init = mu_fp_env_init};
     if (p->n_cpu) {
         opt.pin = 1;
         opt.cpus = p->cpu;
@@ -45,7 +39,7 @@ enum mu_status mu_seat_open(const struct mu_topo *topo, const struct mu_split *s
     enum mu_status st = mu_pool_create(&opt, &seat->pool, err);
     if (st != MU_OK && opt.pin) { /* a container may refuse */
         mu_info("rank", "the threads of rank %d are not bound: %s", rank, err ? err->text : "refused");
-        opt = (struct mu_pool_options){.n_threads = p->n_thread, .thread_init = thread_init};
+        opt = (struct mu_pool_options){.n_threads = p->n_thread, .thread_init = mu_fp_env_init};
         st = mu_pool_create(&opt, &seat->pool, err);
     }
     return st == MU_OK ? mu_numa_open(p->numa, &seat->numa, err) : st;

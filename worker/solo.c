@@ -72,12 +72,6 @@ struct mu_solo {
     const struct mu_step *running;
 };
 
-static void rank_thread_init(void *ctx)
-{
-    (void)ctx;
-    mu_fp_env_set();
-}
-
 /* ---- what a rank does ---- */
 
 /* It has failed: wakes those that wait for it. */
@@ -223,7 +217,7 @@ enum mu_status mu_solo_open(const struct mu_solo_options *opt, struct mu_solo **
         st = mu_fail(err, MU_ENOMEM, "no memory for %d ranks", n_rank);
         goto fail;
     }
-    struct mu_pool_options outer = {.n_threads = n_rank, .thread_init = rank_thread_init};
+    struct mu_pool_options outer = {.n_threads = n_rank, .thread_init = mu_fp_env_init};
     MU_TRY(st, mu_pool_create(&outer, &s->outer, err), fail);
     if (n_rank > 1) {
         struct mu_comm *comms[MU_MAX_RANKS];

@@ -83,12 +83,6 @@ static void peak_thread(void *arg, int member, int n_members)
     r->f32[member] = mu_peak_f32_gflops();
 }
 
-static void thread_init(void *ctx)
-{
-    (void)ctx;
-    mu_fp_env_set();
-}
-
 static uint64_t rng = 88172645463325252u;
 static uint32_t rnd(void)
 {
@@ -163,7 +157,7 @@ int main(int argc, char **argv)
             return 2;
         }
     struct mu_err err = MU_ERR_INIT;
-    struct mu_pool_options po = {.n_threads = b.n_threads, .pin = 1, .thread_init = thread_init};
+    struct mu_pool_options po = {.n_threads = b.n_threads, .pin = 1, .thread_init = mu_fp_env_init};
     if (b.n_threads < 1 || b.n_threads > MAX_THREADS || b.n_row < 16 || b.n_col < 256 || b.n_col % 256 ||
         b.chunk % 16) {
         fprintf(stderr, "threads 1 to %d, rows at least 16, columns a multiple of 256, chunks of 16\n", MAX_THREADS);

@@ -22,12 +22,6 @@ static uint32_t rng(uint32_t n)
     return (uint32_t)(state >> 33) % n;
 }
 
-static void thread_init(void *ctx)
-{
-    (void)ctx;
-    mu_fp_env_set();
-}
-
 static struct mu_model *model_make(const char *arch, int n_ctx_short)
 {
     const struct mu_synth spec = {.arch = arch,
@@ -54,7 +48,7 @@ static int group_begin(void **state)
     longrope = model_make("phi3", 50); /* sequences beyond it turn otherwise */
     assert_int_equal(longrope->cfg.n_ctx_short, 50);
     MUST(mu_kernels_init(NULL, err));
-    MUST(mu_pool_create(&(struct mu_pool_options){.n_threads = 2, .thread_init = thread_init}, &pool, err));
+    MUST(mu_pool_create(&(struct mu_pool_options){.n_threads = 2, .thread_init = mu_fp_env_init}, &pool, err));
     return 0;
 }
 

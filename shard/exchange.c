@@ -357,7 +357,7 @@ void mu_send_now(struct mu_shard *s, int n_tok)
     mu_talk_end(s, MU_OP_SEND, start, &s->send_ns);
 }
 
-bool mu_run_send(struct run *r)
+void mu_run_send(struct run *r)
 {
     struct mu_shard *s = r->s;
     size_t d = (size_t)s->cfg.d_model;
@@ -371,5 +371,4 @@ bool mu_run_send(struct run *r)
     }
     mu_run_meet(r);
     if (r->member == 0) mu_send_now(s, r->n_tok);
-    return true; /* the step ends here; member 0 has the status */
 }

@@ -403,7 +403,7 @@ void mu_talk_end(struct mu_shard *s, enum mu_rank_op op, int64_t start, int64_t 
 /* The same by member 0 alone; s->failed has the status. */
 void mu_gather_now(struct mu_shard *s, void *buf, const struct parts *parts);
 bool mu_run_recv(struct run *r);
-bool mu_run_send(struct run *r);
+void mu_run_send(struct run *r); /* the step ends with it; member 0 has the status */
 /* n tokens' residual from the stage before, or begins to send that in the buffer of the step's ticket to the next; by
  * member 0 alone. s->failed has the status. */
 void mu_recv_now(struct mu_shard *s, float *x, int n_tok);

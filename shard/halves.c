@@ -17,11 +17,9 @@
 
 #include "base/alloc.h"
 #include "shard/parts.h"
+#include "shard/plan_predict.h"
 
-enum {
-    LEAST_TOKENS = 32, /* below, each half reads all weights for too little */
-    UNIT = 16,         /* tokens: halves begin at whole cache lines */
-};
+enum { UNIT = 16 }; /* tokens: halves begin at whole cache lines */
 
 struct half {
     struct mu_shard view;
@@ -114,8 +112,8 @@ static void half_view(struct mu_shard *s, struct half *h, int i, int begin, int 
 
 void mu_halves_plan(struct mu_shard *s)
 {
-    s->halved =
-        s->half && !s->decode && s->n_tok >= LEAST_TOKENS && s->lora_tok.n == 0 && mu_range_len(s->stage.layers) > 1;
+    s->halved = s->half && !s->decode && s->n_tok >= MU_HALVES_TOKENS && s->lora_tok.n == 0 &&
+                mu_range_len(s->stage.layers) > 1;
     if (!s->halved) return;
     int cut = (s->n_tok / 2 + UNIT / 2) / UNIT * UNIT;
     for (int i = 0; i < MU_SHARD_GATHERS; i++) {

@@ -320,7 +320,7 @@ static bool in_halves(const struct predict *p, const struct mu_plan_stage *st)
         if (p->plan->split.device[i] != MU_ON_CPU) return false;
         for (int j = st->first_rank; j < i; j++) slow = slow || mu_plan_link_slow(link_of(p, i, j));
     }
-    return slow && p->step->is_chunk && p->step->n_tok >= 32 && mu_range_len(st->layers) > 1 &&
+    return slow && p->step->is_chunk && p->step->n_tok >= MU_HALVES_TOKENS && mu_range_len(st->layers) > 1 &&
            p->model->cfg.n_expert == 0 && !p->model->arch->parallel;
 }
 

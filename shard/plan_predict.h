@@ -22,6 +22,7 @@ static inline bool mu_plan_link_slow(struct mu_plan_link l)
 {
     return l.us >= 15;
 }
+enum { MU_HALVES_TOKENS = 32 }; /* that such a chunk has at least: below, each half reads all weights for too little */
 struct mu_plan_links {
     int n_node;
     const struct mu_plan_link *at; /* [n_node][n_node], symmetric; [i][i]: between ranks of node i */

@@ -275,11 +275,6 @@ uint32_t mu_solo_position(const struct mu_solo *s, int slot)
     return s->slot[slot].position;
 }
 
-void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out)
-{
-    mu_shard_take_times(s->rank[s->plan.leader].shard, times_out);
-}
-
 struct mu_pool *mu_solo_pool(struct mu_solo *s)
 {
     return s->rank[0].seat.pool;

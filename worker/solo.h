@@ -59,8 +59,6 @@ void mu_solo_adapt(struct mu_solo *s, int slot, int adapter, float scale);
 struct mu_adjusts;
 void mu_solo_constrain(struct mu_solo *s, int slot, const struct mu_adjusts *adjusts, const uint8_t *mask);
 uint32_t mu_solo_position(const struct mu_solo *s, int slot);
-/* The leader's times (shard/shard.h). */
-void mu_solo_take_times(struct mu_solo *s, struct mu_shard_times *times_out);
 /* The threads of the only rank, for somebody who computes between its steps; its member 0 is the caller. */
 struct mu_pool *mu_solo_pool(struct mu_solo *s);
 /* A rank's share, for its times and traces; only between steps, and never to step it. */

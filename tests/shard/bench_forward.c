@@ -113,7 +113,7 @@ int main(int argc, char **argv)
             if (ms < best) best = ms;
         }
         struct mu_shard_times times;
-        mu_solo_take_times(solo, &times);
+        mu_shard_take_times(mu_solo_shard(solo, mu_solo_plan(solo)->leader), &times);
         printf("prefill %6.1f tok/s, %5.0f of %5.0f GOP/s (%2.0f%%)   decode %5.1f tok/s (best %5.1f), %4.1f of %4.1f "
                "GB/s (%3.0f%%, best %3.0f%%)"
                "   exchange %.3f s\n",

@@ -1,1 +1,1 @@
-target_sources(muster_transport PRIVATE comm.c comm_local.c comm_fake.c comm_mpi.c comm_measure.c)
+target_sources(muster_transport PRIVATE comm.c comm_local.c comm_mpi.c comm_measure.c)

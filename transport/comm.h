@@ -1,8 +1,9 @@
-/* Moving bytes between the ranks of a gang: one vtable, three implementations.
+/* Moving bytes between the ranks of a gang: one vtable, two implementations.
  *
  *   local  ranks are threads of one process, memory is shared      (muster logits --split, tests)
  *   mpi    ranks are processes of one Open MPI job                 (the real thing)
- *   fake   local with faults: delays, drops, a peer that goes away (tests)
+ *
+ * tests/transport/comm_fake.h is a third: local with faults.
  *
  * All sends and receives are non-blocking underneath and completed in one wait loop with a deadline; an error names the
  * rank that was waited for. Messages between a pair of ranks arrive in the order they were sent. Lengths must match
@@ -106,22 +107,5 @@ enum mu_status mu_comm_local_open(int n_rank, struct mu_comm **comms_out, struct
 /* MPI_Init_thread(FUNNELED) on this thread; our own communicator; errors returned, not fatal. Machines are told apart by
  * their names. Close finalises. */
 enum mu_status mu_comm_mpi_open(struct mu_comm **comm_out, struct mu_err *err);
-
-/* local with faults, deterministic from the seed: every message is delayed by up to max_delay_polls tests; the
- * fault_at-th operation of fault_rank (1-based; 0 = never) does what fault says. */
-enum mu_comm_fault {
-    MU_FAULT_NONE,
-    MU_FAULT_SILENT,
-    /* the peer never answers again */ MU_FAULT_GONE /* operations with it fail */
-};
-struct mu_comm_fake {
-    uint64_t seed;
-    int max_delay_polls;
-    int fault_rank;
-    long fault_at;
-    enum mu_comm_fault fault;
-};
-enum mu_status mu_comm_fake_open(int n_rank, const struct mu_comm_fake *fake, struct mu_comm **comms_out,
-                                 struct mu_err *err);
 
 #endif

@@ -1,5 +1,6 @@
 /* Ranks as threads: the local transport and the fake with its faults. */
 #include "comm_checks.h"
+#include "comm_fake.h"
 
 #include <pthread.h>
 #include <setjmp.h>

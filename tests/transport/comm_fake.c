@@ -3,11 +3,12 @@
  * A wrapper: each operation holds the local one and how many tests it still pretends not to be complete. The order of
  * messages is the local transport's. From its fault on, a silent rank's operations neither start nor complete, which
  * its peers see as a silence; a rank that is gone fails every operation that it is part of. */
+#include "comm_fake.h"
+
 #include <stdatomic.h>
 #include <stdbool.h>
 
 #include "base/alloc.h"
-#include "transport/comm.h"
 
 struct shared {
     atomic_int n_open;

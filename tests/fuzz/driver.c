@@ -4,7 +4,8 @@
  *
  * The mutations depend on the seed only: the same command fails at the same iteration. The input that runs is kept in
  * a file that is named at the start and removed at a clean end, so that after a crash it is there to be replayed by
- * naming it. -w writes the seeds. */
+ * naming it. -w writes the seeds. Without -n there are MUSTER_FUZZ_RUNS mutations, else 20,000; without -t 10 s for each
+ * 20,000 of them. */
 #include <dirent.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -219,8 +220,9 @@ static bool run_current(const uint8_t *current, int fd, size_t len)
 
 int main(int argc, char **argv)
 {
-    long n_iteration = 20000;
-    double limit_s = 10, start;
+    const char *runs = getenv("MUSTER_FUZZ_RUNS");
+    long n_iteration = runs ? atol(runs) : 20000;
+    double limit_s = 0, start;
     char path[4096];
     uint8_t *current, *data;
     size_t len;
@@ -236,6 +238,7 @@ int main(int argc, char **argv)
             return 2;
         }
     }
+    if (limit_s <= 0) limit_s = (double)n_iteration / 2000;
     for (int i = 0; mu_fuzz_seed(i, &data, &len); i++) add_input(data, len);
     int n_seed = n_pool;
     for (int i = optind; i < argc; i++) add_path(argv[i]);

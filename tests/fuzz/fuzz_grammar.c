@@ -46,7 +46,7 @@ static const struct mu_constraint_vocab *vocabulary(void)
     struct mu_str texts[N_ID];
     int32_t types[N_ID];
     float scores[N_ID] = {0};
-    struct mu_gguf_writer *w;
+    struct mu_gguf_writer *w = NULL;
     if (v) return v;
     for (int i = 0; i < 256; i++) {
         snprintf(text[i], sizeof text[i], "<0x%02X>", (unsigned)i);

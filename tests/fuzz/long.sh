@@ -22,7 +22,7 @@ while getopts s:j:t:o: opt; do
     esac
 done
 shift $((OPTIND - 1))
-(($#)) || set -- gguf hf tokenizer_json template modelfile tokenizer store adapter reply
+(($#)) || set -- gguf hf tokenizer_json template modelfile tokenizer store adapter reply grammar
 names=("$@")
 
 # What a target's code compares with: the texts in its sources, as libFuzzer's dictionary.
@@ -34,6 +34,7 @@ words() {
     tokenizer_json | tokenizer) files="model/hf_*.c model/tokenizer*.c model/pretokenizer.c" ;;
     template) files="model/jinja*.c model/chat_template*.c" ;;
     reply) files="cli/reply.c model/thinking.c" ;;
+    grammar) files="model/grammar*.c model/constraint*.c model/json_schema*.c model/regex.c" ;;
     *) files="model/$1*.c" ;;
     esac
     LC_ALL=C grep -hoE '"[] !#$&-[^-~]{2,40}"' $files | LC_ALL=C sort -u || true

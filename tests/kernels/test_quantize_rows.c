@@ -14,6 +14,7 @@
 
 #include "kernels/kernels.h"
 #include "kernels/quantize_rows.h"
+#include "tests/fixtures.h"
 
 enum { N = 2048, GUARD = 0xA5 };
 
@@ -31,16 +32,9 @@ static int setup(void **state)
 static void *read_fixture(const char *name, size_t bytes)
 {
     char path[1024];
-    const char *dir = getenv("MUSTER_FIXTURES"), *source = getenv("MUSTER_SOURCE_DIR");
-    if (dir)
-        snprintf(path, sizeof path, "%s/quant_blocks/%s", dir, name);
-    else
-        snprintf(path, sizeof path, "%s/../shared/fixtures/quant_blocks/%s", source ? source : ".", name);
+    snprintf(path, sizeof path, "%s/quant_blocks/%s", fixtures_dir(), name);
     FILE *f = fopen(path, "rb");
-    if (!f) {
-        print_message("skipped: no fixture %s (set MUSTER_FIXTURES)\n", path);
-        skip();
-    }
+    assert_non_null(f);
     void *data = malloc(bytes);
     assert_non_null(data);
     assert_int_equal(fread(data, 1, bytes, f), bytes);

@@ -18,6 +18,7 @@
 #include "base/alloc.h"
 #include "base/io.h"
 #include "base/status.h"
+#include "tests/fixtures.h"
 
 static char *test_dir;
 
@@ -69,19 +70,11 @@ static inline void assert_err(const struct mu_err *err, enum mu_status code, ...
     va_end(ap);
 }
 
-/* $MUSTER_FIXTURES/name, else beside the source folder; skips the test where it is not there. */
+/* A file of the fixtures; ends the test where there are none. */
 static inline const char *fixture_path(const char *name)
 {
     static char path[1024];
-    const char *dir = getenv("MUSTER_FIXTURES"), *source = getenv("MUSTER_SOURCE_DIR");
-    if (dir)
-        snprintf(path, sizeof path, "%s/%s", dir, name);
-    else
-        snprintf(path, sizeof path, "%s/../shared/fixtures/%s", source ? source : ".", name);
-    if (access(path, R_OK) != 0) {
-        print_message("skipped: no fixture %s (set MUSTER_FIXTURES)\n", path);
-        skip();
-    }
+    snprintf(path, sizeof path, "%s/%s", fixtures_dir(), name);
     return path;
 }
 

@@ -35,7 +35,7 @@ static bool open_vocab(struct vocab *x, const char *name)
 {
     char path[4096];
     struct mu_err err = MU_ERR_INIT;
-    snprintf(path, sizeof path, "%s/tokenizers/%s.gguf", tok_fixtures(), name);
+    snprintf(path, sizeof path, "%s/tokenizers/%s.gguf", fixtures_dir(), name);
     x->name = name;
     x->tok = tok_open(path, &x->gguf);
     x->n = mu_tokenizer_n_vocab(x->tok);
@@ -204,30 +204,21 @@ static void walk_vocab(const char *name, int every, int checks, int walks)
     close_vocab(&x);
 }
 
-static bool no_fixtures(void)
-{
-    if (!tok_fixtures()) print_message("no fixtures (MUSTER_FIXTURES): skipped\n");
-    return !tok_fixtures();
-}
-
 static void test_spm(void **state)
 {
     (void)state;
-    if (no_fixtures()) skip();
     walk_vocab("llama-spm", 1, 4, 5);
 }
 
 static void test_bpe(void **state)
 {
     (void)state;
-    if (no_fixtures()) skip();
     walk_vocab("gpt-2", 1, 3, 3);
 }
 
 static void test_large(void **state)
 {
     (void)state;
-    if (no_fixtures()) skip();
     walk_vocab("llama-bpe", 5, 2, 2);
     walk_vocab("gemma3", 11, 2, 2);
 }
@@ -249,7 +240,6 @@ static void test_runs(void **state)
         {.kind = G, .text = "root ::= (w \" \")+ root | w \"-\" w \"!\"\nw ::= [a-z]{3,7} | [a-z]{9,20} [0-9]"},
     };
     (void)state;
-    if (no_fixtures()) skip();
     struct vocab x = {0};
     open_vocab(&x, "llama-bpe");
     for (size_t i = 0; i < sizeof runs / sizeof *runs; i++) {

@@ -119,18 +119,14 @@ static void test_fixtures(void **state)
 {
     (void)state;
     static const char *const names[] = {"llama3", "mistral", "gemma2"};
-    if (!tok_fixtures()) {
-        print_message("no fixtures (MUSTER_FIXTURES): skipped\n");
-        skip();
-    }
     for (size_t i = 0; i < 3; i++) {
         char folder[4096], gguf[4096], path[4096];
         struct converted c;
         struct mu_gguf *g;
         struct mu_err err = MU_ERR_INIT;
-        snprintf(folder, sizeof folder, "%s/models/%s-hf", tok_fixtures(), names[i]);
-        snprintf(gguf, sizeof gguf, "%s/models/%s.f16.gguf", tok_fixtures(), names[i]);
-        snprintf(path, sizeof path, "%s/tokenizers/tiny-%s.jsonl", tok_fixtures(), names[i]);
+        snprintf(folder, sizeof folder, "%s/models/%s-hf", fixtures_dir(), names[i]);
+        snprintf(gguf, sizeof gguf, "%s/models/%s.f16.gguf", fixtures_dir(), names[i]);
+        snprintf(path, sizeof path, "%s/tokenizers/tiny-%s.jsonl", fixtures_dir(), names[i]);
         if (convert(folder, 1024, &c, &err) != MU_OK) fail_msg("%s: %s", folder, err.text);
         struct mu_tokenizer *t = tok_open(gguf, &g);
         struct pair p = {c.t, t, names[i], 0};
@@ -203,19 +199,19 @@ static void test_sentencepiece_files(void **state)
 {
     (void)state;
     static const char *const names[] = {"mistral", "gemma2"};
-    if (!tok_fixtures()) skip();
+    const char *fixtures = fixtures_dir();
     for (size_t i = 0; i < 2; i++) {
         char folder[4096], gguf[4096], path[4096], dir[64];
         struct converted c;
         struct mu_gguf *g;
         struct mu_err err = MU_ERR_INIT;
         make_folder(dir);
-        snprintf(folder, sizeof folder, "%s/models/%s-hf", tok_fixtures(), names[i]);
+        snprintf(folder, sizeof folder, "%s/models/%s-hf", fixtures, names[i]);
         copy_to(folder, dir, "tokenizer.model");
         copy_to(folder, dir, "tokenizer_config.json");
         copy_to(folder, dir, "config.json");
-        snprintf(gguf, sizeof gguf, "%s/models/%s.f16.gguf", tok_fixtures(), names[i]);
-        snprintf(path, sizeof path, "%s/tokenizers/tiny-%s.jsonl", tok_fixtures(), names[i]);
+        snprintf(gguf, sizeof gguf, "%s/models/%s.f16.gguf", fixtures, names[i]);
+        snprintf(path, sizeof path, "%s/tokenizers/tiny-%s.jsonl", fixtures, names[i]);
         if (convert(dir, 1024, &c, &err) != MU_OK) fail_msg("%s: %s", folder, err.text);
         struct mu_tokenizer *t = tok_open(gguf, &g);
         struct pair p = {c.t, t, names[i], 0};

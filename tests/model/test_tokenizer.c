@@ -133,10 +133,6 @@ static int expected_alternatives(const char *name)
 static void test_goldens(void **state)
 {
     (void)state;
-    if (!tok_fixtures()) {
-        print_message("no fixtures (MUSTER_FIXTURES): skipped\n");
-        skip();
-    }
     for (int i = 0; i < TOK_N; i++) {
         char gguf[4096], stem[4096], path[4200];
         struct mu_gguf *g;
@@ -164,7 +160,6 @@ static void test_goldens(void **state)
 static void test_prompts(void **state)
 {
     (void)state;
-    if (!tok_fixtures()) skip();
     static const char *const models[] = {"falcon40b",     "falcon7b", "gemma",    "gemma2",     "gemma3", "llama2",
                                          "llama3",        "mistral",  "mixtral",  "phi2",       "phi3",   "qwen2",
                                          "phi3-longrope", "qwen3",    "qwen3moe", "stories260K"};
@@ -174,10 +169,10 @@ static void test_prompts(void **state)
         json_error_t je;
         struct mu_gguf *g;
         struct mu_err err = MU_ERR_INIT;
-        snprintf(path, sizeof path, "%s/goldens/%s.json", tok_fixtures(), models[i]);
+        snprintf(path, sizeof path, "%s/goldens/%s.json", fixtures_dir(), models[i]);
         json_t *golden = json_load_file(path, 0, &je), *prompt;
         if (!golden) fail_msg("%s: %s", path, je.text);
-        snprintf(path, sizeof path, "%s/%s", tok_fixtures(), json_string_value(json_object_get(golden, "gguf")));
+        snprintf(path, sizeof path, "%s/%s", fixtures_dir(), json_string_value(json_object_get(golden, "gguf")));
         struct mu_tokenizer *t = tok_open(path, &g);
         bool has_bos = json_is_integer(json_object_get(golden, "bos_id"));
         assert_int_equal(mu_tokenizer_add_bos(t), has_bos);
@@ -210,7 +205,6 @@ static void test_prompts(void **state)
 static void test_properties(void **state)
 {
     (void)state;
-    if (!tok_fixtures()) skip();
     static const struct {
         const char *name;
         int bos, eos;
@@ -232,7 +226,7 @@ static void test_properties(void **state)
     for (size_t i = 0; i < sizeof want / sizeof want[0]; i++) {
         char path[4096];
         struct mu_gguf *g;
-        snprintf(path, sizeof path, "%s/tokenizers/%s.gguf", tok_fixtures(), want[i].name);
+        snprintf(path, sizeof path, "%s/tokenizers/%s.gguf", fixtures_dir(), want[i].name);
         struct mu_tokenizer *t = tok_open(path, &g);
         print_message("%s\n", want[i].name);
         assert_int_equal(mu_tokenizer_bos(t), want[i].bos);
@@ -482,7 +476,7 @@ static void fill(char *text, size_t n, int kind)
 static void test_long_texts(void **state)
 {
     (void)state;
-    if (!tok_fixtures()) skip();
+    fixtures_dir();
     static const char *const kinds[] = {"English",  "aaa",  "spaces",   "emoji",  "random", "<<<",
                                         "newlines", "abba", "  \u4e2d", "\u2581", "AAA",    "111"};
 #ifdef __SANITIZE_ADDRESS__

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -20,26 +19,17 @@
 #include "model/gguf.h"
 #include "model/gguf_write.h"
 #include "model/tokenizer.h"
+#include "tests/fixtures.h"
 
 static const char *const TOK_REAL[] = {"llama-spm",    "phi-3", "gemma",     "gemma3",    "falcon", "gpt-2",
                                        "deepseek-llm", "mpt",   "starcoder", "llama-bpe", "qwen2"};
 static const char *const TOK_TINY[] = {"llama2", "llama3", "mistral", "falcon7b", "phi2", "phi3", "gemma2", "qwen2"};
 enum { TOK_N_REAL = 11, TOK_N_TINY = 8, TOK_N = 19 };
 
-/* The folder of fixtures, NULL where there is none. */
-static inline const char *tok_fixtures(void)
-{
-    static char dir[2048];
-    struct stat sb;
-    const char *env = getenv("MUSTER_FIXTURES"), *src = getenv("MUSTER_SOURCE_DIR");
-    snprintf(dir, sizeof dir, "%s%s", env ? env : src ? src : ".", env ? "" : "/../shared/fixtures");
-    return stat(dir, &sb) == 0 ? dir : NULL;
-}
-
 /* Vocabulary number i (0 … TOK_N-1): its GGUF and the stem of its .jsonl files. */
 static inline void tok_paths(int i, char *gguf, char *stem, size_t size)
 {
-    const char *dir = tok_fixtures();
+    const char *dir = fixtures_dir();
     if (i < TOK_N_REAL) {
         snprintf(gguf, size, "%s/tokenizers/%s.gguf", dir, TOK_REAL[i]);
         snprintf(stem, size, "%s/tokenizers/%s", dir, TOK_REAL[i]);

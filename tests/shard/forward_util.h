@@ -7,23 +7,8 @@
 #include <math.h>
 #include <string.h>
 
+#include "tests/fixtures.h"
 #include "worker/solo.h"
-
-/* The fixtures' folder; the test is skipped where there is none. */
-static inline const char *fixtures_dir(void)
-{
-    static char path[512];
-    const char *given = getenv("MUSTER_FIXTURES"), *source = getenv("MUSTER_SOURCE_DIR");
-    if (given)
-        snprintf(path, sizeof path, "%s", given);
-    else
-        snprintf(path, sizeof path, "%s/../shared/fixtures", source ? source : ".");
-    if (access(path, R_OK) != 0) {
-        print_message("skipped: no fixtures at %s (set MUSTER_FIXTURES)\n", path);
-        skip();
-    }
-    return path;
-}
 
 static inline struct mu_model *fixture_model(const char *name)
 {

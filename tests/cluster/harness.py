@@ -84,6 +84,14 @@ def wait_gone(pids, seconds):
     return left
 
 
+def kill(pids):
+    for pid in pids:
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
 class Server:
     """`muster serve` with a client on it."""
 
@@ -103,6 +111,7 @@ class Server:
             self.process.kill()
             raise AssertionError("the server did not get ready:\n" + self.logged())
         self.address, self.split = match[1], match[2]
+        self.left = []  # what its end has left behind
         self.channel = grpc.insecure_channel(self.address)
         self.generate_call = self.channel.unary_stream("/muster.v1.Muster/Generate", request_serializer=pb.GenerateRequest.SerializeToString,
                                                        response_deserializer=pb.GenerateReply.FromString)
@@ -170,7 +179,7 @@ class Server:
     def stop(self, sig=signal.SIGTERM, seconds=5):
         """Ends the server; the processes that are still there afterwards."""
         if self.process.poll() is not None:
-            return []
+            return [p for p in self.left if alive(p)]
         pids = self.processes()
         self.channel.close()
         self.process.send_signal(sig)
@@ -178,18 +187,14 @@ class Server:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             pass
-        return wait_gone(pids, seconds)
+        self.left = wait_gone(pids, seconds)
+        return self.left
 
     def __enter__(self):
         return self
 
     def __exit__(self, *exc):
-        left = self.stop()
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        kill(self.stop())
         self.process.stdout.close()
         if exc[0] is not None:
             print(self.logged(), file=sys.stderr)

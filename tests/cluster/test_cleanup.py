@@ -16,16 +16,15 @@ from harness import pb  # noqa: E402
 
 class Cleanup(unittest.TestCase):
     def ends_with(self, sig, busy):
-        server = harness.Server(split="2:1/1")
-        if busy:
-            call = server.generate_call(pb.GenerateRequest(text="O", max_tokens=500, ignore_end=True), timeout=60)
-            next(call)
-        pids = server.processes()
-        self.assertGreaterEqual(len(pids), 6)  # serve, worker, mpirun, three ranks
-        left = server.stop(sig, seconds=5)
-        self.assertEqual(left, [], "still running: " + repr([open(f"/proc/{p}/cmdline").read() for p in left if harness.alive(p)]))
-        server.__exit__(None, None, None)
-        return server
+        with harness.Server(split="2:1/1") as server:
+            if busy:
+                call = server.generate_call(pb.GenerateRequest(text="O", max_tokens=500, ignore_end=True), timeout=60)
+                next(call)
+            pids = server.processes()
+            self.assertGreaterEqual(len(pids), 6)  # serve, worker, mpirun, three ranks
+            left = server.stop(sig, seconds=5)
+            self.assertEqual(left, [], "still running: " + repr([open(f"/proc/{p}/cmdline").read() for p in left if harness.alive(p)]))
+            return server
 
     def test_interrupt(self):
         self.assertEqual(self.ends_with(signal.SIGINT, busy=False).process.returncode, 0)
@@ -38,9 +37,8 @@ class Cleanup(unittest.TestCase):
 
     def test_run_folders_are_removed(self):
         with tempfile.TemporaryDirectory() as tmp:
-            server = harness.Server(split="1:1", env={"TMPDIR": tmp, "XDG_RUNTIME_DIR": tmp})
-            self.assertEqual(server.stop(), [])
-            server.__exit__(None, None, None)
+            with harness.Server(split="1:1", env={"TMPDIR": tmp, "XDG_RUNTIME_DIR": tmp}) as server:
+                self.assertEqual(server.stop(), [])
             self.assertEqual([e for e in os.listdir(tmp) if e.startswith("muster-") or e.startswith("ompi")], [])
 
 
@@ -50,17 +48,12 @@ class Cleanup(unittest.TestCase):
 
         with tempfile.TemporaryDirectory() as tmp:
             env = {"TMPDIR": tmp, "XDG_RUNTIME_DIR": tmp}
-            server = harness.Server(split="1:1", env=env)
-            old = folders(tmp)
-            self.assertEqual(len(old), 2, old)  # serve's and the worker's
-            pids = server.processes()
-            for pid in pids:
-                try:
-                    os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
-            self.assertEqual(harness.wait_gone(pids, 5), [])
-            server.__exit__(None, None, None)
+            with harness.Server(split="1:1", env=env) as server:
+                old = folders(tmp)
+                self.assertEqual(len(old), 2, old)  # serve's and the worker's
+                pids = server.processes()
+                harness.kill(pids)
+                self.assertEqual(harness.wait_gone(pids, 5), [])
             self.assertNotEqual(folders(tmp) & old, set(), "nothing was left behind that could be swept")
             with harness.Server(split="1:1", env=env) as other:
                 self.assertEqual(folders(tmp) & old, set())
@@ -90,11 +83,10 @@ class Cleanup(unittest.TestCase):
     def test_what_hangs_is_ended(self):
         """Servers, the worker's as well as serve's, that hang when they are stopped."""
         with tempfile.TemporaryDirectory() as tmp:
-            server = harness.Server(split="1:1", env={"TMPDIR": tmp, "XDG_RUNTIME_DIR": tmp, "MUSTER_FAULT": "rpc.stop:1=sleep"})
-            self.assertEqual(server.stop(seconds=8), [])
-            self.assertEqual(server.process.returncode, 1)
-            self.assertIn("muster serve: the end hangs", server.logged())
-            server.__exit__(None, None, None)
+            with harness.Server(split="1:1", env={"TMPDIR": tmp, "XDG_RUNTIME_DIR": tmp, "MUSTER_FAULT": "rpc.stop:1=sleep"}) as server:
+                self.assertEqual(server.stop(seconds=8), [])
+                self.assertEqual(server.process.returncode, 1)
+                self.assertIn("muster serve: the end hangs", server.logged())
             worker = subprocess.Popen([harness.MUSTER, "worker", "--listen", f"unix:{tmp}/w"], stderr=subprocess.PIPE, text=True,
                                       env=dict(os.environ, TMPDIR=tmp, MUSTER_FAULT="rpc.stop:1=sleep"))
             self.addCleanup(worker.stderr.close)

@@ -164,16 +164,12 @@ class Survive(unittest.TestCase):
 
     @classmethod
     def setUpClass(cls):
-        cls.server = harness.Server(split="2:1/1", args=["--stall-ms", "1500"])
+        cls.server = cls.enterClassContext(harness.Server(split="2:1/1", args=["--stall-ms", "1500"]))
         cls.texts = cls.make(8)
         begin = time.monotonic()
         cls.embed()
         cls.texts = cls.make(min(1000, max(8, int(8 * 2.0 / (time.monotonic() - begin)))))
         cls.expected = cls.embed()
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__(None, None, None)
 
     @staticmethod
     def make(n):

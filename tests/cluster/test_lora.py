@@ -96,22 +96,19 @@ class Lora(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory(prefix="muster-lora-")
+        cls.addClassCleanup(cls.folder.cleanup)
         d, q, kv, ff = D_MODEL, D_MODEL, D_KV, D_FF
         cls.a, cls.b = (os.path.join(cls.folder.name, n) for n in ("first.gguf", "second.gguf"))
         write_adapter(cls.a, 1, (0, 1, 2), {"attn_q": (d, q), "attn_v": (d, kv), "ffn_down": (ff, d)})
         write_adapter(cls.b, 2, (1,), {"attn_output": (q, d), "ffn_gate": (d, ff), "ffn_up": (d, ff)}, rank=20)
         cls.peft = os.path.join(cls.folder.name, "same")
         folder_of(cls.a, cls.peft, 32)
-        cls.server = harness.Server(split="2:1/1", args=["--lora", cls.a, "--lora", cls.peft, "--lora", f"loud={cls.b}:1.5", "--stall-ms", "1500"])
+        cls.server = cls.enterClassContext(harness.Server(split="2:1/1", args=["--lora", cls.a, "--lora", cls.peft, "--lora", f"loud={cls.b}:1.5",
+                                                                               "--stall-ms", "1500"]))
         cls.jobs = [(f"SCENE {i}\n", 100 + i, 0.0 if i % 2 else 0.8, more)
                     for i, more in enumerate([{"adapter": "first"}, {"adapter": "loud"}, {}, {"adapter": "first", "adapter_scale": -0.5},
                                               {"adapter": "first"}, {"adapter": "loud", "adapter_scale": 2}])]
         cls.expected = [cls.server.generate(p, N_TOKEN, seed=s, temperature=t, **more)[0] for p, s, t, more in cls.jobs]
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__(None, None, None)
-        cls.folder.cleanup()
 
     def together(self, harm=None):
         """All jobs at once; harm is done when all are on their way."""

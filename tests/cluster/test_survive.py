@@ -27,13 +27,9 @@ def worker_pid(server):
 class Survive(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.server = harness.Server(split="2:1/1", args=["--stall-ms", "3000" if harness.STALL_MS else "1500"])
+        cls.server = cls.enterClassContext(harness.Server(split="2:1/1", args=["--stall-ms", "3000" if harness.STALL_MS else "1500"]))
         cls.jobs = [(f"SCENE {i}\n", 100 + i, 0.0 if i % 2 else 0.8) for i in range(N_STREAM)]
         cls.expected = [cls.server.generate(p, N_TOKEN, seed=s, temperature=t)[0] for p, s, t in cls.jobs]
-
-    @classmethod
-    def tearDownClass(cls):
-        cls.server.__exit__(None, None, None)
 
     def interrupt(self, harm):
         """Runs the streams, does harm when all are on their way, and compares."""
@@ -117,18 +113,14 @@ class Kept(unittest.TestCase):
     N_RANK = 2
 
     def setUp(self):
-        self.folder = tempfile.TemporaryDirectory(prefix="muster-kept-")
-        self.model = os.path.join(self.folder.name, "model.gguf")
+        folder = self.enterContext(tempfile.TemporaryDirectory(prefix="muster-kept-"))
+        self.model = os.path.join(folder, "model.gguf")
         shutil.copyfile(harness.BARD, self.model)
-        self.server = harness.Server(model=self.model, split="1:1")
+        self.server = self.enterContext(harness.Server(model=self.model, split="1:1"))
         self.epoch = self.server.wait_ready().epoch
         self.expected = self.server.generate("SCENE", 40, seed=7, temperature=0.8)[0]
         self.said = 0
         self.packed_and_found(self.N_RANK, 0)
-
-    def tearDown(self):
-        self.server.__exit__(None, None, None)
-        self.folder.cleanup()
 
     def packed_and_found(self, packed, found):
         """What the ranks said about their weights since last time."""

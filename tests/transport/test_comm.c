@@ -206,6 +206,13 @@ static int one_gather(struct mu_comm *c)
     return check_gather(c, 0, c->n_rank, 1, 1000);
 }
 
+static atomic_bool late; /* who fetches waited as if it was only handed on */
+
+static void fetch_took(int64_t ns)
+{
+    if (ns >= 900 * MU_MS) atomic_store(&late, true);
+}
+
 /* Ranks 2 and 3, on another machine, are silent: who fetches their parts names them at once; who only waits for what is
  * handed on gives up later. */
 static int far_silent(struct mu_comm *c)
@@ -220,8 +227,8 @@ static int far_silent(struct mu_comm *c)
     }
     int64_t start = mu_now_ns();
     enum mu_status st = mu_comm_gather(c, 0, 4, buf, off, len, &err);
+    fetch_took(mu_now_ns() - start);
     CHECK(st == MU_ETIMEOUT && err.rank == c->rank + 2, "%d %s", st, err.text);
-    CHECK(mu_now_ns() - start < 900 * MU_MS, "late");
     return 0;
 }
 
@@ -239,7 +246,8 @@ static int far_half_silent(struct mu_comm *c)
     enum mu_status st = mu_comm_gather(c, 0, 4, buf, off, len, &err);
     int64_t spent = mu_now_ns() - start;
     if (c->rank == 0) {
-        CHECK(st == MU_ETIMEOUT && err.rank == 2 && spent < 900 * MU_MS, "%d %s", st, err.text);
+        fetch_took(spent);
+        CHECK(st == MU_ETIMEOUT && err.rank == 2, "%d %s", st, err.text);
         mu_sleep_ms(1500); /* alive, for rank 1 to see nothing but a wait */
     } else {
         CHECK(st == MU_ETIMEOUT && spent > 1000 * MU_MS, "%d %s", st, err.text);
@@ -252,10 +260,15 @@ static void test_machines_silent(void **state)
     (void)state;
     int (*const cases[])(struct mu_comm * c) = {far_silent, far_half_silent};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
-        struct mu_comm *comms[MAX];
-        open_local(4, comms);
-        onto_machines(4, comms, machines[2].of);
-        run_ranks(4, comms, cases[i]);
+        int tries = 5; /* a busy machine is late now and then */
+        do {
+            struct mu_comm *comms[MAX];
+            atomic_store(&late, false);
+            open_local(4, comms);
+            onto_machines(4, comms, machines[2].of);
+            run_ranks(4, comms, cases[i]);
+        } while (atomic_load(&late) && --tries > 0);
+        assert_false(atomic_load(&late));
     }
 }
 

@@ -46,13 +46,18 @@ def _load_health():
 health_pb = _load_health()
 
 
-def alive(pid):
-    """Whether pid runs; zombies do not count."""
+def state(pid):
+    """A letter, as in /proc; X: it is not there."""
     try:
         with open(f"/proc/{pid}/stat") as f:
-            return f.read().rsplit(")", 1)[1].split()[0] not in "ZX"
+            return f.read().rsplit(")", 1)[1].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return "X"
+
+
+def alive(pid):
+    """Whether pid runs; zombies do not count."""
+    return state(pid) not in "ZX"
 
 
 def descendants(root):
@@ -90,6 +95,17 @@ def kill(pids):
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+def killer(pid, n):
+    """An on_token that kills pid, once, when a stream has n tokens."""
+    once = threading.Lock()
+
+    def on_token(n_told):
+        if n_told >= n and once.acquire(blocking=False):
+            os.kill(pid, signal.SIGKILL)
+
+    return on_token
 
 
 class Server:
@@ -139,6 +155,17 @@ class Server:
                 return gang
             time.sleep(0.05)
         raise AssertionError("the gang did not come back:\n" + self.logged())
+
+    def until_resumed(self, try_once):
+        """Calls try_once(gang), which does harm to that gang, until it says that a stream was carried over to the next one: on a busy
+        machine the harm may come when all is said. The gang after."""
+        for _ in range(5):
+            gang = self.wait_ready()
+            resumed = try_once(gang)
+            gang = self.wait_ready(epoch_after=gang.epoch)
+            if resumed:
+                return gang
+        raise AssertionError("the harm came too late to test anything")
 
     def generate(self, prompt, max_tokens, seed=None, temperature=0.0, timeout=120, on_token=None, **more):
         """All ids, the text and the last reply."""

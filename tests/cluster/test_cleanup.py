@@ -101,11 +101,11 @@ class Cleanup(unittest.TestCase):
 class Loading(unittest.TestCase):
     """Clients that come, and a signal that comes, before the model is loaded."""
 
-    def start(self, wait=True, **env):
+    def start(self, *args, wait=True, **env):
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{s.getsockname()[1]}"
-        process = subprocess.Popen([harness.MUSTER, "serve", harness.BARD, "--split", "2:1/1", "--listen", address], stdout=subprocess.PIPE,
+        process = subprocess.Popen([harness.MUSTER, "serve", harness.BARD, "--split", "2:1/1", "--listen", address, *args], stdout=subprocess.PIPE,
                                    stderr=subprocess.PIPE, text=True, env=dict(os.environ, **env))
         self.addCleanup(process.stdout.close)
         self.addCleanup(process.stderr.close)
@@ -128,10 +128,16 @@ class Loading(unittest.TestCase):
         return process, status, generate
 
     def test_requests_wait_for_the_model(self):
-        process, status, generate = self.start()
+        process, status, generate = self.start("--stall-ms", "60000", MUSTER_FAULT="rank.load@1:1=stop")  # until it is told to go on
         replies = generate(pb.GenerateRequest(text="ROMEO:\n", max_tokens=20, ignore_end=True), timeout=60, wait_for_ready=True)
         self.assertTrue(next(replies).request_id)
-        self.assertFalse(status(pb.ModelStatusRequest(), timeout=10).ready, "the model was loaded before anything could wait")
+        stopped = []
+        while not stopped:
+            self.assertIsNone(process.poll())
+            time.sleep(0.05)
+            stopped = [pid for pid in harness.descendants(process.pid) if harness.state(pid) == "T"]
+        self.assertFalse(status(pb.ModelStatusRequest(), timeout=10).ready)
+        os.kill(stopped[0], signal.SIGCONT)
         usage = list(replies)[-1].usage
         self.assertEqual(usage.completion_tokens, 20)
         self.assertGreater(usage.queue_ms, 20)

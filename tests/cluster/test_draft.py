@@ -2,7 +2,6 @@
 what cannot be a draft model is refused in a sentence."""
 import os
 import re
-import signal
 import struct
 import subprocess
 import sys
@@ -148,15 +147,19 @@ class Draft(unittest.TestCase):
 
         for temperature in ("0", "1"):
             args = ["run", target, "What?", "--raw", "--temperature", temperature, "--seed", "7", "-n", "150", "-t", "1", "--verbose"]
-            without, r = harness.run(*args), harness.run(*args, "--draft", draft)
-            print(f"run, temperature {temperature}: {[line for line in r.stderr.splitlines() if line.startswith('guessed')]}")
-            self.assertEqual((r.returncode, r.stdout), (0, without.stdout), r.stderr)
-        self.assertIn("guessed", r.stderr)
+            without = harness.run(*args)
+            for _ in range(5):  # whether it is asked depends on what steps took
+                r = harness.run(*args, "--draft", draft)
+                print(f"run, temperature {temperature}: {[line for line in r.stderr.splitlines() if line.startswith('guessed')]}")
+                self.assertEqual((r.returncode, r.stdout), (0, without.stdout), r.stderr)
+                if "guessed" in r.stderr:
+                    break
+            self.assertIn("guessed", r.stderr)
         with harness.Server(target, split="1", args=["--no-speculation"]) as server:
             expected = say(server)
         for split in ("1", "1/1"):
             with harness.Server(target, split=split, args=["--draft", draft]) as server:
-                for _ in range(4):  # whether it is asked depends on what steps took
+                for _ in range(10):
                     self.assertEqual(say(server), expected)
                     time.sleep(0.7)
                     if server.gang().model_drafted:
@@ -174,14 +177,7 @@ class Draft(unittest.TestCase):
                 memories = server.kept_memories()
                 self.assertEqual(len(memories), len(gang.rank) + 1)
                 self.assertEqual(packed_and_found(server), ((len(gang.rank), 0), (1, 0)))
-                n, once = [0], threading.Lock()
-
-                def on_token(_):
-                    n[0] += 1
-                    if n[0] > 40 and once.acquire(blocking=False):
-                        os.kill(gang.rank[rank].pid, signal.SIGKILL)
-
-                self.compare(answers(server, together=2, on_token=on_token))
+                self.compare(answers(server, together=2, on_token=harness.killer(gang.rank[rank].pid, 40)))
                 server.wait_ready(epoch_after=gang.epoch)
                 self.assertEqual(packed_and_found(server), ((len(gang.rank), len(gang.rank)), (1, 1)))
                 self.assertEqual(server.kept_memories(), memories)

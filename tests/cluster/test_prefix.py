@@ -1,6 +1,5 @@
 """The prefix cache on real gangs: fewer tokens are computed, and no answer is another one, also after a kill -9."""
 import os
-import signal
 import sys
 import threading
 import unittest
@@ -54,21 +53,12 @@ class Prefix(unittest.TestCase):
 
     def test_kill(self):
         with harness.Server(split="2:1/1") as server:
-            for _ in range(5):  # on a busy machine the harm may come when all is said
-                gang = server.wait_ready()
-                n, once = [0], threading.Lock()
-
-                def on_token(_):
-                    n[0] += 1
-                    if n[0] > 30 and once.acquire(blocking=False):
-                        os.kill(gang.rank[1].pid, signal.SIGKILL)
-
-                results = answers(server, together=True, on_token=on_token)
+            def killed(gang):
+                results = answers(server, together=True, on_token=harness.killer(gang.rank[1].pid, 10))
                 self.compare(results)
-                server.wait_ready(epoch_after=gang.epoch)
-                if any(r[2].usage.resumed for r in results):
-                    return
-            self.fail("the harm came too late to test anything")
+                return any(r[2].usage.resumed for r in results)
+
+            server.until_resumed(killed)
 
 
 if __name__ == "__main__":

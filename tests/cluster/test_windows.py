@@ -2,10 +2,8 @@
 every layer holds everything, after a kill -9 as well, and its turns find what the ones before have computed."""
 import array
 import os
-import signal
 import sys
 import tempfile
-import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(__file__))
@@ -75,18 +73,14 @@ class Windows(unittest.TestCase):
 
     def test_kill(self):
         with harness.Server(model=self.model, split="2:1/1", args=ARGS) as server:
-            gang = server.wait_ready()
-            expected = server.generate(FIRST, 500)[0]
-            n, once = [0], threading.Lock()
+            expected = server.generate(FIRST, 1500)[0]
 
-            def on_token(_):
-                n[0] += 1
-                if n[0] > 10 and once.acquire(blocking=False):
-                    os.kill(gang.rank[1].pid, signal.SIGKILL)
+            def killed(gang):
+                ids, _, last = server.generate(FIRST, 1500, on_token=harness.killer(gang.rank[1].pid, 10))
+                self.assertEqual(ids, expected)
+                return last.usage.resumed
 
-            ids, _, last = server.generate(FIRST, 500, on_token=on_token)
-            self.assertEqual(ids, expected)
-            self.assertGreater(last.usage.resumed, 0)
+            server.until_resumed(killed)
 
 
 if __name__ == "__main__":

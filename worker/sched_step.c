@@ -437,41 +437,47 @@ static struct place place_find(const struct mu_sched *s, struct seq *q)
                           .lack_window = mu_sched_window_lack(s, q)};
 }
 
-/* Whose turn it was and for whom there was no room. What is more urgent may go ahead of it until that has had what the
- * other's beginning weighs: so much later it would be, had it been let in and computed. From then on everybody waits until
- * there is room for it. */
+/* Whose turn it was and for whom there was no room, of each priority one: n_tok, what its beginning weighs. What is more urgent
+ * may go ahead of it until that has had as much: so much later it would be, had it been let in and computed. From then on
+ * everybody waits until there is room for it. */
 struct blocked {
-    enum mu_priority priority;
-    uint32_t n_tok;
+    bool is[MU_PRIORITY_COUNT];
+    uint32_t n_tok[MU_PRIORITY_COUNT];
 };
 
-static struct blocked blocked_by(const struct seq *q, const struct place *p)
+static void block(struct blocked *b, const struct seq *q, const struct place *p)
 {
-    return (struct blocked){q->priority, q->n_ids - p->n_prefix * MU_PAGE_TOKENS};
+    b->is[q->priority] = true;
+    b->n_tok[q->priority] = q->n_ids - p->n_prefix * MU_PAGE_TOKENS;
 }
 
-/* Whose turn it is, of those that wait for nobody and that may go ahead of b (NULL: nobody is blocked); NULL: nobody's. */
+static bool may_go_ahead(const struct mu_sched *s, const struct seq *q, const struct blocked *b)
+{
+    for (int p = 0; p < MU_PRIORITY_COUNT; p++)
+        if (b->is[p] && !mu_fair_goes_ahead(&s->fair, q->priority, (enum mu_priority)p, b->n_tok[p])) return false;
+    return true;
+}
+
+/* Whose turn it is, of those that wait for nobody and may go ahead of who is blocked; NULL: nobody's. */
 static struct seq *turn_find(const struct mu_sched *s, const struct blocked *b)
 {
     struct seq *first = NULL;
     for (struct seq *q = s->waiting; q; q = q->next) { /* in order of arrival */
-        if (is_behind(s, q) || (b && !mu_fair_goes_ahead(&s->fair, q->priority, b->priority, b->n_tok))) continue;
+        if (is_behind(s, q) || !may_go_ahead(s, q, b)) continue;
         if (!first || mu_fair_compare(&s->fair, q->flow, first->flow) < 0) first = q;
     }
     return first;
 }
 
-/* Whose turn it is gets a slot and pages from those that give way to it, before they are in this step. */
-static void make_way(struct mu_sched *s)
+/* Whose turn it is gets a slot and pages from those that give way to it, before they are in this step. Who is blocked now
+ * stays so in this step: what is taken for one that goes ahead is for that one. */
+static void make_way(struct mu_sched *s, struct blocked *b)
 {
-    struct blocked blocked, *b = NULL;
     for (struct seq *q; (q = turn_find(s, b));) {
         struct place p = place_find(s, q);
         if (is_coming(s, q, p.n_prefix)) continue;
         if (place_is_room(&p)) return;
-        if (take_for_newcomer(s, q, &p)) continue;
-        blocked = blocked_by(q, &p);
-        b = &blocked;
+        if (!take_for_newcomer(s, q, &p)) block(b, q, &p);
     }
 }
 
@@ -495,18 +501,15 @@ static void admit(struct mu_sched *s, struct seq *q, const struct place *p, stru
     *budget -= n_tok;
 }
 
-static void add_admissions(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
+static void add_admissions(struct mu_sched *s, struct blocked *b, struct mu_step *step, uint32_t *budget)
 {
-    struct blocked blocked, *b = NULL;
     for (struct seq *q; *budget && (q = turn_find(s, b));) {
         struct place p = place_find(s, q);
         if (is_coming(s, q, p.n_prefix)) continue;
-        if (is_room(s, q, &p, step)) {
+        if (is_room(s, q, &p, step))
             admit(s, q, &p, step, budget);
-            continue;
-        }
-        blocked = blocked_by(q, &p);
-        b = &blocked;
+        else
+            block(b, q, &p);
     }
 }
 
@@ -532,12 +535,13 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
     struct flight *f = &s->flight[(s->flight_head + s->n_flight) % s->max_in_flight];
     f->n_seq = f->n_decode = 0;
     f->n_drafted = 0;
+    struct blocked blocked = {0};
     mu_step_clear(step);
-    make_way(s);
+    make_way(s, &blocked);
     int n_decoding = add_decodes(s, f, step);
     uint32_t budget = prefill_budget(s, f, step, n_decoding);
     add_prefills(s, step, &budget);
-    add_admissions(s, step, &budget);
+    add_admissions(s, &blocked, step, &budget);
     if (!step->n_seq) return false;
     pages_publish(s, f);
     for (int i = 0; i < s->opt.serving.n_slot; i++) {

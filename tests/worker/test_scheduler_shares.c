@@ -169,6 +169,36 @@ static void test_urgent_ones_go_ahead_of_what_does_not_fit(void **state)
     sim_close(&m);
 }
 
+/* It is the turn of a batch request that has no room; a stream of normal priority makes way for an urgent one, which goes ahead.
+ * What was freed is for that one. */
+static void test_what_made_way_is_for_who_went_ahead(void **state)
+{
+    (void)state;
+    enum { BATCH = 3, URGENT };
+    struct sim m;
+    sim_open(&m, 1, 3, 24, 200, 64);
+    for (int i = 0; i < BATCH; i++)
+        request_of(&m, i, i ? MU_PRIORITY_NORMAL : MU_PRIORITY_INTERACTIVE, 0, (uint32_t)i, 40, 120);
+    for (int k = 0; k < 12; k++) {
+        if (k == 8) request_of(&m, BATCH, MU_PRIORITY_BATCH, 0, BATCH, 40, 5);
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    assert_int_equal(m.s->n_preempted, 0);
+    request_of(&m, URGENT, MU_PRIORITY_INTERACTIVE, 1, URGENT, 12, 3);
+    assert_true(sim_next(&m));
+    const struct mu_step *st = m.step[m.head];
+    bool seen = false;
+    for (uint32_t i = 0; i < st->n_seq; i++) {
+        assert_int_not_equal(st->seq[i].sampling.seed, BATCH);
+        seen |= st->seq[i].sampling.seed == URGENT;
+    }
+    assert_true(seen && m.s->n_preempted == 1);
+    run_dry(&m);
+    assert_int_equal(m.n_done, 5);
+    sim_close(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -177,6 +207,7 @@ int main(void)
         cmocka_unit_test(test_an_urgent_one_does_not_wait),
         cmocka_unit_test(test_batch_does_not_starve),
         cmocka_unit_test(test_urgent_ones_go_ahead_of_what_does_not_fit),
+        cmocka_unit_test(test_what_made_way_is_for_who_went_ahead),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -90,7 +90,11 @@ static void pace_take(struct mu_hub *h)
 static void drop(struct mu_hub *h, struct mu_request **p)
 {
     struct mu_request *r = *p;
-    if (r->state == MU_REQ_RUNNING) pace_take(h);
+    if (r->state == MU_REQ_RUNNING) {
+        pace_take(h);
+        if (!r->charged)
+            mu_fair_charge(&h->fair, r->flow, r->n_prompt); /* it had a place, and took what others might have had */
+    }
     *p = r->next;
     count(h, r, -1);
     if (r->flow >= 0) mu_fair_leave(&h->fair, r->flow);
@@ -341,9 +345,9 @@ static void clear_suspicion(struct mu_hub *h, struct mu_request *r)
 }
 
 /* The gang has read its prompt, and says what of it was cached: what was spared costs nothing. */
-static uint32_t charge_prompt(struct mu_hub *h, const struct mu_request *r,
-                              const Muster__Internal__V1__RequestTokens *t)
+static uint32_t charge_prompt(struct mu_hub *h, struct mu_request *r, const Muster__Internal__V1__RequestTokens *t)
 {
+    r->charged = true;
     uint32_t cached = t->cached_tokens < r->n_prompt ? t->cached_tokens : (uint32_t)r->n_prompt;
     mu_fair_charge(&h->fair, r->flow, r->n_prompt - cached);
     return cached;
@@ -353,7 +357,8 @@ static uint32_t charge_prompt(struct mu_hub *h, const struct mu_request *r,
 static void on_vector(struct mu_hub *h, struct mu_request **p, const Muster__Internal__V1__RequestTokens *t)
 {
     struct mu_request *r = *p;
-    charge_prompt(h, r, t);
+    if (t->n_vector) charge_prompt(h, r, t);
+    r->charged = true; /* of one that was refused nothing was read */
     if (t->error && *t->error)
         mu_request_fail(r, mu_rpc_code_of((enum mu_status)t->error_code), "%s", t->error);
     else if (!t->n_vector)
@@ -401,6 +406,7 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
         r->leaving = false;
         set_state(h, r, MU_REQ_WAITING);
     } else if (!r->finish && t->error && *t->error) {
+        r->charged = true; /* nor of this one, or it was charged before */
         mu_request_fail(r, mu_rpc_code_of((enum mu_status)t->error_code), "%s", t->error);
         drop(h, p);
         return;

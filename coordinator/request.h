@@ -86,6 +86,7 @@ struct mu_request {
     enum mu_priority priority;
     uint64_t key;           /* its number */
     int flow;               /* in the hub's shares; -1: not there yet */
+    bool charged;           /* its prompt */
     int deaths;             /* gangs that died while it was running, since it last proved harmless */
     int resumed;            /* all of them */
     bool alone;             /* running as a suspect */

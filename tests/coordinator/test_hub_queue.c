@@ -106,6 +106,29 @@ static void test_turns_of_cached_prompts(void **state)
     world_stop(w);
 }
 
+/* A key whose requests end before their first id pays for the places that they had. */
+static void test_turns_after_given_up_prompts(void **state)
+{
+    (void)state;
+    const Muster__V1__Priority normal = MUSTER__V1__PRIORITY__PRIORITY_NORMAL;
+    struct world *w = world_start(40, 1); /* two at the leader */
+    struct client *c[4];
+    atomic_store(&w->gang.holds, true);
+    WAIT_FOR(launches(w) == 1, 5000);
+    for (int i = 0; i < 4; i++) {
+        c[i] = ask_as(w, normal, i < 3 ? "a" : "b", 90 + (size_t)i, B('p'), 1, (uint64_t)i, MU_FOREVER);
+        WAIT_FOR(c[i]->n_reply == 1, 5000);
+    }
+    mu_rpc_stream_cancel(c[0]->stream);
+    client_wait(c[0], 5000);
+    WAIT_FOR(submit_place(w, 92) >= 0 || submit_place(w, 93) >= 0, 5000);
+    assert_true(submit_place(w, 93) >= 0);
+    atomic_store(&w->gang.holds, false);
+    for (int i = 1; i < 4; i++) expect_whole(c[i], (uint64_t)i, 1);
+    for (int i = 0; i < 4; i++) client_free(c[i]);
+    world_stop(w);
+}
+
 /* Batch fills three quarters of the queue; for what is urgent there are places more. */
 static void test_places_by_priority(void **state)
 {
@@ -428,6 +451,7 @@ int main(void)
         cmocka_unit_test(test_busy),
         cmocka_unit_test(test_turns),
         cmocka_unit_test(test_turns_of_cached_prompts),
+        cmocka_unit_test(test_turns_after_given_up_prompts),
         cmocka_unit_test(test_places_by_priority),
         cmocka_unit_test(test_deadline_in_the_queue),
         cmocka_unit_test(test_texts_by_priority),

@@ -106,7 +106,7 @@ const struct mu_ex *mu_schema_string(struct mu_schema *s, const struct mu_schema
     struct mu_gb *b = s->b;
     const struct mu_ex *body = NULL, *quote = mu_ex_text(b, "\"");
     uint32_t min = mu_schema_count(s, members, "minLength", true, 0);
-    uint32_t max = mu_schema_count(s, members, "maxLength", false, MU_MANY);
+    uint32_t max = mu_schema_count(s, members, "maxLength", false, MU_MANY), asked = max;
     for (uint32_t i = 0; i < members->n && b->st == MU_OK; i++) {
         const json_t *schema = members->p[i].schema;
         for (int k = 0; k < 2; k++) {
@@ -122,6 +122,7 @@ const struct mu_ex *mu_schema_string(struct mu_schema *s, const struct mu_schema
                                    mu_text_show(text, len, shown, sizeof shown));
                     return NULL;
                 }
+                if (asked == MU_MANY && max < min) max += min; /* a format's own bound is no condition */
                 text = format;
                 len = strlen(text);
             }

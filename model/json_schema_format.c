@@ -24,6 +24,7 @@
 #define PCHAR "-A-Za-z0-9._~!$&'()*+,;=:@" /* RFC 3986's, without %XX */
 #define BYTE  "%[0-9A-Fa-f]{2}"
 #define REST  "(?:[" PCHAR "/?]|" BYTE ")*" /* of a path, with its query; or of a fragment */
+#define USER  "(?:[-A-Za-z0-9._~!$&'()*+,;=:]|" BYTE ")*@"
 
 static const struct {
     const char *name, *regex;
@@ -39,8 +40,8 @@ static const struct {
     {"ipv6", IPV6, 0},
     {"uuid", "[0-9A-Fa-f]{8}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{4}-[0-9A-Fa-f]{12}", 0},
     {"uri",
-     "[A-Za-z][A-Za-z0-9+.-]{0,15}:(?://[A-Za-z0-9.-]*(?::\\d*)?(?:[/?]" REST ")?|/?(?:[" PCHAR "]|" BYTE ")" REST
-     ")(?:#" REST ")?",
+     "[A-Za-z][A-Za-z0-9+.-]{0,15}:(?://(?:" USER ")?[A-Za-z0-9.-]*(?::\\d*)?(?:[/?]" REST ")?|/?(?:[" PCHAR "]|" BYTE
+     ")" REST ")(?:#" REST ")?",
      500},
 };
 

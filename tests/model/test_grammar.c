@@ -41,6 +41,19 @@ static void test_languages(void **state)
     }
 }
 
+/* A format's own bound of length gives way to minLength. */
+static void test_long_uri(void **state)
+{
+    char text[640];
+    (void)state;
+    struct mu_grammar *g = compile(S, "{\"format\":\"uri\",\"type\":\"string\",\"minLength\":600}");
+    for (int n = 590; n <= 610; n++) {
+        snprintf(text, sizeof text, "\"a:%0*d\"", n - 2, 0);
+        if ((read_text(g, text, strlen(text)) == WHOLE) != (n >= 600)) fail_msg("%d characters", n);
+    }
+    mu_grammar_free(g);
+}
+
 static const struct {
     enum mu_constraint_kind kind;
     const char *text;
@@ -363,6 +376,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_languages),
+        cmocka_unit_test(test_long_uri),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_regex_against_pcre2),
         cmocka_unit_test(test_pattern_against_pcre2),

@@ -2,6 +2,7 @@
 #ifndef MU_MODEL_UTF8_H
 #define MU_MODEL_UTF8_H
 
+#include <stdbool.h>
 #include <string.h>
 
 #include "base/utf8.h"
@@ -43,9 +44,12 @@ static inline void mu_text_repair(char *text)
     uint32_t cp;
     for (char *p = text, *end = text + strlen(text); p < end;) {
         int n = mu_utf8_next(p, (size_t)(end - p), &cp);
+        bool cut = !n && mu_utf8_need((unsigned char)*p) > end - p;
+        for (const char *q = p + 1; q < end && cut; q++)
+            cut = q == p + 1 ? mu_utf8_second_ok((unsigned char)*p, (unsigned char)*q) : (*q & 0xC0) == 0x80;
         if (n) {
             p += n;
-        } else if (mu_utf8_need((unsigned char)*p) > end - p) {
+        } else if (cut) {
             *p = '\0';
             return;
         } else {

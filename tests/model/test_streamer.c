@@ -1,6 +1,8 @@
 /* Incremental detokenizing against the fixtures' streams, and against what invalid bytes must give. */
 #include "tests/model/tok_fixture.h"
 
+#include "model/utf8.h"
+
 struct stream_case {
     const struct mu_tokenizer *t;
     const char *name;
@@ -202,12 +204,27 @@ static void test_random_bytes(void **state)
     mu_gguf_close(g);
 }
 
+static void test_repair(void **state)
+{
+    static const char *const pairs[][2] = {
+        {"", ""},           {"caf\xC3\xA9", "caf\xC3\xA9"}, {"caf\xE9s", "caf?s"}, {"\xE9'", "?'"},     {"a\xC3", "a"},
+        {"a\xE2\x82", "a"}, {"a\xE0\x80", "a??"},           {"\xFF\x80z", "??z"},  {"\xF0\x9F\x98", ""}};
+    (void)state;
+    for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
+        char text[16];
+        snprintf(text, sizeof text, "%s", pairs[i][0]);
+        mu_text_repair(text);
+        assert_string_equal(text, pairs[i][1]);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fixture_streams),
         cmocka_unit_test(test_invalid_bytes),
         cmocka_unit_test(test_random_bytes),
+        cmocka_unit_test(test_repair),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

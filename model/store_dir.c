@@ -36,12 +36,18 @@ bool mu_dir_read(const char *path, bool root, struct mu_dir *dir_out, bool *no_m
     *dir_out = d;
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (root ? 0 : O_NOFOLLOW));
     DIR *dir = fd >= 0 ? fdopendir(fd) : NULL;
+    int why = errno;
     if (!dir) {
-        if (!root || errno != ENOENT) mu_debug("store", "%s is left out: %s", path, strerror(errno));
+        if (!root || why != ENOENT) mu_debug("store", "%s is left out: %s", path, strerror(why));
         if (fd >= 0) close(fd);
+        errno = why;
         return false;
     }
-    for (struct dirent *e; (e = readdir(dir)) && d.n < MAX_NAMES;) {
+    while (d.n < MAX_NAMES) {
+        errno = 0;
+        struct dirent *e = readdir(dir);
+        if (!e && errno) goto unreadable;
+        if (!e) break;
         if (e->d_name[0] == '.') continue;
         if (!mu_text_ok(e->d_name)) {
             mu_debug("store", "a name in %s is no text: left out", path);
@@ -62,6 +68,13 @@ bool mu_dir_read(const char *path, bool root, struct mu_dir *dir_out, bool *no_m
     if (d.n) qsort(d.name, d.n, sizeof *d.name, compare);
     *dir_out = d;
     return true;
+unreadable:
+    why = errno;
+    mu_debug("store", "%s is left out: %s", path, strerror(why));
+    closedir(dir);
+    mu_dir_free(&d);
+    errno = why;
+    return false;
 no_memory:
     closedir(dir);
     mu_dir_free(&d);

@@ -98,7 +98,7 @@ static bool is_used(const char *folder, const char *hex, int level)
 {
     struct mu_dir d;
     bool used = false, no_memory = false;
-    if (!mu_dir_read(folder, level == 0, &d, &no_memory)) return no_memory || (level > 0 && errno != ENOENT);
+    if (!mu_dir_read(folder, level == 0, &d, &no_memory)) return no_memory || errno != ENOENT;
     for (size_t i = 0; i < d.n && !used; i++) {
         char *path = mu_asprintf("%s/%s", folder, d.name[i]), *text = NULL;
         size_t len;

@@ -238,11 +238,11 @@ static enum mu_status nothing_fits(const struct mu_model *model, const struct mu
                                    const struct mu_serving *serving, struct mu_err *err)
 {
     uint64_t have = 0;
-    for (int i = 0; i < n_node; i++) have += node[i].memory_bytes;
+    for (int i = 0; i < n_node; i++) have += usable(node[i].memory_bytes);
     struct mu_rank_memory m = memory_of(model, MU_ON_CPU, serving);
     return mu_fail(err, MU_ENOMEM,
                    "the model does not fit: it needs %.1f GB (%.1f of weights, %.1f of cache, %.1f of scratch), but %d "
-                   "node%s %.1f GB free: add memory or nodes, or use a smaller --parallel or --ctx",
+                   "node%s %.1f GB usable: add memory or nodes, or use a smaller --parallel or --ctx",
                    (double)(m.weights + m.kv + m.scratch) / 1e9, (double)m.weights / 1e9, (double)m.kv / 1e9,
                    (double)m.scratch / 1e9, n_node, n_node == 1 ? " has" : "s have", (double)have / 1e9);
 }

@@ -215,7 +215,7 @@ static void test_auto(void **state)
     auto_is(&p, n, 2, "8/8");
     n[0].memory_bytes = n[1].memory_bytes = GB / 10;
     assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
-    assert_non_null(strstr(err.text, "0.2 GB free"));
+    assert_non_null(strstr(err.text, "0.2 GB usable"));
     assert_int_equal(mu_plan_auto(&p.model, n, 0, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_EINVAL);
 }
 

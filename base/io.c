@@ -165,6 +165,11 @@ void mu_file_writer_abandon(void)
     if (partial) unlink(partial);
 }
 
+static void partial_forget(struct mu_file_writer *w)
+{
+    if (!w->listed || atomic_compare_exchange_strong(&unfinished, &(char *){w->partial}, NULL)) mu_free(w->partial);
+}
+
 /* Opens and locks the partial file. The lock keeps a second writer of this process (same name) out; a file left by a
  * dead process of our number carries none. Where the name stopped being this file before we had the lock, try again:
  * truncating then would empty the finished file. */
@@ -212,20 +217,21 @@ enum mu_status mu_file_writer_open(const char *path, struct mu_file_writer **w_o
     w->failed = 0;
     w->offset = w->buf_len = 0;
     w->path = w->partial = NULL;
+    w->listed = false;
     MU_TRY(st, target_find(path, &w->path, err), fail);
     w->partial = mu_asprintf("%s.partial-%d", w->path, (int)getpid());
     if (!w->partial) {
         st = mu_fail(err, MU_ENOMEM, "out of memory for writing %s", path);
         goto fail;
     }
+    w->listed = atomic_compare_exchange_strong(&unfinished, &(char *){NULL}, w->partial); /* before it is there */
     MU_TRY(st, partial_open(w, err), fail);
-    w->listed = atomic_compare_exchange_strong(&unfinished, &(char *){NULL}, w->partial);
     *w_out = w;
     return MU_OK;
 fail:
     if (w->fd >= 0) close(w->fd);
+    partial_forget(w);
     mu_free(w->path);
-    mu_free(w->partial);
     mu_free(w);
     return st;
 }
@@ -306,7 +312,7 @@ enum mu_status mu_file_writer_close(struct mu_file_writer *w, int commit, struct
         unlink(w->partial);
     close(w->fd); /* after the rename: until then the lock keeps others off the partial file */
     mu_free(w->path);
-    if (!w->listed || atomic_compare_exchange_strong(&unfinished, &(char *){w->partial}, NULL)) mu_free(w->partial);
+    partial_forget(w);
     mu_free(w);
     return st;
 }

@@ -212,7 +212,6 @@ class Good(unittest.TestCase):
                 while not os.listdir(tmp) and p.poll() is None and time.monotonic() < deadline:
                     time.sleep(0.005)
                 self.assertEqual(os.listdir(tmp), [f"out.partial-{p.pid}"])
-                time.sleep(0.05)  # the name is there before the writer knows that it is its own
                 p.send_signal(sig)
                 self.assertEqual(p.wait(20), -sig)
                 self.assertEqual(os.listdir(tmp), [], args[0])

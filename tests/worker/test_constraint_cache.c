@@ -181,7 +181,7 @@ static void test_many_new_forms_at_once(void **state)
     struct mu_gguf *g;
     struct mu_constraints *c = open_all(&g);
     struct mu_constraints_counts n;
-    char text[N][8];
+    char text[N][16];
     bool added[N] = {false};
     for (int i = 0; i < N; i++) {
         snprintf(text[i], sizeof text[i], "a{%d}", i + 1);

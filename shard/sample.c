@@ -158,14 +158,65 @@ static uint32_t take_next(struct candidates *c)
 
 /* ---- whole rows: what is left out ---- */
 
+/* Few ids of a row are wanted in order, and to order a whole vocabulary for them takes longer than many a model's step. So a
+ * row is looked at in runs: if `want` runs have a logit of `least` or more, so have `want` ids at least, and they come before all
+ * others. Runs without such an id are not looked at again. */
+enum { RUN = 256, FIRST = 64 /* ids that are wanted where nobody says how many */ };
+
 struct cut { /* a row on its way */
     struct mu_shard *s;
     const struct mu_sampling *p;
     const float *row;
-    uint32_t *set, n; /* the ids that are left */
+    float *run_max;   /* of each run; lives in s->nearness, until typical_p needs that */
+    uint32_t *set, n; /* the ids that are left, */
+    float least;      /* but for those below */
     float max;        /* fl(largest logit / temperature) */
     float total;      /* of the terms of what is left */
 };
+
+static uint32_t runs_of(const struct cut *t)
+{
+    return ((uint32_t)t->s->cfg.n_vocab + RUN - 1) / RUN;
+}
+
+/* The largest logit of each run, and of all in max; false: one is not finite. */
+static bool runs_look(struct cut *t)
+{
+    uint32_t n_vocab = (uint32_t)t->s->cfg.n_vocab;
+    t->run_max = t->s->nearness;
+    t->max = MU_LOGIT_FORBIDDEN;
+    for (uint32_t i = 0, at = 0; at < n_vocab; i++, at += RUN) {
+        uint32_t n = n_vocab - at < RUN ? n_vocab - at : RUN;
+        if (t->s->k->argmax(t->row + at, (int)n, &t->run_max[i]) < 0) return false;
+        if (t->run_max[i] > t->max) t->max = t->run_max[i];
+    }
+    return true;
+}
+
+/* A logit that `want` runs reach; MU_LOGIT_FORBIDDEN where there are not so many. */
+static float runs_least(const struct cut *t, uint32_t want)
+{
+    uint32_t n = runs_of(t), run = 0;
+    if (want > n) return MU_LOGIT_FORBIDDEN;
+    for (uint32_t i = 0; i < n; i++) t->set[i] = i;
+    struct candidates c = candidates_of(t->run_max, t->run_max, t->set, n);
+    for (uint32_t i = 0; i < want; i++) run = take_next(&c);
+    return t->run_max[run];
+}
+
+/* The ids with least <= logit < below, ascending, but for those that cannot come. */
+static void runs_take(struct cut *t, float least, float below)
+{
+    uint32_t n_vocab = (uint32_t)t->s->cfg.n_vocab;
+    t->n = 0;
+    for (uint32_t i = 0, at = 0; at < n_vocab; i++, at += RUN) {
+        if (t->run_max[i] < least) continue;
+        uint32_t end = n_vocab - at < RUN ? n_vocab : at + RUN;
+        for (uint32_t id = at; id < end; id++)
+            if (t->row[id] >= least && t->row[id] < below && t->row[id] != MU_LOGIT_FORBIDDEN) t->set[t->n++] = id;
+    }
+    t->least = least;
+}
 
 /* Terms exp(x / temperature - max) of the ids that are left, and their sum: over the vocabulary by rule C6, with top_k
  * over the k of them in their order. */
@@ -182,6 +233,7 @@ static void cut_top_k(struct cut *t)
     struct candidates c = candidates_of(t->row, t->row, t->set, t->n);
     uint32_t all = t->n;
     if (k > all) k = all;
+    t->least = MU_LOGIT_FORBIDDEN; /* nothing below is left */
     t->total = 0.0f;
     for (uint32_t i = 0; i < k; i++) {
         uint32_t id = take_next(&c);
@@ -228,20 +280,47 @@ static void cut_typical(struct cut *t)
     t->total = reached;
 }
 
-/* The draw from what top_p and min_p leave. */
+/* x with its noise, where that may be better than the best so far. */
+static void draw(const struct cut *t, const struct mu_step_seq *q, uint32_t id, struct pick *best)
+{
+    float x = t->row[id] / t->p->temperature, u = unit(q, id);
+    if (best->id != PICK_NONE && x + noise_bound(u) < best->value) return; /* sums round in order */
+    *best = pick_join(*best, (struct pick){x + noise_of(u), (int32_t)id});
+}
+
+/* The draw from what min_p leaves: in no order, since the best is that in any. */
+static struct pick cut_draw_any(struct cut *t, const struct mu_step_seq *q)
+{
+    struct pick best = {0, PICK_NONE};
+    if (t->least > MU_LOGIT_FORBIDDEN) runs_take(t, MU_LOGIT_FORBIDDEN, INFINITY);
+    uint32_t first = t->set[0];
+    for (uint32_t i = 1; i < t->n; i++)
+        if (t->row[t->set[i]] > t->row[first]) first = t->set[i];
+    float least = t->p->min_p * t->s->terms[first];
+    for (uint32_t i = 0; i < t->n; i++)
+        if (!(t->s->terms[t->set[i]] < least)) draw(t, q, t->set[i], &best);
+    return best;
+}
+
+/* The same with top_p, whose beginning is counted in order. */
 static struct pick cut_draw(struct cut *t, const struct mu_step_seq *q)
 {
     struct candidates c = candidates_of(t->row, t->row, t->set, t->n);
     struct pick best = {0, PICK_NONE};
     float goal = t->p->top_p * t->total, least = 0.0f, reached = 0.0f;
-    for (uint32_t i = 0; i < t->n; i++) {
+    for (bool first = true;; first = false) {
+        if (c.n == 0 && t->least > MU_LOGIT_FORBIDDEN) { /* all the others */
+            runs_take(t, MU_LOGIT_FORBIDDEN, t->least);
+            c = candidates_of(t->row, t->row, t->set, t->n);
+        }
+        if (c.n == 0) break;
         uint32_t id = take_next(&c);
         float term = t->s->terms[id];
-        if (i == 0) least = t->p->min_p * term;
+        if (first) least = t->p->min_p * term;
         if (term < least) break;
-        best = pick_join(best, (struct pick){t->row[id] / t->p->temperature + noise_of(unit(q, id)), (int32_t)id});
+        draw(t, q, id, &best);
         reached += term;
-        if (mu_sampling_cuts(t->p->top_p) && reached >= goal) break;
+        if (reached >= goal) break;
     }
     return best;
 }
@@ -250,14 +329,15 @@ static struct pick cut_draw(struct cut *t, const struct mu_step_seq *q)
 static struct pick pick_truncated(struct mu_shard *s, const struct mu_step_seq *q, const float *row)
 {
     struct cut t = {.s = s, .p = &q->sampling, .row = row, .set = s->order};
-    if (s->k->argmax(row, s->cfg.n_vocab, &t.max) < 0) return (struct pick){0, PICK_NONFINITE};
+    uint32_t k = q->sampling.top_k;
+    if (!runs_look(&t)) return (struct pick){0, PICK_NONFINITE};
     if (t.max == MU_LOGIT_FORBIDDEN) return (struct pick){0, PICK_NONE};
     t.max = t.max / q->sampling.temperature;
-    for (uint32_t i = 0; i < (uint32_t)s->cfg.n_vocab; i++)
-        if (row[i] != MU_LOGIT_FORBIDDEN) t.set[t.n++] = i;
+    bool all = mu_sampling_cuts(q->sampling.typical_p) && k == 0;
+    runs_take(&t, all ? MU_LOGIT_FORBIDDEN : runs_least(&t, k ? k : FIRST), INFINITY);
     cut_top_k(&t);
     cut_typical(&t);
-    return cut_draw(&t, q);
+    return mu_sampling_cuts(q->sampling.top_p) ? cut_draw(&t, q) : cut_draw_any(&t, q);
 }
 
 /* ---- whole rows: log probabilities ---- */

@@ -328,6 +328,48 @@ static void test_samples(void **state)
     check_model(MAX_VOCAB, 3); /* blocks of 1,024 rows */
 }
 
+/* Ids that are wanted in order lie one in each run of 256 (shard/sample.c), so that none of them is found beside another: all but one
+ * of them by top_k, and more of them by top_p than are looked for at first. Nearly each is as likely as any other. */
+static void test_one_in_every_run(void **state)
+{
+    enum { N_RUN = (MAX_VOCAB + 255) / 256, N_CASE = 3, ROUNDS = 12 };
+    (void)state;
+    static uint8_t mask[(MAX_VOCAB + 7) / 8];
+    struct mu_model *m = model_make(MAX_VOCAB);
+    struct way ways[N_WAY];
+    const struct way *at[N_WAY];
+    static const struct mu_sampling cases[N_CASE] = {{.temperature = 50, .top_k = N_RUN - 1},
+                                                     {.temperature = 50, .top_p = 0.9999f},
+                                                     {.temperature = 50, .min_p = 0.01f}};
+    int n_last = 0;
+    for (int i = 0; i < N_RUN; i++) mask[(256 * i + 5) / 8] |= (uint8_t)(1 << (256 * i + 5) % 8);
+    memset(ways, 0, sizeof ways);
+    for (int k = 0; k < N_IDS; k++) ways[0].ids[k] = (int32_t)rng(MAX_VOCAB);
+    float *all = logits_all(m, (struct how){0}, ways[0].ids, N_IDS), *row = all + (size_t)(N_IDS - 1) * MAX_VOCAB;
+    int32_t last = 5; /* of those that may come */
+    for (int i = 1; i < N_RUN; i++) last = row[256 * i + 5] < row[last] ? 256 * i + 5 : last;
+    struct runner r = runner_open(m, "1:1", 2);
+    for (int round = 0; round < ROUNDS; round++) {
+        for (int i = 0; i < N_WAY; i++) {
+            memcpy(ways[i].ids, ways[0].ids, sizeof ways[i].ids);
+            ways[i].mask = mask;
+            ways[i].p = cases[i % N_CASE];
+            ways[i].p.seed = (uint64_t)(round * N_WAY + i);
+            at[i] = &ways[i];
+        }
+        run_ways(&r, at, N_WAY);
+        for (int i = 0; i < N_WAY; i++) {
+            assert_int_equal(r.result.id[i], expected(row, MAX_VOCAB, &ways[i], 1));
+            n_last += r.result.id[i] == last;
+            assert_false(i % N_CASE == 0 && r.result.id[i] == last);
+        }
+    }
+    assert_true(n_last > 0); /* it comes where it may */
+    runner_close(&r);
+    free(all);
+    mu_model_close(m);
+}
+
 /* Log probabilities change no sample, and neither do parameters at their neutral values. */
 static void test_neutral(void **state)
 {
@@ -495,8 +537,8 @@ static void test_ranges(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_samples), cmocka_unit_test(test_neutral),
-                                       cmocka_unit_test(test_table), cmocka_unit_test(test_table_without_need),
-                                       cmocka_unit_test(test_ranges)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_samples), cmocka_unit_test(test_one_in_every_run),   cmocka_unit_test(test_neutral),
+        cmocka_unit_test(test_table),   cmocka_unit_test(test_table_without_need), cmocka_unit_test(test_ranges)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

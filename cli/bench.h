@@ -109,8 +109,10 @@ struct mu_bench_bound mu_bench_bound(const struct mu_bench_work *w, const struct
 struct mu_bench_bound mu_bench_bound_places(const struct mu_model *m, const struct mu_plan *plan,
                                             const struct mu_bench_case *c, int n_group, bool is_mpi, enum mu_kv_type kv,
                                             const struct mu_bench_limits *cpu, const struct mu_bench_limits *gpu);
-/* Of each rank, how much of its time in talks was waiting for another one to begin: wait_ns[n_rank]. */
-void mu_bench_waits(const struct mu_plan *plan, const struct mu_shard_trace *trace, int64_t *wait_ns);
+/* Of each rank, how much of its time in talks was waiting for another one to begin: wait_ns[n_rank]. node_of: the machine of
+ * each, as mu_plan_residual_from has it. */
+void mu_bench_waits(const struct mu_plan *plan, const int *node_of, const struct mu_shard_trace *trace,
+                    int64_t *wait_ns);
 /* The rule that docs/benchmarking.md has in words. */
 enum mu_bench_limit {
     MU_BENCH_BANDWIDTH,

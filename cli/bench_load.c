@@ -401,7 +401,7 @@ static void result_times(struct load *l, const struct mu_shard_times *times, con
 {
     int64_t wait_ns[MU_MAX_RANKS];
     double n = (double)r->s.n;
-    mu_bench_waits(l->plan, trace, wait_ns);
+    mu_bench_waits(l->plan, l->comm ? l->comm->node_of : NULL, trace, wait_ns);
     r->n_rank = l->plan->n_rank;
     r->delayed = (double)l->delayed_ns / 1e9 / (r->s.mean * n * l->n_all_thread);
     if (r->delayed > 1) r->delayed = 1; /* the threads of the probe that fall asleep count too */

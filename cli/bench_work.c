@@ -260,19 +260,28 @@ static void waits_exchange(const struct mu_plan_stage *st, const struct mu_shard
     }
 }
 
-void mu_bench_waits(const struct mu_plan *plan, const struct mu_shard_trace *trace, int64_t *wait_ns)
+/* The rank of the stage before whose residual this one gets, also where another one hands it on. */
+static int sender_of(const struct mu_plan *plan, const int *node_of, int rank)
+{
+    int from = mu_plan_residual_from(plan, node_of, rank);
+    while (plan->rank[from].stage == plan->rank[rank].stage) from = mu_plan_residual_from(plan, node_of, from);
+    return from;
+}
+
+void mu_bench_waits(const struct mu_plan *plan, const int *node_of, const struct mu_shard_trace *trace,
+                    int64_t *wait_ns)
 {
     memset(wait_ns, 0, (size_t)plan->n_rank * sizeof *wait_ns);
     for (int s = 0; s < plan->n_stage; s++) {
-        const struct mu_plan_stage *st = &plan->stage[s], *before = s ? &plan->stage[s - 1] : NULL;
+        const struct mu_plan_stage *st = &plan->stage[s];
         waits_exchange(st, trace, wait_ns);
-        for (int j = 0; before && j < st->n_rank; j++) { /* whom a rank hears: worker/shard_comm.h */
-            const struct mu_shard_trace *from = &trace[before->first_rank + j % before->n_rank];
+        for (int i = st->first_rank; s > 0 && i < st->first_rank + st->n_rank; i++) {
+            const struct mu_shard_trace *from = &trace[sender_of(plan, node_of, i)];
             const struct mu_shard_span *recv, *sent;
             size_t at_recv = 0, at_sent = 0;
-            while ((recv = span_next(&trace[st->first_rank + j], MU_OP_RECV, &at_recv)) &&
+            while ((recv = span_next(&trace[i], MU_OP_RECV, &at_recv)) &&
                    (sent = span_next(from, MU_OP_SEND, &at_sent)))
-                wait_ns[st->first_rank + j] += overlap(recv, sent->begin_ns);
+                wait_ns[i] += overlap(recv, sent->begin_ns);
         }
     }
 }

@@ -195,16 +195,33 @@ static void waits(void **state)
                          c[] = {{50, 430, MU_OP_RECV}, {500, 600, MU_OP_RECV}};
     struct mu_shard_trace trace[] = {{a, 3, 3}, {b, 3, 3}, {c, 2, 2}};
     int64_t wait[3];
-    mu_bench_waits(&plan, trace, wait);
+    mu_bench_waits(&plan, NULL, trace, wait);
     assert_int_equal(wait[0], 50); /* until 150, when the other one came */
     assert_int_equal(wait[1], 0);
     assert_int_equal(wait[2], 350); /* until rank 0 of the stage before sent; the second receive has no partner */
     c[0].end_ns = 300;              /* ended before that: all of it was waiting */
-    mu_bench_waits(&plan, trace, wait);
+    mu_bench_waits(&plan, NULL, trace, wait);
     assert_int_equal(wait[2], 250);
     trace[1].n = 0; /* a rank without spans: nothing is known */
-    mu_bench_waits(&plan, trace, wait);
+    mu_bench_waits(&plan, NULL, trace, wait);
     assert_int_equal(wait[0], 0);
+}
+
+/* Two stages of two ranks on two machines: who hears whom goes by machines, and what is handed on by who sent it first. */
+static void waits_of_machines(void **state)
+{
+    (void)state;
+    struct mu_plan plan = plan_of("1:1/1:1");
+    struct mu_shard_span a[] = {{100, 110, MU_OP_SEND}}, b[] = {{200, 210, MU_OP_SEND}}, c[] = {{0, 300, MU_OP_RECV}},
+                         d[] = {{0, 300, MU_OP_RECV}};
+    struct mu_shard_trace trace[] = {{a, 1, 1}, {b, 1, 1}, {c, 1, 1}, {d, 1, 1}};
+    int64_t wait[4];
+    mu_bench_waits(&plan, (const int[]){0, 1, 1, 0}, trace, wait); /* crosswise */
+    assert_int_equal(wait[2], 200);
+    assert_int_equal(wait[3], 100);
+    mu_bench_waits(&plan, (const int[]){0, 0, 1, 1}, trace, wait); /* rank 2 hands on to rank 3 */
+    assert_int_equal(wait[2], 100);
+    assert_int_equal(wait[3], 100);
 }
 
 static int begin(void **state)
@@ -230,6 +247,7 @@ int main(void)
                                        cmocka_unit_test(bounds_of_places),
                                        cmocka_unit_test(bounds_of_streams),
                                        cmocka_unit_test(limits),
-                                       cmocka_unit_test(waits)};
+                                       cmocka_unit_test(waits),
+                                       cmocka_unit_test(waits_of_machines)};
     return cmocka_run_group_tests(tests, begin, end);
 }

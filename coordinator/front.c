@@ -1,9 +1,8 @@
-/* The public service muster.v1.Muster: checks limits, copies, hands on. Nothing here waits. */
+/* The public service muster.v1.Muster: checks limits, hands on. Nothing here waits. */
 #include <string.h>
 
 #include "coordinator/constraint.h"
 #include "coordinator/hub.h"
-#include "coordinator/msg.h"
 
 enum { MAX_REQUEST_BYTES = 8 << 20, MAX_TEXT_BYTES = 4 << 20, MAX_IDS = 1 << 20 };
 
@@ -94,15 +93,6 @@ static bool good_sampling(struct mu_hub *h, struct mu_rpc_call *call, const Must
     return false;
 }
 
-static void text_call(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, const ProtobufCMessage *msg)
-{
-    ProtobufCMessage *copy = mu_msg_copy(msg);
-    if (copy)
-        mu_text_post(h, kind, call, copy);
-    else
-        mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "no memory for the request");
-}
-
 static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
 {
     const Muster__V1__GenerateRequest *q = (const Muster__V1__GenerateRequest *)msg;
@@ -111,7 +101,7 @@ static void on_generate(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
     if (bad)
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
     else if (good_sampling(ctx, call, q->sampling) && known_adapter(ctx, call, q->adapter, q->adapter_scale))
-        text_call(ctx, MU_TEXT_GENERATE, call, msg);
+        mu_text_post(ctx, MU_TEXT_GENERATE, call, mu_rpc_call_take_message(call));
 }
 
 static void on_embed(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
@@ -123,7 +113,7 @@ static void on_embed(struct mu_rpc_call *call, const ProtobufCMessage *msg, void
     if (mu_embed_refuse(q, &h->model->cfg, MAX_TEXT_BYTES, MAX_IDS, bad, sizeof bad))
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "%s", bad);
     else if (known_adapter(h, call, q->adapter, q->adapter_scale))
-        text_call(h, MU_TEXT_EMBED, call, msg);
+        mu_text_post(h, MU_TEXT_EMBED, call, mu_rpc_call_take_message(call));
 }
 
 /* Of Generate and Embed. The hub sees for itself which calls are over: one event stands for however many, so that a flood
@@ -144,7 +134,7 @@ static void on_tokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, v
     if (strlen(q->text) > MAX_TEXT_BYTES)
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "the text is longer than 4 MiB");
     else
-        text_call(ctx, MU_TEXT_TOKENIZE, call, msg);
+        mu_text_post(ctx, MU_TEXT_TOKENIZE, call, mu_rpc_call_take_message(call));
 }
 
 static void on_detokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg, void *ctx)
@@ -154,7 +144,7 @@ static void on_detokenize(struct mu_rpc_call *call, const ProtobufCMessage *msg,
     if (q->n_ids > MAX_IDS)
         mu_rpc_call_finish(call, MU_RPC_INVALID_ARGUMENT, "there are more than 1,048,576 ids");
     else
-        text_call(ctx, MU_TEXT_DETOKENIZE, call, msg);
+        mu_text_post(ctx, MU_TEXT_DETOKENIZE, call, mu_rpc_call_take_message(call));
 }
 
 static void ask_hub(struct mu_hub *h, enum mu_event_kind kind, struct mu_rpc_call *call)

@@ -173,7 +173,7 @@ void *mu_text_main(void *hub); /* the text thread's body; ends when h->texts is 
 struct mu_text_job;
 void mu_text_job_free(void *job);
 enum mu_text_kind { MU_TEXT_GENERATE, MU_TEXT_EMBED, MU_TEXT_TOKENIZE, MU_TEXT_DETOKENIZE };
-/* Takes over msg (a copy); retains call. Answers the call itself where the job cannot be taken. */
+/* Takes over msg; retains call. Answers the call itself where the job cannot be taken. */
 void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *call, ProtobufCMessage *msg);
 /* Whether a request's `model` means the one that is served. */
 bool mu_hub_is_model(const struct mu_hub *h, const char *name);

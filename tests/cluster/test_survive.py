@@ -1,4 +1,5 @@
 """Processes die in the middle of tokens; every stream goes on with exactly the tokens it would have had."""
+import json
 import os
 import shutil
 import signal
@@ -237,6 +238,35 @@ class Stream(unittest.TestCase):
                 self.assertEqual(len(ids), N_TOKEN)
                 self.assertGreater(last.usage.resumed, 0)
             self.assertEqual(first[0], second[0])
+
+
+class Form(unittest.TestCase):
+    """A rank dies in the middle of an answer of a form: it goes on where the form was."""
+
+    def test_the_form_goes_on(self):
+        schema = {"type": "array", "items": {"type": "integer", "minimum": 0, "maximum": 9}, "minItems": 120, "maxItems": 120}
+        request = pb.GenerateRequest(text="SCENE", json_schema=json.dumps(schema), max_tokens=480, return_ids=True)
+        request.sampling.temperature, request.sampling.seed = 0.9, 5
+
+        def answer(server, on_token=None):
+            ids, text, last = [], "", None
+            for last in server.generate_call(request, timeout=120):
+                ids += last.ids
+                text += last.text
+                if on_token and last.ids:
+                    on_token(len(ids))
+            return ids, text, last
+
+        with harness.Server(split="1:1") as server:
+            expected, text, _ = answer(server)
+            self.assertEqual(len(json.loads(text)), 120)
+
+            def killed(gang):
+                ids, _, last = answer(server, harness.killer(gang.rank[1].pid, len(expected) // 4))
+                self.assertEqual(ids, expected)
+                return last.usage.resumed
+
+            server.until_resumed(killed)
 
 
 class Poison(unittest.TestCase):

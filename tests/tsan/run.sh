@@ -12,7 +12,7 @@ cd "$(dirname "$0")/../.."
 
 quick="test_base_log test_base_pool test_base_queue test_comm test_rpc test_doorbell test_engine
 test_hub_deaths test_hub_constraints test_hub_queue test_hub_choices test_hub_embed"
-more="test_base_alloc test_base_io test_base_run_dir test_base_watchdog test_rpc_server test_device_host test_peak test_kept test_solo
+more="test_constraint_cache test_drafter test_base_alloc test_base_io test_base_run_dir test_base_watchdog test_rpc_server test_device_host test_peak test_kept test_solo
 test_comm_mpi test_forward_mpi test_serve test_survive test_flood"
 tests="$quick $more" out=build-tsan/reports
 while getopts qo: opt; do

@@ -151,7 +151,9 @@ static void test_kill_mpirun_early(void **state)
     for (int i = 0; i < 3; i++) {
         fx_gang_start(&fx, ++epoch, "1:1:1:1", NULL);
         fx_wait_launched(&fx);
-        while (fx_children(fx.mpirun_pid) < 2 && fx_alive(fx.mpirun_pid)) {} /* ranks: _launch has one at a time */
+        int64_t until = mu_now_ns() + 60 * MU_SEC;
+        while (fx_children(fx.mpirun_pid) < 2 && fx_alive(fx.mpirun_pid)) /* ranks: _launch has one at a time */
+            if (mu_now_ns() > until) fail_msg("mpirun started no two ranks within a minute");
         kill(fx.mpirun_pid, SIGKILL);
         fx_wait_died(&fx);
         if (!fx.died || !strstr(fx.reason, "mpirun")) fail_msg("%s", fx.reason);

@@ -383,8 +383,8 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
     }
     size_t before = r->n_emitted;
     switch (mu_request_commit(r, t, h->tok)) {
-    case MU_COMMIT_OK: break;
-    case MU_COMMIT_OLD: h->stale_messages += t->n_id > 0; break;
+    case MU_COMMIT_OK:
+    case MU_COMMIT_OLD: break;
     case MU_COMMIT_GAP: mu_replica_died(h, MU_DEATH_BLAME, "the leader left out a part of a request's tokens"); return;
     case MU_COMMIT_NOMEM:
         mu_request_fail(r, MU_RPC_RESOURCE_EXHAUSTED, "no memory for its text");
@@ -427,10 +427,7 @@ static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestToken
 static void on_engine_up(struct mu_hub *h, const struct mu_event *ev)
 {
     const Muster__Internal__V1__EngineUp *up = (const Muster__Internal__V1__EngineUp *)ev->msg;
-    if (ev->call != h->gang.engine || up->epoch != h->gang.epoch) {
-        h->stale_messages++;
-        return;
-    }
+    if (ev->call != h->gang.engine || up->epoch != h->gang.epoch) return;
     if (up->message_case == MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_STATS) {
         h->gang.steps = up->stats->steps;
         h->gang.drafted = up->stats->drafted;

@@ -111,7 +111,7 @@ struct mu_hub {
     int64_t pace_ns, ended_ns;           /* how fast running requests end, one after another; when the last one did */
     bool pump_again;                     /* the engine's stream was full; try once more soon */
     _Atomic size_t n_texts, texts_bytes; /* messages that wait for the text thread, in the queue or sorted */
-    uint64_t next_request, tokens_generated, stale_messages;
+    uint64_t next_request, tokens_generated;
     int64_t started_ns;
     bool worker_up, stopping;
     atomic_bool calls_over; /* calls of Generate or Embed have ended since the hub last looked which */

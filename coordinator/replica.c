@@ -225,10 +225,7 @@ static void check_ready(struct mu_hub *h)
 void mu_replica_on_event(struct mu_hub *h, const Muster__Internal__V1__GangEvent *ev)
 {
     struct mu_replica *g = &h->gang;
-    if (ev->epoch != g->epoch || g->state == MU_REPLICA_DOWN) {
-        h->stale_messages++;
-        return;
-    }
+    if (ev->epoch != g->epoch || g->state == MU_REPLICA_DOWN) return;
     switch (ev->event_case) {
     case MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_LAUNCHED: g->mpirun_pid = ev->launched->mpirun_pid; break;
     case MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_READY:
@@ -293,7 +290,6 @@ void mu_replica_on_attach(struct mu_hub *h, struct mu_rpc_call *call, const Must
      * coordinator has. */
     if (up->epoch != g->epoch || g->state != MU_REPLICA_STARTING || g->attached) {
         char epoch[MU_EPOCH_TEXT];
-        h->stale_messages++;
         mu_rpc_call_finish(call, MU_RPC_FAILED_PRECONDITION, "epoch %s is over", mu_epoch_format(up->epoch, epoch));
         return;
     }

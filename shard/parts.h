@@ -213,11 +213,11 @@ struct mu_shard {
     struct pick *pick_all;                            /* [ranks of the stage][n_slot] */
     uint32_t *order;                                  /* [n_vocab]: candidates of one row */
     float *terms;                                     /* [n_vocab] */
-    float *nearness;                                  /* [n_vocab]: of typical_p */
-    float *given;                                     /* [n_vocab]: a row before it is adjusted; the leader's */
-    struct mu_logprobs *logprobs;                     /* [n_slot] */
-    int32_t *id;                                      /* [n_slot] */
-    int ticket;                                       /* of this step's send */
+    float *nearness;              /* [n_vocab]: of typical_p; before it, the largest logits of runs */
+    float *given;                 /* [n_vocab]: a row before it is adjusted; the leader's */
+    struct mu_logprobs *logprobs; /* [n_slot] */
+    int32_t *id;                  /* [n_slot] */
+    int ticket;                   /* of this step's send */
     bool sent[MU_SHARD_TICKETS];
     int n_sent;             /* tickets in flight */
     struct half *half;      /* [MU_SHARD_GATHERS]; NULL: steps go whole */

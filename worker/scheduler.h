@@ -26,10 +26,10 @@
  *         then admission, both by whose turn it is (base/fair.h: priorities by weight, keys of a priority alike, counted in
  *         tokens that were computed) and of one key in order of arrival. Whoever's turn it is and for whom there is no
  *         room is waited for, so nobody starves; only a higher priority goes ahead of it, until that has had what its
- *         beginning weighs. A slot or pages for it are taken from sequences of a lower priority that has had its share. When pages run out for a sequence that runs, the lowest priority gives its own back first,
- *         of one priority the youngest, never one in flight. Who had to is spared as if it were urgent until it has got
- *         GRACE tokens further: it moves, however urgent the others are. A request that could never fit is refused at
- *         submission.
+ *         beginning weighs. A slot or pages for it are taken from sequences of a lower priority that has had its share.
+ *         When pages run out for a sequence that runs, the lowest priority gives its own back first, of one priority the
+ *         youngest, never one in flight. Who had to is spared as if it were urgent until it has got GRACE tokens further:
+ *         it moves, however urgent the others are. A request that could never fit is refused at submission.
  * Pure    no clock, no I/O, no threads: the same calls give the same steps.
  * Memory  everything a step touches is sized at creation and submission; next and complete allocate nothing. */
 #ifndef MU_WORKER_SCHEDULER_H

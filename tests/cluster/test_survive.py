@@ -199,18 +199,14 @@ class Replaced(unittest.TestCase):
         os.rename(other, self.program)
 
     def test_streams_go_on(self):
-        with harness.Server(split="1:1", program=self.program) as server:
+        with harness.Server(split="1:1") as server:
             expected = server.generate("SCENE", N_TOKEN, seed=7, temperature=0.8)[0]
+        args, death = ["--no-speculation"], {"MUSTER_FAULT": "rank.step@1:300=abort"}  # a step for each id
+        with harness.Server(split="1:1", program=self.program, args=args, env=death) as server:
             self.replace()
-            killed = []
-
-            def on_token(n):
-                if n >= 3 and not killed:
-                    killed.append(server.gang().rank[1].pid)
-                    os.kill(killed[0], signal.SIGKILL)
-
-            ids, _, last = server.generate("SCENE", N_TOKEN, seed=7, temperature=0.8, on_token=on_token)
-            self.assertEqual((ids, last.usage.resumed), (expected, 1))
+            ids, _, last = server.generate("SCENE", N_TOKEN, seed=7, temperature=0.8)
+            self.assertEqual(ids, expected)
+            self.assertGreater(last.usage.resumed, 0)
             epoch = server.gang().epoch
             os.kill(worker_pid(server), signal.SIGKILL)
             server.wait_ready(epoch_after=epoch)

@@ -241,9 +241,9 @@ enum mu_status mu_engine_next(struct mu_engine *e, struct mu_engine_command **co
     /* First the queue: an end that comes after this look wakes whoever sleeps next. */
     struct mu_engine_command *c = mu_queue_pop(e->queue, 0);
     *command_out = NULL;
-    if (atomic_load(&e->over)) {
+    if (atomic_load(&e->over)) { /* MU_EIO: not about another rank, so it is what ended the gang (gang.c) */
         mu_free(c);
-        return mu_fail(err, MU_EPEER, "the stream to the coordinator at %s ended: %s (%s)", e->opt.address, e->text,
+        return mu_fail(err, MU_EIO, "the stream to the coordinator at %s ended: %s (%s)", e->opt.address, e->text,
                        mu_rpc_code_name(e->code));
     }
     *command_out = c;

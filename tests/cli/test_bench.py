@@ -146,7 +146,7 @@ class Steps(Documents):
             self.point(p)
             self.assertEqual(p["links"]["inside"], {"us": 0, "gbps": 0})
             self.assertTrue(5000 <= p["links"]["between"]["us"] < 50000, p["links"])
-            self.assertTrue(0 < p["links"]["between"]["gbps"] < 0.125, p["links"])
+            self.assertTrue(0 < p["links"]["between"]["gbps"] < 0.25, p["links"])  # 0.125, and what a busy machine let wait goes at once
             self.assertGreater(p["seconds"]["min"], 7 * 0.010)
             self.assertTrue(0.3 < p["seconds"]["median"] / p["predicted_s"] < 3, (p["seconds"], p["predicted_s"]))
 

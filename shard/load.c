@@ -361,9 +361,33 @@ static void member_carve(const struct mu_shard *s, struct member *m, char *base,
     m->v_page = mu_scratch_carve(base, at, s->kv.max_page * sizeof *m->v_page);
 }
 
+static void sampler_carve(const struct mu_shard *s, struct sampler *w, void *base, size_t *at)
+{
+    size_t n_vocab = (size_t)s->cfg.n_vocab;
+    w->order = mu_scratch_carve(base, at, n_vocab * sizeof *w->order);
+    w->terms = mu_scratch_carve(base, at, n_vocab * sizeof *w->terms);
+    w->nearness = mu_scratch_carve(base, at, n_vocab * sizeof *w->nearness);
+    w->given = mu_scratch_carve(base, at, s->leader ? n_vocab * sizeof *w->given : 0);
+}
+
+/* As many as there can be rows at once; of a stage that has none, none. */
+static void samplers_alloc(struct mu_shard *s)
+{
+    int n = mu_pool_size(s->pool);
+    if (n > s->serving.n_slot) n = s->serving.n_slot;
+    if (n > MAX_SAMPLERS) n = MAX_SAMPLERS;
+    s->n_sampler = s->last_stage ? n : 0;
+    size_t bytes = 0;
+    sampler_carve(s, &(struct sampler){0}, NULL, &bytes);
+    s->sampler_block = mu_aligned_alloc(ALIGN, bytes * (size_t)s->n_sampler + ALIGN);
+    bytes = 0;
+    for (int i = 0; s->sampler_block && i < s->n_sampler; i++)
+        sampler_carve(s, &s->sampler[i], s->sampler_block, &bytes);
+}
+
 static enum mu_status scratch_create(struct mu_shard *s, const struct mu_shard_options *opt, struct mu_err *err)
 {
-    size_t n_tok = (size_t)s->serving.step_tokens, n_slot = (size_t)s->serving.n_slot, n_vocab = (size_t)s->cfg.n_vocab;
+    size_t n_tok = (size_t)s->serving.step_tokens, n_slot = (size_t)s->serving.n_slot;
     size_t n_block = (size_t)mu_range_len(s->me.vocab) / 1024 + 1, bytes = 0;
     int n_member = s->dev ? 0 : mu_pool_size(s->pool);
     if (!mu_scratch_sizes(s->model, &s->plan, opt->rank, &s->serving, &s->size))
@@ -383,14 +407,10 @@ static enum mu_status scratch_create(struct mu_shard *s, const struct mu_shard_o
     s->id = mu_calloc(n_slot, sizeof *s->id);
     s->pick = mu_calloc(n_slot, n_block * sizeof *s->pick);
     s->pick_all = mu_calloc(n_slot * (size_t)s->stage.n_rank, sizeof *s->pick_all);
-    s->order = mu_calloc(s->last_stage ? n_vocab : 1, sizeof *s->order);
-    s->terms = mu_calloc(s->last_stage ? n_vocab : 1, sizeof *s->terms);
-    s->nearness = mu_calloc(s->last_stage ? n_vocab : 1, sizeof *s->nearness);
-    s->given = mu_calloc(s->leader ? n_vocab : 1, sizeof *s->given);
+    samplers_alloc(s);
     s->logprobs = mu_calloc(n_slot, sizeof *s->logprobs);
     if (!s->scratch.p || !s->member || !s->member_block || !s->block0 || !s->segment0 || !s->seq_of || !s->row ||
-        !s->live || !s->id || !s->pick || !s->pick_all || !s->order || !s->terms || !s->nearness || !s->given ||
-        !s->logprobs)
+        !s->live || !s->id || !s->pick || !s->pick_all || !s->sampler_block || !s->logprobs)
         return mu_fail(err, MU_ENOMEM, "no memory for steps of %d tokens in %d slots (%zu MB): use fewer of them",
                        s->serving.step_tokens, s->serving.n_slot, s->scratch.bytes >> 20);
     bytes = 0;
@@ -499,10 +519,7 @@ void mu_shard_destroy(struct mu_shard *s)
     mu_free(s->id);
     mu_free(s->pick);
     mu_free(s->pick_all);
-    mu_free(s->order);
-    mu_free(s->terms);
-    mu_free(s->nearness);
-    mu_free(s->given);
+    mu_free(s->sampler_block);
     mu_free(s->logprobs);
     mu_free(s);
 }

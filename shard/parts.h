@@ -60,6 +60,14 @@ struct member {       /* a pool member's own scratch */
     const void **k_page, **v_page; /* [pages of n_ctx] */
 };
 
+struct sampler {     /* what one row of logits takes that is wanted whole */
+    uint32_t *order; /* [n_vocab]: candidates */
+    float *terms;    /* [n_vocab] */
+    float *nearness; /* [n_vocab]: of typical_p; before it, the largest logits of runs */
+    float *given;    /* [n_vocab]: the row before it is adjusted; the leader's */
+};
+enum { MAX_SAMPLERS = 16 }; /* 4 MB each with the largest vocabularies */
+
 /* Groups of layers that share a page table: what they can see decides (plan.h). */
 enum kv_group { KV_FULL, KV_WINDOW, KV_GROUPS };
 enum { KV_NO_PAGE = UINT32_MAX };
@@ -211,10 +219,9 @@ struct mu_shard {
     struct lora_group *lora_group;                    /* backing of these */
     struct pick *pick;                                /* [rows][blocks of my vocabulary] */
     struct pick *pick_all;                            /* [ranks of the stage][n_slot] */
-    uint32_t *order;                                  /* [n_vocab]: candidates of one row */
-    float *terms;                                     /* [n_vocab] */
-    float *nearness;              /* [n_vocab]: of typical_p; before it, the largest logits of runs */
-    float *given;                 /* [n_vocab]: a row before it is adjusted; the leader's */
+    struct sampler sampler[MAX_SAMPLERS];             /* of the first n_sampler members */
+    int n_sampler;
+    char *sampler_block;
     struct mu_logprobs *logprobs; /* [n_slot] */
     int32_t *id;                  /* [n_slot] */
     int ticket;                   /* of this step's send */

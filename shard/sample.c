@@ -164,10 +164,11 @@ static uint32_t take_next(struct candidates *c)
 enum { RUN = 256, FIRST = 64 /* ids that are wanted where nobody says how many */ };
 
 struct cut { /* a row on its way */
-    struct mu_shard *s;
+    const struct mu_shard *s;
+    const struct sampler *w;
     const struct mu_sampling *p;
     const float *row;
-    float *run_max;   /* of each run; lives in s->nearness, until typical_p needs that */
+    float *run_max;   /* of each run; lives in w->nearness, until typical_p needs that */
     uint32_t *set, n; /* the ids that are left, */
     float least;      /* but for those below */
     float max;        /* fl(largest logit / temperature) */
@@ -183,7 +184,7 @@ static uint32_t runs_of(const struct cut *t)
 static bool runs_look(struct cut *t)
 {
     uint32_t n_vocab = (uint32_t)t->s->cfg.n_vocab;
-    t->run_max = t->s->nearness;
+    t->run_max = t->w->nearness;
     t->max = MU_LOGIT_FORBIDDEN;
     for (uint32_t i = 0, at = 0; at < n_vocab; i++, at += RUN) {
         uint32_t n = n_vocab - at < RUN ? n_vocab - at : RUN;
@@ -222,12 +223,12 @@ static void runs_take(struct cut *t, float least, float below)
  * over the k of them in their order. */
 static void cut_top_k(struct cut *t)
 {
-    struct mu_shard *s = t->s;
-    uint32_t n_vocab = (uint32_t)s->cfg.n_vocab, k = t->p->top_k;
+    float *terms = t->w->terms;
+    uint32_t n_vocab = (uint32_t)t->s->cfg.n_vocab, k = t->p->top_k;
     if (k == 0 || k >= n_vocab) {
         for (uint32_t i = 0; i < n_vocab; i++) /* far enough below for a term of 0 */
-            s->terms[i] = t->row[i] == MU_LOGIT_FORBIDDEN ? t->max - 1000.0f : t->row[i] / t->p->temperature;
-        t->total = s->k->softmax_terms(s->terms, (int)n_vocab, t->max, s->terms);
+            terms[i] = t->row[i] == MU_LOGIT_FORBIDDEN ? t->max - 1000.0f : t->row[i] / t->p->temperature;
+        t->total = t->s->k->softmax_terms(terms, (int)n_vocab, t->max, terms);
         return;
     }
     struct candidates c = candidates_of(t->row, t->row, t->set, t->n);
@@ -237,8 +238,8 @@ static void cut_top_k(struct cut *t)
     t->total = 0.0f;
     for (uint32_t i = 0; i < k; i++) {
         uint32_t id = take_next(&c);
-        s->terms[id] = mu_expf(t->row[id] / t->p->temperature - t->max);
-        t->total += s->terms[id];
+        terms[id] = mu_expf(t->row[id] / t->p->temperature - t->max);
+        t->total += terms[id];
     }
     t->set += all - k;
     t->n = k;
@@ -258,21 +259,21 @@ static float log_share(const struct cut *t, float log_total, uint32_t id)
 static void cut_typical(struct cut *t)
 {
     if (!mu_sampling_cuts(t->p->typical_p)) return;
-    struct mu_shard *s = t->s;
+    const struct sampler *w = t->w;
     float log_total = mu_logf(t->total), goal = t->p->typical_p * t->total, reached = 0.0f;
     double entropy = 0.0; /* in the order of the set: ids ascending, or that of top_k */
     for (uint32_t i = 0; i < t->n; i++) {
         uint32_t id = t->set[i];
-        entropy -= (double)(s->terms[id] / t->total) * (double)log_share(t, log_total, id);
+        entropy -= (double)(w->terms[id] / t->total) * (double)log_share(t, log_total, id);
     }
     for (uint32_t i = 0; i < t->n; i++) {
         uint32_t id = t->set[i];
-        s->nearness[id] = -fabsf(-log_share(t, log_total, id) - (float)entropy);
+        w->nearness[id] = -fabsf(-log_share(t, log_total, id) - (float)entropy);
     }
-    struct candidates c = candidates_of(s->nearness, t->row, t->set, t->n);
+    struct candidates c = candidates_of(w->nearness, t->row, t->set, t->n);
     uint32_t all = t->n, kept = 0;
     while (kept < all && reached < goal) {
-        reached += s->terms[take_next(&c)];
+        reached += w->terms[take_next(&c)];
         kept++;
     }
     t->set += all - kept;
@@ -296,9 +297,9 @@ static struct pick cut_draw_any(struct cut *t, const struct mu_step_seq *q)
     uint32_t first = t->set[0];
     for (uint32_t i = 1; i < t->n; i++)
         if (t->row[t->set[i]] > t->row[first]) first = t->set[i];
-    float least = t->p->min_p * t->s->terms[first];
+    float least = t->p->min_p * t->w->terms[first];
     for (uint32_t i = 0; i < t->n; i++)
-        if (!(t->s->terms[t->set[i]] < least)) draw(t, q, t->set[i], &best);
+        if (!(t->w->terms[t->set[i]] < least)) draw(t, q, t->set[i], &best);
     return best;
 }
 
@@ -315,7 +316,7 @@ static struct pick cut_draw(struct cut *t, const struct mu_step_seq *q)
         }
         if (c.n == 0) break;
         uint32_t id = take_next(&c);
-        float term = t->s->terms[id];
+        float term = t->w->terms[id];
         if (first) least = t->p->min_p * term;
         if (term < least) break;
         draw(t, q, id, &best);
@@ -326,9 +327,10 @@ static struct pick cut_draw(struct cut *t, const struct mu_step_seq *q)
 }
 
 /* Of a whole row, adjusted. */
-static struct pick pick_truncated(struct mu_shard *s, const struct mu_step_seq *q, const float *row)
+static struct pick pick_truncated(const struct mu_shard *s, const struct sampler *w, const struct mu_step_seq *q,
+                                  const float *row)
 {
-    struct cut t = {.s = s, .p = &q->sampling, .row = row, .set = s->order};
+    struct cut t = {.s = s, .w = w, .p = &q->sampling, .row = row, .set = w->order};
     uint32_t k = q->sampling.top_k;
     if (!runs_look(&t)) return (struct pick){0, PICK_NONFINITE};
     if (t.max == MU_LOGIT_FORBIDDEN) return (struct pick){0, PICK_NONE};
@@ -343,13 +345,13 @@ static struct pick pick_truncated(struct mu_shard *s, const struct mu_step_seq *
 /* ---- whole rows: log probabilities ---- */
 
 /* ln softmax of the id that was chosen and of the likeliest, from the row as the model gives it. */
-static void logprobs_take(struct mu_shard *s, const struct mu_sampling *p, const float *row, int32_t id,
-                          struct mu_logprobs *out)
+static void logprobs_take(const struct mu_shard *s, const struct sampler *w, const struct mu_sampling *p,
+                          const float *row, int32_t id, struct mu_logprobs *out)
 {
     float max;
     int n = s->cfg.n_vocab;
     if (s->k->argmax(row, n, &max) < 0) return;
-    float log_total = mu_logf(s->k->softmax_terms(row, n, max, s->terms));
+    float log_total = mu_logf(s->k->softmax_terms(row, n, max, w->terms));
     uint32_t want = p->top_logprobs < (uint32_t)n ? p->top_logprobs : (uint32_t)n;
     out->chosen = row[id] - max - log_total;
     out->n_top = 0;
@@ -362,18 +364,20 @@ static void logprobs_take(struct mu_shard *s, const struct mu_sampling *p, const
     for (uint32_t i = 0; i < out->n_top; i++) out->top[i].logprob = row[out->top[i].id] - max - log_total;
 }
 
-static int32_t pick_whole(struct mu_shard *s, const struct mu_step_seq *q, float *row, struct mu_logprobs *logprobs_out)
+static int32_t pick_whole(const struct mu_shard *s, const struct sampler *w, const struct mu_step_seq *q, float *row,
+                          struct mu_logprobs *logprobs_out)
 {
     size_t n = (size_t)s->cfg.n_vocab;
     const float *given = row;
     float max;
     if (mu_sample_adjusted(q)) {
         if (s->k->argmax(row, (int)n, &max) < 0) return PICK_NONFINITE;
-        if (q->sampling.logprobs && s->leader) given = memcpy(s->given, row, n * sizeof *row);
+        if (q->sampling.logprobs && s->leader) given = memcpy(w->given, row, n * sizeof *row);
         adjust(s, q, row, (int)n, 0);
     }
-    int32_t id = mu_sampling_truncates(&q->sampling) ? pick_truncated(s, q, row).id : pick_of(s, q, row, (int)n, 0).id;
-    if (q->sampling.logprobs && s->leader && id >= 0) logprobs_take(s, &q->sampling, given, id, logprobs_out);
+    int32_t id =
+        mu_sampling_truncates(&q->sampling) ? pick_truncated(s, w, q, row).id : pick_of(s, q, row, (int)n, 0).id;
+    if (q->sampling.logprobs && s->leader && id >= 0) logprobs_take(s, w, &q->sampling, given, id, logprobs_out);
     return id == PICK_NONE ? MU_SAMPLE_NONE_ALLOWED : id;
 }
 
@@ -432,11 +436,6 @@ static int pick_blocks(const struct mu_shard *s)
 void mu_sample_finish(struct mu_shard *s)
 {
     int n_block = pick_blocks(s);
-    for (int i = s->n_result; i < s->n_whole; i++) {
-        int seq = s->row[i].seq;
-        s->id[seq] =
-            pick_whole(s, &s->step->seq[seq], s->whole + (size_t)i * (size_t)s->cfg.n_vocab, &s->logprobs[seq]);
-    }
     struct pick *mine = s->pick_all + (size_t)s->me.local * s->step->n_seq;
     for (uint32_t i = 0; i < s->step->n_seq; i++) mine[i] = (struct pick){0, PICK_NONE};
     for (int i = s->n_whole; i < s->n_host; i++)
@@ -448,11 +447,26 @@ void mu_sample_finish(struct mu_shard *s)
     if (s->n_row > s->n_whole) join_ranks(s, mine);
 }
 
+/* Rows that are wanted whole, each by one member. */
+static void pick_whole_rows(struct run *r)
+{
+    struct mu_shard *s = r->s;
+    int begin, end;
+    if (s->n_whole == s->n_result) return;
+    while (r->member < s->n_sampler && mu_run_claim(r, s->n_whole - s->n_result, 1, 1, &begin, &end)) {
+        int row = s->n_result + begin, seq = s->row[row].seq;
+        s->id[seq] = pick_whole(s, &s->sampler[r->member], &s->step->seq[seq],
+                                s->whole + (size_t)row * (size_t)s->cfg.n_vocab, &s->logprobs[seq]);
+    }
+    mu_run_meet(r);
+}
+
 void mu_run_sample(struct run *r)
 {
     struct mu_shard *s = r->s;
     int width = mu_range_len(s->me.vocab), n_block = pick_blocks(s), n_pick = s->n_host - s->n_whole, begin, end;
     if (!gather_rows(r)) return;
+    pick_whole_rows(r);
     while (mu_run_claim(r, n_pick * n_block, 1, n_block, &begin, &end)) {
         for (int item = begin; item < end; item++) {
             int row = s->n_whole + item / n_block, at = item % n_block * BLOCK;

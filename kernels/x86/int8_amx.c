@@ -7,7 +7,7 @@
  *
  *   codes (nibbles, fifth bits …) ──panel_fill──▶ panel: signed bytes, scales as floats ──tile──▶ acc, 16 zmm ──▶ out
  *
- * Loops, outermost first: up to PASS_TOKENS tokens; PASS_BLOCKS blocks, so that a panel and the activations of one tile
+ * Loops, outermost first: up to PASS_TOKENS tokens; PANEL_BLOCKS blocks, so that a panel and the activations of one tile
  * share the L1; groups of 16 rows, each decoded once into the panel; tiles of tokens. Between passes the accumulators
  * rest in `out`, which changes no bit.
  *
@@ -20,96 +20,21 @@
  * The tile registers are configured at every call and released at its end: a thread that sleeps holds no tile state. */
 #include <immintrin.h>
 
-#include "kernels/x86/codes_avx512.h"
-#include "kernels/x86/tiles_avx512.h"
+#include "kernels/parts.h"
+#include "kernels/x86/layout.h"
+#include "kernels/x86/panel_avx512.h"
 
 enum {
     PASS_TOKENS = 256,
-    PASS_BLOCKS = 32,
     TILE_TOKENS = 16,
-    LANES = MU_ROW_GROUP,
     LEAD = 3, /* blocks multiplied before the one that is added up: a load from a tile's store waits until that is in
                  the cache */
     RING = 4
 };
 enum { TILE_SUM, TILE_ACT, TILE_CODES }; /* tile registers; intrinsics want them as literals: 0, 1, 2 */
 
-/* How a block is added up; a constant wherever it is used. */
-enum form {
-    FORM_SCALED,  /* d */
-    FORM_RAISED,  /* d, + m */
-    FORM_LOWERED, /* d, - m */
-    N_FORM
-};
-
-static enum form form_of(uint32_t type)
-{
-    switch (type) {
-    case MU_Q4_1:
-    case MU_Q5_1: return FORM_RAISED;
-    case MU_Q4_K:
-    case MU_Q5_K: return FORM_LOWERED;
-    default: return FORM_SCALED;
-    }
-}
-
-/* One group's blocks of a pass, decoded. */
-struct panel {
-    _Alignas(64) int8_t codes[PASS_BLOCKS][8][64]; /* vector k: columns 4k … 4k+3 of 16 rows */
-    float d[PASS_BLOCKS][LANES], m[PASS_BLOCKS][LANES];
-};
-
 /* ---- decoding ---- */
 
-MU_INLINE void codes_fill(int8_t (*to)[64], uint32_t type, int offset, const uint8_t *p)
-{
-    const __m512i off = _mm512_set1_epi8((char)offset);
-    if (type == MU_Q8_0) {
-        MU_UNROLL
-        for (int k = 0; k < 8; k++) _mm512_store_si512(to[k], _mm512_sub_epi8(_mm512_loadu_si512(p + 64 * k), off));
-        return;
-    }
-    const struct nibble_key key = nibble_key(type, p);
-    MU_UNROLL
-    for (int k = 0; k < 4; k++) {
-        __m512i lo, hi;
-        nibble_codes(type, &key, p, k, &lo, &hi);
-        _mm512_store_si512(to[k], _mm512_sub_epi8(lo, off));
-        _mm512_store_si512(to[4 + k], _mm512_sub_epi8(hi, off));
-    }
-}
-
-/* n blocks from w on, of a type and offset that are constants where this is called. */
-MU_INLINE void panel_fill(struct panel *to, uint32_t type, int offset, const uint8_t *w, int n)
-{
-    const int head = mu_packed_head_bytes(type);
-    __m512 d256 = _mm512_setzero_ps(), dmin256 = d256;
-    for (int b = 0; b < n; b++, w += mu_packed_block_bytes(type)) {
-        if (head && b % 8 == 0) {
-            d256 = load_f16(w);
-            if (head == 64) dmin256 = load_f16(w + 32);
-            w += head;
-        }
-        codes_fill(to->codes[b], type, offset, w + mu_packed_scale_bytes(type));
-        __m512 d, m = dmin256;
-        switch (type) {
-        case MU_MXFP4: d = load_e8m0(w); break;
-        case MU_IQ4_XS: d = _mm512_mul_ps(d256, _mm512_cvtepi32_ps(load_s8(w))); break;
-        case MU_Q4_K:
-        case MU_Q5_K:
-            d = _mm512_mul_ps(d256, _mm512_cvtepi32_ps(load_u8(w)));
-            m = _mm512_mul_ps(dmin256, _mm512_cvtepi32_ps(load_u8(w + 16)));
-            break;
-        default:
-            d = load_f16(w);
-            if (form_of(type) == FORM_RAISED) m = load_f16(w + 32);
-        }
-        _mm512_store_ps(to->d[b], d);
-        if (form_of(type) != FORM_SCALED) _mm512_store_ps(to->m[b], m);
-    }
-}
-
-typedef void panel_fn(struct panel *to, const uint8_t *w, int n);
 #define PANEL(name, type, offset)                                       \
     static void panel_##name(struct panel *to, const uint8_t *w, int n) \
     {                                                                   \
@@ -139,8 +64,8 @@ static panel_fn *const panels[MU_TYPE_LIMIT] = {
 struct inputs {
     const int8_t *q; /* of the first token, at the pass's first column */
     size_t q_ld;
-    _Alignas(64) float s[TILE_TOKENS][PASS_BLOCKS];
-    float total[TILE_TOKENS][PASS_BLOCKS]; /* fl((float)S·s), where there is a minimum */
+    _Alignas(64) float s[TILE_TOKENS][PANEL_BLOCKS];
+    float total[TILE_TOKENS][PANEL_BLOCKS]; /* fl((float)S·s), where there is a minimum */
 };
 
 struct job {
@@ -161,13 +86,10 @@ MU_INLINE void block_multiply(const struct job *a, int b, products *to)
 {
     _tile_zero(0);
     _tile_loadd(1, a->in->q + (size_t)b * MU_Q_BLOCK, a->in->q_ld);
-    _tile_loadd(2, a->panel->codes[b][0], 64);
+    _tile_loadd(2, a->panel->block[b].codes[0], 64);
     _tile_dpbssd(0, 1, 2);
     _tile_stored(0, (*to)[0], 64);
 }
-
-/* A pointer that the compiler cannot take apart again into a base and an index. */
-#define PLAIN(p) __asm__("" : "+r"(p))
 
 /* Adds block b up: the operations of the VNNI tiles in their order, for T tokens. */
 MU_INLINE void block_add(const struct job *a, enum form form, int b, products *from, __m512 *acc, int T)
@@ -177,13 +99,14 @@ MU_INLINE void block_add(const struct job *a, enum form form, int b, products *f
     PLAIN(s);
     PLAIN(product);
     if (form != FORM_SCALED) PLAIN(total);
-    const __m512 d = _mm512_load_ps(a->panel->d[b]), m = form == FORM_SCALED ? d : _mm512_load_ps(a->panel->m[b]);
+    const __m512 d = _mm512_load_ps(a->panel->block[b].d),
+                 m = form == FORM_SCALED ? d : _mm512_load_ps(a->panel->block[b].m);
     MU_UNROLL
     for (int t = 0; t < T; t++) {
         __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(product + t * LANES));
-        acc[t] = _mm512_fmadd_ps(sum, _mm512_mul_ps(d, _mm512_set1_ps(s[t * PASS_BLOCKS])), acc[t]);
-        if (form == FORM_RAISED) acc[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(total[t * PASS_BLOCKS]), acc[t]);
-        if (form == FORM_LOWERED) acc[t] = _mm512_fnmadd_ps(m, _mm512_set1_ps(total[t * PASS_BLOCKS]), acc[t]);
+        acc[t] = _mm512_fmadd_ps(sum, _mm512_mul_ps(d, _mm512_set1_ps(s[t * PANEL_BLOCKS])), acc[t]);
+        if (form == FORM_RAISED) acc[t] = _mm512_fmadd_ps(m, _mm512_set1_ps(total[t * PANEL_BLOCKS]), acc[t]);
+        if (form == FORM_LOWERED) acc[t] = _mm512_fnmadd_ps(m, _mm512_set1_ps(total[t * PANEL_BLOCKS]), acc[t]);
     }
 }
 
@@ -231,7 +154,7 @@ TILES(lowered, FORM_LOWERED)
 static tile_amx_fn *const tiles[N_FORM][TILE_TOKENS + 1] = {
     [FORM_SCALED] = TILE_LIST(scaled),
     [FORM_RAISED] = TILE_LIST(raised),
-    [FORM_LOWERED] = TILE_LIST(lowered),
+    [FORM_LOWERED] = TILE_LIST(lowered), /* of halves there are no panels here */
 };
 
 /* ---- driving ---- */
@@ -292,8 +215,8 @@ void mu_amx_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0
     int configured = 0;
     for (int t0 = 0; t0 < x->n_tok; t0 += PASS_TOKENS) {
         int n_tok = x->n_tok - t0 < PASS_TOKENS ? x->n_tok - t0 : PASS_TOKENS;
-        for (size_t b0 = 0; b0 < n_block; b0 += PASS_BLOCKS) {
-            int n = n_block - b0 < PASS_BLOCKS ? (int)(n_block - b0) : PASS_BLOCKS;
+        for (size_t b0 = 0; b0 < n_block; b0 += PANEL_BLOCKS) {
+            int n = n_block - b0 < PANEL_BLOCKS ? (int)(n_block - b0) : PANEL_BLOCKS;
             for (int t = 0; t < n_tok; t += TILE_TOKENS)
                 inputs_fill(&in[t / TILE_TOKENS], form, x, t0 + t, tile_len(n_tok, t), b0, n);
             const uint8_t *w = (const uint8_t *)m->data + (size_t)(row0 / LANES) * group +

@@ -51,15 +51,13 @@ MU_INLINE void acc_store(const struct tile *a, const __m512 *acc, int T)
     for (int t = 0; t < T; t++) _mm512_mask_storeu_ps(a->out + (size_t)t * a->out_stride, a->rows, acc[t]);
 }
 
-/* One token alone leaves what is far ahead to the processor's own prefetcher. Intel's wants help near by (decode 12 to 15%
- * faster on Granite Rapids), AMD's is best alone (Zen 4: 0.9 to 1.0 of a plain read's speed against 0.8). With more to
- * multiply per byte that prefetcher falls behind, and this doubles the speed. */
-MU_INLINE void prefetch(const struct tile *a, int T, const uint8_t *p, int bytes)
+/* From afar into the L2 and from near by into the L1; where that pays, pass_run knows (int8_avx512.c). */
+MU_INLINE void prefetch(const struct tile *a, const uint8_t *p, int bytes)
 {
-    if (T == 1 ? !a->near : !a->ahead) return;
+    if (!a->ahead) return;
     MU_UNROLL
     for (int i = 0; i < bytes; i += 64) {
-        if (T > 1) _mm_prefetch((const char *)(a->ahead + (p - a->w) + i), _MM_HINT_T1);
+        _mm_prefetch((const char *)(a->ahead + (p - a->w) + i), _MM_HINT_T1);
         _mm_prefetch((const char *)(p + NEAR_BYTES + i), _MM_HINT_T0);
     }
 }
@@ -103,7 +101,7 @@ MU_INLINE void tile_scaled(const struct tile *a, uint32_t type, bool thin, int T
             d256 = load_f16(p);
             p += mu_packed_head_bytes(type);
         }
-        prefetch(a, T, p, mu_packed_block_bytes(type));
+        prefetch(a, p, mu_packed_block_bytes(type));
         __m512 d = type == MU_IQ4_XS  ? _mm512_mul_ps(d256, _mm512_cvtepi32_ps(load_s8(p)))
                    : type == MU_MXFP4 ? load_e8m0(p)
                                       : load_f16(p);
@@ -124,7 +122,7 @@ MU_INLINE void tile_bytes(const struct tile *a, uint32_t type, bool thin, int T)
     const uint8_t *p = a->w;
     for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m512i sum[MAX_TILE], odd[MAX_CUT];
-        prefetch(a, T, p, mu_packed_block_bytes(type));
+        prefetch(a, p, mu_packed_block_bytes(type));
         __m512 d = load_f16(p);
         MU_UNROLL
         for (int t = 0; t < T; t++) {
@@ -166,7 +164,7 @@ MU_INLINE void tile_lowered(const struct tile *a, uint32_t type, bool thin, int 
             dmin256 = load_f16(p + 32);
             p += mu_packed_head_bytes(type);
         }
-        prefetch(a, T, p, mu_packed_block_bytes(type));
+        prefetch(a, p, mu_packed_block_bytes(type));
         __m512 d = k_quant ? _mm512_mul_ps(d256, _mm512_cvtepi32_ps(load_u8(p))) : load_f16(p);
         __m512 m = k_quant ? _mm512_mul_ps(dmin256, _mm512_cvtepi32_ps(load_u8(p + 16))) : load_f16(p + 32);
         MU_UNROLL
@@ -196,7 +194,7 @@ MU_INLINE void tile_halves(const struct tile *a, uint32_t type, bool thin, int T
             if (type == MU_Q2_K) dmin = load_f16(p + 32);
             p += mu_packed_head_bytes(type);
         }
-        prefetch(a, T, p, mu_packed_block_bytes(type));
+        prefetch(a, p, mu_packed_block_bytes(type));
         MU_UNROLL
         for (int h = 0; h < 2; h++) {
             __m512i sum[MAX_TILE], scales = load_s8(p + 16 * h);

@@ -40,7 +40,6 @@ struct tile {
     __mmask16 rows;       /* that exist */
     bool first;           /* accumulators start at +0, else from out */
     const uint8_t *ahead; /* weights to prefetch meanwhile, as many bytes as w's, into the L2; NULL = none */
-    bool near;            /* one token: prefetch its own weights into the L1 */
 };
 
 typedef void tile_fn(const struct tile *a);

@@ -37,7 +37,7 @@ static const struct mu_kernels table_ref = TABLE(ref, ref);
 #ifdef __x86_64__
 static const struct mu_kernels table_avx2 = TABLE(avx2, packed);
 static const struct mu_kernels table_avx512 = TABLE(avx512, packed);
-static struct mu_kernels table_amx; /* avx512's, but for matmul; filled by detect() */
+static struct mu_kernels table_panels, table_amx; /* avx512's, but for matmul; filled by detect() */
 
 static bool cpu_has_avx2(void)
 {
@@ -77,7 +77,7 @@ static const struct mu_kernels table_neon = TABLE(neon, packed);
 static struct mu_kernels table_dotprod, table_i8mm; /* neon's, but for matmul; filled by detect() */
 #endif
 
-static const struct mu_kernels *available[5]; /* NULL-terminated; filled by detect(), once */
+static const struct mu_kernels *available[6]; /* NULL-terminated, the best last; filled by detect(), once */
 static pthread_once_t detected = PTHREAD_ONCE_INIT;
 static const struct mu_kernels *chosen;
 
@@ -91,7 +91,11 @@ static void detect(void)
     if (cpu_has_avx2()) available[n++] = &table_avx2;
     if (cpu_has_avx512()) {
         mu_avx512_bf16_probe();
-        available[n++] = &table_avx512;
+        table_panels = table_avx512;
+        table_panels.name = "panels";
+        table_panels.matmul = mu_panels_matmul;
+        available[n++] = intel ? &table_avx512 : &table_panels; /* the order that was measured there; AMD's was not */
+        available[n++] = intel ? &table_panels : &table_avx512;
     }
     if (cpu_has_amx()) {
         table_amx = table_avx512;
@@ -144,7 +148,7 @@ enum mu_status mu_kernels_init(const char *name_or_null, struct mu_err *err)
         strcat(list, all[i]->name);
     }
     if (!best) {
-        static const char *const names[] = {"avx2", "avx512", "amx", "neon", "dotprod", "i8mm"};
+        static const char *const names[] = {"avx2", "avx512", "panels", "amx", "neon", "dotprod", "i8mm"};
         bool known = false;
         for (size_t i = 0; i < sizeof names / sizeof *names; i++) known |= strcmp(name, names[i]) == 0;
         return mu_fail(err, MU_EUNSUPPORTED,

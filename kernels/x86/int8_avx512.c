@@ -14,29 +14,31 @@ enum {
     FAR_BYTES = 16384 /* how far ahead of itself a lone tile prefetches into the L2 */
 };
 
-/* Terms of n blocks of one token, 16 blocks at a time. */
-static void terms_fill(const struct family *f, const float *s, const int16_t *sum, int n, float *s_out, int32_t *a_out,
-                       int32_t *b_out)
+void mu_avx512_terms(const struct family *f, const float *s, const int16_t *sum, int n, float *s_out, int32_t *a_out,
+                     int32_t *b_out)
 {
-    const __m512i factor = _mm512_set1_epi32(-f->offset);
+    const __m512i ones = _mm512_set1_epi16(1), both = _mm512_set1_epi16((int16_t)-f->offset);
     for (int i = 0; i < n; i += 16) {
         __mmask16 mask = n - i >= 16 ? 0xffff : (__mmask16)((1u << (n - i)) - 1u);
         __m512 scale = _mm512_maskz_loadu_ps(mask, s + i);
-        __m512i halves = _mm512_maskz_loadu_epi32(mask, sum + 2 * i); /* S1 << 16 | S0 */
+        __m512i halves = _mm512_maskz_loadu_epi32(mask, sum + 2 * i), a, b; /* S1 << 16 | S0 */
         _mm512_mask_storeu_ps(s_out + i, mask, scale);
-        if (f->terms == TERMS_OFFSET || f->terms == TERMS_TOTAL) {
-            __m512i a = _mm512_madd_epi16(halves, _mm512_set1_epi16(1));
-            a = f->terms == TERMS_OFFSET ? _mm512_mullo_epi32(a, factor)
-                                         : _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(a), scale));
-            _mm512_mask_storeu_epi32(a_out + i, mask, a);
-        } else {
-            __m512i s0 = _mm512_srai_epi32(_mm512_slli_epi32(halves, 16), 16), s1 = _mm512_srai_epi32(halves, 16);
-            bool floats = f->terms == TERMS_TOTAL_HALVES;
-            s0 = floats ? _mm512_castps_si512(_mm512_cvtepi32_ps(s0)) : _mm512_mullo_epi32(s0, factor);
-            s1 = floats ? _mm512_castps_si512(_mm512_cvtepi32_ps(s1)) : _mm512_mullo_epi32(s1, factor);
-            _mm512_mask_storeu_epi32(a_out + i, mask, s0);
-            _mm512_mask_storeu_epi32(b_out + i, mask, s1);
+        switch (f->terms) {
+        case TERMS_OFFSET: a = b = _mm512_madd_epi16(halves, both); break;
+        case TERMS_TOTAL:
+            a = b = _mm512_castps_si512(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_madd_epi16(halves, ones)), scale));
+            break;
+        case TERMS_OFFSET_HALVES:
+            a = _mm512_madd_epi16(halves, _mm512_srli_epi32(both, 16));
+            b = _mm512_madd_epi16(halves, _mm512_slli_epi32(both, 16));
+            break;
+        default:
+            a = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_madd_epi16(halves, _mm512_srli_epi32(ones, 16))));
+            b = _mm512_castps_si512(_mm512_cvtepi32_ps(_mm512_srai_epi32(halves, 16)));
         }
+        _mm512_mask_storeu_epi32(a_out + i, mask, a);
+        if (f->terms == TERMS_OFFSET_HALVES || f->terms == TERMS_TOTAL_HALVES)
+            _mm512_mask_storeu_epi32(b_out + i, mask, b);
     }
 }
 
@@ -94,7 +96,7 @@ static void run_thin(const struct job *j, const struct family *f)
         int n = n_block - b0 < THIN_BLOCKS ? (int)(n_block - b0) : THIN_BLOCKS;
         for (int t = 0; t < x->n_tok; t++) {
             size_t from = (size_t)t * n_block + b0, to = term_at(true, t, 0);
-            terms_fill(f, x->s + from, x->sum + 2 * from, n, s + to, ta + to, tb + to);
+            mu_avx512_terms(f, x->s + from, x->sum + 2 * from, n, s + to, ta + to, tb + to);
         }
         struct tile a = {.n_block = n,
                          .q = x->q + b0 * MU_Q_BLOCK,
@@ -122,7 +124,7 @@ static void run_wide(const struct job *j, const struct family *f)
             for (int t = t0; t < t1; t++) {
                 size_t from = (size_t)t * n_block + b0, to = term_at(false, t - t0, 0);
                 memcpy(q + (t - t0) * WIDE_LD, x->q + from * MU_Q_BLOCK, (size_t)n * MU_Q_BLOCK);
-                terms_fill(f, x->s + from, x->sum + 2 * from, n, s + to, ta + to, tb + to);
+                mu_avx512_terms(f, x->s + from, x->sum + 2 * from, n, s + to, ta + to, tb + to);
             }
             struct tile a = {.n_block = n, .q = q, .terms = {s, ta, tb}, .out_stride = j->stride, .first = b0 == 0};
             pass_run(j, &a, f->wide, false, t0, t1 - t0, tiles, (int)b0);

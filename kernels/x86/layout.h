@@ -24,6 +24,15 @@ void mu_avx512_matmul_widened(const struct mu_mat *m, const struct mu_act *x, in
 /* Made by Intel: its prefetcher wants help where AMD's is better left alone. Set when the tables are listed. */
 bool mu_x86_intel(void);
 
+/* Whether panels (int8_panels.c) pay with this type and so many tokens, where Intel's ports are; they must not where it says
+ * no. */
+bool mu_panels_cover(uint32_t type, int n_tok);
+void mu_panels_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,
+                           size_t stride);
+/* The table `panels`' matmul. */
+void mu_panels_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,
+                      size_t out_stride);
+
 /* Whether AMX multiplies this type by so many tokens faster than AVX-512 does (int8_amx.c); it must not where it says
  * no. */
 bool mu_amx_covers(uint32_t type, int n_tok);

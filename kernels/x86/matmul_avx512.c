@@ -1,4 +1,4 @@
-/* matmul for AVX-512, and with AMX beside it: which file computes which type. */
+/* matmul for AVX-512, with panels and with AMX: which file computes which type. */
 #include "kernels/parts.h"
 #include "kernels/x86/layout.h"
 
@@ -15,10 +15,18 @@ void mu_avx512_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, 
         mu_avx512_matmul_float(m, x, row0, row1, out, out_stride);
 }
 
+void mu_panels_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out, size_t out_stride)
+{
+    if (row0 < row1 && mu_panels_cover(m->type, x->n_tok))
+        mu_panels_matmul_int8(m, x, row0, row1, out, out_stride);
+    else
+        mu_avx512_matmul(m, x, row0, row1, out, out_stride);
+}
+
 void mu_amx_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out, size_t out_stride)
 {
     if (row0 < row1 && mu_amx_covers(m->type, x->n_tok))
         mu_amx_matmul_int8(m, x, row0, row1, out, out_stride);
     else
-        mu_avx512_matmul(m, x, row0, row1, out, out_stride);
+        mu_panels_matmul(m, x, row0, row1, out, out_stride);
 }

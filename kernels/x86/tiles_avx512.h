@@ -1,5 +1,5 @@
 /* What passes between the AVX-512 driver of C2 (int8_avx512.c), which walks over tokens, columns and row groups, and
- * the tiles (tiles_avx512.c), which multiply. Private to those two. */
+ * the tiles (tiles_avx512.c), which multiply; the terms are int8_panels.c's, too. Private to those. */
 #ifndef MU_KERNELS_X86_TILES_AVX512_H
 #define MU_KERNELS_X86_TILES_AVX512_H
 
@@ -52,6 +52,10 @@ struct family {
     tile_fn *thin[THIN_TOKENS + 1], *wide[MAX_TILE + 1];
 };
 const struct family *mu_avx512_family(uint32_t type);
+
+/* The terms of n blocks of one token, 16 at a time; b_out is written for the types with halves only (int8_avx512.c). */
+void mu_avx512_terms(const struct family *f, const float *s, const int16_t *sum, int n, float *s_out, int32_t *a_out,
+                     int32_t *b_out);
 
 MU_INLINE size_t term_at(bool thin, int t, int b)
 {

@@ -194,7 +194,7 @@ static void test_all_sizes(void **state)
     static const int rows[] = {1, 15, 16, 17, 31, 33, 100};
     static const int cols_block[] = {32, 64, 96, 256, 288, 512, 768}, cols_any[] = {1, 3, 31, 33, 172, 768, 1200};
     static const int cols_k[] = {256, 512, 768, 2304};
-    static const int tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 31, 97};
+    static const int tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 25, 31, 50, 97};
     static const int few[] = {1, 3, 5, 12, 17};
     (void)state;
     for (int t = 0; t < N_TYPES; t++) {
@@ -205,14 +205,18 @@ static void test_all_sizes(void **state)
                 if (reduced && (r + c) % 3 != 0) continue;
                 /* all token counts at two row counts, a selection elsewhere */
                 bool full = (rows[r] == 33 || rows[r] == 17) && !reduced;
-                check_size(types[t], rows[r], cols[c], full ? tokens : few, full ? 15 : reduced ? 4 : 5, ORDINARY);
+                check_size(types[t], rows[r], cols[c], full ? tokens : few,
+                           full      ? (int)(sizeof tokens / sizeof *tokens)
+                           : reduced ? 4
+                                     : 5,
+                           ORDINARY);
             }
     }
 }
 
 static void test_extreme_values(void **state)
 {
-    static const int tokens[] = {1, 2, 4, 5, 12, 13, 35};
+    static const int tokens[] = {1, 2, 4, 5, 12, 50, 13};
     (void)state;
     for (int t = 0; t < N_TYPES; t++)
         for (int v = EXTREME; v <= TINY; v++)
@@ -225,7 +229,7 @@ static void test_extreme_values(void **state)
 /* More columns than any pass takes at once, more tokens than any tile. */
 static void test_long_rows(void **state)
 {
-    static const int tokens[] = {1, 3, 12, 60, 130}, few[] = {3, 36};
+    static const int tokens[] = {1, 3, 12, 60, 130}, few[] = {3, 50};
     (void)state;
     if (emulated_x86()) skip();
     for (int t = 0; t < N_TYPES && reduced; t++)

@@ -14,7 +14,11 @@
 #include "kernels/parts.h"
 #include "kernels/x86/layout.h"
 
-enum { MAX_TILE = 4 };
+enum {
+    MAX_TILE = 4,
+    FAR_BYTES = 16384, /* how far ahead a lone tile on Intel's processors prefetches into the L2 */
+    NEAR_BYTES = 2048  /* and into the L1 */
+};
 
 struct tile {
     const uint8_t *w;
@@ -24,7 +28,8 @@ struct tile {
     const int16_t *sum;
     float *out;
     size_t out_stride;
-    int rows; /* of the 16, that exist */
+    int rows;   /* of the 16, that exist */
+    bool ahead; /* prefetch weights */
 };
 
 typedef void tile_fn(const struct tile *a);
@@ -67,6 +72,18 @@ MU_INLINE __m256i load_s8(const uint8_t *p)
 MU_INLINE __m256i widen(__m256i sums16)
 {
     return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1));
+}
+
+/* Intel's own prefetcher alone brings one token's weights at 0.54 to 0.66 of a plain read's speed (Emerald Rapids), so at
+ * 0.89 to 0.95; AMD's needs no help there. */
+MU_INLINE void prefetch(const struct tile *a, const uint8_t *p, int bytes)
+{
+    if (!a->ahead) return;
+    MU_UNROLL
+    for (int i = 0; i < bytes; i += 64) {
+        _mm_prefetch((const char *)(p + FAR_BYTES + i), _MM_HINT_T1);
+        _mm_prefetch((const char *)(p + NEAR_BYTES + i), _MM_HINT_T0);
+    }
 }
 
 MU_INLINE void acc_zero(__m256 acc[][2], int T)
@@ -181,6 +198,7 @@ MU_INLINE void tile_scaled(const struct tile *a, uint32_t type, int T)
             load_f16(p, d256);
             p += mu_packed_head_bytes(type);
         }
+        prefetch(a, p, mu_packed_block_bytes(type));
         dot_nibbles(a, type, p + mu_packed_scale_bytes(type), b, sum, T);
         if (type != MU_IQ4_XS && type != MU_MXFP4) load_f16(p, d);
         MU_UNROLL
@@ -202,6 +220,7 @@ MU_INLINE void tile_bytes(const struct tile *a, uint32_t type, int T)
     const uint8_t *p = a->w;
     for (int b = 0; b < a->n_block; b++, p += mu_packed_block_bytes(type)) {
         __m256i sum[MAX_TILE][2];
+        prefetch(a, p, mu_packed_block_bytes(type));
         MU_UNROLL
         for (int k = 0; k < 8; k++) {
             __m256i w[2], abs[2];
@@ -242,6 +261,7 @@ MU_INLINE void tile_lowered(const struct tile *a, uint32_t type, int T)
             load_f16(p + 32, dmin256);
             p += mu_packed_head_bytes(type);
         }
+        prefetch(a, p, mu_packed_block_bytes(type));
         dot_nibbles(a, type, p + mu_packed_scale_bytes(type), b, sum, T);
         if (!k_quant) {
             load_f16(p, d);
@@ -298,6 +318,7 @@ MU_INLINE void tile_halves(const struct tile *a, uint32_t type, int T)
             if (type == MU_Q2_K) load_f16(p + 32, dmin);
             p += mu_packed_head_bytes(type);
         }
+        prefetch(a, p, mu_packed_block_bytes(type));
         MU_UNROLL
         for (int h = 0; h < 2; h++) {
             __m256i sum[MAX_TILE][2], part[MAX_TILE][2];
@@ -391,7 +412,8 @@ void mu_avx2_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row
         struct tile a = {.w = (const uint8_t *)m->data + (size_t)(r / MU_ROW_GROUP) * group_bytes,
                          .n_block = (int)n_block,
                          .out_stride = stride,
-                         .rows = row1 - r < MU_ROW_GROUP ? row1 - r : MU_ROW_GROUP};
+                         .rows = row1 - r < MU_ROW_GROUP ? row1 - r : MU_ROW_GROUP,
+                         .ahead = n_tile == 1 && mu_x86_intel()};
         for (int i = 0; i < n_tile; i++) {
             size_t t = (size_t)((int64_t)i * x->n_tok / n_tile), end = (size_t)((int64_t)(i + 1) * x->n_tok / n_tile);
             a.q = x->q + t * n_block * MU_Q_BLOCK;

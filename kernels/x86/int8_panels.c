@@ -12,6 +12,8 @@
  * the L1; pairs of row groups; tiles. Between passes the accumulators rest in `out`, which changes no bit. Activations of a
  * pass are first copied together: in the caller's array the same column of all tokens may fall into one set of the cache.
  *
+ * Weights come from memory while those before them are multiplied: struct next.
+ *
  * Which processors: those of Intel, where it was measured (docs/arithmetic.md); on others it is there to be tried, as
  * MUSTER_KERNELS=panels. Which batches: mu_panels_cover. */
 #include <string.h>
@@ -67,7 +69,7 @@ struct work {
     size_t out_stride;
     __mmask16 rows; /* that exist, of the last group */
     bool first;
-    const uint8_t *ahead; /* weights to prefetch into the L2: ahead_bytes of them a block; NULL: none */
+    const uint8_t *ahead; /* weights to prefetch into the L2, ahead_bytes of them a block; NULL: none */
     size_t ahead_bytes;
 };
 
@@ -184,9 +186,8 @@ static tile_run_fn *const tiles_of[N_FORM][2][MAX_TOKENS + 1] = {
 
 bool mu_panels_cover(uint32_t type, int n_tok)
 {
-    /* measured: fewer tokens do not pay for the decoding; tiles have the sizes that this many give */
-    enum form form = form_of(type);
-    return panels[type] && n_tok >= (form >= FORM_HALVES ? 24 : form == FORM_SCALED ? 48 : 32);
+    /* measured: fewer do not pay for the decoding; so many make tiles of the sizes above */
+    return panels[type] && n_tok >= (form_of(type) >= FORM_HALVES ? 24 : 32);
 }
 
 /* n blocks from b0 on of tokens [t0, t1). */
@@ -201,6 +202,23 @@ static void inputs_fill(struct inputs *to, const struct family *f, const struct 
     }
 }
 
+/* The weights that come into the L2 while the tiles of a pair of groups run, every tile a share of them: a core's few
+ * outstanding lines are busy all the time, and none of its own loads waits long for one. */
+struct next {
+    const uint8_t *w; /* NULL: none */
+    int n_group;
+    size_t bytes; /* of a group */
+};
+
+static void next_share(struct work *a, const struct next *next, size_t group_bytes, int tile, int n_tile)
+{
+    const int each = (n_tile + next->n_group - 1) / next->n_group; /* tiles that fetch one group */
+    const size_t blocks = (size_t)each * (size_t)a->n_block;
+    a->ahead_bytes = ((next->bytes + blocks - 1) / blocks + 63) / 64 * 64;
+    const size_t skip = (size_t)(tile % each) * (size_t)a->n_block * a->ahead_bytes;
+    a->ahead = next->w && skip < next->bytes ? next->w + (size_t)(tile / each) * group_bytes + skip : NULL;
+}
+
 void mu_panels_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,
                            size_t stride)
 {
@@ -209,31 +227,36 @@ void mu_panels_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int r
     const struct family *f = mu_avx512_family(m->type);
     const enum form form = form_of(m->type);
     const size_t n_block = (size_t)x->n_col / MU_Q_BLOCK, group = mu_packed_group_bytes(m->type, m->n_col);
+    const uint8_t *first = (const uint8_t *)m->data + (size_t)(row0 / LANES) * group;
     const int max_tile = form >= FORM_HALVES ? MAX_HALVES_TOKENS : MAX_TOKENS, pass_tiles = PASS_TOKENS / max_tile;
     const int n_tile = (x->n_tok + max_tile - 1) / max_tile; /* as equal as can be */
     for (int i = 0; i < n_tile; i += pass_tiles) {
         int tiles = n_tile - i < pass_tiles ? n_tile - i : pass_tiles;
         int t0 = (int)((int64_t)i * x->n_tok / n_tile), t1 = (int)((int64_t)(i + tiles) * x->n_tok / n_tile);
-        for (size_t b0 = 0; b0 < n_block; b0 += PANEL_BLOCKS) {
-            int n = n_block - b0 < PANEL_BLOCKS ? (int)(n_block - b0) : PANEL_BLOCKS;
-            inputs_fill(&in, f, x, t0, t1, b0, n);
-            const uint8_t *w = (const uint8_t *)m->data + (size_t)(row0 / LANES) * group +
-                               mu_packed_group_offset(m->type, b0 * MU_Q_BLOCK);
+        for (size_t b0 = 0, b1; b0 < n_block; b0 = b1) {
+            b1 = n_block - b0 < PANEL_BLOCKS ? n_block : b0 + PANEL_BLOCKS;
+            const size_t at0 = mu_packed_group_offset(m->type, b0 * MU_Q_BLOCK),
+                         at1 = mu_packed_group_offset(m->type, b1 * MU_Q_BLOCK);
+            const uint8_t *w = first + at0;
+            inputs_fill(&in, f, x, t0, t1, b0, (int)(b1 - b0));
             for (int r = row0; r < row1; r += 2 * LANES, w += 2 * group) {
                 int n_group = row1 - r > LANES ? 2 : 1;
                 int last = row1 - r - (n_group - 1) * LANES; /* rows from the last group on */
-                for (int g = 0; g < n_group; g++) panels[m->type](&panel[g], w + (size_t)g * group, n);
                 struct work a = {.panel = panel,
                                  .in = &in,
-                                 .n_block = n,
+                                 .n_block = (int)(b1 - b0),
                                  .out_stride = stride,
                                  .rows = last >= LANES ? 0xffff : (__mmask16)((1u << last) - 1u),
-                                 .first = b0 == 0,
-                                 .ahead_bytes = (size_t)mu_packed_block_bytes(m->type)};
+                                 .first = b0 == 0};
+                struct next next = {.w = w + 2 * group, .n_group = last > 2 * LANES ? 2 : 1, .bytes = at1 - at0};
+                if (last <= LANES) /* those of the next pass */
+                    next = (struct next){.w = b1 < n_block ? first + at1 : NULL,
+                                         .n_group = row1 - row0 > LANES ? 2 : 1,
+                                         .bytes = at1 - at0};
+                for (int g = 0; g < n_group; g++) panels[m->type](&panel[g], w + (size_t)g * group, a.n_block);
                 for (int j = 0; j < tiles; j++) {
                     int from = (int)((int64_t)j * (t1 - t0) / tiles), to = (int)((int64_t)(j + 1) * (t1 - t0) / tiles);
-                    a.ahead =
-                        j < 2 && last > j * LANES + LANES ? w + (size_t)(2 + j) * group : NULL; /* the next pair */
+                    next_share(&a, &next, group, j, tiles);
                     a.token = from;
                     a.out = out + (size_t)(t0 + from) * stride + r;
                     tiles_of[form][n_group - 1][to - from](&a);

@@ -373,10 +373,7 @@ static void sampler_carve(const struct mu_shard *s, struct sampler *w, void *bas
 /* As many as there can be rows at once; of a stage that has none, none. */
 static void samplers_alloc(struct mu_shard *s)
 {
-    int n = mu_pool_size(s->pool);
-    if (n > s->serving.n_slot) n = s->serving.n_slot;
-    if (n > MAX_SAMPLERS) n = MAX_SAMPLERS;
-    s->n_sampler = s->last_stage ? n : 0;
+    s->n_sampler = s->last_stage ? mu_scratch_samplers(&s->serving, mu_pool_size(s->pool)) : 0;
     size_t bytes = 0;
     sampler_carve(s, &(struct sampler){0}, NULL, &bytes);
     s->sampler_block = mu_aligned_alloc(ALIGN, bytes * (size_t)s->n_sampler + ALIGN);

@@ -86,9 +86,16 @@ bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, 
     if (ok && !last) z.send = z.x;
     if (ok && last) ok = mu_scratch_product(n_tok, vocab, 4, &z.logits);
     if (ok && last && !alone) ok = mu_scratch_product(n_tok, cfg->n_vocab, 4, &z.whole);
+    if (ok && last) ok = mu_scratch_product(rank == plan->leader ? 4 : 3, cfg->n_vocab, 4, &z.sampler);
     if (ok && rank == plan->leader) ok = mu_scratch_product((size_t)serving->n_slot, cfg->d_model, 4, &z.state);
     if (ok) *sizes_out = z;
     return ok;
+}
+
+int mu_scratch_samplers(const struct mu_serving *serving, int n_member)
+{
+    int n = n_member < serving->n_slot ? n_member : serving->n_slot;
+    return n < MAX_SAMPLERS ? n : MAX_SAMPLERS;
 }
 
 uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
@@ -98,11 +105,12 @@ uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *pl
     if (!mu_scratch_sizes(model, plan, rank, serving, &z)) return UINT64_MAX;
     uint64_t n_tok = (uint64_t)serving->step_tokens, n_slot = (uint64_t)serving->n_slot;
     uint64_t rows = n_slot < n_tok ? n_slot : n_tok, members = serving->n_thread > 0 ? (uint64_t)serving->n_thread : 1;
+    uint64_t sampling = (uint64_t)mu_scratch_samplers(serving, (int)members) * z.sampler;
     if (plan->split.device[rank] != MU_ON_CPU) /* the rest is there, or pinned (device_memory.c) */
-        return z.state + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
+        return z.state + sampling + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
     uint64_t fixed = z.x + z.q + 2 * (uint64_t)z.kv + z.attn + z.ff + z.y + z.y_attn + z.route +
                      3 * (uint64_t)z.chosen + z.group + z.act_f32 + z.act_bf16 + z.act_q + z.act_s + z.act_sum +
-                     z.rope + z.lora_u + z.gather + z.state + z.part + members * z.group_member +
+                     z.rope + z.lora_u + z.gather + z.state + z.part + members * z.group_member + sampling +
                      (uint64_t)MU_SHARD_TICKETS * z.send;
     return fixed + (z.logits + 2 * (uint64_t)z.whole) / n_tok * rows;
 }

@@ -27,9 +27,10 @@ struct mu_scratch_sizes {
     size_t lora_u;                                   /* [3 matrices][step_tokens][lora_rank] f32; 0 without adapters */
     size_t gather;                                   /* parts of all ranks of the stage; 0 with one */
     size_t send;                                     /* one ticket's residual; 0 in the last stage */
-    size_t logits; /* my rows [step_tokens][my vocabulary] f32; 0 but in the last stage */
-    size_t state;  /* [n_slot][d_model] f32; 0 but on the leader */
-    size_t whole;  /* gathered rows, twice: as parts and as rows; 0 with one rank */
+    size_t logits;  /* my rows [step_tokens][my vocabulary] f32; 0 but in the last stage */
+    size_t state;   /* [n_slot][d_model] f32; 0 but on the leader */
+    size_t whole;   /* gathered rows, twice: as parts and as rows; 0 with one rank */
+    size_t sampler; /* what a row that is wanted whole takes (struct sampler); 0 but in the last stage */
 };
 
 /* *bytes_out = n_tok · width · size, rounded up to whole cache lines; false on overflow. */
@@ -54,6 +55,8 @@ int mu_scratch_n_rope(const struct mu_config *cfg);
 /* false on overflow. */
 bool mu_scratch_sizes(const struct mu_model *model, const struct mu_plan *plan, int rank,
                       const struct mu_serving *serving, struct mu_scratch_sizes *sizes_out);
+/* Rows that n_member threads sample at once. */
+int mu_scratch_samplers(const struct mu_serving *serving, int n_member);
 /* What a serving rank touches of it: n_slot rows of logits, not step_tokens of them. */
 uint64_t mu_scratch_bytes(const struct mu_model *model, const struct mu_plan *plan, int rank,
                           const struct mu_serving *serving);

@@ -532,6 +532,28 @@ static void test_gpus_processors_hold_a_sequence(void **state)
     if (!strstr(why, "32768 tokens")) fail_msg("%s", why);
 }
 
+/* What sampling takes: the leader's four numbers an id for each row at once, on the last stage. */
+static void test_samplers(void **state)
+{
+    (void)state;
+    struct paper p;
+    struct mu_rank_memory one, many;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
+    struct mu_plan plan = plan_of(&p, "1/1");
+    static const int threads[] = {2, 8, 40}, slots[] = {4, 4, 64}, want[] = {2, 4, 16};
+    for (int i = 0; i < 3; i++) {
+        struct mu_serving v = SERVING;
+        v.n_slot = slots[i];
+        for (int rank = 0; rank < 2; rank++) {
+            v.n_thread = 1;
+            mu_plan_memory(&p.model, &plan, rank, &v, &one);
+            v.n_thread = threads[i];
+            mu_plan_memory(&p.model, &plan, rank, &v, &many);
+            assert_int_equal(many.scratch - one.scratch, rank * (want[i] - 1) * 4 * 4 * 32768);
+        }
+    }
+}
+
 /* Where nobody says how many pages, a GPU must have room for one sequence of the wanted context. */
 static void test_gpus_hold_a_sequence(void **state)
 {
@@ -959,6 +981,7 @@ int main(void)
                                        cmocka_unit_test(test_gpus_refused),
                                        cmocka_unit_test(test_gpus_stream),
                                        cmocka_unit_test(test_gpus_fit_what_is_chosen),
+                                       cmocka_unit_test(test_samplers),
                                        cmocka_unit_test(test_gpus_hold_a_sequence),
                                        cmocka_unit_test(test_gpus_processors_hold_a_sequence),
                                        cmocka_unit_test(test_predict_one_gpu),

@@ -3,8 +3,8 @@
  *
  * A tile is R groups of 16 rows × T tokens, one accumulator each, columns ascending, activations broadcast from memory.
  * An FMA takes 4 cycles and one starts each cycle: a single token needs several groups at once to keep the pipe full, 4
- * tokens or more need one. BF16 runs under flush-to-zero, which is C3's rule for it, and on activations widened to
- * f32. */
+ * tokens or more need one. Where two start each cycle (Intel) there are no more loads than that, and two groups share
+ * each. BF16 runs under flush-to-zero, which is C3's rule for it, and on activations widened to f32. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -85,12 +85,14 @@ MU_INLINE void tile_run(const struct tile *a, uint32_t type, int R, int T)
         MU_UNROLL
         for (int i = 0; i < 2; i++) {
             if (type != MU_BF16 && c + i >= a->n_col) break;
+            __m512 w[MAX_R];
             MU_UNROLL
-            for (int r = 0; r < R; r++) {
-                __m512 w = weights(a, type, r, c + i);
+            for (int r = 0; r < R; r++) w[r] = weights(a, type, r, c + i);
+            MU_UNROLL
+            for (int t = 0; t < T; t++) {
+                __m512 x = _mm512_set1_ps(a->x[(size_t)t * ld + (size_t)(c + i)]);
                 MU_UNROLL
-                for (int t = 0; t < T; t++)
-                    acc[r][t] = _mm512_fmadd_ps(w, _mm512_set1_ps(a->x[(size_t)t * ld + (size_t)(c + i)]), acc[r][t]);
+                for (int r = 0; r < R; r++) acc[r][t] = _mm512_fmadd_ps(w[r], x, acc[r][t]);
             }
         }
     }
@@ -108,30 +110,29 @@ MU_INLINE void tile_run(const struct tile *a, uint32_t type, int R, int T)
         tile_run(a, type, R, T);                       \
     }
 /* clang-format off */
-#define TILES(name, type)                                                                                              \
-    TILE(name, type, 4, 1)                                                                                             \
-    TILE(name, type, 4, 2)                                                                                             \
-    TILE(name, type, 2, 3)                                                                                             \
-    TILE(name, type, 1, 1) TILE(name, type, 1, 2) TILE(name, type, 1, 3) TILE(name, type, 1, 4) TILE(name, type, 1, 5) \
-        TILE(name, type, 1, 6) TILE(name, type, 1, 7) TILE(name, type, 1, 8) TILE(name, type, 1, 9)                    \
-            TILE(name, type, 1, 10) TILE(name, type, 1, 11) TILE(name, type, 1, 12)
+#define TILES(name, type)                                                                                             \
+    TILE(name, type, 1, 1)  TILE(name, type, 1, 2)  TILE(name, type, 1, 3)  TILE(name, type, 1, 4)                    \
+    TILE(name, type, 1, 5)  TILE(name, type, 1, 6)  TILE(name, type, 1, 7)  TILE(name, type, 1, 8)                    \
+    TILE(name, type, 1, 9)  TILE(name, type, 1, 10) TILE(name, type, 1, 11) TILE(name, type, 1, 12)                   \
+    TILE(name, type, 4, 1)  TILE(name, type, 4, 2)  TILE(name, type, 2, 3)  TILE(name, type, 2, 4)                    \
+    TILE(name, type, 2, 5)  TILE(name, type, 2, 6)  TILE(name, type, 2, 7)  TILE(name, type, 2, 8)                    \
+    TILE(name, type, 2, 9)  TILE(name, type, 2, 10) TILE(name, type, 2, 11) TILE(name, type, 2, 12)
+#define LIST(name)                                                                                                    \
+    {NULL, name##_1_1, name##_1_2, name##_1_3, name##_1_4, name##_1_5, name##_1_6, name##_1_7, name##_1_8,            \
+     name##_1_9, name##_1_10, name##_1_11, name##_1_12},                                                              \
+    {NULL, name##_4_1, name##_4_2, name##_2_3, name##_2_4, name##_2_5, name##_2_6, name##_2_7, name##_2_8,            \
+     name##_2_9, name##_2_10, name##_2_11, name##_2_12}
 /* clang-format on */
-#define LIST(name)                                                                         \
-    {NULL,       name##_1_1, name##_1_2, name##_1_3,  name##_1_4,  name##_1_5, name##_1_6, \
-     name##_1_7, name##_1_8, name##_1_9, name##_1_10, name##_1_11, name##_1_12},           \
-    {                                                                                      \
-        NULL, name##_4_1, name##_4_2, name##_2_3                                           \
-    }
 
 TILES(f32, MU_F32)
 TILES(f16, MU_F16)
 TILES(bf16, MU_BF16)
 
-/* one: a group at a time, by tokens; many: several groups at a time, where few tokens need them */
+/* one: a group at a time, by tokens; many: several groups at a time, as many as many_groups says */
 static const struct family {
-    tile_fn *one[MAX_TILE + 1], *many[4];
+    tile_fn *one[MAX_TILE + 1], *many[MAX_TILE + 1];
 } family_f32 = {LIST(f32)}, family_f16 = {LIST(f16)}, family_bf16 = {LIST(bf16)};
-static const int many_groups[4] = {1, 4, 4, 2};
+static const int many_groups[MAX_TILE + 1] = {1, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2, 2, 2};
 
 /* Columns [c0, c0 + n) of tokens [t0, t0 + n_tok), n rounded up to even with a zero. */
 static void activations_copy(const struct mu_mat *m, const struct mu_act *x, int t0, int n_tok, int c0, int n,
@@ -154,6 +155,8 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
     float copy[MAX_TILE * COPY_LD] __attribute__((aligned(64)));
     const struct family *f = m->type == MU_F32 ? &family_f32 : m->type == MU_F16 ? &family_f16 : &family_bf16;
     struct tile a = {.group_bytes = mu_packed_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
+    const bool intel = mu_x86_intel();
+    const int most_many = intel ? MAX_TILE : 3; /* tokens with several groups at once */
     int n_tile = (x->n_tok + MAX_TILE - 1) / MAX_TILE;
     for (int i = 0; i < n_tile; i++) {
         int t0 = (int)((int64_t)i * x->n_tok / n_tile), T = (int)((int64_t)(i + 1) * x->n_tok / n_tile) - t0;
@@ -167,16 +170,17 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
             a.n_col = m->type == MU_BF16 ? (n + 1) & ~1 : n;
             a.first = c0 == 0;
             for (int r = row0; r < row1; r += R * MU_ROW_GROUP) {
-                R = T < 4 && row1 - r > (many_groups[T] - 1) * MU_ROW_GROUP ? many_groups[T] : 1;
+                R = T <= most_many && row1 - r > (many_groups[T] - 1) * MU_ROW_GROUP ? many_groups[T] : 1;
                 int rows = row1 - r - (R - 1) * MU_ROW_GROUP;
                 a.w = (const uint8_t *)m->data + (size_t)(r / MU_ROW_GROUP) * a.group_bytes +
                       mu_packed_group_offset(m->type, (size_t)c0);
-                /* Several streams are left to the processor's prefetcher where that is not Intel's (Emerald Rapids: F16 0.67
-                 * of a plain read's speed alone, 1.00 with help; BF16 0.74, 0.96). */
-                a.ahead = R > 1         ? mu_x86_intel() ? a.w + FAR_EACH : NULL
-                          : n_tile == 1 ? a.w + FAR_BYTES
-                          : i == 0      ? a.w + a.group_bytes
-                                        : NULL;
+                /* A lone tile streams its weights once; else the next groups' come in while the first tile works. Several
+                 * streams are left to the processor's prefetcher where that is not Intel's (Emerald Rapids: F16 0.67 of a
+                 * plain read's speed alone, 1.00 with help; BF16 0.74, 0.96). */
+                a.ahead = n_tile > 1 ? i == 0 ? a.w + (size_t)R * a.group_bytes : NULL
+                          : R == 1   ? a.w + FAR_BYTES
+                          : intel    ? a.w + FAR_EACH
+                                     : NULL;
                 a.rows = rows >= MU_ROW_GROUP ? 0xffff : (__mmask16)((1u << rows) - 1u);
                 a.out = out + (size_t)t0 * stride + r;
                 (R > 1 ? f->many : f->one)[T](&a);

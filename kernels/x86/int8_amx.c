@@ -13,7 +13,7 @@
  *
  * Speed. On Granite Rapids the tile product and the tile's store both hold port 5, 16 cycles each, and the vector unit
  * needs ports 0 and 5 for 3 instructions a token: 40 cycles for 16 tokens if all were dealt out evenly, 58 measured in
- * registers and L1. VNNI needs 88 at best there. Left to VNNI (int8_panels.c): few tokens, since a tile costs nearly the same
+ * registers and L1. VNNI needs 88 at best there. Left to VNNI (mu_panels_matmul): few tokens, since a tile costs nearly the same
  * however few rows it has, and the types with a scale per 16 columns, which would need two products and two stores a
  * block (tried: no gain).
  *

@@ -3,6 +3,7 @@
  *
  * MUSTER_TEST_REDUCED: fewer sizes (for emulated processors). MUSTER_TEST_NEEDS=avx2: fail, do not pass, where that
  * table is absent. */
+#include <assert.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -42,7 +43,8 @@ static bool emulated_x86(void)
 }
 
 /* What runs here, and BF16 as on a processor that has no dot product of its own for it, where this one does. */
-static const struct mu_kernels *all[6];
+enum { MAX_TABLES = 6 }; /* ref, avx2, avx512, panels, amx and that one */
+static const struct mu_kernels *all[MAX_TABLES + 1];
 static struct mu_kernels avx512_without_bf16;
 
 static void tables_find(void)
@@ -57,6 +59,7 @@ static void tables_find(void)
         avx512_without_bf16 = *avx512;
         avx512_without_bf16.name = "avx512 without bf16";
         avx512_without_bf16.matmul = mu_avx512_matmul_float;
+        assert(n < MAX_TABLES);
         all[n++] = &avx512_without_bf16;
     }
 #endif

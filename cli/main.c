@@ -1,6 +1,8 @@
 /* main(): finds the verb and hands it the rest of the command line. */
+#include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/fault.h"
 #include "base/log.h"
@@ -60,8 +62,17 @@ static void usage(FILE *f)
           f);
 }
 
+/* A standard descriptor that we were started without would be that of the next file that is opened, and what is told
+ * there a part of it. It is held instead, the wrong way round, so that using it fails as before. */
+static void standard_hold(void)
+{
+    for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) return;
+}
+
 int main(int argc, char **argv)
 {
+    standard_hold();
     argp_err_exit_status = MU_EXIT_USAGE;
     if (argc < 2) {
         usage(stderr);

@@ -345,6 +345,19 @@ class Bad(unittest.TestCase):
         p.stdout.close()  # the reader goes away: the generation stops
         self.assertEqual(p.wait(20), 1)
 
+    def test_closed_standard_error(self):
+        """What is told there never becomes a part of a file that was opened in its place."""
+        with tempfile.TemporaryDirectory() as tmp:
+            model, out = os.path.join(tmp, "m.gguf"), os.path.join(tmp, "v.f32")
+            made = run("synth", "--layers", "1", "--d-model", "96", "--heads", "4", "--d-ff", "128", "--vocab", "600", "--type", "F16", "--out", model)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            embed = [harness.MUSTER, "embed", model, "a", "--quantize", "q4_k", "-o", "f32", "--dimensions", "4", "--out", out]
+            told = subprocess.run(embed, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+            self.assertIn("no multiple of 256", told.stderr)
+            for closed in ("2>&-", "<&- 2>&-", "<&- >&- 2>&-"):
+                done = subprocess.run(["sh", "-c", f'exec "$@" {closed}', "sh", *embed], timeout=60)
+                self.assertEqual((done.returncode, os.path.getsize(out)), (0, 16), closed)
+
     def test_edges(self):
         with tempfile.TemporaryDirectory() as tmp:
             ids = os.path.join(tmp, "ids.txt")

@@ -1,6 +1,7 @@
 /* muster tokenize, muster detokenize: the vocabulary of a model file, as JSON. */
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/alloc.h"
@@ -46,18 +47,28 @@ static enum mu_status get_text(const struct tok_args *a, char **text_out, size_t
     return *text_out ? MU_OK : mu_fail(err, MU_ENOMEM, "no memory for the text");
 }
 
+/* One line. Takes the document; NULL: no memory for it. */
+static enum mu_status print_json(json_t *doc, struct mu_err *err)
+{
+    char *text = doc ? json_dumps(doc, 0) : NULL;
+    enum mu_status st = text ? mu_out_write(text, strlen(text), err) : mu_fail(err, MU_ENOMEM, "no memory to print it");
+    if (st == MU_OK) st = mu_out_write("\n", 1, err);
+    free(text); /* jansson's own */
+    json_decref(doc);
+    return st;
+}
+
 static enum mu_status print_ids(const int32_t *ids, size_t n, bool bos_first, int bos, struct mu_err *err)
 {
     json_t *list = json_array(), *doc = json_object();
     bool ok = list && doc;
     if (ok && bos_first && bos >= 0) ok = !json_array_append_new(list, json_integer(bos));
     for (size_t i = 0; ok && i < n; i++) ok = !json_array_append_new(list, json_integer(ids[i]));
-    ok = ok && !json_object_set(doc, "ids", list) && !json_dumpf(doc, stdout, 0);
+    ok = ok && !json_object_set(doc, "ids", list);
     json_decref(list);
+    if (ok) return print_json(doc, err);
     json_decref(doc);
-    if (!ok) return mu_fail(err, MU_ENOMEM, "no memory to print %zu ids", n);
-    putchar('\n');
-    return MU_OK;
+    return mu_fail(err, MU_ENOMEM, "no memory to print %zu ids", n);
 }
 
 int mu_cmd_tokenize(int argc, char **argv)
@@ -156,9 +167,7 @@ int mu_cmd_detokenize(int argc, char **argv)
     }
     mu_free(raw);
     json_t *doc = str ? json_pack("{s:o}", "text", str) : NULL;
-    if (!doc || json_dumpf(doc, stdout, 0)) st = mu_fail(&err, MU_ENOMEM, "no memory to print the text");
-    json_decref(doc);
-    putchar('\n');
+    st = st ? mu_fail(&err, st, "no memory for the text") : print_json(doc, &err);
 done:
     mu_free(text);
     mu_free(ids);

@@ -339,6 +339,11 @@ class Bad(unittest.TestCase):
                 done = subprocess.run([harness.MUSTER, *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
                 self.assertEqual(done.returncode, 1, args)
                 self.assertIn("standard output", done.stderr)
+            with tempfile.NamedTemporaryFile("w") as text:  # more than what is held back until the end
+                text.write("a " * 20000)
+                text.flush()
+                done = subprocess.run([harness.MUSTER, "tokenize", BARD, "-f", text.name], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+                self.assertIn("cannot write to standard output", done.stderr)
         self.fails(["logits", BARD, "--ids", "1", "--out", "/dev/null"], ["/dev/null", "name a file"])
         p = subprocess.Popen([harness.MUSTER, "run", BARD, "a", "--raw", "--ignore-end", "-t", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         p.stdout.read(3)

@@ -218,6 +218,7 @@ enum mu_status mu_line_edit_open(const char *history_path, struct mu_line_edit *
     el_wset(e->el, EL_ADDFN, L"paste-ends", L"a paste ends", paste_ends);
     el_set(e->el, EL_BIND, "\033[200~", "paste-begins", NULL);
     el_set(e->el, EL_BIND, "\033[201~", "paste-ends", NULL);
+    el_set(e->el, EL_BIND, "^I", "ed-insert", NULL); /* code that is pasted keeps its tabs; nothing is completed */
     el_set(e->el, EL_BIND, "^R", "em-inc-search-prev", NULL);
     el_set(e->el, EL_BIND, "^W", "ed-delete-prev-word", NULL);
     *edit_out = e;

@@ -204,8 +204,8 @@ class Chat(unittest.TestCase):
         t.say('"""', r"\.\.\. $")
         t.say("alone", r"\.\.\. $")
         t.say('"""')
-        t.say("\x1b[200~pasted\rlines\x1b[201~", r">>> $")
-        self.assertEqual(self.contents(t, "user"), ["/one line", "first\n\n/third", "alone", "pasted\nlines"])
+        t.say("\x1b[200~pasted\r\tlines\x1b[201~", r">>> $")
+        self.assertEqual(self.contents(t, "user"), ["/one line", "first\n\n/third", "alone", "pasted\n\tlines"])
         self.assertIn("is set", (t.say('/set system """Be', r"\.\.\. $"), t.say('brief."""'))[1])
         self.assertEqual(self.saved(t)["system"], "Be\nbrief.")
 

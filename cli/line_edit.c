@@ -30,12 +30,18 @@ struct mu_line_edit {
     bool pasting, file_failed;
 };
 
-static volatile sig_atomic_t resized;
+static volatile sig_atomic_t resized, resumed;
 
 static void on_winch(int sig)
 {
     (void)sig;
     resized = 1;
+}
+
+static void on_cont(int sig)
+{
+    (void)sig;
+    resumed = 1;
 }
 
 static struct mu_line_edit *self_of(EditLine *el)
@@ -50,6 +56,24 @@ static char *prompt_of(EditLine *el)
     return (char *)self_of(el)->prompt;
 }
 
+static const char paste_on[] = "\033[?2004h", paste_off[] = "\033[?2004l";
+
+static void show(const struct mu_line_edit *e, const char *code)
+{
+    if (!mu_term_obeys(fileno(e->out))) return;
+    fputs(code, e->out);
+    fflush(e->out);
+}
+
+/* After Ctrl-Z and `fg`: the shell has given the terminal back in its own mode, with other text on it. */
+static void take_back(EditLine *el)
+{
+    el_set(el, EL_PREP_TERM, 0); /* so that it is not taken to be in ours */
+    el_set(el, EL_PREP_TERM, 1);
+    show(self_of(el), paste_on);
+    el_set(el, EL_REFRESH);
+}
+
 /* Until there is something to read: false where Ctrl-C came first. */
 static bool wait_key(EditLine *el)
 {
@@ -58,6 +82,8 @@ static bool wait_key(EditLine *el)
         if (mu_interrupted) return false;
         if (resized) el_resize(el);
         resized = 0;
+        if (resumed) take_back(el);
+        resumed = 0;
         if (ppoll(&in, 1, NULL, &self_of(el)->waiting) >= 0 || errno != EINTR) return true;
     }
 }
@@ -138,29 +164,23 @@ enum mu_status mu_line_edit_remember(struct mu_line_edit *e, const char *line, s
 
 /* ---- a line ---- */
 
-static const char paste_on[] = "\033[?2004h", paste_off[] = "\033[?2004l";
-
-static void show(const struct mu_line_edit *e, const char *code)
-{
-    if (!mu_term_obeys(fileno(e->out))) return;
-    fputs(code, e->out);
-    fflush(e->out);
-}
-
 enum mu_status mu_line_edit_read(struct mu_line_edit *e, const char *prompt, const char **line_out, bool *more_out,
                                  struct mu_err *err)
 {
-    struct sigaction winch = {.sa_handler = on_winch}, before;
+    struct sigaction winch = {.sa_handler = on_winch}, cont = {.sa_handler = on_cont}, winch_before, cont_before;
     int n = 0;
     *line_out = "";
     *more_out = false;
     e->prompt = prompt;
     sigset_t held;
     sigemptyset(&winch.sa_mask);
-    sigaction(SIGWINCH, &winch, &before);
+    sigemptyset(&cont.sa_mask);
+    sigaction(SIGWINCH, &winch, &winch_before);
+    sigaction(SIGCONT, &cont, &cont_before);
     sigemptyset(&held);
     sigaddset(&held, SIGINT);
     sigaddset(&held, SIGWINCH);
+    sigaddset(&held, SIGCONT);
     sigprocmask(SIG_BLOCK, &held, &e->waiting);
     el_resize(e->el);
     show(e, paste_on);
@@ -168,7 +188,8 @@ enum mu_status mu_line_edit_read(struct mu_line_edit *e, const char *prompt, con
     int why = errno;
     show(e, paste_off);
     sigprocmask(SIG_SETMASK, &e->waiting, NULL);
-    sigaction(SIGWINCH, &before, NULL);
+    sigaction(SIGWINCH, &winch_before, NULL);
+    sigaction(SIGCONT, &cont_before, NULL);
 
     mu_free(e->line);
     if (!typed || n <= 0) { /* what had been typed is still in the editor */

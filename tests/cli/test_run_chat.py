@@ -209,6 +209,21 @@ class Chat(unittest.TestCase):
         self.assertIn("is set", (t.say('/set system """Be', r"\.\.\. $"), t.say('brief."""'))[1])
         self.assertEqual(self.saved(t)["system"], "Be\nbrief.")
 
+    def test_stopped_and_resumed(self):
+        t = self.chat()
+        t.wait_raw()
+        t.type("Good")
+        t.expect("Good")
+        os.kill(t.pid, signal.SIGSTOP)
+        os.waitpid(t.pid, os.WUNTRACED)
+        mode = termios.tcgetattr(t.fd)  # a shell takes the terminal back in its own mode
+        mode[3] |= termios.ICANON | termios.ECHO
+        termios.tcsetattr(t.fd, termios.TCSANOW, mode)
+        os.kill(t.pid, signal.SIGCONT)
+        t.expect(">>> Good$")
+        t.say(" \x1b[Dmorrow")  # a key that only the editor knows
+        self.assertEqual(self.contents(t, "user"), ["Goodmorrow "])
+
     def test_wide_characters(self):
         t = self.chat()
         t.say("Grüße, 日本語 🙂!")

@@ -11,7 +11,7 @@
 #include "cli/cli.h"
 #include "cli/wrap.h"
 
-enum { MAX_WORDS = 24, NAME_COLUMNS = 32 };
+enum { MAX_WORDS = 4 + MU_PARAMS_MAX_BIASES /* a bias more than a parameter takes */, NAME_COLUMNS = 32 };
 
 struct words { /* of a command's line */
     char *word[MAX_WORDS];
@@ -25,7 +25,8 @@ struct command {
     enum mu_status (*run)(struct mu_session *s, const struct words *w, struct mu_err *err);
 };
 
-/* ---- words: parted by blanks; "two words" and \n \t \" \\ inside of quotes ---- */
+/* ---- words: parted by blanks; "two words" and \n \t \" \\ inside of quotes. Of a text, which may have any number of
+ * them, `rest` is what counts, so those beyond the most are not looked at ---- */
 
 static char unescape(char c)
 {
@@ -40,8 +41,7 @@ static enum mu_status words_split(const char *line, struct words *w, struct mu_e
     for (const char *p = line;;) {
         while (isspace((unsigned char)*p)) p++;
         for (int i = w->n; i <= MAX_WORDS; i++) w->rest[i] = p;
-        if (!*p) return MU_OK;
-        if (w->n == MAX_WORDS) return mu_fail(err, MU_EINVAL, "a command has %d words at most", MAX_WORDS);
+        if (!*p || w->n == MAX_WORDS) return MU_OK;
         w->word[w->n++] = to;
         bool quoted = false;
         for (; *p && (quoted || !isspace((unsigned char)*p)); p++) {

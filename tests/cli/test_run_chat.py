@@ -208,6 +208,9 @@ class Chat(unittest.TestCase):
         self.assertEqual(self.contents(t, "user"), ["/one line", "first\n\n/third", "alone", "pasted\n\tlines"])
         self.assertIn("is set", (t.say('/set system """Be', r"\.\.\. $"), t.say('brief."""'))[1])
         self.assertEqual(self.saved(t)["system"], "Be\nbrief.")
+        long = " ".join(f"w{i}" for i in range(300))
+        self.assertNotIn("at most", t.say("/set system " + long))
+        self.assertEqual(self.saved(t)["system"], long)
 
     def test_stopped_and_resumed(self):
         t = self.chat()
@@ -249,6 +252,9 @@ class Chat(unittest.TestCase):
         t.say('/set parameter stop "two words" \\n')
         self.assertIn("is now", t.say("/set parameter logit_bias 5=-3.5 6=1"))
         self.assertIn("ID=X", t.say("/set parameter logit_bias five"))
+        t.say("/set parameter logit_bias " + " ".join(f"{i}=-1" for i in range(30)))
+        self.assertIn(" 29=-1", t.say("/show parameters"))
+        t.say("/set parameter logit_bias 5=-3.5 6=1")
         self.assertIn("0.01", t.say("/set parameter repeat_penalty 0.001"))
         t.say("/set parameter repeat_penalty 1.25")
         t.say("/set parameter typical_p 0.9")

@@ -282,6 +282,8 @@ enum mu_status mu_talk_open(struct mu_talk *c, struct mu_err *err)
 enum mu_status mu_talk_switch(struct mu_talk *c, const char *model, struct mu_err *err)
 {
     struct mu_local_options former = c->opt.local;
+    int n_ctx = mu_talk_card(c)->n_ctx;
+    if (c->opt.params.num_ctx == n_ctx) former.n_ctx = n_ctx; /* as /set has made it */
     struct mu_err again = MU_ERR_INIT;
     char *name = mu_strdup(model);
     if (!name) return mu_fail(err, MU_ENOMEM, "no memory for a name");

@@ -94,10 +94,14 @@ static enum mu_status send(struct server *v, struct call *c, Muster__V1__Generat
                            MU_FOREVER, mu_now_ns() + 10 * MU_SEC, &cb, &s, err);
     if (st) return st;
     st = mu_rpc_stream_send(s, &req->base);
-    mu_rpc_stream_half_close(s);
-    if (st) mu_rpc_stream_cancel(s);
+    if (st)
+        mu_rpc_stream_cancel(s);
+    else
+        mu_rpc_stream_half_close(s);
     wait_done(c, s);
     mu_rpc_stream_release(s);
+    if (st == MU_EINVAL) return mu_fail(err, st, "a text of the request is not valid UTF-8: convert it first (iconv)");
+    if (st && st != MU_ECANCELLED) return mu_fail(err, st, "the request cannot be sent: %s", mu_status_text(st));
     if (c->unheard.code) {
         if (err) *err = c->unheard;
         return c->unheard.code;

@@ -333,9 +333,13 @@ static enum mu_status request_send(struct load *l, struct request *r, const Must
     if (st) return st;
     l->n_active++;
     st = mu_rpc_stream_send(r->stream, &req->base);
-    mu_rpc_stream_half_close(r->stream);
-    if (st) mu_rpc_stream_cancel(r->stream);
-    return MU_OK;
+    if (st)
+        mu_rpc_stream_cancel(r->stream);
+    else
+        mu_rpc_stream_half_close(r->stream);
+    if (!st || st == MU_ECANCELLED) return MU_OK; /* its end tells why */
+    return mu_fail(err, st, "request %d cannot be sent: %s", l->n_request,
+                   st == MU_EINVAL ? "its prompt is not valid UTF-8" : mu_status_text(st));
 }
 
 /* Takes the finished ones off the list. */

@@ -553,6 +553,14 @@ class Serving(Documents):
             self.assertTrue(doc["interrupted"])
             self.assertEqual([load["rate"] for load in doc["loads"]], [50])
 
+    def test_prompts_that_are_no_utf8(self):
+        with tempfile.NamedTemporaryFile() as prompts, harness.Server(split="1", args=("-t", "1")) as server:
+            prompts.write("fine\ncafé\n".encode("latin-1"))
+            prompts.flush()
+            done = run("bench", "--server", server.address, "--prompts", prompts.name, "--requests", "4", "--output", "4")
+            self.assertEqual(done.returncode, 1, done.stdout)
+            self.assertIn("request 2 cannot be sent: its prompt is not valid UTF-8", done.stderr)
+
     def test_no_room_for_a_request(self):
         """Those that run are waited for before their memory goes, which MALLOC_PERTURB_ fills."""
         with harness.Server(split="1", args=("-t", "1")) as server:

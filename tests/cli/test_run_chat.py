@@ -473,6 +473,10 @@ class Chat(unittest.TestCase):
         want = [local.say("Good morrow"), local.say("Farewell")]
         server = harness.Server(split="1:1")
         try:
+            for args in ([b"caf\xe9"], [b"coffee", b"--stop", b"caf\xe9"]):
+                done = subprocess.run([harness.MUSTER, "run", "default", *args, "--raw", "-n", "4", "--server", server.address], capture_output=True,
+                                      text=True, timeout=60, stdin=subprocess.DEVNULL)
+                self.assertEqual((done.returncode, "not valid UTF-8" in done.stderr), (1, True), done.stderr)
             t = Terminal(self, "default", "--server", server.address, "-n", "12", "--seed", "5")
             t.expect(r">>> $")
             self.assertEqual([t.say("Good morrow"), t.say("Farewell")], want)

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <termios.h>
 #include <unistd.h>
 #include <wchar.h>
 
@@ -44,6 +45,12 @@ static void on_cont(int sig)
     resumed = 1;
 }
 
+static struct { /* what a signal that ends the program has to put right; read by its handler while `edited` is set */
+    volatile sig_atomic_t edited;
+    int out; /* where pastes are marked, or -1 */
+    struct termios mode;
+} terminal;
+
 static struct mu_line_edit *self_of(EditLine *el)
 {
     void *e = NULL;
@@ -63,6 +70,19 @@ static void show(const struct mu_line_edit *e, const char *code)
     if (!mu_term_obeys(fileno(e->out))) return;
     fputs(code, e->out);
     fflush(e->out);
+}
+
+static void terminal_remember(const struct mu_line_edit *e)
+{
+    terminal.out = mu_term_obeys(fileno(e->out)) ? fileno(e->out) : -1;
+    terminal.edited = tcgetattr(STDIN_FILENO, &terminal.mode) == 0;
+}
+
+void mu_line_edit_abandon(void)
+{
+    if (!terminal.edited || tcgetpgrp(STDIN_FILENO) != getpgrp()) return; /* in the background it is the shell's */
+    tcsetattr(STDIN_FILENO, TCSANOW, &terminal.mode);
+    if (terminal.out >= 0 && write(terminal.out, paste_off, sizeof paste_off - 1) < 0) return;
 }
 
 /* After Ctrl-Z and `fg`: the shell has given the terminal back in its own mode, with other text on it. */
@@ -183,10 +203,12 @@ enum mu_status mu_line_edit_read(struct mu_line_edit *e, const char *prompt, con
     sigaddset(&held, SIGCONT);
     sigprocmask(SIG_BLOCK, &held, &e->waiting);
     el_resize(e->el);
+    terminal_remember(e);
     show(e, paste_on);
     const char *typed = el_gets(e->el, &n);
     int why = errno;
     show(e, paste_off);
+    terminal.edited = 0;
     sigprocmask(SIG_SETMASK, &e->waiting, NULL);
     sigaction(SIGWINCH, &winch_before, NULL);
     sigaction(SIGCONT, &cont_before, NULL);

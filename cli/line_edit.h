@@ -23,6 +23,9 @@ void mu_line_edit_close(struct mu_line_edit *e); /* NULL is fine */
  * MU_ENOENT: Ctrl-D or the input's end; MU_ECANCELLED: Ctrl-C, *line_out is what had been typed. */
 enum mu_status mu_line_edit_read(struct mu_line_edit *e, const char *prompt, const char **line_out, bool *more_out,
                                  struct mu_err *err);
+/* For the handler of a signal that ends the program: gives the terminal back in the mode that it had before the line
+ * that is edited, if one is. */
+void mu_line_edit_abandon(void);
 /* MU_EIO: the file could not be written (told once, later failures are not). */
 enum mu_status mu_line_edit_remember(struct mu_line_edit *e, const char *line, struct mu_err *err);
 

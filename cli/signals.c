@@ -1,15 +1,18 @@
 /* Ctrl-C, and for some verbs what else asks a program to end: where a verb catches it, the first one asks the running
  * generation to stop, a second one within a second ends the program, unless that would take a conversation with it.
- * Elsewhere it ends the program, as SIGTERM and SIGHUP do, and a file that is half written goes first. */
+ * Elsewhere it ends the program, as SIGTERM and SIGHUP do; a file that is half written goes first, and the terminal of
+ * a line that is half typed has its mode again. */
 #include <time.h>
 #include <unistd.h>
 
 #include "base/io.h"
 #include "cli/cli.h"
+#include "cli/line_edit.h"
 
 static void on_end(int sig)
 {
     mu_file_writer_abandon();
+    mu_line_edit_abandon();
     signal(sig, SIG_DFL); /* whoever waits for us sees the signal */
     raise(sig);
 }

@@ -34,12 +34,13 @@ CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07|\r")
 class Terminal:
     """A process at a terminal of its own: type, and wait for what it shows."""
 
-    def __init__(self, test, *args, home=None, columns=80, env=None):
+    def __init__(self, test, *args, home=None, columns=80, env=None, under=()):
         self.home = home or tempfile.mkdtemp(dir=test.tmp)
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             os.environ.update({"XDG_DATA_HOME": self.home, "TERM": "xterm", "LC_ALL": "C.UTF-8", **(env or {})})
-            os.execv(harness.MUSTER, [harness.MUSTER, "run", *args])
+            command = [*under, harness.MUSTER, "run", *args]
+            os.execvp(command[0], command)
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
         self.shown = b""  # all of it, without codes
         self.raw = b""
@@ -226,6 +227,18 @@ class Chat(unittest.TestCase):
         t.expect(">>> Good$")
         t.say(" \x1b[Dmorrow")  # a key that only the editor knows
         self.assertEqual(self.contents(t, "user"), ["Goodmorrow "])
+
+    def test_ended_in_a_line(self):
+        """Whoever has the terminal next finds it as it was."""
+        for sig in (signal.SIGTERM, signal.SIGHUP):
+            t = self.chat(under=("sh", "-c", '"$@"; echo "status $?"; read x', "sh"))
+            t.wait_raw()
+            t.type("Good")
+            t.expect("Good")
+            os.kill(next(pid for pid in harness.descendants(t.pid) if pid != t.pid), sig)
+            t.expect(f"status {128 + sig}")
+            self.assertEqual(termios.tcgetattr(t.fd)[3] & (termios.ICANON | termios.ECHO), termios.ICANON | termios.ECHO)
+            self.assertTrue(t.raw.rindex(b"\x1b[?2004l") > t.raw.rindex(b"\x1b[?2004h"))
 
     def test_wide_characters(self):
         t = self.chat()

@@ -10,6 +10,7 @@
  * server's. Several connections, for one poll thread would be a limit, and so that no request waits in another's TCP
  * window. */
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -144,15 +145,28 @@ struct ranks {
     int64_t at_ns;
     struct {
         int32_t pid;
-        double cpu_s;                                               /* below 0: there is no such process here */
+        double cpu_s;                                               /* below 0: there is no such rank here */
         double ready_s, compute_s, attention_s, sampling_s, talk_s; /* ready_s 0: not told */
     } rank[MU_MAX_RANKS];
 };
+
+/* The numbers of a server in a container, or on another machine, are those of other processes here. */
+static bool is_rank(int32_t pid)
+{
+    static const char verb[] = "\0_rank"; /* behind the program's path */
+    char path[64], text[PATH_MAX + sizeof verb];
+    snprintf(path, sizeof path, "/proc/%d/cmdline", pid);
+    FILE *f = fopen(path, "re");
+    size_t n = f ? fread(text, 1, sizeof text, f) : 0, len = strnlen(text, n);
+    if (f) fclose(f);
+    return n - len >= sizeof verb && !memcmp(text + len, verb, sizeof verb);
+}
 
 static double cpu_of(int32_t pid)
 {
     char path[64], text[1024], *after;
     double ticks[2];
+    if (!is_rank(pid)) return -1;
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
     FILE *f = fopen(path, "re");
     size_t n = f ? fread(text, 1, sizeof text - 1, f) : 0;

@@ -544,6 +544,21 @@ class Serving(Documents):
         others = machine["busy"] - (load["rank_cpus"] + machine["own_cpus"]) / os.cpu_count()
         self.assertAlmostEqual(machine["others_busy"], max(others, 0), places=5)
 
+    def test_ranks_with_numbers_of_their_own(self):
+        """In a container's PID namespace: whoever has a rank's number here is not that rank."""
+        alone = ["unshare", "-rpf", "--mount-proc", "--kill-child"]
+        if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True).returncode:
+            self.skipTest("no PID namespaces")
+        server = subprocess.Popen([*alone, harness.MUSTER, "serve", BARD, "--split", "1", "-t", "1", "--listen", "127.0.0.1:0"], stdout=subprocess.PIPE,
+                                  stderr=subprocess.DEVNULL, text=True)
+        try:
+            address = re.search(r" on (\S+),", server.stdout.readline())[1]
+            self.assertEqual(self.document("--server", address, "--requests", "4")["loads"][0]["rank_cpus"], -1)
+        finally:
+            os.kill(harness.descendants(server.pid)[1], signal.SIGTERM)  # unshare's only child
+            server.wait(30)
+            server.stdout.close()
+
     def test_an_error_tells_what_is_done(self):
         with harness.Server(split="1", args=("-t", "1")) as server:
             done = run("bench", "--server", server.address, "--rate", "50,0.001", "--seconds", "0.5", "--output", "4", "-o", "json")

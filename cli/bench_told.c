@@ -40,7 +40,7 @@ void mu_bench_served_limit(const struct mu_bench_load_result *r, const char **na
     double kept_up = r->duration_s > 0 ? (r->send_s + r->e2e.min / 1e3) / r->duration_s : 0;
     double talk = 0;
     for (int i = 0; i < r->n_rank; i++) talk += r->rank[i].talk / r->n_rank;
-    double cores = r->rank_threads < r->machine.n_usable ? r->rank_threads : r->machine.n_usable;
+    double all = r->machine.n_online, cores = r->rank_threads < all ? r->rank_threads : all; /* not those we may use */
     if (r->lag.mean > LATE * r->e2e.mean || r->machine.own_cpus > OWN_CPUS) {
         *name_out = "generator";
         snprintf(buf, buf_bytes, "generator: it sent requests %.1f ms late on average and used %.1f cores itself",

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include "base/clock.h"
@@ -43,7 +44,16 @@ bool mu_term_obeys(int fd)
     return isatty(fd) && term && strcmp(term, "dumb") != 0;
 }
 
-enum { BAR_CELLS = 30 };
+enum { BAR_CELLS = 30, BAR_FRAME = 9 /* " [", "] 100%" and the last column, which would begin another line */ };
+
+/* Cells of the bar that leave it on one line: only that can be written over. Below 0: not even the label fits. */
+static int bar_cells(const char *label)
+{
+    struct winsize size;
+    bool known = ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0;
+    int room = (known ? size.ws_col : 80) - (int)strlen(label) - BAR_FRAME;
+    return room < BAR_CELLS ? room : BAR_CELLS;
+}
 
 void mu_bar_update(struct mu_bar *bar, uint64_t done, uint64_t total)
 {
@@ -52,17 +62,18 @@ void mu_bar_update(struct mu_bar *bar, uint64_t done, uint64_t total)
     bool end = done >= total;
     if (!end && now - bar->last_ns < 100 * MU_MS) return;
     if (end && !bar->shown) return; /* too quick to be worth a line */
+    int most = bar_cells(bar->label);
+    if (!end && most < 0) return;
     bar->last_ns = now;
     bar->shown = true;
-    int cells = (int)(done * BAR_CELLS / total);
-    char line[BAR_CELLS + 1];
-    memset(line, ' ', BAR_CELLS);
-    memset(line, '#', (size_t)(cells > BAR_CELLS ? BAR_CELLS : cells));
-    line[BAR_CELLS] = 0;
-    if (end)
+    if (end) {
         fputs("\r\033[K", stderr);
-    else
-        fprintf(stderr, "\r%s [%s] %3d%%\033[K", bar->label, line, (int)(done * 100 / total));
+    } else {
+        char line[BAR_CELLS];
+        memset(line, ' ', sizeof line);
+        memset(line, '#', (size_t)(done * (uint64_t)most / total));
+        fprintf(stderr, "\r%s [%.*s] %3d%%\033[K", bar->label, most, line, (int)(done * 100 / total));
+    }
     fflush(stderr);
 }
 

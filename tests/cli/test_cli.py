@@ -1,4 +1,5 @@
 """The muster command with good and bad input: one clear sentence, a status other than 0, no file half-written."""
+import fcntl
 import json
 import os
 import pty
@@ -6,6 +7,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import signal
 import time
 import unittest
@@ -16,9 +18,10 @@ import make_hf  # noqa: E402
 from harness import BARD, run  # noqa: E402
 
 
-def at_terminal(*args, term="xterm"):
+def at_terminal(*args, term="xterm", columns=80):
     """Runs the command with a terminal as standard error; what that was shown."""
     terminal, end = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     with os.fdopen(terminal, "rb", buffering=0) as f:
         done = subprocess.run([harness.MUSTER, *args], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=end, timeout=60,
                               env=dict(os.environ, TERM=term))
@@ -190,6 +193,10 @@ class Good(unittest.TestCase):
             self.assertIn("scoring [", shown)
             self.assertTrue(shown.endswith("\r\033[K"), shown)
             self.assertEqual(at_terminal(*args, term="dumb"), "")
+            narrow = at_terminal(*args, columns=32)  # a line that goes on below cannot be written over
+            self.assertIn("scoring [", narrow)
+            self.assertTrue(all(len(line.replace("\033[K", "")) < 32 for line in narrow.split("\r")), narrow)
+            self.assertNotIn("scoring", at_terminal(*args, columns=12))
 
     def test_synth_then_run(self):
         with tempfile.TemporaryDirectory() as tmp:

@@ -2,6 +2,7 @@
 #include "cli/params.h"
 
 #include <errno.h>
+#include <float.h>
 #include <inttypes.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -318,6 +319,13 @@ bool mu_params_has_seed(const struct mu_params *p)
     return is_set(p, SEED) && p->seed >= 0;
 }
 
+/* A share of the probability. 0 leaves the first alone, as with llama.cpp and Ollama; to the sampler 0 is no cut. */
+static float share_of(const struct mu_params *p, int i, double otherwise)
+{
+    float share = (float)(is_set(p, i) ? real_of(p, i) : otherwise);
+    return share == 0 ? FLT_MIN : share;
+}
+
 static struct mu_sampling sampling_of(const struct mu_params *p, bool chat)
 {
     int64_t last_n = is_set(p, REPEAT_LAST_N) ? p->repeat_last_n : DEFAULT_LAST_N;
@@ -327,11 +335,9 @@ static struct mu_sampling sampling_of(const struct mu_params *p, bool chat)
                             .top_k = (uint32_t)(is_set(p, TOP_K) ? p->top_k
                                                 : chat           ? 40
                                                                  : 0),
-                            .top_p = (float)(is_set(p, TOP_P) ? p->top_p
-                                             : chat           ? 0.9
-                                                              : 1),
+                            .top_p = share_of(p, TOP_P, chat ? 0.9 : 1),
                             .min_p = (float)p->min_p,
-                            .typical_p = (float)p->typical_p,
+                            .typical_p = share_of(p, TYPICAL_P, 1),
                             .repeat_penalty = (float)(last_n ? p->repeat_penalty : 0),
                             .repeat_last_n = last_n > 0 ? (uint32_t)last_n : 0,
                             .presence_penalty = (float)p->presence_penalty,

@@ -125,6 +125,8 @@ class Good(unittest.TestCase):
         for option, value in (("--min-p", "0.5"), ("--typical", "0.3"), ("--logit-bias", "927=20")):
             self.assertNotEqual(text(BARD, "-T", "0.9", "--seed", "4", option, value), free, option)
         self.assertEqual(text(BARD, "--repeat-penalty", "1.4", "--repeat-last-n", "0"), plain)
+        self.assertEqual(text(BARD, "-T", "0.9", "--seed", "4", "--top-p", "0"), plain)  # a share of 0 is the first token alone
+        self.assertEqual(text(BARD, "-T", "0.9", "--seed", "4", "--typical", "0"), text(BARD, "-T", "0.9", "--seed", "5", "--typical", "0"))
         with tempfile.TemporaryDirectory() as store:
             env = {"MUSTER_MODELS": store}
             modelfile = f"FROM {BARD}\n" + "".join(f"PARAMETER {name} {v}\n" for name, v in options.items())

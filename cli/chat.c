@@ -227,7 +227,7 @@ static enum mu_status chat_turn(struct mu_talk *c, struct mu_ask *ask, const cha
         json_decref(all);
         ask->messages = all = conversation(c, err);
         st = all ? ask_once(c, ask, &any, err) : err->code;
-    } while (st == MU_ELIMIT && !any && leave_out_more(c));
+    } while (st == MU_ELIMIT && !any && !mu_interrupted && leave_out_more(c));
     if (st && !any) { /* as if it had not been said */
         c->left_out = had;
         while (json_array_size(c->messages) > before) json_array_remove(c->messages, before);

@@ -316,6 +316,18 @@ class Chat(unittest.TestCase):
         self.assertIn("64", t.say("word " * 60))  # alone too long: told, and not part of the conversation
         self.assertEqual(len(self.contents(t, "user")), 4)
 
+    def test_ctrl_c_before_it_fits(self):
+        """Each try renders what is left of a long conversation; thousands of tries take minutes."""
+        t = self.chat()
+        talk = [{"role": role, "content": "A sentence of no great weight, but of some length. " * 4} for role in ("user", "assistant")] * 1500
+        t.say("/load " + self.write("long.json", json.dumps({"muster_chat": 1, "model": BARD, "messages": talk})))
+        t.wait_raw()
+        t.type("Good morrow\r")
+        t.expect("\n")
+        t.type("\x03")
+        t.expect(">>> $", 20)
+        self.assertGreaterEqual(len(self.saved(t)["messages"]), len(talk))
+
     def test_clear_save_load(self):
         a = self.chat()
         a.say("/set system Speak as a fool.")

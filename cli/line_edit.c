@@ -29,6 +29,7 @@ struct mu_line_edit {
     sigset_t
         waiting; /* the signal mask of a wait for a key; between waits signals are held back, so that none is missed */
     bool pasting, file_failed;
+    bool unsaved; /* there are lines that the history's file lacks */
 };
 
 static volatile sig_atomic_t resized, resumed;
@@ -174,10 +175,13 @@ static enum mu_status history_save(struct mu_line_edit *e, struct mu_err *err)
 enum mu_status mu_line_edit_remember(struct mu_line_edit *e, const char *line, struct mu_err *err)
 {
     HistEvent ev;
-    if (!*line || strlen(line) > MAX_LINE_BYTES) return MU_OK;
-    history(e->history, &ev, H_ENTER, line);
-    if (!e->path || e->file_failed) return MU_OK;
+    if (*line && strlen(line) <= MAX_LINE_BYTES) {
+        history(e->history, &ev, H_ENTER, line);
+        e->unsaved = true;
+    }
+    if (!e->unsaved || e->pasting || !e->path || e->file_failed) return MU_OK;
     enum mu_status st = history_save(e, err);
+    e->unsaved = false;
     e->file_failed = st != MU_OK;
     return st;
 }

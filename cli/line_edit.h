@@ -3,8 +3,8 @@
  * Characters are read here and not by libedit, so that Ctrl-C ends a line (mu_interrupted) and a terminal of another
  * size is noticed while it waits. A paste of several lines arrives as several lines that belong together: `more`.
  *
- * History: a file of at most 1,000 lines, 0600, in a folder that is made 0700; written after each line. Lines of more
- * than 64 KiB are not remembered.
+ * History: a file of at most 1,000 lines, 0600, in a folder that is made 0700; written after each line, of a paste after
+ * the last one. Lines of more than 64 KiB are not remembered.
  * Threads: one. One editor at a time. */
 #ifndef MU_CLI_LINE_EDIT_H
 #define MU_CLI_LINE_EDIT_H

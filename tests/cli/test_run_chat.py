@@ -383,6 +383,20 @@ class Chat(unittest.TestCase):
 
     # ---- thinking ----
 
+    def test_history_of_a_paste(self):
+        """Written once: a thousand lines that each wrote the file took 12 s."""
+        t = self.chat()
+        path = os.path.join(t.home, "muster", "history")
+        t.say("first")
+        t.wait_raw()
+        t.type("\x1b[200~one\rtwo\r")
+        t.expect(r"one\n\.\.\. two\n\.\.\. $")
+        with open(path, encoding="utf-8") as f:
+            self.assertNotIn("one", f.read())
+        t.say("\x1b[201~")
+        with open(path, encoding="utf-8") as f:
+            self.assertEqual(f.read().split("\n")[1:], ["first", "one", "two", ""])
+
     def test_thinking(self):
         t = self.chat(template=self.thinks)
         t.say("Why?")

@@ -160,7 +160,7 @@ struct mu_model {
 enum mu_status mu_model_open(const char *path, struct mu_model **model_out, struct mu_err *err);
 void mu_model_close(struct mu_model *m);
 /* Has the matrices quantised when they are loaded ("q8_0", "q4_k", …; NULL or "": leaves them as they are); once, before
- * any plan is made. MU_EINVAL lists the types, MU_EUNSUPPORTED: the model is quantised already. After a failure the
+ * any plan is made. MU_EINVAL lists the types, MU_EUNSUPPORTED: no matrix would be smaller. After a failure the
  * model is only good for mu_model_close. */
 enum mu_status mu_model_quantize(struct mu_model *m, const char *type_name, struct mu_err *err);
 /* The type of that name, of those that matrices can be quantised to. */

@@ -47,10 +47,12 @@ static double bits(uint32_t type)
     return 8.0 * info->block_bytes / info->block_values;
 }
 
-/* The type for rows of n_col values: `type` where they are whole blocks, else the next that fits, else `from`. */
+/* The type for rows of n_col values: `type` where they are whole blocks, else the next that fits, else `from`; `from` too
+ * where `type` is no smaller. */
 static uint32_t type_for(uint32_t type, uint64_t n_col, uint32_t from)
 {
     uint32_t tries[] = {type, MU_Q8_0, MU_F16};
+    if (bits(type) >= bits(from)) return from;
     for (size_t i = 0; i < sizeof tries / sizeof *tries; i++)
         if (n_col % (uint64_t)mu_type_info(tries[i])->block_values == 0 && bits(tries[i]) < bits(from)) return tries[i];
     return from;
@@ -66,7 +68,7 @@ static const struct mu_gguf_tensor *quantized(const struct mu_gguf_tensor *t, ui
 {
     if (!is_float(t->type)) return t;
     uint32_t fits = type_for(type, t->ne[0], t->type);
-    n->n_other += fits != type;
+    n->n_other += fits != type && bits(type) < bits(t->type);
     if (fits == t->type) return t;
     *q = *t;
     q->type = fits;
@@ -95,8 +97,8 @@ enum mu_status mu_model_quantize(struct mu_model *m, const char *name, struct mu
                 m->layer[layer][id] = quantized(m->layer[layer][id], type, q++, &n);
     if (n.n_done == 0)
         return mu_gguf_fail(m->gguf, MU_EUNSUPPORTED, err,
-                            "--quantize %s has nothing to do: its matrices are quantised already, or smaller; leave it "
-                            "out, or take an F16 or BF16 model",
+                            "--quantize %s has nothing to do: its matrices are no larger than that; leave it out, or "
+                            "take a smaller type, or an F16 or BF16 model where this one is quantised",
                             mu_type_info(type)->name);
     if (n.n_other)
         mu_info("model",

@@ -8,6 +8,7 @@
 #include "kernels/quantize_rows.h"
 #include "model/arch.h"
 #include "model/hf_json.h"
+#include "model/synth.h"
 
 /* A Llama of one layer: 16 values wide, two heads of 8 over one key head, 32 in the feed-forward, 24 tokens. */
 enum { D = 16, D_HEAD = 8, FF = 32, VOCAB = 24 };
@@ -381,6 +382,36 @@ static void test_quantize(void **state)
     mu_model_close(m);
 }
 
+/* F16 is no smaller than F16 or BF16: nothing to do, and nothing of which less is made than was asked for. */
+static void test_quantize_to_f16(void **state)
+{
+    static const uint32_t types[] = {MU_F16, MU_BF16};
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct mu_err err = MU_ERR_INIT;
+        struct mu_synth synth = {.n_layer = 1,
+                                 .n_head = 2,
+                                 .n_kv_head = 1,
+                                 .d_head = 32,
+                                 .d_model = 64,
+                                 .d_ff = 64,
+                                 .n_vocab = 300,
+                                 .n_ctx = 64,
+                                 .rope_freq_base = 1e4f,
+                                 .type = types[i],
+                                 .output_type = types[i]};
+        clear();
+        if (mu_synth_write(&synth, folder_path("x.gguf"), NULL, NULL, &err) != MU_OK) fail_msg("%s", err.text);
+        struct mu_model *m = open_or_fail(folder_path("x.gguf"));
+        assert_int_equal(mu_model_quantize(m, "f16", &err), MU_EUNSUPPORTED);
+        assert_err(&err, MU_EUNSUPPORTED, "F16", "nothing to do", NULL);
+        for (int id = 0; id < MU_T_MATRIX_COUNT; id++)
+            if (m->layer[0][id]) assert_int_equal(m->layer[0][id]->type, types[i]);
+        mu_model_close(m);
+    }
+    clear();
+}
+
 static void test_memory(void **state)
 {
     (void)state;
@@ -454,9 +485,11 @@ static void test_json_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),       cmocka_unit_test(test_bias),    cmocka_unit_test(test_files),
-        cmocka_unit_test(test_refused),     cmocka_unit_test(test_configs), cmocka_unit_test(test_other_weights),
-        cmocka_unit_test(test_quantize),    cmocka_unit_test(test_memory),  cmocka_unit_test(test_memory_of_fixture),
+        cmocka_unit_test(test_llama),       cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_files),       cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_configs),     cmocka_unit_test(test_other_weights),
+        cmocka_unit_test(test_quantize),    cmocka_unit_test(test_quantize_to_f16),
+        cmocka_unit_test(test_memory),      cmocka_unit_test(test_memory_of_fixture),
         cmocka_unit_test(test_json_memory),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);

@@ -115,6 +115,7 @@ enum mu_status mu_params_put(json_t *params, const char *name, const char *value
 struct parser {
     const char *p, *end, *where;
     int line;
+    bool no_quote_ends; /* no line from here on ends in a quote */
     struct mu_modelfile *file;
     struct mu_err *err;
 };
@@ -158,6 +159,28 @@ static bool take_word(struct parser *c, char word[MAX_WORD_BYTES])
     return n > 0;
 }
 
+/* Where a line ends that begins at p, without the blanks before that. */
+static const char *line_end(const struct parser *c, const char *p)
+{
+    const char *to = memchr(p, '\n', (size_t)(c->end - p));
+    if (!to) to = c->end;
+    while (to > p && blank(to[-1])) to--;
+    return to;
+}
+
+/* Where a value ends whose first line is [from, to). Ollama writes several lines without quotes in them as "…", so an only
+ * quote at the beginning opens a value that goes on to the next line which ends in one; it is text where none does. */
+static const char *quoted_end(struct parser *c, const char *from, const char *to)
+{
+    if (c->no_quote_ends || from == to || *from != '"' || memchr(from + 1, '"', (size_t)(to - from) - 1)) return to;
+    for (const char *p = from, *end; (p = memchr(p, '\n', (size_t)(c->end - p)));) {
+        end = line_end(c, ++p);
+        if (end > p && end[-1] == '"') return end;
+    }
+    c->no_quote_ends = true;
+    return to;
+}
+
 /* A value: the rest of the line, "…", or """…""" over several lines. *value_out is allocated. */
 static enum mu_status take_value(struct parser *c, const char *of, char **value_out)
 {
@@ -173,10 +196,10 @@ static enum mu_status take_value(struct parser *c, const char *of, char **value_
         if (c->p < c->end && *c->p != '\n')
             return fail_at(c, MU_EFORMAT, c->line, "expected a line's end behind \"\"\"");
     } else {
-        to = memchr(from, '\n', (size_t)(c->end - from));
-        if (!to) to = c->end;
+        to = quoted_end(c, from, line_end(c, from));
+        for (const char *q = from; q < to; q++) c->line += *q == '\n';
         c->p = to;
-        while (to > from && blank(to[-1])) to--;
+        skip_blanks(c);
         if (to - from >= 2 && *from == '"' && to[-1] == '"') from++, to--;
         if (to == from && strcmp(of, "SYSTEM") != 0 && strcmp(of, "TEMPLATE") != 0)
             return fail_at(c, MU_EFORMAT, line, "expected a value after %s", of);
@@ -261,8 +284,9 @@ static enum mu_status take_command(struct parser *c)
     if (!strcmp(word, "system")) return keep(c, &f->system, "SYSTEM");
     if (!strcmp(word, "adapter")) return keep_one_more(c, &f->adapter, &f->n_adapter, "ADAPTER");
     if (!strcmp(word, "license")) return keep_one_more(c, &f->license, &f->n_license, "LICENSE");
-    if (!strcmp(word, "requires")) {
-        enum mu_status st = take_value(c, "REQUIRES", &ignored);
+    /* What Ollama's own engine wants. */
+    if (!strcmp(word, "requires") || !strcmp(word, "renderer") || !strcmp(word, "parser")) {
+        enum mu_status st = take_value(c, word, &ignored);
         mu_free(ignored);
         return st;
     }
@@ -292,6 +316,7 @@ enum mu_status mu_modelfile_parse(const char *text, size_t len, const char *wher
     if (len > MU_MODELFILE_MAX_BYTES)
         return mu_fail(err, MU_ELIMIT, "%s has more than %d bytes", where, MU_MODELFILE_MAX_BYTES);
     if (!is_text(text, len)) return mu_fail(err, MU_EFORMAT, "%s is no UTF-8 text: expected a Modelfile", where);
+    if (len >= 3 && !memcmp(text, "\xef\xbb\xbf", 3)) c.p += 3; /* some editors begin a text with it */
     c.file = mu_calloc(1, sizeof *c.file);
     if (!c.file) return mu_fail(err, MU_ENOMEM, "%s: no memory to read it", where);
     while (c.p < c.end && st == MU_OK) {
@@ -364,7 +389,8 @@ static void add(struct text *t, const char *fmt, ...)
 static void add_value(struct text *t, const char *before, const char *value)
 {
     size_t n = strlen(value);
-    bool line = n && !strchr(value, '\n'), taken = n > 1 && *value == '"' && value[n - 1] == '"';
+    bool line = n && !strchr(value, '\n'),
+         taken = n > 1 && *value == '"' && (value[n - 1] == '"' || !strchr(value + 1, '"'));
     if (line && !taken && !blank(*value) && !blank(value[n - 1]) && strncmp(value, "\"\"\"", 3) != 0)
         add(t, "%s %s\n", before, value);
     else if (line && strncmp(value, "\"\"", 2) != 0)

@@ -3,12 +3,12 @@
  *   # a comment
  *   FROM llama3.2                    a name, or a path (relative to the Modelfile's folder)
  *   PARAMETER temperature 0.2        any number of them; stop may come several times
- *   SYSTEM """You are terse."""      "…" and, over several lines, """…"""
+ *   SYSTEM """You are terse."""      "…" (no quotes in it) and """…""" may have several lines
  *   TEMPLATE …                       Jinja is used where it has {%; Go's is kept and shown only
  *   ADAPTER ./lora.gguf
  *   LICENSE …
  *   MESSAGE user|assistant|system …
- *   REQUIRES 0.1                     accepted, means nothing here
+ *   REQUIRES, RENDERER, PARSER …     accepted, mean nothing here
  *
  * Words before values in either case. Errors name file and line. Threads: any. */
 #ifndef MU_MODEL_MODELFILE_H

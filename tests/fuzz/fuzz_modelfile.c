@@ -15,10 +15,12 @@ static void expect(bool ok, const char *what)
     abort();
 }
 
-/* Whether a Modelfile can say it: text of several lines must not hold three quotes or end with one. */
+/* Whether a Modelfile can say it: text of several lines must not hold three quotes or end with one; a quote alone opens what
+ * follows. */
 static bool has_form(const char *value)
 {
     if (!value) return true;
+    if (!strcmp(value, "\"")) return false;
     if (!strchr(value, '\n') && strncmp(value, "\"\"", 2) != 0) return true;
     return !strstr(value, "\"\"\"") && *value && value[strlen(value) - 1] != '"';
 }
@@ -95,6 +97,7 @@ bool mu_fuzz_seed(int n, uint8_t **data_out, size_t *len_out)
         "FROM llama3.2\nPARAMETER temperature 0.2\nPARAMETER stop \"a b\"\nSYSTEM \"\"\"Two\nlines\"\"\"\n",
         ("# c\nfrom ./x.gguf\nTEMPLATE {{ .Prompt }}\nADAPTER a\nLICENSE \"\"\"\nMIT\"\"\"\nMESSAGE user hi\nMESSAGE "
          "assistant \"x\"\nREQUIRES 1\n"),
+        "\xef\xbb\xbf\nFROM a\nSYSTEM \"two\nlines\" \nRENDERER r\nLICENSE \"open\n",
         "FROM a\nPARAMETER num_ctx 4096\nPARAMETER use_mmap true\nPARAMETER top_p 0.9\nPARAMETER seed -1\n",
     };
     if (n >= (int)(sizeof seeds / sizeof *seeds)) return false;

@@ -44,6 +44,7 @@ struct hf {
     const struct mu_st_tensor **place; /* ends, then layer after layer; NULL: not found */
     size_t n_place;
     int n_ignored; /* tensors of what is not the language model */
+    size_t bare;   /* how long the beginning of names is that is left out: saved without a head; 0: nothing is */
     struct mu_err *err;
 };
 
@@ -144,6 +145,11 @@ static bool plain_name(const struct hf *h, const struct mu_st_tensor *t, char na
                                          "model.multi_modal_projector."};
     static const char inner[] = "language_model.", outer[] = "model.language_model.";
     const char *from = t->name.p;
+    if (h->bare && strncmp(from, "lm_head.", 8) != 0) {
+        memcpy(name, h->c.family->layer_prefix, h->bare);
+        memcpy(name + h->bare, from, t->name.len + 1);
+        return true;
+    }
     memcpy(name, from, t->name.len + 1);
     if (h->c.text == h->c.root) return true;
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
@@ -223,10 +229,20 @@ static void place_twice(struct hf *h)
     }
 }
 
+/* Models made for embeddings are often saved without the class that has the output matrix, and without the beginning of
+ * names that this class gives ("model."). */
+static size_t left_out(const struct hf *h)
+{
+    const struct mu_hf_family *f = h->c.family;
+    size_t n = strcspn(f->layer_prefix, ".") + 1;
+    return h->c.text == h->c.root && !find(h, f->ends[0].hf) && find(h, f->ends[0].hf + n) ? n : 0;
+}
+
 static enum mu_status place_tensors(struct hf *h)
 {
     const struct mu_hf_family *f = h->c.family;
     char name[NAME_BYTES];
+    h->bare = left_out(h);
     while (f->ends[h->n_end].hf) h->n_end++;
     for (; f->layer[h->n_row].hf; h->n_row++) h->n_layer_place += copies(h, &f->layer[h->n_row]);
     if ((size_t)h->c.n_layer > h->n_tensor)
@@ -360,7 +376,7 @@ static enum mu_status check_items(const struct hf *h)
         for (int e = 0; e < it.n_copy; e++) {
             const struct mu_st_tensor *t = it.at[e];
             bool output = strcmp(it.name->gguf, "output.weight") == 0;
-            if (!t && it.name->optional && !(output && !h->c.tied)) continue;
+            if (!t && it.name->optional && !(output && !h->c.tied && !h->bare)) continue;
             if (!t) return missing(h, &it, e);
             bool stack;
             enum mu_status st = check_stack(h, &it, &stack);

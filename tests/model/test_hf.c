@@ -175,6 +175,34 @@ static void test_bias(void **state)
     mu_model_close(m);
 }
 
+/* Saved without the class that has the output matrix, as models made for embeddings are: no "model." and no lm_head. */
+static void test_bare(void **state)
+{
+    struct spec spec[N_LLAMA];
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_model *m;
+    (void)state;
+    memcpy(spec, llama, sizeof llama);
+    for (int i = 0; i < N_LLAMA; i++)
+        if (i != 2) spec[i].name += strlen("model.");
+    clear();
+    write_text("config.json", CONFIG);
+    write_tensors("model.safetensors", spec, 0, N_LLAMA, "lm_head.weight", "");
+    m = open_or_fail(test_dir);
+    assert_true(m->tied);
+    assert_true(value_at(m->embed, 3, 2) == value_of(0, 3 * D + 2));
+    assert_true(value_at(m->layer[0][MU_T_V], 3, 2) == value_of(7, 3 * D + 2));
+    mu_model_close(m);
+    write_tensors("model.safetensors", spec, 0, N_LLAMA, NULL, ""); /* a head all the same */
+    m = open_or_fail(test_dir);
+    assert_false(m->tied);
+    assert_true(value_at(m->output, 3, 2) == value_of(2, 3 * D + 2));
+    mu_model_close(m);
+    write_llama(CONFIG, "lm_head.weight", ""); /* of a model with the class it is missing */
+    assert_int_equal(mu_model_open(test_dir, &m, &err), MU_EFORMAT);
+    assert_err(&err, MU_EFORMAT, "lm_head.weight", NULL);
+}
+
 /* Files in it stand for the folder; two files, by an index or by their names. */
 static void test_files(void **state)
 {
@@ -485,11 +513,17 @@ static void test_json_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),       cmocka_unit_test(test_bias),
-        cmocka_unit_test(test_files),       cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_configs),     cmocka_unit_test(test_other_weights),
-        cmocka_unit_test(test_quantize),    cmocka_unit_test(test_quantize_to_f16),
-        cmocka_unit_test(test_memory),      cmocka_unit_test(test_memory_of_fixture),
+        cmocka_unit_test(test_llama),
+        cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_bare),
+        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_configs),
+        cmocka_unit_test(test_other_weights),
+        cmocka_unit_test(test_quantize),
+        cmocka_unit_test(test_quantize_to_f16),
+        cmocka_unit_test(test_memory),
+        cmocka_unit_test(test_memory_of_fixture),
         cmocka_unit_test(test_json_memory),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);

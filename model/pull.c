@@ -422,7 +422,7 @@ static enum mu_status want_folder(struct hub *h)
     struct pull *p = h->p;
     enum mu_status st = MU_OK;
     bool config = false, weights = false, pickle = false;
-    if (p->name.has_tag && strcmp(p->name.tag, MU_NAME_TAG) != 0 && strcmp(p->name.tag, "main") != 0)
+    if (p->name.has_tag && strcmp(p->name.tag, "main") != 0)
         return mu_fail(p->err, MU_ENOENT,
                        "hf.co/%s/%s has no GGUF files, so none of '%.60s': pull it without a tag for its "
                        "safetensors",
@@ -442,6 +442,19 @@ static enum mu_status want_folder(struct hub *h)
                    pickle ? "; PyTorch's pickles could run code and are not read: look for a GGUF of it" : "");
 }
 
+/* Ollama's users name a file whole, and what has no tag "latest". */
+static void plain_tag(struct mu_store_name *name)
+{
+    int no, count;
+    size_t stem = strlen(name->tag);
+    if (!name->has_tag) return;
+    if (!mu_store_split_of(name->tag, &no, &count, &stem) && ends_with(name->tag, ".gguf") && stem > 5) stem -= 5;
+    name->tag[stem] = 0;
+    if (strcasecmp(name->tag, MU_NAME_TAG) != 0) return;
+    name->has_tag = false;
+    strcpy(name->tag, MU_NAME_TAG);
+}
+
 static enum mu_status pull_hub(struct pull *p)
 {
     struct hub h = {.p = p, .pages = json_array()};
@@ -449,6 +462,7 @@ static enum mu_status pull_hub(struct pull *p)
     enum mu_status st;
     if (!h.pages) return mu_fail(p->err, MU_ENOMEM, "no memory for a list of files");
     say(p, "pulling the list of files");
+    plain_tag(&p->name);
     MU_TRY(st, list_files(&h), done);
     MU_TRY(st, choose_gguf(&h, &first), done);
     st = first ? want_gguf(&h, first) : want_folder(&h);

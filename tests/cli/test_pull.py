@@ -386,6 +386,16 @@ class Hub(Case):
             self.assertEqual(os.path.getsize(shown["path"]), len(files[path]))
         self.assertEqual(self.muster("pull", "hf.co/unsloth/m-GGUF:2_M").returncode, 1)
 
+    def test_tags_as_ollama_has_them(self):
+        """What the hub's page about Ollama says: a file's whole name; and what 'ollama list' shows where none was given."""
+        one, two = split_gguf(BARD)
+        self.server.add_hub("user/m-GGUF", {"m-Q4_K_M.gguf": BARD, "m-Q8_0.gguf": BARD + b"\0", "m-F16-00001-of-00002.gguf": one, "m-F16-00002-of-00002.gguf": two})
+        for tag, name in (("latest", "Q4_K_M"), ("m-Q8_0.gguf", "m-Q8_0"), ("m-f16-00001-of-00002.gguf", "m-F16")):
+            self.assertEqual(self.pull("hf.co/user/m-GGUF:" + tag).stdout, f"pulled hf.co/user/m-GGUF:{name}\n")
+        self.intact(4)
+        self.server.add_hub("user/plain", {"config.json": b'{"model_type":"llama"}', "model.safetensors": b"a" * 100})
+        self.assertEqual(self.pull("hf.co/user/plain:latest").stdout, "pulled hf.co/user/plain:latest\n")
+
     def test_token_stays_at_home(self):
         other = Server()
         self.addCleanup(other.close)

@@ -252,6 +252,7 @@ static enum mu_status refuse_extras(const struct put *p)
         {NULL, "alibi", false, false},
         {NULL, "qk_layernorm", false, false},
         {NULL, "use_bidirectional_attention", false, false},
+        {NULL, "is_causal", true, false},
         {"falcon", "parallel_attn", true, false},
         {"falcon", "bias", false, false},
         {"qwen3moe", "norm_topk_prob", true, true},

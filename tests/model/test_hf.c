@@ -283,6 +283,8 @@ static void test_refused(void **state)
         {CONFIG_OF("\"model_type\":\"phi3\",\"rope_scaling\":{\"type\":\"longrope\",\"short_factor\":[1]}"),
          "gate_proj.weight", MU_EUNSUPPORTED},
         {CONFIG_OF("\"model_type\":\"llama\",\"rope_theta\":0"), "rope_theta", MU_EFORMAT},
+        {CONFIG_OF("\"model_type\":\"llama\",\"is_causal\":false"), "is_causal", MU_EUNSUPPORTED},
+        {CONFIG_OF("\"model_type\":\"llama\",\"is_causal\":true"), "", MU_OK},
         {CONFIG_OF("\"model_type\":\"llama\",\"layer_types\":[\"linear_attention\"]"), "layer_types", MU_EUNSUPPORTED},
         {CONFIG_OF("\"model_type\":\"qwen2\",\"use_sliding_window\":true,\"max_window_layers\":0,\"sliding_window\":9"),
          "sliding_window", MU_EUNSUPPORTED},

@@ -11,6 +11,7 @@
 #include "kernels/kernels.h"
 #include "kernels/types.h"
 #include "model/modelfile.h"
+#include "model/utf8.h"
 #include "shard/plan.h"
 
 enum { OPT_LICENSE = 256, OPT_MODELFILE, OPT_PARAMETERS, OPT_TEMPLATE, OPT_SYSTEM };
@@ -177,12 +178,19 @@ static void clear(struct shown *s)
 
 /* ---- telling ---- */
 
-/* Text of a file: nothing in it that a terminal obeys. */
+/* Text of a file: nothing in it that a terminal obeys, but for ends of lines of either kind. */
 static void print_text(const char *text, size_t len)
 {
-    for (size_t i = 0; i < len; i++) {
-        unsigned char c = (unsigned char)text[i];
-        putchar((c < 0x20 && c != '\n' && c != '\t') || c == 0x7f ? '?' : c);
+    for (size_t i = 0; i < len;) {
+        uint32_t cp = 0;
+        int n = mu_utf8_next(text + i, len - i, &cp);
+        bool line_end = text[i] == '\n' || (text[i] == '\r' && i + 1 < len && text[i + 1] == '\n');
+        bool control = n && (cp < 0x20 || (cp >= 0x7f && cp < 0xa0));
+        if (n == 0 || (control && !line_end && text[i] != '\t'))
+            putchar('?');
+        else
+            fwrite(text + i, 1, (size_t)n, stdout);
+        i += n ? (size_t)n : 1;
     }
     if (len && text[len - 1] != '\n') putchar('\n');
 }

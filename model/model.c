@@ -316,9 +316,9 @@ static void set_name(struct mu_model *m, struct mu_str from)
 {
     size_t n = 0;
     for (size_t i = 0; i < from.len;) {
-        uint32_t cp;
+        uint32_t cp = 0;
         size_t len = (size_t)mu_utf8_next(from.p + i, from.len - i, &cp);
-        bool shown = len > 1 || (len == 1 && from.p[i] >= 0x20 && from.p[i] != 0x7f);
+        bool shown = len > 0 && cp >= 0x20 && !(cp >= 0x7f && cp < 0xa0);
         if (n + (shown ? len : 1) >= sizeof m->name) break;
         if (shown)
             memcpy(m->name + n, from.p + i, len);

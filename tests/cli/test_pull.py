@@ -359,6 +359,12 @@ class Show(Case):
     def test_nothing_that_a_terminal_obeys(self):
         self.assertNotIn("\033", self.show(BARD.replace(b"{% for", b"{\033[2Jx")).stdout)
         self.assertNotIn("\033", self.show(BARD.replace(b"{% for", b"{\033[2Jx"), "--template").stdout)
+        self.assertNotIn("\x9b", self.show(BARD.replace(b"{% for", b"{\xc2\x9b2Jx"), "--template").stdout)
+        # Ends of lines are kept as they are, so that a Modelfile gives the same texts.
+        self.server.add_ollama("crlf", "latest", [("model", BARD), ("system", "Zwei\r\nZeilen: \u00e4\rx".encode())])
+        self.pull("crlf")
+        done = subprocess.run([MUSTER, "show", "crlf", "--system"], env=self.env, capture_output=True)
+        self.assertEqual(done.stdout, "Zwei\r\nZeilen: \u00e4?x\n".encode())
 
 
 class Hub(Case):

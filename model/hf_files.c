@@ -1,6 +1,7 @@
-/* Which files of a Hugging Face folder hold its weights: those of model.safetensors.index.json, else
- * model.safetensors, else model-00001-of-000NN.safetensors and its fellows, else the only .safetensors file that there
- * is. Files that a program would have to be run for (pickles) are never opened. */
+/* Which files of a Hugging Face folder hold its weights: those of model.safetensors.index.json (but of one left over from
+ * an earlier save, whose files are gone), else model.safetensors, else model-00001-of-000NN.safetensors and its fellows,
+ * else the only .safetensors file that there is. Files that a program would have to be run for (pickles) are never
+ * opened. */
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -128,6 +129,31 @@ fail:
     return st;
 }
 
+static enum mu_status look_for(const char *folder, const char *name, bool *there_out, struct mu_err *err)
+{
+    struct stat sb;
+    char *path = mu_asprintf("%s/%s", folder, name);
+    if (!path) return mu_fail(err, MU_ENOMEM, "no memory to open '%.100s'", name);
+    *there_out = stat(path, &sb) == 0;
+    mu_free(path);
+    return MU_OK;
+}
+
+/* The transformers library, saving where another model was, removes that one's parts and leaves their index. */
+static enum mu_status drop_left_over(const char *folder, struct mu_hf_files *files, struct mu_err *err)
+{
+    bool there = true;
+    enum mu_status st = MU_OK;
+    for (int i = 0; i < files->n && there && st == MU_OK; i++) st = look_for(folder, files->name[i], &there, err);
+    if (st != MU_OK || there) return st;
+    MU_TRY(st, look_for(folder, "model.safetensors", &there, err), fail);
+    if (!there) return MU_OK; /* whoever opens the missing one says so */
+    mu_hf_files_free(files);
+    st = add_file(files, "model.safetensors", err);
+fail:
+    return st;
+}
+
 /* What a folder without an index holds. */
 struct listing {
     struct mu_hf_files files; /* .safetensors */
@@ -203,7 +229,7 @@ enum mu_status mu_hf_files_find(const char *folder, struct mu_hf_files *files, s
         st = add_indexed(files, index, err);
         mu_free(index);
         sort_files(files);
-        return st;
+        return st == MU_OK ? drop_left_over(folder, files, err) : st;
     }
     mu_free(index);
     MU_TRY(st, list_folder(folder, &l, err), fail);

@@ -243,6 +243,10 @@ static void test_files(void **state)
         if (mu_model_open(test_dir, &m, &err) == MU_OK) fail_msg("opened with %s", cases[i].map);
         assert_err(&err, cases[i].code, cases[i].says, NULL);
     }
+    write_llama(CONFIG, NULL, ""); /* saved where a model of several files was: their index is still there */
+    write_text("model.safetensors.index.json",
+               "{\"weight_map\":{\"model.norm.weight\":\"model-00001-of-00002.safetensors\"}}");
+    mu_model_close(open_or_fail(test_dir));
 }
 
 static void expect_open(const char *config, const char *skip, const char *extra, enum mu_status code, const char *says)

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/alloc.h"
 #include "base/io.h"
@@ -136,12 +137,33 @@ const struct mu_layer *mu_manifest_find(const struct mu_manifest *m, const char 
 
 /* ---- where the weights are ---- */
 
+/* Whether the file in the folder is the manifest's: links are made one by one before a changed manifest is written, and who
+ * dies between them leaves some of the one and some of the other. */
+static enum mu_status check_file(const char *view, const struct mu_layer *l, struct mu_err *err)
+{
+    char target[128];
+    struct stat sb;
+    char *path = mu_asprintf("%s/%s", view, l->name);
+    if (!path) return mu_fail(err, MU_ENOMEM, "no memory for a path");
+    enum mu_status st = MU_OK;
+    ssize_t n = readlink(path, target, sizeof target); /* below 0: no link, as in a copy of the store */
+    if (stat(path, &sb) != 0)
+        st = mu_fail(err, MU_ENOENT, "%s is missing: pull the model again", path);
+    else if ((uint64_t)sb.st_size != l->bytes || (n >= 0 && (n < 64 || memcmp(target + n - 64, l->digest, 64) != 0)))
+        st = mu_fail(err, MU_EFORMAT, "%s is another file than the model's: pull the model again", path);
+    mu_free(path);
+    return st;
+}
+
 /* The folder of links, or in it the first part of a GGUF, or its only one. */
 static enum mu_status view_weights(const char *root, const struct mu_store_name *name, const struct mu_manifest *m,
                                    char **path_out, uint64_t *bytes_out, struct mu_err *err)
 {
     const char *first = NULL;
     uint64_t bytes = 0;
+    enum mu_status st = MU_OK;
+    char *view = mu_manifest_path(root, "views", name), *path;
+    if (!view) return mu_fail(err, MU_ENOMEM, "no memory for a path");
     for (size_t i = 0; i < m->n_layer; i++) {
         const struct mu_layer *l = &m->layer[i];
         if (!l->ours || strcmp(l->kind, MU_KIND_FILE) != 0) continue;
@@ -149,19 +171,18 @@ static enum mu_status view_weights(const char *root, const struct mu_store_name 
         bool gguf = dot && !strcmp(dot, ".gguf");
         if (gguf || (dot && !strcmp(dot, ".safetensors"))) bytes += l->bytes;
         if (gguf && (!first || strcmp(l->name, first) < 0)) first = l->name;
+        MU_TRY(st, check_file(view, l, err), done);
     }
-    char *view = mu_manifest_path(root, "views", name);
-    char *path = !view ? NULL : first ? mu_asprintf("%s/%s", view, first) : mu_strdup(view);
-    mu_free(view);
-    if (!path) return mu_fail(err, MU_ENOMEM, "no memory for a path");
-    if (!mu_dir_exists(path)) {
-        enum mu_status st = mu_fail(err, MU_ENOENT, "%s is missing: pull the model again", path);
-        mu_free(path);
-        return st;
+    path = first ? mu_asprintf("%s/%s", view, first) : mu_strdup(view);
+    if (!path) {
+        st = mu_fail(err, MU_ENOMEM, "no memory for a path");
+        goto done;
     }
     *path_out = path;
     *bytes_out = bytes;
-    return MU_OK;
+done:
+    mu_free(view);
+    return st;
 }
 
 enum mu_status mu_manifest_weights(const char *root, const struct mu_store_name *name, const struct mu_manifest *m,

@@ -489,6 +489,14 @@ class Hub(Case):
             self.pull("hf.co/user/plain")
         self.assertEqual(sorted(os.listdir(view)), sorted(before))
         self.intact(7)
+        # As if a pull of another version had died between two links: nothing is made of files of both.
+        link, other = os.path.join(view, "config.json"), os.readlink(os.path.join(view, "chat_template.jinja"))
+        os.remove(link)
+        self.fails(["show", "hf.co/user/plain"], "config.json is missing: pull the model again")
+        os.symlink(other, link)
+        self.fails(["show", "hf.co/user/plain"], "config.json is another file than the model's: pull the model again")
+        self.pull("hf.co/user/plain")
+        self.assertEqual(len(json.loads(self.ok("list", "-o", "json").stdout)), 1)
         # As one GGUF it needs no folder; what a copy of the old one has stays.
         self.ok("cp", "hf.co/user/plain", "old")
         self.server.add_hub("user/plain", {"m.gguf": BARD})

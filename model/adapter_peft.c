@@ -218,11 +218,12 @@ out:
     return st;
 }
 
-/* N and what is after "model.layers.N." of a module; also where the language model is a part of another. */
+/* N and what is after "model.layers.N." of a module; also where the language model is a part of another, or was adapted without
+ * the class that has the output matrix, as for embeddings. */
 static bool module_split(const struct peft *p, struct mu_str module, int *layer_out, struct mu_str *rest_out)
 {
-    const char *const prefixes[] = {p->family->layer_prefix, "language_model.model.layers.",
-                                    "model.language_model.layers."};
+    const char *whole = p->family->layer_prefix, *bare = whole + strcspn(whole, ".") + 1;
+    const char *const prefixes[] = {whole, bare, "language_model.model.layers.", "model.language_model.layers."};
     for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
         size_t n = strlen(prefixes[i]), at = n;
         int layer = 0;

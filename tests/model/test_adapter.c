@@ -329,6 +329,11 @@ static void test_folders_refused(void **state)
         const char *says[2];
     } cases[] = {
         {CONFIG(""), GOOD_TABLE, MU_OK, {NULL}},
+        {CONFIG(""),
+         TABLE("base_model.model.layers.1.self_attn.q_proj.lora_A.weight",
+               "base_model.model.layers.1.self_attn.q_proj.lora_B.weight", 64, 2048),
+         MU_OK,
+         {NULL}},
         {CONFIG(",\"bias\":\"none\",\"use_dora\":false,\"modules_to_save\":[]"), GOOD_TABLE, MU_OK, {NULL}},
         {NULL, GOOD_TABLE, MU_EFORMAT, {"adapter_config.json"}},
         {CONFIG(""), "", MU_EUNSUPPORTED, {"adapter_model.safetensors", "none"}},

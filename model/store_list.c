@@ -149,11 +149,38 @@ void mu_store_add_files(struct mu_store_builder *b, enum mu_store_kind kind, con
     mu_free(c);
 }
 
+/* The numbered files of a folder, by what they say is the number of all. */
+struct parts {
+    struct {
+        int count, n;
+    } set[8]; /* one; more where another version's files were left */
+    int n_set;
+};
+
+static void parts_count(struct parts *p, const char *name)
+{
+    int no, count, end = 0, i = 0;
+    if (sscanf(name, "model-%5d-of-%5d.safetensors%n", &no, &count, &end) != 2 || !end || name[end]) return;
+    while (i < p->n_set && p->set[i].count != count) i++;
+    if (i == (int)(sizeof p->set / sizeof *p->set)) return;
+    if (i == p->n_set) p->set[p->n_set++].count = count;
+    p->set[i].n++;
+}
+
+/* Some repositories count from 0, and then have a file more. */
+static bool parts_missing(const struct parts *p)
+{
+    for (int i = 0; i < p->n_set; i++)
+        if (p->set[i].n >= p->set[i].count) return false;
+    return p->n_set > 0;
+}
+
 void mu_store_add_folder(struct mu_store_builder *b, enum mu_store_kind kind, const char *root, const char *base,
                          const char *prefix, const char *folder, const struct mu_dir *files)
 {
     struct mu_store_entry e = {.store = kind};
-    bool config = false, weights = false;
+    struct parts parts = {0};
+    bool config = false, weights = false, whole = false;
     for (size_t i = 0; i < files->n; i++) {
         const char *name = files->name[i], *dot = strrchr(name, '.');
         bool is_config = !strcmp(name, "config.json"), is_weights = dot && !strcmp(dot, ".safetensors");
@@ -165,8 +192,14 @@ void mu_store_add_folder(struct mu_store_builder *b, enum mu_store_kind kind, co
         if (!there) continue;
         config |= is_config;
         weights |= is_weights;
+        whole |= !strcmp(name, "model.safetensors");
+        parts_count(&parts, name);
         if (is_weights) e.bytes += (uint64_t)sb.st_size;
         if ((int64_t)sb.st_mtime > e.modified_s) e.modified_s = (int64_t)sb.st_mtime;
+    }
+    if (!whole && parts_missing(&parts)) {
+        mu_debug("store", "%s is left out: parts of it are not there", folder);
+        return;
     }
     if (!config || !weights || mu_store_peek_folder(folder, e.quant, e.family) != MU_PEEK_MODEL) return;
     e.name = mu_strdup(base);

@@ -403,13 +403,34 @@ static const char *gguf_name(const struct item *it, char name[96])
     return name;
 }
 
-/* "user/model" where the folder lies in the hub's cache (models--user--model/snapshots/…), else the folder's name. */
+/* "user/model" of a folder of links in Muster's own store: …/views/HOST/USER/MODEL/TAG. */
+static bool linked_name(const char *folder, struct mu_str *name_out)
+{
+    enum { TAG, MODEL, USER, HOST, VIEWS, N_PART };
+    const char *part[N_PART], *end = folder + strlen(folder);
+    for (int i = 0; i < N_PART; i++) {
+        const char *slash = memrchr(folder, '/', (size_t)(end - folder));
+        if (!slash && i != VIEWS) return false;
+        part[i] = slash ? slash + 1 : folder;
+        if (slash) end = slash;
+    }
+    *name_out = (struct mu_str){part[USER], (size_t)(part[TAG] - 1 - part[USER])};
+    return strncmp(part[VIEWS], "views/", 6) == 0;
+}
+
+/* "user/model" where the folder lies in the hub's cache (models--user--model/snapshots/…) or in Muster's own store, else the
+ * folder's name. */
 static void put_name(const struct hf *h, struct mu_gguf_writer *w)
 {
     static const char models[] = "models--";
     char name[256];
+    struct mu_str linked;
     const char *at = strstr(h->folder, models), *end = at ? strchr(at, '/') : NULL, *last = strrchr(h->folder, '/');
     if (!at || !end || strncmp(end, "/snapshots/", 11) != 0) {
+        if (linked_name(h->folder, &linked)) {
+            mu_gguf_put_str(w, "general.name", linked.p, linked.len);
+            return;
+        }
         last = last && last[1] ? last + 1 : h->folder;
         if (strcmp(last, ".") != 0 && strcmp(last, "..") != 0) mu_gguf_put_str(w, "general.name", last, strlen(last));
         return;

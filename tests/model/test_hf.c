@@ -249,6 +249,32 @@ static void test_files(void **state)
     mu_model_close(open_or_fail(test_dir));
 }
 
+/* A folder of the own store is called as what was pulled, not as its tag. */
+static void test_names(void **state)
+{
+    static const struct {
+        const char *folder, *name;
+    } cases[] = {{"views/hf.co/user/plain/latest", "user/plain"},
+                 {"models--user--plain/snapshots/c1", "user/plain"},
+                 {"view/hf.co/user/plain/latest", "latest"}};
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        char path[128];
+        for (const char *slash = cases[i].folder; slash; slash = strchr(slash + 1, '/')) {
+            snprintf(path, sizeof path, "%.*s", (int)(slash - cases[i].folder), cases[i].folder);
+            mkdir(folder_path(path), 0700);
+        }
+        mkdir(folder_path(cases[i].folder), 0700);
+        snprintf(path, sizeof path, "%s/config.json", cases[i].folder);
+        write_text(path, CONFIG);
+        snprintf(path, sizeof path, "%s/model.safetensors", cases[i].folder);
+        write_tensors(path, llama, 0, N_LLAMA, NULL, "");
+        struct mu_model *m = open_or_fail(folder_path(cases[i].folder));
+        assert_string_equal(m->name, cases[i].name);
+        mu_model_close(m);
+    }
+}
+
 static void expect_open(const char *config, const char *skip, const char *extra, enum mu_status code, const char *says)
 {
     struct mu_err err = MU_ERR_INIT;
@@ -519,17 +545,12 @@ static void test_json_memory(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_llama),
-        cmocka_unit_test(test_bias),
-        cmocka_unit_test(test_bare),
-        cmocka_unit_test(test_files),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_configs),
-        cmocka_unit_test(test_other_weights),
-        cmocka_unit_test(test_quantize),
-        cmocka_unit_test(test_quantize_to_f16),
-        cmocka_unit_test(test_memory),
-        cmocka_unit_test(test_memory_of_fixture),
+        cmocka_unit_test(test_llama),       cmocka_unit_test(test_bias),
+        cmocka_unit_test(test_bare),        cmocka_unit_test(test_files),
+        cmocka_unit_test(test_names),       cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_configs),     cmocka_unit_test(test_other_weights),
+        cmocka_unit_test(test_quantize),    cmocka_unit_test(test_quantize_to_f16),
+        cmocka_unit_test(test_memory),      cmocka_unit_test(test_memory_of_fixture),
         cmocka_unit_test(test_json_memory),
     };
     return cmocka_run_group_tests(tests, make_test_dir, remove_test_dir);

@@ -34,15 +34,16 @@ static error_t parse_create(int key, char *arg, struct argp_state *state)
     }
 }
 
-/* A path that FROM gives counts from the Modelfile's folder. */
+/* What FROM names: a path, or else a model. */
 static enum mu_status find_base(const char *from, const char *folder, struct mu_store_model **base_out,
                                 struct mu_err *err)
 {
-    char *path = from[0] == '/' ? NULL : mu_asprintf("%s/%s", folder, from);
-    bool there = path && access(path, F_OK) == 0;
+    char *path = mu_modelfile_path(folder, from);
     size_t n = strlen(from);
-    bool is_path = !strncmp(from, "./", 2) || !strncmp(from, "../", 3) || (n > 5 && !strcasecmp(from + n - 5, ".gguf"));
-    enum mu_status st = mu_store_find(there || (is_path && path) ? path : from, base_out, err);
+    bool is_path = from[0] == '/' || !strncmp(from, "~/", 2) || !strncmp(from, "./", 2) || !strncmp(from, "../", 3) ||
+                   (n > 5 && !strcasecmp(from + n - 5, ".gguf"));
+    if (!path) return mu_fail(err, MU_ENOMEM, "no memory for a path");
+    enum mu_status st = mu_store_find(is_path || access(path, F_OK) == 0 ? path : from, base_out, err);
     mu_free(path);
     return st;
 }

@@ -354,6 +354,13 @@ void mu_modelfile_free(struct mu_modelfile *f)
     mu_free(f);
 }
 
+char *mu_modelfile_path(const char *folder, const char *given)
+{
+    const char *home = strncmp(given, "~/", 2) == 0 ? getenv("HOME") : NULL;
+    if (home && *home) return mu_asprintf("%s%s", home, given + 1);
+    return *given == '/' ? mu_strdup(given) : mu_asprintf("%s/%s", folder, given);
+}
+
 /* ---- writing ---- */
 
 struct text { /* grows; NULL after memory ran out */

@@ -1,7 +1,7 @@
 /* Modelfiles, as Ollama's users write them: a model made of another one and what to say to it.
  *
  *   # a comment
- *   FROM llama3.2                    a name, or a path (relative to the Modelfile's folder)
+ *   FROM llama3.2                    a name, or a path (from the Modelfile's folder, "/" or "~/")
  *   PARAMETER temperature 0.2        any number of them; stop may come several times
  *   SYSTEM """You are terse."""      "…" (no quotes in it) and """…""" may have several lines
  *   TEMPLATE …                       Jinja is used where it has {%; Go's is kept and shown only
@@ -32,6 +32,9 @@ enum { MU_MODELFILE_MAX_BYTES = 4 << 20 };
 enum mu_status mu_modelfile_parse(const char *text, size_t len, const char *where, struct mu_modelfile **file_out,
                                   struct mu_err *err);
 void mu_modelfile_free(struct mu_modelfile *f); /* NULL is fine */
+/* Where a path of a Modelfile leads: from "/", from one's home where it begins with "~/", else from the Modelfile's folder.
+ * mu_free; NULL: no memory. */
+char *mu_modelfile_path(const char *folder, const char *given);
 /* The Modelfile that would make this model; freed with mu_free; NULL: no memory. */
 char *mu_modelfile_format(const struct mu_store_model *m);
 /* One "name value" a line, as `show --parameters` prints them; NULL: no memory. */

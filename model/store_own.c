@@ -296,8 +296,7 @@ done:
 static enum mu_status add_adapters(struct maker *k, const struct mu_modelfile *file, const char *folder)
 {
     for (int i = 0; i < file->n_adapter; i++) {
-        const char *given = file->adapter[i];
-        char *path = given[0] == '/' ? mu_strdup(given) : mu_asprintf("%s/%s", folder, given);
+        char *path = mu_modelfile_path(folder, file->adapter[i]);
         enum mu_status st = !path                  ? mu_fail(k->err, MU_ENOMEM, "no memory for a path")
                             : !mu_dir_exists(path) ? mu_fail(k->err, MU_ENOENT, "there is no adapter %s", path)
                                                    : add_path(k, MU_KIND_ADAPTER, path, size_of(path));

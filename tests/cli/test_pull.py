@@ -327,6 +327,13 @@ class Ollama(Case):
         self.assertEqual(again.returncode, 0, again.stderr)
         once_more = self.ok("show", "again", "--modelfile").stdout
         self.assertEqual(once_more.replace("again:latest", "mine:latest"), text)
+        for name in ("m.gguf", "lora.gguf"):
+            with open(os.path.join(self.home, name), "wb") as f:
+                f.write(BARD)
+        tilde = subprocess.run([MUSTER, "create", "tilde", "-f", "-"], env=self.env, input="FROM ~/m.gguf\nADAPTER ~/lora.gguf\n", capture_output=True, text=True)
+        self.assertEqual(tilde.returncode, 0, tilde.stderr)
+        shown = json.loads(self.ok("show", "tilde", "-o", "json").stdout)
+        self.assertEqual((shown["path"], shown["adapters"]), (os.path.join(self.home, "m.gguf"), [os.path.join(self.home, "lora.gguf")]))
         bad = subprocess.run([MUSTER, "create", "x", "-f", "-"], env=self.env, input="FROM bard\nPARAMETER heat 3\n", capture_output=True, text=True)
         self.assertEqual(bad.returncode, 1)
         self.assertIn("line 2", bad.stderr)

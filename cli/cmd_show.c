@@ -65,7 +65,7 @@ struct memory {
 
 struct shown {
     struct mu_store_model *m;
-    struct mu_gguf *gguf;
+    struct mu_gguf *gguf;   /* NULL: what is listed, but not read */
     struct mu_model *model; /* NULL: this build does not run it */
     struct mu_tokenizer *tok;
     bool runs;
@@ -158,7 +158,15 @@ static enum mu_status gather(const struct show_args *a, struct shown *s, struct 
     enum mu_status st;
     s->why = (struct mu_err)MU_ERR_INIT;
     MU_TRY(st, mu_store_find(a->model, &s->m, err), done);
-    MU_TRY(st, mu_gguf_open(s->m->path, &s->gguf, err), done);
+    st = mu_gguf_open(s->m->path, &s->gguf, err);
+    /* Of what is listed and not read (a folder of an unknown kind) the store knows a little. */
+    if (st == MU_EUNSUPPORTED && s->m->entry.family[0]) {
+        s->why = *err;
+        snprintf(s->arch, sizeof s->arch, "%s", s->m->entry.family);
+        snprintf(s->quant, sizeof s->quant, "%s", s->m->entry.quant);
+        return MU_OK;
+    }
+    if (st != MU_OK) goto done;
     read_file(s);
     MU_TRY(st, mu_kernels_init(NULL, err), done);
     if (mu_model_open(s->m->path, &s->model, &s->why) != MU_OK) return MU_OK;
@@ -207,6 +215,7 @@ static void print_count(const char *label, uint64_t n)
 static const char *template_words(const struct shown *s)
 {
     if (s->m->template && s->m->template_is_jinja) return "Jinja, from the store";
+    if (!s->gguf) return "not read";
     if (s->template.len)
         return s->m->template ? "Jinja, in the file (the store's Go template is not used)" : "Jinja, in the file";
     return s->m->template ? "Go's language only, which is not interpreted" : "none";
@@ -259,7 +268,7 @@ static enum mu_status print_all(const struct shown *s, struct mu_err *err)
     printf("  %-14s %s\n  %-14s %s\n  %-14s %s\n", "name", m->entry.name, "store", mu_store_kind_name(m->entry.store),
            "at", m->path);
     printf("  %-14s %s\n", "architecture", s->arch[0] ? s->arch : "not said");
-    print_count("parameters", s->n_param);
+    if (s->n_param) print_count("parameters", s->n_param);
     printf("  %-14s %s\n", "type", s->quant[0] ? s->quant : "?");
     if (s->n_layer) printf("  %-14s %llu\n", "layers", (unsigned long long)s->n_layer);
     if (s->n_context) printf("  %-14s %llu\n", "context", (unsigned long long)s->n_context);
@@ -271,7 +280,7 @@ static enum mu_status print_all(const struct shown *s, struct mu_err *err)
         printf("  %-14s yes\n", "runs here");
     else
         printf("  %-14s no: %s\n", "runs here", s->why.text);
-    print_types(s);
+    if (s->n_param) print_types(s);
     if (s->n_memory) print_memory(s);
     if (m->params && json_object_size(m->params)) {
         char *text = mu_params_format(m->params, "");

@@ -353,6 +353,19 @@ class Show(Case):
         self.assertEqual(shown["memory"], [])
         self.assertIn("runs here      no: ", self.show(BARD.replace(b"llama", b"xxama")).stdout)
 
+    def test_folder_that_is_not_read(self):
+        self.server.add_hub("user/new", {"config.json": b'{"model_type":"brandnew","dtype":"bfloat16"}', "model.safetensors": b"a" * 100})
+        self.pull("hf.co/user/new")
+        shown = json.loads(self.ok("show", "user/new", "-o", "json").stdout)
+        self.assertEqual((shown["architecture"], shown["type"], shown["runs"], shown["tensors"]), ("brandnew", "BF16", False, {}))
+        self.assertIn("'brandnew' is not supported", shown["why_not"])
+        text = self.ok("show", "user/new").stdout
+        self.assertIn("runs here      no: ", text)
+        self.assertIn("template       not read", text)
+        self.assertNotIn("Tensors", text)
+        self.assertEqual(self.muster("show", "user/new", "--template").returncode, 1)
+        self.assertEqual(self.muster("show", "user/new", "--license").returncode, 1)
+
     def test_numbers(self):
         shown = json.loads(self.show(BARD, "-o", "json").stdout)
         self.assertTrue(shown["runs"])

@@ -88,11 +88,16 @@ static enum mu_status where(struct local *l, unsigned asked, struct mu_solo_opti
     if (!node) return mu_fail(err, MU_ENOMEM, "no memory for a plan");
     MU_TRY(st, mu_plan_where_text(l->split, l->device, err), done);
     MU_TRY(st, mu_cli_node(mu_plan_where_looks(l->split, l->device) ? MU_LOOK : MU_LOOK_NOT, node, NULL, err), done);
-    MU_TRY(st, mu_plan_where(l->o.model, node, l->split, l->device, &opt->serving, &opt->split, why, err), done);
+    MU_TRY(st,
+           mu_plan_where(l->o.model, l->o.adapters, node, l->split, l->device, &opt->serving, &opt->split, why, err),
+           done);
     if (node->gpus.n > 0 && strcmp(l->split, "auto") == 0 &&
         mu_split_cpu_ranks(&opt->split) > 0) { /* a choice needs figures */
         MU_TRY(st, mu_cli_node(MU_LOOK_MEASURE, node, NULL, err), done);
-        MU_TRY(st, mu_plan_where(l->o.model, node, l->split, l->device, &opt->serving, &opt->split, why, err), done);
+        MU_TRY(
+            st,
+            mu_plan_where(l->o.model, l->o.adapters, node, l->split, l->device, &opt->serving, &opt->split, why, err),
+            done);
     }
     tell_where(l, node, &opt->split, why);
     if (l->rough && !mu_split_has_gpu(&opt->split)) {

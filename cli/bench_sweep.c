@@ -348,7 +348,7 @@ static enum mu_status auto_split(struct mu_bench_sweep *s, struct mu_err *err)
     struct mu_serving v = {.n_ctx = n_ctx, .n_slot = 1, .kv = o->kv};
     s->n_split = 1;
     v.n_page = mu_fit_pages_of(n_ctx);
-    enum mu_status st = mu_plan_where(s->model, &s->node, "auto", o->device, &v, &s->split[0], s->why, err);
+    enum mu_status st = mu_plan_where(s->model, NULL, &s->node, "auto", o->device, &v, &s->split[0], s->why, err);
     return st == MU_ENOMEM && o->device != MU_DEVICE_GPU ? mu_split_parse("1", &s->split[0], err) : st;
 }
 
@@ -364,7 +364,7 @@ static enum mu_status splits_settle(struct mu_bench_sweep *s, struct mu_err *err
     if (st == MU_OK && o->n_split == 0) return auto_split(s, err);
     for (int i = 0; i < o->n_split && st == MU_OK; i++) {
         mu_split_format(&o->split[i], text, sizeof text);
-        st = mu_plan_where(s->model, &s->node, text, o->device, NULL, &s->split[i], s->why, err);
+        st = mu_plan_where(s->model, NULL, &s->node, text, o->device, NULL, &s->split[i], s->why, err);
     }
     s->n_split = o->n_split;
     return st;

@@ -168,7 +168,7 @@ static enum mu_status plan_verb(const struct plan_args *a, struct mu_err *err)
     MU_TRY(st, mu_cli_node(MU_LOOK_MEASURE, &node, node_gbps, err),
            done); /* whatever the split: what could be planned */
     char reason[MU_PLAN_WHY];
-    MU_TRY(st, mu_plan_where(o.model, &node, a->split, a->device, &serving, &split, reason, err), done);
+    MU_TRY(st, mu_plan_where(o.model, NULL, &node, a->split, a->device, &serving, &split, reason, err), done);
     MU_TRY(st, mu_plan_build(o.model, &split, plan, err), done);
     serving.step_tokens = mu_plan_step_tokens(&split);
     /* Whether serve would run it here, with how many KV pages. */

@@ -126,7 +126,8 @@ static enum mu_status plan_gang(struct serve *s, const Muster__V1__Node *worker,
     node->read_gbps = worker->read_gbps;
     node->int8_gops = worker->int8_gops;
     mu_gpus_of_node(worker, &node->gpus);
-    MU_TRY(st, mu_plan_where(h->model, node, text, h->opt->device, &h->serving, &h->split, why, err), done);
+    MU_TRY(st, mu_plan_where(h->model, h->adapters, node, text, h->opt->device, &h->serving, &h->split, why, err),
+           done);
     mu_split_format(&h->split, h->split_text, sizeof h->split_text);
     h->serving.n_thread = h->opt->threads ? h->opt->threads : mu_plan_threads(topo, &h->split);
     say_where(s, node, why);

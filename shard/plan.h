@@ -196,10 +196,12 @@ enum { MU_PLAN_WHY = 320 };
  * as serving says, where it does); layers by their bandwidth. Where all of them are too small, what is predicted to be
  * fastest for a request of 512 tokens and 128 new ones: all GPUs, with as many layers streamed from the host's memory as
  * must be; as many layers as fit, behind a stage of the processors with the rest; or processors alone.
+ * adapters take memory beside the weights wherever a rank is, and decide serving's n_adapter and lora_rank; may be NULL.
  * MU_DEVICE_CPU leaves the GPUs out; MU_DEVICE_GPU takes GPUs alone.
  * MU_ENOMEM with the numbers where nothing fits; MU_EUNSUPPORTED where GPUs are wished for and there are none;
  * MU_EINVAL for no nodes. */
-enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
-                            const struct mu_serving *serving, enum mu_device_wish wish, struct mu_split *split_out,
-                            char why[MU_PLAN_WHY], struct mu_err *err);
+enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_adapters *adapters,
+                            const struct mu_plan_node *node, int n_node, const struct mu_serving *serving,
+                            enum mu_device_wish wish, struct mu_split *split_out, char why[MU_PLAN_WHY],
+                            struct mu_err *err);
 #endif

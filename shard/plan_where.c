@@ -60,9 +60,10 @@ enum mu_status mu_plan_where_text(const char *text, enum mu_device_wish wish, st
     return st == MU_OK ? wish_check(&split, wish, err) : st;
 }
 
-enum mu_status mu_plan_where(const struct mu_model *model, const struct mu_plan_node *node, const char *text,
-                             enum mu_device_wish wish, const struct mu_serving *serving, struct mu_split *split_out,
-                             char why[MU_PLAN_WHY], struct mu_err *err)
+enum mu_status mu_plan_where(const struct mu_model *model, const struct mu_adapters *adapters,
+                             const struct mu_plan_node *node, const char *text, enum mu_device_wish wish,
+                             const struct mu_serving *serving, struct mu_split *split_out, char why[MU_PLAN_WHY],
+                             struct mu_err *err)
 {
     enum mu_status st;
     struct mu_split split;
@@ -77,11 +78,11 @@ enum mu_status mu_plan_where(const struct mu_model *model, const struct mu_plan_
         return MU_OK;
     }
     if (wish == MU_DEVICE_CPU || node->gpus.n == 0 || mu_gpus_can(model, &cannot) == MU_OK)
-        return mu_plan_auto(model, node, 1, serving, wish, split_out, why, err);
+        return mu_plan_auto(model, adapters, node, 1, serving, wish, split_out, why, err);
     if (wish == MU_DEVICE_GPU) return mu_fail(err, cannot.code, "--device gpu: %s", cannot.text);
     plain = *node;
     plain.gpus.n = 0;
-    st = mu_plan_auto(model, &plain, 1, serving, MU_DEVICE_CPU, split_out, why, err);
+    st = mu_plan_auto(model, adapters, &plain, 1, serving, MU_DEVICE_CPU, split_out, why, err);
     if (st == MU_OK) snprintf(why, MU_PLAN_WHY, "processors alone: %.*s", MU_PLAN_WHY - 32, cannot.text);
 done:
     return st;

@@ -17,10 +17,11 @@ enum mu_status mu_plan_where_text(const char *text, enum mu_device_wish wish, st
 
 /* The split that text and wish mean on this node. "auto" is the planner's (with why, as mu_plan_auto has it); where GPU
  * ranks cannot do what the model needs, it takes processors and says so. A split's text is taken as it is, or refused
- * where the machine does not have its GPUs or wish contradicts it. */
-enum mu_status mu_plan_where(const struct mu_model *model, const struct mu_plan_node *node, const char *text,
-                             enum mu_device_wish wish, const struct mu_serving *serving, struct mu_split *split_out,
-                             char why[MU_PLAN_WHY], struct mu_err *err);
+ * where the machine does not have its GPUs or wish contradicts it. adapters as for mu_plan_auto. */
+enum mu_status mu_plan_where(const struct mu_model *model, const struct mu_adapters *adapters,
+                             const struct mu_plan_node *node, const char *text, enum mu_device_wish wish,
+                             const struct mu_serving *serving, struct mu_split *split_out, char why[MU_PLAN_WHY],
+                             struct mu_err *err);
 /* Whether the node has the GPUs of the split, and GPU ranks what the model needs. */
 enum mu_status mu_plan_where_check(const struct mu_model *model, const struct mu_plan_node *node,
                                    const struct mu_split *split, struct mu_err *err);

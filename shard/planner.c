@@ -105,8 +105,9 @@ static struct site *host_of(struct sites *s, const struct site *site)
 }
 
 /* What each site would need. */
-static enum mu_status sites_measure(const struct mu_model *model, const struct mu_serving *serving, struct sites *s,
-                                    struct mu_split *split, int *node_of, struct mu_err *err)
+static enum mu_status sites_measure(const struct mu_model *model, const struct mu_adapters *adapters,
+                                    const struct mu_serving *serving, struct sites *s, struct mu_split *split,
+                                    int *node_of, struct mu_err *err)
 {
     struct mu_plan plan;
     struct mu_serving v = *serving;
@@ -121,7 +122,7 @@ static enum mu_status sites_measure(const struct mu_model *model, const struct m
         for (int k = 0; s->at[i].n_layer > 0 && k < s->at[i].n_rank; k++, rank++) {
             struct mu_rank_memory m;
             mu_plan_memory(model, &plan, rank, &v, &m);
-            s->at[i].need_bytes += m.weights + m.kv + m.scratch;
+            s->at[i].need_bytes += m.weights + mu_plan_adapter_bytes(model, &plan, rank, adapters) + m.kv + m.scratch;
             if (host) host->need_bytes += m.host;
         }
     }
@@ -201,15 +202,15 @@ static void weights_of_one_stage(const struct mu_plan_node *node, struct mu_spli
 
 /* stream: where there is nowhere to move a layer, sites may stream some. MU_ENOMEM without words: these sites cannot hold
  * it. */
-static enum mu_status sites_plan(const struct mu_model *model, const struct mu_plan_node *node,
-                                 const struct mu_serving *serving, bool stream, struct sites *s,
-                                 struct mu_split *split_out, int *node_of, struct mu_err *err)
+static enum mu_status sites_plan(const struct mu_model *model, const struct mu_adapters *adapters,
+                                 const struct mu_plan_node *node, const struct mu_serving *serving, bool stream,
+                                 struct sites *s, struct mu_split *split_out, int *node_of, struct mu_err *err)
 {
     struct mu_split split;
     bool moving = true;
     layers_share(model, s);
     for (;;) {
-        enum mu_status st = sites_measure(model, serving, s, &split, node_of, err);
+        enum mu_status st = sites_measure(model, adapters, serving, s, &split, node_of, err);
         struct site *worst = worst_of(s);
         if (st != MU_OK) return st;
         if (!worst) break;
@@ -223,23 +224,28 @@ static enum mu_status sites_plan(const struct mu_model *model, const struct mu_p
 
 /* ---- words ---- */
 
-static struct mu_rank_memory memory_of(const struct mu_model *model, int device, const struct mu_serving *serving)
+/* On one rank; adapters count as weights. */
+static struct mu_rank_memory memory_of(const struct mu_model *model, const struct mu_adapters *adapters, int device,
+                                       const struct mu_serving *serving)
 {
     struct mu_split one = {.n_stage = 1, .n_rank = 1, .weight = {1}, .device = {device}};
     struct mu_plan plan;
     struct mu_rank_memory m = {0};
     struct mu_serving v = *serving;
     if (!v.step_tokens) v.step_tokens = mu_plan_step_tokens(&one);
-    if (mu_plan_build(model, &one, &plan, NULL) == MU_OK) mu_plan_memory(model, &plan, 0, &v, &m);
+    if (mu_plan_build(model, &one, &plan, NULL) != MU_OK) return m;
+    mu_plan_memory(model, &plan, 0, &v, &m);
+    m.weights += mu_plan_adapter_bytes(model, &plan, 0, adapters);
     return m;
 }
 
-static enum mu_status nothing_fits(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
-                                   const struct mu_serving *serving, struct mu_err *err)
+static enum mu_status nothing_fits(const struct mu_model *model, const struct mu_adapters *adapters,
+                                   const struct mu_plan_node *node, int n_node, const struct mu_serving *serving,
+                                   struct mu_err *err)
 {
     uint64_t have = 0;
     for (int i = 0; i < n_node; i++) have += usable(node[i].memory_bytes);
-    struct mu_rank_memory m = memory_of(model, MU_ON_CPU, serving);
+    struct mu_rank_memory m = memory_of(model, adapters, MU_ON_CPU, serving);
     return mu_fail(err, MU_ENOMEM,
                    "the model does not fit: it needs %.1f GB (%.1f of weights, %.1f of cache, %.1f of scratch), but %d "
                    "node%s %.1f GB usable: add memory or nodes, or use a smaller --parallel or --ctx",
@@ -247,12 +253,12 @@ static enum mu_status nothing_fits(const struct mu_model *model, const struct mu
                    (double)m.scratch / 1e9, n_node, n_node == 1 ? " has" : "s have", (double)have / 1e9);
 }
 
-static enum mu_status gpus_too_small(const struct mu_model *model, const struct sites *gpus,
-                                     const struct mu_serving *serving, struct mu_err *err)
+static enum mu_status gpus_too_small(const struct mu_model *model, const struct mu_adapters *adapters,
+                                     const struct sites *gpus, const struct mu_serving *serving, struct mu_err *err)
 {
     uint64_t have = 0;
     for (int i = 0; i < gpus->n; i++) have += gpus->at[i].room_bytes;
-    struct mu_rank_memory m = memory_of(model, 0, serving);
+    struct mu_rank_memory m = memory_of(model, adapters, 0, serving);
     return mu_fail(err, MU_ENOMEM,
                    "--device gpu: the model does not fit: it needs %.1f GB (%.1f of weights, %.1f of cache for %d "
                    "tokens, %.1f of scratch), but %d GPU%s %.1f GB usable, and with layers streamed "
@@ -310,13 +316,14 @@ static bool hosts_hold(const struct mu_model *model, const struct mu_plan_node *
     return true;
 }
 
-static enum mu_status choose(const struct mu_model *model, const struct mu_plan_node *node,
-                             const struct mu_serving *serving, bool stream, struct choice *c, struct mu_err *err)
+static enum mu_status choose(const struct mu_model *model, const struct mu_adapters *adapters,
+                             const struct mu_plan_node *node, const struct mu_serving *serving, bool stream,
+                             struct choice *c, struct mu_err *err)
 {
     struct mu_plan plan;
     struct mu_prediction p;
     qsort(c->sites.at, (size_t)c->sites.n, sizeof *c->sites.at, place_order);
-    enum mu_status st = sites_plan(model, node, serving, stream, &c->sites, &c->split, c->node_of, err);
+    enum mu_status st = sites_plan(model, adapters, node, serving, stream, &c->sites, &c->split, c->node_of, err);
     if (st == MU_OK) st = mu_plan_build(model, &c->split, &plan, err);
     if (st == MU_OK && stream && !hosts_hold(model, node, serving, &plan, c->node_of)) st = MU_ENOMEM;
     if (st != MU_OK) return st;
@@ -403,23 +410,24 @@ static enum mu_status sites_list(const struct mu_plan_node *node, int n_node, bo
 }
 
 /* As few of the GPUs as hold it. */
-static enum mu_status choose_gpus(const struct mu_model *model, const struct mu_plan_node *node,
-                                  const struct mu_serving *serving, struct sites *gpus, struct choice *c,
-                                  struct mu_err *err)
+static enum mu_status choose_gpus(const struct mu_model *model, const struct mu_adapters *adapters,
+                                  const struct mu_plan_node *node, const struct mu_serving *serving, struct sites *gpus,
+                                  struct choice *c, struct mu_err *err)
 {
     enum mu_status st = MU_ENOMEM;
     qsort(gpus->at, (size_t)gpus->n, sizeof *gpus->at, gpu_order);
     for (int n = 1; n <= gpus->n && n <= model->cfg.n_layer && st == MU_ENOMEM; n++) {
         c->sites.n = n;
         memcpy(c->sites.at, gpus->at, (size_t)n * sizeof *gpus->at);
-        st = choose(model, node, serving, false, c, err);
+        st = choose(model, adapters, node, serving, false, c, err);
     }
     return st;
 }
 
-static enum mu_status choose_mixed(const struct mu_model *model, const struct mu_plan_node *node,
-                                   const struct mu_serving *serving, const struct sites *gpus, const struct sites *cpus,
-                                   struct choice *c, struct mu_err *err)
+static enum mu_status choose_mixed(const struct mu_model *model, const struct mu_adapters *adapters,
+                                   const struct mu_plan_node *node, const struct mu_serving *serving,
+                                   const struct sites *gpus, const struct sites *cpus, struct choice *c,
+                                   struct mu_err *err)
 {
     c->sites = *gpus;
     for (int i = 0; i < cpus->n; i++) {
@@ -427,17 +435,17 @@ static enum mu_status choose_mixed(const struct mu_model *model, const struct mu
         *site = cpus->at[i];
         site->last_resort = true;
     }
-    return choose(model, node, serving, false, c, err);
+    return choose(model, adapters, node, serving, false, c, err);
 }
 
 /* All GPUs, with layers in the host's memory. */
-static enum mu_status choose_streamed(const struct mu_model *model, const struct mu_plan_node *node,
-                                      const struct mu_serving *serving, const struct sites *gpus, struct choice *c,
-                                      struct mu_err *err)
+static enum mu_status choose_streamed(const struct mu_model *model, const struct mu_adapters *adapters,
+                                      const struct mu_plan_node *node, const struct mu_serving *serving,
+                                      const struct sites *gpus, struct choice *c, struct mu_err *err)
 {
     c->sites = *gpus;
     if (c->sites.n > model->cfg.n_layer) c->sites.n = model->cfg.n_layer; /* those with most room come first */
-    return choose(model, node, serving, true, c, err);
+    return choose(model, adapters, node, serving, true, c, err);
 }
 
 /* Too little memory is no failure yet: then the choice has no ranks. */
@@ -453,33 +461,38 @@ static bool is_faster(const struct choice *a, const struct choice *b)
     return a->split.n_rank > 0 && (b->split.n_rank == 0 || (known && a->request_s < b->request_s));
 }
 
-enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_node *node, int n_node,
-                            const struct mu_serving *serving, enum mu_device_wish wish, struct mu_split *split_out,
-                            char why[MU_PLAN_WHY], struct mu_err *err)
+enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_adapters *adapters,
+                            const struct mu_plan_node *node, int n_node, const struct mu_serving *serving,
+                            enum mu_device_wish wish, struct mu_split *split_out, char why[MU_PLAN_WHY],
+                            struct mu_err *err)
 {
     struct sites gpus, cpus;
     struct choice gpu = {0}, streamed = {0}, mixed = {0}, cpu = {0}, *taken = &mixed;
-    struct mu_serving least = *serving; /* that a GPU must have room for */
+    struct mu_serving want = *serving; /* with the adapters' part of scratch */
+    struct mu_serving least;           /* that a GPU must have room for */
     enum mu_status st;
     why[0] = '\0';
+    want.n_adapter = adapters ? adapters->n : 0;
+    want.lora_rank = adapters ? adapters->max_rank : 0;
+    least = want;
     if (!least.n_page) least.n_page = mu_fit_pages_of(least.n_ctx);
     MU_TRY(st, sites_list(node, n_node, wish != MU_DEVICE_CPU, &gpus, &cpus, err), done);
     if (wish == MU_DEVICE_GPU && gpus.n == 0) return no_gpu(node, n_node, err);
     if (gpus.n > 0) {
-        st = choose_gpus(model, node, &least, &gpus, &gpu, err);
+        st = choose_gpus(model, adapters, node, &least, &gpus, &gpu, err);
         if (st == MU_OK) {
             say_gpus(&gpu, node, why);
             *split_out = gpu.split;
         }
         if (st != MU_ENOMEM) return st;
-        MU_TRY(st, possible(choose_streamed(model, node, &least, &gpus, &streamed, err), &streamed), done);
+        MU_TRY(st, possible(choose_streamed(model, adapters, node, &least, &gpus, &streamed, err), &streamed), done);
         if (wish != MU_DEVICE_GPU)
-            MU_TRY(st, possible(choose_mixed(model, node, &least, &gpus, &cpus, &mixed, err), &mixed), done);
+            MU_TRY(st, possible(choose_mixed(model, adapters, node, &least, &gpus, &cpus, &mixed, err), &mixed), done);
         if (!mu_split_has_gpu(&mixed.split)) mixed.split.n_rank = 0;
     }
     if (wish != MU_DEVICE_GPU) {
         cpu.sites = cpus;
-        MU_TRY(st, possible(choose(model, node, gpus.n > 0 ? &least : serving, false, &cpu, err), &cpu), done);
+        MU_TRY(st, possible(choose(model, adapters, node, gpus.n > 0 ? &least : &want, false, &cpu, err), &cpu), done);
     }
     if (is_faster(&streamed, taken)) taken = &streamed;
     if (is_faster(&cpu, taken)) taken = &cpu;
@@ -487,10 +500,10 @@ enum mu_status mu_plan_auto(const struct mu_model *model, const struct mu_plan_n
     if (short_of_all) { /* the processors' memory is the one that a shorter context is settled for */
         taken = &cpu;
         cpu.sites = cpus;
-        MU_TRY(st, possible(choose(model, node, serving, false, &cpu, err), &cpu), done);
+        MU_TRY(st, possible(choose(model, adapters, node, &want, false, &cpu, err), &cpu), done);
     }
-    if (taken->split.n_rank == 0 && wish == MU_DEVICE_GPU) return gpus_too_small(model, &gpus, &least, err);
-    if (taken->split.n_rank == 0) return nothing_fits(model, node, n_node, serving, err);
+    if (taken->split.n_rank == 0 && wish == MU_DEVICE_GPU) return gpus_too_small(model, adapters, &gpus, &least, err);
+    if (taken->split.n_rank == 0) return nothing_fits(model, adapters, node, n_node, &want, err);
     if (short_of_all)
         snprintf(why, MU_PLAN_WHY, "processors alone: no place here holds a sequence of %d tokens", serving->n_ctx);
     else if (gpus.n > 0)

@@ -169,7 +169,7 @@ static void auto_is(const struct paper *p, const struct mu_plan_node *node, int 
     struct mu_split split;
     struct mu_err err = MU_ERR_INIT;
     char text[MU_SPLIT_TEXT], why[MU_PLAN_WHY];
-    if (mu_plan_auto(&p->model, node, n_node, &SERVING, MU_DEVICE_AUTO, &split, why, &err) != MU_OK)
+    if (mu_plan_auto(&p->model, NULL, node, n_node, &SERVING, MU_DEVICE_AUTO, &split, why, &err) != MU_OK)
         fail_msg("%s", err.text);
     mu_split_format(&split, text, sizeof text);
     assert_string_equal(text, want);
@@ -199,7 +199,7 @@ static void test_auto(void **state)
     n[0].memory_bytes = GB / 2; /* fewer layers where memory is short */
     struct mu_split split;
     struct mu_err err = MU_ERR_INIT;
-    assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_OK);
+    assert_int_equal(mu_plan_auto(&p.model, NULL, n, 2, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_OK);
     struct mu_plan plan;
     assert_int_equal(mu_plan_build(&p.model, &split, &plan, &err), MU_OK);
     struct mu_rank_memory m;
@@ -214,9 +214,9 @@ static void test_auto(void **state)
     n[1].memory_bytes = 16 * GB;
     auto_is(&p, n, 2, "8/8");
     n[0].memory_bytes = n[1].memory_bytes = GB / 10;
-    assert_int_equal(mu_plan_auto(&p.model, n, 2, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
+    assert_int_equal(mu_plan_auto(&p.model, NULL, n, 2, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
     assert_non_null(strstr(err.text, "0.2 GB usable"));
-    assert_int_equal(mu_plan_auto(&p.model, n, 0, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_EINVAL);
+    assert_int_equal(mu_plan_auto(&p.model, NULL, n, 0, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_EINVAL);
 }
 
 /* This machine's nodes as the planner gets them: threads that pay, by cores; one node where a quota is too small for a
@@ -401,7 +401,7 @@ static void gpu_auto_is(const struct paper *p, const struct mu_plan_node *node, 
     struct mu_split split;
     struct mu_err err = MU_ERR_INIT;
     char text[MU_SPLIT_TEXT], why[MU_PLAN_WHY];
-    if (mu_plan_auto(&p->model, node, 1, &SERVING, wish, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+    if (mu_plan_auto(&p->model, NULL, node, 1, &SERVING, wish, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
     mu_split_format(&split, text, sizeof text);
     assert_string_equal(text, want);
     if (!strstr(why, says)) fail_msg("'%s' is not in '%s'", says, why);
@@ -414,7 +414,7 @@ static void gpu_fits(const struct paper *p, const struct mu_plan_node *node, str
     struct mu_plan plan;
     struct mu_fit fit;
     char why[MU_PLAN_WHY];
-    if (mu_plan_auto(&p->model, node, 1, &SERVING, MU_DEVICE_AUTO, split_out, why, &err) != MU_OK)
+    if (mu_plan_auto(&p->model, NULL, node, 1, &SERVING, MU_DEVICE_AUTO, split_out, why, &err) != MU_OK)
         fail_msg("%s", err.text);
     assert_int_equal(mu_plan_build(&p->model, split_out, &plan, &err), MU_OK);
     mu_fit_measure(&p->model, &plan, NULL, &SERVING, node, &fit);
@@ -481,7 +481,7 @@ static void test_gpus_fit_what_is_chosen(void **state)
         struct mu_fit fit;
         char why[MU_PLAN_WHY];
         n.memory_bytes = host * MB;
-        if (mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_AUTO, &split, why, NULL) != MU_OK) continue;
+        if (mu_plan_auto(&p.model, NULL, &n, 1, &SERVING, MU_DEVICE_AUTO, &split, why, NULL) != MU_OK) continue;
         assert_int_equal(mu_plan_build(&p.model, &split, &plan, NULL), MU_OK);
         mu_fit_measure(&p.model, &plan, NULL, &SERVING, &n, &fit);
         if (mu_fit_room(&fit) < SERVING.n_page)
@@ -520,14 +520,14 @@ static void test_gpus_processors_hold_a_sequence(void **state)
     struct mu_plan_node n = gpu_node(1, 1500 * MB);
     n.gpus.gpu[0].read_gbps = 5; /* a GPU slower than they are */
     n.memory_bytes = 4000 * MB;
-    if (mu_plan_auto(&p.model, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+    if (mu_plan_auto(&p.model, NULL, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
     assert_false(mu_split_has_gpu(&split));
     n.memory_bytes = 2000 * MB;
-    if (mu_plan_auto(&p.model, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+    if (mu_plan_auto(&p.model, NULL, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
     assert_true(mu_split_has_gpu(&split));
     n.gpus.gpu[0].free_bytes =
         100 * MB; /* nothing holds it: the caller settles for less on the processors, or says so */
-    if (mu_plan_auto(&p.model, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+    if (mu_plan_auto(&p.model, NULL, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
     assert_false(mu_split_has_gpu(&split));
     if (!strstr(why, "32768 tokens")) fail_msg("%s", why);
 }
@@ -570,10 +570,60 @@ static void test_gpus_hold_a_sequence(void **state)
     v.n_page = 0;
     for (int part = 1; part <= 2; part++) { /* half of its cache, all of it */
         struct mu_plan_node n = gpu_node(1, (m.weights + m.scratch + m.kv * (uint64_t)part / 2) / 15 * 16 + 16);
-        if (mu_plan_auto(&p.model, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK) fail_msg("%s", err.text);
+        if (mu_plan_auto(&p.model, NULL, &n, 1, &v, MU_DEVICE_AUTO, &split, why, &err) != MU_OK)
+            fail_msg("%s", err.text);
         assert_int_equal(split.n_rank, part == 1 ? 2 : 1);
         assert_int_equal(split.device[split.n_rank - 1], 0);
     }
+}
+
+/* Room for the adapters is looked for with that for the model: what is chosen holds both. */
+static void test_gpus_hold_adapters(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768); /* 1.1 GB as Q8_0 */
+    const uint64_t MB = 1000000;
+    enum { RANK = 64 };
+    static struct mu_lora layer[16][MU_T_MATRIX_COUNT]; /* 180 MB as F32 */
+    struct mu_adapter one = {.layer = layer, .max_rank = RANK};
+    struct mu_adapters four = {.n = 4, .max_rank = RANK, .at = {&one, &one, &one, &one}};
+    for (int l = 0; l < 16; l++)
+        for (int id = 0; id <= MU_T_DOWN; id++)
+            layer[l][id] = (struct mu_lora){
+                .rank = RANK, .n_col = (int)p.mat[id].ne[0], .n_row = (int)p.mat[id].n_row, .b_type = MU_F32};
+    static const struct {
+        int n_gpu, free_mb, host_mb;
+        const char *bare; /* the split without adapters */
+        bool gpu_alone;   /* with them */
+    } cases[] = {{2, 1800, 64000, "1@gpu0", true}, {1, 1800, 64000, "1@gpu0", false}, {0, 0, 64000, "1", false}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct mu_plan_node n = gpu_node(cases[i].n_gpu, (uint64_t)cases[i].free_mb * MB);
+        struct mu_split split;
+        struct mu_plan plan;
+        struct mu_fit fit;
+        struct mu_err err = MU_ERR_INIT;
+        char why[MU_PLAN_WHY];
+        n.memory_bytes = (uint64_t)cases[i].host_mb * MB;
+        gpu_auto_is(&p, &n, MU_DEVICE_AUTO, cases[i].bare, "");
+        if (mu_plan_auto(&p.model, &four, &n, 1, &SERVING, MU_DEVICE_AUTO, &split, why, &err) != MU_OK)
+            fail_msg("%s", err.text);
+        assert_int_equal(mu_plan_build(&p.model, &split, &plan, &err), MU_OK);
+        struct mu_serving v = SERVING;
+        v.n_adapter = four.n;
+        v.lora_rank = four.max_rank;
+        mu_fit_measure(&p.model, &plan, &four, &v, &n, &fit);
+        if (mu_fit_room(&fit) < v.n_page) fail_msg("case %zu: room for %d pages", i, (int)mu_fit_room(&fit));
+        assert_int_equal(mu_split_cpu_ranks(&split) == 0 && split.streamed[0] == 0, cases[i].gpu_alone);
+    }
+    struct mu_plan_node n = gpu_node(0, 0); /* processors that hold the model alone */
+    struct mu_split split;
+    struct mu_err err = MU_ERR_INIT;
+    char why[MU_PLAN_WHY];
+    n.memory_bytes = 1800 * MB;
+    gpu_auto_is(&p, &n, MU_DEVICE_AUTO, "1", "");
+    assert_int_equal(mu_plan_auto(&p.model, &four, &n, 1, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
+    assert_non_null(strstr(err.text, "1.9 of weights"));
 }
 
 static void test_gpus_refused(void **state)
@@ -586,17 +636,17 @@ static void test_gpus_refused(void **state)
     paper_model(&p, 16, 32, 8, 64, 2048, 8192, 32768);
     struct mu_plan_node n = gpu_node(1, 700000000);
     n.memory_bytes = 500000000; /* no room for layers to be streamed */
-    assert_int_equal(mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
+    assert_int_equal(mu_plan_auto(&p.model, NULL, &n, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
     assert_non_null(strstr(err.text, "1 GPU has 0.7 GB usable"));
     assert_non_null(strstr(err.text, "of cache for 8192 tokens"));
     n = gpu_node(0, 0);
     snprintf(n.gpus.why, sizeof n.gpus.why, "the driver is too old");
-    assert_int_equal(mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_EUNSUPPORTED);
+    assert_int_equal(mu_plan_auto(&p.model, NULL, &n, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_EUNSUPPORTED);
     assert_non_null(strstr(err.text, "no GPU: the driver is too old"));
     assert_int_equal(split.n_rank, 77);
     n = gpu_node(1, 700000000); /* neither has room */
     n.memory_bytes = 100000000;
-    assert_int_equal(mu_plan_auto(&p.model, &n, 1, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
+    assert_int_equal(mu_plan_auto(&p.model, NULL, &n, 1, &SERVING, MU_DEVICE_AUTO, &split, why, &err), MU_ENOMEM);
 }
 
 /* Layers in the host's memory: where that is faster than processors, with what the plan counts and says of it. */
@@ -669,10 +719,10 @@ static void test_gpus_stream(void **state)
     assert_int_equal(split.n_stage, 2);
     assert_true(split.streamed[0] > 0 && split.streamed[1] > 0);
     node.memory_bytes = 700 * MB; /* of which a part is wanted for others */
-    assert_int_equal(mu_plan_auto(&p.model, &node, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
+    assert_int_equal(mu_plan_auto(&p.model, NULL, &node, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
     assert_non_null(strstr(err.text, "with layers streamed"));
     node = gpu_node(1, 100 * MB); /* not even the rooms and the cache */
-    assert_int_equal(mu_plan_auto(&p.model, &node, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
+    assert_int_equal(mu_plan_auto(&p.model, NULL, &node, 1, &SERVING, MU_DEVICE_GPU, &split, why, &err), MU_ENOMEM);
 }
 
 static void test_gpus_predict(void **state)
@@ -983,6 +1033,7 @@ int main(void)
                                        cmocka_unit_test(test_gpus_fit_what_is_chosen),
                                        cmocka_unit_test(test_samplers),
                                        cmocka_unit_test(test_gpus_hold_a_sequence),
+                                       cmocka_unit_test(test_gpus_hold_adapters),
                                        cmocka_unit_test(test_gpus_processors_hold_a_sequence),
                                        cmocka_unit_test(test_predict_one_gpu),
                                        cmocka_unit_test(test_gpus_predict),

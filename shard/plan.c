@@ -283,6 +283,7 @@ void mu_plan_memory(const struct mu_model *model, const struct mu_plan *plan, in
             packed_bytes(by, model->output->type, mu_range_len(r->vocab), model->cfg.d_model, model->output->row_bytes);
     uint64_t mapped = r->stage == 0 ? model->embed->bytes : 0; /* read from the mapped file */
     uint64_t host = mu_scratch_bytes(model, plan, rank, serving);
+    memory_out->mapped = mapped;
     memory_out->weights = weights + vectors + (on_gpu ? 0 : mapped);
     uint64_t page = mu_plan_kv_page_bytes(model, plan, rank, serving->kv);
     uint32_t n_window = mu_plan_window_pages(serving);

@@ -115,6 +115,7 @@ struct mu_serving {
 struct mu_rank_memory {
     uint64_t weights, kv, scratch; /* where it computes: on its GPU, else in the host's memory */
     uint64_t host, streamed;       /* of a rank on a GPU, the host's beside that: what layers that are streamed take */
+    uint64_t mapped; /* of weights (on a GPU: of host): the embedding in the file, once for all ranks of a machine */
 };
 /* Most tokens of a step where nobody says otherwise. Processors' products are at full speed well below MU_STEP_TOKENS, and
  * each more takes memory on every rank; GPUs gain up to MU_STEP_GPU_TOKENS, where all ranks are on such. */

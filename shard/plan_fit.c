@@ -38,12 +38,15 @@ void mu_fit_measure(const struct mu_model *model, const struct mu_plan *plan, co
 {
     struct mu_fit fit = {.serving = *serving, .n_place = 1, .place = {place_of(MU_ON_CPU, node->memory_bytes)}};
     struct mu_serving one = *serving;
+    bool embeds = false; /* one of the ranks so far */
     one.n_page = 1;
     one.window = 0;
     if (!mu_kernels()) mu_kernels_init(NULL, NULL); /* packed sizes are the table's; those of the file without */
     for (int i = 0; i < plan->n_rank; i++) {
         struct mu_rank_memory m;
         mu_plan_memory(model, plan, i, &one, &m);
+        if (m.mapped && embeds) *(plan->split.device[i] == MU_ON_CPU ? &m.weights : &m.host) -= m.mapped;
+        embeds = embeds || m.mapped;
         struct mu_fit_place *place = place_find(&fit, plan->split.device[i], node);
         more(&place->weights, m.weights);
         more(&place->weights, mu_plan_adapter_bytes(model, plan, i, adapters));

@@ -122,6 +122,7 @@ static enum mu_status sites_measure(const struct mu_model *model, const struct m
         for (int k = 0; s->at[i].n_layer > 0 && k < s->at[i].n_rank; k++, rank++) {
             struct mu_rank_memory m;
             mu_plan_memory(model, &plan, rank, &v, &m);
+            if (k > 0) m.weights -= m.mapped; /* several are on processors */
             s->at[i].need_bytes += m.weights + mu_plan_adapter_bytes(model, &plan, rank, adapters) + m.kv + m.scratch;
             if (host) host->need_bytes += m.host;
         }

@@ -827,6 +827,36 @@ static void test_gpus_fit(void **state)
     assert_null(strstr(strstr(text, "host: "), "KV"));
 }
 
+/* The embedding is in memory once, however many ranks of the machine read it. */
+static void test_fit_embedding(void **state)
+{
+    (void)state;
+    struct paper p;
+    paper_model(&p, 16, 32, 8, 64, 2048, 8192, 131072); /* 285 MB of it */
+    static const char *const splits[] = {"1:1:1/1", "1@gpu0:1@gpu1/1"};
+    struct mu_plan_node n = gpu_node(2, 4000000000u);
+    struct mu_serving v = SERVING;
+    v.n_page = 1;
+    for (int i = 0; i < 2; i++) {
+        struct mu_plan plan = plan_of(&p, splits[i]);
+        struct mu_rank_memory m;
+        struct mu_fit fit;
+        uint64_t all = 0, taken = 0;
+        for (int rank = 0; rank < plan.n_rank; rank++) {
+            mu_plan_memory(&p.model, &plan, rank, &v, &m);
+            assert_int_equal(m.mapped, rank < plan.n_rank - 1 ? p.embed.bytes : 0);
+            all += m.weights + m.scratch + m.host;
+        }
+        mu_fit_measure(&p.model, &plan, NULL, &v, &n, &fit);
+        for (int k = 0; k < fit.n_place; k++) taken += fit.place[k].weights + fit.place[k].scratch;
+        assert_int_equal(all - taken, (uint64_t)(plan.n_rank - 2) * p.embed.bytes);
+    }
+    n = gpu_node(0, 0);
+    n.n_numa = 4; /* a rank each: 1.4 GB of matrices, the embedding, the cache; no room for it four times */
+    n.memory_bytes = 2600000000u;
+    auto_is(&p, &n, 1, "1:1:1:1");
+}
+
 /* A draft model beside the leader: on the host, whole, with a cache for a few sequences, or refused. */
 static void test_draft_fit(void **state)
 {
@@ -1038,6 +1068,7 @@ int main(void)
                                        cmocka_unit_test(test_predict_one_gpu),
                                        cmocka_unit_test(test_gpus_predict),
                                        cmocka_unit_test(test_gpus_fit),
+                                       cmocka_unit_test(test_fit_embedding),
                                        cmocka_unit_test(test_draft_fit),
                                        cmocka_unit_test(test_fit)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -188,7 +188,7 @@ enum mu_status mu_adapter_place(struct mu_adapter *ad, const struct mu_model *mo
                                "architecture '%s' has no matrix of that name that could be adapted", model->arch->name);
     if (r->n_row == MU_DIM_ONE)
         return mu_adapter_fail(ad, a, MU_EUNSUPPORTED, err, "adapting norms and biases is not supported");
-    if (r->id == MU_T_ROUTER || mu_config_copies(cfg, r->id) > 1)
+    if (r->id == MU_T_ROUTER || mu_config_of_experts(cfg, r->id))
         return mu_adapter_fail(ad, a, MU_EUNSUPPORTED, err, "adapting experts or their router is not supported");
     int n_col, n_row, n = mu_rule_parts(cfg, r, &n_col, &n_row), row0 = 0;
     st = check_shapes(ad, a, b, n_col, n_row, err);

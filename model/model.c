@@ -46,7 +46,7 @@ static enum mu_status check_shape(const struct mu_model *m, const struct mu_gguf
                                   struct mu_err *err)
 {
     int n_expert = m->cfg.n_expert;
-    bool flat = t->n_dim <= 2 || (t->n_dim == 3 && n_expert > 1 && t->ne[2] == (uint64_t)n_expert);
+    bool flat = t->n_dim <= 2 || (t->n_dim == 3 && n_expert > 0 && t->ne[2] == (uint64_t)n_expert);
     if (t->ne[0] == (uint64_t)n_col && t->n_row == (uint64_t)n_row && flat) return MU_OK;
     return tensor_fail(m, t, MU_EFORMAT, err, "expected %d rows of %d values, found %llu × %llu × %llu × %llu", n_row,
                        n_col, (unsigned long long)t->ne[3], (unsigned long long)t->ne[2], (unsigned long long)t->ne[1],

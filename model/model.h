@@ -129,10 +129,15 @@ enum mu_tensor_id {
     MU_T_LAYER_COUNT
 };
 
-/* How many matrices of the model's sizes a tensor is: one an expert, else one. */
+/* Whether a tensor has a matrix of each expert, of whom there may be one. */
+static inline bool mu_config_of_experts(const struct mu_config *cfg, enum mu_tensor_id id)
+{
+    return cfg->n_expert > 0 && (id == MU_T_GATE || id == MU_T_UP || id == MU_T_DOWN);
+}
+/* How many matrices of the model's sizes it is: one an expert, else one. */
 static inline int mu_config_copies(const struct mu_config *cfg, enum mu_tensor_id id)
 {
-    return cfg->n_expert > 0 && (id == MU_T_GATE || id == MU_T_UP || id == MU_T_DOWN) ? cfg->n_expert : 1;
+    return mu_config_of_experts(cfg, id) ? cfg->n_expert : 1;
 }
 
 struct mu_model {

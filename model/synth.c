@@ -40,7 +40,8 @@ typedef enum mu_status visit(struct job *j, const char *name, uint32_t type, int
 static enum mu_status announce(struct job *j, const char *name, uint32_t type, int n_col, int n_row, struct mu_err *err)
 {
     const struct mu_type_info *info = mu_type_info(type);
-    int n_stack = ends_with(name, "_exps.weight") ? j->cfg.n_expert : 1;
+    bool is_stack = ends_with(name, "_exps.weight"); /* of one matrix, too: converters write so */
+    int n_stack = is_stack ? j->cfg.n_expert : 1;
     const uint64_t ne[3] = {(uint64_t)n_col, (uint64_t)(n_row / n_stack), (uint64_t)n_stack};
     size_t row_bytes;
     if (!mu_type_row_bytes(type, ne[0], &row_bytes))
@@ -49,7 +50,7 @@ static enum mu_status announce(struct job *j, const char *name, uint32_t type, i
             "tensor '%s' of a model of these sizes has rows of %d values; type %s needs a multiple of %d: choose "
             "other sizes or another type",
             name, n_col, info->name, info->block_values);
-    mu_gguf_put_tensor(j->writer, name, type, n_row == 1 ? 1 : n_stack > 1 ? 3 : 2, ne);
+    mu_gguf_put_tensor(j->writer, name, type, is_stack ? 3 : n_row == 1 ? 1 : 2, ne);
     j->total_bytes += row_bytes * (uint64_t)n_row;
     return MU_OK;
 }

@@ -172,7 +172,9 @@ static void items_of_layers(struct load *l)
             const struct mu_gguf_tensor *t = s->model->layer[s->stage.layers.begin + i][id];
             int row0, n_row = mu_plan_rows(s->model, &s->me, (enum mu_tensor_id)id, &row0);
             int n = mu_config_copies(&s->cfg, (enum mu_tensor_id)id), stride = t ? (int)t->n_row / n : 0;
-            struct mu_mat *mat = n > 1 ? mu_expert_mats(s, i, (enum mu_tensor_id)id) : &s->layer[i].mat[id];
+            struct mu_mat *mat = mu_config_of_experts(&s->cfg, (enum mu_tensor_id)id)
+                                     ? mu_expert_mats(s, i, (enum mu_tensor_id)id)
+                                     : &s->layer[i].mat[id];
             for (int e = 0; t && e < n; e++) item_add(l, i, &mat[e], t, e * stride + row0, n_row);
         }
     }

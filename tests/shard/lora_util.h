@@ -33,7 +33,7 @@ static inline float lora_weight(const struct lora_recipe *r, int layer, int id, 
 static inline bool lora_wants(const struct lora_recipe *r, const struct mu_model *m, int layer,
                               const struct mu_tensor_rule *rule)
 {
-    if (rule->n_row == MU_DIM_ONE || rule->id == MU_T_ROUTER || mu_config_copies(&m->cfg, rule->id) > 1) return false;
+    if (rule->n_row == MU_DIM_ONE || rule->id == MU_T_ROUTER || mu_config_of_experts(&m->cfg, rule->id)) return false;
     if (m->layer[layer][rule->id] == NULL || (layer % 2 && (r->skip & (1u << rule->id)))) return false;
     return true;
 }

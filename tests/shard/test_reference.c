@@ -279,6 +279,9 @@ static void test_scales(void **state)
     net.spec.n_expert = 5;
     net.spec.n_expert_used = 2;
     check(&net);
+    net.what = "granitemoe with one expert";
+    net.spec.n_expert = net.spec.n_expert_used = 1;
+    check(&net);
 }
 
 int main(void)

@@ -54,6 +54,16 @@ static void *watchdog_main(void *arg)
     end("the end", "hangs");
 }
 
+void mu_watchdog_ends(sigset_t *ends_out)
+{
+    struct sigaction hangup;
+    sigemptyset(ends_out);
+    sigaddset(ends_out, SIGINT);
+    sigaddset(ends_out, SIGTERM);
+    /* Blocked, it would come although it is ignored. */
+    if (sigaction(SIGHUP, NULL, &hangup) != 0 || hangup.sa_handler != SIG_IGN) sigaddset(ends_out, SIGHUP);
+}
+
 enum mu_status mu_watchdog_start(const char *name, const sigset_t *ends, int grace_ms, struct mu_err *err)
 {
     pthread_t thread;

@@ -19,6 +19,8 @@
 
 enum { MU_WATCHDOG_MS = 5000 };
 
+/* What asks a server to end: SIGINT, SIGTERM, and SIGHUP but where it is ignored since before our start (nohup). */
+void mu_watchdog_ends(sigset_t *ends_out);
 enum mu_status mu_watchdog_start(const char *name, const sigset_t *ends, int grace_ms, struct mu_err *err);
 void mu_watchdog_phase(const char *what, int limit_ms);
 void mu_watchdog_ending(void);

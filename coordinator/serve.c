@@ -535,16 +535,13 @@ int mu_serve_main(const struct mu_serve_options *opt)
     s->hub.opt = opt;
     s->hub.outcome_fd = -1;
     /* Before any thread starts, so that all inherit it: signals come through signal_fd alone. */
-    sigemptyset(&s->signals);
-    sigaddset(&s->signals, SIGINT);
-    sigaddset(&s->signals, SIGTERM);
-    sigaddset(&s->signals, SIGHUP);
+    sigset_t ends;
+    mu_watchdog_ends(&ends);
+    s->signals = ends;
     sigaddset(&s->signals, SIGCHLD);
     pthread_sigmask(SIG_BLOCK, &s->signals, NULL);
     signal(SIGPIPE, SIG_IGN);
     s->signal_fd = signalfd(-1, &s->signals, SFD_CLOEXEC | SFD_NONBLOCK);
-    sigset_t ends = s->signals;
-    sigdelset(&ends, SIGCHLD);
     enum mu_status st = s->signal_fd < 0 ? mu_fail(&err, MU_EIO, "signalfd: %s", strerror(errno))
                                          : mu_watchdog_start("muster serve", &ends, MU_WATCHDOG_MS, &err);
     bool begun = !st;

@@ -1,6 +1,6 @@
 /* muster worker: the daemon of one machine.
  *
- *   main thread        options, signals: waits for SIGTERM or SIGINT, then ends everything in order
+ *   main thread        options, signals: waits for one that ends it, then ends everything in order
  *   gRPC's thread      callbacks; they only hand on
  *   supervising thread owns the gangs (supervisor.c)
  *   inventory thread   measures (inventory.c)
@@ -87,10 +87,7 @@ int mu_worker_main(const struct mu_worker_options *opt)
     bool rpc = false;
     sigset_t ends;
     mu_log_init("worker");
-    sigemptyset(&ends);
-    sigaddset(&ends, SIGTERM);
-    sigaddset(&ends, SIGINT);
-    sigaddset(&ends, SIGHUP);
+    mu_watchdog_ends(&ends);
     pthread_sigmask(SIG_BLOCK, &ends, NULL); /* before any thread: all of them leave these to sigwait below */
     signal(SIGPIPE, SIG_IGN);
     if (!parent_tie(opt->parent_pid)) return 0;

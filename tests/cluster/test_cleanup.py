@@ -1,4 +1,5 @@
 """However a server ends, nothing of it is left five seconds later; and what cannot start says why."""
+import contextlib
 import os
 import resource
 import signal
@@ -12,6 +13,16 @@ import unittest
 sys.path.insert(0, os.path.dirname(__file__))
 import harness  # noqa: E402
 from harness import pb  # noqa: E402
+
+
+@contextlib.contextmanager
+def ignored(sig):
+    """What is started meanwhile ignores it."""
+    before = signal.signal(sig, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(sig, before)
 
 
 class Cleanup(unittest.TestCase):
@@ -34,6 +45,26 @@ class Cleanup(unittest.TestCase):
 
     def test_kill_the_coordinator(self):
         self.ends_with(signal.SIGKILL, busy=True)
+
+    def test_hangup_that_is_ignored(self):
+        """As nohup has it."""
+        with tempfile.TemporaryDirectory() as tmp, ignored(signal.SIGHUP):
+            server = harness.Server(split="1:1")
+            worker = subprocess.Popen([harness.MUSTER, "worker", "--listen", f"unix:{tmp}/w"], stderr=subprocess.PIPE, text=True)
+            self.addCleanup(worker.stderr.close)
+            self.addCleanup(worker.kill)
+            while "listening" not in worker.stderr.readline():
+                self.assertIsNone(worker.poll())
+        with server:
+            for process in (server.process, worker):
+                process.send_signal(signal.SIGHUP)
+                with self.assertRaises(subprocess.TimeoutExpired):
+                    process.wait(1)
+            self.assertEqual(len(server.generate("O", 3)[0]), 3)
+            worker.terminate()
+            self.assertEqual(worker.wait(5), 0)
+            self.assertEqual(server.stop(), [])
+            self.assertEqual(server.process.returncode, 0)
 
     def test_run_folders_are_removed(self):
         with tempfile.TemporaryDirectory() as tmp:

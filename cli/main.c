@@ -91,6 +91,7 @@ int main(int argc, char **argv)
         if (strcmp(name, verbs[i].name)) continue;
         mu_signals_tidy();
         signal(SIGPIPE, SIG_IGN); /* a reader that went away is an error of a write, told by mu_out_finish */
+        signal(SIGCHLD, SIG_DFL); /* ignored, as some have what they start, no child's end could be waited for */
         mu_log_init(name[0] == '_' ? name + 1 : name);
         struct mu_err err = MU_ERR_INIT;
         /* A rank reads MUSTER_FAULT itself once it knows its number. */

@@ -66,6 +66,18 @@ class Cleanup(unittest.TestCase):
             self.assertEqual(server.stop(), [])
             self.assertEqual(server.process.returncode, 0)
 
+    def test_worker_dies_where_nobody_waits_for_children(self):
+        """What started the server has the system reap its children unseen, and the server inherits that."""
+        with ignored(signal.SIGCHLD):
+            server = harness.Server(split="1:1")
+        with server:
+            epoch = server.gang().epoch
+            os.kill(server.status().node[0].worker_pid, signal.SIGKILL)
+            server.wait_ready(epoch_after=epoch)
+            self.assertEqual(len(server.generate("O", 3)[0]), 3)
+            self.assertEqual(server.stop(), [])
+            self.assertEqual(server.process.returncode, 0)
+
     def test_run_folders_are_removed(self):
         with tempfile.TemporaryDirectory() as tmp:
             with harness.Server(split="1:1", env={"TMPDIR": tmp, "XDG_RUNTIME_DIR": tmp}) as server:

@@ -162,8 +162,9 @@ static int op_failed(struct local *l, struct mu_comm_op *op, enum mu_status code
 
 static int send_test(struct local *l, struct mu_comm_op *op, struct mu_err *err)
 {
+    bool closed = atomic_load(&l->hub->closed[op->peer]); /* before looking: what it took before closing counts */
     int state = atomic_load_explicit(&op->state, memory_order_acquire), result = 1;
-    if (state == POSTED && atomic_load(&l->hub->closed[op->peer])) {
+    if (state == POSTED && closed) {
         l->head.ops->drop(&l->head, op);
         struct mu_comm_op said = {.is_send = true, .peer = op->peer};
         return op_failed(l, &said, MU_EPEER, "it has closed", err);

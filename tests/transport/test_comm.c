@@ -119,6 +119,26 @@ static int closed_peer(struct mu_comm *c)
     return 0;
 }
 
+/* What a rank has taken was sent, also where it closes the moment after. */
+static int last_message(struct mu_comm *c)
+{
+    struct mu_err err = MU_ERR_INIT;
+    char buf = 0;
+    enum mu_status st = c->rank == 0 ? mu_comm_recv(c, 1, &buf, 1, &err) : mu_comm_send(c, 0, &buf, 1, &err);
+    CHECK(st == MU_OK, "%s", err.text);
+    return 0;
+}
+
+static void test_local_last_message(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2000; i++) {
+        struct mu_comm *comms[MAX];
+        open_local(2, comms);
+        run_ranks(2, comms, last_message);
+    }
+}
+
 static void test_local_errors(void **state)
 {
     (void)state;
@@ -351,7 +371,7 @@ int main(void)
         cmocka_unit_test(test_local_errors),    cmocka_unit_test(test_fake_delays),
         cmocka_unit_test(test_local_no_memory), cmocka_unit_test(test_fake_faults),
         cmocka_unit_test(test_machines_silent), cmocka_unit_test(test_machines),
-        cmocka_unit_test(test_once_a_machine),
+        cmocka_unit_test(test_once_a_machine),  cmocka_unit_test(test_local_last_message),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

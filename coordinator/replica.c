@@ -24,6 +24,7 @@
 #include "coordinator/epoch.h"
 #include "coordinator/hub.h"
 #include "coordinator/msg.h"
+#include "model/utf8.h"
 
 enum {
     LOAD_TIMEOUT_MS = 30 * 60 * 1000,
@@ -194,6 +195,7 @@ void mu_replica_died(struct mu_hub *h, unsigned how, const char *reason)
     g->ready = NULL;
     if (was_stopping || h->stopping) return;
     snprintf(g->last_failure, sizeof g->last_failure, "%s", reason);
+    mu_text_repair(g->last_failure); /* half a character at the cut could not be told */
     g->failures++;
     if (!g->was_ready && (permanent || g->failures >= FIRST_STARTS)) {
         snprintf(h->fatal, sizeof h->fatal, "%s", reason);

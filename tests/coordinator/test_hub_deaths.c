@@ -165,6 +165,34 @@ static void test_out_of_memory(void **state)
     world_stop(w);
 }
 
+static Muster__V1__ClusterStatusReply *status_of(struct world *w)
+{
+    Muster__V1__ClusterStatusRequest q = MUSTER__V1__CLUSTER_STATUS_REQUEST__INIT;
+    ProtobufCMessage *m;
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_rpc_unary(w->channel, "/muster.v1.Muster/ClusterStatus", &q.base,
+                     &muster__v1__cluster_status_reply__descriptor, mu_now_ns() + 5 * MU_SEC, &m, &err))
+        fail_msg("%s", err.text);
+    return (Muster__V1__ClusterStatusReply *)m;
+}
+
+/* A reason that is longer than what is kept of it is cut between two characters: else no status could be sent. */
+static void test_long_reason(void **state)
+{
+    (void)state;
+    char reason[MU_ERR_TEXT + 22] = "";
+    struct world *w = world_start(0, 8);
+    WAIT_FOR(launches(w) == 1, 5000);
+    for (size_t n = 0; n + 2 < sizeof reason; n += 2) memcpy(reason + n, "\xC3\xA9", 3);
+    fake_gang_kill(&w->gang, 0, reason);
+    WAIT_FOR(launches(w) == 2, 5000);
+    Muster__V1__ClusterStatusReply *r = status_of(w);
+    assert_int_equal(strlen(r->gang[0]->last_failure), MU_ERR_TEXT - 2);
+    assert_memory_equal(r->gang[0]->last_failure, reason, MU_ERR_TEXT - 2);
+    mu_rpc_message_free(&r->base);
+    world_stop(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -175,6 +203,7 @@ int main(void)
         cmocka_unit_test(test_silent_worker),
         cmocka_unit_test(test_gap_ends_the_epoch),
         cmocka_unit_test(test_out_of_memory),
+        cmocka_unit_test(test_long_reason),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

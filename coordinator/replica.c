@@ -106,6 +106,8 @@ void mu_replica_start(struct mu_hub *h)
     g->epoch++;
     g->rank_ready = g->attached = g->worker_silent = false;
     g->verdict_ns = 0;
+    g->mpirun_pid = 0;
+    g->steps = g->drafted = g->drafts_taken = g->model_drafted = g->model_drafts_taken = 0;
     g->started_ns = mu_now_ns();
     g->retry_ns = 0;
 

@@ -297,8 +297,13 @@ static void on_start_gang(struct mu_rpc_call *call, const ProtobufCMessage *msg,
     }
     up_send(l, &up);
     Muster__Internal__V1__GangEvent e = MUSTER__INTERNAL__V1__GANG_EVENT__INIT;
+    Muster__Internal__V1__GangLaunched launched = MUSTER__INTERNAL__V1__GANG_LAUNCHED__INIT;
     Muster__Internal__V1__GangReady ready = MUSTER__INTERNAL__V1__GANG_READY__INIT;
+    launched.mpirun_pid = FAKE_MPIRUN;
     e.epoch = l->epoch;
+    e.event_case = MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_LAUNCHED;
+    e.launched = &launched;
+    mu_rpc_call_send(call, &e.base);
     e.event_case = MUSTER__INTERNAL__V1__GANG_EVENT__EVENT_READY;
     e.ready = &ready;
     mu_rpc_call_send(call, &e.base);
@@ -341,6 +346,18 @@ void fake_gang_kill(struct fake_gang *f, int culprit, const char *reason)
     WAIT_FOR(atomic_load(&l->launched), 5000);
     atomic_store(&l->ends, true);
     died(l, culprit, reason);
+}
+
+void fake_gang_count(struct fake_gang *f, uint64_t steps)
+{
+    struct leader *l = leader_of(f);
+    Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
+    Muster__Internal__V1__EngineStats stats = MUSTER__INTERNAL__V1__ENGINE_STATS__INIT;
+    WAIT_FOR(atomic_load(&l->launched), 5000);
+    stats.steps = stats.drafted = stats.drafts_taken = stats.model_drafted = stats.model_drafts_taken = steps;
+    up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_STATS;
+    up.stats = &stats;
+    up_send(l, &up);
 }
 
 void fake_gang_vanish(struct fake_gang *f)

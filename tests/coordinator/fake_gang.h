@@ -6,7 +6,7 @@
 #include "coord_fixture.h"
 #include "coordinator/hub.h"
 
-enum { FAKE_D_MODEL = 12, MAX_SUBMITS = 256, MAX_ACTIVE = 64, SAYS = 300 };
+enum { FAKE_D_MODEL = 12, FAKE_MPIRUN = 4711, MAX_SUBMITS = 256, MAX_ACTIVE = 64, SAYS = 300 };
 
 struct submitted {
     uint64_t epoch, request;
@@ -54,6 +54,8 @@ float fake_value(int32_t first, size_t n, size_t i);
 void fake_gang_start(struct fake_gang *f);
 /* The gang dies; culprit -1: nobody's fault. */
 void fake_gang_kill(struct fake_gang *f, int culprit, const char *reason);
+/* The leader says how many steps it has made. */
+void fake_gang_count(struct fake_gang *f, uint64_t steps);
 /* The worker goes without a word: its server is closed. */
 void fake_gang_vanish(struct fake_gang *f);
 void fake_gang_return(struct fake_gang *f);

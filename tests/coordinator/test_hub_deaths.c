@@ -193,6 +193,38 @@ static void test_long_reason(void **state)
     world_stop(w);
 }
 
+static uint64_t steps_of(struct world *w)
+{
+    Muster__V1__ClusterStatusReply *r = status_of(w);
+    uint64_t steps = r->gang[0]->steps;
+    mu_rpc_message_free(&r->base);
+    return steps;
+}
+
+/* What the status says of a gang is its own, and not the last one's. */
+static void test_numbers_of_a_new_gang(void **state)
+{
+    (void)state;
+    struct world *w = world_start(0, 8);
+    WAIT_FOR(launches(w) == 1, 5000);
+    fake_gang_count(&w->gang, 77);
+    WAIT_FOR(steps_of(w) == 77, 5000);
+    Muster__V1__ClusterStatusReply *r = status_of(w);
+    assert_int_equal(r->gang[0]->mpirun_pid, FAKE_MPIRUN);
+    mu_rpc_message_free(&r->base);
+    atomic_store(&w->gang.mute, true);
+    fake_gang_kill(&w->gang, 0, "rank 0 died for the test");
+    WAIT_FOR(launches(w) == 2, 5000);
+    r = status_of(w);
+    assert_string_equal(r->gang[0]->state, "starting");
+    assert_int_equal(r->gang[0]->mpirun_pid, 0);
+    assert_int_equal(r->gang[0]->steps, 0);
+    assert_int_equal(r->gang[0]->drafted + r->gang[0]->drafts_taken, 0);
+    assert_int_equal(r->gang[0]->model_drafted + r->gang[0]->model_drafts_taken, 0);
+    mu_rpc_message_free(&r->base);
+    world_stop(w);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -204,6 +236,7 @@ int main(void)
         cmocka_unit_test(test_gap_ends_the_epoch),
         cmocka_unit_test(test_out_of_memory),
         cmocka_unit_test(test_long_reason),
+        cmocka_unit_test(test_numbers_of_a_new_gang),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

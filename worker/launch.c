@@ -3,9 +3,10 @@
  * Becomes an mpirun that runs this very program as `muster _rank FOLDER`, after three things that only a fresh process can
  * do to itself:
  *
- *   1. its own user and network namespace with nothing but `lo`: Open MPI's control channel executes what it is told
- *      and listens on every interface whatever it is asked, so a gang of one machine gets a network that nobody else is
- *      on. Where the system does not allow it (user namespaces switched off), it says so and goes on without;
+ *   1. its own network namespace with nothing but `lo`: Open MPI's control channel executes what it is told and listens
+ *      on every interface whatever it is asked, so a gang of one machine gets a network that nobody else is on. Who is
+ *      not privileged needs a user namespace of its own for that; root does without one, in which it might not read what
+ *      belongs to others (a model in somebody's home). Where the system allows neither, it says so and goes on without;
  *      MUSTER_PRIVATE_NET=0 asks for that.
  *   2. the parent-death signal: when the worker dies, mpirun is killed, and its ranks with it. Set after the
  *      namespaces, because a change of credentials clears it; the parent is then looked at once more, since it may have
@@ -64,36 +65,42 @@ static int loopback_up(void)
     return st;
 }
 
+/* A new user namespace knows who we are, and nobody else. The ids are those from before it. */
+static bool ids_map(unsigned uid, unsigned gid, const char **what_out)
+{
+    char map[64];
+    *what_out = "/proc/self/setgroups";
+    if (file_put("/proc/self/setgroups", "deny") != 0 && errno != ENOENT) return false;
+    *what_out = "/proc/self/uid_map";
+    snprintf(map, sizeof map, "%u %u 1", uid, uid);
+    if (file_put("/proc/self/uid_map", map) != 0) return false;
+    *what_out = "/proc/self/gid_map";
+    snprintf(map, sizeof map, "%u %u 1", gid, gid);
+    return file_put("/proc/self/gid_map", map) == 0;
+}
+
 /* Whether this process is alone with its `lo` now; *what_out says what the system refused. After a success of unshare
  * there is no way back, so a failure of the steps behind it leaves a network without `lo` and is fatal. */
 enum outcome { PRIVATE, SHARED, BROKEN };
-static enum outcome network_enter(const char **what_out)
+static enum outcome network_enter(int namespaces, const char **what_out)
 {
-    char map[64];
     unsigned uid = (unsigned)getuid(), gid = (unsigned)getgid();
     *what_out = "unshare";
-    if (unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0) return SHARED;
-    *what_out = "/proc/self/setgroups";
-    if (file_put("/proc/self/setgroups", "deny") != 0 && errno != ENOENT) return BROKEN;
-    *what_out = "/proc/self/uid_map";
-    snprintf(map, sizeof map, "%u %u 1", uid, uid);
-    if (file_put("/proc/self/uid_map", map) != 0) return BROKEN;
-    *what_out = "/proc/self/gid_map";
-    snprintf(map, sizeof map, "%u %u 1", gid, gid);
-    if (file_put("/proc/self/gid_map", map) != 0) return BROKEN;
+    if (unshare(namespaces) != 0) return SHARED;
+    if (namespaces & CLONE_NEWUSER && !ids_map(uid, gid, what_out)) return BROKEN;
     *what_out = "bringing lo up";
     return loopback_up() == 0 ? PRIVATE : BROKEN;
 }
 
 /* Tries it in a child first: an outcome BROKEN cannot be undone in the process that had it. */
-static int network_possible(char *why, size_t why_bytes)
+static int network_possible(int namespaces, char *why, size_t why_bytes)
 {
     int fds[2];
     if (pipe2(fds, O_CLOEXEC) != 0) return 0;
     pid_t pid = fork();
     if (pid == 0) {
         const char *what;
-        if (network_enter(&what) == PRIVATE) _exit(0);
+        if (network_enter(namespaces, &what) == PRIVATE) _exit(0);
         char text[128];
         int n = snprintf(text, sizeof text, "%s: %s", what, strerror(errno));
         _exit(write(fds[1], text, (size_t)n) == n ? 1 : 2);
@@ -115,8 +122,9 @@ static void network_private(void)
                 "MUSTER_PRIVATE_NET=0: Open MPI's ports of this gang are open to everybody who reaches this machine");
         return;
     }
-    int possible = network_possible(why, sizeof why);
-    if (possible && network_enter(&what) == PRIVATE) return;
+    static const int ways[] = {CLONE_NEWNET, CLONE_NEWUSER | CLONE_NEWNET};
+    for (int i = 0; i < 2; i++)
+        if (network_possible(ways[i], why, sizeof why) && network_enter(ways[i], &what) == PRIVATE) return;
     mu_warn("launch",
             "NO PRIVATE NETWORK: this system does not allow one (%s). Open MPI's ports of this gang, which execute "
             "what they are told, are "

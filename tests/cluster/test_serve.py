@@ -310,6 +310,23 @@ class Quantized(unittest.TestCase):
         self.check(os.path.join(harness.FIXTURES, "models", "llama3-hf"), "q8_0")
 
 
+class Owner(unittest.TestCase):
+    @unittest.skipIf(os.geteuid() != 0, "not root")
+    def test_root_reads_what_belongs_to_others(self):
+        """As `sudo muster serve` of a model in a home that nobody else may enter."""
+        with tempfile.TemporaryDirectory() as tmp:
+            model = os.path.join(tmp, "home", "model.gguf")
+            os.mkdir(os.path.dirname(model), 0o700)
+            shutil.copy(harness.BARD, model)
+            for path in (model, os.path.dirname(model)):
+                os.chown(path, 12345, 12345)
+            if subprocess.run(["unshare", "-n", "test", "-r", model]).returncode:
+                self.skipTest("root may not everything here")
+            with harness.Server(model, split="1:1") as server:
+                self.assertEqual(len(server.generate("O", 3)[0]), 3)
+                self.assertNotIn("NO PRIVATE NETWORK", server.logged())
+
+
 class Threads(unittest.TestCase):
     @unittest.skipIf(len(os.sched_getaffinity(0)) < 2, "one CPU")
     def test_helpers_of_the_leader_are_not_bound(self):

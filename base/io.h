@@ -27,8 +27,8 @@ enum mu_status mu_file_writer_close(struct mu_file_writer *w, int commit, struct
 void mu_file_writer_abandon(void);
 
 /* A fresh private folder (0700) under $XDG_RUNTIME_DIR or $TMPDIR or /tmp: "muster-PID-XXXXXX". Path freed with
- * mu_free; at most 76 bytes, so that a socket in it has room for its name. The file "lock" in it is locked until this
- * process removes the folder or ends. */
+ * mu_free; at most 76 bytes, so that a socket in it has room for its name, and no comma, at which gRPC would split it.
+ * The file "lock" in it is locked until this process removes the folder or ends. */
 enum mu_status mu_run_dir_create(char **path_out, struct mu_err *err);
 /* The same in `parent`, of any length. */
 enum mu_status mu_run_dir_create_in(const char *parent, char **path_out, struct mu_err *err);

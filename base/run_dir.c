@@ -130,7 +130,8 @@ enum mu_status mu_run_dir_create(char **path_out, struct mu_err *err)
     const char *const parents[] = {getenv("XDG_RUNTIME_DIR"), getenv("TMPDIR"), "/tmp"};
     int last_errno = 0;
     for (int i = 0; i < 3; i++) {
-        if (!parents[i] || parents[i][0] != '/') continue;
+        /* gRPC takes a socket's path with a comma for two */
+        if (!parents[i] || parents[i][0] != '/' || strchr(parents[i], ',')) continue;
         enum mu_status st = create_in(parents[i], RUN_DIR_MAX, path_out, &last_errno, err);
         if (st != MU_EIO) return st;
     }

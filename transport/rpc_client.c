@@ -573,7 +573,7 @@ static void *poll_thread(void *arg)
 
 /* Servers that vanish without a word are noticed after 2 + 2 s while a call is open. No proxies and no configuration
  * from DNS: peers are peers. Compression is off on our side too (see rpc_server.c). */
-static grpc_channel *create_core(const char *address)
+static grpc_channel *create_core(const char *target)
 {
     grpc_arg arg[] = {
         mu_rpc_int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, MAX_RECEIVE_BYTES),
@@ -590,7 +590,7 @@ static grpc_channel *create_core(const char *address)
     };
     grpc_channel_args args = {sizeof arg / sizeof *arg, arg};
     grpc_channel_credentials *creds = grpc_insecure_credentials_create();
-    grpc_channel *core = grpc_channel_create(address, creds, &args);
+    grpc_channel *core = grpc_channel_create(target, creds, &args);
     grpc_channel_credentials_release(creds);
     return core;
 }
@@ -598,23 +598,28 @@ static grpc_channel *create_core(const char *address)
 enum mu_status mu_rpc_channel_open(const char *address, struct mu_rpc_channel **channel_out, struct mu_err *err)
 {
     if (!address || !*address) return mu_fail(err, MU_EINVAL, "gRPC channel: expected HOST:PORT or unix:/path");
+    if (strncmp(address, "unix:", 5) == 0 && strchr(address, ',')) /* to gRPC they are two, however it is written */
+        return mu_fail(err, MU_EINVAL, "gRPC channel to %s: a socket's path with a comma cannot be reached", address);
     struct mu_rpc_channel *c = mu_calloc(1, sizeof *c);
     if (!c) return mu_fail(err, MU_ENOMEM, "gRPC channel to %s", address);
     mu_rpc_init();
     enum mu_status st;
+    char *target = mu_rpc_target(address);
     pthread_mutex_init(&c->lock, NULL);
     mu_rpc_cond_init(&c->changed);
     c->watch_tag = (struct mu_rpc_tag){.fn = on_watch, .owner = c};
     c->address = mu_strdup(address);
-    st = c->address ? MU_OK : mu_fail(err, MU_ENOMEM, "gRPC channel to %s", address);
+    st = c->address && target ? MU_OK : mu_fail(err, MU_ENOMEM, "gRPC channel to %s", address);
     if (st != MU_OK) goto fail;
     c->cq = grpc_completion_queue_create_for_next(NULL);
-    c->core = create_core(address);
+    c->core = create_core(target);
     MU_TRY(st, mu_rpc_thread_start(&c->thread, poll_thread, c, err), fail);
     c->running = true;
     *channel_out = c;
+    mu_free(target);
     return MU_OK;
 fail:
+    mu_free(target);
     mu_rpc_channel_close(c);
     return st;
 }

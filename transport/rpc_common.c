@@ -214,6 +214,24 @@ gpr_timespec mu_rpc_timespec(int64_t deadline_ns)
     return gpr_time_add(gpr_now(GPR_CLOCK_MONOTONIC), gpr_time_from_nanos(left > 0 ? left : 0, GPR_TIMESPAN));
 }
 
+char *mu_rpc_target(const char *address)
+{
+    static const char plain[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/";
+    if (strncmp(address, "unix:", 5) != 0) return mu_strdup(address);
+    char *target = mu_malloc(3 * strlen(address) + 1), *out = target;
+    if (!target) return NULL;
+    memcpy(out, address, 5);
+    out += 5;
+    for (const char *p = address + 5; *p; p++) {
+        if (strchr(plain, *p))
+            *out++ = *p;
+        else
+            out += sprintf(out, "%%%02X", (unsigned char)*p);
+    }
+    *out = '\0';
+    return target;
+}
+
 /* ---- messages ---- */
 
 /* gRPC calls back with a packed message on whatever thread is done with it. An atomic of ours orders the two, for those who cannot

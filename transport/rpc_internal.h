@@ -51,6 +51,10 @@ extern _Thread_local int mu_rpc_quiet;
 
 gpr_timespec mu_rpc_timespec(int64_t deadline_ns);
 
+/* address for gRPC, to which "unix:/path" is a URI: bytes that mean something else in one are escaped. Freed with
+ * mu_free; NULL: out of memory. */
+char *mu_rpc_target(const char *address);
+
 /* ---- messages ---- */
 
 /* Packs and checks the strings. MU_EINVAL: a string is not UTF-8; MU_ELIMIT: over 2 GiB; MU_ENOMEM. */

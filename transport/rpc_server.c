@@ -528,10 +528,15 @@ static enum mu_status listen_all(struct mu_rpc_server *s, const char *const *add
     for (size_t i = 0; i < n && st == MU_OK; i++) {
         st = mu_rpc_listen_prepare(address[i], err);
         if (st != MU_OK) break;
+        char *target = mu_rpc_target(address[i]);
         mu_rpc_quiet++;
-        s->port[i] = grpc_server_add_http2_port(s->core, address[i], creds);
+        if (target) s->port[i] = grpc_server_add_http2_port(s->core, target, creds);
         mu_rpc_quiet--;
-        if (s->port[i] == 0) st = mu_rpc_listen_diagnose(address[i], err);
+        mu_free(target);
+        if (!target)
+            st = mu_fail(err, MU_ENOMEM, "gRPC server");
+        else if (s->port[i] == 0)
+            st = mu_rpc_listen_diagnose(address[i], err);
         s->n_port = i + 1;
     }
     grpc_server_credentials_release(creds);

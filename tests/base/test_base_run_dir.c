@@ -164,6 +164,20 @@ static void sweeps_and_makers_race(void **state)
     assert_int_equal(lost, 0);
 }
 
+static void commas_are_left_out(void **state)
+{
+    (void)state;
+    char *parent = mu_asprintf("%s/a,b", dir), *path;
+    assert_int_equal(mkdir(parent, 0700), 0);
+    setenv("TMPDIR", parent, 1);
+    assert_int_equal(mu_run_dir_create(&path, &err), MU_OK);
+    setenv("TMPDIR", dir, 1);
+    assert_null(strchr(path, ','));
+    mu_run_dir_remove(path);
+    mu_free(path);
+    mu_free(parent);
+}
+
 int main(void)
 {
     setenv("TMPDIR", "/tmp", 1);
@@ -171,10 +185,9 @@ int main(void)
     if (mu_run_dir_create(&dir, &err) != MU_OK) return 1;
     setenv("TMPDIR", dir, 1);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(the_dead_are_swept),
-        cmocka_unit_test(strangers_stay),
-        cmocka_unit_test(removal_gives_the_lock_back),
-        cmocka_unit_test(sweeps_and_makers_race),
+        cmocka_unit_test(the_dead_are_swept),          cmocka_unit_test(strangers_stay),
+        cmocka_unit_test(removal_gives_the_lock_back), cmocka_unit_test(sweeps_and_makers_race),
+        cmocka_unit_test(commas_are_left_out),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     mu_run_dir_remove(dir);

@@ -316,6 +316,35 @@ static void test_unix_socket(void **state)
     mu_free(dir);
 }
 
+/* What means something in a URI is part of a path's name like anything else, but for the comma, which gRPC splits at. */
+static void test_unix_names(void **state)
+{
+    (void)state;
+    static const char *const name[] = {
+        "%41", "a?b", "a#b", "a[5].b", "a:b", "\xC3\xA9", "a;b&c=d+e@f!$'()*\"<>^`{|}\\"};
+    char *dir, address[200];
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_rpc_channel *c;
+    assert_int_equal(mu_run_dir_create(&dir, &err), MU_OK);
+    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
+        struct test_service service = {0};
+        struct mu_rpc_server *server;
+        snprintf(address, sizeof address, "unix:%s/%s", dir, name[i]);
+        if (test_service_start(&service, address, 0, &server, &err) != MU_OK) fail_msg("%s", err.text);
+        assert_int_equal(access(address + 5, F_OK), 0);
+        assert_int_equal(mu_rpc_channel_open(address, &c, &err), MU_OK);
+        assert_string_equal(mu_rpc_channel_address(c), address);
+        if (tokenize(c, "x", 5000, NULL, &err) != MU_OK) fail_msg("%s", err.text);
+        mu_rpc_channel_close(c);
+        mu_rpc_server_stop(server, 100);
+        assert_int_not_equal(access(address + 5, F_OK), 0);
+    }
+    assert_int_equal(mu_rpc_channel_open("unix:/tmp/a,b", &c, &err), MU_EINVAL);
+    assert_non_null(strstr(err.text, "comma"));
+    mu_run_dir_remove(dir);
+    mu_free(dir);
+}
+
 /* One server on several addresses, and host names. */
 static void test_addresses(void **state)
 {
@@ -507,6 +536,7 @@ int main(void)
         cmocka_unit_test(test_server_vanishes),
         cmocka_unit_test(test_listen_errors),
         cmocka_unit_test(test_unix_socket),
+        cmocka_unit_test(test_unix_names),
         cmocka_unit_test(test_addresses),
 #ifdef MUSTER_FAULTS
         cmocka_unit_test(test_thread_failures),

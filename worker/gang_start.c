@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -38,6 +39,7 @@ enum {
     GPUS_MS = 20000,    /* for the driver to answer */
     GPU_ROOM_TRIES = 5, /* looks at GPUs whose memory is short: processes that have just ended may still hold it */
     GPU_ROOM_PAUSE_MS = 200,
+    SHM_BYTES = 4 << 20, /* of memory that ranks share, for each (Open MPI's btl_vader_segment_size) */
 };
 
 /* ---- the request, its defaults filled in ---- */
@@ -218,6 +220,18 @@ static enum mu_status folder_make(const char *parent, unsigned long number, char
     return MU_OK;
 }
 
+/* Open MPI does not begin where there is less than it maps, and a rank that finds no page later gets SIGBUS. */
+static bool shm_has_room(const char *dir, int n_rank)
+{
+    struct statvfs v;
+    uint64_t room = statvfs(dir, &v) == 0 ? (uint64_t)v.f_bavail * v.f_frsize : 0, wanted = SHM_BYTES;
+    wanted *= (uint64_t)n_rank + 1; /* one for the records and for what others take meanwhile */
+    if (room >= wanted) return true;
+    mu_warn("worker", "%s has %llu MB free, %d ranks want %llu to share: they share files in the run folder", dir,
+            (unsigned long long)room >> 20, n_rank, (unsigned long long)wanted >> 20);
+    return false;
+}
+
 static enum mu_status folder_fill(struct mu_worker_gang *g, struct mu_err *err)
 {
     static unsigned long number; /* of gangs started by this worker; only the supervising thread is here */
@@ -226,7 +240,8 @@ static enum mu_status folder_fill(struct mu_worker_gang *g, struct mu_err *err)
     number++;
     MU_TRY(st, folder_make(g->place->run_dir, number, &g->folder, err), out);
     if (!(shm = mu_asprintf("%s/shm", g->folder))) return mu_fail(err, MU_ENOMEM, "out of memory for a path");
-    if (g->place->shm_dir) MU_TRY(st, folder_make(g->place->shm_dir, number, &g->shm_folder, err), out);
+    if (g->place->shm_dir && shm_has_room(g->place->shm_dir, g->n_rank))
+        MU_TRY(st, folder_make(g->place->shm_dir, number, &g->shm_folder, err), out);
     if (g->shm_folder ? symlink(g->shm_folder, shm) != 0 : mkdir(shm, 0700) != 0) {
         st = mu_fail(err, MU_EIO, "cannot create %s: %s", shm, strerror(errno));
         goto out;

@@ -327,6 +327,24 @@ class Owner(unittest.TestCase):
                 self.assertNotIn("NO PRIVATE NETWORK", server.logged())
 
 
+class SharedMemory(unittest.TestCase):
+    @unittest.skipIf(os.geteuid() != 0, "not root")
+    def test_where_it_is_nearly_full(self):
+        """Ranks share files elsewhere, where /dev/shm has less room than they need."""
+        with tempfile.TemporaryDirectory() as tmp:
+            program = os.path.join(tmp, "muster")
+            with open(program, "w") as f:
+                f.write('#!/bin/sh\n[ $# = 0 ] || exec unshare -m sh -c \'mount -t tmpfs -o size=3m none /dev/shm && exec "$0" "$@"\' '
+                        f'"{harness.MUSTER}" "$@"\nexec unshare -m mount -t tmpfs none /dev/shm\n')
+            os.chmod(program, 0o755)
+            if subprocess.run([program], stderr=subprocess.DEVNULL).returncode:
+                self.skipTest("nothing can be mounted here")
+            with harness.Server(split="1:1", program=program) as server:
+                self.assertEqual(len(server.generate("O", 3)[0]), 3)
+                self.assertIn("/dev/shm", server.logged())
+                self.assertEqual(server.stop(), [])
+
+
 class Threads(unittest.TestCase):
     @unittest.skipIf(len(os.sched_getaffinity(0)) < 2, "one CPU")
     def test_helpers_of_the_leader_are_not_bound(self):

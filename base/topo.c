@@ -209,7 +209,7 @@ enum mu_status mu_topo_read(struct mu_topo *topo_out, struct mu_err *err)
     t->n_usable = t->n_core;
     if (cgroup.cpus > 0 && cgroup.cpus < t->n_core) t->n_usable = quota_ceil(cgroup.cpus);
     cpu_model_read(t);
-    if (gethostname(t->host, sizeof t->host - 1) != 0) snprintf(t->host, sizeof t->host, "localhost");
+    if (gethostname(t->host, sizeof t->host) != 0) snprintf(t->host, sizeof t->host, "localhost");
     *topo_out = *t;
 done:
     mu_free(t);

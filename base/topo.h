@@ -26,7 +26,7 @@ struct mu_topo {
     uint64_t mem_total_bytes;                   /* the smaller of MemTotal and the cgroup's limit */
     uint64_t mem_available_bytes;               /* the smaller of MemAvailable and what the cgroup has left */
     char cpu_model[96];
-    char host[64];
+    char host[65]; /* names have at most 64 bytes */
 };
 
 /* A CPU's node is one that has memory which we may use: of a CPU whose own node has none, the node that the firmware

@@ -176,7 +176,7 @@ uint64_t mu_plan_adapter_bytes(const struct mu_model *model, const struct mu_pla
 
 enum { MU_PLAN_MAX_NUMA = 32 };
 struct mu_plan_node {
-    char name[64];
+    char name[65];
     int n_core, n_numa;              /* that pay; NUMA nodes that get a rank each */
     int numa_core[MU_PLAN_MAX_NUMA]; /* [n_numa]: of n_core; zeros: as many on each */
     double read_gbps, int8_gops;     /* of its processors, measured; 0: unknown */

@@ -92,7 +92,7 @@ int mu_worker_main(const struct mu_worker_options *opt)
     signal(SIGPIPE, SIG_IGN);
     if (!parent_tie(opt->parent_pid)) return 0;
     prctl(PR_SET_CHILD_SUBREAPER, 1); /* ranks whose mpirun was killed are ours to reap */
-    if (gethostname(place.host, sizeof place.host - 1) != 0) place.host[0] = '\0';
+    if (gethostname(place.host, sizeof place.host) != 0) place.host[0] = '\0';
     MU_TRY(st, mu_watchdog_start("muster worker", &ends, MU_WATCHDOG_MS, &err), out);
     mu_rpc_init();
     rpc = true;

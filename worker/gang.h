@@ -18,7 +18,7 @@ struct mu_worker_gang_place { /* where gangs live on this machine; borrowed */
     const char *run_dir;
     const char *shm_dir; /* on a memory file system; NULL: in run_dir */
     const char *mpirun;  /* NULL: from PATH */
-    char host[64];
+    char host[65];
 };
 
 enum mu_worker_gang_state { MU_GANG_LOADING, MU_GANG_READY, MU_GANG_ENDING };

@@ -7,7 +7,7 @@
  *      on every interface whatever it is asked, so a gang of one machine gets a network that nobody else is on. Who is
  *      not privileged needs a user namespace of its own for that; root does without one, in which it might not read what
  *      belongs to others (a model in somebody's home). Where the system allows neither, it says so and goes on without;
- *      MUSTER_PRIVATE_NET=0 asks for that.
+ *      MUSTER_PRIVATE_NET=0 asks for that. Where the machine's name is long, a namespace for a short one, too.
  *   2. the parent-death signal: when the worker dies, mpirun is killed, and its ranks with it. Set after the
  *      namespaces, because a change of credentials clears it; the parent is then looked at once more, since it may have
  *      died before.
@@ -31,6 +31,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
+#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -132,6 +133,19 @@ static void network_private(void)
             why);
 }
 
+/* Open MPI 4.1's mpirun aborts ("stack smashing detected") where this machine's name has 57 bytes or more, as names of
+ * containers may. It gets the beginning of it. */
+static void host_name_short(void)
+{
+    enum { SHORT = 40 };
+    struct utsname u;
+    if (uname(&u) != 0 || strlen(u.nodename) <= SHORT) return;
+    if (unshare(CLONE_NEWUTS) != 0 || sethostname(u.nodename, SHORT) != 0)
+        mu_warn("launch",
+                "mpirun, which aborts where a machine's name is longer than 56 bytes, gets all %zu of this one's: %s",
+                strlen(u.nodename), strerror(errno));
+}
+
 /* Whether one process of ours may read another's memory. */
 static int memory_readable(void)
 {
@@ -171,6 +185,7 @@ int mu_launch_main(int argc, char **argv)
     }
     long parent = strtol(argv[1], NULL, 10);
     network_private();
+    host_name_short();
     if (!memory_readable()) setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 1);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != (pid_t)parent) return 1;
     snprintf(pid, sizeof pid, "%d", (int)getpid());

@@ -345,6 +345,22 @@ class SharedMemory(unittest.TestCase):
                 self.assertEqual(server.stop(), [])
 
 
+class HostName(unittest.TestCase):
+    @unittest.skipIf(os.geteuid() != 0, "not root")
+    def test_long(self):
+        """As the name of a container may be. mpirun would abort."""
+        with tempfile.TemporaryDirectory() as tmp:
+            program, name = os.path.join(tmp, "muster"), "a" * 64
+            with open(program, "w") as f:
+                f.write(f'#!/bin/sh\nexec unshare -u sh -c \'hostname {name} && exec "$0" "$@"\' "${{MUSTER:-{harness.MUSTER}}}" "$@"\n')
+            os.chmod(program, 0o755)
+            if subprocess.run([program], stderr=subprocess.DEVNULL, env=dict(os.environ, MUSTER="true")).returncode:
+                self.skipTest("no namespaces here")
+            with harness.Server(split="1:1", program=program) as server:
+                self.assertEqual(len(server.generate("O", 3)[0]), 3)
+                self.assertEqual([server.gang().rank[0].node, server.status().node[0].name], [name, name])
+
+
 class Threads(unittest.TestCase):
     @unittest.skipIf(len(os.sched_getaffinity(0)) < 2, "one CPU")
     def test_helpers_of_the_leader_are_not_bound(self):

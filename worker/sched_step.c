@@ -470,15 +470,17 @@ static struct seq *turn_find(const struct mu_sched *s, const struct blocked *b)
 }
 
 /* Whose turn it is gets a slot and pages from those that give way to it, before they are in this step. Who is blocked now
- * stays so in this step: what is taken for one that goes ahead is for that one. */
-static void make_way(struct mu_sched *s, struct blocked *b)
+ * stays so in this step, and whom there is room for, the returned one (NULL: there is none), is let in first, whosever turn
+ * it is after the decodes: what was taken for one is for that one. */
+static struct seq *make_way(struct mu_sched *s, struct blocked *b)
 {
     for (struct seq *q; (q = turn_find(s, b));) {
         struct place p = place_find(s, q);
         if (is_coming(s, q, p.n_prefix)) continue;
-        if (place_is_room(&p)) return;
+        if (place_is_room(&p)) return q;
         if (!take_for_newcomer(s, q, &p)) block(b, q, &p);
     }
+    return NULL;
 }
 
 static bool is_room(const struct mu_sched *s, const struct seq *q, const struct place *p, const struct mu_step *step)
@@ -501,9 +503,10 @@ static void admit(struct mu_sched *s, struct seq *q, const struct place *p, stru
     *budget -= n_tok;
 }
 
-static void add_admissions(struct mu_sched *s, struct blocked *b, struct mu_step *step, uint32_t *budget)
+static void add_admissions(struct mu_sched *s, struct seq *first, struct blocked *b, struct mu_step *step,
+                           uint32_t *budget)
 {
-    for (struct seq *q; *budget && (q = turn_find(s, b));) {
+    for (struct seq *q; *budget && (q = first ? first : turn_find(s, b)); first = NULL) {
         struct place p = place_find(s, q);
         if (is_coming(s, q, p.n_prefix)) continue;
         if (is_room(s, q, &p, step))
@@ -537,11 +540,11 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
     f->n_drafted = 0;
     struct blocked blocked = {0};
     mu_step_clear(step);
-    make_way(s, &blocked);
+    struct seq *first = make_way(s, &blocked);
     int n_decoding = add_decodes(s, f, step);
     uint32_t budget = prefill_budget(s, f, step, n_decoding);
     add_prefills(s, step, &budget);
-    add_admissions(s, &blocked, step, &budget);
+    add_admissions(s, first, &blocked, step, &budget);
     if (!step->n_seq) return false;
     pages_publish(s, f);
     for (int i = 0; i < s->opt.serving.n_slot; i++) {

@@ -169,23 +169,29 @@ static void test_urgent_ones_go_ahead_of_what_does_not_fit(void **state)
     sim_close(&m);
 }
 
-/* It is the turn of a batch request that has no room; a stream of normal priority makes way for an urgent one, which goes ahead.
- * What was freed is for that one. */
-static void test_what_made_way_is_for_who_went_ahead(void **state)
+/* A batch request has no room; a stream of normal priority makes way for an urgent one. What was freed is for that one, whether
+ * it was the batch request's turn, and the urgent one went ahead of it, or the turn was its own before the step, whose decodes
+ * make it the batch request's. */
+static void make_way(bool ahead)
 {
-    (void)state;
     enum { BATCH = 3, URGENT };
     struct sim m;
     sim_open(&m, 1, 3, 24, 200, 64);
+    const uint64_t *clock = m.s->fair.clock;
     for (int i = 0; i < BATCH; i++)
-        request_of(&m, i, i ? MU_PRIORITY_NORMAL : MU_PRIORITY_INTERACTIVE, 0, (uint32_t)i, 40, 120);
-    for (int k = 0; k < 12; k++) {
-        if (k == 8) request_of(&m, BATCH, MU_PRIORITY_BATCH, 0, BATCH, 40, 5);
+        request_of(&m, i, i ? MU_PRIORITY_NORMAL : MU_PRIORITY_INTERACTIVE, 0, (uint32_t)i, i ? 10 : 100, 90);
+    for (int k = 0; k < 10 || clock[MU_PRIORITY_NORMAL] <= clock[MU_PRIORITY_INTERACTIVE]; k++) {
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    request_of(&m, BATCH, MU_PRIORITY_BATCH, 0, BATCH, 40, 5);
+    while (ahead && clock[MU_PRIORITY_INTERACTIVE] <= clock[MU_PRIORITY_BATCH]) {
         assert_true(sim_next(&m));
         sim_complete(&m);
     }
     assert_int_equal(m.s->n_preempted, 0);
     request_of(&m, URGENT, MU_PRIORITY_INTERACTIVE, 1, URGENT, 12, 3);
+    assert_int_equal(clock[MU_PRIORITY_INTERACTIVE] > clock[MU_PRIORITY_BATCH], ahead);
     assert_true(sim_next(&m));
     const struct mu_step *st = m.step[m.head];
     bool seen = false;
@@ -197,6 +203,13 @@ static void test_what_made_way_is_for_who_went_ahead(void **state)
     run_dry(&m);
     assert_int_equal(m.n_done, 5);
     sim_close(&m);
+}
+
+static void test_what_made_way_is_for_who_went_ahead(void **state)
+{
+    (void)state;
+    make_way(true);
+    make_way(false);
 }
 
 int main(void)

@@ -36,32 +36,38 @@ static struct mu_fair_flow *flow_of(struct mu_fair *f, enum mu_priority priority
     return idle;
 }
 
-/* Where a flow begins: where the last of the others is; with nobody there, where the first one ended. */
+/* Where a flow begins: where the last of those is who wait; where nobody does, at the furthest that is or was there. */
 static uint64_t flow_floor(const struct mu_fair *f, enum mu_priority priority)
 {
-    uint64_t least = UINT64_MAX;
-    for (size_t i = 0; i < f->n_flow; i++)
-        if (f->flow[i].priority == priority && f->flow[i].n_user && f->flow[i].clock < least) least = f->flow[i].clock;
-    return least < UINT64_MAX ? least : f->floor[priority];
+    uint64_t least = UINT64_MAX, most = f->floor[priority];
+    for (size_t i = 0; i < f->n_flow; i++) {
+        const struct mu_fair_flow *w = &f->flow[i];
+        if (w->priority != priority || !w->n_user) continue;
+        if (w->n_waiting && w->clock < least) least = w->clock;
+        if (w->clock > most) most = w->clock;
+    }
+    return least < UINT64_MAX ? least : most;
 }
 
 static uint64_t class_floor(const struct mu_fair *f)
 {
-    uint64_t least = UINT64_MAX;
-    for (int i = 0; i < MU_PRIORITY_COUNT; i++)
-        if (f->n_user[i] && f->clock[i] < least) least = f->clock[i];
-    return least < UINT64_MAX ? least : f->class_floor;
+    uint64_t least = UINT64_MAX, most = f->class_floor;
+    for (int i = 0; i < MU_PRIORITY_COUNT; i++) {
+        if (f->n_waiting[i] && f->clock[i] < least) least = f->clock[i];
+        if (f->n_user[i] && f->clock[i] > most) most = f->clock[i];
+    }
+    return least < UINT64_MAX ? least : most;
 }
 
 int mu_fair_enter(struct mu_fair *f, enum mu_priority priority, uint64_t key)
 {
     struct mu_fair_flow *w = flow_of(f, priority, key);
     if (!w) return -1;
-    if (!w->n_user) {
+    if (!w->n_waiting) {
         uint64_t least = flow_floor(f, priority);
         if (w->clock < least) w->clock = least;
     }
-    if (!f->n_user[priority]) {
+    if (!f->n_waiting[priority]) {
         uint64_t least = class_floor(f);
         if (f->clock[priority] < least) f->clock[priority] = least;
     }
@@ -78,6 +84,18 @@ void mu_fair_leave(struct mu_fair *f, int flow)
     f->n_user[p]--;
     if (!w->n_user && w->clock > f->floor[p]) f->floor[p] = w->clock;
     if (!f->n_user[p] && f->clock[p] > f->class_floor) f->class_floor = f->clock[p];
+}
+
+void mu_fair_wait(struct mu_fair *f, int flow)
+{
+    f->flow[flow].n_waiting++;
+    f->n_waiting[f->flow[flow].priority]++;
+}
+
+void mu_fair_unwait(struct mu_fair *f, int flow)
+{
+    f->flow[flow].n_waiting--;
+    f->n_waiting[f->flow[flow].priority]--;
 }
 
 void mu_fair_charge(struct mu_fair *f, int flow, uint64_t used)

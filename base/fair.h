@@ -10,8 +10,10 @@
  * have more to do than there is service, they get 16/21, 4/21 and 1/21; keys of one priority get the same, however many
  * requests each has waiting.
  *
- * Nobody saves up: a clock that begins to run again is set to that of the others at least. Nobody gets rid of what was
- * used either: keys that have gone keep their clocks until KEPT_FLOWS others have come.
+ * Nobody saves up: who has nothing that waits gets all that it asks for, however little that is, and others may use the rest.
+ * So the clock of a flow of which nothing waits, or nothing is there, is set with its next request to that of those who wait
+ * at least, or where nobody waits to the furthest one; that of a priority likewise. Nobody gets rid of what was used
+ * either: keys that have gone keep their clocks until KEPT_FLOWS others have come.
  *
  * Pure: no wall clock, no I/O; units are the caller's (tokens). Threads: one owner.
  * Source: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996; the two levels as in hierarchical packet fair
@@ -28,7 +30,7 @@ enum mu_priority { MU_PRIORITY_INTERACTIVE, MU_PRIORITY_NORMAL, MU_PRIORITY_BATC
 
 struct mu_fair_flow {
     uint64_t key, clock;
-    uint32_t n_user; /* requests of it that are there */
+    uint32_t n_user, n_waiting; /* requests of it that are there; those of them that are not served */
     enum mu_priority priority;
 };
 
@@ -37,7 +39,7 @@ struct mu_fair { /* zeroed is empty */
     size_t n_flow, cap;
     uint64_t clock[MU_PRIORITY_COUNT];
     uint64_t floor[MU_PRIORITY_COUNT]; /* clocks of new flows where no flow of the priority has users */
-    uint32_t n_user[MU_PRIORITY_COUNT];
+    uint32_t n_user[MU_PRIORITY_COUNT], n_waiting[MU_PRIORITY_COUNT];
     uint64_t class_floor;
 };
 
@@ -46,6 +48,9 @@ void mu_fair_free(struct mu_fair *f);
 /* One request more of that key. Returns its flow, for the functions below; -1: no memory. */
 int mu_fair_enter(struct mu_fair *f, enum mu_priority priority, uint64_t key);
 void mu_fair_leave(struct mu_fair *f, int flow); /* one less */
+/* One request of the flow that is there waits; one waits no more: it is served, or about to leave. */
+void mu_fair_wait(struct mu_fair *f, int flow);
+void mu_fair_unwait(struct mu_fair *f, int flow);
 void mu_fair_charge(struct mu_fair *f, int flow, uint64_t used);
 
 /* Below 0: a's turn is before b's; above 0: after; 0: they are one flow, or alike. */

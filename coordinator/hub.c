@@ -66,7 +66,10 @@ static struct mu_request **find(struct mu_hub *h, uint64_t id)
 
 static void count(struct mu_hub *h, const struct mu_request *r, int by)
 {
-    if (r->state == MU_REQ_WAITING) h->n_waiting += (size_t)by;
+    if (r->state == MU_REQ_WAITING) {
+        h->n_waiting += (size_t)by;
+        (by > 0 ? mu_fair_wait : mu_fair_unwait)(&h->fair, r->flow);
+    }
     if (r->state != MU_REQ_RUNNING) return;
     h->n_running += (size_t)by;
     h->n_running_of[r->priority] += (size_t)by;

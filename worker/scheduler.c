@@ -113,6 +113,7 @@ void mu_sched_wait(struct mu_sched *s, struct seq *q)
     q->next = *at;
     *at = q;
     s->n_waiting++;
+    mu_fair_wait(&s->fair, q->flow);
 }
 
 void mu_sched_unwait(struct mu_sched *s, struct seq *q)
@@ -122,6 +123,7 @@ void mu_sched_unwait(struct mu_sched *s, struct seq *q)
     *at = q->next;
     q->next = NULL;
     s->n_waiting--;
+    mu_fair_unwait(&s->fair, q->flow);
 }
 
 static struct seq *find(const struct mu_sched *s, uint64_t request)

@@ -95,6 +95,36 @@ static void test_coming_and_going(void **state)
     mu_fair_free(&f);
 }
 
+/* Who is there all the time with little, of which nothing waits, saves nothing up either; who waits keeps its place. */
+static void test_little_all_the_time(void **state)
+{
+    (void)state;
+    struct mu_fair f = {0};
+    int much = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 1), little = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 2);
+    int urgent = mu_fair_enter(&f, MU_PRIORITY_INTERACTIVE, 3);
+    mu_fair_charge(&f, much, 1000);
+    assert_true(mu_fair_compare(&f, little, much) < 0 && mu_fair_compare(&f, urgent, much) < 0);
+    assert_int_equal(mu_fair_enter(&f, MU_PRIORITY_NORMAL, 2), little); /* nobody waits: level with the furthest */
+    assert_int_equal(mu_fair_compare(&f, little, much), 0);
+    mu_fair_wait(&f, little);
+    mu_fair_charge(&f, much, 1000);
+    assert_int_equal(mu_fair_enter(&f, MU_PRIORITY_NORMAL, 2), little); /* one more beside one that waits */
+    mu_fair_wait(&f, little);
+    assert_true(mu_fair_compare(&f, little, much) < 0);
+    assert_int_equal(mu_fair_enter(&f, MU_PRIORITY_NORMAL, 1), much); /* nor does it lose what it used */
+    assert_true(mu_fair_compare(&f, little, much) < 0);
+    int fresh = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 4); /* where those are who wait */
+    assert_int_equal(mu_fair_compare(&f, fresh, little), 0);
+    assert_int_equal(mu_fair_enter(&f, MU_PRIORITY_INTERACTIVE, 3), urgent); /* level with the priority that waits */
+    assert_int_equal(f.clock[MU_PRIORITY_INTERACTIVE], f.clock[MU_PRIORITY_NORMAL]);
+    mu_fair_unwait(&f, little);
+    mu_fair_unwait(&f, little);
+    mu_fair_charge(&f, much, 10);
+    assert_int_equal(mu_fair_enter(&f, MU_PRIORITY_NORMAL, 2), little);
+    assert_int_equal(mu_fair_compare(&f, little, much), 0);
+    mu_fair_free(&f);
+}
+
 /* Ten thousand keys that come and go take the room of a few hundred; those that are there keep their places. */
 static void test_bounded(void **state)
 {
@@ -119,9 +149,8 @@ static void test_bounded(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_keys_get_the_same),
-        cmocka_unit_test(test_priorities_get_their_shares),
-        cmocka_unit_test(test_coming_and_going),
+        cmocka_unit_test(test_keys_get_the_same), cmocka_unit_test(test_priorities_get_their_shares),
+        cmocka_unit_test(test_coming_and_going),  cmocka_unit_test(test_little_all_the_time),
         cmocka_unit_test(test_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

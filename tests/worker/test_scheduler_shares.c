@@ -212,6 +212,81 @@ static void test_what_made_way_is_for_who_went_ahead(void **state)
     make_way(false);
 }
 
+/* Key 1 has one stream for long, key 2 all others, and nobody waits: what key 2 used so was nobody else's. Then key 1 asks for
+ * much: from now on both get the same. */
+static void test_a_stream_saves_nothing_up(void **state)
+{
+    (void)state;
+    enum { STREAMS = 7, LONG = 1500, FLOOD = 200, PROMPT = 60 };
+    struct sim m;
+    int last = 0, one = -1, of[MAX_REQUESTS], n_there[3];
+    uint64_t got[3] = {0};
+    sim_open(&m, 1, STREAMS + 1, 60, 400, 64);
+    for (int step = 0; step < LONG + 400; step++) {
+        memset(n_there, 0, sizeof n_there);
+        for (int i = 0; i < last; i++) n_there[of[i]] += !m.req[i].done;
+        if (one < 0 || (n_there[1] == 1 && m.req[one].n_got > 250)) { /* there is always one of it */
+            of[one = last] = 1;
+            request_of(&m, last++, MU_PRIORITY_NORMAL, 1, 3, 10, 300);
+        }
+        for (; n_there[2] < STREAMS; n_there[2]++) {
+            of[last] = 2;
+            request_of(&m, last, MU_PRIORITY_NORMAL, 2, (uint32_t)last, PROMPT, 60);
+            last++;
+        }
+        for (int i = 0; step == LONG && i < FLOOD; i++) {
+            of[last] = 1;
+            request_of(&m, last, MU_PRIORITY_NORMAL, 1, (uint32_t)last, PROMPT, 60);
+            last++;
+        }
+        if (step == LONG)
+            for (int i = 0; i < last; i++) got[of[i]] -= m.req[i].n_computed;
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    for (int i = 0; i < last; i++) got[of[i]] += m.req[i].n_computed;
+    print_message("of %llu tokens key 1 has %.2f\n", (unsigned long long)(got[1] + got[2]),
+                  (double)got[1] / (double)(got[1] + got[2]));
+    assert_true(got[1] < 2 * got[2] && got[2] < 2 * got[1]);
+    forget(&m);
+    sim_close(&m);
+}
+
+/* One stream of normal priority beside much that is urgent, for long, then a hundred: what is urgent waits hardly longer. */
+static void test_a_priority_saves_nothing_up(void **state)
+{
+    (void)state;
+    enum { STREAMS = 7, LONG = 3000, FLOOD = 100 };
+    struct sim m;
+    int last = 0, one = -1, came[MAX_REQUESTS], longest[2] = {0};
+    sim_open(&m, 1, STREAMS + 1, 60, 400, 64);
+    for (int step = 0; step < LONG + 300; step++) {
+        int n_urgent = 0, n_normal = 0;
+        for (int i = 0; i < last; i++) {
+            bool urgent = m.req[i].priority == MU_PRIORITY_INTERACTIVE, waits = urgent && !m.req[i].n_computed;
+            n_urgent += urgent && !m.req[i].done;
+            n_normal += !urgent && !m.req[i].done;
+            if (waits && step - came[i] > longest[step > LONG]) longest[step > LONG] = step - came[i];
+        }
+        if (one < 0 || (n_normal == 1 && m.req[one].n_got > 250)) { /* there is always one of it */
+            one = last;
+            request_of(&m, last++, MU_PRIORITY_NORMAL, 1, 3, 10, 300);
+        }
+        for (; n_urgent < STREAMS; n_urgent++, last++) {
+            came[last] = step;
+            request_of(&m, last, MU_PRIORITY_INTERACTIVE, 2, (uint32_t)last, 200, 3);
+        }
+        for (int i = 0; step == LONG && i < FLOOD; i++, last++)
+            request_of(&m, last, MU_PRIORITY_NORMAL, 1, (uint32_t)last, 60, 60);
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    print_message("%d requests; urgent ones waited %d steps at most, then %d\n", last, longest[0], longest[1]);
+    assert_true(longest[1] < 2 * longest[0]);
+    forget(&m);
+    sim_close(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -221,6 +296,8 @@ int main(void)
         cmocka_unit_test(test_batch_does_not_starve),
         cmocka_unit_test(test_urgent_ones_go_ahead_of_what_does_not_fit),
         cmocka_unit_test(test_what_made_way_is_for_who_went_ahead),
+        cmocka_unit_test(test_a_stream_saves_nothing_up),
+        cmocka_unit_test(test_a_priority_saves_nothing_up),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

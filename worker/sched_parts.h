@@ -83,6 +83,7 @@ struct mu_sched {
     struct seq *waiting; /* sorted by arrival */
     struct seq **active; /* [n_slot]; NULL: the slot is free */
     struct seq **order;  /* [n_slot] scratch */
+    uint32_t *given;     /* [n_page] scratch, zero between calls: of a page's holders, those that would let go of it */
     struct mu_kv_pool *pool;
     struct mu_kv_pool *window;         /* of layers with a window; NULL: theirs are in pool */
     uint32_t n_window, n_window_taken; /* its pages; shares of those who run */

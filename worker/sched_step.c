@@ -80,7 +80,24 @@ static bool place_is_room(const struct place *p)
     return p->slot >= 0 && !p->lack && !p->lack_window;
 }
 
-/* The same for a newcomer that lacks a slot or pages, where it would be enough. */
+/* How many pages are nobody's once all have gone that give way to q. Those that it has found itself are none that it lacks. */
+static uint32_t pages_given(struct mu_sched *s, const struct seq *q, const struct place *p)
+{
+    uint32_t n = 0;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        const struct seq *v = s->active[i];
+        if (!gives_way(s, v, q)) continue;
+        for (uint32_t k = 0; k < v->n_page; k++) {
+            uint32_t page = v->page[k];
+            if (++s->given[page] < mu_kv_pool_holders(s->pool, page)) continue;
+            n += k >= p->n_prefix || page != q->page[k];
+        }
+    }
+    memset(s->given, 0, s->opt.serving.n_page * sizeof *s->given);
+    return n;
+}
+
+/* Preempts for a newcomer that lacks a slot or pages, where it would be enough; false: nobody. */
 static bool take_for_newcomer(struct mu_sched *s, const struct seq *q, const struct place *p)
 {
     struct seq *first = NULL;
@@ -89,11 +106,11 @@ static bool take_for_newcomer(struct mu_sched *s, const struct seq *q, const str
         struct seq *v = s->active[i];
         if (!gives_way(s, v, q)) continue;
         n++; /* the page of growth that is kept for it */
-        for (uint32_t k = 0; k < v->n_page; k++) n += mu_kv_pool_holders(s->pool, v->page[k]) == 1;
         n_window += mu_sched_window_share(s, v);
         if (!first || gives_before(v, first)) first = v;
     }
-    if (!first || n < p->lack || n_window < p->lack_window) return false;
+    if (!first || n_window < p->lack_window) return false;
+    if (n < p->lack && n + pages_given(s, q, p) < p->lack) return false;
     preempt(s, first);
     return true;
 }

@@ -50,9 +50,10 @@ enum mu_status mu_sched_create(const struct mu_sched_options *opt, struct mu_sch
     s->hope = MU_DRAFT_HOPE;
     s->active = mu_calloc(n_slot, sizeof(struct seq *));
     s->order = mu_calloc(n_slot, sizeof(struct seq *));
+    s->given = mu_calloc(v->n_page, sizeof *s->given);
     s->slot_dirty = mu_calloc(n_slot, sizeof *s->slot_dirty);
     s->flight = mu_calloc((size_t)s->max_in_flight, sizeof *s->flight);
-    bool whole = s->active && s->order && s->slot_dirty && s->flight;
+    bool whole = s->active && s->order && s->given && s->slot_dirty && s->flight;
     for (int i = 0; whole && i < s->max_in_flight; i++)
         whole = (s->flight[i].seq = mu_calloc(n_slot, sizeof(struct seq *))) != NULL &&
                 (s->flight[i].samples = mu_calloc(n_slot, sizeof(bool))) != NULL &&
@@ -89,6 +90,7 @@ void mu_sched_destroy(struct mu_sched *s)
     }
     mu_free(s->active);
     mu_free(s->order);
+    mu_free(s->given);
     mu_free(s->slot_dirty);
     mu_kv_pool_destroy(s->pool);
     mu_kv_pool_destroy(s->window);

@@ -212,6 +212,56 @@ static void test_what_made_way_is_for_who_went_ahead(void **state)
     make_way(false);
 }
 
+/* What an urgent request lacks would not be enough with a batch stream's pages: most of them are the beginning that both have.
+ * So nothing is taken, and the batch stream goes on until there is room. */
+static void test_nothing_is_taken_in_vain(void **state)
+{
+    (void)state;
+    enum { URGENT, BATCH, NEW };
+    struct sim m;
+    sim_open(&m, 1, 4, 12, 300, 64);
+    request_of(&m, URGENT, MU_PRIORITY_INTERACTIVE, 0, 1, 170, 20);
+    for (int k = 0; k < 4; k++, sim_complete(&m)) assert_true(sim_next(&m));
+    request_of(&m, BATCH, MU_PRIORITY_BATCH, 0, 2, 97, 25);
+    while (!m.req[BATCH].n_got) {
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    assert_true(!m.req[URGENT].done);
+    request_of(&m, NEW, MU_PRIORITY_INTERACTIVE, 0, 2, 250, 3); /* begins like the batch request */
+    uint32_t got = m.req[BATCH].n_got;
+    assert_true(sim_next(&m));
+    sim_complete(&m);
+    assert_int_equal(m.s->n_preempted, 0);
+    assert_int_equal(m.req[BATCH].n_got, got + 1);
+    assert_int_equal(m.req[NEW].n_computed, 0);
+    run_dry(&m);
+    assert_int_equal(m.n_done, 3);
+    sim_close(&m);
+}
+
+/* Batch streams that have most of their pages in common: what they give all together is counted, so an urgent one is in the
+ * next step. */
+static void test_pages_in_common_are_taken(void **state)
+{
+    (void)state;
+    enum { STREAMS = 3, URGENT = STREAMS };
+    struct sim m;
+    sim_open(&m, 1, 6, 12, 300, 64);
+    for (int i = 0; i < STREAMS; i++) request_of(&m, i, MU_PRIORITY_BATCH, 0, 2, 193, 30);
+    while (!m.req[STREAMS - 1].n_got) {
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    assert_true(m.n_shared > 0 && m.n_done == 0);
+    request_of(&m, URGENT, MU_PRIORITY_INTERACTIVE, 0, 1, 200, 3);
+    assert_true(sim_next(&m));
+    assert_true(m.req[URGENT].n_computed > 0);
+    run_dry(&m);
+    assert_int_equal(m.n_done, STREAMS + 1);
+    sim_close(&m);
+}
+
 /* Key 1 has one stream for long, key 2 all others, and nobody waits: what key 2 used so was nobody else's. Then key 1 asks for
  * much: from now on both get the same. */
 static void test_a_stream_saves_nothing_up(void **state)
@@ -296,6 +346,8 @@ int main(void)
         cmocka_unit_test(test_batch_does_not_starve),
         cmocka_unit_test(test_urgent_ones_go_ahead_of_what_does_not_fit),
         cmocka_unit_test(test_what_made_way_is_for_who_went_ahead),
+        cmocka_unit_test(test_nothing_is_taken_in_vain),
+        cmocka_unit_test(test_pages_in_common_are_taken),
         cmocka_unit_test(test_a_stream_saves_nothing_up),
         cmocka_unit_test(test_a_priority_saves_nothing_up),
     };

@@ -110,21 +110,6 @@ uint32_t mu_kv_pool_find(const struct mu_kv_pool *p, const struct mu_kv_kind *ki
     return i;
 }
 
-uint64_t mu_kv_pool_publish(struct mu_kv_pool *p, uint32_t page, const struct mu_kv_kind *kind, uint64_t parent,
-                            const int32_t ids[MU_PAGE_TOKENS])
-{
-    uint32_t known = mu_kv_pool_find(p, kind, parent, ids), *bucket = bucket_of(p, kind, parent, ids);
-    if (known != MU_KV_NOTHING) return p->page[known].identity;
-    struct page *g = &p->page[page];
-    g->identity = p->next_identity++;
-    g->parent = parent;
-    g->kind = *kind;
-    memcpy(g->ids, ids, sizeof g->ids);
-    g->next = *bucket;
-    *bucket = page;
-    return g->identity;
-}
-
 static void forget(struct mu_kv_pool *p, uint32_t page)
 {
     struct page *g = &p->page[page];
@@ -154,7 +139,28 @@ static void cached_add(struct mu_kv_pool *p, uint32_t page)
     p->n_cached++;
 }
 
-/* ---- holders ---- */
+/* ---- what becomes of a page ---- */
+
+uint64_t mu_kv_pool_publish(struct mu_kv_pool *p, uint32_t page, const struct mu_kv_kind *kind, uint64_t parent,
+                            const int32_t ids[MU_PAGE_TOKENS])
+{
+    uint32_t known = mu_kv_pool_find(p, kind, parent, ids), *bucket = bucket_of(p, kind, parent, ids);
+    uint64_t identity = known != MU_KV_NOTHING ? p->page[known].identity : p->next_identity++;
+    if (known != MU_KV_NOTHING) {
+        if (p->page[known].n_holder) return identity;
+        cached_remove(p, known);
+        forget(p, known);
+        p->free[p->n_free++] = known;
+    }
+    struct page *g = &p->page[page];
+    g->identity = identity;
+    g->parent = parent;
+    g->kind = *kind;
+    memcpy(g->ids, ids, sizeof g->ids);
+    g->next = *bucket;
+    *bucket = page;
+    return identity;
+}
 
 uint32_t mu_kv_pool_take(struct mu_kv_pool *p)
 {

@@ -62,7 +62,8 @@ uint32_t mu_kv_pool_find(const struct mu_kv_pool *p, const struct mu_kv_kind *ki
                          const int32_t ids[MU_PAGE_TOKENS]);
 uint64_t mu_kv_pool_identity(const struct mu_kv_pool *p, uint32_t page); /* 0: not published */
 /* A private page is full with these ids, or will be before anything reads it. Returns the identity of what it holds: its
- * own, or that of a page that holds the same already; then this one stays private. */
+ * own; or that of a page that holds the same already. If somebody holds that one, this one stays private, else it takes its
+ * place, and the other is free: what follows is found only together with it, so it is to be forgotten as late. */
 uint64_t mu_kv_pool_publish(struct mu_kv_pool *p, uint32_t page, const struct mu_kv_kind *kind, uint64_t parent,
                             const int32_t ids[MU_PAGE_TOKENS]);
 

@@ -97,6 +97,29 @@ static void test_what_is_forgotten(void **state)
     mu_kv_pool_destroy(p);
 }
 
+/* What is there already and held by nobody goes for the one that somebody holds: it is forgotten as late as what follows it. */
+static void test_one_that_is_held_takes_the_place(void **state)
+{
+    (void)state;
+    struct mu_kv_pool *p = pool_open(3);
+    uint32_t old = mu_kv_pool_take(p);
+    uint64_t first = mu_kv_pool_publish(p, old, &bare, 0, page_of(1));
+    mu_kv_pool_release(p, old);
+    uint32_t same = mu_kv_pool_take(p), next = mu_kv_pool_take(p);
+    assert_int_equal(mu_kv_pool_publish(p, same, &bare, 0, page_of(1)), first);
+    assert_true(mu_kv_pool_identity(p, same) == first && mu_kv_pool_identity(p, old) == 0);
+    assert_int_equal(mu_kv_pool_find(p, &bare, 0, page_of(1)), same);
+    assert_true(mu_kv_pool_cached(p) == 0 && mu_kv_pool_available(p) == 1 && mu_kv_pool_sound(p));
+    mu_kv_pool_publish(p, next, &bare, first, page_of(2));
+    mu_kv_pool_release(p, next);
+    mu_kv_pool_release(p, same);
+    assert_int_equal(mu_kv_pool_take(p), old);
+    assert_int_equal(mu_kv_pool_take(p), next);
+    assert_int_equal(mu_kv_pool_find(p, &bare, 0, page_of(1)), same);
+    assert_true(mu_kv_pool_sound(p));
+    mu_kv_pool_destroy(p);
+}
+
 static void test_every_allocation_can_fail(void **state)
 {
     (void)state;
@@ -118,8 +141,8 @@ static void test_every_allocation_can_fail(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_only_the_same_is_found),
-                                       cmocka_unit_test(test_what_is_forgotten),
-                                       cmocka_unit_test(test_every_allocation_can_fail)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_only_the_same_is_found), cmocka_unit_test(test_what_is_forgotten),
+        cmocka_unit_test(test_one_that_is_held_takes_the_place), cmocka_unit_test(test_every_allocation_can_fail)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -302,6 +302,33 @@ static void test_no_guess_goes_past_a_mask(void **state)
     mu_free(step);
 }
 
+/* A prompt of whole pages is there already: its last one is computed again, since it samples. What follows it is found as long
+ * as any of the sequence is, its end being forgotten before its beginning. */
+static void test_a_prompt_of_whole_pages(void **state)
+{
+    (void)state;
+    enum { PAGES = 8, PROMPT = 2 * MU_PAGE_TOKENS, NEW = 100 };
+    struct sim m;
+    sim_open(&m, 1, 2, PAGES, 300, 64);
+    request_salted(&m, 0, 5, PROMPT, 1);
+    run_dry(&m);
+    request_salted(&m, 1, 5, PROMPT, NEW);
+    run_dry(&m);
+    assert_int_equal(m.req[1].n_cached, MU_PAGE_TOKENS);
+    request_salted(&m, 2, 6, 5 * MU_PAGE_TOKENS - 1, 1); /* takes what is free, and of the others' pages two */
+    run_dry(&m);
+    struct request *r = &m.req[4]; /* the conversation goes on */
+    *r = (struct request){.n_prompt = PROMPT + NEW, .n_total = PROMPT + NEW + 1, .max_tokens = 1, .end_id = -1};
+    memcpy(r->ids, m.req[1].ids, (PROMPT + NEW) * sizeof *r->ids);
+    r->ids[PROMPT + NEW] = model_next(r->ids, PROMPT + NEW);
+    request_submit(&m, 4);
+    run_dry(&m);
+    assert_int_equal(m.n_done, 4);
+    print_message("%u of %u tokens were there\n", r->n_cached, r->n_prompt);
+    assert_int_equal(r->n_cached, 3 * MU_PAGE_TOKENS);
+    sim_close(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -312,6 +339,7 @@ int main(void)
         cmocka_unit_test(test_texts),
         cmocka_unit_test(test_who_waits_for_a_prefix_costs_nothing),
         cmocka_unit_test(test_no_guess_goes_past_a_mask),
+        cmocka_unit_test(test_a_prompt_of_whole_pages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -376,20 +376,6 @@ static uint32_t chunk_of(const struct mu_sched *s, const struct seq *q, uint32_t
     return end - q->n_fed < most ? end - q->n_fed : most;
 }
 
-static void add_prefills(struct mu_sched *s, struct mu_step *step, uint32_t *budget)
-{
-    int n = idle_collect(s, false, by_turn);
-    for (int i = 0; i < n && *budget; i++) {
-        struct seq *q = s->order[i];
-        if (q->slot < 0) continue;
-        /* pages were taken at admission, but where it has grown and is computed again */
-        if (!pages_grow(s, q, step)) continue;
-        uint32_t n_tok = chunk_of(s, q, *budget);
-        step_add(s, q, n_tok, step);
-        *budget -= n_tok;
-    }
-}
-
 static int free_slot_find(const struct mu_sched *s)
 {
     for (int i = 0; i < s->opt.serving.n_slot; i++)
@@ -487,15 +473,19 @@ static struct seq *turn_find(const struct mu_sched *s, const struct blocked *b)
 }
 
 /* Whose turn it is gets a slot and pages from those that give way to it, before they are in this step. Who is blocked now
- * stays so in this step, and whom there is room for, the returned one (NULL: there is none), is let in first, whosever turn
- * it is after the decodes: what was taken for one is for that one. */
+ * stays so in this step, and for whom others made way, the returned one (NULL: nobody), is let in first, whosever turn it is
+ * after the decodes: what was taken for one is for that one. */
 static struct seq *make_way(struct mu_sched *s, struct blocked *b)
 {
+    bool made = false;
     for (struct seq *q; (q = turn_find(s, b));) {
         struct place p = place_find(s, q);
         if (is_coming(s, q, p.n_prefix)) continue;
-        if (place_is_room(&p)) return q;
-        if (!take_for_newcomer(s, q, &p)) block(b, q, &p);
+        if (place_is_room(&p)) return made ? q : NULL;
+        if (take_for_newcomer(s, q, &p))
+            made = true;
+        else
+            block(b, q, &p);
     }
     return NULL;
 }
@@ -520,16 +510,44 @@ static void admit(struct mu_sched *s, struct seq *q, const struct place *p, stru
     *budget -= n_tok;
 }
 
-static void add_admissions(struct mu_sched *s, struct seq *first, struct blocked *b, struct mu_step *step,
-                           uint32_t *budget)
+/* More of a prompt that runs; pages were taken at admission, but where it has grown and is computed again. */
+static void prefill(struct mu_sched *s, struct seq *q, struct mu_step *step, uint32_t *budget)
 {
-    for (struct seq *q; *budget && (q = first ? first : turn_find(s, b)); first = NULL) {
-        struct place p = place_find(s, q);
-        if (is_coming(s, q, p.n_prefix)) continue;
-        if (is_room(s, q, &p, step))
-            admit(s, q, &p, step, budget);
-        else
-            block(b, q, &p);
+    if (!pages_grow(s, q, step)) return;
+    uint32_t n_tok = chunk_of(s, q, *budget);
+    step_add(s, q, n_tok, step);
+    *budget -= n_tok;
+}
+
+/* Lets it in, or has it wait behind one that runs, or blocks it. */
+static void newcomer(struct mu_sched *s, struct seq *q, struct blocked *b, struct mu_step *step, uint32_t *budget)
+{
+    struct place p = place_find(s, q);
+    if (is_coming(s, q, p.n_prefix)) return;
+    if (is_room(s, q, &p, step))
+        admit(s, q, &p, step, budget);
+    else
+        block(b, q, &p);
+}
+
+/* Chunks of prompts, of those that run and of newcomers, by whose turn it is: else a long one that is being read would take
+ * all there is until its end, whoever comes meanwhile. First: make_way's. */
+static void add_prompts(struct mu_sched *s, struct seq *first, struct blocked *b, struct mu_step *step,
+                        uint32_t *budget)
+{
+    int n = idle_collect(s, false, by_turn), i = 0;
+    while (*budget) {
+        while (i < n && (s->order[i]->slot < 0 || s->order[i]->last_step == s->next_number)) i++;
+        struct seq *runs = i < n ? s->order[i] : NULL, *comes = first ? first : turn_find(s, b);
+        if (comes && (first || !runs || by_turn(&comes, &runs, s) < 0)) {
+            first = NULL;
+            newcomer(s, comes, b, step, budget);
+        } else if (runs) {
+            i++;
+            prefill(s, runs, step, budget);
+        } else {
+            break;
+        }
     }
 }
 
@@ -560,8 +578,7 @@ bool mu_sched_next(struct mu_sched *s, struct mu_step *step)
     struct seq *first = make_way(s, &blocked);
     int n_decoding = add_decodes(s, f, step);
     uint32_t budget = prefill_budget(s, f, step, n_decoding);
-    add_prefills(s, step, &budget);
-    add_admissions(s, first, &blocked, step, &budget);
+    add_prompts(s, first, &blocked, step, &budget);
     if (!step->n_seq) return false;
     pages_publish(s, f);
     for (int i = 0; i < s->opt.serving.n_slot; i++) {

@@ -22,9 +22,9 @@
  * A request with a pooling (shard/embed.h) ends with its prompt's last chunk; nothing is sampled. Preempted, it begins
  * again at position 0 and so does its sum.
  *
- * Rules   decodes first, dealt out so that every pipeline stage has a step; then prefill chunks under the token budget,
- *         then admission, both by whose turn it is (base/fair.h: priorities by weight, keys of a priority alike, counted in
- *         tokens that were computed) and of one key in order of arrival. Whoever's turn it is and for whom there is no
+ * Rules   decodes first, dealt out so that every pipeline stage has a step; then chunks of prompts under the token budget,
+ *         of those that run and of newcomers, by whose turn it is (base/fair.h: priorities by weight, keys of a priority alike,
+ *         counted in tokens that were computed) and of one key in order of arrival. Whoever's turn it is and for whom there is no
  *         room is waited for, so nobody starves; only a higher priority goes ahead of it, until that has had what its
  *         beginning weighs. A slot or pages for it are taken from sequences of a lower priority that has had its share.
  *         When pages run out for a sequence that runs, the lowest priority gives its own back first, of one priority the

@@ -102,6 +102,39 @@ static void test_an_urgent_one_does_not_wait(void **state)
     sim_close(&m);
 }
 
+/* A long prompt is being read, which takes all that a step may read: whose turn it is does not wait for its end, be it of a more
+ * urgent priority or of another key. */
+static void test_a_long_prompt_stops_nobody(void **state)
+{
+    (void)state;
+    enum { LONG, SHORT, STREAM };
+    for (int variant = 0; variant < 4; variant++) {
+        bool urgent = variant % 2, streams = variant / 2;
+        struct sim m;
+        int n = 0;
+        sim_open(&m, 1, 4, 40, 400, 64);
+        if (streams) {
+            request_of(&m, STREAM, MU_PRIORITY_INTERACTIVE, 0, 3, 10, 300);
+            assert_true(sim_next(&m));
+            sim_complete(&m);
+        }
+        request_of(&m, LONG, MU_PRIORITY_BATCH, 0, 0, 380, 5);
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+        request_of(&m, SHORT, urgent ? MU_PRIORITY_INTERACTIVE : MU_PRIORITY_BATCH, 1, 1, 12, 3);
+        for (; !m.req[SHORT].n_got; n++) {
+            assert_true(sim_next(&m));
+            sim_complete(&m);
+        }
+        print_message("%s, %s: its first id came with step %d, the long prompt has %llu tokens\n",
+                      streams ? "beside a stream" : "alone", urgent ? "urgent" : "another key", n,
+                      (unsigned long long)m.req[LONG].n_computed);
+        assert_true(n <= 2);
+        forget(&m);
+        sim_close(&m);
+    }
+}
+
 /* Urgent requests never stop coming and need all there is; one batch request gets through in bounded time. */
 static void test_batch_does_not_starve(void **state)
 {
@@ -343,6 +376,7 @@ int main(void)
         cmocka_unit_test(test_nobody_starves),
         cmocka_unit_test(test_shares),
         cmocka_unit_test(test_an_urgent_one_does_not_wait),
+        cmocka_unit_test(test_a_long_prompt_stops_nobody),
         cmocka_unit_test(test_batch_does_not_starve),
         cmocka_unit_test(test_urgent_ones_go_ahead_of_what_does_not_fit),
         cmocka_unit_test(test_what_made_way_is_for_who_went_ahead),

@@ -61,11 +61,10 @@ static bool take_from_others(struct mu_sched *s, const struct seq *q)
     return first != NULL;
 }
 
-/* Whether v gives way to q, which waits: of a lower priority that is not behind with its share. */
+/* Whether v gives way to q, which waits, now or when it is back: of a lower priority that is not behind with its share. */
 static bool gives_way(const struct mu_sched *s, const struct seq *v, const struct seq *q)
 {
-    return v && !v->n_flight && giving(v) > q->priority &&
-           mu_fair_compare_priorities(&s->fair, q->priority, v->priority) < 0;
+    return v && giving(v) > q->priority && mu_fair_compare_priorities(&s->fair, q->priority, v->priority) < 0;
 }
 
 struct place {            /* for a newcomer */
@@ -97,22 +96,29 @@ static uint32_t pages_given(struct mu_sched *s, const struct seq *q, const struc
     return n;
 }
 
-/* Preempts for a newcomer that lacks a slot or pages, where it would be enough; false: nobody. */
-static bool take_for_newcomer(struct mu_sched *s, const struct seq *q, const struct place *p)
+/* Whether a newcomer that lacks a slot or pages would have them once all have gone that give way to it. */
+static bool others_are_enough(struct mu_sched *s, const struct seq *q, const struct place *p)
 {
-    struct seq *first = NULL;
     uint32_t n = 0, n_window = 0;
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
-        struct seq *v = s->active[i];
+        const struct seq *v = s->active[i];
         if (!gives_way(s, v, q)) continue;
         n++; /* the page of growth that is kept for it */
         n_window += mu_sched_window_share(s, v);
-        if (!first || gives_before(v, first)) first = v;
     }
-    if (!first || n_window < p->lack_window) return false;
-    if (n < p->lack && n + pages_given(s, q, p) < p->lack) return false;
-    preempt(s, first);
-    return true;
+    return n && n_window >= p->lack_window && (n >= p->lack || n + pages_given(s, q, p) >= p->lack);
+}
+
+/* Preempts the idle one of them that gives first; false: there is none. */
+static bool take_for_newcomer(struct mu_sched *s, const struct seq *q)
+{
+    struct seq *first = NULL;
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        struct seq *v = s->active[i];
+        if (gives_way(s, v, q) && !v->n_flight && (!first || gives_before(v, first))) first = v;
+    }
+    if (first) preempt(s, first);
+    return first != NULL;
 }
 
 /* The ids of a sequence that others may share, if it has got so many: all, but where prompts are rough not what was
@@ -446,6 +452,7 @@ static struct place place_find(const struct mu_sched *s, struct seq *q)
 struct blocked {
     bool is[MU_PRIORITY_COUNT];
     uint32_t n_tok[MU_PRIORITY_COUNT];
+    const struct seq *awaits; /* one that has room when those in flight that give way to it are back; NULL: nobody */
 };
 
 static void block(struct blocked *b, const struct seq *q, const struct place *p)
@@ -482,10 +489,13 @@ static struct seq *make_way(struct mu_sched *s, struct blocked *b)
         struct place p = place_find(s, q);
         if (is_coming(s, q, p.n_prefix)) continue;
         if (place_is_room(&p)) return made ? q : NULL;
-        if (take_for_newcomer(s, q, &p))
+        bool enough = others_are_enough(s, q, &p);
+        if (enough && take_for_newcomer(s, q)) {
             made = true;
-        else
-            block(b, q, &p);
+            continue;
+        }
+        if (enough && !b->awaits) b->awaits = q;
+        block(b, q, &p);
     }
     return NULL;
 }
@@ -530,6 +540,12 @@ static void newcomer(struct mu_sched *s, struct seq *q, struct blocked *b, struc
         block(b, q, &p);
 }
 
+/* Not one that was preempted for another, or is in this step, or has to come back for one that waits for its pages. */
+static bool may_go_on(const struct mu_sched *s, const struct seq *q, const struct blocked *b)
+{
+    return q->slot >= 0 && q->last_step != s->next_number && !(b->awaits && gives_way(s, q, b->awaits));
+}
+
 /* Chunks of prompts, of those that run and of newcomers, by whose turn it is: else a long one that is being read would take
  * all there is until its end, whoever comes meanwhile. First: make_way's. */
 static void add_prompts(struct mu_sched *s, struct seq *first, struct blocked *b, struct mu_step *step,
@@ -537,7 +553,7 @@ static void add_prompts(struct mu_sched *s, struct seq *first, struct blocked *b
 {
     int n = idle_collect(s, false, by_turn), i = 0;
     while (*budget) {
-        while (i < n && (s->order[i]->slot < 0 || s->order[i]->last_step == s->next_number)) i++;
+        while (i < n && !may_go_on(s, s->order[i], b)) i++;
         struct seq *runs = i < n ? s->order[i] : NULL, *comes = first ? first : turn_find(s, b);
         if (comes && (first || !runs || by_turn(&comes, &runs, s) < 0)) {
             first = NULL;

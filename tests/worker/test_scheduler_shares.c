@@ -295,6 +295,37 @@ static void test_pages_in_common_are_taken(void **state)
     sim_close(&m);
 }
 
+/* With several stages some sequences are always in flight: what an urgent one lacks is taken from those as well, as soon as they
+ * are back, be they streams or a prompt that is being read in chunks that overlap. */
+static void test_what_is_in_flight_is_taken_later(void **state)
+{
+    (void)state;
+    enum { STREAMS = 4, URGENT };
+    for (int reading = 0; reading < 2; reading++) {
+        struct sim m;
+        int n = 0;
+        sim_open(&m, 2, 6, 12, 384, 32);
+        if (reading)
+            request_of(&m, 0, MU_PRIORITY_BATCH, 0, 2, 340, 5);
+        else
+            for (int i = 0; i < STREAMS; i++) request_of(&m, i, MU_PRIORITY_BATCH, 0, (uint32_t)i, 65, 31);
+        for (int k = 0; k < (reading ? 2 : 30); k++) {
+            while (sim_next(&m)) {}
+            sim_complete(&m);
+        }
+        assert_int_equal(m.n_done, 0);
+        request_of(&m, URGENT, MU_PRIORITY_INTERACTIVE, 0, 9, 280, 3);
+        for (; !m.req[URGENT].n_computed && n < 100; n++) {
+            while (sim_next(&m)) {}
+            sim_complete(&m);
+        }
+        print_message("it began after %d steps, %d had ended\n", n, m.n_done);
+        assert_true(n <= 4);
+        run_dry(&m);
+        sim_close(&m);
+    }
+}
+
 /* Key 1 has one stream for long, key 2 all others, and nobody waits: what key 2 used so was nobody else's. Then key 1 asks for
  * much: from now on both get the same. */
 static void test_a_stream_saves_nothing_up(void **state)
@@ -382,6 +413,7 @@ int main(void)
         cmocka_unit_test(test_what_made_way_is_for_who_went_ahead),
         cmocka_unit_test(test_nothing_is_taken_in_vain),
         cmocka_unit_test(test_pages_in_common_are_taken),
+        cmocka_unit_test(test_what_is_in_flight_is_taken_later),
         cmocka_unit_test(test_a_stream_saves_nothing_up),
         cmocka_unit_test(test_a_priority_saves_nothing_up),
     };

@@ -15,7 +15,11 @@
  * needs ports 0 and 5 for 3 instructions a token: 40 cycles for 16 tokens if all were dealt out evenly, 58 measured in
  * registers and L1. VNNI needs 88 at best there. Left to VNNI (mu_panels_matmul): few tokens, since a tile costs nearly the same
  * however few rows it has, and the types with a scale per 16 columns, which would need two products and two stores a
- * block (tried: no gain).
+ * block (tried: no gain). On Emerald Rapids every instruction on 512 bits takes its turn at one port while tiles are in
+ * flight. bf16 tiles, whose sums are floats already (exact ones: codes and activations are 8 bits), save a third of those;
+ * with zeros that is 1.3 times as fast, with real numbers nothing, for then the unit slows down (docs/arithmetic.md).
+ *
+ * Weights come from memory while those before them are multiplied: struct next.
  *
  * The tile registers are configured at every call and released at its end: a thread that sleeps holds no tile state. */
 #include <immintrin.h>
@@ -76,8 +80,7 @@ struct job {
     size_t out_stride;
     __mmask16 rows;
     bool first;
-    const uint8_t *ahead; /* the next group's weights, to prefetch: ahead_bytes of them a block; NULL: none */
-    size_t ahead_bytes;
+    struct share ahead;
 };
 
 typedef int32_t products[TILE_TOKENS][LANES]; /* of one block */
@@ -120,8 +123,7 @@ MU_INLINE void tile_multiply(const struct job *a, enum form form, int T)
     for (int b = 0; b < LEAD && b < a->n_block; b++) block_multiply(a, b, &product[b]);
     for (int b = 0; b < a->n_block; b++) {
         if (b + LEAD < a->n_block) block_multiply(a, b + LEAD, &product[(b + LEAD) % RING]);
-        for (size_t i = 0; a->ahead && i < a->ahead_bytes; i += 64)
-            _mm_prefetch((const char *)(a->ahead + (size_t)b * a->ahead_bytes + i), _MM_HINT_T1);
+        share_fetch(&a->ahead, b);
         block_add(a, form, b, &product[b % RING], acc, T);
     }
     MU_UNROLL
@@ -212,18 +214,23 @@ void mu_amx_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0
     struct inputs in[PASS_TOKENS / TILE_TOKENS];
     const enum form form = form_of(m->type);
     const size_t n_block = (size_t)x->n_col / MU_Q_BLOCK, group = mu_packed_group_bytes(m->type, m->n_col);
+    const uint8_t *first = (const uint8_t *)m->data + (size_t)(row0 / LANES) * group;
     int configured = 0;
     for (int t0 = 0; t0 < x->n_tok; t0 += PASS_TOKENS) {
         int n_tok = x->n_tok - t0 < PASS_TOKENS ? x->n_tok - t0 : PASS_TOKENS;
-        for (size_t b0 = 0; b0 < n_block; b0 += PANEL_BLOCKS) {
-            int n = n_block - b0 < PANEL_BLOCKS ? (int)(n_block - b0) : PANEL_BLOCKS;
+        for (size_t b0 = 0, b1; b0 < n_block; b0 = b1) {
+            b1 = n_block - b0 < PANEL_BLOCKS ? n_block : b0 + PANEL_BLOCKS;
+            const int n = (int)(b1 - b0);
+            const size_t at0 = mu_packed_group_offset(m->type, b0 * MU_Q_BLOCK),
+                         at1 = mu_packed_group_offset(m->type, b1 * MU_Q_BLOCK);
             for (int t = 0; t < n_tok; t += TILE_TOKENS)
                 inputs_fill(&in[t / TILE_TOKENS], form, x, t0 + t, tile_len(n_tok, t), b0, n);
-            const uint8_t *w = (const uint8_t *)m->data + (size_t)(row0 / LANES) * group +
-                               mu_packed_group_offset(m->type, b0 * MU_Q_BLOCK);
+            const uint8_t *w = first + at0;
             for (int r = row0; r < row1; r += LANES, w += group) {
                 panels[m->type](&panel, w, n);
                 __asm__ volatile("" ::: "memory"); /* what tile loads read is unknown to the compiler */
+                struct next next = {.w = w + group, .n_group = 1, .bytes = at1 - at0};
+                if (row1 - r <= LANES) next.w = b1 < n_block ? first + at1 : NULL; /* the next pass's */
                 for (int t = 0; t < n_tok; t += TILE_TOKENS) {
                     int T = tile_len(n_tok, t);
                     if (T != configured) tiles_configure(T);
@@ -236,8 +243,7 @@ void mu_amx_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0
                         .out_stride = stride,
                         .rows = row1 - r >= LANES ? 0xffff : (__mmask16)((1u << (row1 - r)) - 1u),
                         .first = b0 == 0,
-                        .ahead = t == 0 && row1 - r > LANES ? w + group : NULL,
-                        .ahead_bytes = (size_t)mu_packed_block_bytes(m->type),
+                        .ahead = next_share(&next, group, t / TILE_TOKENS, (n_tok + TILE_TOKENS - 1) / TILE_TOKENS, n),
                     };
                     tiles[form][T](&a);
                 }

@@ -69,8 +69,7 @@ struct work {
     size_t out_stride;
     __mmask16 rows; /* that exist, of the last group */
     bool first;
-    const uint8_t *ahead; /* weights to prefetch into the L2, ahead_bytes of them a block; NULL: none */
-    size_t ahead_bytes;
+    struct share ahead;
 };
 
 /* The tile of G groups and T tokens, of a form that is a constant where it is called: the operations of int8_avx512.c's
@@ -99,8 +98,7 @@ MU_INLINE void tile_run(const struct work *w, enum form form, int G, int T)
         PLAIN(a);
         if (halves) PLAIN(b);
         PLAIN(p);
-        for (size_t k = 0; w->ahead && k < w->ahead_bytes; k += 64)
-            _mm_prefetch((const char *)(w->ahead + (size_t)i * w->ahead_bytes + k), _MM_HINT_T1);
+        share_fetch(&w->ahead, i);
         MU_UNROLL
         for (int h = 0; h < n_sum; h++) {
             MU_UNROLL
@@ -202,23 +200,6 @@ static void inputs_fill(struct inputs *to, const struct family *f, const struct 
     }
 }
 
-/* The weights that come into the L2 while the tiles of a pair of groups run, every tile a share of them: a core's few
- * outstanding lines are busy all the time, and none of its own loads waits long for one. */
-struct next {
-    const uint8_t *w; /* NULL: none */
-    int n_group;
-    size_t bytes; /* of a group */
-};
-
-static void next_share(struct work *a, const struct next *next, size_t group_bytes, int tile, int n_tile)
-{
-    const int each = (n_tile + next->n_group - 1) / next->n_group; /* tiles that fetch one group */
-    const size_t blocks = (size_t)each * (size_t)a->n_block;
-    a->ahead_bytes = ((next->bytes + blocks - 1) / blocks + 63) / 64 * 64;
-    const size_t skip = (size_t)(tile % each) * (size_t)a->n_block * a->ahead_bytes;
-    a->ahead = next->w && skip < next->bytes ? next->w + (size_t)(tile / each) * group_bytes + skip : NULL;
-}
-
 void mu_panels_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,
                            size_t stride)
 {
@@ -256,7 +237,7 @@ void mu_panels_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int r
                 for (int g = 0; g < n_group; g++) panels[m->type](&panel[g], w + (size_t)g * group, a.n_block);
                 for (int j = 0; j < tiles; j++) {
                     int from = (int)((int64_t)j * (t1 - t0) / tiles), to = (int)((int64_t)(j + 1) * (t1 - t0) / tiles);
-                    next_share(&a, &next, group, j, tiles);
+                    a.ahead = next_share(&next, group, j, tiles, a.n_block);
                     a.token = from;
                     a.out = out + (size_t)(t0 + from) * stride + r;
                     tiles_of[form][n_group - 1][to - from](&a);

@@ -113,6 +113,35 @@ MU_INLINE void panel_fill(struct panel *to, uint32_t type, int offset, const uin
 
 typedef void panel_fn(struct panel *to, const uint8_t *w, int n);
 
+/* The weights that come into the L2 while the tiles of the row groups before them run, every tile a share of them: a core's
+ * few outstanding lines are busy all the time, and none of its own loads waits long for one. */
+struct next {
+    const uint8_t *w; /* NULL: none */
+    int n_group;
+    size_t bytes; /* of a group */
+};
+struct share {
+    const uint8_t *w; /* NULL: none */
+    size_t bytes;     /* a block of the tile fetches: whole lines */
+};
+
+/* Of tile `tile` of n_tile, n_block blocks each; groups lie group_bytes apart. */
+MU_INLINE struct share next_share(const struct next *next, size_t group_bytes, int tile, int n_tile, int n_block)
+{
+    const int each = (n_tile + next->n_group - 1) / next->n_group; /* tiles that fetch one group */
+    const size_t blocks = (size_t)each * (size_t)n_block, bytes = ((next->bytes + blocks - 1) / blocks + 63) / 64 * 64;
+    const size_t skip = (size_t)(tile % each) * (size_t)n_block * bytes;
+    if (!next->w || skip >= next->bytes) return (struct share){0};
+    return (struct share){next->w + (size_t)(tile / each) * group_bytes + skip, bytes};
+}
+
+/* What block i of the tile fetches. */
+MU_INLINE void share_fetch(const struct share *s, int i)
+{
+    for (size_t k = 0; s->w && k < s->bytes; k += 64)
+        _mm_prefetch((const char *)(s->w + (size_t)i * s->bytes + k), _MM_HINT_T1);
+}
+
 /* A pointer that the compiler cannot take apart again into a base and an index: an index in an address costs many of these
  * instructions a second micro-operation each. */
 #define PLAIN(p) __asm__("" : "+r"(p))

@@ -64,7 +64,7 @@ static enum mu_status read_normalizer(struct mu_hf *h, const json_t *part, struc
 /* Escapes that mean the same in both libraries. */
 static bool same_escape(char c)
 {
-    return strchr("pPdDrntfvxzA", c) || (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') ||
+    return strchr("pPdDrntfxzA", c) || (c >= '!' && c <= '/') || (c >= ':' && c <= '@') || (c >= '[' && c <= '`') ||
            (c >= '{' && c <= '~') || c == ' ';
 }
 
@@ -93,7 +93,8 @@ static size_t rewrite_escape(struct mu_writer *w, const char *p, size_t n, bool 
     } table[] = {{'s', "\\p{White_Space}", "\\p{White_Space}"},
                  {'S', "\\P{White_Space}", "\\P{White_Space}"},
                  {'w', WORD, "[" WORD "]"},
-                 {'W', NULL, "[^" WORD "]"}};
+                 {'W', NULL, "[^" WORD "]"},
+                 {'v', "\\x{000B}", "\\x{000B}"}}; /* PCRE2's are all characters that end lines */
     if (!n || !*p) return 0;
     for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
         if (*p != table[i].c) continue;
@@ -138,6 +139,30 @@ static size_t rewrite_char(struct mu_writer *w, const char *p, size_t n)
     return len ? len : 1;
 }
 
+/* A repeat {n}, {n,} or {n,m} with a sign behind it, where Oniguruma repeats the repeat: "{1,3}+" takes any number and
+ * "{3}?" three or none, but PCRE2's are possessive and lazy. "{1,3}?" is lazy in both. */
+static bool is_repeated_repeat(const char *p, size_t n)
+{
+    size_t i = 1;
+    if (n < 4 || *p != '{' || p[1] < '0' || p[1] > '9') return false;
+    bool range = false;
+    for (; i < n && ((p[i] >= '0' && p[i] <= '9') || p[i] == ','); i++) range |= p[i] == ',';
+    return i + 1 < n && p[i] == '}' && (p[i + 1] == '+' || (p[i + 1] == '?' && !range));
+}
+
+/* "(?i)" but at the very start: to Oniguruma all alternatives that follow are within it, to PCRE2 they are not. Other
+ * letters than i mean other things, or nothing, to one of the two. */
+static bool is_foreign_option(const char *p, size_t n, bool at_start)
+{
+    size_t i = 2;
+    if (n < 4 || p[0] != '(' || p[1] != '?') return false;
+    bool letter = (p[2] | 32) >= 'a' && (p[2] | 32) <= 'z';
+    if (!letter && p[2] != '-') return false;
+    i += p[i] == '-';
+    i += i < n && p[i] == 'i';
+    return i == n || !(p[i] == ':' || (at_start && p[i] == ')'));
+}
+
 /* Returns NULL, or what cannot be rewritten. */
 static const char *rewrite(struct mu_writer *w, struct mu_str s)
 {
@@ -149,11 +174,14 @@ static const char *rewrite(struct mu_writer *w, struct mu_str s)
             size_t n = rewrite_escape(w, p + 1, left - 1, in_class);
             if (!n) return "an escape";
             i += 1 + n;
+            if (p[1] == 'x' && i < s.len && s.p[i] == '{') mu_write_u8(w, '{'), i++; /* its digits are no repeat */
             continue;
         }
         if (in_class && *p == '[') return "a class within a class";
         if (in_class && left > 1 && !memcmp(p, "&&", 2)) return "an intersection of classes";
         if (!in_class && left > 1 && !memcmp(p, "{,", 2)) return "a repeat without a lower bound";
+        if (!in_class && is_repeated_repeat(p, left)) return "a repeat of a repeat";
+        if (!in_class && is_foreign_option(p, left, i == 0)) return "an option";
         if (!in_class && (*p == '^' || *p == '$')) return "an anchor";
         if (*p == '[') {
             in_class = true;

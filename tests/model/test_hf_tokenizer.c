@@ -300,6 +300,14 @@ static void test_byte_level(void **state)
     convert_text(dir, made(ABC PAIRS, "", SEQ(SPLIT("(?=1)|b"))), 0, &c);
     EXPECT(c.t, "abc11bb", false, 0, 1, 2, 8, 8, 1, 1);
     drop(&c);
+    /* A vertical tab, and no other end of a line; digits of an escape are no repeat. */
+    convert_text(dir,
+                 made("{\"type\": \"BPE\", \"vocab\": {\"1\": 0, \"\\u010a\": 1, \"1\\u010a\": 2, \"\\u010b\": 3}, "
+                      "\"merges\": [[\"1\", \"\\u010a\"]]}",
+                      "", SEQ(SPLIT("(?i)[^\\\\v]+|\\\\x{31}+"))),
+                 0, &c);
+    EXPECT(c.t, "1\n\v1\n", false, 2, 3, 2);
+    drop(&c);
     /* Whole words; added tokens that take white space, and those past the embedding. */
     put_text(dir, "generation_config.json", "{\"eos_token_id\": [12, 13]}");
     put_text(dir, "tokenizer_config.json",
@@ -454,6 +462,11 @@ static void test_refusals(void **state)
         {ABC PAIRS, "", SEQ(SPLIT("[a&&[b]]")), MU_EUNSUPPORTED, "intersection"},
         {ABC PAIRS, "", SEQ(SPLIT("[a[b]]")), MU_EUNSUPPORTED, "class within a class"},
         {ABC PAIRS, "", SEQ(SPLIT("\\\\h+")), MU_EUNSUPPORTED, "escape"},
+        {ABC PAIRS, "", SEQ(SPLIT("\\\\p{N}{1,3}+|.")), MU_EUNSUPPORTED, "a repeat of a repeat"},
+        {ABC PAIRS, "", SEQ(SPLIT("1{12,}+")), MU_EUNSUPPORTED, "a repeat of a repeat"},
+        {ABC PAIRS, "", SEQ(SPLIT("1{2}?a")), MU_EUNSUPPORTED, "a repeat of a repeat"},
+        {ABC PAIRS, "", SEQ(SPLIT("a(?i)b|c")), MU_EUNSUPPORTED, "an option"},
+        {ABC PAIRS, "", SEQ(SPLIT("(?m:a.)b")), MU_EUNSUPPORTED, "an option"},
         {ABC PAIRS, "{\"id\": 11, \"content\": \"x\", \"single_word\": true}", GPT2_PRE, MU_EUNSUPPORTED,
          "single_word"},
         {ABC PAIRS, "{\"id\": -3, \"content\": \"x\"}", GPT2_PRE, MU_EFORMAT, "id -3"},

@@ -42,6 +42,7 @@ struct mu_hf {
     size_t n_merge;
     struct mu_str unk;
     bool byte_fallback, whole_words;
+    bool fuse_unk; /* SPM: a row of unknown characters is one token */
 
     /* What normalizer and pre-tokenizer come to. */
     bool spm, nfc, space_prefix, first_space, one_space;

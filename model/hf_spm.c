@@ -172,7 +172,7 @@ enum mu_status mu_hf_spm_read(struct mu_hf *h, struct mu_err *err)
     if (st == MU_OK) st = read_normalizer(h, normalizer, err);
     if (st != MU_OK) return st;
     h->spm = true;
-    h->has_scores = true;
+    h->has_scores = h->fuse_unk = true;
     h->n_token = (int)n;
     h->tokens = mu_calloc(n, sizeof *h->tokens);
     h->types = mu_calloc(n, sizeof *h->types);

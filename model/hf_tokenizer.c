@@ -144,6 +144,7 @@ static enum mu_status put_all(const struct mu_hf *h, struct mu_gguf_writer *w, s
         mu_gguf_put_f32s(w, "tokenizer.ggml.scores", h->scores, (uint64_t)h->n_token);
         mu_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", h->space_prefix);
         if (!h->has_scores) mu_gguf_put_bool(w, "muster.tokenizer.by_merges", true);
+        if (!h->fuse_unk) mu_gguf_put_bool(w, "muster.tokenizer.each_unknown", true);
         if (h->one_space) mu_gguf_put_bool(w, "muster.tokenizer.one_space", true);
         if (h->first_space) mu_gguf_put_bool(w, "muster.tokenizer.first_space", true);
     } else {

@@ -13,6 +13,7 @@
  *   muster.tokenizer.strip_right    [i32]  added tokens that take the white space before, after them (may be empty)
  *   muster.tokenizer.first_space    bool   the space prefix goes before the text only, not behind special tokens
  *   muster.tokenizer.one_space      bool   … and not before a text that begins with a space
+ *   muster.tokenizer.each_unknown   bool   each character that is unknown is a token, not each row of them
  *
  * Byte-level BPE and BPE with byte fallback (SentencePiece's kind) are understood; everything else is refused by name
  * with MU_EUNSUPPORTED. Memory is bounded by the files' sizes and n_vocab. Threads: any. */

@@ -126,6 +126,7 @@ static enum mu_status read_model_member(struct mu_hf *h, struct mu_json *j, stru
     }
     enum mu_status st = mu_json_skip(j, &span, err);
     if (st == MU_OK && mu_str_is(key, "byte_fallback")) h->byte_fallback = mu_str_is(span, "true");
+    if (st == MU_OK && mu_str_is(key, "fuse_unk")) h->fuse_unk = mu_str_is(span, "true");
     if (st == MU_OK && mu_str_is(key, "ignore_merges")) h->whole_words = mu_str_is(span, "true");
     return st;
 }

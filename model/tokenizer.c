@@ -169,6 +169,7 @@ enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **
     MU_TRY(st, mu_gguf_get_str(g, "general.name", &name, err), fail);
     MU_TRY(st, mu_gguf_get_bool(g, "muster.tokenizer.first_space", false, &t->first_space, err), fail);
     MU_TRY(st, mu_gguf_get_bool(g, "muster.tokenizer.one_space", false, &t->one_space, err), fail);
+    MU_TRY(st, mu_gguf_get_bool(g, "muster.tokenizer.each_unknown", false, &t->each_unknown, err), fail);
     t->add_space_prefix &= t->spm;
     t->strip_after = t->spm && (contains_nocase(name, "phi3") || contains_nocase(name, "phi-3"));
     MU_TRY(st, mu_tok_vocab_open(t, err), fail);
@@ -339,6 +340,19 @@ static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t 
     return MU_OK;
 }
 
+/* What was pushed for unknown characters becomes the unknown token: one for a row of them, as SentencePiece has it. */
+static void name_unknown(struct mu_encode *e)
+{
+    size_t n = 0;
+    bool before = false;
+    for (size_t i = 0; i < e->n_ids; i++) {
+        bool unknown = e->ids[i] == MU_TOK_UNKNOWN_CHAR;
+        if (!unknown || !before || e->t->each_unknown) e->ids[n++] = unknown ? e->t->unk : e->ids[i];
+        before = unknown;
+    }
+    e->n_ids = n;
+}
+
 enum mu_status mu_tokenizer_encode(const struct mu_tokenizer *t, const char *text, size_t len_bytes, bool parse_special,
                                    int32_t **ids_out, size_t *n_ids_out, struct mu_err *err)
 {
@@ -351,6 +365,7 @@ enum mu_status mu_tokenizer_encode(const struct mu_tokenizer *t, const char *tex
     if (len_bytes) {
         MU_TRY(st, encode_open(&e, text, len_bytes, err), fail);
         MU_TRY(st, encode_text(&e, text, len_bytes, parse_special, err), fail);
+        if (e.unknown) name_unknown(&e);
     }
     *ids_out = e.ids;
     *n_ids_out = e.n_ids;

@@ -67,9 +67,10 @@ struct mu_tokenizer {
     bool ranked;                /* … merged by the ranks of merges, not by scores */
     bool gemma4;                /* the file's own name for a ranked kind, with rules of its own */
     bool add_bos, add_eos, add_space_prefix, strip_after;
-    bool first_space; /* the space prefix goes before the text only, not behind special tokens */
-    bool one_space;   /* … and not before a text that begins with a space */
-    bool whole_words; /* BPE: a word that is a token is that token, whatever merging would make of it */
+    bool first_space;  /* the space prefix goes before the text only, not behind special tokens */
+    bool one_space;    /* … and not before a text that begins with a space */
+    bool each_unknown; /* SPM: each unknown character is a token, not each row of them */
+    bool whole_words;  /* BPE: a word that is a token is that token, whatever merging would make of it */
     int n_vocab, bos, eos, unk;
     int32_t ends[MU_TOK_ENDS_MAX];
     int n_end;
@@ -146,7 +147,8 @@ struct mu_tok_sym {
     uint32_t key;     /* of that merge: smaller is earlier; MU_TOK_NO_MERGE: they make nothing */
     int32_t prev, next;
 };
-#define MU_TOK_NO_MERGE UINT32_MAX
+#define MU_TOK_NO_MERGE     UINT32_MAX
+#define MU_TOK_UNKNOWN_CHAR (-1) /* among a call's ids until it ends: an unknown character */
 
 struct mu_tok_seen { /* a word met before in this call and where its ids are */
     const char *p;
@@ -166,6 +168,7 @@ struct mu_encode {
     uint32_t seen_mask;
     struct mu_pre_run *run; /* BPE, when first needed */
     bool copies;  /* SPM: the text cannot be used as it is, but with the spaces that go before it and without marks */
+    bool unknown; /* SPM: some of ids are MU_TOK_UNKNOWN_CHAR */
     bool started; /* what was encoded so far is not the beginning of the text */
     struct mu_arena *arena; /* of mu_encode_alloc, once it was needed */
 };

@@ -90,7 +90,10 @@ static enum mu_status emit(struct mu_encode *e, int32_t id, const char *p, size_
     if (id >= 0) return mu_encode_push(e, id, err);
     bool bytes = true;
     for (size_t i = 0; i < n; i++) bytes &= t->byte_ids[(unsigned char)p[i]] >= 0;
-    if (!bytes) return t->unk >= 0 ? mu_encode_push(e, t->unk, err) : MU_OK;
+    if (!bytes) {
+        e->unknown = t->unk >= 0;
+        return e->unknown ? mu_encode_push(e, MU_TOK_UNKNOWN_CHAR, err) : MU_OK;
+    }
     enum mu_status st = MU_OK;
     for (size_t i = 0; i < n && st == MU_OK; i++) st = mu_encode_push(e, t->byte_ids[(unsigned char)p[i]], err);
     return st;

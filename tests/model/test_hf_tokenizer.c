@@ -443,6 +443,20 @@ static void test_sentencepiece_kind(void **state)
         if (i == 2) EXPECT(c.t, "a<s>a<s> a", true, 5, 1, 5, 1, 7);
         drop(&c);
     }
+    /* Without tokens for bytes: a row of unknown characters is one token where the file says so. */
+    for (int i = 0; i < 2; i++) {
+        char model[256], text[] = "\u00e9\u65e5a\u00e9<unk>\u00e9";
+        snprintf(model, sizeof model,
+                 "{\"type\": \"BPE\", \"unk_token\": \"<unk>\", \"fuse_unk\": %s, \"vocab\": {\"<unk>\": 0, \"a\": 1}, "
+                 "\"merges\": []}",
+                 i ? "true" : "false");
+        convert_text(dir,
+                     made(model, "{\"id\": 0, \"content\": \"<unk>\", \"special\": true}", "\"normalizer\": " REPLACE),
+                     0, &c);
+        if (i) EXPECT(c.t, text, true, 0, 1, 0, 0, 0);
+        if (!i) EXPECT(c.t, text, true, 0, 0, 1, 0, 0, 0);
+        drop(&c);
+    }
     remove_folder(dir);
 }
 

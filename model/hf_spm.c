@@ -2,7 +2,7 @@
  *
  *   ModelProto      1 pieces (repeated)   2 trainer_spec   3 normalizer_spec
  *   SentencePiece   1 piece (text)        2 score (f32)    3 type (1 … 6, the numbers that GGUF has taken over)
- *   TrainerSpec     3 model_type (1 unigram, 2 BPE)
+ *   TrainerSpec     3 model_type (1 unigram, 2 BPE)   24 treat_whitespace_as_suffix
  *   NormalizerSpec  2 precompiled_charsmap   3 add_dummy_prefix   4 remove_extra_whitespaces   5 escape_whitespaces
  *
  * BPE models without normalization are read, which is what language models have; the rest is refused by name. */
@@ -116,11 +116,17 @@ static enum mu_status read_piece(struct mu_hf *h, struct message m, int id, stru
 static enum mu_status read_trainer(const struct mu_hf *h, struct message m, struct mu_err *err)
 {
     struct field f;
-    uint64_t model = 1;
+    uint64_t model = 1, suffix = 0;
     while (next_field(&m, &f)) {
         if (f.number == 3 && f.wire == WIRE_VARINT) model = f.value;
+        if (f.number == 24 && f.wire == WIRE_VARINT) suffix = f.value;
     }
     if (m.p != m.end) return damaged(h, &m, err);
+    if (model == MODEL_BPE && suffix)
+        return mu_fail(err, MU_EUNSUPPORTED,
+                       "file '%s/tokenizer.model': spaces that stand behind words (treat_whitespace_as_suffix) are not "
+                       "supported; add the model's tokenizer.json",
+                       h->shown);
     if (model == MODEL_BPE) return MU_OK;
     return mu_fail(err, MU_EUNSUPPORTED,
                    "file '%s/tokenizer.model': a SentencePiece model of kind %s is not supported, BPE is; use another "

@@ -535,6 +535,13 @@ static void test_refusals(void **state)
     put_text(dir, "tokenizer.model",
              "\x0a\x03\x0a\x01"
              "a"
+             "\x12\x05\x18\x02\xc0\x01\x01");
+    assert_int_equal(convert(dir, 0, &c, &err), MU_EUNSUPPORTED);
+    assert_non_null(strstr(err.text, "behind words"));
+    drop(&c);
+    put_text(dir, "tokenizer.model",
+             "\x0a\x03\x0a\x01"
+             "a"
              "\x12\x07\x18\x02");
     assert_int_equal(convert(dir, 0, &c, &err), MU_EFORMAT);
     assert_non_null(strstr(err.text, "offset 5"));

@@ -306,9 +306,24 @@ static enum mu_status encode_stretch(struct mu_encode *e, const char *text, size
     return e->t->spm ? mu_tok_spm_encode(e, text, n, err) : mu_tok_bpe_encode(e, text, n, err);
 }
 
-static bool is_space(char c)
+/* Bytes of the white space (Unicode's) that text begins with; 0: it begins with none. */
+static size_t space_at(const char *text, size_t n)
 {
-    return c == ' ' || (c >= '\t' && c <= '\r');
+    uint32_t cp = 0;
+    int len = n ? mu_utf8_next(text, n, &cp) : 0;
+    bool space = cp == ' ' || (cp >= '\t' && cp <= '\r') || cp == 0x85 || cp == 0xA0 || cp == 0x1680 ||
+                 (cp >= 0x2000 && cp <= 0x200A) || cp == 0x2028 || cp == 0x2029 || cp == 0x202F || cp == 0x205F ||
+                 cp == 0x3000;
+    return len > 0 && space ? (size_t)len : 0;
+}
+
+/* … that ends text[n]. */
+static size_t space_before(const char *text, size_t n)
+{
+    for (size_t len = 1; len <= 3 && len <= n; len++) {
+        if (space_at(text + n - len, len) == len) return len;
+    }
+    return 0;
 }
 
 static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t n, bool parse_special,
@@ -316,7 +331,7 @@ static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t 
 {
     const struct mu_tokenizer *t = e->t;
     enum mu_status st;
-    size_t start = 0;
+    size_t start = 0, white = 0; /* white: the end of the white space last stripped; it is looked at once */
     for (size_t at = 0; at <= n;) {
         const struct mu_tok_special *s = at < n ? mu_tok_special_at(t, text + at, n - at, parse_special) : NULL;
         if (at < n && !s) {
@@ -324,18 +339,25 @@ static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t 
             continue;
         }
         size_t end = at;
-        while (s && s->strip_left && end > start && is_space(text[end - 1])) end--;
+        for (size_t len = 1; s && s->strip_left && len && end > start; end -= len)
+            len = space_before(text + start, end - start);
         if (end > start) {
             st = encode_stretch(e, text + start, end - start, err);
             if (st != MU_OK) return st;
         }
         e->started = true;
         if (!s) break;
-        st = mu_encode_push(e, s->id, err);
+        at += s->text.len; /* what is stripped is no text, but may hold a token that is looked for */
+        size_t stop = at;
+        if (s->strip_right) {
+            white = white > at ? white : at;
+            for (size_t len = 1; len; white += len) len = space_at(text + white, n - white);
+            stop = white;
+        }
+        /* One that strips on its left is gone where all of it was stripped before. */
+        st = s->strip_left && stop <= start ? MU_OK : mu_encode_push(e, s->id, err);
         if (st != MU_OK) return st;
-        at += s->text.len;
-        while (s->strip_right && at < n && is_space(text[at])) at++;
-        start = at;
+        start = stop;
     }
     return MU_OK;
 }

@@ -280,6 +280,27 @@ static void test_byte_level(void **state)
         assert_false(mu_tokenizer_add_bos(c.t));
         drop(&c);
     }
+    /* Each of a long row of such tokens strips all that follow, which is looked at once and not for each. */
+    enum { ROW = 1 << 20 };
+    convert_text(dir, made(ABC PAIRS, "{\"id\": 11, \"content\": \"\\n\", \"rstrip\": true}", GPT2_PRE), 0, &c);
+    char *row = mu_malloc(ROW);
+    assert_non_null(row);
+    memset(row, '\n', ROW);
+    struct mu_err row_err = MU_ERR_INIT;
+    int32_t *ids;
+    size_t n_ids;
+    assert_int_equal(mu_tokenizer_encode(c.t, row, ROW, false, &ids, &n_ids, &row_err), MU_OK);
+    assert_int_equal(n_ids, ROW);
+    for (size_t i = 0; i < n_ids; i++) assert_int_equal(ids[i], 11);
+    mu_free(ids);
+    mu_free(row);
+    drop(&c);
+    convert_text(dir,
+                 made(ABC PAIRS, "{\"id\": 11, \"content\": \"\\n\", \"lstrip\": true, \"rstrip\": true}", GPT2_PRE), 0,
+                 &c);
+    EXPECT(c.t, "\n\n", false, 11);
+    EXPECT(c.t, "a \n \n b\n", false, 0, 11, 1, 11);
+    drop(&c);
     /* A pattern that no family has: digits one by one, and no word with a space before it. */
     convert_text(dir, made(ABC PAIRS, "", SEQ(SPLIT("\\\\s+|\\\\d|[^\\\\s\\\\d]+"))), 16, &c);
     assert_int_equal(mu_tokenizer_n_vocab(c.t), 16);
@@ -316,14 +337,21 @@ static void test_byte_level(void **state)
              "[{\"name\": \"default\", \"template\": \"D\"}, {\"name\": \"tool_use\", \"template\": \"T\"}]}");
     convert_text(
         dir,
-        made("{\"type\": \"BPE\", \"ignore_merges\": true, \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2, \"\\u0120\": 3}, "
-             "\"merges\": []}",
+        made("{\"type\": \"BPE\", \"ignore_merges\": true, \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2, \"\\u0120\": 3, "
+             "\"\\u00e3\": 4}, \"merges\": []}",
              "{\"id\": 11, \"content\": \"<s>\", \"special\": true, \"lstrip\": true}, {\"id\": 12, \"content\": "
              "\"<e>\", \"special\": true, \"rstrip\": true}, {\"id\": 13, \"content\": \"<t>\", \"special\": false}, "
-             "{\"id\": 20, \"content\": \"<far>\", \"special\": true}",
+             "{\"id\": 14, \"content\": \"\\n\", \"special\": false}, {\"id\": 20, \"content\": \"<far>\", "
+             "\"special\": true}",
              GPT2_PRE),
         16, &c);
     EXPECT(c.t, "ab <s> <e>  ab<t>", true, 2, 11, 3, 12, 2, 13);
+    EXPECT(c.t,
+           "a\u3000 \u00a0<s><e>\u2003\xc2\x85\u3000"
+           "a\u3000",
+           true, 0, 11, 12, 0, 4);
+    EXPECT(c.t, "\xe3 <s><e>\xe3", true, 4, 11, 12, 4);
+    EXPECT(c.t, "<e> \n a<e> \n<e> ", true, 12, 14, 3, 0, 12, 14, 12);
     EXPECT(c.t, "<t>a", false, 13, 0);
     assert_int_equal(mu_tokenizer_bos(c.t), 11);
     assert_int_equal(mu_tokenizer_eos(c.t), 12);

@@ -284,6 +284,15 @@ static enum mu_status read_metaspace(struct mu_hf *h, const json_t *part, struct
     return MU_OK;
 }
 
+/* Behind ByteLevel a pattern sees the byte alphabet, in which only ASCII is what it was: the space is none, and an
+ * accented letter is two. Digits are cut alike there (Falcon has it so). */
+static bool is_of_digits(const json_t *part)
+{
+    struct mu_str regex = mu_hf_str(json_object_get(json_object_get(part, "pattern"), "Regex"));
+    if (is(json_object_get(part, "type"), "Digits")) return true;
+    return regex.p && strspn(regex.p, "[0123456789-]{,}+") == regex.len;
+}
+
 static enum mu_status read_pre(struct mu_hf *h, const json_t *part, const struct normal *n, struct pre *p, int depth,
                                struct mu_err *err)
 {
@@ -298,6 +307,8 @@ static enum mu_status read_pre(struct mu_hf *h, const json_t *part, const struct
         }
         return MU_OK;
     }
+    if (p->byte_level && !is_of_digits(part))
+        return MU_HF_REFUSE(h, err, "a pre-tokenizer behind ByteLevel that cuts more than digits is");
     if (is(type, "Split")) return read_split(h, part, n, err);
     if (is(type, "ByteLevel")) return read_byte_level(h, part, p, err);
     if (is(type, "Metaspace")) return read_metaspace(h, part, p, err);

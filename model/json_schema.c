@@ -178,13 +178,24 @@ void mu_json_schema_parse(struct mu_gb *b, const char *text, size_t len)
     json_error_t je;
     s.root = json_loadb(text, len, JSON_DECODE_ANY | JSON_REJECT_DUPLICATES, &je);
     if (!s.root) {
-        if (json_error_code(&je) == json_error_out_of_memory) {
-            mu_gb_fail(b, MU_ENOMEM, "no memory to read a schema");
-        } else {
-            char shown[120];
-            mu_gb_fail(b, MU_EFORMAT, "the schema is not JSON: line %d, column %d: %s", je.line, je.column,
-                       mu_text_show(je.text, strlen(je.text), shown, sizeof shown));
+        const char *what = "the schema is not JSON";
+        enum mu_status st = MU_EFORMAT;
+        char shown[120];
+        switch (json_error_code(&je)) {
+        case json_error_out_of_memory: mu_gb_fail(b, MU_ENOMEM, "no memory to read a schema"); return;
+        case json_error_numeric_overflow:
+            what = "a number of the schema is too large";
+            st = MU_ELIMIT;
+            break;
+        case json_error_null_character:
+        case json_error_null_byte_in_key:
+            what = "U+0000 in a schema is not supported";
+            st = MU_EUNSUPPORTED;
+            break;
+        default: break;
         }
+        mu_gb_fail(b, st, "%s: line %d, column %d: %s", what, je.line, je.column,
+                   mu_text_show(je.text, strlen(je.text), shown, sizeof shown));
         return;
     }
     if (!json_is_object(s.root) && !json_is_boolean(s.root))

@@ -13,6 +13,7 @@ enum {
     MIXED_SHARE =
         4, /* a step that also decodes prefills at most 1/MIXED_SHARE of the budget, while costs are not known */
     LEAST_CHUNK = 8, /* tokens, however slow they are: prompts must move */
+    PATIENCE = 32,   /* steps without a chunk after which a prompt that is being read goes first, whosever turn it is */
     GRACE = 32,      /* scheduler.h */
 };
 /* Streams see a gap of at most so many usual ones between two tokens when prompts come: below 3, with room for noise. */
@@ -546,16 +547,40 @@ static bool may_go_on(const struct mu_sched *s, const struct seq *q, const struc
     return q->slot >= 0 && q->last_step != s->next_number && !(b->awaits && gives_way(s, q, b->awaits));
 }
 
+/* Its turn never comes where there is always somebody who has used less: keys without number, each with a little. Who was let
+ * in holds a slot and pages, and is read to its end. */
+static bool has_waited(const struct mu_sched *s, const struct seq *q)
+{
+    return s->next_number - q->last_step > PATIENCE;
+}
+
+static int by_claim(const void *a, const void *b, void *sched)
+{
+    const bool x = has_waited(sched, *(struct seq *const *)a), y = has_waited(sched, *(struct seq *const *)b);
+    return x != y ? y - x : by_turn(a, b, sched);
+}
+
+/* Whether one that runs and has lost all of its pages (mu_sched_slot_empty) lacks them still: nobody is let in before it has
+ * them, for they would be taken from it. */
+static bool lacks_all(struct mu_sched *s, int n, struct mu_step *step)
+{
+    bool lacks = false;
+    for (int i = 0; i < n; i++)
+        if (s->order[i]->slot >= 0 && !s->order[i]->n_page && !pages_grow(s, s->order[i], step)) lacks = true;
+    return lacks;
+}
+
 /* Chunks of prompts, of those that run and of newcomers, by whose turn it is: else a long one that is being read would take
  * all there is until its end, whoever comes meanwhile. First: make_way's. */
 static void add_prompts(struct mu_sched *s, struct seq *first, struct blocked *b, struct mu_step *step,
                         uint32_t *budget)
 {
-    int n = idle_collect(s, false, by_turn), i = 0;
+    int n = idle_collect(s, false, by_claim), i = 0;
+    const bool closed = lacks_all(s, n, step);
     while (*budget) {
         while (i < n && !may_go_on(s, s->order[i], b)) i++;
-        struct seq *runs = i < n ? s->order[i] : NULL, *comes = first ? first : turn_find(s, b);
-        if (comes && (first || !runs || by_turn(&comes, &runs, s) < 0)) {
+        struct seq *runs = i < n ? s->order[i] : NULL, *comes = closed ? NULL : first ? first : turn_find(s, b);
+        if (comes && (first || !runs || (!has_waited(s, runs) && by_turn(&comes, &runs, s) < 0))) {
             first = NULL;
             newcomer(s, comes, b, step, budget);
         } else if (runs) {

@@ -401,6 +401,47 @@ static void test_a_priority_saves_nothing_up(void **state)
     sim_close(&m);
 }
 
+/* A prompt that was let in is read, although somebody always waits who has used less: keys without number, each with a little. */
+static void test_new_keys_do_not_stop_a_prompt(void **state)
+{
+    (void)state;
+    struct sim m;
+    int last = 1;
+    sim_open(&m, 1, 8, 60, 400, 64);
+    request_of(&m, 0, MU_PRIORITY_NORMAL, 0, 0, 380, 5);
+    assert_true(sim_next(&m));
+    sim_complete(&m);
+    for (int step = 0; step < 400 && !m.req[0].n_got; step++) {
+        for (; m.s->n_waiting < 4; last++)
+            request_of(&m, last, MU_PRIORITY_NORMAL, (uint64_t)last, (uint32_t)last, 60, 1);
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    assert_true(m.req[0].n_got > 0);
+    forget(&m);
+    sim_close(&m);
+}
+
+/* Who outgrows its rotation factors loses all of its pages, and gets them back before anybody is let in. */
+static void test_lost_pages_come_back(void **state)
+{
+    (void)state;
+    struct sim m;
+    int last = 1;
+    sim_open(&m, 1, 4, 12, 400, 64);
+    m.opt.n_ctx_short = m.s->opt.n_ctx_short = 192;
+    request_of(&m, 0, MU_PRIORITY_NORMAL, 0, 0, 150, 60);
+    for (int step = 0; step < 300 && !m.req[0].done; step++) {
+        for (; m.s->n_waiting < 3; last++)
+            request_of(&m, last, MU_PRIORITY_NORMAL, (uint64_t)last, (uint32_t)last, 40, 20);
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    assert_true(m.req[0].done);
+    forget(&m);
+    sim_close(&m);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -416,6 +457,8 @@ int main(void)
         cmocka_unit_test(test_what_is_in_flight_is_taken_later),
         cmocka_unit_test(test_a_stream_saves_nothing_up),
         cmocka_unit_test(test_a_priority_saves_nothing_up),
+        cmocka_unit_test(test_new_keys_do_not_stop_a_prompt),
+        cmocka_unit_test(test_lost_pages_come_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -59,18 +59,20 @@ static uint64_t class_floor(const struct mu_fair *f)
     return least < UINT64_MAX ? least : most;
 }
 
+/* Who has nothing that waits had all that it asked for. */
+static void level(struct mu_fair *f, struct mu_fair_flow *w)
+{
+    enum mu_priority p = w->priority;
+    uint64_t of_flow = w->n_waiting ? 0 : flow_floor(f, p), of_class = f->n_waiting[p] ? 0 : class_floor(f);
+    if (w->clock < of_flow) w->clock = of_flow;
+    if (f->clock[p] < of_class) f->clock[p] = of_class;
+}
+
 int mu_fair_enter(struct mu_fair *f, enum mu_priority priority, uint64_t key)
 {
     struct mu_fair_flow *w = flow_of(f, priority, key);
     if (!w) return -1;
-    if (!w->n_waiting) {
-        uint64_t least = flow_floor(f, priority);
-        if (w->clock < least) w->clock = least;
-    }
-    if (!f->n_waiting[priority]) {
-        uint64_t least = class_floor(f);
-        if (f->clock[priority] < least) f->clock[priority] = least;
-    }
+    level(f, w);
     w->n_user++;
     f->n_user[priority]++;
     return (int)(w - f->flow);
@@ -88,6 +90,7 @@ void mu_fair_leave(struct mu_fair *f, int flow)
 
 void mu_fair_wait(struct mu_fair *f, int flow)
 {
+    level(f, &f->flow[flow]); /* what had a place may have lost it */
     f->flow[flow].n_waiting++;
     f->n_waiting[f->flow[flow].priority]++;
 }

@@ -11,8 +11,8 @@
  * requests each has waiting.
  *
  * Nobody saves up: who has nothing that waits gets all that it asks for, however little that is, and others may use the rest.
- * So the clock of a flow of which nothing waits, or nothing is there, is set with its next request to that of those who wait
- * at least, or where nobody waits to the furthest one; that of a priority likewise. Nobody gets rid of what was used
+ * So the clock of a flow of which nothing waits, or nothing is there, is set with its next request, or when one loses its
+ * place, to that of those who wait at least, or where nobody waits to the furthest one; that of a priority likewise. Nobody gets rid of what was used
  * either: keys that have gone keep their clocks until KEPT_FLOWS others have come.
  *
  * Pure: no wall clock, no I/O; units are the caller's (tokens). Threads: one owner.

@@ -125,6 +125,21 @@ static void test_little_all_the_time(void **state)
     mu_fair_free(&f);
 }
 
+/* Nor where a request of it loses its place: it waits then, with others that come. */
+static void test_place_lost(void **state)
+{
+    (void)state;
+    struct mu_fair f = {0};
+    int much = mu_fair_enter(&f, MU_PRIORITY_INTERACTIVE, 1), little = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 2);
+    int beside = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 3);
+    mu_fair_charge(&f, much, 100000);
+    mu_fair_charge(&f, beside, 1000);
+    mu_fair_wait(&f, little);
+    assert_int_equal(mu_fair_compare(&f, little, beside), 0);
+    assert_int_equal(f.clock[MU_PRIORITY_NORMAL], f.clock[MU_PRIORITY_INTERACTIVE]);
+    mu_fair_free(&f);
+}
+
 /* Ten thousand keys that come and go take the room of a few hundred; those that are there keep their places. */
 static void test_bounded(void **state)
 {
@@ -151,7 +166,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_keys_get_the_same), cmocka_unit_test(test_priorities_get_their_shares),
         cmocka_unit_test(test_coming_and_going),  cmocka_unit_test(test_little_all_the_time),
-        cmocka_unit_test(test_bounded),
+        cmocka_unit_test(test_place_lost),        cmocka_unit_test(test_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -56,7 +56,7 @@ static void begin(struct mu_masker *m, struct mu_err *err)
 {
     m->states.st = MU_OK;
     m->states.err = err;
-    m->states.n_step = 0;
+    m->states.n_work = 0;
 }
 
 enum mu_status mu_constraint_create(struct mu_masker *m, struct mu_constraint **c_out, struct mu_err *err)

@@ -115,7 +115,7 @@ struct mu_states {
     uint32_t n_list, n_call;
     uint64_t *seen, seen_round; /* places of list by hash */
     size_t bytes, bytes_max;    /* over the second a step fails */
-    uint64_t n_step;            /* made, not remembered ones */
+    uint64_t n_work;            /* places looked at for steps that were not remembered, in one call */
     enum mu_status st;
     struct mu_err *err;
 };

@@ -9,7 +9,12 @@
 #include "base/alloc.h"
 #include "model/constraint_part.h"
 
-enum { PLACES_MAX = 512, CALLS_MAX = 4 * PLACES_MAX, SEEN_SLOTS = 4 * PLACES_MAX, STEPS_MAX = 1 << 20 };
+enum {
+    PLACES_MAX = 512,
+    CALLS_MAX = 4 * PLACES_MAX,
+    SEEN_SLOTS = 4 * PLACES_MAX,
+    WORK_MAX = 1 << 24, /* places that one call looks at: a second or so. Ordinary masks look at two million at most */
+};
 
 static bool fail_nomem(struct mu_states *s)
 {
@@ -24,6 +29,13 @@ static bool fail_ambiguous(struct mu_states *s)
                         "the grammar can be read in too many ways at this place of the text; make it less ambiguous");
     }
     return false;
+}
+
+/* n places more are looked at. */
+static bool work(struct mu_states *s, uint64_t n)
+{
+    s->n_work += n;
+    return s->n_work <= WORK_MAX || fail_ambiguous(s);
 }
 
 static bool room(struct mu_states *s, void *at, uint32_t *cap, size_t need, size_t size)
@@ -247,6 +259,7 @@ static bool complete(struct mu_states *s, uint32_t state)
     }
     while (s->n_call) { /* the rule of the least rank: nothing will call it any more */
         uint32_t rule = 0, least = MU_MANY, n = 0, left = 0;
+        if (!work(s, s->n_call)) return false;
         for (uint32_t i = 0; i < s->n_call; i++) {
             if (s->calls[i].rank < least) rule = s->calls[i].rule, least = s->calls[i].rank;
         }
@@ -282,13 +295,10 @@ uint32_t mu_states_step(struct mu_states *s, uint32_t state, uint8_t byte)
 {
     const struct mu_dfa *d = &s->g->dfa;
     if (s->st != MU_OK) return MU_STATE_FAIL;
-    if (++s->n_step > STEPS_MAX) {
-        fail_ambiguous(s);
-        return MU_STATE_FAIL;
-    }
     if (s->states[state].row == MU_MANY && !row_add(s, state)) return MU_STATE_FAIL;
     if (s->states[state].all_at == MU_MANY && !complete(s, state)) return MU_STATE_FAIL;
     struct mu_state x = s->states[state];
+    if (!work(s, 1 + x.all_n)) return MU_STATE_FAIL;
     list_begin(s);
     for (uint32_t i = 0; i < x.all_n; i++) {
         struct mu_place p = s->pool[x.all_at + i];

@@ -302,6 +302,14 @@ static enum mu_status idle_wait(struct leader *l, bool outbox_empty, struct mu_e
     return bells_check(l, err);
 }
 
+/* A mask may take a second, and a step may want many: each is progress. */
+static bool allow(void *leader, uint64_t request, const int32_t *emitted, size_t n, uint8_t *mask_out)
+{
+    struct leader *l = leader;
+    mu_record_tick(l->opt->record);
+    return mu_constraints_allow(l->constraints, request, emitted, n, mask_out);
+}
+
 /* ---- life ---- */
 
 static enum mu_status leader_init(struct leader *l, const struct mu_leader_options *opt, struct mu_err *err)
@@ -321,8 +329,8 @@ static enum mu_status leader_init(struct leader *l, const struct mu_leader_optio
     size_t plan_bytes;
     l->opt = opt;
     MU_TRY(st, mu_constraints_create(opt->model->gguf, opt->model->cfg.n_vocab, &l->constraints, err), out);
-    so.allow = mu_constraints_allow;
-    so.allow_ctx = l->constraints;
+    so.allow = allow;
+    so.allow_ctx = l;
     MU_TRY(st, mu_leader_plan_bytes(&opt->serving, opt->model->cfg.n_vocab, &plan_bytes, err), out);
     mu_writer_init(&l->plan, plan_bytes);
     MU_TRY(st, mu_sched_create(&so, &l->sched, err), out);

@@ -310,6 +310,7 @@ void mu_constraints_drop(struct mu_constraints *c, uint64_t request)
     struct request **at = find(c, request), *r = *at;
     if (!r) return;
     *at = r->next;
+    r->language->used = ++c->clock;
     request_free(r);
     languages_trim(c);
 }

@@ -265,6 +265,17 @@ static void test_cache(void **state)
     assert_int_equal(add(c, 1, MU_CONSTRAINT_REGEX, "a{499}"), MU_OK);
     mu_constraints_count(c, &n);
     assert_int_equal(n.n_compiled, TEXTS + 500);
+    /* what was used longest ago goes first, and who was there all the time has just used its own */
+    for (uint64_t i = 10; i < 10 + 64; i++) {
+        char text[64];
+        snprintf(text, sizeof text, "b{%d}", (int)i);
+        assert_int_equal(add(c, i, MU_CONSTRAINT_REGEX, text), MU_OK);
+        mu_constraints_drop(c, i);
+    }
+    mu_constraints_drop(c, 1);
+    assert_int_equal(add(c, 1, MU_CONSTRAINT_REGEX, "a{499}"), MU_OK);
+    mu_constraints_count(c, &n);
+    assert_int_equal(n.n_compiled, TEXTS + 500 + 64);
     assert_int_equal(add(c, 2, MU_CONSTRAINT_REGEX, "(a"), MU_EFORMAT);
     assert_string_equal(allowed(c, 2, ""), "all");
     mu_constraints_destroy(c);

@@ -208,6 +208,7 @@ enum mu_status mu_thinking_finish(struct mu_thinking *t, struct mu_err *err)
 {
     enum mu_status st = MU_OK;
     for (size_t i = 0; !st && i < t->n_held; i++) st = text_byte(t, t->held[i], err);
+    if (!st && t->state == START) st = begin_answer(t, err); /* of white space alone */
     t->n_held = 0;
     return st ? st : out_flush(t, err);
 }

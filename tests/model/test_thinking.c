@@ -56,6 +56,7 @@ static void test_tags(void **state)
     (void)state;
     check("", "Hello.", "", "Hello.");
     check("", " \n Hello.", "", " \n Hello."); /* an answer is left as it is */
+    check("", " \n ", "", " \n ");
     check("", "<think>a < b</think>yes", "a < b", "yes");
     check("", "\n<think>\nwell\n</think>\n\n  yes </think> no", "well\n", "yes </think> no");
     check("", "<think></think>yes", "", "yes");

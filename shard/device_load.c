@@ -30,6 +30,8 @@ struct dev_loader {
     char *buf[DEV_LOAD_BUFFERS];
     size_t buf_bytes, used;
     int cur, n_piece, n_group, n_item;
+    bool
+        hung; /* the queue may never end: freeing what it uses would wait for it, so that is left to the device's close */
     struct piece *piece;
     void *raw;    /* there, as large as a buffer */
     int32_t *bad; /* there, [n_item]; one more buffer's worth is pinned for it */
@@ -78,9 +80,9 @@ void mu_dev_loader_close(struct dev_loader *ld)
 {
     if (!ld) return;
     struct dev *v = ld->s ? ld->s->dev : NULL;
-    if (ld->raw) v->ops->free(v->d, ld->raw);
-    if (ld->bad) v->ops->free(v->d, ld->bad);
-    if (ld->pinned) v->ops->free_host(v->d, ld->pinned);
+    if (ld->raw && !ld->hung) v->ops->free(v->d, ld->raw);
+    if (ld->bad && !ld->hung) v->ops->free(v->d, ld->bad);
+    if (ld->pinned && !ld->hung) v->ops->free_host(v->d, ld->pinned);
     mu_free(ld->piece);
     mu_free(ld);
 }
@@ -107,9 +109,11 @@ int mu_dev_loader_take(struct dev_loader *ld, const struct mu_mat *m, int row0, 
     return n;
 }
 
-static enum mu_status wait_for(struct mu_shard *s, int mark, struct mu_err *err)
+static enum mu_status wait_for(struct dev_loader *ld, int mark, struct mu_err *err)
 {
+    struct mu_shard *s = ld->s;
     if (mu_dev_wait(s, mark, "weights")) return MU_OK;
+    ld->hung = s->failed == MU_ETIMEOUT;
     if (err) *err = s->err;
     return s->failed;
 }
@@ -122,7 +126,7 @@ static enum mu_status buffer_next(struct dev_loader *ld, struct mu_err *err)
     ld->cur = (ld->cur + 1) % DEV_LOAD_BUFFERS;
     ld->used = 0;
     ld->n_piece = ld->n_group = 0;
-    return wait_for(ld->s, DEV_MARK + 1 + ld->cur, err);
+    return wait_for(ld, DEV_MARK + 1 + ld->cur, err);
 }
 
 enum mu_status mu_dev_loader_flush(struct dev_loader *ld, struct mu_err *err)
@@ -157,7 +161,7 @@ enum mu_status mu_dev_loader_end(struct dev_loader *ld, int *bad_out, struct mu_
     const int32_t *bad = (const int32_t *)(const void *)ld->buf[ld->cur];
     *bad_out = -1;
     if (ld->n_item > 0) v->ops->download(v->d, ld->buf[ld->cur], ld->bad, (size_t)ld->n_item * sizeof *bad);
-    enum mu_status st = wait_for(ld->s, MU_DEVICE_MARKS, err);
+    enum mu_status st = wait_for(ld, MU_DEVICE_MARKS, err);
     for (int i = 0; st == MU_OK && i < ld->n_item && *bad_out < 0; i++)
         if (bad[i]) *bad_out = i;
     return st;

@@ -172,6 +172,19 @@ static enum mu_status slow_wait(struct mu_device *d, int mark, int timeout_ms, c
     return mu_device_host_ops()->wait(d, mark, timeout_ms, what, err);
 }
 
+/* As on a GPU, where freeing waits for the queue's end. */
+static void slow_free(struct mu_device *d, void *p)
+{
+    assert_false(stuck);
+    mu_device_host_ops()->free(d, p);
+}
+
+static void slow_free_host(struct mu_device *d, void *p)
+{
+    assert_false(stuck);
+    mu_device_host_ops()->free_host(d, p);
+}
+
 static size_t most_pinned;
 static enum mu_status little_pinned(struct mu_device *d, size_t bytes, void **p_out, struct mu_err *err)
 {
@@ -218,6 +231,8 @@ static void test_stuck(void **state)
     struct mu_shard_options opt = options_of(m, "1@gpu1", &plan, &pool);
     opt.device_timeout_ms = 1234;
     slow.wait = slow_wait;
+    slow.free = slow_free;
+    slow.free_host = slow_free_host;
     stuck = true;
     assert_int_equal(mu_shard_create(&opt, &shard, &why), MU_ETIMEOUT);
     must_say(&why, "rank 0 on GPU 1: weights was not done within 1234 ms");

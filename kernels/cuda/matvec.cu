@@ -40,6 +40,7 @@ enum {
     ITEM_BLOCKS = 8,                   /* of 32 columns */
     PLANE = 16 * ITEM_BLOCKS * 4 + 16, /* bytes */
     STAGE_BYTES = 4096,                /* what a warp has on its way, or two items */
+    SHARED_OWN = 128, /* bytes of a block beside MU_SHARED: n_entry, and up to where MU_SHARED is aligned */
 };
 
 struct job_args {
@@ -698,8 +699,8 @@ template <uint32_t type> struct launch {
     {
         size_t bytes = (size_t)shared_map_of<type, NT>(a.n_vec, a.n_block, a.n_expert, a.n_place).bytes;
         int n_per_sm = item_of<type, NT>::BLOCKS_PER_SM, n_grid;
-        if (bytes > d->shared_max) return false;
-        while (n_per_sm > 1 && (size_t)n_per_sm * (bytes + 1024 + 128) > d->shared_max + 1024) n_per_sm--;
+        if (bytes + SHARED_OWN > d->shared_max) return false;
+        while (n_per_sm > 1 && (size_t)n_per_sm * (bytes + 1024 + SHARED_OWN) > d->shared_max + 1024) n_per_sm--;
         n_grid = d->n_sm * n_per_sm;
         if (!a.n_expert && a.n_unit < n_grid) n_grid = a.n_unit;
         mu_allow_shared(d, "a product with few vectors", matvec_kernel<type, NT>, bytes);

@@ -55,6 +55,15 @@ static void test_types(void **state)
         }
 }
 
+/* What they keep in shared memory is within 128 bytes of all that 99 KiB or 227 KiB leave (seen on real GPUs only). */
+static void test_nearly_full(void **state)
+{
+    (void)state;
+    product(MU_Q4_0, 40, 4096, 7, any_values(), any_values());
+    product(MU_Q4_0, 40, 3584, 8, any_values(), any_values());
+    product(MU_Q2_K, 16, 22016, 5, any_values(), any_values());
+}
+
 static void test_shapes(void **state)
 {
     static const int rows[] = {1, 15, 16, 17, 40, 1000}, cols[] = {32, 64, 96, 256, 288, 512, 768, 2304, 4096 + 32};
@@ -389,6 +398,7 @@ int main(void)
         cmocka_unit_test(test_types),         cmocka_unit_test(test_shapes),     cmocka_unit_test(test_long),
         cmocka_unit_test(test_extreme_codes), cmocka_unit_test(test_bad_scales), cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_steps),         cmocka_unit_test(test_jobs),       cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_nearly_full),
     };
     return cmocka_run_group_tests(tests, dt_open, dt_close);
 }

@@ -285,7 +285,8 @@ static enum mu_status read_metaspace(struct mu_hf *h, const json_t *part, struct
 }
 
 /* Behind ByteLevel a pattern sees the byte alphabet, in which only ASCII is what it was: the space is none, and an
- * accented letter is two. Digits are cut alike there (Falcon has it so). */
+ * accented letter is two. Of digits ASCII's are cut alike there (Falcon has it so), and some bytes of letters, over which no
+ * merge goes that was learnt so. */
 static bool is_of_digits(const json_t *part)
 {
     struct mu_str regex = mu_hf_str(json_object_get(json_object_get(part, "pattern"), "Regex"));
@@ -314,7 +315,8 @@ static enum mu_status read_pre(struct mu_hf *h, const json_t *part, const struct
     if (is(type, "Metaspace")) return read_metaspace(h, part, p, err);
     const char *pattern = NULL;
     if (is(type, "Digits")) {
-        pattern = json_is_true(json_object_get(part, "individual_digits")) ? "\\p{N}" : "\\p{N}+";
+        bool single = json_is_true(json_object_get(part, "individual_digits"));
+        pattern = p->byte_level ? (single ? "[0-9]" : "[0-9]+") : single ? "\\p{N}" : "\\p{N}+";
     } else if (is(type, "Punctuation")) {
         const json_t *behavior = json_object_get(part, "behavior");
         if (is(behavior, "Contiguous")) pattern = "[\\p{P}$+<=>^~|`]+";

@@ -108,10 +108,10 @@ static int end_ids(const struct mu_hf *h, int eos, int32_t *ids)
     return n;
 }
 
-/* ---- white space that added tokens take ---- */
+/* ---- what added tokens are like ---- */
 
-static enum mu_status put_strips(const struct mu_hf *h, struct mu_gguf_writer *w, const char *flag, const char *key,
-                                 struct mu_err *err)
+static enum mu_status put_flagged(const struct mu_hf *h, struct mu_gguf_writer *w, const char *flag, const char *key,
+                                  struct mu_err *err)
 {
     size_t cap = json_array_size(h->added), n = 0, i;
     const json_t *token;
@@ -217,7 +217,8 @@ enum mu_status mu_hf_special_put(const struct mu_hf *h, struct mu_gguf_writer *w
     mu_gguf_put_bool(w, "tokenizer.ggml.add_eos_token", add_eos);
     int n_end = end_ids(h, ids[EOS], ends);
     if (n_end) mu_gguf_put_i32s(w, "muster.tokenizer.end_ids", ends, (uint64_t)n_end);
-    enum mu_status st = put_strips(h, w, "lstrip", "muster.tokenizer.strip_left", err);
-    if (st == MU_OK) st = put_strips(h, w, "rstrip", "muster.tokenizer.strip_right", err);
+    enum mu_status st = put_flagged(h, w, "lstrip", "muster.tokenizer.strip_left", err);
+    if (st == MU_OK) st = put_flagged(h, w, "rstrip", "muster.tokenizer.strip_right", err);
+    if (st == MU_OK) st = put_flagged(h, w, "normalized", "muster.tokenizer.second_pass", err);
     return st == MU_OK ? put_chat_template(h, w, err) : st;
 }

@@ -11,6 +11,7 @@
  *   muster.tokenizer.end_ids        [i32]  further tokens at which generation ends
  *   muster.tokenizer.strip_left,
  *   muster.tokenizer.strip_right    [i32]  added tokens that take the white space before, after them (may be empty)
+ *   muster.tokenizer.second_pass    [i32]  added tokens that are looked for in what the others have left
  *   muster.tokenizer.first_space    bool   the space prefix goes before the text only, not behind special tokens
  *   muster.tokenizer.one_space      bool   … and not before a text that begins with a space
  *   muster.tokenizer.each_unknown   bool   each character that is unknown is a token, not each row of them

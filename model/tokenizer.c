@@ -153,7 +153,7 @@ enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **
 {
     enum mu_status st;
     struct mu_str name;
-    const struct mu_gguf_value *left, *right;
+    const struct mu_gguf_value *left, *right, *late;
     struct mu_tokenizer *t = mu_calloc(1, sizeof *t);
     if (!t) return mu_fail(err, MU_ENOMEM, "no memory for a tokenizer");
     t->gguf = g;
@@ -175,7 +175,8 @@ enum mu_status mu_tokenizer_open(const struct mu_gguf *g, struct mu_tokenizer **
     MU_TRY(st, mu_tok_vocab_open(t, err), fail);
     MU_TRY(st, read_ids(t, "muster.tokenizer.strip_left", &left, err), fail);
     MU_TRY(st, read_ids(t, "muster.tokenizer.strip_right", &right, err), fail);
-    MU_TRY(st, mu_tok_specials_open(t, left, right, err), fail);
+    MU_TRY(st, read_ids(t, "muster.tokenizer.second_pass", &late, err), fail);
+    MU_TRY(st, mu_tok_specials_open(t, left, right, late, err), fail);
     MU_TRY(st, t->spm ? mu_tok_spm_open(t, err) : mu_tok_bpe_open(t, err), fail);
     MU_TRY(st, mu_gguf_get_bool(g, "tokenizer.ggml.add_bos_token", t->spm || mu_pre_adds_bos(t->pre), &t->add_bos, err),
            fail);
@@ -332,9 +333,10 @@ static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t 
     const struct mu_tokenizer *t = e->t;
     enum mu_status st;
     size_t start = 0, white = 0; /* white: the end of the white space last stripped; it is looked at once */
+    bool late = false;           /* it was stripped by a token of the second pass */
     for (size_t at = 0; at <= n;) {
         const struct mu_tok_special *s = at < n ? mu_tok_special_at(t, text + at, n - at, parse_special) : NULL;
-        if (at < n && !s) {
+        if (at < n && (!s || (at < start && s->late && !late))) {
             at++;
             continue;
         }
@@ -353,6 +355,7 @@ static enum mu_status encode_text(struct mu_encode *e, const char *text, size_t 
             white = white > at ? white : at;
             for (size_t len = 1; len; white += len) len = space_at(text + white, n - white);
             stop = white;
+            late = s->late;
         }
         /* One that strips on its left is gone where all of it was stripped before. */
         st = s->strip_left && stop <= start ? MU_OK : mu_encode_push(e, s->id, err);

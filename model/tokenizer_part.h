@@ -46,6 +46,7 @@ struct mu_tok_special {
     int32_t id;
     bool always;                  /* user-defined: also where special tokens are not to be parsed */
     bool strip_left, strip_right; /* white space before, after it is dropped */
+    bool late;                    /* looked for in what the others have left, so not in what they have stripped */
 };
 struct mu_tok_specials {
     struct mu_tok_special *items;
@@ -132,9 +133,10 @@ uint64_t mu_tok_seed(void);
 enum mu_status mu_tok_ranks_open(struct mu_tokenizer *t, struct mu_err *err);
 
 /* tokenizer_special.c */
-/* left, right: arrays of ids that strip white space (checked), or NULL. */
+/* Arrays of ids (checked), or NULL: left, right, those that strip white space; late, those of the second pass. */
 enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, const struct mu_gguf_value *left,
-                                    const struct mu_gguf_value *right, struct mu_err *err);
+                                    const struct mu_gguf_value *right, const struct mu_gguf_value *late,
+                                    struct mu_err *err);
 /* The longest token that text begins with; NULL: none. n ≥ 1. */
 const struct mu_tok_special *mu_tok_special_at(const struct mu_tokenizer *t, const char *text, size_t n,
                                                bool parse_special);

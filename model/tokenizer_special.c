@@ -37,21 +37,23 @@ static bool strips(const struct mu_tokenizer *t, struct mu_str text)
     return t->strip_after;
 }
 
+enum flag { LEFT, RIGHT, LATE };
+
 /* Marks the items of these ids. Items are sorted by text, so that an id is found by it. */
 static void mark(struct mu_tok_specials *s, size_t n, const struct mu_tokenizer *t, const struct mu_gguf_value *ids,
-                 bool right)
+                 enum flag flag)
 {
     for (uint64_t i = 0; ids && i < ids->n; i++) {
         int32_t id = (int32_t)mu_gguf_item_i64(ids, i);
         struct mu_tok_special key = {.text = text_of(t, id), .id = id};
         struct mu_tok_special *item = bsearch(&key, s->items, n, sizeof *s->items, compare);
-        if (item && right) item->strip_right = true;
-        if (item && !right) item->strip_left = true;
+        if (item) *(flag == LEFT ? &item->strip_left : flag == RIGHT ? &item->strip_right : &item->late) = true;
     }
 }
 
 enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, const struct mu_gguf_value *left,
-                                    const struct mu_gguf_value *right, struct mu_err *err)
+                                    const struct mu_gguf_value *right, const struct mu_gguf_value *late,
+                                    struct mu_err *err)
 {
     struct mu_tok_specials *s = &t->specials;
     size_t n = 0, kept = 0;
@@ -63,7 +65,8 @@ enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, const struct mu_gguf
     for (int i = 0; i < t->n_vocab; i++) {
         if (t->types[i] < MU_TOK_UNKNOWN || t->types[i] > MU_TOK_USER || !t->texts[i].len) continue;
         struct mu_str text = text_of(t, i);
-        s->items[n++] = (struct mu_tok_special){text, i, t->types[i] == MU_TOK_USER, false, !right && strips(t, text)};
+        s->items[n++] = (struct mu_tok_special){
+            .text = text, .id = i, .always = t->types[i] == MU_TOK_USER, .strip_right = !right && strips(t, text)};
     }
     qsort(s->items, n, sizeof *s->items, compare);
     for (size_t i = 0; i < n; i++) { /* of equal texts the last id stays */
@@ -71,8 +74,9 @@ enum mu_status mu_tok_specials_open(struct mu_tokenizer *t, const struct mu_gguf
                     memcmp(s->items[i].text.p, s->items[i + 1].text.p, s->items[i].text.len);
         if (last) s->items[kept++] = s->items[i];
     }
-    mark(s, kept, t, left, false);
-    mark(s, kept, t, right, true);
+    mark(s, kept, t, left, LEFT);
+    mark(s, kept, t, right, RIGHT);
+    mark(s, kept, t, late, LATE);
     for (size_t i = 0; i < kept; i++) {
         unsigned char b = (unsigned char)s->items[i].text.p[0];
         s->first[b + 1]++;

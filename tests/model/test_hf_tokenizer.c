@@ -317,6 +317,16 @@ static void test_byte_level(void **state)
         0, &c);
     EXPECT(c.t, "a 11!! a1111", false, 0, 6, 9, 10, 10, 7, 9, 8, 8);
     drop(&c);
+    convert_text(dir,
+                 made("{\"type\": \"BPE\", \"vocab\": {\"\\u0120\": 0, \"\\u00c2\": 1, \"\\u00bd\": 2, "
+                      "\"\\u0120\\u00c2\": 3, \"1\": 4}, \"merges\": [[\"\\u0120\", \"\\u00c2\"]]}",
+                      "",
+                      "\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"ByteLevel\", "
+                      "\"add_prefix_space\": false, \"use_regex\": true}, {\"type\": \"Digits\", "
+                      "\"individual_digits\": false}]}"),
+                 0, &c);
+    EXPECT(c.t, " \u00bd 1", false, 3, 2, 0, 4); /* one half is no digit there */
+    drop(&c);
     /* One that matches nothing at all in places: cuts without words. */
     convert_text(dir, made(ABC PAIRS, "", SEQ(SPLIT("(?=1)|b"))), 0, &c);
     EXPECT(c.t, "abc11bb", false, 0, 1, 2, 8, 8, 1, 1);
@@ -341,7 +351,8 @@ static void test_byte_level(void **state)
              "\"\\u00e3\": 4}, \"merges\": []}",
              "{\"id\": 11, \"content\": \"<s>\", \"special\": true, \"lstrip\": true}, {\"id\": 12, \"content\": "
              "\"<e>\", \"special\": true, \"rstrip\": true}, {\"id\": 13, \"content\": \"<t>\", \"special\": false}, "
-             "{\"id\": 14, \"content\": \"\\n\", \"special\": false}, {\"id\": 20, \"content\": \"<far>\", "
+             "{\"id\": 14, \"content\": \"\\n\", \"special\": false}, {\"id\": 15, \"content\": \"\\t\", "
+             "\"special\": false, \"normalized\": true}, {\"id\": 20, \"content\": \"<far>\", "
              "\"special\": true}",
              GPT2_PRE),
         16, &c);
@@ -352,6 +363,7 @@ static void test_byte_level(void **state)
            true, 0, 11, 12, 0, 4);
     EXPECT(c.t, "\xe3 <s><e>\xe3", true, 4, 11, 12, 4);
     EXPECT(c.t, "<e> \n a<e> \n<e> ", true, 12, 14, 3, 0, 12, 14, 12);
+    EXPECT(c.t, "<e>\ta\t<e>\n\t", true, 12, 0, 15, 12, 14, 15); /* what the first pass strips the second does not see */
     EXPECT(c.t, "<t>a", false, 13, 0);
     assert_int_equal(mu_tokenizer_bos(c.t), 11);
     assert_int_equal(mu_tokenizer_eos(c.t), 12);

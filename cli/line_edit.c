@@ -83,7 +83,10 @@ void mu_line_edit_abandon(void)
 {
     if (!terminal.edited || tcgetpgrp(STDIN_FILENO) != getpgrp()) return; /* in the background it is the shell's */
     tcsetattr(STDIN_FILENO, TCSANOW, &terminal.mode);
-    if (terminal.out >= 0 && write(terminal.out, paste_off, sizeof paste_off - 1) < 0) return;
+    /* Not where Ctrl-S has stopped it: that would wait for Ctrl-Q. */
+    struct pollfd out = {.fd = terminal.out, .events = POLLOUT};
+    if (poll(&out, 1, 0) == 1 && (out.revents & POLLOUT) && write(terminal.out, paste_off, sizeof paste_off - 1) < 0)
+        return;
 }
 
 /* After Ctrl-Z and `fg`: the shell has given the terminal back in its own mode, with other text on it. */
@@ -275,6 +278,7 @@ enum mu_status mu_line_edit_open(const char *history_path, struct mu_line_edit *
 void mu_line_edit_close(struct mu_line_edit *e)
 {
     if (!e) return;
+    if (e->unsaved && e->path && !e->file_failed) history_save(e, NULL); /* of a paste that Ctrl-C ended */
     if (e->el) el_end(e->el);
     if (e->history) history_end(e->history);
     mu_free(e->path);

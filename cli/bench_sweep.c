@@ -85,10 +85,13 @@ static void serving_add(struct mu_serving *v, const struct mu_split *split, cons
 static uint64_t need_of(const struct run *r, const struct mu_serving *v)
 {
     uint64_t need = 0;
+    bool embeds[MU_MAX_RANKS] = {0}; /* machines with the embedding's pages */
     for (int i = 0; i < r->plan->n_rank; i++) {
         struct mu_rank_memory m;
         mu_plan_memory(r->sweep->model, r->plan, i, v, &m);
         need += m.weights + m.kv + m.scratch + m.host + m.streamed;
+        if (m.mapped && embeds[r->machine[i]]) need -= m.mapped;
+        embeds[r->machine[i]] |= m.mapped > 0;
     }
     return need;
 }

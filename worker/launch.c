@@ -137,9 +137,9 @@ static void network_private(void)
  * containers may. It gets the beginning of it. */
 static void host_name_short(void)
 {
-    enum { SHORT = 40 };
+    enum { LONGEST = 56, SHORT = 40 };
     struct utsname u;
-    if (uname(&u) != 0 || strlen(u.nodename) <= SHORT) return;
+    if (uname(&u) != 0 || strlen(u.nodename) <= LONGEST) return;
     if (unshare(CLONE_NEWUTS) != 0 || sethostname(u.nodename, SHORT) != 0)
         mu_warn("launch",
                 "mpirun, which aborts where a machine's name is longer than 56 bytes, gets all %zu of this one's: %s",

@@ -320,7 +320,7 @@ class Owner(unittest.TestCase):
             shutil.copy(harness.BARD, model)
             for path in (model, os.path.dirname(model)):
                 os.chown(path, 12345, 12345)
-            if subprocess.run(["unshare", "-n", "test", "-r", model]).returncode:
+            if subprocess.run(["unshare", "-n", "sh", "-c", "ip link set lo up && test -r \"$0\"", model]).returncode:
                 self.skipTest("root may not everything here")
             with harness.Server(model, split="1:1") as server:
                 self.assertEqual(len(server.generate("O", 3)[0]), 3)
@@ -331,17 +331,24 @@ class SharedMemory(unittest.TestCase):
     @unittest.skipIf(os.geteuid() != 0, "not root")
     def test_where_it_is_nearly_full(self):
         """Ranks share files elsewhere, where /dev/shm has less room than they need."""
+        self.serve("3m", elsewhere=True)
+
+    def test_without_a_limit(self):
+        """Such a file system tells of no blocks at all."""
+        self.serve("0", elsewhere=False)
+
+    def serve(self, size, elsewhere):
         with tempfile.TemporaryDirectory() as tmp:
             program = os.path.join(tmp, "muster")
             with open(program, "w") as f:
-                f.write('#!/bin/sh\n[ $# = 0 ] || exec unshare -m sh -c \'mount -t tmpfs -o size=3m none /dev/shm && exec "$0" "$@"\' '
+                f.write('#!/bin/sh\n[ $# = 0 ] || exec unshare -m sh -c \'mount -t tmpfs -o size=' + size + ' none /dev/shm && exec "$0" "$@"\' '
                         f'"{harness.MUSTER}" "$@"\nexec unshare -m mount -t tmpfs none /dev/shm\n')
             os.chmod(program, 0o755)
             if subprocess.run([program], stderr=subprocess.DEVNULL).returncode:
                 self.skipTest("nothing can be mounted here")
             with harness.Server(split="1:1", program=program) as server:
                 self.assertEqual(len(server.generate("O", 3)[0]), 3)
-                self.assertIn("/dev/shm", server.logged())
+                self.assertEqual("share files in the run folder" in server.logged(), elsewhere)
                 self.assertEqual(server.stop(), [])
 
 

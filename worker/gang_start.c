@@ -220,12 +220,12 @@ static enum mu_status folder_make(const char *parent, unsigned long number, char
     return MU_OK;
 }
 
-/* Open MPI does not begin where there is less than it maps, and a rank that finds no page later gets SIGBUS. */
+/* Open MPI does not begin where there is less than it maps, and a rank that finds no page later gets SIGBUS. A file system
+ * without a limit (size=0) tells of no blocks at all: Open MPI takes that for none, and so do we. */
 static bool shm_has_room(const char *dir, int n_rank)
 {
     struct statvfs v;
-    uint64_t room = 0, wanted = SHM_BYTES;
-    if (statvfs(dir, &v) == 0) room = v.f_blocks ? (uint64_t)v.f_bavail * v.f_frsize : UINT64_MAX; /* 0: has no limit */
+    uint64_t room = statvfs(dir, &v) == 0 ? (uint64_t)v.f_bavail * v.f_frsize : 0, wanted = SHM_BYTES;
     wanted *= (uint64_t)n_rank + 1; /* one for the records and for what others take meanwhile */
     if (room >= wanted) return true;
     mu_warn("worker", "%s has %llu MB free, %d ranks want %llu to share: they share files in the run folder", dir,

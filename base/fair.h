@@ -5,15 +5,16 @@
  *                    ┌──┴──┐       │      ┌─┴─┐          divided by the weight. The turn is of the priority whose clock is
  *   keys, equal      a  b  c       a      d   e          furthest behind, and there of the key that is.
  *
- * Who asks for less than its share is served at once: it is behind. Who asks for more waits for the others, but is never
- * left out: while it gets nothing its clock stands still, and those that are served pass it. Of three priorities that all
+ * Who asks for less than its share is served at once: it is behind. Who asks for more waits for the others, but is not
+ * left out by them: while it gets nothing its clock stands still, and those that are served pass it. (Keys without number that
+ * each come once begin behind it, though, as long as one of them always waits.) Of three priorities that all
  * have more to do than there is service, they get 16/21, 4/21 and 1/21; keys of one priority get the same, however many
  * requests each has waiting.
  *
  * Nobody saves up: who has nothing that waits gets all that it asks for, however little that is, and others may use the rest.
  * So the clock of a flow of which nothing waits, or nothing is there, is set with its next request, or when one loses its
- * place, to that of those who wait at least, or where nobody waits to the furthest one; that of a priority likewise. Nobody gets rid of what was used
- * either: keys that have gone keep their clocks until KEPT_FLOWS others have come.
+ * place, to that of those who wait at least, or where nobody waits to the furthest one; that of a priority likewise. Nobody
+ * gets rid of what was used either: keys that have gone keep their clocks until KEPT_FLOWS others have come.
  *
  * Pure: no wall clock, no I/O; units are the caller's (tokens). Threads: one owner.
  * Source: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996; the two levels as in hierarchical packet fair

@@ -11,7 +11,8 @@
  *   mask        ceil(n_vocab / 32) words, bit id % 32 of word id / 32 set where the id may come next
  *
  * A token is allowed exactly where all its bytes can be read and the text can still be finished; ids that end the text
- * where it may end. A constraint's state is a function of the ids it accepted: replaying them gives the same masks.
+ * where it may end. A constraint's state is a function of the ids it accepted: replaying them gives the same masks. Only
+ * whether one ends in MU_ELIMIT may differ: what is remembered costs nothing, and is not there after a relaunch.
  *
  * Errors: MU_EFORMAT: the text of a grammar or schema is malformed; MU_EUNSUPPORTED names what cannot be honoured;
  * MU_EINVAL: nothing can satisfy it; MU_ELIMIT: too large, or (accept, mask) too ambiguous; MU_ENOMEM. */

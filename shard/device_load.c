@@ -30,8 +30,7 @@ struct dev_loader {
     char *buf[DEV_LOAD_BUFFERS];
     size_t buf_bytes, used;
     int cur, n_piece, n_group, n_item;
-    bool
-        hung; /* the queue may never end: freeing what it uses would wait for it, so that is left to the device's close */
+    bool hung; /* the queue may never end, and freeing what it uses would wait for it: left to the device's close */
     struct piece *piece;
     void *raw;    /* there, as large as a buffer */
     int32_t *bad; /* there, [n_item]; one more buffer's worth is pinned for it */

@@ -36,17 +36,19 @@ static struct mu_fair_flow *flow_of(struct mu_fair *f, enum mu_priority priority
     return idle;
 }
 
-/* Where a flow begins: where the last of those is who wait; where nobody does, at the furthest that is or was there. */
+/* Where a flow begins: where the last of those is who wait, or where nobody does, at the furthest that is or was there; and
+ * no earlier than where all of them would be had each got the same. */
 static uint64_t flow_floor(const struct mu_fair *f, enum mu_priority priority)
 {
-    uint64_t least = UINT64_MAX, most = f->floor[priority];
+    uint64_t least = UINT64_MAX, most = f->floor[priority], even = f->even[priority];
     for (size_t i = 0; i < f->n_flow; i++) {
         const struct mu_fair_flow *w = &f->flow[i];
         if (w->priority != priority || !w->n_user) continue;
         if (w->n_waiting && w->clock < least) least = w->clock;
         if (w->clock > most) most = w->clock;
     }
-    return least < UINT64_MAX ? least : most;
+    uint64_t begin = least < UINT64_MAX ? least : most;
+    return begin > even ? begin : even;
 }
 
 static uint64_t class_floor(const struct mu_fair *f)
@@ -73,7 +75,7 @@ int mu_fair_enter(struct mu_fair *f, enum mu_priority priority, uint64_t key)
     struct mu_fair_flow *w = flow_of(f, priority, key);
     if (!w) return -1;
     level(f, w);
-    w->n_user++;
+    if (!w->n_user++) f->n_present[priority]++;
     f->n_user[priority]++;
     return (int)(w - f->flow);
 }
@@ -82,7 +84,7 @@ void mu_fair_leave(struct mu_fair *f, int flow)
 {
     struct mu_fair_flow *w = &f->flow[flow];
     enum mu_priority p = w->priority;
-    w->n_user--;
+    if (!--w->n_user) f->n_present[p]--;
     f->n_user[p]--;
     if (!w->n_user && w->clock > f->floor[p]) f->floor[p] = w->clock;
     if (!f->n_user[p] && f->clock[p] > f->class_floor) f->class_floor = f->clock[p];
@@ -104,8 +106,12 @@ void mu_fair_unwait(struct mu_fair *f, int flow)
 void mu_fair_charge(struct mu_fair *f, int flow, uint64_t used)
 {
     struct mu_fair_flow *w = &f->flow[flow];
+    enum mu_priority p = w->priority;
     w->clock += used;
-    f->clock[w->priority] += used * step_of[w->priority];
+    f->clock[p] += used * step_of[p];
+    f->rest[p] += used;
+    f->even[p] += f->rest[p] / f->n_present[p];
+    f->rest[p] %= f->n_present[p];
 }
 
 int mu_fair_compare_priorities(const struct mu_fair *f, enum mu_priority a, enum mu_priority b)

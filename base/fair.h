@@ -6,10 +6,13 @@
  *   keys, equal      a  b  c       a      d   e          furthest behind, and there of the key that is.
  *
  * Who asks for less than its share is served at once: it is behind. Who asks for more waits for the others, but is not
- * left out by them: while it gets nothing its clock stands still, and those that are served pass it. (Keys without number that
- * each come once begin behind it, though, as long as one of them always waits.) Of three priorities that all
- * have more to do than there is service, they get 16/21, 4/21 and 1/21; keys of one priority get the same, however many
+ * left out by them: while it gets nothing its clock stands still, and those that are served pass it. Of three priorities that
+ * all have more to do than there is service, they get 16/21, 4/21 and 1/21; keys of one priority get the same, however many
  * requests each has waiting.
+ *
+ * Keys without number that each come once would all begin where one of them always waits, and never pass a key that waits and
+ * has used much. So a priority has one more clock: where its keys would be had each that is there got the same (generalised
+ * processor sharing's virtual time). It goes on with whatever is used, and nobody begins before it.
  *
  * Nobody saves up: who has nothing that waits gets all that it asks for, however little that is, and others may use the rest.
  * So the clock of a flow of which nothing waits, or nothing is there, is set with its next request, or when one loses its
@@ -17,8 +20,8 @@
  * gets rid of what was used either: keys that have gone keep their clocks until KEPT_FLOWS others have come.
  *
  * Pure: no wall clock, no I/O; units are the caller's (tokens). Threads: one owner.
- * Source: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996; the two levels as in hierarchical packet fair
- * queueing. Rejected: strict priorities with ageing, whose latencies depend on how the ageing was tuned, and deficit
+ * Sources: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996; Parekh, Gallager, "A Generalized Processor Sharing
+ * Approach to Flow Control", IEEE/ACM ToN 1993; the two levels as in hierarchical packet fair queueing. Rejected: strict priorities with ageing, whose latencies depend on how the ageing was tuned, and deficit
  * round robin, which needs a quantum as large as the largest request. */
 #ifndef MU_BASE_FAIR_H
 #define MU_BASE_FAIR_H
@@ -40,6 +43,9 @@ struct mu_fair { /* zeroed is empty */
     size_t n_flow, cap;
     uint64_t clock[MU_PRIORITY_COUNT];
     uint64_t floor[MU_PRIORITY_COUNT]; /* clocks of new flows where no flow of the priority has users */
+    uint64_t even[MU_PRIORITY_COUNT],
+        rest[MU_PRIORITY_COUNT];           /* what was used, over the flows that had users then; remainder */
+    uint32_t n_present[MU_PRIORITY_COUNT]; /* flows that have users */
     uint32_t n_user[MU_PRIORITY_COUNT], n_waiting[MU_PRIORITY_COUNT];
     uint64_t class_floor;
 };
@@ -52,7 +58,7 @@ void mu_fair_leave(struct mu_fair *f, int flow); /* one less */
 /* One request of the flow that is there waits; one waits no more: it is served, or about to leave. */
 void mu_fair_wait(struct mu_fair *f, int flow);
 void mu_fair_unwait(struct mu_fair *f, int flow);
-void mu_fair_charge(struct mu_fair *f, int flow, uint64_t used);
+void mu_fair_charge(struct mu_fair *f, int flow, uint64_t used); /* a flow that is there used so much */
 
 /* Below 0: a's turn is before b's; above 0: after; 0: they are one flow, or alike. */
 int mu_fair_compare(const struct mu_fair *f, int a, int b);

@@ -547,7 +547,7 @@ static bool may_go_on(const struct mu_sched *s, const struct seq *q, const struc
     return q->slot >= 0 && q->last_step != s->next_number && !(b->awaits && gives_way(s, q, b->awaits));
 }
 
-/* Its turn never comes where there is always somebody who has used less: keys without number, each with a little. Who was let
+/* Its turn comes late where there is always somebody who has used less: keys without number, each with a little. Who was let
  * in holds a slot and pages, and is read to its end. */
 static bool has_waited(const struct mu_sched *s, const struct seq *q)
 {

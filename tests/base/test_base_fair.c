@@ -140,6 +140,27 @@ static void test_place_lost(void **state)
     mu_fair_free(&f);
 }
 
+/* One that waits and has used much, beside keys without number that each come once, one of which always waits. */
+static void test_new_keys_without_number(void **state)
+{
+    (void)state;
+    struct mu_fair f = {0};
+    int much = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 1), fresh = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 2), n = 0;
+    mu_fair_wait(&f, fresh);
+    mu_fair_charge(&f, much, 1000); /* what it had running went on */
+    mu_fair_wait(&f, much);
+    for (uint64_t key = 3; n < 1000 && mu_fair_compare(&f, fresh, much) < 0; key++, n++) {
+        int next = mu_fair_enter(&f, MU_PRIORITY_NORMAL, key);
+        mu_fair_wait(&f, next);
+        mu_fair_unwait(&f, fresh);
+        mu_fair_charge(&f, fresh, 10);
+        mu_fair_leave(&f, fresh);
+        fresh = next;
+    }
+    assert_near(n, 150, 5); /* 500 behind it, of 10 used by one of three its part is 3.3 */
+    mu_fair_free(&f);
+}
+
 /* Ten thousand keys that come and go take the room of a few hundred; those that are there keep their places. */
 static void test_bounded(void **state)
 {
@@ -166,7 +187,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_keys_get_the_same), cmocka_unit_test(test_priorities_get_their_shares),
         cmocka_unit_test(test_coming_and_going),  cmocka_unit_test(test_little_all_the_time),
-        cmocka_unit_test(test_place_lost),        cmocka_unit_test(test_bounded),
+        cmocka_unit_test(test_place_lost),        cmocka_unit_test(test_new_keys_without_number),
+        cmocka_unit_test(test_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -422,6 +422,27 @@ static void test_new_keys_do_not_stop_a_prompt(void **state)
     sim_close(&m);
 }
 
+/* Nor does a request of a key that has used much wait for a place for ever, beside such keys. */
+static void test_new_keys_do_not_keep_one_out(void **state)
+{
+    (void)state;
+    struct sim m;
+    int last = 2, came = 0; /* the second request, once the first, of the same key, has got much */
+    sim_open(&m, 1, 4, 60, 400, 64);
+    request_of(&m, 0, MU_PRIORITY_NORMAL, 0, 0, 20, 370);
+    while (last < MAX_REQUESTS - 4 && !m.req[1].done) {
+        if (!came && m.req[0].n_got > 300) request_of(&m, 1, MU_PRIORITY_NORMAL, 0, 1, 60, 5), came = last;
+        for (; m.s->n_waiting < 4; last++)
+            request_of(&m, last, MU_PRIORITY_NORMAL, (uint64_t)last, (uint32_t)last, 60, 10);
+        assert_true(sim_next(&m));
+        sim_complete(&m);
+    }
+    print_message("%d that came later went ahead of it\n", last - came);
+    assert_true(m.req[1].done);
+    forget(&m);
+    sim_close(&m);
+}
+
 /* Who outgrows its rotation factors loses all of its pages, and gets them back before anybody is let in. */
 static void test_lost_pages_come_back(void **state)
 {
@@ -458,6 +479,7 @@ int main(void)
         cmocka_unit_test(test_a_stream_saves_nothing_up),
         cmocka_unit_test(test_a_priority_saves_nothing_up),
         cmocka_unit_test(test_new_keys_do_not_stop_a_prompt),
+        cmocka_unit_test(test_new_keys_do_not_keep_one_out),
         cmocka_unit_test(test_lost_pages_come_back),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

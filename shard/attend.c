@@ -12,23 +12,33 @@
 #include "shard/parts.h"
 
 enum {
-    QUERY_BLOCK = 24,   /* tokens: a multiple of the kernels' 12 queries whatever the group */
-    CUT = 4,            /* segments */
-    CUT_FROM = 8,       /* segments of a sequence that is worth it: two meetings are a few µs */
-    CUT_ITEMS_EACH = 8, /* with so many items a thread nobody waits for long */
+    QUERY_ROWS = 96,  /* tokens times heads that the kernels like to have at once */
+    QUERY_BLOCK = 24, /* tokens at least: with all groups of heads a multiple of the kernels' blocks of 6 and 8 */
+    CUT = 4,          /* segments */
+    CUT_FROM = 8,     /* segments of a sequence that is worth it: two meetings are a few µs */
+    ITEMS_EACH = 8,   /* with so many items a thread nobody waits for long */
 };
 
-void mu_attend_plan(struct mu_shard *s)
+/* Blocks of so many tokens, into block0. */
+static void blocks_cut(struct mu_shard *s, uint32_t query_block)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < s->step->n_seq; i++) {
         s->block0[i] = n;
-        n += (s->step->seq[i].n_tok + QUERY_BLOCK - 1) / QUERY_BLOCK;
+        n += (s->step->seq[i].n_tok + query_block - 1) / query_block;
     }
     s->block0[s->step->n_seq] = n;
+    s->query_block = query_block;
+}
 
-    uint32_t longest = 0, room = ((uint32_t)s->serving.n_ctx + MU_ATTN_SEGMENT - 1) / MU_ATTN_SEGMENT;
-    n = 0;
+void mu_attend_plan(struct mu_shard *s)
+{
+    const int n_member = mu_pool_size(s->pool), few_items = ITEMS_EACH * n_member;
+    const uint32_t whole = QUERY_ROWS / (uint32_t)(s->cfg.n_head / s->cfg.n_kv_head);
+    blocks_cut(s, whole > QUERY_BLOCK ? whole : QUERY_BLOCK);
+    if ((int)s->block0[s->step->n_seq] * s->kv.n_head < few_items) blocks_cut(s, QUERY_BLOCK);
+
+    uint32_t n = 0, longest = 0, room = ((uint32_t)s->serving.n_ctx + MU_ATTN_SEGMENT - 1) / MU_ATTN_SEGMENT;
     for (uint32_t i = 0; i < s->step->n_seq; i++) {
         uint32_t len = s->step->seq[i].pos0 / MU_ATTN_SEGMENT + 1;
         s->segment0[i] = n;
@@ -36,8 +46,7 @@ void mu_attend_plan(struct mu_shard *s)
         if (len > longest) longest = len;
     }
     s->segment0[s->step->n_seq] = n;
-    int n_member = mu_pool_size(s->pool), n_item = (int)s->step->n_seq * s->kv.n_head;
-    bool few = s->decode && n_member > 1 && n_item < CUT_ITEMS_EACH * n_member;
+    bool few = s->decode && n_member > 1 && (int)s->step->n_seq * s->kv.n_head < few_items;
     s->n_cut = few && n <= room && longest >= CUT_FROM ? (int)(longest + CUT - 1) / CUT : 0;
 }
 
@@ -209,8 +218,8 @@ static void item_block(const struct run *r, int layer, int item)
     }
     const struct mu_step_seq *q = &s->step->seq[low];
     uint32_t from_end = block - s->block0[low], n_block = s->block0[low + 1] - s->block0[low];
-    uint32_t begin = (n_block - 1 - from_end) * QUERY_BLOCK;
-    uint32_t n = q->n_tok - begin < QUERY_BLOCK ? q->n_tok - begin : QUERY_BLOCK;
+    uint32_t begin = (n_block - 1 - from_end) * s->query_block;
+    uint32_t n = q->n_tok - begin < s->query_block ? q->n_tok - begin : s->query_block;
     int t = (int)(q->tok_off + begin);
     attend(r, q, layer, item % s->kv.n_head, t, (int)n, t);
 }

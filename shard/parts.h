@@ -200,12 +200,13 @@ struct mu_shard {
     /* the step that runs; written by member 0 before the others start */
     const struct mu_step *step;
     int n_tok;
-    bool narrow, decode; /* n_tok ≤ NARROW_TOKENS; one token of each sequence */
-    int32_t *seq_of;     /* [n_tok]: index of its sequence */
-    uint32_t *block0;    /* [n_seq + 1]: blocks of queries before a sequence's */
-    uint32_t *segment0;  /* [n_seq + 1]: segments before a sequence's */
-    int n_cut;           /* a decode's pieces of the longest sequence; 0: sequences stay whole */
-    float *part;         /* where their results wait for each other (struct mu_attn) */
+    bool narrow, decode;  /* n_tok ≤ NARROW_TOKENS; one token of each sequence */
+    int32_t *seq_of;      /* [n_tok]: index of its sequence */
+    uint32_t *block0;     /* [n_seq + 1]: blocks of queries before a sequence's */
+    uint32_t query_block; /* tokens of one, but of the last */
+    uint32_t *segment0;   /* [n_seq + 1]: segments before a sequence's */
+    int n_cut;            /* a decode's pieces of the longest sequence; 0: sequences stay whole */
+    float *part;          /* where their results wait for each other (struct mu_attn) */
     /* Rows of logits: those that the caller gets, then those needed whole for top-k and top-p, then those that are
      * adjusted, then the rest, of which a device picks. Where the last layer has more tokens than rows, it goes on with
      * live[] alone once their keys and values are stored. */

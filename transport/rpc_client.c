@@ -597,9 +597,12 @@ static grpc_channel *create_core(const char *target)
 
 enum mu_status mu_rpc_channel_open(const char *address, struct mu_rpc_channel **channel_out, struct mu_err *err)
 {
-    if (!address || !*address) return mu_fail(err, MU_EINVAL, "gRPC channel: expected HOST:PORT or unix:/path");
-    if (strncmp(address, "unix:", 5) == 0 && strchr(address, ',')) /* to gRPC they are two, however it is written */
+    bool is_path = strncmp(address, "unix:", 5) == 0;
+    if (is_path && strchr(address, ',')) /* to gRPC they are two, however it is written */
         return mu_fail(err, MU_EINVAL, "gRPC channel to %s: a socket's path with a comma cannot be reached", address);
+    if (!is_path && mu_rpc_address_port(address, NULL) <= 0) /* gRPC takes others for other ports: 65537 for 1 */
+        return mu_fail(err, MU_EINVAL, "\"%s\" is no server's address: expected HOST:PORT, [IPv6]:PORT or unix:/path",
+                       address);
     struct mu_rpc_channel *c = mu_calloc(1, sizeof *c);
     if (!c) return mu_fail(err, MU_ENOMEM, "gRPC channel to %s", address);
     mu_rpc_init();

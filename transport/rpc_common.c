@@ -1,4 +1,5 @@
 /* The process-wide part of the gRPC wrapper, its vocabulary of codes, and messages in and out. */
+#include <ctype.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <grpc/byte_buffer_reader.h>
@@ -230,6 +231,24 @@ char *mu_rpc_target(const char *address)
     }
     *out = '\0';
     return target;
+}
+
+int mu_rpc_address_port(const char *address, char *host_out)
+{
+    const char *colon = strrchr(address, ':');
+    if (!colon || colon == address) return -1;
+    const char *begin = address, *end = colon;
+    if (*begin == '[') {
+        if (end[-1] != ']') return -1;
+        begin++, end--;
+    } else if (memchr(begin, ':', (size_t)(end - begin)) || memchr(begin, '/', (size_t)(end - begin))) {
+        return -1;
+    }
+    char *rest;
+    unsigned long port = strtoul(colon + 1, &rest, 10);
+    if (end <= begin || !isdigit((unsigned char)colon[1]) || *rest || port > 65535) return -1;
+    if (host_out) sprintf(host_out, "%.*s", (int)(end - begin), begin);
+    return (int)port;
 }
 
 /* ---- messages ---- */

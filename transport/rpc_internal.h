@@ -54,6 +54,8 @@ gpr_timespec mu_rpc_timespec(int64_t deadline_ns);
 /* address for gRPC, to which "unix:/path" is a URI: bytes that mean something else in one are escaped. Freed with
  * mu_free; NULL: out of memory. */
 char *mu_rpc_target(const char *address);
+/* The port of "HOST:PORT" or "[IPv6]:PORT", 0 to 65535; -1: it is neither. host_out has room for all of address, or is NULL. */
+int mu_rpc_address_port(const char *address, char *host_out);
 
 /* ---- messages ---- */
 

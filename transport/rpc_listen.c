@@ -22,27 +22,6 @@ static const char *unix_path(const char *address)
     return strncmp(address, "//", 2) == 0 ? address + 2 : address; /* unix:///path is also legal */
 }
 
-/* "127.0.0.1:7400" or "[::1]:7400" into its parts; host has room for all of address. */
-static bool split_host_port(const char *address, char *host_out, const char **port_out)
-{
-    const char *colon = strrchr(address, ':');
-    if (!colon || colon == address) return false;
-    const char *begin = address, *end = colon;
-    if (*begin == '[') {
-        if (end[-1] != ']') return false;
-        begin++, end--;
-    } else if (memchr(begin, ':', (size_t)(end - begin)) || memchr(begin, '/', (size_t)(end - begin))) {
-        return false;
-    }
-    memcpy(host_out, begin, (size_t)(end - begin));
-    host_out[end - begin] = '\0';
-    char *rest;
-    errno = 0;
-    unsigned long port = strtoul(colon + 1, &rest, 10);
-    *port_out = colon + 1;
-    return colon[1] >= '0' && colon[1] <= '9' && *rest == '\0' && port <= 65535 && host_out[0];
-}
-
 static enum mu_status prepare_unix(const char *path, struct mu_err *err)
 {
     struct sockaddr_un sa = {.sun_family = AF_UNIX};
@@ -69,12 +48,7 @@ enum mu_status mu_rpc_listen_prepare(const char *address, struct mu_err *err)
 {
     const char *path = unix_path(address);
     if (path) return prepare_unix(path, err);
-    const char *port;
-    char *host = mu_malloc(strlen(address) + 1);
-    if (!host) return mu_fail(err, MU_ENOMEM, "address to listen on");
-    bool ok = split_host_port(address, host, &port);
-    mu_free(host);
-    if (!ok)
+    if (mu_rpc_address_port(address, NULL) < 0)
         return mu_fail(err, MU_EINVAL, "cannot listen on \"%s\": expected HOST:PORT, [IPv6]:PORT or unix:/path",
                        address);
     return MU_OK;
@@ -102,7 +76,7 @@ static int try_bind(int family, const struct sockaddr *sa, socklen_t len)
 
 enum mu_status mu_rpc_listen_diagnose(const char *address, struct mu_err *err)
 {
-    const char *path = unix_path(address), *port;
+    const char *path = unix_path(address);
     if (path) {
         struct sockaddr_un sa = {.sun_family = AF_UNIX};
         strncpy(sa.sun_path, path, sizeof sa.sun_path - 1);
@@ -114,8 +88,8 @@ enum mu_status mu_rpc_listen_diagnose(const char *address, struct mu_err *err)
     char *host = mu_malloc(strlen(address) + 1);
     if (!host) return mu_fail(err, MU_ENOMEM, "address to listen on");
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV}, *list = NULL;
-    split_host_port(address, host, &port);
-    int rc = getaddrinfo(host, port, &hints, &list), why = 0;
+    mu_rpc_address_port(address, host);
+    int rc = getaddrinfo(host, strrchr(address, ':') + 1, &hints, &list), why = 0;
     mu_free(host);
     if (rc != 0) return mu_fail(err, MU_EINVAL, "cannot listen on %s: %s", address, gai_strerror(rc));
     for (struct addrinfo *a = list; a && !why; a = a->ai_next) why = try_bind(a->ai_family, a->ai_addr, a->ai_addrlen);

@@ -324,6 +324,8 @@ class Bad(unittest.TestCase):
     def test_no_server(self):
         self.fails(["ps", "--server", "127.0.0.1:1"], ["127.0.0.1:1"], timeout=60)
         self.fails(["run", "default", "a", "--server", "127.0.0.1:1"], ["127.0.0.1:1"], timeout=60)
+        for verb in (["run", "default", "a"], ["embed", "default", "a"], ["ps"], ["bench"]):
+            self.fails([*verb, "--server", "127.0.0.1:99999"], ['"127.0.0.1:99999" is no server\'s address: expected HOST:PORT'], timeout=60)
 
     def test_options_that_are_the_server_s(self):
         for verb, options in (("run", ("-t 2", "-c 64", "--split 1", "--device cpu", "--gpu-prompts rough", "--quantize q8_0", "--kv q8_0")),

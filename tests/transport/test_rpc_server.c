@@ -256,6 +256,42 @@ static void expect_no_start(const char *address, enum mu_status st, const char *
     assert_null(server);
 }
 
+/* What gRPC would take for another port, or ask a name server about. */
+static void test_no_addresses(void **state)
+{
+    (void)state;
+    static const char *const address[] = {"",
+                                          "127.0.0.1",
+                                          "127.0.0.1:",
+                                          "127.0.0.1:0",
+                                          "127.0.0.1:65536",
+                                          "127.0.0.1:+7",
+                                          "127.0.0.1:7x",
+                                          "::1",
+                                          "::1:7400",
+                                          "[::1]",
+                                          "[]:7400",
+                                          ":7400",
+                                          "[::1:7400",
+                                          "dns:///a:7400",
+                                          "[",
+                                          "127.0.0.1:1,127.0.0.1:2",
+                                          "127.0.0.1:99999999999999999999"};
+    for (size_t i = 0; i < sizeof address / sizeof *address; i++) {
+        struct mu_rpc_channel *c;
+        struct mu_err err = MU_ERR_INIT;
+        if (mu_rpc_channel_open(address[i], &c, &err) != MU_EINVAL) fail_msg("\"%s\" was taken", address[i]);
+        assert_non_null(strstr(err.text, "expected HOST:PORT"));
+    }
+    static const char *const right[] = {"localhost:65535", "[::1]:1", "127.0.0.1:007400"};
+    for (size_t i = 0; i < sizeof right / sizeof *right; i++) {
+        struct mu_rpc_channel *c;
+        struct mu_err err = MU_ERR_INIT;
+        if (mu_rpc_channel_open(right[i], &c, &err) != MU_OK) fail_msg("%s", err.text);
+        mu_rpc_channel_close(c);
+    }
+}
+
 static void test_listen_errors(void **state)
 {
     (void)state;
@@ -534,6 +570,7 @@ int main(void)
         cmocka_unit_test(test_dead_address),
         cmocka_unit_test(test_reconnect),
         cmocka_unit_test(test_server_vanishes),
+        cmocka_unit_test(test_no_addresses),
         cmocka_unit_test(test_listen_errors),
         cmocka_unit_test(test_unix_socket),
         cmocka_unit_test(test_unix_names),

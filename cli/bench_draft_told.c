@@ -139,8 +139,8 @@ static json_t *model_json(const char *name, const struct mu_model *m)
 {
     char what[256];
     mu_model_describe(m, what, sizeof what);
-    return json_pack("{s:s, s:s, s:I, s:I}", "name", name, "description", what, "parameters", (json_int_t)m->n_param,
-                     "weight_bytes", (json_int_t)m->weight_bytes);
+    return json_pack("{s:o, s:s, s:I, s:I}", "name", mu_text_json(name), "description", what, "parameters",
+                     (json_int_t)m->n_param, "weight_bytes", (json_int_t)m->weight_bytes);
 }
 
 static json_t *drafted_json(const struct mu_bench_drafted *d)
@@ -155,7 +155,7 @@ static json_t *drafted_json(const struct mu_bench_drafted *d)
     json_object_set_new(doc, "repeats", json_integer(o->n_repeat));
     json_object_set_new(doc, "tokens", json_integer(o->n_decode));
     json_object_set_new(doc, "seed", json_integer((json_int_t)o->seed));
-    if (o->prompts) json_object_set_new(doc, "prompts", json_string(o->prompts));
+    if (o->prompts) json_object_set_new(doc, "prompts", mu_text_json(o->prompts));
     json_object_set_new(doc, "cases", cases);
     return doc;
 }

@@ -199,6 +199,6 @@ void mu_bench_machine_warn(const struct mu_bench_machine *m, bool alone, struct 
 json_t *mu_bench_warnings_json(const struct mu_bench_warnings *w)
 {
     json_t *all = json_array();
-    for (int i = 0; i < w->n; i++) json_array_append_new(all, json_string(w->text[i]));
+    for (int i = 0; i < w->n; i++) json_array_append_new(all, mu_text_json(w->text[i]));
     return all;
 }

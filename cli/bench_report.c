@@ -438,7 +438,7 @@ static json_t *point_json(const struct mu_bench_sweep *s, const struct mu_bench_
         s->split[p->i_split].n_rank, "threads_per_rank", s->n_thread[p->i_split], "transport", transport(s, p->i_split),
         "phase", p->c->phase == MU_BENCH_PROMPT ? "prompt" : "decode", "tokens", p->c->n_tok, "streams", p->c->n_stream,
         "context", p->c->n_context, "memory_bytes", (json_int_t)p->need_bytes, "state", states[p->state]);
-    if (p->state == MU_BENCH_REFUSED) json_object_set_new(to, "why", json_string(p->why));
+    if (p->state == MU_BENCH_REFUSED) json_object_set_new(to, "why", mu_text_json(p->why));
     if (p->state == MU_BENCH_DONE) measured_json(p, to);
     return to;
 }
@@ -465,8 +465,8 @@ static json_t *sweep_json(const struct mu_bench_sweep *s)
     mu_model_describe(s->model, what, sizeof what);
     for (int i = 0; i < s->n_point; i++) json_array_append_new(points, point_json(s, &s->point[i]));
     json_object_set_new(doc, "model",
-                        json_pack("{s:s, s:s, s:I, s:I, s:s*}", "name", s->opt->model, "description", what,
-                                  "parameters", (json_int_t)s->model->n_param, "weight_bytes",
+                        json_pack("{s:o, s:s, s:I, s:I, s:s*}", "name", mu_text_json(s->opt->model), "description",
+                                  what, "parameters", (json_int_t)s->model->n_param, "weight_bytes",
                                   (json_int_t)s->model->weight_bytes, "quantize", s->opt->quantize));
     json_object_set_new(doc, "gpus", gpus_json(&s->node.gpus));
     json_object_set_new(doc, "repeats", json_integer(s->opt->n_repeat));

@@ -294,13 +294,13 @@ static json_t *served_json(const struct mu_bench_served *s)
     json_t *doc = mu_bench_doc("serving", &s->load[s->n_load - 1].machine, &s->warnings, s->interrupted);
     json_t *loads = json_array();
     for (int i = 0; i < s->n_load; i++) json_array_append_new(loads, load_json(s, &s->load[i]));
-    json_object_set_new(doc, "model", json_pack("{s:s*, s:s}", "name", o->model, "description", s->what));
-    json_object_set_new(doc, "server", json_pack("{s:s, s:b}", "address", s->address, "own", !o->server));
+    json_object_set_new(doc, "model", json_pack("{s:o*, s:s}", "name", mu_text_json(o->model), "description", s->what));
+    json_object_set_new(doc, "server", json_pack("{s:o, s:b}", "address", mu_text_json(s->address), "own", !o->server));
     json_object_set_new(doc, "requests",
-                        json_pack("{s:i, s:f, s:i, s:i, s:i, s:i, s:i, s:I, s:s*}", "count", o->n_request, "seconds",
+                        json_pack("{s:i, s:f, s:i, s:i, s:i, s:i, s:i, s:I, s:o*}", "count", o->n_request, "seconds",
                                   (double)o->duration_ns / 1e9, "input_min", s->input.min, "input_max", s->input.max,
                                   "output_min", s->output.min, "output_max", s->output.max, "shared_prefix",
-                                  o->n_prefix, "seed", (json_int_t)o->seed, "prompts", o->prompts));
+                                  o->n_prefix, "seed", (json_int_t)o->seed, "prompts", mu_text_json(o->prompts)));
     if (o->has_slo)
         json_object_set_new(doc, "slo_ms",
                             json_pack("{s:f, s:f, s:f, s:f}", "ttft", (double)o->slo.ttft_ns / 1e6, "tpot",

@@ -3,6 +3,7 @@
 #define MU_CLI_CLI_H
 
 #include <argp.h>
+#include <jansson.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -122,6 +123,10 @@ void mu_bar_load(uint64_t done, uint64_t total, void *bar); /* as the load_progr
 void mu_gpu_print(const struct mu_gpu *g, int number, const char *indent);
 /* "1.23 GB", "640 MB": decimal units. */
 void mu_human_bytes(uint64_t bytes, char *buf, size_t buf_bytes);
+/* Text of any origin as JSON: what is not UTF-8 becomes the replacement character, a byte at a time. NULL: text
+ * is, or memory ran out. */
+json_t *mu_text_json(const char *text);
+json_t *mu_text_n_json(const char *text, size_t len);
 /* "3 days ago". */
 void mu_human_age(int64_t then_s, char *buf, size_t buf_bytes);
 /* A table whose columns are as wide as their widest cell. Rows are arrays of n_col strings; the first is the head. right[i]: column i is right-aligned. */

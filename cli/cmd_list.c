@@ -54,10 +54,10 @@ static enum mu_status print_json(const struct mu_store_list *list, const char *p
     for (size_t i = 0; i < list->n && all; i++) {
         const struct mu_store_entry *e = &list->entry[i];
         if (pattern && !strcasestr(e->name, pattern)) continue;
-        json_t *one =
-            json_pack("{s:s,s:s,s:s,s:I,s:s,s:s,s:I,s:s*,s:s*}", "name", e->name, "store", mu_store_kind_name(e->store),
-                      "path", e->path, "size", (json_int_t)e->bytes, "type", e->quant, "family", e->family, "modified",
-                      (json_int_t)e->modified_s, "digest", e->digest, "id", e->id);
+        json_t *one = json_pack("{s:o,s:s,s:o,s:I,s:s,s:s,s:I,s:s*,s:s*}", "name", mu_text_json(e->name), "store",
+                                mu_store_kind_name(e->store), "path", mu_text_json(e->path), "size",
+                                (json_int_t)e->bytes, "type", e->quant, "family", e->family, "modified",
+                                (json_int_t)e->modified_s, "digest", e->digest, "id", e->id);
         if (!one || json_array_append_new(all, one)) {
             json_decref(all);
             all = NULL;

@@ -323,19 +323,20 @@ static enum mu_status print_json(const struct shown *s, struct mu_err *err)
 {
     const struct mu_store_model *m = s->m;
     json_t *licenses = json_array(), *adapters = json_array();
-    for (int i = 0; i < m->n_license; i++) json_array_append_new(licenses, json_string(m->license[i]));
-    for (int i = 0; i < m->n_adapter; i++) json_array_append_new(adapters, json_string(m->adapter_path[i]));
+    for (int i = 0; i < m->n_license; i++) json_array_append_new(licenses, mu_text_json(m->license[i]));
+    for (int i = 0; i < m->n_adapter; i++) json_array_append_new(adapters, mu_text_json(m->adapter_path[i]));
     json_t *template = m->template && (m->template_is_jinja || !s->template.len)
-                           ? json_string(m->template)
-                           : (s->template.len ? json_stringn(s->template.p, s->template.len) : NULL);
+                           ? mu_text_json(m->template)
+                           : (s->template.len ? mu_text_n_json(s->template.p, s->template.len) : NULL);
     json_t *doc =
-        json_pack("{s:s,s:s,s:s,s:s,s:I,s:s,s:I,s:I,s:I,s:o,s:o,s:b,s:s,s:o*,s:s*,s:O*,s:O*,s:o,s:o,s:s*,s:s*}", "name",
-                  m->entry.name, "store", mu_store_kind_name(m->entry.store), "path", m->path, "architecture", s->arch,
-                  "parameters_count", (json_int_t)s->n_param, "type", s->quant, "layers", (json_int_t)s->n_layer,
-                  "context", (json_int_t)s->n_context, "embedding", (json_int_t)s->n_embed, "tensors", types_json(s),
-                  "memory", memory_json(s), "runs", s->runs, "why_not", s->why.text, "template", template, "system",
-                  m->system, "parameters", m->params, "messages", m->messages, "adapters", adapters, "license_texts",
-                  licenses, "license", s->license[0] ? s->license : NULL, "digest", m->entry.digest);
+        json_pack("{s:o,s:s,s:o,s:s,s:I,s:s,s:I,s:I,s:I,s:o,s:o,s:b,s:o,s:o*,s:o*,s:O*,s:O*,s:o,s:o,s:o*,s:s*}", "name",
+                  mu_text_json(m->entry.name), "store", mu_store_kind_name(m->entry.store), "path",
+                  mu_text_json(m->path), "architecture", s->arch, "parameters_count", (json_int_t)s->n_param, "type",
+                  s->quant, "layers", (json_int_t)s->n_layer, "context", (json_int_t)s->n_context, "embedding",
+                  (json_int_t)s->n_embed, "tensors", types_json(s), "memory", memory_json(s), "runs", s->runs,
+                  "why_not", mu_text_json(s->why.text), "template", template, "system", mu_text_json(m->system),
+                  "parameters", m->params, "messages", m->messages, "adapters", adapters, "license_texts", licenses,
+                  "license", mu_text_json(s->license[0] ? s->license : NULL), "digest", m->entry.digest);
     enum mu_status st = doc && !json_dumpf(doc, stdout, JSON_INDENT(2))
                             ? MU_OK
                             : mu_fail(err, MU_EIO, "cannot print the model as JSON");

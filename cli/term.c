@@ -6,7 +6,9 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "base/alloc.h"
 #include "base/clock.h"
+#include "base/utf8.h"
 #include "cli/cli.h"
 
 int mu_cli_fail(const char *verb, const struct mu_err *err)
@@ -104,6 +106,30 @@ void mu_gpu_print(const struct mu_gpu *g, int number, const char *indent)
         if (g->numa >= 0) printf(", NUMA node %d", g->numa);
         putchar('\n');
     }
+}
+
+json_t *mu_text_n_json(const char *text, size_t len)
+{
+    static const char replacement[] = "\xEF\xBF\xBD";
+    enum { N = sizeof replacement - 1 };
+    char *clean = text ? mu_reallocarray(NULL, len + 1, N) : NULL;
+    size_t n_clean = 0;
+    if (!clean) return NULL;
+    for (size_t i = 0; i < len;) {
+        uint32_t cp;
+        size_t n = (size_t)mu_utf8_next(text + i, len - i, &cp);
+        memcpy(clean + n_clean, n ? text + i : replacement, n ? n : N);
+        n_clean += n ? n : N;
+        i += n ? n : 1;
+    }
+    json_t *j = json_stringn(clean, n_clean);
+    mu_free(clean);
+    return j;
+}
+
+json_t *mu_text_json(const char *text)
+{
+    return text ? mu_text_n_json(text, strlen(text)) : NULL;
 }
 
 enum { MAX_COLUMNS = 32 };

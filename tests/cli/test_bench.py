@@ -102,6 +102,12 @@ class Steps(Documents):
             self.assertEqual(p["state"], "done")
             self.point(p)
 
+    def test_of_a_path_that_is_not_utf_8(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            path = os.path.join(tmp, os.fsdecode(b"m\xff.gguf"))
+            shutil.copy(BARD, path)
+            self.assertEqual(self.document(path, *STEPS)["model"]["name"], os.path.join(tmp, "m\ufffd.gguf"))
+
     def test_sweep(self):
         doc = self.document(BARD, "-p", "16,64", "--streams", "1,2,...,8", "--context", "0,64,256", *STEPS)
         self.assertEqual(len(doc["points"]), 2 + 3 * 4)

@@ -353,6 +353,20 @@ class Show(Case):
         self.assertEqual(shown["memory"], [])
         self.assertIn("runs here      no: ", self.show(BARD.replace(b"llama", b"xxama")).stdout)
 
+    def test_what_is_not_utf_8(self):
+        """JSON holds text alone: what else there is becomes the replacement character."""
+        self.server.add_ollama("odd", "latest", [("model", BARD), ("system", b"So\xff."), ("license", b"\xc3(c)\nmore")])
+        self.pull("odd")
+        shown = json.loads(self.ok("show", "odd", "-o", "json").stdout)
+        self.assertEqual((shown["system"], shown["license_texts"]), ("So\ufffd.", ["\ufffd(c)\nmore"]))
+        path = os.path.join(self.home, os.fsdecode(b"m\xff\xe2\x82.gguf"))
+        with open(path, "wb") as f:
+            f.write(BARD.replace(b"{% for", b"\xed\xa0\x80for"))
+        shown = json.loads(self.ok("show", path, "-o", "json").stdout)
+        told = os.path.join(self.home, "m\ufffd\ufffd\ufffd.gguf")
+        self.assertEqual((shown["name"], shown["path"]), (told, told))
+        self.assertIn("\ufffd" * 3 + "for", shown["template"])
+
     def test_folder_that_is_not_read(self):
         self.server.add_hub("user/new", {"config.json": b'{"model_type":"brandnew","dtype":"bfloat16"}', "model.safetensors": b"a" * 100})
         self.pull("hf.co/user/new")

@@ -1,11 +1,15 @@
 /* See environ.h. */
 #include "base/environ.h"
 
+#include <errno.h>
+#include <sched.h>
 #include <stdbool.h>
 #include <string.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #include "base/alloc.h"
+#include "base/log.h"
 
 static bool begins(const char *entry, const char *with)
 {
@@ -34,4 +38,15 @@ const char **mu_environ_of_mpirun(const char *const *extra, const char *kept)
     for (size_t i = 0; i < n; i++)
         if (inherited(environ[i], kept)) env[m++] = environ[i];
     return env;
+}
+
+void mu_host_name_for_mpirun(void)
+{
+    enum { LONGEST = 56, SHORT = 40 };
+    struct utsname u;
+    if (uname(&u) != 0 || strlen(u.nodename) <= LONGEST) return;
+    if (unshare(CLONE_NEWUTS) != 0 || sethostname(u.nodename, SHORT) != 0)
+        mu_warn("launch",
+                "mpirun, which aborts where a machine's name is longer than 56 bytes, gets all %zu of this one's: %s",
+                strlen(u.nodename), strerror(errno));
 }

@@ -105,6 +105,7 @@ static int mpirun_spawn(char **argv, const char **env, pid_t *pid_out)
     *pid_out = fork();
     if (*pid_out == 0) {
         int null = open("/dev/null", O_RDONLY | O_CLOEXEC);
+        mu_host_name_for_mpirun();
         if (dup2(null, STDIN_FILENO) >= 0 && !prctl(PR_SET_PDEATHSIG, SIGTERM) && getppid() == parent)
             execvpe(argv[0], argv, (char **)env);
         e = errno;

@@ -31,10 +31,10 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
-#include <sys/utsname.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/environ.h"
 #include "base/log.h"
 #include "worker/procs.h"
 #include "worker/worker.h"
@@ -133,19 +133,6 @@ static void network_private(void)
             why);
 }
 
-/* Open MPI 4.1's mpirun aborts ("stack smashing detected") where this machine's name has 57 bytes or more, as names of
- * containers may. It gets the beginning of it. */
-static void host_name_short(void)
-{
-    enum { LONGEST = 56, SHORT = 40 };
-    struct utsname u;
-    if (uname(&u) != 0 || strlen(u.nodename) <= LONGEST) return;
-    if (unshare(CLONE_NEWUTS) != 0 || sethostname(u.nodename, SHORT) != 0)
-        mu_warn("launch",
-                "mpirun, which aborts where a machine's name is longer than 56 bytes, gets all %zu of this one's: %s",
-                strlen(u.nodename), strerror(errno));
-}
-
 /* Whether one process of ours may read another's memory. */
 static int memory_readable(void)
 {
@@ -185,7 +172,7 @@ int mu_launch_main(int argc, char **argv)
     }
     long parent = strtol(argv[1], NULL, 10);
     network_private();
-    host_name_short();
+    mu_host_name_for_mpirun();
     if (!memory_readable()) setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 1);
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != (pid_t)parent) return 1;
     snprintf(pid, sizeof pid, "%d", (int)getpid());

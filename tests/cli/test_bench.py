@@ -139,6 +139,17 @@ class Steps(Documents):
             if transport == "mpi":
                 self.assertAlmostEqual(groups[3] / groups[0], 2, delta=0.05)  # two groups of streams, each reads all weights
 
+    @unittest.skipIf(os.geteuid() != 0, "not root")
+    def test_on_a_machine_with_a_long_name(self):
+        """As a container may have. mpirun would abort."""
+        renamed = ["unshare", "-u", "sh", "-c", 'hostname "$0" && exec "$@"', "a" * 64]
+        if subprocess.run([*renamed, "true"], capture_output=True).returncode:
+            self.skipTest("no namespaces here")
+        done = subprocess.run([*renamed, harness.MUSTER, "bench", BARD, "-p", "0", "--splits", "1:1", "-o", "json", *STEPS],
+                              capture_output=True, text=True, timeout=120)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual([p["split"] for p in json.loads(done.stdout)["points"]], ["1:1"])
+
     def test_hosts(self):
         """Over links of 5 ms: more than anything else takes, so the prediction holds on a busy machine, too."""
         links = os.path.join(os.environ["MUSTER_BINARY_DIR"], "tests", "links", "links")

@@ -202,6 +202,7 @@ enum mu_status mu_params_set_json(struct mu_params *p, const char *name, const j
     const char *text[MAX_VALUES];
     char number[40];
     size_t n = 1;
+    if (find(name, err) < 0) return MU_EINVAL;
     if (json_is_string(value)) {
         text[0] = json_string_value(value);
     } else if (json_is_number(value)) {

@@ -54,7 +54,16 @@ static const struct {
     {"draft_num_predict", PARAM_INT},
     {"min_tokens", PARAM_INT},
     {"logit_bias", PARAM_STRINGS},
+    /* Of Ollama's first years, which it has dropped since: Modelfiles that have them are taken. */
+    {"f16_kv", PARAM_BOOL},
+    {"logits_all", PARAM_BOOL},
+    {"vocab_only", PARAM_BOOL},
+    {"embedding_only", PARAM_BOOL},
+    {"num_gqa", PARAM_INT},
+    {"rope_frequency_base", PARAM_REAL},
+    {"rope_frequency_scale", PARAM_REAL},
 };
+enum { N_KNOWN = sizeof known_params / sizeof *known_params, N_DROPPED = 7 /* the last ones */ };
 
 static enum mu_status put_string(json_t *params, const char *name, const char *value, struct mu_err *err)
 {
@@ -73,11 +82,11 @@ static enum mu_status put_string(json_t *params, const char *name, const char *v
 
 enum mu_status mu_params_put(json_t *params, const char *name, const char *value, struct mu_err *err)
 {
-    size_t i = 0, n = sizeof known_params / sizeof *known_params;
-    while (i < n && strcasecmp(known_params[i].name, name) != 0) i++;
-    if (i == n) {
+    size_t i = 0;
+    while (i < N_KNOWN && strcasecmp(known_params[i].name, name) != 0) i++;
+    if (i == N_KNOWN) {
         char names[400] = "";
-        for (size_t k = 0, len = 0; k < n && len < sizeof names; k++)
+        for (size_t k = 0, len = 0; k < N_KNOWN - N_DROPPED && len < sizeof names; k++)
             len += (size_t)snprintf(names + len, sizeof names - len, "%s%s", k ? ", " : "", known_params[k].name);
         return mu_fail(err, MU_EINVAL, "there is no parameter '%.40s'; there are %s", name, names);
     }

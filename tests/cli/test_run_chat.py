@@ -479,12 +479,14 @@ class Chat(unittest.TestCase):
 
     def test_a_store_s_model(self):
         env = self.ollama("fool", system="Speak as a fool.", license="For fools.",
-                          params=json.dumps({"temperature": 0, "num_predict": 9, "num_ctx": 200, "stop": ["xyz"], "mirostat": 1,
+                          params=json.dumps({"temperature": 0, "num_predict": 9, "num_ctx": 200, "stop": ["xyz"], "mirostat": 1, "f16_kv": True,
                                              "repeat_penalty": 1.1, "repeat_last_n": -1, "min_p": 0.05, "typical_p": 0.9, "presence_penalty": 0.5,
                                              "frequency_penalty": 0.25}),
                           messages=json.dumps([{"role": "user", "content": "Hail!"}, {"role": "assistant", "content": "Well met."}]))
         t = Terminal(self, "fool", "-t", "2", env=env)
-        self.assertIn("'mirostat' is left out", t.expect(r">>> $"))
+        told = t.expect(r">>> $")
+        for name in ("mirostat", "f16_kv"):
+            self.assertIn(f"'{name}' is left out: there is no parameter '{name}'", told)
         self.assertIn("Speak as a fool.", t.say("/show system"))
         self.assertIn("For fools.", t.say("/show license"))
         shown = t.say("/show parameters")

@@ -51,6 +51,24 @@ static void test_whole(void **state)
     mu_modelfile_free(f);
 }
 
+/* Parameters that Ollama once had are known, by value too, and not among those that are offered. */
+static void test_dropped_parameters(void **state)
+{
+    (void)state;
+    struct mu_modelfile *f =
+        parse("FROM a\nPARAMETER f16_kv true\nPARAMETER logits_all false\nPARAMETER vocab_only false\n"
+              "PARAMETER embedding_only false\nPARAMETER num_gqa 8\nPARAMETER rope_frequency_base 1e6\n"
+              "PARAMETER rope_frequency_scale 0.5\n");
+    assert_int_equal(json_object_size(f->params), 7);
+    assert_true(json_is_true(json_object_get(f->params, "f16_kv")));
+    mu_modelfile_free(f);
+    const char unknown[] = "FROM a\nPARAMETER heat 3\n";
+    struct mu_err err = MU_ERR_INIT;
+    assert_int_equal(mu_modelfile_parse(unknown, strlen(unknown), "Modelfile", &f, &err), MU_EFORMAT);
+    assert_non_null(strstr(err.text, "logit_bias"));
+    assert_null(strstr(err.text, "f16_kv"));
+}
+
 /* show --modelfile gives a file that makes the same model. */
 static void test_back_and_forth(void **state)
 {
@@ -141,6 +159,7 @@ static void test_bad(void **state)
         {"FROM a\nPARAMETER temperature nan\n", "line 2", "takes a number"},
         {"FROM a\nPARAMETER top_k 1.5\n", "line 2", "whole number"},
         {"FROM a\nPARAMETER top_k 99999999999999999999\n", "line 2", "whole number"},
+        {"FROM a\nPARAMETER f16_kv 1\n", "line 2", "true or false"},
         {"FROM a\nPARAMETER numa maybe\n", "line 2", "true or false"},
         {"FROM a\nMESSAGE robot hi\n", "line 2", "user, assistant or system"},
         {"FROM a\nSYSTEM \xff\n", "UTF-8", ""},
@@ -193,8 +212,13 @@ static void test_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole), cmocka_unit_test(test_back_and_forth), cmocka_unit_test(test_of_ollama),
-        cmocka_unit_test(test_bad),   cmocka_unit_test(test_many),           cmocka_unit_test(test_allocations),
+        cmocka_unit_test(test_whole),
+        cmocka_unit_test(test_dropped_parameters),
+        cmocka_unit_test(test_back_and_forth),
+        cmocka_unit_test(test_of_ollama),
+        cmocka_unit_test(test_bad),
+        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -289,7 +289,7 @@ enum mu_status mu_talk_switch(struct mu_talk *c, const char *model, struct mu_er
     if (!name) return mu_fail(err, MU_ENOMEM, "no memory for a name");
     backend_close(c); /* two models may not fit beside each other */
     c->opt.local.model = name;
-    c->opt.local.template_file = NULL; /* it was meant for the former one, and so were adapter and draft model */
+    c->opt.local.template_file = NULL; /* it was meant for the former one, and so was what follows */
     c->opt.local.draft = NULL;
     c->opt.local.lora = (struct mu_adapter_spec){0};
     c->opt.local.n_ctx = 0;
@@ -298,6 +298,7 @@ enum mu_status mu_talk_switch(struct mu_talk *c, const char *model, struct mu_er
     if (!st) {
         mu_free(c->model);
         c->model = name;
+        mu_params_forget_context(&c->opt.params);
         return MU_OK;
     }
     backend_close(c);

@@ -48,7 +48,8 @@ const char *mu_talk_system(const struct mu_talk *c); /* NULL: none */
 enum mu_status mu_talk_set_system(struct mu_talk *c, const char *text, struct mu_err *err);
 /* Forgets all but the system prompt and what the model begins with. */
 enum mu_status mu_talk_clear(struct mu_talk *c, struct mu_err *err);
-/* Another model in place of this one, with an empty conversation; on failure the former one again. */
+/* Another model in place of this one, with an empty conversation and a context of its own; on failure the former one
+ * again. */
 enum mu_status mu_talk_switch(struct mu_talk *c, const char *model, struct mu_err *err);
 /* The parameters that apply: the model's, then the user's over them. Freed by mu_params_free. */
 enum mu_status mu_talk_params(const struct mu_talk *c, struct mu_params *params_out, struct mu_err *err);

@@ -288,6 +288,12 @@ enum mu_status mu_params_merge(struct mu_params *p, const struct mu_params *over
     return MU_OK;
 }
 
+void mu_params_forget_context(struct mu_params *p)
+{
+    p->num_ctx = 0;
+    p->set &= ~(1u << NUM_CTX);
+}
+
 void mu_params_free(struct mu_params *p)
 {
     stops_free(p);

@@ -51,6 +51,8 @@ enum mu_status mu_params_set_json(struct mu_params *p, const char *name, const j
 json_t *mu_params_to_json(const struct mu_params *p);
 /* Whatever is set in `over` is set in p. MU_ENOMEM only. */
 enum mu_status mu_params_merge(struct mu_params *p, const struct mu_params *over, struct mu_err *err);
+/* As if num_ctx had not been set. */
+void mu_params_forget_context(struct mu_params *p);
 void mu_params_free(struct mu_params *p);
 
 /* What is set, a line each, after `indent`. Returns how many lines. */

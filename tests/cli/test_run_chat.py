@@ -361,6 +361,8 @@ class Chat(unittest.TestCase):
         self.assertIn("copy.gguf", t.say("/load " + copy))
         self.assertIn("start_header_id", t.say("/show template"))  # its own
         self.assertEqual(self.contents(t, "user"), [])
+        self.assertIn("512 tokens", t.say("/show info"))  # and so are its context and what is said of it
+        self.assertNotRegex(t.say("/show parameters"), r"num_ctx +\d")
 
     # ---- history ----
 

@@ -226,6 +226,7 @@ static enum mu_status answer(struct mu_talk *c, const char *prompt, struct mu_er
         st = mu_fail(err, MU_ENOMEM, "no memory for the prompt");
         goto done;
     }
+    mu_signals_catch(); /* until here Ctrl-C ends the program: there is no answer to stop */
     st = mu_talk_turn(c, joined ? joined : prompt ? prompt : input, err);
 done:
     mu_free(input);
@@ -316,7 +317,6 @@ int mu_cmd_run(int argc, char **argv)
     struct mu_talk chat = {.opt = a.chat};
     enum mu_status st;
     locale_set();
-    mu_signals_catch();
     MU_TRY(st, mu_talk_open(&chat, &err), done);
     if (a.system && !mu_talk_is_chat(&chat)) {
         st = mu_fail(&err, MU_EINVAL,

@@ -128,6 +128,7 @@ enum mu_status mu_talk_repl(struct mu_talk *c, struct mu_err *err)
     enum mu_status st = mu_line_edit_open(history, &r.edit, err);
     mu_free(history);
     if (st) return st;
+    mu_signals_catch();
     mu_signals_stay();
     greet(c);
     while (!st && !r.session.leave) {

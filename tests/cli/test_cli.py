@@ -148,6 +148,18 @@ class Good(unittest.TestCase):
         p.communicate(timeout=20)
         self.assertEqual(p.returncode, 0)
 
+    def test_ctrl_c_before_the_generation(self):
+        """What is more than a pipe holds has been written once the program reads."""
+        for args in ((), ("go on",)):
+            p = subprocess.Popen([harness.MUSTER, "run", BARD, *args], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+            p.stdin.write(b"word " * 100000)
+            p.stdin.flush()
+            p.send_signal(signal.SIGINT)
+            self.assertEqual(p.wait(20), -signal.SIGINT)
+            self.assertNotIn(b"cannot", p.stderr.read())
+            for f in (p.stdin, p.stdout, p.stderr):
+                f.close()
+
     def test_embed(self):
         def rows(*args, **more):
             done = run("embed", BARD, *args, **more)

@@ -64,6 +64,8 @@ struct mu_backend_ops {
      * context. */
     enum mu_status (*ask)(void *self, const struct mu_ask *ask, const struct mu_listener *listener,
                           struct mu_answer *answer_out, struct mu_err *err);
+    /* MU_ELIMIT: ask would say so; nothing is generated. NULL: only ask knows. */
+    enum mu_status (*fits)(void *self, const struct mu_ask *ask, struct mu_err *err);
     const struct mu_card *(*card)(const void *self);
     /* Another size of context. On failure the former one stays. */
     enum mu_status (*set_context)(void *self, int n_ctx, struct mu_err *err);

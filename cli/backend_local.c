@@ -236,6 +236,15 @@ fail:
     return st;
 }
 
+static enum mu_status local_fits(void *self, const struct mu_ask *ask, struct mu_err *err)
+{
+    int32_t *ids = NULL;
+    size_t n;
+    enum mu_status st = prompt_ids(self, ask, &(struct mu_listener){0}, &ids, &n, err);
+    mu_free(ids);
+    return st;
+}
+
 /* A step that failed: how much of it went in is not known. */
 static void forget(struct local *l)
 {
@@ -531,7 +540,7 @@ static enum mu_status local_set_context(void *self, int n_ctx, struct mu_err *er
     return st;
 }
 
-static const struct mu_backend_ops local_ops = {local_ask, local_card, local_set_context, local_close};
+static const struct mu_backend_ops local_ops = {local_ask, local_fits, local_card, local_set_context, local_close};
 
 /* ---- what is known of the model ---- */
 

@@ -267,7 +267,7 @@ static void server_close(void *self)
     mu_free(v);
 }
 
-static const struct mu_backend_ops server_ops = {server_ask, server_card, server_set_context, server_close};
+static const struct mu_backend_ops server_ops = {server_ask, NULL, server_card, server_set_context, server_close};
 
 /* What the server says about its model. */
 static enum mu_status card_fill(struct server *v, struct mu_err *err)

@@ -199,17 +199,49 @@ static enum mu_status ask_once(struct mu_talk *c, struct mu_ask *ask, bool *any_
     return st;
 }
 
-/* Leaves out the oldest messages up to the next one of the user; false: the last one is all there is. */
-static bool leave_out_more(struct mu_talk *c)
+/* The first message from i on that is the user's; their number: there is none. */
+static size_t next_of_user(const struct mu_talk *c, size_t i)
 {
-    size_t n = json_array_size(c->messages);
-    for (size_t i = c->left_out + 1; i < n; i++) {
+    for (; i < json_array_size(c->messages); i++) {
         const char *role = json_string_value(json_object_get(json_array_get(c->messages, i), "role"));
-        if (!role || strcmp(role, "user") != 0) continue;
-        c->left_out = i;
-        return true;
+        if (role && !strcmp(role, "user")) break;
     }
-    return false;
+    return i;
+}
+
+/* Whether it fits without the first ones, as far as can be told without asking. */
+static bool may_fit(struct mu_talk *c, const struct mu_ask *ask, size_t left_out)
+{
+    struct mu_err err = MU_ERR_INIT;
+    struct mu_ask less = *ask;
+    c->left_out = next_of_user(c, left_out);
+    json_t *all = conversation(c, &err);
+    less.messages = all;
+    bool fits = !all || !c->backend.ops->fits || c->backend.ops->fits(c->backend.self, &less, &err) != MU_ELIMIT;
+    json_decref(all);
+    return fits;
+}
+
+/* Leaves out the oldest messages up to one of the user, as few as it takes; false: the last one is all there is. One more
+ * is mostly enough; of a long conversation in a small context thousands are not, so what is tried doubles, and where that
+ * was too much the middle is. */
+static bool leave_out_more(struct mu_talk *c, const struct mu_ask *ask)
+{
+    size_t low = c->left_out + 1, last = json_array_size(c->messages) - 1, high = low;
+    if (low > last) return false;
+    for (size_t step = 1; high < last && !mu_interrupted && !may_fit(c, ask, high); step *= 2) {
+        low = high + 1;
+        high = step < last - high ? high + step : last;
+    }
+    while (low < high && !mu_interrupted) {
+        size_t middle = low + (high - low) / 2;
+        if (may_fit(c, ask, middle))
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    c->left_out = next_of_user(c, high);
+    return !mu_interrupted;
 }
 
 static enum mu_status chat_turn(struct mu_talk *c, struct mu_ask *ask, const char *text, struct mu_err *err)
@@ -227,7 +259,7 @@ static enum mu_status chat_turn(struct mu_talk *c, struct mu_ask *ask, const cha
         json_decref(all);
         ask->messages = all = conversation(c, err);
         st = all ? ask_once(c, ask, &any, err) : err->code;
-    } while (st == MU_ELIMIT && !any && !mu_interrupted && leave_out_more(c));
+    } while (st == MU_ELIMIT && !any && !mu_interrupted && leave_out_more(c, ask));
     if (st && !any) { /* as if it had not been said */
         c->left_out = had;
         while (json_array_size(c->messages) > before) json_array_remove(c->messages, before);

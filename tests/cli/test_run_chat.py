@@ -316,17 +316,21 @@ class Chat(unittest.TestCase):
         self.assertIn("64", t.say("word " * 60))  # alone too long: told, and not part of the conversation
         self.assertEqual(len(self.contents(t, "user")), 4)
 
-    def test_ctrl_c_before_it_fits(self):
-        """Each try renders what is left of a long conversation; thousands of tries take minutes."""
-        t = self.chat()
-        talk = [{"role": role, "content": "A sentence of no great weight, but of some length. " * 4} for role in ("user", "assistant")] * 1500
-        t.say("/load " + self.write("long.json", json.dumps({"muster_chat": 1, "model": BARD, "messages": talk})))
-        t.wait_raw()
-        t.type("Good morrow\r")
-        t.expect("\n")
-        t.type("\x03")
-        t.expect(">>> $", 20)
-        self.assertGreaterEqual(len(self.saved(t)["messages"]), len(talk))
+    def test_a_long_conversation_in_a_small_context(self):
+        """Each try renders and tokenizes what is left, so one message after another would take minutes."""
+        t = self.chat("-n", "1")
+
+        def left_out(talk):
+            t.say("/load " + self.write("long.json", json.dumps({"muster_chat": 1, "model": BARD, "messages": talk})))
+            told = re.search(r"its first (\d+) messages", t.say("Good morrow"))
+            self.assertEqual(len(self.saved(t)["messages"]), len(talk) + 2)
+            return int(told[1]) if told else 0
+
+        talk = [{"role": role, "content": "word " * (80 + i % 7)} for i in range(3000) for role in ("user", "assistant")]
+        n = left_out(talk)
+        self.assertGreater(n, 5900)
+        self.assertEqual(left_out(talk[n:]), 0)
+        self.assertEqual(left_out(talk[n - 2:]), 2)  # no fewer would have done
 
     def test_clear_save_load(self):
         a = self.chat()

@@ -223,8 +223,12 @@ static enum mu_status unknown(const struct mu_store_list *list, const char *name
     for (size_t i = 0; i < list->n && n < 4; i++)
         if (is_near(list->entry[i].name, name)) append_name(near, sizeof near, list->entry[i].name), n++;
     bool looks_like_path = strchr("/.~", *name) || (strlen(name) > 5 && !strcasecmp(name + strlen(name) - 5, ".gguf"));
-    if (looks_like_path && !n)
-        return mu_fail(err, MU_ENOENT, "cannot open file '%.200s': No such file or directory; check the path", name);
+    if (looks_like_path && !n) {
+        struct stat sb; /* a folder on the way may be one that is not ours to search, or a file */
+        bool hidden = stat(name, &sb) != 0 && errno != ENOENT;
+        return mu_fail(err, hidden ? MU_EIO : MU_ENOENT, "cannot open file '%.200s': %s", name,
+                       hidden ? strerror(errno) : "No such file or directory; check the path");
+    }
     if (n)
         return mu_fail(err, MU_ENOENT,
                        "there is no model '%.100s' here; near: %s ('muster list' shows all, 'muster pull' gets others)",

@@ -285,6 +285,7 @@ class Bad(unittest.TestCase):
                 bard = f.read()
             self.fails(["run", tmp + "/none.gguf", "a"], ["none.gguf"])
             self.fails(["run", tmp, "a"], [tmp])
+            self.fails(["run", path("file", b"") + "/m.gguf", "a"], ["file/m.gguf': Not a directory"])
             self.fails(["run", path("empty.gguf", b""), "a"], ["empty.gguf", "empty"])
             self.fails(["run", path("zip.gguf", b"PK\x03\x04" + bytes(100)), "a"], ["zip.gguf"])
             self.fails(["run", path("short.gguf", bard[:100000]), "a"], ["short.gguf", "expected", "found"])

@@ -163,7 +163,10 @@ static void print_after(const struct mu_talk *c, const struct mu_answer *w)
         print_rate(w);
     if (w->resumed) fprintf(stderr, "[the gang was lost %d times on the way; nothing is missing]\n", w->resumed);
     if (w->full && mu_talk_is_chat(c) && n_ctx && w->n_prompt + w->n_new >= n_ctx)
-        fprintf(stderr, "[the context of %d tokens is full: '/clear', or '/set parameter num_ctx N']\n", n_ctx);
+        fprintf(stderr, "[the context of %d tokens is full%s]\n", n_ctx,
+                c->at_prompt     ? ": '/clear', or '/set parameter num_ctx N'"
+                : !c->opt.server ? "; --ctx N is another one"
+                                 : "");
 }
 
 /* One try: asks, shows, and appends the answer. *any_out: text has arrived. */

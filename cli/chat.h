@@ -34,6 +34,7 @@ struct mu_talk {
     char *system;     /* the user's; NULL: the model's own */
     json_t *messages; /* array of {role, content, thinking, reasoning_content}; the system prompt is not among them */
     size_t left_out;  /* messages at the beginning that no longer fit the context */
+    bool at_prompt;   /* repl.c: commands can be typed */
 };
 
 /* ---- chat.c ---- */

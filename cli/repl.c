@@ -130,6 +130,7 @@ enum mu_status mu_talk_repl(struct mu_talk *c, struct mu_err *err)
     if (st) return st;
     mu_signals_catch();
     mu_signals_stay();
+    c->at_prompt = true;
     greet(c);
     while (!st && !r.session.leave) {
         mu_signals_reset();

@@ -312,6 +312,7 @@ class Chat(unittest.TestCase):
         t.say("one two three")
         shown = "".join(t.say(f"This is the turn of number {i}, of some length") for i in range(3))
         self.assertIn("left out", shown)
+        self.assertIn("is full: '/clear'", shown)
         self.assertEqual(len(self.contents(t, "user")), 4)
         self.assertIn("64", t.say("word " * 60))  # alone too long: told, and not part of the conversation
         self.assertEqual(len(self.contents(t, "user")), 4)

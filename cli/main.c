@@ -81,11 +81,11 @@ int main(int argc, char **argv)
     const char *name = argv[1];
     if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help")) {
         usage(stdout);
-        return MU_EXIT_OK;
+        return mu_out_finish(name, MU_EXIT_OK);
     }
     if (!strcmp(name, "--version") || !strcmp(name, "-V")) {
         printf("muster %s (arithmetic contract %d)\n", MUSTER_VERSION, MU_ARITHMETIC_VERSION);
-        return MU_EXIT_OK;
+        return mu_out_finish(name, MU_EXIT_OK);
     }
     for (int i = 0; i < N_VERB; i++) {
         if (strcmp(name, verbs[i].name)) continue;

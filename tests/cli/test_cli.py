@@ -365,7 +365,7 @@ class Bad(unittest.TestCase):
 
     def test_output_that_cannot_be_written(self):
         with open("/dev/full", "w") as full:
-            for args in (["run", BARD, "a", "--raw", "-n", "3"], ["tokenize", BARD, "a"], ["detokenize", BARD, "5"], ["plan", BARD]):
+            for args in (["run", BARD, "a", "--raw", "-n", "3"], ["tokenize", BARD, "a"], ["detokenize", BARD, "5"], ["plan", BARD], ["--help"], ["--version"]):
                 done = subprocess.run([harness.MUSTER, *args], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
                 self.assertEqual(done.returncode, 1, args)
                 self.assertIn("standard output", done.stderr)

@@ -1,4 +1,4 @@
-/* Constraints of requests: see constraint.h. The texts that compiled are a ring: the oldest makes room. */
+/* Constraints of requests: see constraint.h. The texts are a ring: the oldest makes room. */
 #include "coordinator/constraint.h"
 
 #include <string.h>
@@ -12,6 +12,8 @@ struct mu_constraint_checks {
         enum mu_constraint_kind kind;
         char *text;
         size_t len;
+        enum mu_status st; /* what compiling it came to, */
+        char *why;         /* and the sentence; NULL: it compiled */
     } known[CHECKS];
     unsigned next;
 };
@@ -65,29 +67,35 @@ void mu_submit_constraint(const Muster__V1__GenerateRequest *q, Muster__Internal
     }
 }
 
-static bool is_known(const struct mu_constraint_checks *c, enum mu_constraint_kind kind, const char *text, size_t len)
+/* Where it is known; CHECKS: it is not. */
+static int find(const struct mu_constraint_checks *c, enum mu_constraint_kind kind, const char *text, size_t len)
 {
-    for (int i = 0; c && i < CHECKS; i++) {
-        if (c->known[i].text && c->known[i].kind == kind && c->known[i].len == len &&
-            !memcmp(c->known[i].text, text, len))
-            return true;
-    }
-    return false;
+    int i = c ? 0 : CHECKS;
+    while (i < CHECKS && !(c->known[i].text && c->known[i].kind == kind && c->known[i].len == len &&
+                           !memcmp(c->known[i].text, text, len)))
+        i++;
+    return i;
 }
 
 /* Without memory it is compiled again next time. */
-static void remember(struct mu_constraint_checks **checks, enum mu_constraint_kind kind, const char *text, size_t len)
+static void remember(struct mu_constraint_checks **checks, enum mu_constraint_kind kind, const char *text, size_t len,
+                     enum mu_status st, const struct mu_err *err)
 {
     if (!*checks) *checks = mu_calloc(1, sizeof **checks);
     struct mu_constraint_checks *c = *checks;
-    char *copy = c ? mu_malloc(len + 1) : NULL;
-    if (!copy) return;
-    memcpy(copy, text, len + 1);
+    char *copy = c ? mu_strndup(text, len) : NULL, *why = copy && st ? mu_strdup(err->text) : NULL;
+    if (!copy || (st && !why)) {
+        mu_free(copy);
+        return;
+    }
     unsigned i = c->next++ % CHECKS;
     mu_free(c->known[i].text);
+    mu_free(c->known[i].why);
     c->known[i].kind = kind;
     c->known[i].text = copy;
     c->known[i].len = len;
+    c->known[i].st = st;
+    c->known[i].why = why;
 }
 
 enum mu_status mu_constraint_check(struct mu_constraint_checks **checks, const Muster__V1__GenerateRequest *q,
@@ -95,19 +103,25 @@ enum mu_status mu_constraint_check(struct mu_constraint_checks **checks, const M
 {
     enum mu_constraint_kind kind;
     const char *text;
-    struct mu_grammar *g;
+    struct mu_grammar *g = NULL;
     if (!mu_request_constraint(q, &kind, &text)) return MU_OK;
     size_t len = strlen(text);
-    if (is_known(*checks, kind, text, len)) return MU_OK;
+    int at = find(*checks, kind, text, len);
+    if (at < CHECKS) {
+        enum mu_status st = (*checks)->known[at].st;
+        return st ? mu_fail(err, st, "%s", (*checks)->known[at].why) : MU_OK;
+    }
     enum mu_status st = mu_grammar_compile(kind, text, len, &g, err);
-    if (st != MU_OK) return st;
     mu_grammar_free(g);
-    remember(checks, kind, text, len);
-    return MU_OK;
+    if (st != MU_ENOMEM) remember(checks, kind, text, len, st, err);
+    return st;
 }
 
 void mu_constraint_checks_free(struct mu_constraint_checks *checks)
 {
-    for (int i = 0; checks && i < CHECKS; i++) mu_free(checks->known[i].text);
+    for (int i = 0; checks && i < CHECKS; i++) {
+        mu_free(checks->known[i].text);
+        mu_free(checks->known[i].why);
+    }
     mu_free(checks);
 }

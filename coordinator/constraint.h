@@ -1,5 +1,6 @@
 /* What a request asks of the form of its completion, checked before it waits: a schema that cannot be honoured is
- * answered at once, with the compiler's sentence. Texts that compiled lately are not compiled again.
+ * answered at once, with the compiler's sentence. Texts that came lately are not compiled again, whether they compiled or
+ * not.
  *
  * Threads: one (the text thread). */
 #ifndef MU_COORDINATOR_CONSTRAINT_H
@@ -15,7 +16,8 @@ bool mu_request_constraint(const Muster__V1__GenerateRequest *q, enum mu_constra
 /* What the gang gets of it; the text is borrowed from q. */
 void mu_submit_constraint(const Muster__V1__GenerateRequest *q, Muster__Internal__V1__EngineSubmit *s);
 
-struct mu_constraint_checks; /* texts that compiled; NULL is an empty one */
+struct mu_constraint_checks; /* texts that came lately; NULL is an empty one */
+/* err is not NULL. */
 enum mu_status mu_constraint_check(struct mu_constraint_checks **checks, const Muster__V1__GenerateRequest *q,
                                    struct mu_err *err);
 void mu_constraint_checks_free(struct mu_constraint_checks *checks);

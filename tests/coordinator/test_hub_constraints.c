@@ -3,6 +3,9 @@
 
 #include <stdlib.h>
 
+#include "base/alloc.h"
+#include "coordinator/constraint.h"
+
 static struct client *ask_form(struct world *w, int form, const char *text)
 {
     Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
@@ -86,9 +89,34 @@ static void test_constraints(void **state)
     world_stop(w);
 }
 
+/* What came lately is answered from memory, the sentence of a refusal too: nothing is allocated. Not where memory was
+ * what it lacked. */
+static void test_known_again(void **state)
+{
+    (void)state;
+    static char *const text[] = {"[a-z]+", "(a", "a\\b", "[^\\s\\S]", "(((((a{100}){100}){100}){100}){100}){100}"};
+    static const enum mu_status is[] = {MU_OK, MU_EFORMAT, MU_EUNSUPPORTED, MU_EINVAL, MU_ELIMIT};
+    Muster__V1__GenerateRequest q = MUSTER__V1__GENERATE_REQUEST__INIT;
+    struct mu_constraint_checks *checks = NULL;
+    q.constraint_case = MUSTER__V1__GENERATE_REQUEST__CONSTRAINT_REGEX;
+    for (size_t i = 0; i < sizeof text / sizeof *text; i++) {
+        struct mu_err first = MU_ERR_INIT, again = MU_ERR_INIT;
+        q.regex = text[i];
+        mu_alloc_fail_at(1);
+        assert_int_equal(mu_constraint_check(&checks, &q, NULL), MU_ENOMEM);
+        assert_int_equal(mu_constraint_check(&checks, &q, &first), is[i]);
+        mu_alloc_fail_at(0);
+        for (int round = 0; round < 3; round++) assert_int_equal(mu_constraint_check(&checks, &q, &again), is[i]);
+        assert_int_equal(mu_alloc_fail_at(0), 0);
+        assert_string_equal(again.text, first.text);
+    }
+    mu_constraint_checks_free(checks);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_known_again),
         cmocka_unit_test(test_constraints),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -165,15 +165,14 @@ static enum match match(const struct mu_thinking *t, const char *mark)
 static enum match held_look(struct mu_thinking *t, enum mu_status *st_out, struct mu_err *err)
 {
     bool prefix = false;
+    bool orphan = (t->state == START || t->state == ANSWER) && !t->prompt_known && !t->was_thought;
     for (int i = 0; i < N_PAIR; i++) {
-        bool orphan = t->state == ANSWER && !t->prompt_known && !t->was_thought;
-        const char *mark = t->state == START                                         ? pairs[i].open
-                           : orphan || (t->state == THOUGHT && t->open == &pairs[i]) ? pairs[i].close
-                                                                                     : NULL;
-        enum match m = mark ? match(t, mark) : NONE;
-        if (m == WHOLE) *st_out = t->state == START ? thought_begins(t, &pairs[i]) : thought_ends(t, err);
-        if (m == WHOLE) return WHOLE;
-        prefix |= m == PREFIX;
+        bool opens = t->state == START, closes = orphan || (t->state == THOUGHT && t->open == &pairs[i]);
+        enum match open = opens ? match(t, pairs[i].open) : NONE, close = closes ? match(t, pairs[i].close) : NONE;
+        if (open == WHOLE) *st_out = thought_begins(t, &pairs[i]);
+        if (close == WHOLE) *st_out = thought_ends(t, err);
+        if (open == WHOLE || close == WHOLE) return WHOLE;
+        prefix |= open == PREFIX || close == PREFIX;
     }
     for (int i = 0; i < N_CHANNEL_MARK; i++) {
         enum match m = channel_marks[i].in >> t->state & 1 ? match(t, channel_marks[i].text) : NONE;

@@ -83,6 +83,12 @@ static void test_prompt(void **state)
     check("", "not </think> opened", "", "not </think> opened");
     check(NULL, "so\n</think>\n\nyes </think>", "so\n", "yes </think>"); /* the prompt is not known */
     check(NULL, "plain", "", "plain");
+    check(NULL, "</think>yes </think>", "", "yes </think>"); /* nothing was thought */
+    check(NULL, "\n\n</think>\n\nyes", "", "yes");
+    check(NULL, "[/THINK]yes", "", "yes");
+    check(NULL, "</thin>", "", "</thin>");
+    check(NULL, "<think>hm</think>yes </think>", "hm", "yes </think>");
+    check("", "</think>yes", "", "</think>yes");
 }
 
 static void test_channels(void **state)

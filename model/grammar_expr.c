@@ -107,10 +107,16 @@ const struct mu_ex *mu_ex_text(struct mu_gb *b, const char *text)
 
 const struct mu_ex *mu_ex_class(struct mu_gb *b, const struct mu_range *ranges, uint32_t n)
 {
+    bool nul = n && ranges[0].lo == 0;
+    if (nul && n == 1 && ranges[0].hi == 0) {
+        mu_gb_fail(b, MU_EUNSUPPORTED, "U+0000 in an expression or a grammar is not supported: no text can hold it");
+        return NULL;
+    }
     struct mu_ex *ex = make(b, MU_EX_CLASS, 1);
     struct mu_range *copy = ex ? mu_gb_alloc(b, n, sizeof *copy) : NULL;
     if (!copy) return NULL;
     if (n) memcpy(copy, ranges, n * sizeof *copy);
+    if (nul) copy->lo = 1; /* of U+0000 alone nothing is left */
     ex->ranges = copy;
     ex->n = n;
     return ex;

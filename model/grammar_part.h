@@ -96,7 +96,8 @@ void mu_gb_define(struct mu_gb *b, uint32_t rule, const struct mu_ex *ex);
 /* grammar_expr.c. Bytes, ranges and arrays of kids are copied. */
 const struct mu_ex *mu_ex_bytes(struct mu_gb *b, const char *p, size_t n);
 const struct mu_ex *mu_ex_text(struct mu_gb *b, const char *text);
-const struct mu_ex *mu_ex_class(struct mu_gb *b, const struct mu_range *ranges, uint32_t n); /* ascending, disjoint */
+/* Ascending, disjoint. No text holds U+0000: a set that has it loses it, and one of nothing else fails. */
+const struct mu_ex *mu_ex_class(struct mu_gb *b, const struct mu_range *ranges, uint32_t n);
 const struct mu_ex *mu_ex_list(struct mu_gb *b, enum mu_ex_kind kind, const struct mu_ex *const *kids, uint32_t n);
 const struct mu_ex *mu_ex_repeat(struct mu_gb *b, const struct mu_ex *kid, uint32_t min, uint32_t max);
 const struct mu_ex *mu_ex_rule(struct mu_gb *b, uint32_t rule);

@@ -117,9 +117,9 @@ static inline bool check_schema(const json_t *root, const json_t *s, json_t *v)
         if ((k = json_object_get(s, "maximum")) && !(d <= json_number_value(k))) return false;
         if ((k = json_object_get(s, "exclusiveMinimum")) && !(d > json_number_value(k))) return false;
         if ((k = json_object_get(s, "exclusiveMaximum")) && !(d < json_number_value(k))) return false;
-        if ((k = json_object_get(s, "multipleOf")) && fabs(d) < 1e12) {
-            double q = d / json_number_value(k);
-            if (!(fabs(q - round(q)) < 1e-4)) return false;
+        if ((k = json_object_get(s, "multipleOf"))) {
+            double q = d / json_number_value(k); /* of larger ones the double knows no such fraction */
+            if (fabs(q) < 1e11 && !(fabs(q - round(q)) < 1e-4)) return false;
         }
     }
     if (json_is_string(v)) {

@@ -190,8 +190,7 @@ static void walk_vocab(const char *name, int every, int checks, int walks)
         assert_int_equal(mu_masker_create(g, x.v, i % 3 ? 0 : 1 << 16, &m, &err), MU_OK);
         struct walk w = {.n_check = checks};
         for (int k = 0; k < walks; k++) one_walk(&x, l, g, m, &w);
-        if (l->kind == S && w.n_unfinished * 2 > walks)
-            fail_msg("%s\n%d of %d walks did not end", l->text, w.n_unfinished, walks);
+        if (l->kind == S && !w.n_done) fail_msg("%s\nnone of %d walks ended", l->text, walks);
         total.n_done += w.n_done;
         total.n_unfinished += w.n_unfinished;
         total.n_mask += w.n_mask;

@@ -79,6 +79,10 @@ static const struct {
     {G, "root ::= <|im_end|>", MU_EUNSUPPORTED, "tokens by name"},
     {G, "root ::= \"a\" root", MU_EINVAL, "never ends"},
     {G, "root ::= \"\xff\"", MU_EFORMAT, "not UTF-8"},
+    {G, "root ::= \"a\\x00\"", MU_EUNSUPPORTED, "U+0000 in an expression or a grammar"},
+    {G, "root ::= [\\u0000]", MU_EUNSUPPORTED, "U+0000 in an expression or a grammar"},
+    {R, "a\\x00", MU_EUNSUPPORTED, "U+0000 in an expression or a grammar"},
+    {R, "a|[\\0]", MU_EUNSUPPORTED, "U+0000 in an expression or a grammar"},
     {R, "(a", MU_EFORMAT, "')' is missing"},
     {R, "a)", MU_EFORMAT, "')' has no '('"},
     {R, "[a", MU_EFORMAT, "']' is missing"},
@@ -154,6 +158,31 @@ static void test_refused(void **state)
     assert_int_equal(mu_grammar_compile(R, long_text, 10000, &g, &err), MU_ELIMIT);
     memset(long_text, '[', sizeof long_text);
     assert_int_equal(mu_grammar_compile(S, long_text, 10000, &g, &err), MU_EFORMAT);
+}
+
+/* No text holds U+0000, and no set makes one. */
+static void test_no_nul(void **state)
+{
+    (void)state;
+    static const struct {
+        enum mu_constraint_kind kind;
+        const char *text;
+    } sets[] = {{R, "."},
+                {R, "[^a]"},
+                {R, "\\W"},
+                {R, "[\\0-\\x1f]"},
+                {R, "[\\0\\x01]"},
+                {R, "[\\0\\x01\\x03]"},
+                {R, "^.$"},
+                {G, "root ::= ."},
+                {G, "root ::= [^a]"},
+                {G, "root ::= [\\x00-\\x1F]"}};
+    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++) {
+        struct mu_grammar *g = compile(sets[i].kind, sets[i].text);
+        assert_int_equal(read_text(g, "\0", 1), DEAD);
+        assert_int_equal(read_text(g, "\1", 1), WHOLE);
+        mu_grammar_free(g);
+    }
 }
 
 /* Expressions against PCRE2, over random texts of the characters that they name. */
@@ -382,6 +411,7 @@ int main(void)
         cmocka_unit_test(test_languages),
         cmocka_unit_test(test_long_uri),
         cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_no_nul),
         cmocka_unit_test(test_regex_against_pcre2),
         cmocka_unit_test(test_pattern_against_pcre2),
         cmocka_unit_test(test_numbers),

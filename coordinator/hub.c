@@ -203,14 +203,6 @@ void mu_hub_pump(struct mu_hub *h)
 
 /* ---- events ---- */
 
-/* How many requests may wait: batch fills three quarters, so that others need not be sent away for it; for interactive
- * ones there are always a few places more. */
-static size_t most_waiting(const struct mu_hub *h, enum mu_priority priority)
-{
-    size_t n = h->opt->max_waiting ? (size_t)h->opt->max_waiting : MU_HUB_WAITING;
-    return priority == MU_PRIORITY_BATCH ? n - n / 4 : priority == MU_PRIORITY_INTERACTIVE ? n + n / 8 + 1 : n;
-}
-
 /* Seconds until an eighth of those that wait will have gone, at the pace of the last ones that ended. */
 static unsigned long long retry_s(const struct mu_hub *h)
 {
@@ -222,7 +214,8 @@ static unsigned long long retry_s(const struct mu_hub *h)
  * are not refused for ever. */
 static bool has_room(struct mu_hub *h, struct mu_rpc_call *call, size_t n, enum mu_priority priority)
 {
-    if (h->n_waiting + n <= most_waiting(h, priority) || (n > 1 && !h->n_waiting)) return true;
+    size_t most = h->opt->max_waiting ? (size_t)h->opt->max_waiting : MU_HUB_WAITING;
+    if (h->n_waiting + n <= mu_hub_places(most, priority) || (n > 1 && !h->n_waiting)) return true;
     mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED,
                        "busy: %zu requests are waiting and %zu running; try again later, in about %llu s", h->n_waiting,
                        h->n_running, retry_s(h));

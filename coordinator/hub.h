@@ -122,8 +122,16 @@ struct mu_hub {
     int outcome_fd;           /* eventfd, readable when one of these changed */
 };
 
-enum { MU_HUB_EVENTS = 1 << 16, MU_HUB_TEXTS = 4096 }; /* most in the queues */
-enum { MU_HUB_WAITING = 1024 };                        /* requests, where --queue does not say */
+enum { MU_HUB_EVENTS = 1 << 16 }; /* most in the queue */
+enum { MU_HUB_TEXTS = 4096 };     /* that wait for the text thread */
+enum { MU_HUB_WAITING = 1024 };   /* requests, where --queue does not say */
+
+/* Of n places those for a priority: batch fills three quarters, so that others need not be sent away for it; for
+ * interactive ones there are always a few more. */
+static inline size_t mu_hub_places(size_t n, enum mu_priority priority)
+{
+    return priority == MU_PRIORITY_BATCH ? n - n / 4 : priority == MU_PRIORITY_INTERACTIVE ? n + n / 8 + 1 : n;
+}
 
 /* Any thread. Takes over the event's fields on success; on failure (full or closed queue) the caller still owns
  * them. */

@@ -423,7 +423,7 @@ static enum mu_status start(struct serve *s, struct mu_err *err)
     }
     h->gang.epoch = mu_epoch_first(time(NULL));
     MU_TRY(st, mu_queue_create(MU_HUB_EVENTS, &h->events, err), fail);
-    MU_TRY(st, mu_queue_create(MU_HUB_TEXTS, &h->texts, err), fail);
+    MU_TRY(st, mu_queue_create(mu_hub_places(MU_HUB_TEXTS, MU_PRIORITY_INTERACTIVE), &h->texts, err), fail);
     h->outcome_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (h->outcome_fd < 0) {
         st = mu_fail(err, MU_EIO, "cannot make an eventfd: %s", strerror(errno));

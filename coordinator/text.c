@@ -21,6 +21,13 @@ struct mu_text_job {
 
 enum { MAX_TEXTS_BYTES = 256 << 20 }; /* that may wait; a queue of the longest texts would take 32 GB */
 
+static int lane_of(enum mu_text_kind kind, const ProtobufCMessage *msg)
+{
+    if (kind == MU_TEXT_GENERATE) return mu_proto_priority(((const Muster__V1__GenerateRequest *)msg)->priority);
+    if (kind == MU_TEXT_EMBED) return mu_proto_priority(((const Muster__V1__EmbedRequest *)msg)->priority);
+    return LAST_LANE;
+}
+
 void mu_text_job_free(void *job)
 {
     struct mu_text_job *j = job;
@@ -35,8 +42,10 @@ void mu_text_post(struct mu_hub *h, enum mu_text_kind kind, struct mu_rpc_call *
     size_t bytes = protobuf_c_message_get_packed_size(msg);
     if (j) *j = (struct mu_text_job){NULL, kind, mu_rpc_call_retain(call), msg, bytes};
     enum mu_status st = MU_EAGAIN;
-    bool room = atomic_fetch_add(&h->n_texts, 1) < MU_HUB_TEXTS;
-    room &= atomic_fetch_add(&h->texts_bytes, bytes) + bytes <= MAX_TEXTS_BYTES;
+    int lane = lane_of(kind, msg);
+    enum mu_priority places_of = lane == LAST_LANE ? MU_PRIORITY_BATCH : (enum mu_priority)lane;
+    bool room = atomic_fetch_add(&h->n_texts, 1) < mu_hub_places(MU_HUB_TEXTS, places_of);
+    room &= atomic_fetch_add(&h->texts_bytes, bytes) + bytes <= mu_hub_places(MAX_TEXTS_BYTES, places_of);
     if (j && room) st = mu_queue_push(h->texts, j);
     if (!st) return;
     atomic_fetch_sub(&h->n_texts, 1);
@@ -260,13 +269,6 @@ struct lane {
     struct mu_text_job *first, *last;
 };
 
-static int lane_of(const struct mu_text_job *j)
-{
-    if (j->kind == MU_TEXT_GENERATE) return mu_proto_priority(((const Muster__V1__GenerateRequest *)j->msg)->priority);
-    if (j->kind == MU_TEXT_EMBED) return mu_proto_priority(((const Muster__V1__EmbedRequest *)j->msg)->priority);
-    return LAST_LANE;
-}
-
 static struct lane *most_urgent(struct lane *lanes)
 {
     for (int i = 0; i < N_LANE; i++)
@@ -280,7 +282,7 @@ static struct mu_text_job *next_job(struct mu_hub *h, struct lane *lanes)
     struct mu_text_job *j;
     struct lane *l = most_urgent(lanes);
     for (int64_t until = l ? 0 : MU_FOREVER; (j = mu_queue_pop(h->texts, until)); until = 0) {
-        l = &lanes[lane_of(j)];
+        l = &lanes[lane_of(j->kind, j->msg)];
         *(l->first ? &l->last->next : &l->first) = j;
         l->last = j;
     }

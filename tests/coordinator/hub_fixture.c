@@ -35,7 +35,7 @@ struct world *world_open(const struct world_options *o)
     snprintf(h->engine_address, sizeof h->engine_address, "unix:/tmp/mu-fake-engine-%d", (int)getpid());
     h->outcome_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     assert_int_equal(mu_queue_create(MU_HUB_EVENTS, &h->events, &err), MU_OK);
-    assert_int_equal(mu_queue_create(MU_HUB_TEXTS, &h->texts, &err), MU_OK);
+    assert_int_equal(mu_queue_create(mu_hub_places(MU_HUB_TEXTS, MU_PRIORITY_INTERACTIVE), &h->texts, &err), MU_OK);
     const char *front[] = {"127.0.0.1:0", NULL}, *internal[] = {h->engine_address, NULL};
     struct mu_rpc_server_options fo = {
         .addresses = front, .methods = methods, .n_method = mu_front_methods(h, methods, 16)};

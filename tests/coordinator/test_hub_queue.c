@@ -165,6 +165,58 @@ static void test_places_by_priority(void **state)
     world_stop(w);
 }
 
+/* The same of the texts that wait for the text thread, and of their bytes; Tokenize counts as batch. */
+static void test_text_places_by_priority(void **state)
+{
+    (void)state;
+    static const struct {
+        Muster__V1__Priority priority;
+        size_t n, bytes; /* that wait already */
+        bool taken;
+    } row[] = {{MUSTER__V1__PRIORITY__PRIORITY_BATCH, 3071, 0, true},
+               {MUSTER__V1__PRIORITY__PRIORITY_BATCH, 3072, 0, false},
+               {MUSTER__V1__PRIORITY__PRIORITY_NORMAL, 4095, 0, true},
+               {MUSTER__V1__PRIORITY__PRIORITY_NORMAL, 4096, 0, false},
+               {MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE, 4608, 0, true},
+               {MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE, 4609, 0, false},
+               {MUSTER__V1__PRIORITY__PRIORITY_BATCH, 0, 192 << 20, false},
+               {MUSTER__V1__PRIORITY__PRIORITY_NORMAL, 0, 192 << 20, true},
+               {MUSTER__V1__PRIORITY__PRIORITY_NORMAL, 0, 256 << 20, false},
+               {MUSTER__V1__PRIORITY__PRIORITY_INTERACTIVE, 0, 256 << 20, true}};
+    enum { N = sizeof row / sizeof *row };
+    struct world *w = world_open(&(struct world_options){.max_sequences = 8});
+    struct client *c[N];
+    size_t n_taken = 0;
+    for (int i = 0; i < N; i++) {
+        atomic_fetch_add(&w->hub.n_texts, row[i].n - n_taken);
+        atomic_fetch_add(&w->hub.texts_bytes, row[i].bytes);
+        c[i] = ask_as(w, row[i].priority, "", 5, B('p'), 5, (uint64_t)i, MU_FOREVER);
+        WAIT_FOR(atomic_load(&c[i]->done) || mu_queue_len(w->hub.texts) > n_taken, 5000);
+        assert_int_equal(atomic_load(&c[i]->done), !row[i].taken);
+        atomic_fetch_sub(&w->hub.n_texts, row[i].n - n_taken);
+        atomic_fetch_sub(&w->hub.texts_bytes, row[i].bytes);
+        n_taken += row[i].taken;
+    }
+    Muster__V1__TokenizeRequest q = MUSTER__V1__TOKENIZE_REQUEST__INIT;
+    struct mu_err err = MU_ERR_INIT;
+    q.text = "text";
+    atomic_fetch_add(&w->hub.n_texts, 3072);
+    assert_int_equal(mu_rpc_unary(w->channel, "/muster.v1.Muster/Tokenize", &q.base,
+                                  &muster__v1__tokenize_reply__descriptor, mu_now_ns() + 5 * MU_SEC, NULL, &err),
+                     MU_ELIMIT);
+    atomic_fetch_sub(&w->hub.n_texts, 3072);
+    world_run_texts(w);
+    world_run_hub(w);
+    for (int i = 0; i < N; i++) {
+        if (row[i].taken)
+            expect_whole(c[i], (uint64_t)i, 5);
+        else
+            assert_int_equal(c[i]->code, MU_RPC_RESOURCE_EXHAUSTED);
+        client_free(c[i]);
+    }
+    world_stop(w);
+}
+
 /* A deadline that passes while the request waits; the next one is served. */
 static void test_deadline_in_the_queue(void **state)
 {
@@ -455,6 +507,7 @@ int main(void)
         cmocka_unit_test(test_turns_of_cached_prompts),
         cmocka_unit_test(test_turns_after_given_up_prompts),
         cmocka_unit_test(test_places_by_priority),
+        cmocka_unit_test(test_text_places_by_priority),
         cmocka_unit_test(test_deadline_in_the_queue),
         cmocka_unit_test(test_texts_by_priority),
         cmocka_unit_test(test_ends_are_told_once),

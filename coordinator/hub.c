@@ -68,6 +68,7 @@ static void count(struct mu_hub *h, const struct mu_request *r, int by)
 {
     if (r->state == MU_REQ_WAITING) {
         h->n_waiting += (size_t)by;
+        h->n_returned += r->resumed ? (size_t)by : 0;
         (by > 0 ? mu_fair_wait : mu_fair_unwait)(&h->fair, r->flow);
     }
     if (r->state != MU_REQ_RUNNING) return;
@@ -99,6 +100,7 @@ static void drop(struct mu_hub *h, struct mu_request **p)
             mu_fair_charge(&h->fair, r->flow, r->n_prompt); /* it had a place, and took what others might have had */
     }
     *p = r->next;
+    if (!*p) h->end = p;
     count(h, r, -1);
     if (r->flow >= 0) mu_fair_leave(&h->fair, r->flow);
     mu_request_free(r);
@@ -146,7 +148,7 @@ static bool waits(const struct mu_request *r, bool suspect, bool resumed)
 static struct mu_request *shortest(struct mu_hub *h, bool suspects)
 {
     struct mu_request *best = NULL;
-    for (struct mu_request *r = h->requests; r; r = r->next)
+    for (struct mu_request *r = h->n_returned ? h->requests : NULL; r; r = r->next)
         if (waits(r, suspects, true) && (!best || r->n_prompt + r->n_emitted < best->n_prompt + best->n_emitted))
             best = r;
     return best;
@@ -155,14 +157,15 @@ static struct mu_request *shortest(struct mu_hub *h, bool suspects)
 /* Of the new ones: whose turn it is. */
 static struct mu_request *next_new(struct mu_hub *h, size_t most)
 {
-    bool may[MU_PRIORITY_COUNT];
+    bool may[MU_PRIORITY_COUNT], any = false;
     size_t n = 0, few = h->gang.max_sequences / 8 + 1;
     for (int p = 0; p < MU_PRIORITY_COUNT; p++) {
         n += h->n_running_of[p]; /* of this priority and those above */
         may[p] = n < most || h->n_running_of[p] < few;
+        any |= may[p] && h->fair.n_waiting[p];
     }
     struct mu_request *best = NULL;
-    for (struct mu_request *r = h->requests; r; r = r->next) /* in order of arrival */
+    for (struct mu_request *r = any ? h->requests : NULL; r; r = r->next) /* in order of arrival */
         if (waits(r, false, false) && may[r->priority] && (!best || mu_fair_compare(&h->fair, r->flow, best->flow) < 0))
             best = r;
     return best;
@@ -186,7 +189,7 @@ void mu_hub_pump(struct mu_hub *h)
     size_t most = h->gang.max_sequences + h->gang.max_sequences / 4 + 1;
     h->pump_again = false;
     if (h->gang.state != MU_REPLICA_READY || !h->n_waiting) return;
-    for (struct mu_request *r = h->requests; r; r = r->next)
+    for (struct mu_request *r = h->n_running == 1 ? h->requests : NULL; r; r = r->next)
         if (r->state == MU_REQ_RUNNING && r->alone) return; /* a suspect is on probation */
     struct mu_request *r = shortest(h, true);
     if (r) {
@@ -225,10 +228,9 @@ static bool has_room(struct mu_hub *h, struct mu_rpc_call *call, size_t n, enum 
 /* A chain of new requests at the end of the list; where it is now. */
 static struct mu_request **append(struct mu_hub *h, struct mu_request *first)
 {
-    struct mu_request **p = &h->requests;
-    for (struct mu_request *r = first; r; r = r->next) count(h, r, 1);
-    while (*p) p = &(*p)->next;
+    struct mu_request **p = h->end;
     *p = first;
+    for (; *h->end; h->end = &(*h->end)->next) count(h, *h->end, 1);
     return p;
 }
 
@@ -608,6 +610,7 @@ void *mu_hub_main(void *hub)
     struct mu_hub *h = hub;
     int64_t flush_ns = 0; /* when slow clients are looked at again */
     bool blocked = false; /* or an event came since they were looked at, which may have blocked one */
+    h->end = &h->requests;
     while (!h->stopping) {
         int64_t deadline = mu_replica_next_ns(h), now = mu_now_ns();
         if ((blocked || h->pump_again) && deadline > now + BLOCKED_TICK_MS * MU_MS)

@@ -105,7 +105,9 @@ struct mu_hub {
     struct mu_queue *texts; /* jobs for the text thread, which sorts them */
     struct mu_replica gang;
     struct mu_request *requests; /* list in order of arrival */
+    struct mu_request **end;     /* where the next one comes */
     size_t n_waiting, n_running;
+    size_t n_returned; /* of those that wait: a death has sent them back */
     size_t n_running_of[MU_PRIORITY_COUNT];
     struct mu_fair fair;                 /* whose request is submitted next */
     int64_t pace_ns, ended_ns;           /* how fast running requests end, one after another; when the last one did */

@@ -80,7 +80,7 @@ void world_stop(struct world *w)
     assert_int_equal(mu_hub_post(h, &ev), MU_OK);
     pthread_join(w->hub_thread, NULL);
     assert_null(h->requests);
-    assert_int_equal(h->n_waiting + h->n_running, 0);
+    assert_int_equal(h->n_waiting + h->n_returned + h->n_running, 0);
     for (int i = 0; i < MU_PRIORITY_COUNT; i++) assert_int_equal(h->fair.n_user[i], 0);
     mu_queue_close(h->texts);
     pthread_join(w->text_thread, NULL);

@@ -114,7 +114,11 @@ enum mu_status mu_constraint_mask(struct mu_constraint *c, uint32_t *words, stru
     enum mu_status st = mu_masker_collect(m, err);
     if (st != MU_OK) return st;
     begin(m, err);
-    if (!c->ended && c->state != MU_STATE_DEAD) return mu_masker_mask(m, c->state, words, err);
+    if (!c->ended && c->state != MU_STATE_DEAD) {
+        st = mu_masker_mask(m, c->state, words, err);
+        mu_masker_collect(m, NULL); /* else each of many forms holds what its largest mask took */
+        return st;
+    }
     memset(words, 0, m->n_word * sizeof *words);
     for (uint32_t i = 0; c->ended && i < m->v->n_end; i++) { words[m->v->ends[i] / 32] |= 1u << (m->v->ends[i] % 32); }
     return MU_OK;

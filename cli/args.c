@@ -58,7 +58,7 @@ enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, st
     enum mu_status st;
     char *file = NULL;
     size_t len = strlen(text);
-    const char *name = "--ids";
+    const char *name = "IDS";
     int32_t *ids = NULL;
     if (text[0] == '@') {
         name = text + 1;

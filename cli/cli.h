@@ -53,6 +53,10 @@ void mu_arg_adapter(const char *text, struct mu_adapter_spec *spec_out, struct a
 enum mu_status mu_arg_ids(const char *text, int32_t **ids_out, size_t *n_out, struct mu_err *err);
 /* Standard input as a whole, NUL-terminated beyond len_out; freed with mu_free. More than max_bytes: MU_ELIMIT. */
 enum mu_status mu_read_stdin(size_t max_bytes, char **text_out, size_t *len_out, struct mu_err *err);
+/* What a split is, for the end of --help. */
+#define MU_SPLIT_HELP                                                                                              \
+    "A split 3:1/1 is a first stage of two ranks with weights 3 and 1, then a stage of one rank; 1@gpu0/1 one on " \
+    "GPU 0, then one on processors; 1@gpu0~12 has 12 layers come to GPU 0 from the host's memory in every step.\n"
 /* The name of a type that matrices can be quantised to. */
 const char *mu_arg_quantize(const char *text, struct argp_state *state);
 enum { MU_OPT_QUANTIZE = 1000, MU_OPT_KV, MU_OPT_DEVICE, MU_OPT_GPU_PROMPTS };

@@ -333,14 +333,17 @@ int mu_cmd_bench(int argc, char **argv)
         "is "
         "done."
         "\vExamples:\n"
-        "  muster synth --type Q4_0 --out 1b.gguf && muster bench 1b.gguf -p 512 -n 128 -t 2\n"
+        "  muster synth --type Q4_0 --out 1b.gguf\n"
+        "  muster bench 1b.gguf -p 512 -n 128 -t 2\n"
         "  muster bench 1b.gguf --streams 1,2,...,64 --svg streams.svg\n"
         "  muster bench 1b.gguf -p 0 --context 1k,4k,32k\n"
         "  muster bench 1b.gguf -t 1 --splits 1,1:1,1/1 -o json\n"
         "  muster bench 8b.gguf --draft 1b.gguf --streams 1,4 --prompts questions.txt\n"
         "  muster bench 8b.gguf --split 1@gpu0 -p 2k --streams 1,8,64\n"
-        "  muster bench 1b.gguf --serve --rate 1,2,4 --seconds 60 --slo ttft=500ms,itl=50ms\n"
-        "  muster bench --server 127.0.0.1:7400 --concurrency 16 --requests 200 --input 128..2048 --output 32..256\n"
+        "  muster bench 1b.gguf --serve --rate 1,2,4 --seconds 60 \\\n"
+        "      --slo ttft=500ms,itl=50ms\n"
+        "  muster bench --server 127.0.0.1:7400 --concurrency 16 \\\n"
+        "      --requests 200 --input 128..2048 --output 32..256\n"
         "docs/benchmarking.md has the definitions.\n",
         0,
         0,

@@ -432,7 +432,8 @@ int mu_cmd_embed(int argc, char **argv)
         "number of threads, chunk, batch and MUSTER_KERNELS, and from a server."
         "\vExamples:\n"
         "  muster embed model.gguf 'a small boat' 'a little ship'\n"
-        "  muster embed model.gguf -f lines.txt --dimensions 256 -o f32 --out vectors.f32\n"
+        "  muster embed model.gguf -f lines.txt --dimensions 256 -o f32 \\\n"
+        "      --out vectors.f32\n"
         "  muster embed default -f - --server 127.0.0.1:7400 <lines.txt >vectors.jsonl\n",
         0,
         0,

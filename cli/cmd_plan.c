@@ -213,7 +213,8 @@ int mu_cmd_plan(int argc, char **argv)
         parse,
         "MODEL",
         "Shows which rank would hold and compute what, the memory it takes, and the speed to expect of this machine."
-        "\vExamples:\n  muster plan model.gguf --split 3:1/1\n  muster plan model.gguf --ctx 4096 --parallel 8\n",
+        "\vExamples:\n  muster plan model.gguf --split 3:1/1\n  muster plan model.gguf --ctx 4096 --parallel "
+        "8\n" MU_SPLIT_HELP,
         0,
         0,
         0};

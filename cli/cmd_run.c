@@ -304,9 +304,11 @@ int mu_cmd_run(int argc, char **argv)
         "  muster run model.gguf 'Why is the sky blue?'\n"
         "  muster run model.gguf 'Summarise this.' < report.txt\n"
         "  muster run model.gguf 'ROMEO:' --raw --temperature 0.8 --seed 7 -n 100\n"
-        "  muster run model.gguf 'A person' --json-schema '{\"properties\": {\"name\": {\"type\": \"string\"}}}'\n"
+        "  muster run model.gguf 'A person' \\\n"
+        "      --json-schema '{\"properties\": {\"name\": {\"type\": \"string\"}}}'\n"
         "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n"
-        "  muster run default 'Summarise this.' --server 127.0.0.1:7400 --priority batch < report.txt\n",
+        "  muster run default 'Summarise this.' --server 127.0.0.1:7400 \\\n"
+        "      --priority batch < report.txt\n",
         0,
         0,
         0};

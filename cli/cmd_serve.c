@@ -121,11 +121,10 @@ int mu_cmd_serve(int argc, char **argv)
         "\vExamples:\n"
         "  muster serve model.gguf\n"
         "  muster serve model.gguf --split 2:1/1 --listen 127.0.0.1:7400\n"
-        "  muster serve model.gguf --lora sql=adapters/sql.gguf --lora tone=adapters/tone:0.5\n"
+        "  muster serve model.gguf --lora sql=adapters/sql.gguf \\\n"
+        "      --lora tone=adapters/tone:0.5\n"
         "  muster serve model.gguf --split 1@gpu0/1\n"
-        "  muster serve qwen2.5:7b --draft qwen2.5:0.5b\n"
-        "A split 3:1/1 is a first stage of two ranks with weights 3 and 1, then a stage of one rank; 1@gpu0/1 one on "
-        "GPU 0, then one on processors; 1@gpu0~12 has 12 layers come to GPU 0 from the host's memory in every step.\n",
+        "  muster serve qwen2.5:7b --draft qwen2.5:0.5b\n" MU_SPLIT_HELP,
         0,
         0,
         0};

@@ -149,8 +149,10 @@ int mu_cmd_synth(int argc, char **argv)
         "Llama of 1.2B parameters."
         "\vExamples:\n"
         "  muster synth --type Q4_0 --out 1b.gguf\n"
-        "  muster synth --layers 32 --d-model 4096 --d-ff 14336 --type Q4_K --vocab 128256 --out 8b.gguf\n"
-        "  muster synth --out 1b.gguf --draft small.gguf && muster bench 1b.gguf --draft small.gguf\n",
+        "  muster synth --layers 32 --d-model 4096 --d-ff 14336 --type Q4_K \\\n"
+        "      --vocab 128256 --out 8b.gguf\n"
+        "  muster synth --out 1b.gguf --draft small.gguf\n"
+        "  muster bench 1b.gguf --draft small.gguf\n",
         0,
         0,
         0};

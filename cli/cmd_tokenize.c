@@ -28,7 +28,7 @@ static error_t parse_tok(int key, char *arg, struct argp_state *state)
         else if (state->arg_num == 1)
             a->text = arg;
         else
-            argp_error(state, "too many arguments; put the text in quotes");
+            argp_error(state, "too many arguments; put the text, or the ids, in quotes");
         return 0;
     case ARGP_KEY_END:
         if (!a->model) argp_error(state, "MODEL is missing");
@@ -84,7 +84,7 @@ int mu_cmd_tokenize(int argc, char **argv)
                                      "MODEL [TEXT]",
                                      "Prints {\"ids\": […]} for TEXT, FILE or standard input."
                                      "\vExamples:\n  muster tokenize model.gguf 'Hello world'\n  muster tokenize "
-                                     "model.gguf --special '<|eot_id|>' <&-\n",
+                                     "model.gguf --special '<|eot_id|>'\n",
                                      0,
                                      0,
                                      0};

@@ -58,7 +58,7 @@ static void usage(FILE *f)
           "  muster serve model.gguf --split 2:1/1\n"
           "  muster run model.gguf 'Hello' --server 127.0.0.1:7400\n"
           "  muster bench model.gguf -p 512 -n 128\n\n"
-          "'muster VERB --help' tells more of each.\n",
+          "'muster help VERB' tells more of each.\n",
           f);
 }
 
@@ -79,7 +79,12 @@ int main(int argc, char **argv)
         return MU_EXIT_USAGE;
     }
     const char *name = argv[1];
-    if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help")) {
+    if (!strcmp(name, "help") && argc > 2) {
+        static char option[] = "--help";
+        name = argv[2];
+        argv[2] = option;
+        argc = 3;
+    } else if (!strcmp(name, "--help") || !strcmp(name, "-h") || !strcmp(name, "help")) {
         usage(stdout);
         return mu_out_finish(name, MU_EXIT_OK);
     }

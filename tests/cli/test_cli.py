@@ -44,6 +44,13 @@ class Good(unittest.TestCase):
             one = run(verb, "--help")
             self.assertEqual(one.returncode, 0)
             self.assertIn("Example", one.stdout)
+            self.assertEqual(run("help", verb).stdout, one.stdout)
+            # An example is a whole command where a terminal's 80 columns end it.
+            wide = run(verb, "--help", env={"ARGP_HELP_FMT": "rmargin=250"}).stdout.splitlines()
+            for line in wide:
+                if line.startswith("  muster "):
+                    self.assertLessEqual(len(line), 78, line)
+        self.assertIn("3:1/1 is", run("plan", "--help").stdout)  # where an error of a split sends to
 
     def test_tokenize_and_back(self):
         text = "What light through yonder window breaks? é 🙂"
@@ -270,6 +277,8 @@ class Bad(unittest.TestCase):
 
     def test_usage(self):
         self.fails(["fly"], ["no verb 'fly'"], status=2)
+        self.fails(["help", "fly"], ["no verb 'fly'"], status=2)
+        self.fails(["detokenize", BARD, "1", "2"], ["the ids, in quotes"], status=2)
         self.fails([], ["Usage"], status=2)
         self.fails(["run"], ["MODEL"], status=2)
         self.fails(["run", "default", "a", "--server", "127.0.0.1:1", "--priority", "now"], ["--priority must be interactive, normal or batch"], status=2)
@@ -307,7 +316,7 @@ class Bad(unittest.TestCase):
         self.fails(["run", BARD, "word " * 2000], ["context", "512"])
         with tempfile.TemporaryDirectory() as tmp:
             out = os.path.join(tmp, "x.f32")
-            for ids, words in (("1,2,x", ["character 5"]), ("99999", ["vocabulary"]), ("", ["no token ids"]), ("@" + tmp + "/none", ["none"]), (",".join(["1"] * 600), ["512"])):
+            for ids, words in (("1,2,x", ["IDS, character 5"]), ("99999", ["vocabulary"]), ("", ["no token ids"]), ("@" + tmp + "/none", ["none"]), (",".join(["1"] * 600), ["512"])):
                 self.fails(["logits", BARD, "--ids", ids, "--out", out], words)
             self.fails(["logits", BARD, "--ids", "1", "--out", tmp + "/no/such/folder/x"], ["no/such/folder"])
             self.fails(["logits", BARD, "--ids", "1", "--out", out, "--split", "1/1/1/1/1/1"], ["layers"])

@@ -101,6 +101,8 @@ static enum mu_status print_table(const struct mu_store_list *list, const char *
     mu_free(text);
     if (n == 1 && !list->n)
         fputs("no models were found; 'muster pull NAME' gets one, 'muster list --help' says where it looks\n", stderr);
+    else if (n == 1)
+        fprintf(stderr, "of %zu models none has '%s' in its name\n", list->n, pattern);
     return MU_OK;
 }
 

@@ -262,6 +262,7 @@ static enum mu_status add_path(struct maker *k, const char *kind, const char *pa
     char *cwd = path[0] == '/' ? NULL : getcwd(NULL, 0),
          *whole = cwd ? mu_asprintf("%s/%s", cwd, path) : mu_strdup(path);
     free(cwd);
+    for (char *dot; whole && (dot = strstr(whole, "/./"));) memmove(dot, dot + 2, strlen(dot + 2) + 1);
     snprintf(media, sizeof media, MU_MEDIA_MUSTER "%s", kind);
     enum mu_status st = add_layer(
         k, whole ? json_pack("{s:s,s:s,s:I}", "mediaType", media, "path", whole, "size", (json_int_t)bytes) : NULL);

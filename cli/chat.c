@@ -164,9 +164,10 @@ static void print_after(const struct mu_talk *c, const struct mu_answer *w)
     if (w->resumed) fprintf(stderr, "[the gang was lost %d times on the way; nothing is missing]\n", w->resumed);
     if (w->full && mu_talk_is_chat(c) && n_ctx && w->n_prompt + w->n_new >= n_ctx)
         fprintf(stderr, "[the context of %d tokens is full%s]\n", n_ctx,
-                c->at_prompt     ? ": '/clear', or '/set parameter num_ctx N'"
-                : !c->opt.server ? "; --ctx N is another one"
-                                 : "");
+                c->at_prompt && c->opt.server ? ": '/clear'"
+                : c->at_prompt                ? ": '/clear', or '/set parameter num_ctx N'"
+                : c->opt.server               ? ", the answer ends here"
+                                              : ", the answer ends here; --ctx N gives it more");
 }
 
 /* One try: asks, shows, and appends the answer. *any_out: text has arrived. */
@@ -322,6 +323,15 @@ enum mu_status mu_talk_switch(struct mu_talk *c, const char *model, struct mu_er
     struct mu_err again = MU_ERR_INIT;
     char *name = mu_strdup(model);
     if (!name) return mu_fail(err, MU_ENOMEM, "no memory for a name");
+    if (!c->opt.server) { /* a name that was mistyped costs no loading */
+        struct mu_store_model *found;
+        enum mu_status st = mu_store_find(name, &found, err);
+        if (st != MU_OK) {
+            mu_free(name);
+            return st;
+        }
+        mu_store_model_free(found);
+    }
     backend_close(c); /* two models may not fit beside each other */
     c->opt.local.model = name;
     c->opt.local.template_file = NULL; /* it was meant for the former one, and so was what follows */

@@ -394,8 +394,8 @@ static enum mu_status run_bye(struct mu_session *s, const struct words *w, struc
 
 static enum mu_status run_help(struct mu_session *s, const struct words *w, struct mu_err *err);
 
-static const struct command commands[] = {{"/set", "…", "settings of this session; /? set lists them", run_set},
-                                          {"/show", "…", "what is known of the model; /? show lists it", run_show},
+static const struct command commands[] = {{"/set", "...", "settings of this session; /? set lists them", run_set},
+                                          {"/show", "...", "what is known of the model; /? show lists it", run_show},
                                           {"/load", "NAME", "a saved chat, or another model", run_load},
                                           {"/save", "NAME", "this conversation and its settings", run_save},
                                           {"/clear", "", "forget the conversation", run_clear},

@@ -152,7 +152,7 @@ class Good(unittest.TestCase):
         """What helps is said as an option: there is no prompt for commands."""
         full = run("run", BARD, "Hail", "-c", "64", "--ignore-end")
         self.assertEqual(full.returncode, 0, full.stderr)
-        self.assertIn("[the context of 64 tokens is full; --ctx N is another one]", full.stderr)
+        self.assertIn("[the context of 64 tokens is full, the answer ends here; --ctx N gives it more]", full.stderr)
 
     def test_ctrl_c_stops_the_generation(self):
         p = subprocess.Popen([harness.MUSTER, "run", BARD, "O", "--raw", "--ignore-end", "-t", "1", "-n", "500"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -356,6 +356,10 @@ class Chat(unittest.TestCase):
         t.say("/set parameter num_ctx 200")
         shown = t.say("/load no-such-model")
         self.assertIn("no-such-model", shown)
+        self.assertNotIn("weights", shown)  # nothing is loaded again for a wrong name
+        shown = t.say("/load " + self.write("broken.gguf", "GGUF"))
+        self.assertIn("broken.gguf", shown)
+        self.assertIn("weights", shown)
         self.assertIn("200 tokens", t.say("/show info"))
         self.assertEqual(len(self.contents(t, "user")), 1)
         bad = self.write("bad.json", '{"muster_chat": 1, "model": "x", "messages": [{"role": 1}]}')
@@ -432,6 +436,8 @@ class Chat(unittest.TestCase):
         self.assertEqual(self.run_once(*how, stdin="Good morrow").stdout, a.stdout)
         b = self.run_once("Good morrow", *how, "--system", "Speak as a fool.")
         self.assertNotEqual(a.stdout, b.stdout)
+        full = self.run_once("Good morrow", "--template", self.template, "-c", "40", "--ignore-end")
+        self.assertIn("[the context of 40 tokens is full, the answer ends here; --ctx N gives it more]", full.stderr)
         # What standard input holds comes first.
         c = self.run_once("morrow", *how, stdin="Good")
         self.assertEqual(c.stdout, a.stdout)

@@ -10,6 +10,7 @@
 #include <limits.h>
 #include <stdarg.h>
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -31,10 +32,13 @@ void mu_log_init(const char *process)
     const char *format = getenv("MUSTER_LOG_FORMAT");
     atomic_store(&as_json, format && strcmp(format, "json") == 0);
     const char *least = getenv("MUSTER_LOG");
-    int level = MU_LOG_INFO;
-    for (int i = MU_LOG_DEBUG; least && i <= MU_LOG_ERROR; i++)
-        if (strcmp(least, level_names[i]) == 0) level = i;
-    atomic_store(&least_level, level);
+    int level = MU_LOG_DEBUG;
+    while (least && level <= MU_LOG_ERROR && strcmp(least, level_names[level]) != 0) level++;
+    bool known = least && level <= MU_LOG_ERROR;
+    atomic_store(&least_level, known ? level : MU_LOG_INFO);
+    if (!known && least && *least) mu_warn("log", "MUSTER_LOG may be debug, info, warn or error, not '%s'", least);
+    if (format && *format && strcmp(format, "text") != 0 && strcmp(format, "json") != 0)
+        mu_warn("log", "MUSTER_LOG_FORMAT may be text or json, not '%s'", format);
 }
 
 int mu_log_enabled(enum mu_log_level level)

@@ -12,8 +12,8 @@
 
 enum mu_log_level { MU_LOG_DEBUG, MU_LOG_INFO, MU_LOG_WARN, MU_LOG_ERROR };
 
-/* Call once at the start of main(); `process` ("serve", "rank 2") stands before every part: "rank 2/kv: …". Before it:
- * level info, text. */
+/* Call once at the start of main(); `process` ("serve", "rank 2") stands before every part: "rank 2/kv: …". Before it,
+ * and of values that are not known, which it tells: level info, text. */
 void mu_log_init(const char *process);
 int mu_log_enabled(enum mu_log_level level);
 void mu_log_line(enum mu_log_level level, const char *part, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

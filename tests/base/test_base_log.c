@@ -56,6 +56,20 @@ static int matches(const char *text, const char *pattern)
     return found;
 }
 
+static void unknown_settings(void **state)
+{
+    (void)state;
+    capture_begin();
+    init("serve", "", "");
+    init("serve", "xml", "DEBUG");
+    mu_debug("x", "not shown");
+    init("serve", "text", "debug");
+    char *text = capture_end();
+    if (!matches(text, "^[^\n]* warn  serve/log: MUSTER_LOG may be debug, info, warn or error, not 'DEBUG'\n"
+                       "[^\n]* warn  serve/log: MUSTER_LOG_FORMAT may be text or json, not 'xml'\n$"))
+        fail_msg("%s", text);
+}
+
 static void text_lines(void **state)
 {
     (void)state;
@@ -229,6 +243,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_lines),
+        cmocka_unit_test(unknown_settings),
         cmocka_unit_test(peers_cannot_forge_lines),
         cmocka_unit_test(bad_utf8_becomes_valid),
         cmocka_unit_test(json_lines_parse),

@@ -11,8 +11,8 @@
  * Rejected: several poll threads (callbacks of a call would overlap, and with a queue for each there was nothing to
  * win); gRPC's registered methods (one pending request per method instead of one pool, for nothing that we measured).
  *
- * Shutdown order: watchers of health told → shutdown_and_notify → grace → cancel_all_calls → its tag → queue shut
- * down → thread joined → queue, server, gRPC. */
+ * Shutdown order: watchers of health told → shutdown_and_notify → grace → cancel_all_calls → its tag → all calls let
+ * go → queue shut down → thread joined → queue, server, gRPC. */
 #include <errno.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -43,7 +43,9 @@ struct mu_rpc_server {
     grpc_completion_queue *cq;
     pthread_t thread;
     bool running;
-    int n_pending;        /* the poll thread only, after the start */
+    int n_pending;        /* the poll thread only, after the start; likewise the next two */
+    int n_call;           /* that gRPC has given us and that were not let go */
+    bool core_shut;       /* gRPC's server has no connections any more; events of their calls may still come */
     atomic_size_t unread; /* of all outboxes */
     size_t max_unread;
     int *port; /* [n_port] */
@@ -121,17 +123,33 @@ void mu_rpc_call_release(struct mu_rpc_call *c)
     mu_free(c);
 }
 
+/* gRPC's server is shut with its last connection, while ends of that one's calls may wait in the queue; who hears of
+ * them may begin a batch (on_half_close that finishes), and gRPC aborts where a batch begins on a queue that was ended. */
+static void shut_if_over(struct mu_rpc_server *s)
+{
+    if (!s->core_shut || s->n_call) return;
+    pthread_mutex_lock(&s->lock);
+    s->is_shut = true;
+    pthread_cond_broadcast(&s->changed);
+    pthread_mutex_unlock(&s->lock);
+}
+
 /* The gRPC side ends here, so that a handler that keeps a call does not keep the server from stopping. */
 static void call_let_go(struct mu_rpc_call *c)
 {
+    struct mu_rpc_server *s = c->server;
+    bool was_call = c->wire != NULL;
     mu_rpc_outbox_clear(&c->outbox);
     grpc_metadata_array_destroy(&c->headers);
     grpc_call_details_destroy(&c->details);
     if (c->received) grpc_byte_buffer_destroy(c->received);
     c->received = NULL;
-    if (c->wire) grpc_call_unref(c->wire);
+    if (was_call) grpc_call_unref(c->wire);
     c->wire = NULL;
     mu_rpc_call_release(c);
+    if (!was_call) return;
+    s->n_call--;
+    shut_if_over(s);
 }
 
 static bool slice_is(grpc_slice s, const char *text)
@@ -215,6 +233,7 @@ static void on_new_call(void *owner, bool ok)
         call_let_go(c);
         return;
     }
+    s->n_call++;
     request_calls(s);
     c->method = find_method(s, c->details.method);
     if (c->method && c->method->max_queued_bytes) c->outbox.max_bytes = c->method->max_queued_bytes;
@@ -446,10 +465,8 @@ static void on_shut(void *owner, bool ok)
 {
     (void)ok;
     struct mu_rpc_server *s = owner;
-    pthread_mutex_lock(&s->lock);
-    s->is_shut = true;
-    pthread_cond_broadcast(&s->changed);
-    pthread_mutex_unlock(&s->lock);
+    s->core_shut = true;
+    shut_if_over(s);
 }
 
 static bool wait_shut_slice(struct mu_rpc_server *s, int64_t until_ns)

@@ -9,9 +9,11 @@ static void on_message(struct mu_rpc_call *call, const ProtobufCMessage *msg, vo
     struct mu_event ev = {.kind = attach ? MU_EV_ATTACH : MU_EV_ENGINE_UP,
                           .msg = mu_rpc_call_take_message(call),
                           .call = mu_rpc_call_retain(call)};
-    if (!mu_hub_post(h, &ev)) return;
+    enum mu_status st = mu_hub_post(h, &ev);
+    if (!st) return;
     mu_rpc_message_free(ev.msg);
     mu_rpc_call_release(ev.call);
+    if (st == MU_ECANCELLED) return; /* the hub has ended, and the worker ends the gang */
     /* Tokens must not be lost silently: the stream ends, and with it the epoch. */
     mu_rpc_call_finish(call, MU_RPC_RESOURCE_EXHAUSTED, "the coordinator cannot keep up");
 }

@@ -44,6 +44,7 @@ enum {
     GPUS_ASK_MS = 30000, /* a driver that was not used for a while, and a second to measure each */
     WORKER_STOP_MS = 3000,
     WORKER_RESTART_MS = 200,
+    GANG_END_MS = 1000, /* for a worker that runs on to end the gang: its leader hears nothing of our end */
     DOORS_LIMIT_MS = 10000
 };
 
@@ -505,7 +506,7 @@ static void stop(struct serve *s)
     mu_local_worker_stop(s->worker_pid, WORKER_STOP_MS);
     if (s->text_started) pthread_join(s->text_thread, NULL);
     if (s->front) mu_rpc_server_stop(s->front, 200);
-    if (s->internal) mu_rpc_server_stop(s->internal, 0);
+    if (s->internal) mu_rpc_server_stop(s->internal, GANG_END_MS);
     mu_rpc_channel_close(h->worker);
     if (h->events) {
         mu_queue_close(h->events);

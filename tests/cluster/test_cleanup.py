@@ -66,6 +66,25 @@ class Cleanup(unittest.TestCase):
             self.assertEqual(server.stop(), [])
             self.assertEqual(server.process.returncode, 0)
 
+    def test_a_worker_that_runs_on(self):
+        """The end of the server is no failure of the gang, idle or busy."""
+        with tempfile.TemporaryDirectory() as tmp, open(tmp + "/log", "w+") as log:
+            worker = subprocess.Popen([harness.MUSTER, "worker", "--listen", f"unix:{tmp}/w"], stderr=log)
+            self.addCleanup(worker.kill)
+            while not os.path.exists(tmp + "/w"):
+                self.assertIsNone(worker.poll())
+                time.sleep(0.01)
+            for busy in (False, False, False, True, True):
+                with harness.Server(split="1:1", args=["--worker", f"unix:{tmp}/w"]) as server:
+                    if busy:
+                        next(server.generate_call(pb.GenerateRequest(text="O", n=8, max_tokens=500, ignore_end=True), timeout=60))
+                    self.assertEqual(server.stop(), [])
+                    self.assertEqual(server.process.returncode, 0)
+            worker.terminate()
+            self.assertEqual(worker.wait(5), 0)
+            log.seek(0)
+            self.assertNotIn(" error ", log.read())
+
     def test_worker_dies_where_nobody_waits_for_children(self):
         """What started the server has the system reap its children unseen, and the server inherits that."""
         with ignored(signal.SIGCHLD):

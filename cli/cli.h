@@ -133,7 +133,7 @@ json_t *mu_text_json(const char *text);
 json_t *mu_text_n_json(const char *text, size_t len);
 /* "3 days ago". */
 void mu_human_age(int64_t then_s, char *buf, size_t buf_bytes);
-/* A table whose columns are as wide as their widest cell. Rows are arrays of n_col strings; the first is the head. right[i]: column i is right-aligned. */
+/* A table whose columns are as wide as their widest cell is on a terminal. Rows are arrays of n_col strings; the first is the head. right[i]: column i is right-aligned. */
 void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *right);
 
 /* ---- signals.c: Ctrl-C stops the generation and not the program, or leaves no partial file ---- */

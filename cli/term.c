@@ -1,5 +1,6 @@
 /* What a person sees: errors in plain words, progress bars, tables. */
 #include <errno.h>
+#include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,7 @@
 #include "base/clock.h"
 #include "base/utf8.h"
 #include "cli/cli.h"
+#include "cli/wrap.h"
 
 int mu_cli_fail(const char *verb, const struct mu_err *err)
 {
@@ -134,24 +136,42 @@ json_t *mu_text_json(const char *text)
 
 enum { MAX_COLUMNS = 32 };
 
+/* Columns of a terminal that text takes; bytes that are no UTF-8 are shown as a character each. */
+static int text_columns(const char *text)
+{
+    int n = 0;
+    for (size_t i = 0, len = strlen(text); i < len;) {
+        uint32_t cp;
+        int bytes = mu_utf8_next(text + i, len - i, &cp), wide = bytes ? mu_wrap_columns((wchar_t)cp) : 1;
+        n += wide > 0 ? wide : 0;
+        i += bytes ? (size_t)bytes : 1;
+    }
+    return n;
+}
+
 void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *right)
 {
     int width[MAX_COLUMNS] = {0};
+    /* Characters have widths only in a locale that knows them; the program's stays as it is. */
+    locale_t utf8 = newlocale(LC_CTYPE_MASK, "C.UTF-8", (locale_t)0), before = uselocale(utf8);
     if (n_col > MAX_COLUMNS) n_col = MAX_COLUMNS;
     for (int r = 0; r < n_row; r++)
         for (int c = 0; c < n_col; c++) {
-            int w = (int)strlen(cells[r * n_col + c]);
+            int w = text_columns(cells[r * n_col + c]);
             if (w > width[c]) width[c] = w;
         }
     for (int r = 0; r < n_row; r++)
         for (int c = 0; c < n_col; c++) {
             const char *cell = cells[r * n_col + c];
             const char *gap = c + 1 < n_col ? "  " : "\n";
+            int pad = width[c] - text_columns(cell);
             if (right && right[c])
-                printf("%*s%s", width[c], cell, gap);
+                printf("%*s%s%s", pad, "", cell, gap);
             else if (c + 1 < n_col)
-                printf("%-*s%s", width[c], cell, gap);
+                printf("%s%*s%s", cell, pad, "", gap);
             else
                 printf("%s%s", cell, gap);
         }
+    uselocale(before);
+    if (utf8) freelocale(utf8);
 }

@@ -3,7 +3,6 @@
 #include "cli/wrap.h"
 
 #include <string.h>
-#include <wchar.h>
 
 enum { TAB = 8, MAX_BLANKS = 4096 };
 
@@ -48,8 +47,7 @@ static enum mu_status word_write(struct mu_wrap *w, struct mu_err *err)
     return st;
 }
 
-/* Columns that a character takes; -1: it must not reach a terminal. */
-static int columns(wchar_t c)
+int mu_wrap_columns(wchar_t c)
 {
     if (c < 0x20 || (c >= 0x7f && c < 0xa0)) return -1;
     /* what orders text from right to left could make a line read as something else */
@@ -71,7 +69,7 @@ static enum mu_status character(struct mu_wrap *w, const char *bytes, size_t len
         if (w->blanks < MAX_BLANKS) w->blanks += n;
         return st;
     }
-    int n = columns(c);
+    int n = mu_wrap_columns(c);
     if (n < 0) return MU_OK;
     if (n > 1 || w->word_len + len > sizeof w->word || (w->width && w->word_columns && w->word_columns + n > w->width))
         st = word_write(w, err);

@@ -14,6 +14,7 @@
 #define MU_CLI_WRAP_H
 
 #include <stddef.h>
+#include <wchar.h>
 
 #include "base/status.h"
 
@@ -37,5 +38,7 @@ enum mu_status mu_wrap_put(struct mu_wrap *w, const char *text, size_t len, stru
 enum mu_status mu_wrap_flush(struct mu_wrap *w, struct mu_err *err);
 /* Flushes, then writes bytes that take no column (colours). */
 enum mu_status mu_wrap_code(struct mu_wrap *w, const char *code, struct mu_err *err);
+/* Columns that a character takes; -1: it must not reach a terminal. */
+int mu_wrap_columns(wchar_t c);
 
 #endif

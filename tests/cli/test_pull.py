@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import unicodedata
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -341,6 +342,23 @@ class Ollama(Case):
         bad = subprocess.run([MUSTER, "create", "x", "-f", "-"], env=self.env, input="FROM bard\nPARAMETER heat 3\n", capture_output=True, text=True)
         self.assertEqual(bad.returncode, 1)
         self.assertIn("line 2", bad.stderr)
+
+    def test_names_of_other_scripts(self):
+        """Columns of the list stand where they do for a name in ASCII: a terminal's columns are neither bytes nor characters."""
+        os.mkdir(os.path.join(self.home, "cache"))
+        for name in ("plain", "cafe\u0301", "мудрец", "日本語モデル"):
+            with open(os.path.join(self.home, "cache", name + ".gguf"), "wb") as f:
+                f.write(BARD)
+        self.env["LLAMA_CACHE"] = os.path.join(self.home, "cache")
+        for locale in ("C", "C.UTF-8"):
+            self.env["LC_ALL"] = locale
+            rows = subprocess.run([MUSTER, "list"], env=self.env, capture_output=True, timeout=60).stdout.decode().splitlines()
+            self.assertEqual(len(rows), 5, rows)
+            starts = []
+            for row in rows:
+                name = row[:row.index("STORE" if row.startswith("NAME") else "llama.cpp")]
+                starts.append(sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) == "W" else 1 for c in name))
+            self.assertEqual(starts, [14] * 5, rows)
 
 
 class Show(Case):

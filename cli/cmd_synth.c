@@ -130,7 +130,7 @@ int mu_cmd_synth(int argc, char **argv)
         {"short-ctx", OPT_SHORT, "N", 0,
          "phi3: sequences beyond it turn by the long factors; with --yarn, what it extends (none)", 0},
         {"yarn", OPT_YARN, "FACTOR", 0, "rotation scaled by YaRN from the context of --short-ctx (no scaling)", 0},
-        {"experts", OPT_EXPERTS, "N", 0, "experts of a layer (none)", 0},
+        {"experts", OPT_EXPERTS, "N", 0, "experts of a layer (none; some architectures need them)", 0},
         {"experts-used", OPT_USED, "N", 0, "experts of a token (2)", 0},
         {"seed", OPT_SEED, "N", 0, "of the weights (1)", 0},
         {"out", OPT_OUT, "FILE", 0, "where to write", 0},

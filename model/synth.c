@@ -200,6 +200,9 @@ static enum mu_status check_spec(struct job *j, struct mu_err *err)
     if (s->n_rot < 0 || s->n_rot > s->d_head || s->n_rot % 2 != 0)
         return mu_fail(err, MU_EINVAL, "rotated dimensions: expected an even number up to %d, found %d", s->d_head,
                        s->n_rot);
+    if (!s->n_expert && !j->arch->rules)
+        return mu_fail(err, MU_EINVAL, "architecture '%s' has no layers without experts: say how many (--experts N)",
+                       j->arch->name);
     MU_TRY(st,
            check_range("experts", s->n_expert, j->arch->rules ? 0 : 1, j->arch->expert_rules ? MU_MAX_EXPERT : 0, err),
            fail);

@@ -361,6 +361,7 @@ static void test_refusals(void **state)
     REFUSED(MU_EINVAL, "layers of the draft: expected a number from 0 to 2, found 3", s_.n_early = 3);
     REFUSED(MU_EINVAL, "even head size", s_.d_head = 33);
     REFUSED(MU_EINVAL, "limit", s_.n_head = s_.n_kv_head = 4096, s_.d_head = 64);
+    REFUSED(MU_EINVAL, "no layers without experts: say how many (--experts N)", s_.arch = "qwen3moe");
     REFUSED(MU_EINVAL, "rotation base", s_.rope_freq_base = NAN);
     struct mu_err err = MU_ERR_INIT;
     assert_int_equal(mu_synth_write(&small, test_path("no/such/folder.gguf"), NULL, NULL, &err), MU_ENOENT);

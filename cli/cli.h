@@ -104,11 +104,13 @@ enum mu_status mu_cli_fit(const struct mu_model *model, const struct mu_adapters
 
 /* ---- term.c: what a person sees ---- */
 
-/* Prints "muster VERB: text" on stderr; returns MU_EXIT_FAILED. */
+/* Prints "muster VERB: text" on stderr, nothing where mu_out_gone(); returns MU_EXIT_FAILED. */
 int mu_cli_fail(const char *verb, const struct mu_err *err);
 /* Text to standard output, at once. Full disks and readers that went away are MU_EIO. */
 enum mu_status mu_out_write(const char *text, size_t len, struct mu_err *err);
-/* At the end of main: what could not be written is told (a closed pipe only by the status) and turns MU_EXIT_OK into MU_EXIT_FAILED. */
+/* Whether the reader of standard output, a pipe, went away before it had all: that is told by the status alone. */
+bool mu_out_gone(void);
+/* At the end of main: what could not be written is told (not where mu_out_gone()) and turns MU_EXIT_OK into MU_EXIT_FAILED. */
 int mu_out_finish(const char *verb, int status);
 /* "no server answers at ADDRESS …" with what to do, in place of gRPC's words for it. */
 void mu_no_server(const char *address, struct mu_err *err);

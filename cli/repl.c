@@ -101,7 +101,10 @@ static enum mu_status serve(struct repl *r, struct mu_err *err)
     if (blank(prompt)) return MU_OK;
     if (*prompt == '/' && !r->verbatim) return mu_talk_command(&r->session, prompt, err);
     struct mu_err failed = MU_ERR_INIT; /* a Ctrl-C since Enter counts: it stops the answer before it begins */
-    if (mu_talk_turn(r->session.chat, prompt, &failed)) mu_cli_fail("run", &failed); /* told, and the next one */
+    if (mu_talk_turn(r->session.chat, prompt, &failed)) {
+        if (mu_out_gone()) return mu_fail(err, failed.code, "%s", failed.text);
+        mu_cli_fail("run", &failed); /* told, and the next one */
+    }
     fputc('\n', stderr);
     return MU_OK;
 }

@@ -1,6 +1,7 @@
 /* What a person sees: errors in plain words, progress bars, tables. */
 #include <errno.h>
 #include <locale.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,8 +14,15 @@
 #include "cli/cli.h"
 #include "cli/wrap.h"
 
+bool mu_out_gone(void)
+{
+    struct pollfd out = {.fd = STDOUT_FILENO};
+    return ferror(stdout) && poll(&out, 1, 0) == 1 && (out.revents & POLLERR);
+}
+
 int mu_cli_fail(const char *verb, const struct mu_err *err)
 {
+    if (mu_out_gone()) return MU_EXIT_FAILED;
     fprintf(stderr, "muster %s: %s\n", verb, err->text[0] ? err->text : mu_status_text(err->code));
     return MU_EXIT_FAILED;
 }
@@ -27,10 +35,10 @@ enum mu_status mu_out_write(const char *text, size_t len, struct mu_err *err)
 
 int mu_out_finish(const char *verb, int status)
 {
-    errno = 0;
-    if (fflush(stdout) == 0 && !ferror(stdout)) return status;
-    if (errno && errno != EPIPE && status == MU_EXIT_OK)
-        fprintf(stderr, "muster %s: cannot write to standard output: %s\n", verb, strerror(errno));
+    int why = fflush(stdout) ? errno : 0;
+    if (!why && !ferror(stdout)) return status;
+    if (why && !mu_out_gone() && status == MU_EXIT_OK)
+        fprintf(stderr, "muster %s: cannot write to standard output: %s\n", verb, strerror(why));
     return status == MU_EXIT_OK ? MU_EXIT_FAILED : status;
 }
 

@@ -3,6 +3,7 @@ import fcntl
 import json
 import os
 import pty
+import shutil
 import struct
 import subprocess
 import sys
@@ -384,10 +385,25 @@ class Bad(unittest.TestCase):
                 done = subprocess.run([harness.MUSTER, "tokenize", BARD, "-f", text.name], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
                 self.assertIn("cannot write to standard output", done.stderr)
         self.fails(["logits", BARD, "--ids", "1", "--out", "/dev/null"], ["/dev/null", "name a file"])
-        p = subprocess.Popen([harness.MUSTER, "run", BARD, "a", "--raw", "--ignore-end", "-t", "1"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        p = subprocess.Popen([harness.MUSTER, "run", BARD, "a", "--raw", "--ignore-end", "-t", "1", "--quiet"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         p.stdout.read(3)
         p.stdout.close()  # the reader goes away: the generation stops
-        self.assertEqual(p.wait(20), 1)
+        self.assertEqual((p.stderr.read(), p.wait(20)), ("", 1))
+        p.stderr.close()
+
+    def test_reader_that_went_away(self):
+        """Told by the status alone; what else is wrong is told."""
+        r, w = os.pipe()
+        os.close(r)
+        with os.fdopen(w, "w") as gone, tempfile.TemporaryDirectory() as tmp:
+            shutil.copy(BARD, tmp)
+            for args in (["run", BARD, "a", "--raw", "-n", "3"], ["tokenize", BARD, "a"], ["detokenize", BARD, "5"], ["template", BARD], ["embed", BARD, "a"],
+                         ["plan", BARD], ["show", BARD], ["show", BARD, "-o", "json"], ["show", BARD, "--template"], ["list"], ["list", "-o", "json"]):
+                done = subprocess.run([harness.MUSTER, *args], input='[{"role":"user","content":"a"}]', stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60,
+                                      env=dict(os.environ, LLAMA_CACHE=tmp, MUSTER_MODELS=tmp + "/none", HOME=tmp))
+                self.assertEqual((done.stderr, done.returncode), ("", 1), args)
+            done = subprocess.run([harness.MUSTER, "tokenize", tmp + "/none.gguf", "a"], stdout=gone, stderr=subprocess.PIPE, text=True, timeout=60)
+            self.assertIn("none.gguf", done.stderr)
 
     def test_closed_standard_error(self):
         """What is told there never becomes a part of a file that was opened in its place."""

@@ -147,6 +147,12 @@ class Chat(unittest.TestCase):
 
     # ---- turns ----
 
+    def test_reader_that_went_away(self):
+        """Nobody sees an answer any more: the chat ends."""
+        t = self.chat("--quiet", under=(sys.executable, "-c", "import os, sys; r, w = os.pipe(); os.close(r); os.dup2(w, 1); os.execv(sys.argv[1], sys.argv[1:])"))
+        self.assertEqual(t.leave("O Romeo\r"), 1)
+        self.assertNotIn(b"muster run:", t.shown)
+
     def test_turns(self):
         t = self.chat("--verbose")
         first = t.say("Good morrow")

@@ -429,7 +429,10 @@ static enum mu_status find_manifest(const char *root, const char *name_text, str
         mu_free(path);
         if (there) return MU_OK;
     }
-    MU_TRY(st, mu_store_find(name_text, &m, err), done);
+    st = mu_store_find(name_text, &m, err);
+    if (st == MU_ENOENT) /* not with how to get it */
+        mu_fail(err, st, "there is no model '%.120s' in Muster's own store; 'muster list' shows what is", name_text);
+    if (st != MU_OK) goto done;
     if (m->entry.store != MU_STORE_OWN)
         st = mu_fail(err, MU_EINVAL, "'%.100s' belongs to %s (%.200s); Muster removes from its own store only",
                      name_text, owner[m->entry.store], m->path);

@@ -311,7 +311,11 @@ class Ollama(Case):
         self.assertTrue(self.ok("run", "mine", "O", "--raw", "-n", "3").stdout.strip())
         self.assertIn("removed mine", self.ok("rm", "mine").stdout)
         self.assertEqual(self.blobs(), [])
-        self.assertIn("no model", self.muster("rm", "mine").stderr)
+        for unknown in ("mine", "nothing/near:it", "./mine.gguf"):
+            done = self.muster("rm", unknown)
+            self.assertEqual(done.returncode, 1)
+            self.assertIn(f"no model '{unknown}' in Muster's own store; 'muster list'", done.stderr)
+            self.assertNotIn("pull", done.stderr)
 
     def test_create(self):
         self.pull("bard")

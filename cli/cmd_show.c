@@ -186,10 +186,11 @@ static void clear(struct shown *s)
 
 /* ---- telling ---- */
 
-/* Text of a file: nothing in it that a terminal obeys, but for ends of lines of either kind. */
-static void print_text(const char *text, size_t len)
+/* Text of a file, each line after indent: nothing in it that a terminal obeys, but for ends of lines of either kind. */
+static void print_text(const char *text, size_t len, const char *indent)
 {
     for (size_t i = 0; i < len;) {
+        if ((i == 0 || text[i - 1] == '\n') && text[i] != '\n') fputs(indent, stdout);
         uint32_t cp = 0;
         int n = mu_utf8_next(text + i, len - i, &cp);
         bool line_end = text[i] == '\n' || (text[i] == '\r' && i + 1 < len && text[i + 1] == '\n');
@@ -286,12 +287,12 @@ static enum mu_status print_all(const struct shown *s, struct mu_err *err)
         char *text = mu_params_format(m->params, "");
         if (!text) return mu_fail(err, MU_ENOMEM, "no memory for parameters");
         puts("\nParameters");
-        print_text(text, strlen(text));
+        print_text(text, strlen(text), "  ");
         mu_free(text);
     }
     if (m->system) {
         puts("\nSystem");
-        print_text(m->system, strlen(m->system));
+        print_text(m->system, strlen(m->system), "  ");
     }
     return MU_OK;
 }
@@ -353,12 +354,12 @@ static enum mu_status print_only(const struct shown *s, int what, struct mu_err 
     if (what == OPT_MODELFILE || what == OPT_PARAMETERS) {
         text = what == OPT_MODELFILE ? mu_modelfile_format(m) : mu_params_format(m->params, "");
         if (!text) return mu_fail(err, MU_ENOMEM, "no memory to print '%.100s'", m->entry.name);
-        print_text(text, strlen(text));
+        print_text(text, strlen(text), "");
         mu_free(text);
         return MU_OK;
     }
     if (what == OPT_LICENSE) {
-        for (int i = 0; i < m->n_license; i++) print_text(m->license[i], strlen(m->license[i]));
+        for (int i = 0; i < m->n_license; i++) print_text(m->license[i], strlen(m->license[i]), "");
         if (m->n_license || s->license[0]) {
             if (!m->n_license) puts(s->license);
             return MU_OK;
@@ -367,13 +368,13 @@ static enum mu_status print_only(const struct shown *s, int what, struct mu_err 
     }
     if (what == OPT_SYSTEM) {
         if (!m->system) return mu_fail(err, MU_ENOENT, "'%.100s' has no system prompt", m->entry.name);
-        print_text(m->system, strlen(m->system));
+        print_text(m->system, strlen(m->system), "");
         return MU_OK;
     }
     if (m->template && (m->template_is_jinja || !s->template.len))
-        print_text(m->template, strlen(m->template));
+        print_text(m->template, strlen(m->template), "");
     else if (s->template.len)
-        print_text(s->template.p, s->template.len);
+        print_text(s->template.p, s->template.len, "");
     else
         return mu_fail(err, MU_ENOENT, "'%.100s' has no chat template", m->entry.name);
     return MU_OK;

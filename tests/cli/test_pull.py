@@ -327,6 +327,9 @@ class Ollama(Case):
         self.assertEqual(shown["parameters"], {"temperature": 1.0, "stop": ["x"]})
         self.assertEqual([m["role"] for m in shown["messages"]], ["user", "assistant"])
         self.assertEqual(shown["license_texts"], ["MIT\nand more"])
+        told = self.ok("show", "mine").stdout
+        self.assertRegex(told, r'\nParameters\n  temperature +1\n  stop +"x"\n\nSystem\n  Two\n  lines\.\n\Z')
+        self.assertEqual(self.ok("show", "mine", "--system").stdout, "Two\nlines.\n")
         text = self.ok("show", "mine", "--modelfile").stdout
         again = subprocess.run([MUSTER, "create", "again", "-f", "-"], env=self.env, input=text, capture_output=True, text=True)
         self.assertEqual(again.returncode, 0, again.stderr)

@@ -13,6 +13,7 @@
 #include "base/utf8.h"
 #include "cli/cli.h"
 #include "cli/wrap.h"
+#include "transport/rpc.h"
 
 bool mu_out_gone(void)
 {
@@ -44,10 +45,7 @@ int mu_out_finish(const char *verb, int status)
 
 void mu_no_server(const char *address, struct mu_err *err)
 {
-    char said[MU_ERR_TEXT];
-    snprintf(said, sizeof said, "%.200s", err->text);
-    mu_fail(err, err->code, "no server answers at %s: start one with 'muster serve MODEL --listen %s' (%s)", address,
-            address, said);
+    mu_rpc_nobody("server", "muster serve MODEL", address, err);
 }
 
 bool mu_term_obeys(int fd)

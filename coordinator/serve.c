@@ -335,7 +335,9 @@ static enum mu_status greet_worker(struct serve *s, Muster__V1__Node **node_out,
             s->worker_pid = 0;
             return mu_fail(err, MU_EPEER, "%s before it answered; the log above says why", text);
         }
-        if (mu_now_ns() >= deadline) return st;
+        if (mu_now_ns() < deadline) continue;
+        if (st == MU_EPEER && s->hub.opt->worker) mu_rpc_nobody("worker", "muster worker", s->worker_address, err);
+        return st;
     }
 }
 

@@ -144,6 +144,8 @@ enum mu_status mu_rpc_unary(struct mu_rpc_channel *c, const char *path, const Pr
                             const ProtobufCMessageDescriptor *resp_type, int64_t deadline_ns,
                             ProtobufCMessage **resp_out, struct mu_err *err);
 void mu_rpc_message_free(ProtobufCMessage *msg);
+/* "no WHO answers at ADDRESS: start one with 'COMMAND --listen ADDRESS' (…)", the words that err has at the end. */
+void mu_rpc_nobody(const char *who, const char *command, const char *address, struct mu_err *err);
 
 struct mu_rpc_stream_callbacks { /* all on the channel's poll thread */
     /* Borrowed. None after mu_rpc_stream_cancel, except one that is under way in another thread. */

@@ -311,6 +311,14 @@ void mu_rpc_message_free(ProtobufCMessage *msg)
     mu_proto_free(msg);
 }
 
+void mu_rpc_nobody(const char *who, const char *command, const char *address, struct mu_err *err)
+{
+    char said[MU_ERR_TEXT];
+    snprintf(said, sizeof said, "%.200s", err->text);
+    mu_fail(err, err->code, "no %s answers at %s: start one with '%s --listen %s' (%s)", who, address, command, address,
+            said);
+}
+
 /* What a queued message costs beside its own bytes: without it empty messages could be queued without end. */
 enum { ITEM_BYTES = 128 };
 

@@ -356,6 +356,10 @@ class Bad(unittest.TestCase):
         for verb in (["run", "default", "a"], ["embed", "default", "a"], ["ps"], ["bench"]):
             self.fails([*verb, "--server", "127.0.0.1:99999"], ['"127.0.0.1:99999" is no server\'s address: expected HOST:PORT'], timeout=60)
 
+    def test_no_worker(self):
+        self.fails(["serve", BARD, "--listen", "127.0.0.1:0", "--worker", "unix:/nowhere/w"],
+                   ["muster serve: no worker answers at unix:/nowhere/w: start one with 'muster worker --listen unix:/nowhere/w'"], timeout=60)
+
     def test_options_that_are_the_server_s(self):
         for verb, options in (("run", ("-t 2", "-c 64", "--split 1", "--device cpu", "--gpu-prompts rough", "--quantize q8_0", "--kv q8_0")),
                               ("embed", ("-t 2", "-c 64", "--split 1", "--batch 32", "--chunk 64", "--quantize q8_0", "--kv q8_0"))):

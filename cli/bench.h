@@ -187,6 +187,7 @@ json_t *mu_bench_machine_json(const struct mu_bench_machine *m);
 enum { MU_BENCH_MAX_WARNINGS = 16 };
 struct mu_bench_warnings {
     int n;
+    char of[32]; /* what the next ones are of, which they begin with; empty: nothing */
     char text[MU_BENCH_MAX_WARNINGS][240];
 };
 __attribute__((format(printf, 2, 3))) void mu_bench_warn(struct mu_bench_warnings *w, const char *fmt, ...);

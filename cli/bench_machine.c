@@ -171,8 +171,10 @@ void mu_bench_warn(struct mu_bench_warnings *w, const char *fmt, ...)
 {
     va_list args;
     if (w->n == MU_BENCH_MAX_WARNINGS) return;
+    char *text = w->text[w->n++];
+    size_t len = w->of[0] ? (size_t)snprintf(text, sizeof w->text[0], "%s: ", w->of) : 0;
     va_start(args, fmt);
-    vsnprintf(w->text[w->n++], sizeof w->text[0], fmt, args);
+    vsnprintf(text + len, sizeof w->text[0] - len, fmt, args);
     va_end(args);
 }
 

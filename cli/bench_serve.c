@@ -68,28 +68,6 @@ static enum mu_status lengths_choose(struct mu_bench_served *s, int n_ctx, struc
         most, o->n_prefix, s->input.max, s->output.max, n_ctx);
 }
 
-static void warn(struct mu_bench_served *s)
-{
-    static const double MOST_LAG_MS = 20, MOST_OWN_CPUS = 0.8;
-    int failed = 0;
-    for (int i = 0; i < s->n_load; i++) {
-        struct mu_bench_load_result *r = &s->load[i];
-        if (r->lag.p99 > MOST_LAG_MS)
-            mu_bench_warn(&s->warnings,
-                          "this generator sent late: 1%% of requests by %.1f ms or more, %.1f ms on average",
-                          r->lag.p99, r->lag.mean);
-        if (r->machine.own_cpus > MOST_OWN_CPUS)
-            mu_bench_warn(&s->warnings, "this generator used %.1f cores: it may be the limit", r->machine.own_cpus);
-        if (r->rank_cpus >= 0) { /* the coordinator stays among the others; it does little */
-            r->machine.others = r->machine.busy - (r->rank_cpus + r->machine.own_cpus) / r->machine.n_online;
-            if (r->machine.others < 0) r->machine.others = 0;
-        }
-        mu_bench_machine_warn(&r->machine, r->rank_cpus >= 0, &s->warnings);
-        failed += r->n_sent - r->n_ok - r->cancelled;
-    }
-    if (failed) mu_bench_warn(&s->warnings, "%d requests failed; times are of the others alone", failed);
-}
-
 /* The first request finds everything cold: it is not counted. */
 static enum mu_status warm_up(struct mu_bench_client *c, const struct mu_bench_load_options *load, struct mu_err *err)
 {
@@ -154,7 +132,7 @@ enum mu_status mu_bench_serve(const struct mu_bench_serve_options *opt, struct m
     load.n_prompt = prompts.n;
     st = loads_run(s, client, &load, err);
     if (!s->n_load) goto done;
-    warn(s);
+    mu_bench_served_warn(s);
     told = mu_bench_served_report(s, st ? NULL : err);
     if (!st) st = told;
 done:

@@ -118,6 +118,8 @@ struct mu_bench_served {
 /* One sentence, by the rule of docs/benchmarking.md. */
 void mu_bench_served_limit(const struct mu_bench_load_result *r, const char **name_out, char *buf, size_t buf_bytes);
 const char *mu_bench_kind_name(int kind);
+/* Of every load, with its name where there are several; settles what part of the machine others had. */
+void mu_bench_served_warn(struct mu_bench_served *s);
 enum mu_status mu_bench_served_report(const struct mu_bench_served *s, struct mu_err *err);
 
 #endif

@@ -81,6 +81,32 @@ void mu_bench_served_limit(const struct mu_bench_load_result *r, const char **na
     }
 }
 
+/* ---- warnings ---- */
+
+void mu_bench_served_warn(struct mu_bench_served *s)
+{
+    static const double MOST_LAG_MS = 20, MOST_OWN_CPUS = 0.8;
+    int failed = 0;
+    for (int i = 0; i < s->n_load; i++) {
+        struct mu_bench_load_result *r = &s->load[i];
+        if (s->n_load > 1) load_name(r, s->warnings.of, sizeof s->warnings.of);
+        if (r->lag.p99 > MOST_LAG_MS)
+            mu_bench_warn(&s->warnings,
+                          "this generator sent late: 1%% of requests by %.1f ms or more, %.1f ms on average",
+                          r->lag.p99, r->lag.mean);
+        if (r->machine.own_cpus > MOST_OWN_CPUS)
+            mu_bench_warn(&s->warnings, "this generator used %.1f cores: it may be the limit", r->machine.own_cpus);
+        if (r->rank_cpus >= 0) { /* the coordinator stays among the others; it does little */
+            r->machine.others = r->machine.busy - (r->rank_cpus + r->machine.own_cpus) / r->machine.n_online;
+            if (r->machine.others < 0) r->machine.others = 0;
+        }
+        mu_bench_machine_warn(&r->machine, r->rank_cpus >= 0, &s->warnings);
+        failed += r->n_sent - r->n_ok - r->cancelled;
+    }
+    s->warnings.of[0] = 0;
+    if (failed) mu_bench_warn(&s->warnings, "%d requests failed; times are of the others alone", failed);
+}
+
 /* ---- tables ---- */
 
 static void print_failures(const struct mu_bench_load_result *r)

@@ -1,4 +1,4 @@
-/* What limits a load on a server, by the rule of docs/benchmarking.md. */
+/* What limits a load on a server, by the rule of docs/benchmarking.md, and what it is warned of. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -71,8 +71,30 @@ static void busy_cores(void **state)
     told(&r, "machine", "busy 95% of the time");
 }
 
+/* Of several loads each warning says which one it is of; what is of all of them does not. */
+static void warnings(void **state)
+{
+    (void)state;
+    static const char *const late[] = {
+        "16 at once: this generator sent late: 1% of requests by 25.0 ms or more, 1.0 ms on average",
+        "2.5/s: this generator sent late: 1% of requests by 30.0 ms or more, 1.0 ms on average"};
+    static struct mu_bench_served s;
+    for (int n = 1; n <= 2; n++) {
+        s = (struct mu_bench_served){.n_load = n, .load = {calm(), calm()}};
+        s.load[0].lag.p99 = 25;
+        s.load[0].n_ok = 17;
+        s.load[1].lag.p99 = 30;
+        s.load[1].rate = 2.5;
+        mu_bench_served_warn(&s);
+        assert_int_equal(s.warnings.n, n + 1);
+        for (int i = 0; i < n; i++) assert_string_equal(s.warnings.text[i], n == 1 ? strstr(late[i], "this") : late[i]);
+        assert_string_equal(s.warnings.text[n], "3 requests failed; times are of the others alone");
+    }
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(limits), cmocka_unit_test(busy_cores)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(limits), cmocka_unit_test(busy_cores),
+                                       cmocka_unit_test(warnings)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -80,13 +80,28 @@ int mu_fair_enter(struct mu_fair *f, enum mu_priority priority, uint64_t key)
     return (int)(w - f->flow);
 }
 
+/* Where all of them would be is no further than the furthest that is left. Not than they are on average: who waits and has
+ * used much would be caught up with ever more slowly. */
+static void even_lower(struct mu_fair *f, enum mu_priority p)
+{
+    uint64_t most = f->n_present[p] ? 0 : UINT64_MAX;
+    for (size_t i = 0; i < f->n_flow; i++) {
+        const struct mu_fair_flow *w = &f->flow[i];
+        if (w->priority == p && w->n_user && w->clock > most) most = w->clock;
+    }
+    if (f->even[p] > most) f->even[p] = most;
+}
+
 void mu_fair_leave(struct mu_fair *f, int flow)
 {
     struct mu_fair_flow *w = &f->flow[flow];
     enum mu_priority p = w->priority;
-    if (!--w->n_user) f->n_present[p]--;
     f->n_user[p]--;
-    if (!w->n_user && w->clock > f->floor[p]) f->floor[p] = w->clock;
+    if (!--w->n_user) {
+        f->n_present[p]--;
+        if (w->clock > f->floor[p]) f->floor[p] = w->clock;
+        even_lower(f, p);
+    }
     if (!f->n_user[p] && f->clock[p] > f->class_floor) f->class_floor = f->clock[p];
 }
 

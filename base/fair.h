@@ -12,7 +12,9 @@
  *
  * Keys without number that each come once would all begin where one of them always waits, and never pass a key that waits and
  * has used much. So a priority has one more clock: where its keys would be had each that is there got the same (generalised
- * processor sharing's virtual time). It goes on with whatever is used, and nobody begins before it.
+ * processor sharing's virtual time). It goes on with whatever is used, and nobody begins before it. What a key had too
+ * much goes with it: the clock goes back to the furthest of those that are left, or a new key would wait until they have
+ * got as much.
  *
  * Nobody saves up: who has nothing that waits gets all that it asks for, however little that is, and others may use the rest.
  * So the clock of a flow of which nothing waits, or nothing is there, is set with its next request, or when one loses its
@@ -44,7 +46,7 @@ struct mu_fair { /* zeroed is empty */
     uint64_t clock[MU_PRIORITY_COUNT];
     uint64_t floor[MU_PRIORITY_COUNT]; /* clocks of new flows where no flow of the priority has users */
     uint64_t even[MU_PRIORITY_COUNT],
-        rest[MU_PRIORITY_COUNT];           /* what was used, over the flows that had users then; remainder */
+        rest[MU_PRIORITY_COUNT];           /* what was used over the flows there, less what went; remainder */
     uint32_t n_present[MU_PRIORITY_COUNT]; /* flows that have users */
     uint32_t n_user[MU_PRIORITY_COUNT], n_waiting[MU_PRIORITY_COUNT];
     uint64_t class_floor;

@@ -161,6 +161,23 @@ static void test_new_keys_without_number(void **state)
     mu_fair_free(&f);
 }
 
+/* One that has used much is gone: a new key does not wait until the one that waited meanwhile has got as much. */
+static void test_much_is_gone(void **state)
+{
+    (void)state;
+    struct mu_fair f = {0};
+    int much = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 1), behind = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 2);
+    mu_fair_wait(&f, behind);
+    mu_fair_charge(&f, much, 1000);
+    int beside = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 3); /* as long as it is there: where all would be */
+    assert_int_equal(f.flow[beside].clock, 500);
+    mu_fair_leave(&f, beside);
+    mu_fair_leave(&f, much);
+    int fresh = mu_fair_enter(&f, MU_PRIORITY_NORMAL, 4);
+    assert_int_equal(mu_fair_compare(&f, fresh, behind), 0);
+    mu_fair_free(&f);
+}
+
 /* Ten thousand keys that come and go take the room of a few hundred; those that are there keep their places. */
 static void test_bounded(void **state)
 {
@@ -188,7 +205,7 @@ int main(void)
         cmocka_unit_test(test_keys_get_the_same), cmocka_unit_test(test_priorities_get_their_shares),
         cmocka_unit_test(test_coming_and_going),  cmocka_unit_test(test_little_all_the_time),
         cmocka_unit_test(test_place_lost),        cmocka_unit_test(test_new_keys_without_number),
-        cmocka_unit_test(test_bounded),
+        cmocka_unit_test(test_much_is_gone),      cmocka_unit_test(test_bounded),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

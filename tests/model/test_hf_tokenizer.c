@@ -363,7 +363,8 @@ static void test_byte_level(void **state)
            true, 0, 11, 12, 0, 4);
     EXPECT(c.t, "\xe3 <s><e>\xe3", true, 4, 11, 12, 4);
     EXPECT(c.t, "<e> \n a<e> \n<e> ", true, 12, 14, 3, 0, 12, 14, 12);
-    EXPECT(c.t, "<e>\ta\t<e>\n\t", true, 12, 0, 15, 12, 14, 15); /* what the first pass strips the second does not see */
+    EXPECT(c.t, "<e>\ta\t<e>\n\t", true, 12, 0, 15, 12, 14,
+           15); /* what the first pass strips the second does not see */
     EXPECT(c.t, "<t>a", false, 13, 0);
     assert_int_equal(mu_tokenizer_bos(c.t), 11);
     assert_int_equal(mu_tokenizer_eos(c.t), 12);

@@ -47,8 +47,9 @@ enum {
 #else
     WIDE_VECS = 2,
 #endif
-    WIDE_GROUPS = WIDE_VECS / GROUP_VECS > 0 ? WIDE_VECS / GROUP_VECS : 1,
+    WIDE_GROUPS = WIDE_VECS / GROUP_VECS,
     WIDE_DIMS = WIDE_VECS * VF_LANES,
+    WIDE_FLOATS = MU_MAX_D_HEAD * GROUP * WIDE_GROUPS, /* for keys; values take no more */
 };
 
 struct row {
@@ -79,9 +80,9 @@ struct pass {
      * after (of this one where there is none) to fetch early. */
     const char *k[GROUPS], *v[GROUPS], *ahead[GROUPS];
     /* Keys of a tile's groups [group][d][position], or values of a tile's dimensions [position][d], as f32. */
-    _Alignas(64) float wide[MU_MAX_D_HEAD * GROUP * WIDE_GROUPS];
+    _Alignas(64) float wide[WIDE_FLOATS];
 };
-_Static_assert(MU_MAX_D_HEAD *GROUP *WIDE_GROUPS >= MU_ATTN_SEGMENT * WIDE_DIMS, "values have room");
+_Static_assert((int)WIDE_FLOATS >= MU_ATTN_SEGMENT * (int)WIDE_DIMS, "values have room");
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 

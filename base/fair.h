@@ -22,9 +22,10 @@
  * gets rid of what was used either: keys that have gone keep their clocks until KEPT_FLOWS others have come.
  *
  * Pure: no wall clock, no I/O; units are the caller's (tokens). Threads: one owner.
- * Sources: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996; Parekh, Gallager, "A Generalized Processor Sharing
- * Approach to Flow Control", IEEE/ACM ToN 1993; the two levels as in hierarchical packet fair queueing. Rejected: strict priorities with ageing, whose latencies depend on how the ageing was tuned, and deficit
- * round robin, which needs a quantum as large as the largest request. */
+ * Sources: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996; Parekh, Gallager, "A Generalized Processor
+ * Sharing Approach to Flow Control", IEEE/ACM ToN 1993; the two levels as in hierarchical packet fair queueing. Rejected:
+ * strict priorities with ageing, whose latencies depend on how the ageing was tuned, and deficit round robin, which needs
+ * a quantum as large as the largest request. */
 #ifndef MU_BASE_FAIR_H
 #define MU_BASE_FAIR_H
 
@@ -44,9 +45,9 @@ struct mu_fair { /* zeroed is empty */
     struct mu_fair_flow *flow;
     size_t n_flow, cap;
     uint64_t clock[MU_PRIORITY_COUNT];
-    uint64_t floor[MU_PRIORITY_COUNT]; /* clocks of new flows where no flow of the priority has users */
-    uint64_t even[MU_PRIORITY_COUNT],
-        rest[MU_PRIORITY_COUNT];           /* what was used over the flows there, less what went; remainder */
+    uint64_t floor[MU_PRIORITY_COUNT];     /* clocks of new flows where no flow of the priority has users */
+    uint64_t even[MU_PRIORITY_COUNT];      /* where its flows would be had each that is there got the same, */
+    uint64_t rest[MU_PRIORITY_COUNT];      /* and what is left over of dividing by them */
     uint32_t n_present[MU_PRIORITY_COUNT]; /* flows that have users */
     uint32_t n_user[MU_PRIORITY_COUNT], n_waiting[MU_PRIORITY_COUNT];
     uint64_t class_floor;

@@ -110,7 +110,8 @@ int mu_cli_fail(const char *verb, const struct mu_err *err);
 enum mu_status mu_out_write(const char *text, size_t len, struct mu_err *err);
 /* Whether the reader of standard output, a pipe, went away before it had all: that is told by the status alone. */
 bool mu_out_gone(void);
-/* At the end of main: what could not be written is told (not where mu_out_gone()) and turns MU_EXIT_OK into MU_EXIT_FAILED. */
+/* At the end of main: what could not be written is told (not where mu_out_gone()) and turns MU_EXIT_OK into
+ * MU_EXIT_FAILED. */
 int mu_out_finish(const char *verb, int status);
 /* "no server answers at ADDRESS …" with what to do, in place of gRPC's words for it. */
 void mu_no_server(const char *address, struct mu_err *err);
@@ -135,7 +136,8 @@ json_t *mu_text_json(const char *text);
 json_t *mu_text_n_json(const char *text, size_t len);
 /* "3 days ago". */
 void mu_human_age(int64_t then_s, char *buf, size_t buf_bytes);
-/* A table whose columns are as wide as their widest cell is on a terminal. Rows are arrays of n_col strings; the first is the head. right[i]: column i is right-aligned. */
+/* A table whose columns are as wide as their widest cell is on a terminal. Rows are arrays of n_col strings; the first is
+ * the head. right[i]: column i is right-aligned. */
 void mu_table_print(const char *const *cells, int n_row, int n_col, const bool *right);
 
 /* ---- signals.c: Ctrl-C stops the generation and not the program, or leaves no partial file ---- */

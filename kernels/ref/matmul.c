@@ -46,21 +46,11 @@ static float fma_flush(float a, float b, float c)
     return flush(r);
 }
 
-/* The integer codes of 32 values, after their offset. */
-static void codes_expand(uint32_t four, int offset, int *w)
-{
-    for (int i = 0; i < 4; i++) w[i] = (int)(four >> 8 * i & 0xffu) - offset;
-}
-
-static void codes_look_up(uint32_t four, const int8_t *values, int *w)
-{
-    for (int i = 0; i < 4; i++) w[i] = values[four >> 8 * i & 15];
-}
-
-static int dot(const int *w, const int8_t *q, int n)
+/* Not inlined: within another loop gcc takes it apart before it thinks of vectors. */
+__attribute__((noinline)) static int dot_16(const int8_t *w, const int8_t *q)
 {
     int sum = 0;
-    for (int i = 0; i < n; i++) sum += w[i] * q[i];
+    for (int i = 0; i < 16; i++) sum += w[i] * q[i];
     return sum;
 }
 
@@ -116,7 +106,7 @@ static void row_widened(uint32_t type, const uint8_t *w, const struct mu_act *x,
  * acc). Two halves, where has_halves: J = sc[0]·I0 + sc[1]·I1 in the place of I. Then, where has_min: acc = fmaf(min,
  * fl((float)S·s), acc), or with halves, Z = mn[0]·S0 + mn[1]·S1: acc = fmaf(-(float)Z, fl(min·s), acc). */
 struct block {
-    int w[32];
+    int8_t w[32];
     float d, min;
     bool has_halves, has_min;
     int sc[2], mn[2];
@@ -129,7 +119,7 @@ static void block_multiply(const struct block *k, const struct mu_act *x, int b,
         size_t i = (size_t)t * n_block + (size_t)b;
         const int8_t *q = x->q + i * MU_Q_BLOCK;
         float s = x->s[i], scale = k->d * s, *acc = &out[(size_t)t * stride];
-        int s0 = x->sum[2 * i], s1 = x->sum[2 * i + 1], low = dot(k->w, q, 16), high = dot(k->w + 16, q + 16, 16);
+        int s0 = x->sum[2 * i], s1 = x->sum[2 * i + 1], low = dot_16(k->w, q), high = dot_16(k->w + 16, q + 16);
         if (k->has_halves) {
             *acc = fmaf((float)(k->sc[0] * low + k->sc[1] * high), scale, *acc);
             float lowered = k->min * s;
@@ -140,6 +130,21 @@ static void block_multiply(const struct block *k, const struct mu_act *x, int b,
             if (k->has_min) *acc = fmaf(k->min, total, *acc);
         }
     }
+}
+
+/* The codes of 32 values, four at a time (blocks.h; i is which four), as signed bytes: less an offset, or each the index of
+ * a value. */
+#define CODES(four) \
+    for (int i = 0; i < 8; i++) memcpy(k->w + 4 * i, &(uint32_t){four}, 4)
+
+static void take_off(int8_t *w, int offset)
+{
+    for (int i = 0; i < 32; i++) w[i] = (int8_t)(w[i] - offset);
+}
+
+static void look_up(int8_t *w, const int8_t *values)
+{
+    for (int i = 0; i < 32; i++) w[i] = values[w[i]];
 }
 
 /* The types of 32 values a block. */
@@ -156,17 +161,26 @@ static void block_32(uint32_t type, const uint8_t *row, int b, struct block *k)
     k->has_min = type == MU_Q4_1 || type == MU_Q5_1;
     if (k->has_min) k->min = mu_f16_to_f32(type == MU_Q4_1 ? q41->m : q51->m);
     k->d = type == MU_MXFP4 ? mu_e8m0_half(mx->e) : mu_f16_to_f32(q40->d); /* where d is f16 it comes first */
-    for (int i = 0; i < 8; i++) {
-        int *w = k->w + 4 * i;
-        switch (type) {
-        case MU_Q4_0: codes_expand(mu_q4_0_codes(q40->qs, i), 8, w); break;
-        case MU_Q4_1: codes_expand(mu_q4_0_codes(q41->qs, i), 0, w); break;
-        case MU_Q5_0: codes_expand(mu_q5_0_codes(q50->qs, q50->qh, i), 16, w); break;
-        case MU_Q5_1: codes_expand(mu_q5_0_codes(q51->qs, q51->qh, i), 0, w); break;
-        case MU_IQ4_NL: codes_look_up(mu_q4_0_codes(nl->qs, i), mu_iq4_values, w); break;
-        case MU_MXFP4: codes_look_up(mu_q4_0_codes(mx->qs, i), mu_mxfp4_values, w); break;
-        default: codes_expand(mu_load_u32(q80->qs + 4 * i) ^ 0x80808080u, 128, w);
-        }
+    switch (type) {
+    case MU_Q4_0:
+        CODES(mu_q4_0_codes(q40->qs, i));
+        take_off(k->w, 8);
+        break;
+    case MU_Q4_1: CODES(mu_q4_0_codes(q41->qs, i)); break;
+    case MU_Q5_0:
+        CODES(mu_q5_0_codes(q50->qs, q50->qh, i));
+        take_off(k->w, 16);
+        break;
+    case MU_Q5_1: CODES(mu_q5_0_codes(q51->qs, q51->qh, i)); break;
+    case MU_IQ4_NL:
+        CODES(mu_q4_0_codes(nl->qs, i));
+        look_up(k->w, mu_iq4_values);
+        break;
+    case MU_MXFP4:
+        CODES(mu_q4_0_codes(mx->qs, i));
+        look_up(k->w, mu_mxfp4_values);
+        break;
+    default: memcpy(k->w, q80->qs, 32);
     }
 }
 
@@ -202,16 +216,19 @@ static void block_256(uint32_t type, const uint8_t *row, int b, struct block *k)
                    : type == MU_Q3_K ? mu_q3_k_scale(q3->scales, i)
                                      : q6->scales[i];
     }
-    for (int i = 0; i < 8; i++) {
-        int *w = k->w + 4 * i;
-        switch (type) {
-        case MU_Q2_K: codes_expand(mu_low2_codes(q2->qs, j, i), 0, w); break;
-        case MU_Q3_K: codes_expand(mu_q3_k_codes(q3, j, i), 4, w); break;
-        case MU_Q4_K: codes_expand(mu_q4_k_codes(q4->qs, j, i), 0, w); break;
-        case MU_Q5_K: codes_expand(mu_q5_k_codes(q5, j, i), 0, w); break;
-        case MU_IQ4_XS: codes_look_up(mu_q4_0_codes(xs->qs + 16 * j, i), mu_iq4_values, w); break;
-        default: codes_expand(mu_q6_k_codes(q6, j, i), 32, w);
-        }
+    switch (type) {
+    case MU_Q2_K: CODES(mu_low2_codes(q2->qs, j, i)); break;
+    case MU_Q3_K:
+        CODES(mu_q3_k_codes(q3, j, i));
+        take_off(k->w, 4);
+        break;
+    case MU_Q4_K: CODES(mu_q4_k_codes(q4->qs, j, i)); break;
+    case MU_Q5_K: CODES(mu_q5_k_codes(q5, j, i)); break;
+    case MU_IQ4_XS:
+        CODES(mu_q4_0_codes(xs->qs + 16 * j, i));
+        look_up(k->w, mu_iq4_values);
+        break;
+    default: CODES(mu_q6_k_codes(q6, j, i)); take_off(k->w, 32);
     }
 }
 

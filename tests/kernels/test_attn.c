@@ -2,7 +2,7 @@
  * once, in chunks and one token at a time, with the same bits. Cache that no query may see holds 0xff (NaN) or has no
  * page at all.
  *
- * MUSTER_TEST_REDUCED: fewer shapes (for emulated processors). */
+ * MUSTER_TEST_REDUCED: fewer shapes, each in fewer ways (for emulated processors). */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -186,7 +186,8 @@ static void check_kv(struct shape s)
     float *want = attn_run(ref, &c, s.n_tok);
     for (const struct mu_kernels *const *k = mu_kernels_available(); *k; k++) {
         const int chunks[] = {s.n_tok, 1, 5};
-        for (int i = *k == ref ? 1 : 0; i < 3; i++) {
+        if (*k == ref && reduced) continue;
+        for (int i = *k == ref ? 1 : 0; i < (reduced ? 2 : 3); i++) {
             if (*k == ref && s.n_tok * s.n_rep > 100) break;
             float *got = attn_run(*k, &c, chunks[i]);
             if (memcmp(want, got, (c.n_out + 2 * GUARD) * 4) != 0)

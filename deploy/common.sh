@@ -45,11 +45,11 @@ build() { # ninja shows [12/345] by itself; on a terminal in one line
 }
 
 tests_passed=0 tests_failed=0 tests_skipped=0 cases_left_out=0
-run_tests() { # run_tests FOLDER CTEST-OPTIONS…; sums up, goes on. As many at once as there are cores; those of whole clusters go alone
+run_tests() { # run_tests FOLDER CTEST-OPTIONS…; sums up, goes on. One more at once than there are cores, as some wait; those of whole clusters go alone
     local dir=$1 out code=0 jobs
     shift
     out=$(mktemp)
-    jobs=$(nproc)
+    jobs=$(($(nproc) + 1))
     (cd "$dir" && ctest -j "$((jobs < 8 ? jobs : 8))" --output-on-failure --no-tests=error "$@") | tee "$out" || code=$?
     local total failed skipped
     total=$(sed -n 's/.* tests failed out of \([0-9]*\)$/\1/p' "$out" | tail -1)

@@ -1,4 +1,4 @@
-/* The machine below tests/stubs/cuda/cuda_runtime.h: blocks of fibers. Not included by kernels themselves.
+/* The machine below tests/stubs/cuda/cuda_runtime.h (emulation_kernel.cc): blocks of fibers. Not included by kernels themselves.
  *
  * A kernel runs block by block, the blocks in a shuffled order, each thread of a block a fiber that runs until it must
  * wait for others: at a barrier, or in a collective of its warp. Whom the wait releases runs on in a shuffled order

@@ -1,7 +1,7 @@
 /* The pass against a second one, written plainly from the arithmetic contract: one token at a time, whole matrices, the
  * reference kernels, no ranks, no threads, no pages but one. It shares nothing with shard/ but the kernels.
  *
- * MUSTER_TEST_REDUCED: a third of the types and of the models (for sanitizers). */
+ * MUSTER_TEST_REDUCED: a quarter of the types and of the models (for sanitizers). */
 #include "base/alloc.h"
 #include "lora_util.h"
 

@@ -29,7 +29,7 @@
         .silu_clamped_mul = mu_##isa##_silu_clamped_mul, .add = mu_##isa##_add, .add_scaled = mu_##isa##_add_scaled, \
         .add_bf16 = mu_##isa##_add_bf16, .kv_store = mu_##isa##_kv_store, .attn = mu_##isa##_attn,                   \
         .attn_merge = mu_##isa##_attn_merge, .dequant_row = mu_ref_dequant_row, .argmax = mu_##isa##_argmax,         \
-        .softmax_terms = mu_##isa##_softmax_terms,                                                                   \
+        .softmax_terms = mu_##isa##_softmax_terms, .draw = mu_##isa##_draw,                                          \
     }
 
 static const struct mu_kernels table_ref = TABLE(ref, ref);

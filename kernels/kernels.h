@@ -84,6 +84,12 @@ static inline float *mu_attn_part(const struct mu_attn *a, int seg, int row)
     return a->part + ((size_t)seg * (size_t)(a->n_tok * a->n_rep) + (size_t)row) * (size_t)(a->d_head + 2);
 }
 
+struct mu_draw { /* a sample from softmax(x / temperature), by Gumbel-max */
+    uint64_t seed, position;
+    uint32_t first; /* x[0]'s id */
+    float temperature;
+};
+
 struct mu_kernels {
     const char *name; /* as in MUSTER_KERNELS */
 
@@ -151,6 +157,9 @@ struct mu_kernels {
     int (*argmax)(const float *x, int n, float *max_out);
     /* exp(x[i] - max) for all i into out (x may be out) and the C6 sum over blocks of 1,024, blocks ascending. */
     float (*softmax_terms)(const float *x, int n, float max, float *out);
+    /* Over x[n], finite, ascending, ties to the lowest index: index of the largest fl(fl(x[i] / temperature) + g), g = -log(-log u)
+     * and u = mu_random_unit(seed, position, first + i) (random.h), and that sum; x[i] = -FLT_MAX is left out. -1 where all are. */
+    int (*draw)(const float *x, int n, const struct mu_draw *d, float *sum_out);
 };
 
 /* The table chosen for this processor (or by MUSTER_KERNELS), NULL before mu_kernels_init. */

@@ -30,6 +30,7 @@
     void mu_##isa##_attn_merge(const struct mu_attn *a);                                                      \
     int mu_##isa##_argmax(const float *x, int n, float *max_out);                                             \
     float mu_##isa##_softmax_terms(const float *x, int n, float max, float *out);                             \
+    int mu_##isa##_draw(const float *x, int n, const struct mu_draw *d, float *sum_out);                      \
     /* peak.h's loops: n rounds in registers, how many operations that was; and one reading of a buffer */    \
     uint32_t mu_##isa##_peak_int8(int n, double *ops_out);                                                    \
     uint32_t mu_##isa##_peak_f32(int n, double *ops_out);                                                     \

@@ -7,8 +7,13 @@
 
 #include "kernels/inline.h"
 
-/* Uniform in (0,1), keyed by (seed, position, id). 23 random bits and a half: 24 significant bits, exact in f32, never 0
- * or 1. */
+/* Of a random word 23 bits and a half: 24 significant bits, exact in f32, never 0 or 1. */
+MU_DEVICE_INLINE float mu_random_unit_of(uint32_t word)
+{
+    return ((float)(int32_t)(word >> 9) + 0.5f) * 0x1p-23f;
+}
+
+/* Uniform in (0,1), keyed by (seed, position, id). */
 MU_DEVICE_INLINE float mu_random_unit(uint64_t seed, uint64_t position, uint64_t id)
 {
     uint32_t c0 = (uint32_t)position, c1 = (uint32_t)(position >> 32), c2 = (uint32_t)id, c3 = (uint32_t)(id >> 32);
@@ -22,7 +27,7 @@ MU_DEVICE_INLINE float mu_random_unit(uint64_t seed, uint64_t position, uint64_t
         k0 += 0x9e3779b9u;
         k1 += 0xbb67ae85u;
     }
-    return ((float)(c0 >> 9) + 0.5f) * 0x1p-23f;
+    return mu_random_unit_of(c0);
 }
 
 #endif

@@ -9,6 +9,8 @@
  *   vi_load_u16, vi_shr16  16-bit values into 32-bit lanes; the upper half of each lane
  *   vf_max                 a > b ? a : b
  *   vf_eq, vi_eq, vm_any, vm_lowest, vm_all_if   truth values per lane
+ *   vw_set, vw_load, vw_store, vw_mul, vw_high, vw_xor   VW_LANES whole numbers of 64 bits: vw_mul is the product of
+ *                          the lower halves, vw_high the upper half
  *   tree_sum               the tree 8, 4, 2, 1 over 16 lanes (C6)
  *   vf_reduce_max          the largest lane; any of them, or a NaN, where some are NaN
  *   vf_rope_pairs          (a, b) pairs turned by (cos, sin) pairs, one fmaf each over a rounded product
@@ -22,8 +24,9 @@
 #include "kernels/math.h"
 
 enum {
-    SUM_LANES = 16,                 /* C6 */
-    SUM_VECS = SUM_LANES / VF_LANES /* vectors that hold them */
+    SUM_LANES = 16,                  /* C6 */
+    SUM_VECS = SUM_LANES / VF_LANES, /* vectors that hold them */
+    VW_LANES = VF_LANES / 2
 };
 
 #if defined(MU_MATH_NEON)

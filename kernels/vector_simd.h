@@ -3,10 +3,13 @@
  *
  * Tails are masked vectors, not scalar code. Lanes that hold no element load as +0, and adding +0 to a sum that began
  * at +0 and only grows changes nothing. */
+#include <float.h>
+
 #include "kernels/parts.h"
+#include "kernels/random.h"
 #include "kernels/simd.h"
 
-enum { SUM_BLOCK = 1024 };
+enum { SUM_BLOCK = 1024, UNIT_VECS = VF_LANES / VW_LANES };
 
 static inline int lanes_left(int n, int i)
 {
@@ -264,4 +267,66 @@ float ISA(softmax_terms)(const float *x, int n, float max, float *out)
         sum += tree_sum(lane);
     }
     return sum;
+}
+
+/* mu_random_unit of VF_LANES ids at once, each in a lane of 64 bits of which the lower half counts: a product's
+ * lower half is the next round's word as it stands. */
+static void units_at(uint64_t seed, uint64_t position, uint32_t first, float *out)
+{
+    uint64_t word[VF_LANES];
+    vw c0[UNIT_VECS], c1[UNIT_VECS], c2[UNIT_VECS], c3[UNIT_VECS];
+    for (int j = 0; j < VF_LANES; j++) word[j] = first + (uint32_t)j;
+    for (int v = 0; v < UNIT_VECS; v++) {
+        c0[v] = vw_set((uint32_t)position);
+        c1[v] = vw_set((uint32_t)(position >> 32));
+        c2[v] = vw_load(word + v * VW_LANES);
+        c3[v] = vw_set(0);
+    }
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 10; round++) {
+        for (int v = 0; v < UNIT_VECS; v++) {
+            vw a = vw_mul(c0[v], vw_set(0xd2511f53u)), b = vw_mul(c2[v], vw_set(0xcd9e8d57u));
+            c0[v] = vw_xor(vw_xor(vw_high(b), c1[v]), vw_set(k0));
+            c1[v] = b;
+            c2[v] = vw_xor(vw_xor(vw_high(a), c3[v]), vw_set(k1));
+            c3[v] = a;
+        }
+        k0 += 0x9e3779b9u;
+        k1 += 0xbb67ae85u;
+    }
+    for (int v = 0; v < UNIT_VECS; v++) vw_store(word + v * VW_LANES, c0[v]);
+    for (int j = 0; j < VF_LANES; j++) out[j] = mu_random_unit_of((uint32_t)word[j]);
+}
+
+/* At least the noise of u, without a logarithm: -log u > 1 - u ≥ 2^e, so it is less than -e log 2; 0.01 is far more than what
+ * rounding adds. */
+static inline vf noise_bound(vf u)
+{
+    vi e = vi_sub(vi_set(127), vi_sar(vf_bits(vf_sub(vf_set(1.0f), u)), 23));
+    return vf_add(vf_mul(vf_from_int(e), vf_set(0.6931472f)), vf_set(0.01f));
+}
+
+/* Of a vocabulary only a few ids come so near to the best one that their noise must be known: first no id's may be so large
+ * (u ≤ 1 - 2^-24, so -log(-log u) < 17), then not this one's. Sums round in order. */
+int ISA(draw)(const float *x, int n, const struct mu_draw *d, float *sum_out)
+{
+    float best = 0.0f, part[VF_LANES];
+    int at = -1;
+    for (int i = 0; i < n; i += VF_LANES) {
+        int left = lanes_left(n, i);
+        vf z = vf_load_n(x + i, left), y = vf_div(z, vf_set(d->temperature));
+        vm may = at < 0 ? vf_lt(vf_set(-FLT_MAX), z) : vf_lt(vf_set(best), vf_add(y, vf_set(20.0f)));
+        if (!vm_any(may)) continue;
+        units_at(d->seed, d->position, d->first + (uint32_t)i, part);
+        vf u = vf_load(part);
+        if (at >= 0 && !vm_any(vf_lt(vf_set(best), vf_add(y, noise_bound(u))))) continue;
+        vf_store(part, vf_add(y, vf_neg(vf_log(vf_neg(vf_log(u))))));
+        for (int j = 0; j < left; j++) {
+            if (x[i + j] == -FLT_MAX || (at >= 0 && !(part[j] > best))) continue;
+            at = i + j;
+            best = part[j];
+        }
+    }
+    if (at >= 0) *sum_out = best;
+    return at;
 }

@@ -31,9 +31,6 @@
 
 enum { BLOCK = 1024 };
 
-/* No noise term is larger: u ≤ 1 - 2^-24, so -log(-log u) < 17. */
-static const float NOISE_LIMIT = 20.0f;
-
 bool mu_sample_whole(const struct mu_step_seq *q)
 {
     return q->sampling.logprobs || mu_sampling_truncates(&q->sampling);
@@ -87,17 +84,12 @@ static struct pick pick_of(const struct mu_shard *s, const struct mu_step_seq *q
     if (at < 0) return (struct pick){0, PICK_NONFINITE};
     if (max == MU_LOGIT_FORBIDDEN) return (struct pick){0, PICK_NONE};
     if (q->sampling.temperature == 0.0f) return (struct pick){max, first + at};
-    struct pick best = {0, PICK_NONE};
-    for (int i = 0; i < n; i++) {
-        if (x[i] == MU_LOGIT_FORBIDDEN) continue;
-        float v = x[i] / q->sampling.temperature;
-        if (best.id != PICK_NONE && v + NOISE_LIMIT < best.value) continue;
-        float u = unit(q, (uint32_t)(first + i));
-        if (best.id != PICK_NONE && v + noise_bound(u) < best.value) continue; /* sums round in order */
-        v += noise_of(u);
-        if (best.id == PICK_NONE || v > best.value) best = (struct pick){v, first + i};
-    }
-    return best;
+    struct mu_draw draw = {.seed = q->sampling.seed,
+                           .position = (uint64_t)q->pos0 + q->n_tok,
+                           .first = (uint32_t)first,
+                           .temperature = q->sampling.temperature};
+    at = s->k->draw(x, n, &draw, &max);
+    return (struct pick){max, first + at};
 }
 
 /* The same of a rank's rows, as the model gives them. */

@@ -92,6 +92,31 @@ static inline vm vi_eq(vi a, vi b)
 {
     return vceqq_s32(a, b);
 }
+typedef uint64x2_t vw;
+static inline vw vw_set(uint64_t x)
+{
+    return vdupq_n_u64(x);
+}
+static inline vw vw_load(const uint64_t *p)
+{
+    return vld1q_u64(p);
+}
+static inline void vw_store(uint64_t *p, vw x)
+{
+    vst1q_u64(p, x);
+}
+static inline vw vw_mul(vw a, vw b)
+{
+    return vmull_u32(vmovn_u64(a), vmovn_u64(b));
+}
+static inline vw vw_high(vw a)
+{
+    return vshrq_n_u64(a, 32);
+}
+static inline vw vw_xor(vw a, vw b)
+{
+    return veorq_u64(a, b);
+}
 
 static inline float tree_sum(const vf lane[SUM_VECS])
 {

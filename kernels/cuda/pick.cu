@@ -9,8 +9,9 @@
  *   0            nothing was offered: no logits     → id -1
  *   all ones     a logit is not finite: no value's  → id -2
  *
- * The processor leaves out noise for what is so far behind that no noise could bring it to the front (NOISE_LIMIT there):
- * its sum would be less than the best already, so it is no part of the result. Here it is cheaper to draw for all. */
+ * The processor leaves out noise for what is so far behind that no noise could bring it to the front (draw in
+ * kernels/vector_simd.h): its sum would be less than the best already, so it is no part of the result. Here it is cheaper to
+ * draw for all. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/cuda/ptx.h"
 #include "kernels/math.h"

@@ -1,9 +1,11 @@
 /* The vector operations of the arithmetic contract (C4, C6, C7) in plain C: the definition that every other table
  * equals. */
+#include <float.h>
 #include <math.h>
 
 #include "kernels/math.h"
 #include "kernels/parts.h"
+#include "kernels/random.h"
 
 enum { LANES = 16, SUM_BLOCK = 1024 };
 
@@ -150,4 +152,18 @@ float mu_ref_softmax_terms(const float *x, int n, float max, float *out)
         sum += tree_sum(lane);
     }
     return sum;
+}
+
+int mu_ref_draw(const float *x, int n, const struct mu_draw *d, float *sum_out)
+{
+    int best = -1;
+    for (int i = 0; i < n; i++) {
+        if (x[i] == -FLT_MAX) continue;
+        float u = mu_random_unit(d->seed, d->position, d->first + (uint32_t)i);
+        float sum = x[i] / d->temperature + -mu_logf(-mu_logf(u));
+        if (best >= 0 && !(sum > *sum_out)) continue;
+        best = i;
+        *sum_out = sum;
+    }
+    return best;
 }

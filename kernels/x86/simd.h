@@ -87,6 +87,31 @@ static inline void f16_store_n(uint16_t *p, int n, vf x)
 {
     _mm256_mask_storeu_epi16(p, vm_first(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
 }
+typedef __m512i vw;
+static inline vw vw_set(uint64_t x)
+{
+    return _mm512_set1_epi64((long long)x);
+}
+static inline vw vw_load(const uint64_t *p)
+{
+    return _mm512_loadu_si512(p);
+}
+static inline void vw_store(uint64_t *p, vw x)
+{
+    _mm512_storeu_si512(p, x);
+}
+static inline vw vw_mul(vw a, vw b)
+{
+    return _mm512_mul_epu32(a, b);
+}
+static inline vw vw_high(vw a)
+{
+    return _mm512_srli_epi64(a, 32);
+}
+static inline vw vw_xor(vw a, vw b)
+{
+    return _mm512_xor_si512(a, b);
+}
 #else
 static const int32_t vm_first_table[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
 static inline __m256i vm_first(int n)
@@ -168,6 +193,31 @@ static inline void f16_store_n(uint16_t *p, int n, vf x)
     uint16_t part[VF_LANES];
     _mm_storeu_si128((__m128i *)part, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
     memcpy(p, part, (size_t)n * sizeof *p);
+}
+typedef __m256i vw;
+static inline vw vw_set(uint64_t x)
+{
+    return _mm256_set1_epi64x((long long)x);
+}
+static inline vw vw_load(const uint64_t *p)
+{
+    return _mm256_loadu_si256((const __m256i *)(const void *)p);
+}
+static inline void vw_store(uint64_t *p, vw x)
+{
+    _mm256_storeu_si256((__m256i *)(void *)p, x);
+}
+static inline vw vw_mul(vw a, vw b)
+{
+    return _mm256_mul_epu32(a, b);
+}
+static inline vw vw_high(vw a)
+{
+    return _mm256_srli_epi64(a, 32);
+}
+static inline vw vw_xor(vw a, vw b)
+{
+    return _mm256_xor_si256(a, b);
 }
 #endif
 

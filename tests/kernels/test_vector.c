@@ -7,11 +7,13 @@
 
 #include <cmocka.h>
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/kernels.h"
+#include "kernels/random.h"
 
 enum { MAX_N = 5000, GUARD = 24 };
 static const int sizes[] = {1,  2,  7,  8,  9,   15,   16,   17,   31,   32,   33,
@@ -457,6 +459,44 @@ static void softmax_terms(void **state)
     }
 }
 
+/* Every table against the definition, without ref's loop. */
+static int drawn(int n, const struct mu_draw *d, float *sum_out)
+{
+    int at = -1;
+    for (int i = n - 1; i >= 0; i--) {
+        float u = mu_random_unit(d->seed, d->position, (uint64_t)d->first + (uint64_t)i);
+        float sum = x[i] / d->temperature - mu_logf(-mu_logf(u));
+        if (x[i] == -FLT_MAX || (at >= 0 && sum < *sum_out)) continue;
+        at = i;
+        *sum_out = sum;
+    }
+    return at;
+}
+
+static void draw(void **state)
+{
+    (void)state;
+    static const uint64_t keys[] = {0, 42, 1ull << 32, UINT64_MAX};
+    static const float temperatures[] = {1e-38f, 0.3f, 1.0f, 30.0f}, spans[] = {0.0f, 1.0f, 12.0f, 300.0f};
+    FOR_SIZES(n)
+    {
+        for (int i = 0; i < 64; i++) {
+            struct mu_draw d = {keys[i % 4], keys[i / 16], (uint32_t)i * 0x01fffffdu, temperatures[i / 4 % 4]};
+            fill(x, n, spans[(i + i / 4) % 4]);
+            for (int j = 0; j < n; j++)
+                if (i % 3 == 1 && (j / 40 + i) % 4 != 0) x[j] = -FLT_MAX;
+            float sum_want = 0;
+            int at = drawn(n, &d, &sum_want);
+            FOR_TABLES(k)
+            {
+                float sum = 0;
+                assert_int_equal(k->draw(x, n, &d, &sum), at);
+                expect_same(&sum_want, &sum, sizeof sum, k->name, "draw", n);
+            }
+        }
+    }
+}
+
 /* MUSTER_TEST_NEEDS=avx2: fail, do not pass, where that table is absent. */
 static void needed_table_runs(void **state)
 {
@@ -488,6 +528,7 @@ int main(void)
         cmocka_unit_test(kv_store),
         cmocka_unit_test(argmax),
         cmocka_unit_test(softmax_terms),
+        cmocka_unit_test(draw),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

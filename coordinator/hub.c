@@ -57,10 +57,12 @@ void mu_hub_tell_outcome(struct mu_hub *h, int outcome)
 
 /* ---- the list of requests ---- */
 
-static struct mu_request **find(struct mu_hub *h, uint64_t id)
+/* Where a request is, or the first after it, since ids ascend: looked for from `from` on where that is not behind it already. A
+ * message of the gang names most of its requests in their order, and all of them cost one walk together. */
+static struct mu_request **find(struct mu_hub *h, struct mu_request **from, uint64_t id)
 {
-    struct mu_request **p = &h->requests;
-    while (*p && (*p)->id != id) p = &(*p)->next;
+    struct mu_request **p = *from && (*from)->id <= id ? from : &h->requests;
+    while (*p && (*p)->id < id) p = &(*p)->next;
     return p;
 }
 
@@ -366,11 +368,11 @@ static void on_vector(struct mu_hub *h, struct mu_request **p, const Muster__Int
     drop(h, p);
 }
 
-/* One request's part of a step's tokens. */
-static void on_tokens(struct mu_hub *h, const Muster__Internal__V1__RequestTokens *t)
+/* One request's part of a step's tokens; p: find's. */
+static void on_tokens(struct mu_hub *h, struct mu_request **p, const Muster__Internal__V1__RequestTokens *t)
 {
-    struct mu_request **p = find(h, t->request), *r = *p;
-    if (!r || r->state != MU_REQ_RUNNING) {
+    struct mu_request *r = *p;
+    if (!r || r->id != t->request || r->state != MU_REQ_RUNNING) {
         /* Cancelled meanwhile: the leader has not heard of it yet, or there was no room to tell it. */
         if (!t->finished) mu_replica_cancel(h, t->request);
         return;
@@ -433,8 +435,11 @@ static void on_engine_up(struct mu_hub *h, const struct mu_event *ev)
         h->gang.model_drafted = up->stats->model_drafted;
         h->gang.model_drafts_taken = up->stats->model_drafts_taken;
     } else if (up->message_case == MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS) {
-        for (size_t i = 0; i < up->tokens->n_request && h->gang.state == MU_REPLICA_READY; i++)
-            on_tokens(h, up->tokens->request[i]);
+        struct mu_request **p = &h->requests;
+        for (size_t i = 0; i < up->tokens->n_request && h->gang.state == MU_REPLICA_READY; i++) {
+            p = find(h, p, up->tokens->request[i]->request);
+            on_tokens(h, p, up->tokens->request[i]);
+        }
         mu_hub_pump(h);
     }
 }

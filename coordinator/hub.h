@@ -104,7 +104,7 @@ struct mu_hub {
     struct mu_queue *events;
     struct mu_queue *texts; /* jobs for the text thread, which sorts them */
     struct mu_replica gang;
-    struct mu_request *requests; /* list in order of arrival */
+    struct mu_request *requests; /* list in order of arrival, and so of ids */
     struct mu_request **end;     /* where the next one comes */
     size_t n_waiting, n_running;
     size_t n_returned; /* of those that wait: a death has sent them back */

@@ -13,6 +13,12 @@ struct active {
     uint32_t n_top;
 };
 
+struct told { /* one request's part of a message */
+    Muster__Internal__V1__RequestTokens t;
+    int32_t id[SAYS], top_id[20];
+    float logprob, top_logprob[20];
+};
+
 struct leader {
     struct fake_gang *gang;
     uint64_t epoch;
@@ -27,6 +33,8 @@ struct leader {
     pthread_mutex_t lock;
     struct active active[MAX_ACTIVE];
     int n_active;
+    struct told told[MAX_ACTIVE]; /* since the last message */
+    size_t n_told;
     bool poisoned;
 };
 
@@ -60,39 +68,50 @@ static size_t n_next(const struct leader *l, const struct active *a)
     return !atomic_load(&l->gang->says) ? 1 : most < SAYS ? most : SAYS;
 }
 
-/* Lock held. */
+/* Into the next message. Lock held. */
 static void tell(struct leader *l, const struct active *a, size_t first, size_t n, bool finished, enum mu_status error)
+{
+    struct told *to = &l->told[l->n_told++];
+    Muster__Internal__V1__RequestTokens *t = &to->t;
+    int32_t says = atomic_load(&l->gang->says);
+    muster__internal__v1__request_tokens__init(t);
+    to->id[0] = fake_id(a->seed, first);
+    for (size_t i = 0; i < n && says; i++) to->id[i] = says;
+    for (uint32_t k = 0; k < a->n_top; k++) {
+        to->top_id[k] = ID_BYTE + 'A' + (int32_t)k;
+        to->top_logprob[k] = -(float)k;
+    }
+    t->request = a->id;
+    t->first_position = (uint32_t)first;
+    t->n_id = error ? 0 : n;
+    t->id = to->id;
+    if (a->logprobs && !error) {
+        to->logprob = fake_logprob(a->seed, first);
+        t->n_logprob = 1;
+        t->logprob = &to->logprob;
+        t->n_top_id = t->n_top_logprob = a->n_top;
+        t->top_id = to->top_id;
+        t->top_logprob = to->top_logprob;
+    }
+    t->cached_tokens = a->first == atomic_load(&l->gang->cached) ? (uint32_t)a->n_prompt - 1 : fake_cached(a->seed);
+    t->finished = finished;
+    t->error_code = (uint32_t)error;
+    if (error) t->error = (char *)mu_status_text(error);
+}
+
+/* Lock held. */
+static void told_send(struct leader *l)
 {
     Muster__Internal__V1__EngineUp up = MUSTER__INTERNAL__V1__ENGINE_UP__INIT;
     Muster__Internal__V1__EngineTokens tokens = MUSTER__INTERNAL__V1__ENGINE_TOKENS__INIT;
-    Muster__Internal__V1__RequestTokens t = MUSTER__INTERNAL__V1__REQUEST_TOKENS__INIT, *p = &t;
-    int32_t id[SAYS] = {fake_id(a->seed, first)}, top_id[20];
-    float logprob = fake_logprob(a->seed, first), top_logprob[20];
-    int32_t says = atomic_load(&l->gang->says);
-    for (size_t i = 0; i < n && says; i++) id[i] = says;
-    for (uint32_t k = 0; k < a->n_top; k++) {
-        top_id[k] = ID_BYTE + 'A' + (int32_t)k;
-        top_logprob[k] = -(float)k;
-    }
-    t.request = a->id;
-    t.first_position = (uint32_t)first;
-    t.n_id = error ? 0 : n;
-    t.id = id;
-    if (a->logprobs && !error) {
-        t.n_logprob = 1;
-        t.logprob = &logprob;
-        t.n_top_id = t.n_top_logprob = a->n_top;
-        t.top_id = top_id;
-        t.top_logprob = top_logprob;
-    }
-    t.cached_tokens = a->first == atomic_load(&l->gang->cached) ? (uint32_t)a->n_prompt - 1 : fake_cached(a->seed);
-    t.finished = finished;
-    t.error_code = (uint32_t)error;
-    if (error) t.error = (char *)mu_status_text(error);
-    tokens.n_request = 1;
-    tokens.request = &p;
+    Muster__Internal__V1__RequestTokens *at[MAX_ACTIVE];
+    if (!l->n_told) return;
+    for (size_t i = 0; i < l->n_told; i++) at[i] = &l->told[i].t;
+    tokens.n_request = l->n_told;
+    tokens.request = at;
     up.message_case = MUSTER__INTERNAL__V1__ENGINE_UP__MESSAGE_TOKENS;
     up.tokens = &tokens;
+    l->n_told = 0;
     up_send(l, &up);
 }
 
@@ -168,6 +187,7 @@ static void on_down(struct mu_rpc_stream *s, const ProtobufCMessage *msg, void *
         for (int i = 0; i < l->n_active; i++)
             if (l->active[i].id == m->cancel->request) {
                 tell(l, &l->active[i], l->active[i].n, 0, true, MU_ECANCELLED);
+                told_send(l);
                 l->active[i] = l->active[--l->n_active];
                 atomic_fetch_add(&f->n_cancel, 1);
                 break;
@@ -226,6 +246,7 @@ static void *leader_main(void *arg)
             a->n += n;
             if (last) l->active[i--] = l->active[--l->n_active];
         }
+        told_send(l);
         pthread_mutex_unlock(&l->lock);
         if (poisoned || atomic_load(&l->lost)) {
             died(l, poisoned ? 0 : -1,

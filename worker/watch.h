@@ -3,6 +3,8 @@
  *   breath still    the process is stopped (SIGSTOP), gone, or its machine is: the culprit, whatever it was doing
  *   progress still  it breathes, is busy, waits for nobody, and gets nothing done: the culprit. Ranks that wait are
  *                   its victims.
+ *   starting        mpirun never ran it, or does not let it through MPI_Init: mpirun is stopped, or hangs after an
+ *                   error (out of descriptors, say). No rank is there then that could be still.
  *
  * Time counts only while somebody looks: where the worker itself was held up (a suspended laptop, a debugger), the
  * gap is not held against the ranks.
@@ -18,7 +20,10 @@
 #include "base/record.h"
 #include "shard/split.h"
 
-enum { MU_WATCH_MOST_MS = 250 /* one look accounts for at most so much */ };
+enum {
+    MU_WATCH_MOST_MS = 250,    /* one look accounts for at most so much */
+    MU_WATCH_START_MS = 60000, /* until a rank loads; 0.3 s where nothing else runs */
+};
 
 struct mu_watch {
     int n_rank;
@@ -26,7 +31,7 @@ struct mu_watch {
     int64_t progress_ms;
     struct {
         uint64_t breath, progress;
-        int64_t breath_still_ms, progress_still_ms;
+        int64_t breath_still_ms, progress_still_ms, starting_ms;
     } rank[MU_MAX_RANKS];
 };
 

@@ -90,6 +90,22 @@ static void test_progress_counts(void **state)
     }
 }
 
+/* mpirun did not run a rank, or does not let it through MPI_Init; the others wait in there. */
+static void test_a_rank_that_does_not_start(void **state)
+{
+    (void)state;
+    for (int pid = 0; pid <= 101; pid += 101) {
+        int culprit, ms;
+        begin();
+        records[1].pid = pid;
+        mu_record_op(&records[1], MU_OP_STARTING, MU_RECORD_NOBODY);
+        ms = run(pid ? -1 : 1, false, &culprit);
+        assert_int_equal(ms, MU_WATCH_START_MS);
+        assert_int_equal(culprit, 1);
+        assert_string_equal(reason, "rank 1 has not started for 60 s: mpirun, which starts it, is stopped or hung");
+    }
+}
+
 /* Where nobody looked for an hour the ranks are not to blame. */
 static void test_gaps_in_looking_are_forgiven(void **state)
 {
@@ -110,6 +126,7 @@ int main(void)
         cmocka_unit_test(test_no_breath),
         cmocka_unit_test(test_no_progress_is_blamed_on_who_does_not_wait),
         cmocka_unit_test(test_progress_counts),
+        cmocka_unit_test(test_a_rank_that_does_not_start),
         cmocka_unit_test(test_gaps_in_looking_are_forgiven),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -56,8 +56,8 @@ static void on_watch_done(struct mu_rpc_stream *s, enum mu_rpc_code code, const 
     (void)s;
     struct gang_watch *w = ctx;
     struct mu_event ev = {.kind = MU_EV_GANG_DONE, .epoch = w->epoch, .code = code};
-    snprintf(ev.text, sizeof ev.text, "%s: %.400s", mu_rpc_code_name(code),
-             text && *text ? text : "the worker ended the gang's stream");
+    snprintf(ev.text, sizeof ev.text, "the stream to the worker ended: %.400s (%s)",
+             text && *text ? text : "it gave no reason", mu_rpc_code_name(code));
     mu_hub_post(w->hub, &ev);
     mu_free(w);
 }

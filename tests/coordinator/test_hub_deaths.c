@@ -100,6 +100,17 @@ static void test_worker_deaths_accuse_nobody(void **state)
     world_stop(w);
 }
 
+static Muster__V1__ClusterStatusReply *status_of(struct world *w)
+{
+    Muster__V1__ClusterStatusRequest q = MUSTER__V1__CLUSTER_STATUS_REQUEST__INIT;
+    ProtobufCMessage *m;
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_rpc_unary(w->channel, "/muster.v1.Muster/ClusterStatus", &q.base,
+                     &muster__v1__cluster_status_reply__descriptor, mu_now_ns() + 5 * MU_SEC, &m, &err))
+        fail_msg("%s", err.text);
+    return (Muster__V1__ClusterStatusReply *)m;
+}
+
 /* A worker that breaks off is not asked again before somebody has looked after it; nobody does: it is to be replaced. */
 static void test_silent_worker(void **state)
 {
@@ -114,6 +125,9 @@ static void test_silent_worker(void **state)
     assert_int_equal(launches(w), 1);
     WAIT_FOR(atomic_load(&w->hub.worker_hung), 3000);
     assert_int_equal(launches(w), 1);
+    Muster__V1__ClusterStatusReply *r = status_of(w);
+    assert_ptr_equal(strstr(r->gang[0]->last_failure, "the stream to the worker ended: "), r->gang[0]->last_failure);
+    mu_rpc_message_free(&r->base);
     atomic_store(&w->gang.holds, false);
     tell_worker(w, MU_EV_WORKER_DOWN);
     tell_worker(w, MU_EV_WORKER_UP);
@@ -163,17 +177,6 @@ static void test_out_of_memory(void **state)
     }
     assert_true(n_right > 0);
     world_stop(w);
-}
-
-static Muster__V1__ClusterStatusReply *status_of(struct world *w)
-{
-    Muster__V1__ClusterStatusRequest q = MUSTER__V1__CLUSTER_STATUS_REQUEST__INIT;
-    ProtobufCMessage *m;
-    struct mu_err err = MU_ERR_INIT;
-    if (mu_rpc_unary(w->channel, "/muster.v1.Muster/ClusterStatus", &q.base,
-                     &muster__v1__cluster_status_reply__descriptor, mu_now_ns() + 5 * MU_SEC, &m, &err))
-        fail_msg("%s", err.text);
-    return (Muster__V1__ClusterStatusReply *)m;
 }
 
 /* A reason that is longer than what is kept of it is cut between two characters: else no status could be sent. */

@@ -17,18 +17,18 @@
  * I comes from the tensor cores (mma.m16n8k32, or two m16n8k16 where halves have scales of their own), of which the eight
  * columns are filled with blocks where there are fewer vectors: NT vectors (1, 2, 4, 8) share an operand B by 8/NT
  * blocks (with halves an accumulator too, each multiplied with zeros in the others' columns). Column n is of vector n / (8/NT) and block n % (8/NT); so
- * every lane's results are of use. Vectors beyond those that are there repeat the last. Integers below 2^22 are
- * converted without the slow instruction: products start at 0x4b400000, whose bits are the float 1.5·2^23; it is
- * subtracted later, and with it the offset's share, offset·Σq.
+ * every lane's results are of use. Vectors beyond those that are there repeat the last. Products start at the offset's
+ * share, -offset·Σq.
  *
  * Vectors are kept in shared memory as lanes read them:
  *
  *   words   [block][vector][t]   the words of columns 4t and 16+4t
- *   factors [pair][vector]       s and the extra of the first block, of the second; extra: what the type needs of the sums
+ *   factors [four][vector]       s of four blocks, then their extras: what the type needs of the sums
  *
  * A slot: planes of 16 rows by 8 blocks of floats, a row's two halves exchanged in every second four rows (no bank
  * conflicts, no padding: two thread blocks with 8 vectors shall fit in a multiprocessor). Planes: for each vector the
- * integers; with m and halves (Q2_K) for each vector the sums of minimums; the scales D; with m the minimums.
+ * integers; with m and halves (Q2_K) for each vector the sums of minimums; the scales D; with m the minimums. One vector's
+ * producers also multiply D (Q2_K: and the minimums) with s: there are seven of them, and all items pass through one chain.
  *
  * form's int8 needs 32 neighbouring rows, of which a group is half: who finishes second does it (meet). */
 #include "kernels/cuda/cuda.h"
@@ -79,6 +79,7 @@ template <uint32_t type, int NT> struct item_of {
                                   : 2, /* where there is shared memory for them */
         WARPS = PRODUCERS + CHAINS,
         HAS_SUMS = L::HAS_MIN && L::HAS_HALVES,
+        SCALED = NT == 1, /* planes D, and M of sums, are multiplied with s */
         SUMS_AT = NT * PLANE,
         D_AT = SUMS_AT + (HAS_SUMS ? NT * PLANE : 0),
         M_AT = D_AT + PLANE,
@@ -190,20 +191,28 @@ __device__ static inline void item_load(uint8_t *stage, const struct walk &w, in
             copy_piece<L::UNIT_BYTES>(stage + i * L::UNIT_BYTES, from + i * L::UNIT_BYTES, lane);
 }
 
-/* What the type needs of a block's sums, made once: the sums themselves; fl(S·s); or what is subtracted from the bits of
- * the integer product to have I as a float, 1.5·2^23 + offset·S. */
+/* What the type needs of a block's sums, made once: the sums themselves; fl(S·s); or where the integer product starts, with
+ * the offset's share, -offset·S. */
 template <uint32_t type> __device__ static inline uint32_t extra_of(float s, int s0, int s1)
 {
     typedef mu_layout<type> L;
     if (L::HAS_HALVES) return ((uint32_t)s0 & 0xffffu) | (uint32_t)s1 << 16;
     if (L::HAS_MIN) return __float_as_uint((float)(s0 + s1) * s);
-    return 0x4b400000u + (uint32_t)(L::OFFSET * (s0 + s1));
+    return (uint32_t)(-L::OFFSET * (s0 + s1));
+}
+
+/* Of a vector: s of blocks from `block` on, up to the next fourth one; EXTRAS further the extras. */
+enum { EXTRAS = 4 };
+template <typename T> __device__ static inline T *factors_at(T *factors, int n_vec, int block, int vec)
+{
+    return factors + ((block >> 2) * n_vec + vec) * 8 + (block & 3);
 }
 
 /* All vectors into words and factors. Whole blocks only: what an odd last pair or a short last item lacks is read, but
  * not used. All that a thread has to read is on its way together, two blocks at once: the next kernel's start is the time of
  * a few such reads. */
-template <uint32_t type> __device__ static void vectors_load(const struct matvec_args &a, uint4 *words, uint2 *factors)
+template <uint32_t type>
+__device__ static void vectors_load(const struct matvec_args &a, uint4 *words, uint32_t *factors)
 {
     const uint4 *q = reinterpret_cast<const uint4 *>(a.q);
     const uint32_t *sums = reinterpret_cast<const uint32_t *>(a.sum);
@@ -224,8 +233,9 @@ template <uint32_t type> __device__ static void vectors_load(const struct matvec
             if (i >= n) continue;
             to[0] = make_uint4(low[k].x, high[k].x, low[k].y, high[k].y);
             to[1] = make_uint4(low[k].z, high[k].z, low[k].w, high[k].w);
-            factors[(block / 2 * a.n_vec + v) * 2 + block % 2] =
-                make_uint2(__float_as_uint(s[k]), extra_of<type>(s[k], (int16_t)sum[k], (int16_t)(sum[k] >> 16)));
+            uint32_t *f = factors_at(factors, a.n_vec, block, v);
+            f[0] = __float_as_uint(s[k]);
+            f[EXTRAS] = extra_of<type>(s[k], (int16_t)sum[k], (int16_t)(sum[k] >> 16));
         }
     }
 }
@@ -274,15 +284,17 @@ __device__ static inline void plane_store(uint8_t *plane, int row, int block, fl
 {
     *reinterpret_cast<float4 *>(reinterpret_cast<float *>(plane) + plane_at(row, block)) = v;
 }
-__device__ static inline float4 plane_load(const uint8_t *plane, int row, int block)
+/* at: of the first of four. */
+__device__ static inline float4 plane_load(const uint8_t *at)
 {
-    return *reinterpret_cast<const float4 *>(reinterpret_cast<const float *>(plane) + plane_at(row, block));
+    return *reinterpret_cast<const float4 *>(at);
 }
 
-/* D, and M, of rows g and g + 8 and blocks 2t and 2t + 1. halves: scales whose second half was put first where t needs it. */
+/* D, and M, of rows g and g + 8 and blocks 2t and 2t + 1. halves: scales whose second half was put first where t needs it;
+ * by: what SCALED multiplies with, s of the two blocks. */
 template <uint32_t type, int NT>
 __device__ static inline void scales_store(uint8_t *slot, const uint8_t *stage, const struct mu_scales &halves,
-                                           int lane)
+                                           float2 by, int lane)
 {
     typedef mu_layout<type> L;
     typedef item_of<type, NT> I;
@@ -293,6 +305,8 @@ __device__ static inline void scales_store(uint8_t *slot, const uint8_t *stage, 
     for (int h = 0; h < 2; h++) {
         struct mu_row_scale first = mu_scale_of<type>(s, L::BLOCKS == 2 ? 0 : 2 * (t & 1), h);
         struct mu_row_scale second = mu_scale_of<type>(s, L::BLOCKS == 2 ? 1 : 2 * (t & 1) + 1, h);
+        if (I::SCALED) first.d *= by.x, second.d *= by.y;
+        if (I::SCALED && I::HAS_SUMS) first.m *= by.x, second.m *= by.y;
         plane_store(slot + I::D_AT, g + 8 * h, 2 * t, make_float2(first.d, second.d));
         if (L::HAS_MIN) plane_store(slot + I::M_AT, g + 8 * h, 2 * t, make_float2(first.m, second.m));
     }
@@ -341,14 +355,16 @@ __device__ static inline void results_store(uint8_t *planes, const float v[N][4]
 }
 
 /* Integers without halves, of fewer than 8 vectors: no zeros are needed, each product is taken from the columns of its own
- * block (a lane has those of two neighbouring blocks or of neither), and none waits for another. */
+ * block (a lane has those of two neighbouring blocks or of neither), and none waits for another. own: the vector of this
+ * lane's columns of results. */
 template <uint32_t type, int NT>
 __device__ static inline void integers_plain(uint8_t *slot, const uint8_t *stage, int item, int n_vec,
-                                             const uint2 *words, int of_b, int lane)
+                                             const uint2 *words, const uint32_t *factors, int of_b, int own, int lane)
 {
     typedef mu_layout<type> L;
     enum { SHARE = 8 / NT };
-    const int g = lane / 4, t = lane % 4, first[4] = {0x4b400000, 0x4b400000, 0x4b400000, 0x4b400000};
+    const int g = lane / 4, t = lane % 4;
+    int first[4] = {}, kept[NT][4] = {}; /* kept: of blocks SHARE·i + 2t % SHARE, and the next */
     uint2 b = {};
 #pragma unroll
     for (int j = 0; j < ITEM_BLOCKS; j += 2) {
@@ -358,16 +374,24 @@ __device__ static inline void integers_plain(uint8_t *slot, const uint8_t *stage
             mu_codes_pair<type>(stage + j / 2 * L::UNIT_BYTES, 0, lane, a);
         else
             mu_codes_pair<type>(stage, j / 2, lane, a);
-        if (j % SHARE == 0) b = words[((item * ITEM_BLOCKS + j + g % SHARE) * n_vec + of_b) * 4 + t];
+        if (j % SHARE == 0) {
+            b = words[((item * ITEM_BLOCKS + j + g % SHARE) * n_vec + of_b) * 4 + t];
+            const uint32_t *extra = factors_at(factors, n_vec, item * ITEM_BLOCKS + j + 2 * t % SHARE, own) + EXTRAS;
+            if (L::OFFSET != 0) first[0] = first[2] = (int)extra[0], first[1] = first[3] = (int)extra[1];
+        }
         const uint32_t of_blocks[2] = {b.x, b.y};
 #pragma unroll
         for (int k = 0; k < 2; k++) mu_mma_s8_k32(d[k], a[k], of_blocks, first);
-        if (2 * t % SHARE == j % SHARE)
+        if (j % SHARE == 0 || 2 * t % SHARE == j % SHARE)
 #pragma unroll
-            for (int h = 0; h < 2; h++)
-                plane_store(slot + 2 * t / SHARE * PLANE, g + 8 * h, j,
-                            make_float2(__int_as_float(d[0][2 * h]), __int_as_float(d[1][2 * h + 1])));
+            for (int i = 0; i < 4; i++) kept[j / SHARE][i] = d[i % 2][i];
     }
+#pragma unroll
+    for (int i = 0; i < NT; i++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            plane_store(slot + 2 * t / SHARE * PLANE, g + 8 * h, SHARE * i + 2 * t % SHARE,
+                        make_float2((float)kept[i][2 * h], (float)kept[i][2 * h + 1]));
 }
 
 /* Those of halves, or of 8 vectors. own: vectors of this lane's columns of results; of_b: of its column of operand B. */
@@ -395,14 +419,14 @@ __device__ static inline void integers_shared(uint8_t *slot, const uint8_t *stag
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 int block = item * ITEM_BLOCKS + first + (2 * t + c) % I::SHARE;
-                uint32_t extra = L::HAS_HALVES ? factors[(block / 2 * n_vec + own[c]) * 4 + block % 2 * 2 + 1] : 0;
+                uint32_t extra = factors_at(factors, n_vec, block, own[c])[EXTRAS];
                 s0[c] = (int16_t)extra;
                 s1[c] = (int16_t)(extra >> 16);
-            }
 #pragma unroll
-            for (int i = 0; i < 4; i++) {
-                d0[i] = L::HAS_HALVES ? -L::OFFSET * s0[i % 2] : 0x4b400000;
-                d1[i] = -L::OFFSET * s1[i % 2];
+                for (int i = c; i < 4; i += 2) {
+                    d0[i] = L::HAS_HALVES ? -L::OFFSET * s0[c] : L::OFFSET != 0 ? (int)extra : 0;
+                    d1[i] = -L::OFFSET * s1[c];
+                }
             }
         }
         uint32_t mine[2] = {NT == 8 || g % I::SHARE == share ? b.x : 0, NT == 8 || g % I::SHARE == share ? b.y : 0};
@@ -417,7 +441,7 @@ __device__ static inline void integers_shared(uint8_t *slot, const uint8_t *stag
         if (L::HAS_HALVES) halves_combine<type, NT>(&r, d0, d1, s0, s1, NT == 1 ? halves : scales, first, t);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            v[at_once][i] = L::HAS_HALVES ? r.v[i] : __int_as_float(d0[i]);
+            v[at_once][i] = L::HAS_HALVES ? r.v[i] : (float)d0[i];
             sum[at_once][i] = r.sum[i];
         }
         if (at_once != AT_ONCE - 1) continue;
@@ -435,15 +459,18 @@ __device__ static inline void item_make(uint8_t *slot, const uint8_t *stage, int
     typedef mu_layout<type> L;
     const int g = lane / 4, t = lane % 4;
     struct mu_scales scales = {}, halves = {};
+    float2 by = {};
     if (L::BLOCKS > 2) {
         scales = halves = mu_scales_load<type>(stage + L::SCALES_AT, g);
         mu_scales_half<type>(&halves, t >= 2);
     }
     if constexpr (!L::HAS_HALVES && NT < 8)
-        integers_plain<type, NT>(slot, stage, item, n_vec, words, of_b, lane);
+        integers_plain<type, NT>(slot, stage, item, n_vec, words, factors, of_b, own[0], lane);
     else
         integers_shared<type, NT>(slot, stage, item, n_vec, words, factors, of_b, own, scales, halves, lane);
-    scales_store<type, NT>(slot, stage, halves, lane);
+    if (item_of<type, NT>::SCALED)
+        by = *reinterpret_cast<const float2 *>(factors_at(factors, n_vec, item * ITEM_BLOCKS + 2 * t, own[0]));
+    scales_store<type, NT>(slot, stage, halves, by, lane);
 }
 
 /* ---- chains ---- */
@@ -453,28 +480,28 @@ struct four {
     float x[4], y[4], x2[4], y2[4];
 };
 
-/* Of a row (its place in the planes) and vector: blocks 4q … of an item. factors: the vector's first in the item. */
+/* slot: from a row's four blocks in the first plane on. factors: of the vector's blocks. */
 template <uint32_t type, int NT>
-__device__ static inline struct four four_load(const uint8_t *slot, const uint4 *factors, int n_vec, int row, int tok,
-                                               int q)
+__device__ static inline struct four four_load(const uint8_t *slot, const float4 *factors, int tok)
 {
     typedef mu_layout<type> L;
     typedef item_of<type, NT> I;
     struct four r;
-    float4 xs = plane_load(slot + tok * PLANE, row, 4 * q), ds = plane_load(slot + I::D_AT, row, 4 * q);
-    float4 ms = {}, zs = {};
-    if (L::HAS_MIN) ms = plane_load(slot + I::M_AT, row, 4 * q);
-    if (I::HAS_SUMS) zs = plane_load(slot + I::SUMS_AT + tok * PLANE, row, 4 * q);
+    float4 xs = plane_load(slot + tok * PLANE), ds = plane_load(slot + I::D_AT);
+    float4 ms = {}, zs = {}, s = {}, extras = {};
+    if (L::HAS_MIN) ms = plane_load(slot + I::M_AT);
+    if (I::HAS_SUMS) zs = plane_load(slot + I::SUMS_AT + tok * PLANE);
+    if (!I::SCALED) s = factors[0];
+    if (L::HAS_MIN && !I::HAS_SUMS) extras = factors[1];
     const float xk[4] = {xs.x, xs.y, xs.z, xs.w}, dk[4] = {ds.x, ds.y, ds.z, ds.w};
     const float mk[4] = {ms.x, ms.y, ms.z, ms.w}, zk[4] = {zs.x, zs.y, zs.z, zs.w};
+    const float sk[4] = {s.x, s.y, s.z, s.w}, ek[4] = {extras.x, extras.y, extras.z, extras.w};
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        uint4 f = factors[(2 * q + k / 2) * n_vec];
-        float s = __uint_as_float(k % 2 ? f.z : f.x), extra = __uint_as_float(k % 2 ? f.w : f.y);
-        r.x[k] = L::HAS_HALVES ? xk[k] : xk[k] - (L::HAS_MIN ? 12582912.0f : extra);
-        r.y[k] = dk[k] * s;
+        r.x[k] = xk[k];
+        r.y[k] = I::SCALED ? dk[k] : dk[k] * sk[k];
         r.x2[k] = I::HAS_SUMS ? zk[k] : mk[k];
-        r.y2[k] = I::HAS_SUMS ? mk[k] * s : extra;
+        r.y2[k] = !I::HAS_SUMS ? ek[k] : I::SCALED ? mk[k] : mk[k] * sk[k];
     }
     return r;
 }
@@ -607,7 +634,7 @@ __device__ static void produce(const struct matvec_args &a, uint8_t *shared, con
 }
 
 /* Everything a block computes goes through its chains, an item after the other: what four blocks take is read while the
- * fmafs of the four before run. */
+ * fmafs of the four before run. An item that is not the matrix's last has all its blocks and another one behind it. */
 template <uint32_t type, int NT>
 __device__ static void chain(const struct matvec_args &a, uint8_t *shared, const struct shared_map &map, int n_item,
                              int n_unit, int number, int lane)
@@ -615,7 +642,9 @@ __device__ static void chain(const struct matvec_args &a, uint8_t *shared, const
     typedef item_of<type, NT> I;
     const struct expert_entry *entry = reinterpret_cast<const struct expert_entry *>(shared + map.entry);
     const int *vec_of = reinterpret_cast<const int *>(shared + map.vec_of);
-    const int row = lane % 16, tok = 2 * number + lane / 16, in_slot = tok < NT ? tok : NT - 1, n_vec = a.n_vec;
+    const int row = lane % 16, tok = 2 * number + lane / 16, in_slot = NT == 1 ? 0 : tok < NT ? tok : NT - 1;
+    const int n_vec = a.n_vec, to_second = 4 * (plane_at(row, 4) - plane_at(row, 0)); /* four blocks, in bytes */
+    const uint8_t *const slots = shared + map.slot + 4 * plane_at(row, 0), *slot = slots;
     int w = 0, left = 0; /* whose item is next, items that are to come */
     for (int unit = blockIdx.x; unit < n_unit; unit += gridDim.x)
         left += a.job[place_of(a, entry, unit).job].up ? 2 * n_item : n_item;
@@ -625,29 +654,30 @@ __device__ static void chain(const struct matvec_args &a, uint8_t *shared, const
         float gate = 0.0f, acc = 0.0f;
 #pragma unroll 1
         for (int half = 0; half < n_half; half++) {
-            const uint4 *factors = reinterpret_cast<const uint4 *>(shared + map.factors) + vec;
+            const float4 *factors = reinterpret_cast<const float4 *>(shared + map.factors) + 2 * vec;
             int n_left = a.n_block;
             gate = acc;
             acc = 0.0f;
             mu_barrier_wait(full(w), 32 * (1 + I::CHAINS));
-            struct four first =
-                four_load<type, NT>(shared + map.slot + w * I::SLOT_BYTES, factors, n_vec, row, in_slot, 0);
-#pragma unroll 1
-            for (int item = 0; item < n_item; item++) {
-                struct four second =
-                    four_load<type, NT>(shared + map.slot + w * I::SLOT_BYTES, factors, n_vec, row, in_slot, 1);
+            struct four first = four_load<type, NT>(slot, factors, in_slot);
+            auto item_add = [&](bool last) {
+                struct four second = four_load<type, NT>(slot + to_second, factors + 2 * n_vec, in_slot);
                 if (left > PRODUCERS) mu_barrier_arrive(empty(w), 32 * (1 + I::CHAINS)); /* it has another item */
                 left--;
                 w = w + 1 == PRODUCERS ? 0 : w + 1;
-                factors += ITEM_BLOCKS / 2 * n_vec;
-                acc = four_add<type>(acc, first, n_left);
-                if (item + 1 < n_item) {
+                slot = w ? slot + I::SLOT_BYTES : slots;
+                factors += 4 * n_vec;
+                acc = four_add<type>(acc, first, last ? n_left : 4);
+                if (!last) {
                     mu_barrier_wait(full(w), 32 * (1 + I::CHAINS));
-                    first = four_load<type, NT>(shared + map.slot + w * I::SLOT_BYTES, factors, n_vec, row, in_slot, 0);
+                    first = four_load<type, NT>(slot, factors, in_slot);
                 }
-                acc = four_add<type>(acc, second, n_left - 4);
+                acc = four_add<type>(acc, second, last ? n_left - 4 : 4);
                 n_left -= ITEM_BLOCKS;
-            }
+            };
+#pragma unroll 1
+            while (n_left > ITEM_BLOCKS) item_add(false);
+            item_add(true);
         }
         p = place_of(a, entry, unit); /* again: it takes fewer registers than keeping it */
         group_end(a, p, number, I::CHAINS, tok, n_half == 2 ? gate : acc, acc, lane);
@@ -684,7 +714,7 @@ __global__ static __launch_bounds__(32 * item_of<type, NT>::WARPS, item_of<type,
     }
     mu_grid_wait();
     vectors_load<type>(a, reinterpret_cast<uint4 *>(shared + map.words),
-                       reinterpret_cast<uint2 *>(shared + map.factors));
+                       reinterpret_cast<uint32_t *>(shared + map.factors));
     __syncthreads();
     if (warp < PRODUCERS)
         produce<type, NT>(a, shared, map, ahead, n_item, n_unit, warp, lane);

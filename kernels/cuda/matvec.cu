@@ -658,26 +658,24 @@ __device__ static void chain(const struct matvec_args &a, uint8_t *shared, const
             int n_left = a.n_block;
             gate = acc;
             acc = 0.0f;
-            mu_barrier_wait(full(w), 32 * (1 + I::CHAINS));
-            struct four first = four_load<type, NT>(slot, factors, in_slot);
+            struct four second = {}; /* of the item before: adds nothing to +0 */
             auto item_add = [&](bool last) {
-                struct four second = four_load<type, NT>(slot + to_second, factors + 2 * n_vec, in_slot);
+                mu_barrier_wait(full(w), 32 * (1 + I::CHAINS));
+                struct four first = four_load<type, NT>(slot, factors, in_slot);
+                acc = four_add<type>(acc, second, 4);
+                second = four_load<type, NT>(slot + to_second, factors + 2 * n_vec, in_slot);
+                acc = four_add<type>(acc, first, last ? n_left : 4);
                 if (left > PRODUCERS) mu_barrier_arrive(empty(w), 32 * (1 + I::CHAINS)); /* it has another item */
                 left--;
                 w = w + 1 == PRODUCERS ? 0 : w + 1;
                 slot = w ? slot + I::SLOT_BYTES : slots;
                 factors += 4 * n_vec;
-                acc = four_add<type>(acc, first, last ? n_left : 4);
-                if (!last) {
-                    mu_barrier_wait(full(w), 32 * (1 + I::CHAINS));
-                    first = four_load<type, NT>(slot, factors, in_slot);
-                }
-                acc = four_add<type>(acc, second, last ? n_left - 4 : 4);
                 n_left -= ITEM_BLOCKS;
             };
 #pragma unroll 1
             while (n_left > ITEM_BLOCKS) item_add(false);
             item_add(true);
+            acc = four_add<type>(acc, second, n_left + ITEM_BLOCKS / 2);
         }
         p = place_of(a, entry, unit); /* again: it takes fewer registers than keeping it */
         group_end(a, p, number, I::CHAINS, tok, n_half == 2 ? gate : acc, acc, lane);

@@ -246,7 +246,10 @@ static void verdict_and_end(struct mu_worker_gang *g)
         culprit = g->told_rank;
         signal_reason(g, culprit, g->told_signal, reason, sizeof reason);
     } else if ((culprit = silent_first(g)) >= 0) {
-        snprintf(reason, sizeof reason, "rank %d (pid %d) ended", culprit, (int)atomic_load(&g->records[culprit].pid));
+        /* Within MPI_Init it is Open MPI that ends a rank, and says why: no room for what ranks share, say. */
+        const char *said = g->ready_ns ? "" : g->banner;
+        snprintf(reason, sizeof reason, "rank %d (pid %d) ended%s%.300s", culprit,
+                 (int)atomic_load(&g->records[culprit].pid), *said ? ": " : "", said);
     } else if (error_find(g, true, &err)) {
         culprit = err.rank;
         snprintf(reason, sizeof reason, "rank %d: %s", culprit, err.text);

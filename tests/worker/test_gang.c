@@ -408,28 +408,53 @@ static void test_without_mpirun(void **state)
     died_at_start("1", NULL, "mpirun was not found in PATH; install Open MPI (Debian: openmpi-bin)");
 }
 
-/* What mpirun says is cut somewhere in its letters, and told all the same. */
-static void test_mpirun_says_much(void **state)
+/* A gang of that split dies at its start under an mpirun that is this script. */
+static void died_of_script(const char *split, const char *script)
 {
-    (void)state;
-    static const char says[] = "#!/bin/sh\n"
-                               "a=\303\251\303\251\303\251\303\251; a=$a$a$a$a$a$a\n"
-                               "echo ------------------------------\n"
-                               "echo x$a$a$a$a$a$a$a\n"
-                               "exit 3\n";
     char folder[] = "/tmp/mu-mpirun-XXXXXX", path[64];
     assert_non_null(mkdtemp(folder));
     snprintf(path, sizeof path, "%s/mpirun", folder);
     FILE *f = fopen(path, "w");
     assert_non_null(f);
-    assert_int_equal(fputs(says, f) < 0 || fchmod(fileno(f), 0700) != 0 || fclose(f) != 0, 0);
+    assert_int_equal(fputs(script, f) < 0 || fchmod(fileno(f), 0700) != 0 || fclose(f) != 0, 0);
     fx_close(&fx);
     fx_open(&fx, folder);
-    fx_gang_start(&fx, ++epoch, "1", NULL);
+    fx_gang_start(&fx, ++epoch, split, NULL);
     fx_wait_died(&fx);
-    if (!fx.died || !strstr(fx.reason, "mpirun ended with status 3: x\303\251")) fail_msg("%s", fx.reason);
     unlink(path);
     rmdir(folder);
+}
+
+/* What mpirun says is cut somewhere in its letters, and told all the same. */
+static void test_mpirun_says_much(void **state)
+{
+    (void)state;
+    died_of_script("1", "#!/bin/sh\n"
+                        "a=\303\251\303\251\303\251\303\251; a=$a$a$a$a$a$a\n"
+                        "echo ------------------------------\n"
+                        "echo x$a$a$a$a$a$a$a\n"
+                        "exit 3\n");
+    if (!fx.died || !strstr(fx.reason, "mpirun ended with status 3: x\303\251")) fail_msg("%s", fx.reason);
+}
+
+/* Ranks that have no way to talk to each other: Open MPI ends them in MPI_Init, and what was said is told. The script
+ * says it, for Open MPI loses its own words now and then. */
+static void test_mpi_init_fails(void **state)
+{
+    (void)state;
+    char script[4096];
+    int n = snprintf(script, sizeof script,
+                     "#!/bin/sh\n"
+                     "echo ------------------------------\n"
+                     "echo no room to share\n"
+                     "echo ------------------------------\n"
+                     "PATH='%s'\n"
+                     "for a; do [ \"$a\" = vader,self ] && a=self; shift; set -- \"$@\" \"$a\"; done\n"
+                     "exec mpirun \"$@\"\n",
+                     getenv("PATH"));
+    assert_true((size_t)n < sizeof script);
+    died_of_script("1:1", script);
+    if (!fx.died || !strstr(fx.reason, ": no room to share")) fail_msg("%s", fx.reason);
 }
 
 static int setup(void **state)
@@ -473,6 +498,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_the_stream_breaks),
         cmocka_unit_test(test_without_mpirun),
         cmocka_unit_test(test_mpirun_says_much),
+        cmocka_unit_test(test_mpi_init_fails),
     };
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc > 1) cmocka_set_test_filter(argv[1]); /* "test_kill*" */

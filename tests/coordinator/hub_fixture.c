@@ -149,3 +149,14 @@ int submits(struct world *w)
     pthread_mutex_unlock(&w->gang.lock);
     return n;
 }
+
+Muster__V1__ClusterStatusReply *world_status(struct world *w)
+{
+    Muster__V1__ClusterStatusRequest q = MUSTER__V1__CLUSTER_STATUS_REQUEST__INIT;
+    ProtobufCMessage *m;
+    struct mu_err err = MU_ERR_INIT;
+    if (mu_rpc_unary(w->channel, "/muster.v1.Muster/ClusterStatus", &q.base,
+                     &muster__v1__cluster_status_reply__descriptor, mu_now_ns() + 5 * MU_SEC, &m, &err))
+        fail_msg("%s", err.text);
+    return (Muster__V1__ClusterStatusReply *)m;
+}

@@ -29,6 +29,7 @@ void world_run_texts(struct world *w);                         /* starts the tex
 void world_run_hub(struct world *w);                           /* and the hub, whose worker is up */
 struct world *world_start(int max_waiting, int max_sequences); /* all of it */
 void world_stop(struct world *w);                              /* nothing may be left: no request, no share, no text */
+Muster__V1__ClusterStatusReply *world_status(struct world *w); /* the caller's, with mu_rpc_message_free */
 void tell_worker(struct world *w, enum mu_event_kind kind);
 
 /* A stream of n ids after n_prompt times prompt_id, which will be those of its seed. */

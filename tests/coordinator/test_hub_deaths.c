@@ -100,17 +100,6 @@ static void test_worker_deaths_accuse_nobody(void **state)
     world_stop(w);
 }
 
-static Muster__V1__ClusterStatusReply *status_of(struct world *w)
-{
-    Muster__V1__ClusterStatusRequest q = MUSTER__V1__CLUSTER_STATUS_REQUEST__INIT;
-    ProtobufCMessage *m;
-    struct mu_err err = MU_ERR_INIT;
-    if (mu_rpc_unary(w->channel, "/muster.v1.Muster/ClusterStatus", &q.base,
-                     &muster__v1__cluster_status_reply__descriptor, mu_now_ns() + 5 * MU_SEC, &m, &err))
-        fail_msg("%s", err.text);
-    return (Muster__V1__ClusterStatusReply *)m;
-}
-
 /* A worker that breaks off is not asked again before somebody has looked after it; nobody does: it is to be replaced. */
 static void test_silent_worker(void **state)
 {
@@ -125,7 +114,7 @@ static void test_silent_worker(void **state)
     assert_int_equal(launches(w), 1);
     WAIT_FOR(atomic_load(&w->hub.worker_hung), 3000);
     assert_int_equal(launches(w), 1);
-    Muster__V1__ClusterStatusReply *r = status_of(w);
+    Muster__V1__ClusterStatusReply *r = world_status(w);
     assert_ptr_equal(strstr(r->gang[0]->last_failure, "the stream to the worker ended: "), r->gang[0]->last_failure);
     mu_rpc_message_free(&r->base);
     atomic_store(&w->gang.holds, false);
@@ -189,7 +178,7 @@ static void test_long_reason(void **state)
     for (size_t n = 0; n + 2 < sizeof reason; n += 2) memcpy(reason + n, "\xC3\xA9", 3);
     fake_gang_kill(&w->gang, 0, reason);
     WAIT_FOR(launches(w) == 2, 5000);
-    Muster__V1__ClusterStatusReply *r = status_of(w);
+    Muster__V1__ClusterStatusReply *r = world_status(w);
     assert_int_equal(strlen(r->gang[0]->last_failure), MU_ERR_TEXT - 2);
     assert_memory_equal(r->gang[0]->last_failure, reason, MU_ERR_TEXT - 2);
     mu_rpc_message_free(&r->base);
@@ -198,7 +187,7 @@ static void test_long_reason(void **state)
 
 static uint64_t steps_of(struct world *w)
 {
-    Muster__V1__ClusterStatusReply *r = status_of(w);
+    Muster__V1__ClusterStatusReply *r = world_status(w);
     uint64_t steps = r->gang[0]->steps;
     mu_rpc_message_free(&r->base);
     return steps;
@@ -212,13 +201,13 @@ static void test_numbers_of_a_new_gang(void **state)
     WAIT_FOR(launches(w) == 1, 5000);
     fake_gang_count(&w->gang, 77);
     WAIT_FOR(steps_of(w) == 77, 5000);
-    Muster__V1__ClusterStatusReply *r = status_of(w);
+    Muster__V1__ClusterStatusReply *r = world_status(w);
     assert_int_equal(r->gang[0]->mpirun_pid, FAKE_MPIRUN);
     mu_rpc_message_free(&r->base);
     atomic_store(&w->gang.mute, true);
     fake_gang_kill(&w->gang, 0, "rank 0 died for the test");
     WAIT_FOR(launches(w) == 2, 5000);
-    r = status_of(w);
+    r = world_status(w);
     assert_string_equal(r->gang[0]->state, "starting");
     assert_int_equal(r->gang[0]->mpirun_pid, 0);
     assert_int_equal(r->gang[0]->steps, 0);

@@ -292,15 +292,9 @@ static struct mu_rpc_channel *another_channel(struct world *w) /* a client that 
 /* How many requests run (running) or wait, as ClusterStatus has it. */
 static uint32_t load(struct world *w, bool running)
 {
-    Muster__V1__ClusterStatusRequest q = MUSTER__V1__CLUSTER_STATUS_REQUEST__INIT;
-    ProtobufCMessage *m;
-    struct mu_err err = MU_ERR_INIT;
-    if (mu_rpc_unary(w->channel, "/muster.v1.Muster/ClusterStatus", &q.base,
-                     &muster__v1__cluster_status_reply__descriptor, mu_now_ns() + 5 * MU_SEC, &m, &err))
-        fail_msg("%s", err.text);
-    const Muster__V1__ClusterStatusReply *r = (const Muster__V1__ClusterStatusReply *)m;
+    Muster__V1__ClusterStatusReply *r = world_status(w);
     uint32_t n = running ? r->running : r->waiting;
-    mu_rpc_message_free(m);
+    mu_rpc_message_free(&r->base);
     return n;
 }
 

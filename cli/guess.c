@@ -118,7 +118,7 @@ enum mu_status mu_guess_next(struct mu_guess *g, struct mu_solo *solo, const str
     if (ask.n_draft)
         mu_draft_costs_added(&g->costs, (us - g->costs.gap_us) / ask.n_draft);
     else
-        mu_draft_costs_gap(&g->costs, us);
+        mu_draft_costs_gap(&g->costs, us, 1);
     if (ask.n_draft) mu_draft_pace_learn(&g->pace, &g->hope, ask.n_draft, (uint32_t)result_out->n_right);
     return MU_OK;
 }

@@ -38,13 +38,26 @@ double mu_draft_us(const struct mu_draft_costs *c)
 }
 
 /* A process can only be held up, never be faster than it is: a look that shows a shorter gap is believed at once by half. */
-void mu_draft_costs_gap(struct mu_draft_costs *c, double us)
+void mu_draft_costs_gap(struct mu_draft_costs *c, double us, double n_stream)
 {
-    if (mu_draft_costs_look(c) && us < c->gap_us)
+    if (mu_draft_costs_look(c) && us < c->gap_us) {
         c->gap_us = (c->gap_us + us) / 2;
-    else
+        c->gap_streams = (c->gap_streams + n_stream) / 2;
+    } else {
         mu_draft_average(&c->gap_us, us);
+        mu_draft_average(&c->gap_streams, n_stream);
+    }
     c->n_blind = 0;
+}
+
+/* While prompts keep coming no step shows the gap, however many streams begin or end meanwhile. A stream more adds a token to a
+ * step, which costs what one of a prompt does. With fewer it is shorter by as much at most, and by their share at most,
+ * since a step has costs of its own. */
+double mu_draft_costs_gap_of(const struct mu_draft_costs *c, double n_stream)
+{
+    if (!(c->gap_us > 0)) return 0;
+    double us = c->gap_us + (n_stream - c->gap_streams) * c->token_us;
+    return n_stream < c->gap_streams ? fmax(us, c->gap_us * n_stream / c->gap_streams) : us;
 }
 
 bool mu_draft_costs_look(const struct mu_draft_costs *c)

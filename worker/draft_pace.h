@@ -9,7 +9,8 @@
 
 /* What steps and guesses cost, as far as it was measured: microseconds, 0: not known yet. Zeroed at the beginning. */
 struct mu_draft_costs {
-    double gap_us; /* between two ids of a stream, where nothing but decodes runs: must be known for guesses */
+    double gap_us;      /* between two ids of a stream, where nothing but decodes runs: must be known for guesses … */
+    double gap_streams; /* … and how many streams there were then */
     double
         token_us; /* what each prefill token adds to a step; a draft is thought to cost as much, until there was one */
     double draft_us; /* what each draft adds to the gap, where that is known: mu_draft_us */
@@ -25,8 +26,10 @@ struct mu_draft_costs {
 void mu_draft_average(double *mean, double value);
 /* What a draft adds to the gap, as far as is known. */
 double mu_draft_us(const struct mu_draft_costs *c);
-/* A step without guesses made the gap so long. */
-void mu_draft_costs_gap(struct mu_draft_costs *c, double us);
+/* A step without guesses made the gap so long, with so many streams. */
+void mu_draft_costs_gap(struct mu_draft_costs *c, double us, double n_stream);
+/* The gap with so many streams, as far as is known. */
+double mu_draft_costs_gap_of(const struct mu_draft_costs *c, double n_stream);
 /* Whether the next step is to have none, so that the gap is measured again. */
 bool mu_draft_costs_look(const struct mu_draft_costs *c);
 /* A draft was measured to add so much; negative where times scatter. */

@@ -366,7 +366,9 @@ static uint32_t prefill_budget(const struct mu_sched *s, const struct flight *f,
                                int n_decoding)
 {
     uint32_t budget = (uint32_t)s->opt.serving.step_tokens - step->n_tok, share = mixed_share(s);
-    double fixed_tokens = s->cost.token_us > 0 ? s->cost.gap_us / (s->cost.token_us * s->opt.n_stage) : 0;
+    double gap_us = mu_draft_costs_gap_of(&s->cost, n_decoding ? n_decoding : 1),
+           token_us = s->cost.token_us * s->opt.n_stage;
+    double fixed_tokens = token_us > 0 ? gap_us / token_us : 0;
     if (!n_decoding) return mu_plan_chunk(prefill_tokens(s), s->opt.n_stage, budget, fixed_tokens);
     if (!f->n_decode && s->n_flight >= s->opt.n_stage) return 0;
     if (s->cost.gap_us > 0 && s->cost.token_us > 0) { /* as many steps as stages lie between two tokens */

@@ -379,6 +379,15 @@ int mu_sched_complete(struct mu_sched *s, uint64_t number, const int32_t *id, st
     return n_event;
 }
 
+/* A step with prefill tokens took so long: what it would have taken without them is known of steps with more or fewer decodes. */
+static void prefill_took(struct mu_sched *s, const struct flight *f, double us)
+{
+    struct mu_draft_costs *c = &s->cost;
+    double alone_us = c->gap_us / s->opt.n_stage;
+    double n_tok = f->n_prefill + (f->n_decode - c->gap_streams / s->opt.n_stage); /* that alone_us is not of */
+    if (n_tok >= f->n_prefill / 2.0) mu_draft_average(&c->token_us, fmax((us - alone_us) / n_tok, 1e-3));
+}
+
 /* With k steps of decodes on their way a stream's next token comes k completions after its last one, whether that fills
  * the stages or one step goes through all of them alone. With prefill beside them the stages are full: then a completion
  * takes an n_stage-th of the gap, and what the prefill adds. */
@@ -387,21 +396,22 @@ void mu_sched_took(struct mu_sched *s, uint32_t us)
     const struct flight *f = &s->flight[s->flight_head];
     struct mu_draft_costs *c = &s->cost;
     int n_decode = 0;
-    uint32_t n_prefill = 0, n_drafted = 0;
+    uint32_t n_prefill = 0, n_drafted = 0, n_stream = 0;
     if (!s->n_flight || !us) return;
     for (int i = 0; i < s->n_flight; i++) {
         const struct flight *g = &s->flight[(s->flight_head + i) % s->max_in_flight];
         n_decode += g->n_decode > 0;
+        n_stream += (uint32_t)g->n_decode;
         n_prefill += g->n_prefill;
         n_drafted += g->n_drafted;
     }
-    double alone_us = c->gap_us / s->opt.n_stage, gap_us = (double)us * n_decode;
+    double gap_us = (double)us * n_decode;
     if (!n_prefill && !n_drafted)
-        mu_draft_costs_gap(c, gap_us);
+        mu_draft_costs_gap(c, gap_us, n_stream);
     else if (f->n_prefill)
-        mu_draft_average(&c->token_us, fmax((us - alone_us) / f->n_prefill, 1e-3));
+        prefill_took(s, f, us);
     else if (!n_prefill)
-        mu_draft_costs_added(c, (gap_us - c->gap_us) / n_drafted);
+        mu_draft_costs_added(c, (gap_us - mu_draft_costs_gap_of(c, n_stream)) / n_drafted);
 }
 
 int mu_sched_max_in_flight(const struct mu_sched *s)

@@ -22,6 +22,7 @@ enum {
     MAX_STAGE = 4,
     MAX_FLIGHT = MAX_STAGE + 2,
     N_SLOT = 16,
+    CROWD = 128, /* streams, where many come at once */
     N_CTX = 8192,
     PROMPT = 4096,
     MAX_GAP = 1 << 18,
@@ -41,10 +42,10 @@ struct world {
     double planned[MAX_FLIGHT], end[MAX_FLIGHT];
     int n_stage, head, n;
     double now, done, free_at[MAX_STAGE], busy[MAX_STAGE];
-    double last_token[N_SLOT]; /* of the streams */
+    double last_token[CROWD]; /* of the streams */
     double *gap;
     size_t n_gap;
-    int n_stream, n_prompt, n_answered;
+    int n_stream, n_prompt, n_begun, n_answered; /* n_begun: prompts that have their first token */
     uint32_t noise;
     bool speculates;
     int n_slow; /* of the first steps, which take ten times as long: others had the machine */
@@ -52,8 +53,8 @@ struct world {
     struct draft_costs {
         double read, guess, right; /* ms for an id and for a guess; how many of the guesses are right; guess 0: none */
     } model;
-    double took[MAX_FLIGHT];                  /* of the last stage */
-    uint32_t slot_of[N_SLOT], n_read[N_SLOT]; /* of streams */
+    double took[MAX_FLIGHT];                /* of the last stage */
+    uint32_t slot_of[CROWD], n_read[CROWD]; /* of streams */
 };
 
 static void submit(struct world *w, uint64_t id, size_t n_prompt, uint32_t max_tokens)
@@ -148,8 +149,8 @@ static void draft(struct world *w)
 static void complete(struct world *w)
 {
     const struct mu_step *st = w->step[w->head];
-    struct mu_sched_event events[N_SLOT];
-    int32_t id[N_SLOT];
+    struct mu_sched_event events[CROWD];
+    int32_t id[CROWD];
     for (uint32_t i = 0; i < st->n_seq; i++)
         id[i] = st->seq[i].out != MU_OUT_SAMPLE ? -1 : w->wander ? id_at(w, st->seq[i].slot, st->seq[i].pos0) : N_ID;
     double began = w->planned[w->head] > w->done ? w->planned[w->head] : w->done;
@@ -162,6 +163,7 @@ static void complete(struct world *w)
     for (int i = 0; i < n; i++) {
         uint64_t r = events[i].request;
         if (r >= (uint64_t)w->n_stream) {
+            w->n_begun += events[i].position == 0;
             w->n_answered += events[i].finished;
             continue;
         }
@@ -312,6 +314,88 @@ static void test_one_prompt_keeps_stages_busy(void **state)
     }
 }
 
+static const struct costs even = {"even", 20, 1, 1}; /* a token costs the same wherever it is from */
+
+/* Room for a crowd of streams. */
+static void crowd_open(struct world *w)
+{
+    struct mu_err err = MU_ERR_INIT;
+    const struct mu_sched_options opt = {
+        .serving = {.n_ctx = N_CTX, .n_slot = CROWD, .n_page = CROWD * 1024 / MU_PAGE_TOKENS, .step_tokens = 512},
+        .n_stage = w->n_stage,
+        .n_vocab = 1000,
+        .max_waiting = CROWD};
+    assert_int_equal(mu_sched_create(&opt, &w->s, &err), MU_OK);
+    for (int i = 0; i < MAX_FLIGHT; i++)
+        assert_int_equal(mu_step_create(&opt.serving, opt.n_vocab, &w->step[i], &err), MU_OK);
+    w->gap = calloc(MAX_GAP, sizeof *w->gap);
+}
+
+static void crowd_close(struct world *w)
+{
+    for (int i = 0; i < MAX_FLIGHT; i++) mu_free(w->step[i]);
+    mu_sched_destroy(w->s);
+    free(w->gap);
+}
+
+static void step(struct world *w)
+{
+    while (plan(w, &even)) {}
+    complete(w);
+}
+
+/* A crowd comes while one stream runs, whose gap is all that is known: no step without prompts shows what streams cost until all
+ * have begun. What must come out: they begin as soon as may be. Where gaps are 2.5 times those of decodes alone, 0.6 of the time
+ * are the prompts'. */
+static void test_a_crowd_begins_soon(void **state)
+{
+    (void)state;
+    for (int n_stage = 1; n_stage <= 3; n_stage++)
+        for (uint32_t n_prompt = 16; n_prompt <= 256; n_prompt *= 4) {
+            struct world w = {.n_stage = n_stage, .n_stream = 1, .noise = 1};
+            crowd_open(&w);
+            submit(&w, 0, 32, N_CTX / 2);
+            for (int i = 0; i < 64; i++) step(&w);
+            const double began = w.now;
+            for (uint64_t i = 1; i < CROWD; i++) submit(&w, i, n_prompt, 700);
+            double longest = 0;
+            while (w.n_begun < CROWD - 1) {
+                const double usual = even.fixed + even.decode * (w.n_begun + 1);
+                const size_t n_gap = w.n_gap;
+                step(&w);
+                for (size_t i = n_gap; i < w.n_gap; i++)
+                    if (w.gap[i] / usual > longest) longest = w.gap[i] / usual;
+            }
+            const double least = even.prefill * n_prompt * (CROWD - 1) / 0.6 / n_stage;
+            print_message("%d stages, %d prompts of %3u at once: %.2f of the least time, gaps up to %.2f\n", n_stage,
+                          CROWD - 1, n_prompt, (w.now - began) / least, longest);
+            assert_true(w.now - began < 1.25 * least && longest < 3);
+            crowd_close(&w);
+        }
+}
+
+/* A crowd goes while prompts keep coming: what its gap was is too long for who is left. */
+static void test_a_crowd_has_gone(void **state)
+{
+    (void)state;
+    for (int n_stage = 1; n_stage <= 3; n_stage++) {
+        struct world w = {.n_stage = n_stage, .n_stream = 1, .noise = 1};
+        crowd_open(&w);
+        submit(&w, 0, 32, N_CTX / 2);
+        for (uint64_t i = 1; i < CROWD / 2; i++) submit(&w, i, 32, 200);
+        while (w.n_answered < 1) step(&w);
+        for (uint64_t i = CROWD; i < CROWD + 8; i++) submit(&w, i, PROMPT, 1);
+        while (w.n_answered < CROWD / 2) step(&w); /* the crowd, and one prompt */
+        const size_t n_gap = w.n_gap;
+        while (w.n_answered < CROWD / 2 + 6) step(&w);
+        qsort(w.gap + n_gap, w.n_gap - n_gap, sizeof *w.gap, ascending);
+        const double p99 = w.gap[n_gap + (w.n_gap - n_gap) * 99 / 100] / (even.fixed + even.decode);
+        print_message("%d stages, a crowd has gone: p99 of the gap %.2f of one without prompts\n", n_stage, p99);
+        assert_true(p99 < 3);
+        crowd_close(&w);
+    }
+}
+
 /* Texts that repeat themselves go faster with drafts, others no slower; where drafts cost more than they give there are
  * none. */
 static void test_speculation_pays_or_stops(void **state)
@@ -394,6 +478,8 @@ int main(void)
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_stages_are_busy),
                                        cmocka_unit_test(test_streams_keep_their_pace),
                                        cmocka_unit_test(test_one_prompt_keeps_stages_busy),
+                                       cmocka_unit_test(test_a_crowd_begins_soon),
+                                       cmocka_unit_test(test_a_crowd_has_gone),
                                        cmocka_unit_test(test_speculation_pays_or_stops),
                                        cmocka_unit_test(test_a_draft_model_pays_or_stops),
                                        cmocka_unit_test(test_a_bad_moment_passes)};

@@ -577,6 +577,8 @@ static bool lacks_all(struct mu_sched *s, int n, struct mu_step *step)
 static void add_prompts(struct mu_sched *s, struct seq *first, struct blocked *b, struct mu_step *step,
                         uint32_t *budget)
 {
+    if (!*budget)
+        return; /* nor may lacks_all take pages: a step without sequences is not sent, nor what it tells of pages */
     int n = idle_collect(s, false, by_claim), i = 0;
     const bool closed = lacks_all(s, n, step);
     while (*budget) {

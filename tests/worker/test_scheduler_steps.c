@@ -60,6 +60,31 @@ static void test_steps_overlap(void **state)
     sim_close(&m);
 }
 
+/* A sequence outgrows the short context with its first token while both stages are at work for others: it has lost its
+ * pages, and gets new ones with a step that is sent, since one without anything to do is not. */
+static void test_pages_come_with_a_step(void **state)
+{
+    (void)state;
+    struct sim m;
+    struct mu_err err = MU_ERR_INIT;
+    sim_open(&m, 2, 4, 60, 390, 32);
+    mu_sched_destroy(m.s);
+    m.opt.n_ctx_short = 8;
+    assert_int_equal(mu_sched_create(&m.opt, &m.s, &err), MU_OK);
+    request_plain(&m, 0, 2, 60);
+    request_plain(&m, 1, 3, 60);
+    assert_true(sim_next(&m)); /* both prompts */
+    request_plain(&m, 2, 8, 2);
+    assert_true(sim_next(&m)); /* this one */
+    sim_complete(&m);
+    assert_true(sim_next(&m) && sim_next(&m)); /* their decodes, one a stage */
+    sim_complete(&m);
+    assert_false(sim_next(&m));
+    run_dry(&m);
+    assert_int_equal(m.n_done, 3);
+    sim_close(&m);
+}
+
 /* Eight choices of one prompt that come at once, with the same adapter and without: it is computed once for each kind,
  * but for the last page. A prompt of whole cached pages computes its last one, which samples. */
 static void test_choices_share_their_prompt(void **state)
@@ -334,6 +359,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_decodes_do_not_starve_a_prefill),
         cmocka_unit_test(test_steps_overlap),
+        cmocka_unit_test(test_pages_come_with_a_step),
         cmocka_unit_test(test_choices_share_their_prompt),
         cmocka_unit_test(test_turns_find_the_ones_before),
         cmocka_unit_test(test_texts),

@@ -4,6 +4,7 @@
  * only between its own shares of steps. Decodes are dealt out over the stages; a step whose prefill is much longer than
  * the next one's would leave stages idle, which is why every step's chunk is cut by the same rule and chunks of one prompt
  * follow each other without waiting (tests/worker/test_pipeline.c has the figures). */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,8 +17,9 @@ enum {
     PATIENCE = 32,   /* steps without a chunk after which a prompt that is being read goes first, whosever turn it is */
     GRACE = 32,      /* scheduler.h */
 };
-/* Streams see a gap of at most so many usual ones between two tokens when prompts come: below 3, with room for noise. */
-static const double MIXED = 2.5;
+/* Streams see a gap of so many usual ones between two tokens when prompts come: below 3, with room for noise; and up to so many
+ * where a crowd waits for its first tokens beside few streams. */
+static const double LEAST_MIXED = 2.5, MOST_MIXED = 6, FEW = 2;
 
 bool mu_sched_is_decode(const struct seq *q)
 {
@@ -304,13 +306,19 @@ static uint32_t mixed_share(const struct mu_sched *s)
     return ((uint32_t)s->opt.serving.step_tokens + MIXED_SHARE - 1) / MIXED_SHARE;
 }
 
+/* It decodes, now or when it is back. */
+static bool decodes(const struct seq *q)
+{
+    return q->n_flight ? q->samples : mu_sched_is_decode(q);
+}
+
 struct load mu_sched_load(const struct mu_sched *s)
 {
     struct load now = {.n_prefill = s->n_waiting};
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
         const struct seq *q = s->active[i];
         if (!q) continue;
-        if (q->n_flight ? q->samples : mu_sched_is_decode(q))
+        if (decodes(q))
             now.n_decoding++;
         else
             now.n_prefill++;
@@ -359,7 +367,29 @@ static uint64_t prefill_tokens(const struct mu_sched *s)
     return n;
 }
 
-/* How many tokens the step may prefill. Streams wait for it: so many that their gaps are MIXED times as long as with
+/* How many times as long as with decodes alone a stream's gap may be: LEAST_MIXED, and as many times more as there are more
+ * who wait for their first token than who decode; a FEW more are no crowd. Were it LEAST_MIXED whoever waits, few streams
+ * would run fast beside a queue that grows, in steps too small for what the machine could do: where prompts have r times
+ * the tokens of answers, steps have to hold r prompt tokens a decode, which takes gaps of about r + 1. Who waits is who is being
+ * read, and who could be, since there are slots. Only the most urgent streams are asked, and who is less urgent than
+ * they does not count. */
+static double mixed(const struct mu_sched *s)
+{
+    uint32_t n_decoding[MU_PRIORITY_COUNT] = {0}, n_reading[MU_PRIORITY_COUNT] = {0}, n_wait = 0;
+    uint32_t n_free = (uint32_t)(s->opt.serving.n_slot - s->n_active);
+    for (int i = 0; i < s->opt.serving.n_slot; i++) {
+        const struct seq *q = s->active[i];
+        if (q) (decodes(q) ? n_decoding : n_reading)[q->priority]++;
+    }
+    int first = 0;
+    while (first < MU_PRIORITY_COUNT - 1 && !n_decoding[first]) first++;
+    for (int p = 0; p <= first; p++) n_wait += s->fair.n_waiting[p];
+    if (n_wait > n_free) n_wait = n_free;
+    for (int p = 0; p <= first; p++) n_wait += n_reading[p];
+    return fmin(LEAST_MIXED * fmax(n_wait / (n_decoding[first] + FEW), 1), MOST_MIXED);
+}
+
+/* How many tokens the step may prefill. Streams wait for it: so many that their gaps are mixed() times as long as with
  * decodes alone, as far as that is known. And where every stage has a step already, one more without decodes would only stand between
  * a stream and its next token. Without streams, so many that every stage has its piece soon. */
 static uint32_t prefill_budget(const struct mu_sched *s, const struct flight *f, const struct mu_step *step,
@@ -372,7 +402,7 @@ static uint32_t prefill_budget(const struct mu_sched *s, const struct flight *f,
     if (!n_decoding) return mu_plan_chunk(prefill_tokens(s), s->opt.n_stage, budget, fixed_tokens);
     if (!f->n_decode && s->n_flight >= s->opt.n_stage) return 0;
     if (s->cost.gap_us > 0 && s->cost.token_us > 0) { /* as many steps as stages lie between two tokens */
-        double n = (MIXED - 1) * fixed_tokens;
+        double n = (mixed(s) - 1) * fixed_tokens;
         share = n < LEAST_CHUNK ? LEAST_CHUNK : n < budget ? (uint32_t)n : budget;
     }
     return share < budget ? share : budget;

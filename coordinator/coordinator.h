@@ -26,7 +26,7 @@ struct mu_serve_options {
     int parallel;                          /* sequences active at once; 0: 32 */
     int max_waiting;                       /* requests waiting beyond those; 0: 1,024 */
     int stall_timeout_ms;                  /* 0: 3,000 */
-    int unread_timeout_ms;                 /* a client that takes nothing for so long loses its call; 0: 60,000 */
+    int unread_timeout_ms;                 /* a client that takes or says nothing for so long is gone; 0: 60,000 */
     bool no_prefix_cache;                  /* every prompt is computed whole */
     bool no_speculation;                   /* every id in a step of its own */
     bool quiet;                            /* no banner on stdout */

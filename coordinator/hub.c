@@ -19,8 +19,9 @@
 
 enum { FIRST_RETRY_S = 5, MAX_RETRY_S = 3600 };
 
-/* A client that reads nothing, as a program that was stopped, answers gRPC's pings all the same. Its requests hold memory,
- * and a place in the gang while they run. A minute: a reader that is merely slow takes something now and then. */
+/* A client that reads nothing may answer gRPC's pings all the same; one that was stopped does not, nor one whose machine is gone.
+ * Its requests hold memory, and a place in the gang while they run. A minute: a reader that is merely slow takes something
+ * now and then, and whoever stopped a program goes on with it. */
 enum { UNREAD_TIMEOUT_MS = 60 * 1000 };
 
 enum mu_status mu_hub_post(struct mu_hub *h, const struct mu_event *ev)
@@ -563,10 +564,15 @@ static void handle(struct mu_hub *h, struct mu_event *ev)
     }
 }
 
+int mu_hub_unread_timeout_ms(const struct mu_hub *h)
+{
+    return h->opt->unread_timeout_ms ? h->opt->unread_timeout_ms : UNREAD_TIMEOUT_MS;
+}
+
 /* A blocked request whose client has taken nothing for too long fails. */
 static bool give_up(struct mu_hub *h, struct mu_request *r, int64_t now)
 {
-    int most_ms = h->opt->unread_timeout_ms ? h->opt->unread_timeout_ms : UNREAD_TIMEOUT_MS;
+    const int most_ms = mu_hub_unread_timeout_ms(h);
     size_t queued = mu_rpc_call_queued(r->call);
     if (!r->unread_ns || queued < r->unread_bytes) r->unread_ns = now;
     r->unread_bytes = queued;

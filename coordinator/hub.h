@@ -141,6 +141,8 @@ enum mu_status mu_hub_post(struct mu_hub *h, const struct mu_event *ev);
 /* The same for what clients ask for: they get half of the queue, the rest is the gang's, whose tokens must never be
  * refused because of a flood of questions. */
 enum mu_status mu_hub_post_client(struct mu_hub *h, const struct mu_event *ev);
+/* How long a client may take nothing of its answer, or be silent. */
+int mu_hub_unread_timeout_ms(const struct mu_hub *h);
 void mu_event_free(void *event); /* releases what it owns */
 void *mu_hub_main(void *hub);    /* the thread's body; after MU_EV_STOP it closes the queue and returns */
 void mu_hub_tell_outcome(struct mu_hub *h, int outcome);

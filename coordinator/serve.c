@@ -272,7 +272,8 @@ static enum mu_status open_doors(struct serve *s, struct mu_err *err)
                                           .methods = methods,
                                           .n_method = mu_front_methods(h, methods, MAX_METHODS),
                                           .descriptor_set = mu_descriptor_set,
-                                          .descriptor_set_bytes = mu_descriptor_set_bytes};
+                                          .descriptor_set_bytes = mu_descriptor_set_bytes,
+                                          .silent_ms = mu_hub_unread_timeout_ms(h)};
     MU_TRY(st, mu_rpc_server_start(&front, &s->front, err), fail);
     h->front = s->front;
     mu_rpc_server_set_health(s->front, "muster.v1.Muster", false);

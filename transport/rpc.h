@@ -93,6 +93,9 @@ struct mu_rpc_server_options {
     /* What all calls together may have queued before unary answers of over 64 KiB are refused with RESOURCE_EXHAUSTED:
      * there is no limit on calls whose clients read nothing. 0: 256 MiB. */
     size_t max_unread_bytes;
+    /* A client that is silent for so long, not even answering gRPC's pings, is gone and its calls are over: its machine
+     * is lost, or it was stopped. 0: 8 s. */
+    int silent_ms;
 };
 
 /* MU_EBUSY: an address is in use (ports are never shared; a unix socket is replaced only if nobody answers on it). */

@@ -509,11 +509,13 @@ static enum mu_status copy_methods(struct mu_rpc_server *s, const struct mu_rpc_
     return MU_OK;
 }
 
-/* Clients that vanish without a word are noticed after 5 + 3 s. gRPC's own limit on messages is the largest of any
+/* gRPC's own limit on messages is the largest of any
  * method's: the exact one is checked when a message is here. Compression is off, because a small message may unpack
  * to any size. */
-static grpc_server *create_core(const struct mu_rpc_server *s)
+static grpc_server *create_core(const struct mu_rpc_server *s, int silent_ms)
 {
+    if (silent_ms <= 0) silent_ms = 8000;
+    const int ping_ms = silent_ms / 4;
     size_t largest = MU_RPC_DEFAULT_MESSAGE_BYTES;
     for (size_t i = 0; i < s->n_method; i++)
         if (s->method[i].max_request_bytes > largest) largest = s->method[i].max_request_bytes;
@@ -521,8 +523,8 @@ static grpc_server *create_core(const struct mu_rpc_server *s)
         mu_rpc_int_arg(GRPC_ARG_ALLOW_REUSEPORT, 0),
         mu_rpc_int_arg(GRPC_ARG_MAX_RECEIVE_MESSAGE_LENGTH, largest > INT32_MAX ? INT32_MAX : (int)largest),
         mu_rpc_int_arg(GRPC_ARG_MAX_CONCURRENT_STREAMS, 4096),
-        mu_rpc_int_arg(GRPC_ARG_KEEPALIVE_TIME_MS, 5000),
-        mu_rpc_int_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 3000),
+        mu_rpc_int_arg(GRPC_ARG_KEEPALIVE_TIME_MS, ping_ms),
+        mu_rpc_int_arg(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, silent_ms - ping_ms),
         mu_rpc_int_arg(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1),
         mu_rpc_int_arg(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0),
         mu_rpc_int_arg(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 500),
@@ -618,7 +620,7 @@ enum mu_status mu_rpc_server_start(const struct mu_rpc_server_options *opt, stru
     mu_rpc_cond_init(&s->changed);
     pthread_mutex_init(&s->lock, NULL);
     MU_TRY(st, copy_methods(s, opt, err), fail);
-    s->core = create_core(s);
+    s->core = create_core(s, opt->silent_ms);
     s->cq = grpc_completion_queue_create_for_next(NULL);
     grpc_server_register_completion_queue(s->core, s->cq, NULL);
     MU_TRY(st, listen_all(s, opt->addresses, err), fail);

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -253,6 +254,28 @@ class WidePipeline(unittest.TestCase):
                     self.assertEqual(last.usage.resumed, 0, server.logged())
                     found.append(ids)
             self.assertEqual(found, [found[0]] * len(found))
+
+
+class StoppedClient(unittest.TestCase):
+    """Ctrl-Z in `muster run --server` in the middle of a long answer, and fg some seconds later."""
+
+    def test_it_goes_on(self):
+        with tempfile.TemporaryDirectory() as tmp:
+            model = os.path.join(tmp, "long.gguf")
+            made = harness.run("synth", "--layers", "1", "--d-model", "64", "--d-ff", "64", "--vocab", "1000", "--ctx", "8192", "--out", model)
+            self.assertEqual(made.returncode, 0, made.stderr)
+            with harness.Server(model, split="1", args=("--parallel", "1")) as server:
+                command = ["run", "default", "x", "--raw", "--ignore-end", "-n", "8000", "--server", server.address]
+                with subprocess.Popen([harness.MUSTER, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as client:
+                    first = os.read(client.stdout.fileno(), 100)
+                    client.send_signal(signal.SIGSTOP)
+                    time.sleep(11)  # connections of workers, for one, are given up after 8
+                    client.send_signal(signal.SIGCONT)
+                    text, said = client.communicate(timeout=120)
+                self.assertEqual((client.returncode, said), (0, b""), server.logged())
+                _, whole, last = server.generate("x", 8000)
+                self.assertEqual(last.usage.completion_tokens, 8000)
+                self.assertEqual((first + text).decode(), whole + "\n")
 
 
 class Outgrown(unittest.TestCase):

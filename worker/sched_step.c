@@ -18,8 +18,8 @@ enum {
     GRACE = 32,      /* scheduler.h */
 };
 /* Streams see a gap of so many usual ones between two tokens when prompts come: below 3, with room for noise; and up to so many
- * where a crowd waits for its first tokens beside few streams. */
-static const double LEAST_MIXED = 2.5, MOST_MIXED = 6, FEW = 2;
+ * where a crowd waits for its first tokens: CROWD_MIXED where FEW more wait than stream. */
+static const double LEAST_MIXED = 2.5, CROWD_MIXED = 5, MOST_MIXED = 6, FEW = 4;
 
 bool mu_sched_is_decode(const struct seq *q)
 {
@@ -367,8 +367,8 @@ static uint64_t prefill_tokens(const struct mu_sched *s)
     return n;
 }
 
-/* How many times as long as with decodes alone a stream's gap may be: LEAST_MIXED, and as many times more as there are more
- * who wait for their first token than who decode; a FEW more are no crowd. Were it LEAST_MIXED whoever waits, few streams
+/* How many times as long as with decodes alone a stream's gap may be: LEAST_MIXED, and where many wait for their first token
+ * the longer the more there are for each who decodes. Were it LEAST_MIXED whoever waits, few streams
  * would run fast beside a queue that grows, in steps too small for what the machine could do: where prompts have r times
  * the tokens of answers, steps have to hold r prompt tokens a decode, which takes gaps of about r + 1. Who waits is who is being
  * read, and who could be, since there are slots. Only the most urgent streams are asked, and who is less urgent than
@@ -386,7 +386,7 @@ static double mixed(const struct mu_sched *s)
     for (int p = 0; p <= first; p++) n_wait += s->fair.n_waiting[p];
     if (n_wait > n_free) n_wait = n_free;
     for (int p = 0; p <= first; p++) n_wait += n_reading[p];
-    return fmin(LEAST_MIXED * fmax(n_wait / (n_decoding[first] + FEW), 1), MOST_MIXED);
+    return fmin(fmax(CROWD_MIXED * n_wait / (n_decoding[first] + FEW), LEAST_MIXED), MOST_MIXED);
 }
 
 /* How many tokens the step may prefill. Streams wait for it: so many that their gaps are mixed() times as long as with

@@ -509,9 +509,8 @@ static enum mu_status copy_methods(struct mu_rpc_server *s, const struct mu_rpc_
     return MU_OK;
 }
 
-/* gRPC's own limit on messages is the largest of any
- * method's: the exact one is checked when a message is here. Compression is off, because a small message may unpack
- * to any size. */
+/* gRPC's own limit on messages is the largest of any method's: the exact one is checked when a message is here.
+ * Compression is off, because a small message may unpack to any size. */
 static grpc_server *create_core(const struct mu_rpc_server *s, int silent_ms)
 {
     if (silent_ms <= 0) silent_ms = 8000;

@@ -368,11 +368,11 @@ static uint64_t prefill_tokens(const struct mu_sched *s)
 }
 
 /* How many times as long as with decodes alone a stream's gap may be: LEAST_MIXED, and where many wait for their first token
- * the longer the more there are for each who decodes. Were it LEAST_MIXED whoever waits, few streams
- * would run fast beside a queue that grows, in steps too small for what the machine could do: where prompts have r times
- * the tokens of answers, steps have to hold r prompt tokens a decode, which takes gaps of about r + 1. Who waits is who is being
- * read, and who could be, since there are slots. Only the most urgent streams are asked, and who is less urgent than
- * they does not count. */
+ * the longer the more there are for each who decodes. Were it LEAST_MIXED whoever waits, few streams would run fast beside a
+ * queue that grows, in steps too small for what the machine could do: where prompts have r times the tokens of answers,
+ * steps have to hold r prompt tokens a decode, which takes gaps of about r + 1. Who waits is who is being read, and who
+ * could be, since there are slots. Only the most urgent streams are asked, and who is less urgent than they does not
+ * count. */
 static double mixed(const struct mu_sched *s)
 {
     uint32_t n_decoding[MU_PRIORITY_COUNT] = {0}, n_reading[MU_PRIORITY_COUNT] = {0}, n_wait = 0;

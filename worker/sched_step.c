@@ -17,9 +17,10 @@ enum {
     PATIENCE = 32,   /* steps without a chunk after which a prompt that is being read goes first, whosever turn it is */
     GRACE = 32,      /* scheduler.h */
 };
-/* Streams see a gap of so many usual ones between two tokens when prompts come: below 3, with room for noise; and up to so many
- * where a crowd waits for its first tokens: CROWD_MIXED where FEW more wait than stream. */
-static const double LEAST_MIXED = 2.5, CROWD_MIXED = 5, MOST_MIXED = 6, FEW = 4;
+/* Streams see a gap of so many usual ones between two tokens when prompts come: below 3, with room for noise; and more
+ * where a crowd waits for its first tokens: CROWD_MIXED where FEW more wait than stream, at most MOST_MIXED, or what takes
+ * CROWD_GAP_US where that is more: ten tokens a second are as fast as people read. */
+static const double LEAST_MIXED = 2.5, CROWD_MIXED = 5, MOST_MIXED = 6, CROWD_GAP_US = 100e3, FEW = 4;
 
 bool mu_sched_is_decode(const struct seq *q)
 {
@@ -373,8 +374,9 @@ static uint64_t prefill_tokens(const struct mu_sched *s)
  * steps have to hold r prompt tokens a decode, which takes gaps of about r + 1. Who waits is who is being read, and who
  * could be, since there are slots. Only the most urgent streams are asked, and who is less urgent than they does not
  * count. */
-static double mixed(const struct mu_sched *s)
+static double mixed(const struct mu_sched *s, double gap_us)
 {
+    const double most = fmax(MOST_MIXED, CROWD_GAP_US / gap_us);
     uint32_t n_decoding[MU_PRIORITY_COUNT] = {0}, n_reading[MU_PRIORITY_COUNT] = {0}, n_wait = 0;
     uint32_t n_free = (uint32_t)(s->opt.serving.n_slot - s->n_active);
     for (int i = 0; i < s->opt.serving.n_slot; i++) {
@@ -386,7 +388,7 @@ static double mixed(const struct mu_sched *s)
     for (int p = 0; p <= first; p++) n_wait += s->fair.n_waiting[p];
     if (n_wait > n_free) n_wait = n_free;
     for (int p = 0; p <= first; p++) n_wait += n_reading[p];
-    return fmin(fmax(CROWD_MIXED * n_wait / (n_decoding[first] + FEW), LEAST_MIXED), MOST_MIXED);
+    return fmin(fmax(CROWD_MIXED * n_wait / (n_decoding[first] + FEW), LEAST_MIXED), most);
 }
 
 /* How many tokens the step may prefill. Streams wait for it: so many that their gaps are mixed() times as long as with
@@ -402,7 +404,7 @@ static uint32_t prefill_budget(const struct mu_sched *s, const struct flight *f,
     if (!n_decoding) return mu_plan_chunk(prefill_tokens(s), s->opt.n_stage, budget, fixed_tokens);
     if (!f->n_decode && s->n_flight >= s->opt.n_stage) return 0;
     if (s->cost.gap_us > 0 && s->cost.token_us > 0) { /* as many steps as stages lie between two tokens */
-        double n = (mixed(s) - 1) * fixed_tokens;
+        double n = (mixed(s, gap_us) - 1) * fixed_tokens;
         share = n < LEAST_CHUNK ? LEAST_CHUNK : n < budget ? (uint32_t)n : budget;
     }
     return share < budget ? share : budget;

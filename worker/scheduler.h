@@ -128,8 +128,8 @@ void mu_sched_answer_drafts(struct mu_sched *s, const struct mu_draft_ask *ask, 
 
 /* How long the oldest step in flight took, from when it was planned, or the one before it was done if that was later; just
  * before mu_sched_complete is told of it. An input like any other, never asked for: steps that decode, too, prefill so
- * much that a stream's tokens are at most two and a half times as far apart as without, or up to six times where a crowd
- * waits. Not told, a quarter of the budget. */
+ * much that a stream's tokens are at most two and a half times as far apart as without, and further where a crowd waits
+ * (sched_step.c). Not told, a quarter of the budget. */
 void mu_sched_took(struct mu_sched *s, uint32_t us);
 /* The oldest step in flight is done; id is mu_step_result's. events_out has room for n_slot, in order of their positions
  * where a request has several; returns how many.

@@ -196,23 +196,38 @@ struct outcome {
     struct mu_sched_counts counts;
 };
 
+/* With n_slot sequences, pages for n_each ids of each. */
+static void world_open(struct world *w, int n_slot, int n_each)
+{
+    struct mu_err err = MU_ERR_INIT;
+    const struct mu_sched_options opt = {.serving = {.n_ctx = N_CTX,
+                                                     .n_slot = n_slot,
+                                                     .n_page = (uint32_t)(n_slot * n_each / MU_PAGE_TOKENS),
+                                                     .step_tokens = 512},
+                                         .n_stage = w->n_stage,
+                                         .n_vocab = 1000,
+                                         .max_waiting = 4096,
+                                         .no_speculation = !w->speculates,
+                                         .n_draft_seat = w->model.guess > 0 ? MU_DRAFT_SEATS : 0,
+                                         .n_draft_ctx = N_CTX};
+    assert_int_equal(mu_sched_create(&opt, &w->s, &err), MU_OK);
+    for (int i = 0; i < MAX_FLIGHT; i++)
+        assert_int_equal(mu_step_create(&opt.serving, opt.n_vocab, &w->step[i], &err), MU_OK);
+    w->gap = calloc(MAX_GAP, sizeof *w->gap);
+}
+
+static void world_close(struct world *w)
+{
+    for (int i = 0; i < MAX_FLIGHT; i++) mu_free(w->step[i]);
+    mu_sched_destroy(w->s);
+    free(w->gap);
+}
+
 /* Streams that never end; prompts that arrive every so many milliseconds (0: none), answered with a few tokens. */
 static struct outcome run_as(struct world w, const struct costs *c, double every_ms, double total_ms)
 {
     int n_stage = w.n_stage, n_stream = w.n_stream;
-    struct mu_err err = MU_ERR_INIT;
-    const struct mu_sched_options opt = {
-        .serving = {.n_ctx = N_CTX, .n_slot = N_SLOT, .n_page = N_SLOT * N_CTX / MU_PAGE_TOKENS, .step_tokens = 512},
-        .n_stage = n_stage,
-        .n_vocab = 1000,
-        .max_waiting = 4096,
-        .no_speculation = !w.speculates,
-        .n_draft_seat = w.model.guess > 0 ? MU_DRAFT_SEATS : 0,
-        .n_draft_ctx = N_CTX};
-    assert_int_equal(mu_sched_create(&opt, &w.s, &err), MU_OK);
-    for (int i = 0; i < MAX_FLIGHT; i++)
-        assert_int_equal(mu_step_create(&opt.serving, opt.n_vocab, &w.step[i], &err), MU_OK);
-    w.gap = calloc(MAX_GAP, sizeof *w.gap);
+    world_open(&w, N_SLOT, N_CTX);
     for (int i = 0; i < n_stream; i++) submit(&w, (uint64_t)i, 32, N_CTX);
     double next = every_ms > 0 ? 20 * every_ms / 19 : total_ms * 2;
     while (w.now < total_ms) {
@@ -235,9 +250,7 @@ static struct outcome run_as(struct world w, const struct costs *c, double every
         c->name, n_stage, n_stream, every_ms, o.least_busy, o.median, o.p99, o.p99 / o.median, o.worst, o.n_answered,
         o.n_prompt);
     mu_sched_count(w.s, &o.counts);
-    for (int i = 0; i < MAX_FLIGHT; i++) mu_free(w.step[i]);
-    mu_sched_destroy(w.s);
-    free(w.gap);
+    world_close(&w);
     return o;
 }
 
@@ -284,16 +297,8 @@ static void test_streams_keep_their_pace(void **state)
 static double alone(const struct costs *c, int n_stage, uint32_t n_prompt)
 {
     struct world w = {.n_stage = n_stage, .noise = 1};
-    struct mu_err err = MU_ERR_INIT;
-    const struct mu_sched_options opt = {
-        .serving = {.n_ctx = N_CTX, .n_slot = N_SLOT, .n_page = N_SLOT * N_CTX / MU_PAGE_TOKENS, .step_tokens = 512},
-        .n_stage = n_stage,
-        .n_vocab = 1000,
-        .max_waiting = 4};
     double took = 0;
-    assert_int_equal(mu_sched_create(&opt, &w.s, &err), MU_OK);
-    for (int i = 0; i < MAX_FLIGHT; i++)
-        assert_int_equal(mu_step_create(&opt.serving, opt.n_vocab, &w.step[i], &err), MU_OK);
+    world_open(&w, N_SLOT, N_CTX);
     for (int round = 0; round < 2; round++) { /* the first one's answer tells what steps cost */
         double began = w.now;
         submit(&w, (uint64_t)round, n_prompt, round ? 1 : 64);
@@ -301,8 +306,7 @@ static double alone(const struct costs *c, int n_stage, uint32_t n_prompt)
             while (plan(&w, c)) {}
         took = w.now - began;
     }
-    for (int i = 0; i < MAX_FLIGHT; i++) mu_free(w.step[i]);
-    mu_sched_destroy(w.s);
+    world_close(&w);
     double least = (c->fixed + c->prefill * n_prompt) / n_stage;
     print_message("%-5s %d stages, a prompt of %4u alone: %5.0f ms, %.2f of the least\n", c->name, n_stage, n_prompt,
                   took, took / least);
@@ -323,28 +327,6 @@ static void test_one_prompt_keeps_stages_busy(void **state)
 
 static const struct costs even = {"even", 8, 1, 1}; /* a token costs the same wherever it is from */
 
-/* Room for a crowd of streams. */
-static void crowd_open(struct world *w)
-{
-    struct mu_err err = MU_ERR_INIT;
-    const struct mu_sched_options opt = {
-        .serving = {.n_ctx = N_CTX, .n_slot = CROWD, .n_page = CROWD * 1024 / MU_PAGE_TOKENS, .step_tokens = 512},
-        .n_stage = w->n_stage,
-        .n_vocab = 1000,
-        .max_waiting = CROWD};
-    assert_int_equal(mu_sched_create(&opt, &w->s, &err), MU_OK);
-    for (int i = 0; i < MAX_FLIGHT; i++)
-        assert_int_equal(mu_step_create(&opt.serving, opt.n_vocab, &w->step[i], &err), MU_OK);
-    w->gap = calloc(MAX_GAP, sizeof *w->gap);
-}
-
-static void crowd_close(struct world *w)
-{
-    for (int i = 0; i < MAX_FLIGHT; i++) mu_free(w->step[i]);
-    mu_sched_destroy(w->s);
-    free(w->gap);
-}
-
 static void step(struct world *w)
 {
     while (plan(w, &even)) {}
@@ -361,7 +343,7 @@ static void test_a_crowd_begins_soon(void **state)
     for (int n_stage = 1; n_stage <= 3; n_stage++)
         for (uint32_t n_prompt = 16; n_prompt <= 256; n_prompt *= 4) {
             struct world w = {.n_stage = n_stage, .n_stream = 1, .noise = 1};
-            crowd_open(&w);
+            world_open(&w, CROWD, 1024);
             submit(&w, 0, 32, N_CTX / 2);
             for (int i = 0; i < 64; i++) step(&w);
             const double began = w.now;
@@ -380,7 +362,7 @@ static void test_a_crowd_begins_soon(void **state)
             print_message("%d stages, %d prompts of %3u at once: %.2f of the least time, gaps up to %.2f, then %.2f\n",
                           n_stage, CROWD - 1, n_prompt, (w.now - began) / least, longest, longest_late);
             assert_true(w.now - began < 1.15 * least && longest < 6.6 && longest_late < 3);
-            crowd_close(&w);
+            world_close(&w);
         }
 }
 
@@ -390,7 +372,7 @@ static void test_a_crowd_that_can_wait(void **state)
     (void)state;
     for (int n_stage = 1; n_stage <= 3; n_stage++) {
         struct world w = {.n_stage = n_stage, .n_stream = 1, .noise = 1};
-        crowd_open(&w);
+        world_open(&w, CROWD, 1024);
         submit(&w, 0, 32, N_CTX / 2);
         for (int i = 0; i < 64; i++) step(&w);
         for (uint64_t i = 1; i < CROWD; i++) submit_as(&w, i % 2 ? MU_PRIORITY_NORMAL : MU_PRIORITY_BATCH, i, 256, 700);
@@ -403,7 +385,7 @@ static void test_a_crowd_that_can_wait(void **state)
         }
         print_message("%d stages, a crowd that can wait: gaps up to %.2f\n", n_stage, longest);
         assert_true(longest < 3);
-        crowd_close(&w);
+        world_close(&w);
     }
 }
 
@@ -413,7 +395,7 @@ static void test_a_crowd_has_gone(void **state)
     (void)state;
     for (int n_stage = 1; n_stage <= 3; n_stage++) {
         struct world w = {.n_stage = n_stage, .n_stream = 1, .noise = 1};
-        crowd_open(&w);
+        world_open(&w, CROWD, 1024);
         submit(&w, 0, 32, N_CTX / 2);
         for (uint64_t i = 1; i < CROWD / 2; i++) submit(&w, i, 32, 200);
         while (w.n_answered < 1) step(&w);
@@ -426,7 +408,7 @@ static void test_a_crowd_has_gone(void **state)
         const double p99 = w.gap[n_gap + (w.n_gap - n_gap) * 99 / 100] / (even.fixed + even.decode);
         print_message("%d stages, a crowd has gone: p99 of the gap %.2f of one without prompts\n", n_stage, p99);
         assert_true(p99 < 3);
-        crowd_close(&w);
+        world_close(&w);
     }
 }
 
@@ -437,7 +419,7 @@ static void test_callers_without_end(void **state)
     (void)state;
     for (int n_stage = 1; n_stage <= 3; n_stage++) {
         struct world w = {.n_stage = n_stage, .noise = 1};
-        crowd_open(&w);
+        world_open(&w, CROWD, 1024);
         double n_tok = 0;
         submit(&w, 0, 32, 64); /* then it is known what a step takes */
         while (w.n_answered < 1) step(&w);
@@ -453,7 +435,7 @@ static void test_callers_without_end(void **state)
         print_message("%d stages, %d callers without end: %.2f of the time is not for steps' fixed costs\n", n_stage,
                       CROWD / 2, share);
         assert_true(share > 0.78);
-        crowd_close(&w);
+        world_close(&w);
     }
 }
 

@@ -327,36 +327,49 @@ static void test_one_prompt_keeps_stages_busy(void **state)
 
 static const struct costs even = {"even", 8, 1, 1}; /* a token costs the same wherever it is from */
 
-static void step(struct world *w)
+/* Returns the longest gap that it ended; 0: none. */
+static double step(struct world *w)
 {
+    const size_t n_gap = w->n_gap;
+    double longest = 0;
     while (plan(w, &even)) {}
     complete(w);
+    for (size_t i = n_gap; i < w->n_gap; i++) longest = fmax(longest, w->gap[i]);
+    return longest;
+}
+
+/* A stream that runs alone, until its gap is known. */
+static struct world stream_open(int n_stage)
+{
+    struct world w = {.n_stage = n_stage, .n_stream = 1, .noise = 1};
+    world_open(&w, CROWD, 1024);
+    submit(&w, 0, 32, N_CTX / 2);
+    for (int i = 0; i < 64; i++) step(&w);
+    return w;
+}
+
+/* The stream's gap, were there nothing but decodes. */
+static double usual_ms(const struct world *w)
+{
+    return even.fixed + even.decode * (w->n_begun + 1);
 }
 
 /* A crowd comes while one stream runs, whose gap is all that is known: no step without prompts shows what streams cost until all
  * have begun. What must come out: they begin as soon as may be. Where gaps are 2.5 times those of decodes alone, 0.6 of the time
- * are the prompts'; they may be longer while more than half as many wait as stream: six times that, or
- * a tenth of a second. */
+ * are the prompts'; they may be longer while more than half as many wait as stream: six times that, or a tenth of a second. */
 static void test_a_crowd_begins_soon(void **state)
 {
     (void)state;
     for (int n_stage = 1; n_stage <= 3; n_stage++)
         for (uint32_t n_prompt = 16; n_prompt <= 256; n_prompt *= 4) {
-            struct world w = {.n_stage = n_stage, .n_stream = 1, .noise = 1};
-            world_open(&w, CROWD, 1024);
-            submit(&w, 0, 32, N_CTX / 2);
-            for (int i = 0; i < 64; i++) step(&w);
+            struct world w = stream_open(n_stage);
             const double began = w.now;
             for (uint64_t i = 1; i < CROWD; i++) submit(&w, i, n_prompt, 700);
             double longest = 0, longest_late = 0;
             while (w.n_begun < CROWD - 1) {
-                const double usual = even.fixed + even.decode * (w.n_begun + 1);
-                const size_t n_gap = w.n_gap;
-                step(&w);
-                for (size_t i = n_gap; i < w.n_gap; i++) {
-                    longest = fmax(longest, w.gap[i] / fmax(usual, 100 / 6.0));
-                    if (w.n_begun > CROWD * 3 / 4) longest_late = fmax(longest_late, w.gap[i] / usual);
-                }
+                const double usual = usual_ms(&w), gap = step(&w);
+                longest = fmax(longest, gap / fmax(usual, 100 / 6.0));
+                if (w.n_begun > CROWD * 3 / 4) longest_late = fmax(longest_late, gap / usual);
             }
             const double least = even.prefill * n_prompt * (CROWD - 1) / 0.6 / n_stage;
             print_message("%d stages, %d prompts of %3u at once: %.2f of the least time, gaps up to %.2f, then %.2f\n",
@@ -371,17 +384,12 @@ static void test_a_crowd_that_can_wait(void **state)
 {
     (void)state;
     for (int n_stage = 1; n_stage <= 3; n_stage++) {
-        struct world w = {.n_stage = n_stage, .n_stream = 1, .noise = 1};
-        world_open(&w, CROWD, 1024);
-        submit(&w, 0, 32, N_CTX / 2);
-        for (int i = 0; i < 64; i++) step(&w);
+        struct world w = stream_open(n_stage);
         for (uint64_t i = 1; i < CROWD; i++) submit_as(&w, i % 2 ? MU_PRIORITY_NORMAL : MU_PRIORITY_BATCH, i, 256, 700);
         double longest = 0;
         while (w.n_begun < CROWD - 1) {
-            const double usual = even.fixed + even.decode * (w.n_begun + 1);
-            const size_t n_gap = w.n_gap;
-            step(&w);
-            for (size_t i = n_gap; i < w.n_gap; i++) longest = fmax(longest, w.gap[i] / usual);
+            const double usual = usual_ms(&w);
+            longest = fmax(longest, step(&w) / usual);
         }
         print_message("%d stages, a crowd that can wait: gaps up to %.2f\n", n_stage, longest);
         assert_true(longest < 3);

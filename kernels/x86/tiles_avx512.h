@@ -14,6 +14,7 @@ enum {
     WIDE_BLOCKS = 64,                        /* and otherwise */
     WIDE_LD = WIDE_BLOCKS * MU_Q_BLOCK + 64, /* bytes from one copied token to the next; +64: another set of the L1 */
     MAX_TILE = 12,
+    MAX_GROUPS = 4, /* row groups of a tile */
 };
 
 /* Per (token, block) words that a tile broadcasts; row t starts at t * (thin ? THIN_BLOCKS : WIDE_BLOCKS). What a and b
@@ -30,14 +31,16 @@ enum terms_kind {
 };
 
 struct tile {
-    const uint8_t *w; /* a group's blocks of this pass */
+    const uint8_t *w; /* the first group's blocks of this pass */
+    size_t w_group;   /* bytes from one group of the tile to the next, and */
+    size_t out_group; /* rows */
     int n_block;
     const int8_t *q;
     size_t q_ld; /* used where thin; else WIDE_LD */
     struct terms terms;
     float *out; /* of the first row and token */
     size_t out_stride;
-    __mmask16 rows;       /* that exist */
+    __mmask16 rows;       /* that exist, of the last group */
     bool first;           /* accumulators start at +0, else from out */
     const uint8_t *ahead; /* weights to prefetch meanwhile, as many bytes as w's, into the L2; NULL = none */
 };

@@ -37,7 +37,8 @@ static const struct mu_kernels table_ref = TABLE(ref, ref);
 #ifdef __x86_64__
 static const struct mu_kernels table_avx2 = TABLE(avx2, packed);
 static const struct mu_kernels table_avx512 = TABLE(avx512, packed);
-static struct mu_kernels table_panels, table_amx; /* avx512's, but for matmul; filled by detect() */
+static struct mu_kernels table_streams, table_panels,
+    table_amx; /* avx512's, but for matmul; filled by detect() */
 
 static bool cpu_has_avx2(void)
 {
@@ -54,11 +55,23 @@ static bool cpu_has_avx512(void)
            __builtin_cpu_supports("avx512vnni");
 }
 
-static bool intel;
+static bool intel, zen5;
 
 bool mu_x86_intel(void)
 {
     return intel;
+}
+
+bool mu_x86_zen5(void)
+{
+    return zen5;
+}
+
+static bool cpu_is_zen5(void)
+{
+    unsigned a, b, c, d;
+    if (!__builtin_cpu_is("amd") || !__get_cpuid(1, &a, &b, &c, &d)) return false;
+    return ((a >> 8) & 15) == 15 && ((a >> 20) & 255) + 15 >= 0x1a;
 }
 
 /* The processor has AMX's int8 products, and the kernel lets this process use them: it saves the tiles' 8 KiB a thread
@@ -77,7 +90,7 @@ static const struct mu_kernels table_neon = TABLE(neon, packed);
 static struct mu_kernels table_dotprod, table_i8mm; /* neon's, but for matmul; filled by detect() */
 #endif
 
-static const struct mu_kernels *available[6]; /* NULL-terminated, the best last; filled by detect(), once */
+static const struct mu_kernels *available[7]; /* NULL-terminated, the best last; filled by detect(), once */
 static pthread_once_t detected = PTHREAD_ONCE_INIT;
 static const struct mu_kernels *chosen;
 
@@ -88,14 +101,22 @@ static void detect(void)
 #ifdef __x86_64__
     __builtin_cpu_init();
     intel = __builtin_cpu_is("intel");
+    zen5 = cpu_is_zen5();
     if (cpu_has_avx2()) available[n++] = &table_avx2;
     if (cpu_has_avx512()) {
         mu_avx512_bf16_probe();
         table_panels = table_avx512;
         table_panels.name = "panels";
         table_panels.matmul = mu_panels_matmul;
-        available[n++] = intel ? &table_avx512 : &table_panels; /* the order that was measured there; AMD's was not */
-        available[n++] = intel ? &table_panels : &table_avx512;
+        table_streams = table_avx512;
+        table_streams.name = "streams";
+        table_streams.matmul = mu_streams_matmul;
+        /* the order that was measured on each: Intel's want panels, AMD's streams since Zen 5 */
+        const struct mu_kernels *best = intel ? &table_panels : zen5 ? &table_streams : &table_avx512;
+        const struct mu_kernels *const with_avx512[] = {&table_panels, &table_streams, &table_avx512};
+        for (size_t i = 0; i < sizeof with_avx512 / sizeof *with_avx512; i++)
+            if (with_avx512[i] != best) available[n++] = with_avx512[i];
+        available[n++] = best;
     }
     if (cpu_has_amx()) {
         table_amx = table_avx512;
@@ -148,7 +169,7 @@ enum mu_status mu_kernels_init(const char *name_or_null, struct mu_err *err)
         strcat(list, all[i]->name);
     }
     if (!best) {
-        static const char *const names[] = {"avx2", "avx512", "panels", "amx", "neon", "dotprod", "i8mm"};
+        static const char *const names[] = {"avx2", "avx512", "streams", "panels", "amx", "neon", "dotprod", "i8mm"};
         bool known = false;
         for (size_t i = 0; i < sizeof names / sizeof *names; i++) known |= strcmp(name, names[i]) == 0;
         return mu_fail(err, MU_EUNSUPPORTED,

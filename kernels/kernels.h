@@ -3,7 +3,7 @@
  *
  * docs/arithmetic.md is the contract (C0 … C9 below refer to it), kernels/ref/ is that page in plain C, kernels/x86/
  * and kernels/arm/ are the same results faster. The table is chosen once, by what the processor has, or by
- * MUSTER_KERNELS=ref|avx2|avx512|panels|amx|neon|dotprod|i8mm.
+ * MUSTER_KERNELS=ref|avx2|avx512|streams|panels|amx|neon|dotprod|i8mm.
  *
  * Matrices. A matrix is packed once at load: `ref` keeps the file's rows as they are; the others interleave 16 rows so
  * that SIMD lanes are rows (packed.h). A shard is a packed matrix of just its rows; rows beyond

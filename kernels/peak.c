@@ -18,6 +18,7 @@ static const struct loops all_loops[] = {
 #ifdef __x86_64__
     {"avx2", mu_avx2_peak_int8, mu_avx2_peak_f32, mu_avx2_peak_read},
     {"avx512", mu_avx512_peak_int8, mu_avx512_peak_f32, mu_avx512_peak_read},
+    {"streams", mu_avx512_peak_int8, mu_avx512_peak_f32, mu_streams_peak_read},
     {"panels", mu_avx512_peak_int8, mu_avx512_peak_f32, mu_avx512_peak_read},
     {"amx", mu_avx512_peak_int8, mu_avx512_peak_f32, mu_avx512_peak_read}, /* the vector unit's rates: see peak.h */
 #elif defined(__aarch64__)

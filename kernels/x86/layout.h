@@ -21,8 +21,10 @@ void mu_avx512_matmul_float(const struct mu_mat *m, const struct mu_act *x, int 
                             size_t stride);
 void mu_avx512_matmul_widened(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,
                               size_t stride);
-/* Made by Intel: its prefetcher wants help where AMD's is better left alone. Set when the tables are listed. */
+/* Who made the processor, set when the tables are listed. Intel: its prefetcher wants help where AMD's is better left alone.
+ * AMD since Zen 5 (family 1Ah): two 512-bit loads and two FMAs or dot products a cycle, as Intel; broadcasting takes a load. */
 bool mu_x86_intel(void);
+bool mu_x86_zen5(void);
 
 /* Whether panels (int8_panels.c) pay with this type and so many tokens, where Intel's ports are; they must not where it says
  * no. */
@@ -32,6 +34,10 @@ void mu_panels_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int r
 /* The table `panels`' matmul. */
 void mu_panels_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,
                       size_t out_stride);
+
+/* Several row groups at once, each read as a stream of its own (int8_streams.c). */
+void mu_streams_matmul_int8(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,
+                            size_t stride);
 
 /* Whether AMX multiplies this type by so many tokens faster than AVX-512 does (int8_amx.c); it must not where it says
  * no. */

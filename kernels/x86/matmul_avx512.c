@@ -1,4 +1,4 @@
-/* matmul for AVX-512, with panels and with AMX: which file computes which type. */
+/* matmul for AVX-512, with streams, with panels and with AMX: which file computes which type. */
 #include "kernels/parts.h"
 #include "kernels/x86/layout.h"
 
@@ -13,6 +13,15 @@ void mu_avx512_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, 
         mu_avx512_matmul_bf16(m, x, row0, row1, out, out_stride);
     else
         mu_avx512_matmul_float(m, x, row0, row1, out, out_stride);
+}
+
+void mu_streams_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,
+                       size_t out_stride)
+{
+    if (x->n_tok > 0 && row0 < row1 && mu_type_info(m->type)->act == MU_ACT_Q8)
+        mu_streams_matmul_int8(m, x, row0, row1, out, out_stride);
+    else
+        mu_avx512_matmul(m, x, row0, row1, out, out_stride);
 }
 
 void mu_panels_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out, size_t out_stride)

@@ -485,7 +485,7 @@ class SameBytes(unittest.TestCase):
         variants += [["-t", "1"], ["-t", "3"], ["--chunk", "7"], ["--chunk", "1"], ["--batch", "8"], ["--batch", "8", "--split", "2:1/1", "-t", "2"]]
         for v in variants:
             self.assertEqual(logits(model, ids, "--all", *v), base, f"{model} {v}")
-        for kernels in ("ref", "avx2", "avx512", "panels", "amx", "neon", "dotprod", "i8mm"):
+        for kernels in ("ref", "avx2", "avx512", "streams", "panels", "amx", "neon", "dotprod", "i8mm"):
             try:
                 got = logits(model, ids, "--all", env={"MUSTER_KERNELS": kernels})
             except AssertionError as e:

@@ -43,7 +43,7 @@ static bool emulated_x86(void)
 }
 
 /* What runs here, and BF16 as on a processor that has no dot product of its own for it, where this one does. */
-enum { MAX_TABLES = 6 }; /* ref, avx2, avx512, panels, amx and that one */
+enum { MAX_TABLES = 7 }; /* ref, avx2, avx512, streams, panels, amx and that one */
 static const struct mu_kernels *all[MAX_TABLES + 1];
 static struct mu_kernels avx512_without_bf16;
 
@@ -244,6 +244,15 @@ static void test_long_rows(void **state)
     for (int t = 0; t < N_TYPES; t++) check_size(types[t], 17, 1280, (const int[]){300}, 1, ORDINARY);
     for (int t = 0; t < N_TYPES; t++) check_size(types[t], 40, 8192 + 512, tokens, t < 3 ? 3 : 5, ORDINARY);
     for (int t = 0; t < N_TYPES; t++) check_size(types[t], 20, 256 * 40, tokens + 2, 1, EXTREME);
+}
+
+/* Several groups of 16 rows at once, more than once, with some left over and a last one that lacks rows. */
+static void test_many_groups(void **state)
+{
+    static const int tokens[] = {1, 2, 3, 8, 25, 4, 5, 6, 49};
+    (void)state;
+    if (emulated_x86()) skip();
+    for (int t = 0; t < N_TYPES; t++) check_size(types[t], 157, 256, tokens, reduced ? 5 : 9, ORDINARY);
 }
 
 /* BF16 at the edge of what is flushed: products around 2^-126 onto small accumulators. */
@@ -452,10 +461,9 @@ static void test_tables(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_tables),         cmocka_unit_test(test_pack_refuses),
-        cmocka_unit_test(test_ref_means),      cmocka_unit_test(test_bf16_boundary),
-        cmocka_unit_test(test_bf16_tininess),  cmocka_unit_test(test_all_sizes),
-        cmocka_unit_test(test_extreme_values), cmocka_unit_test(test_long_rows),
+        cmocka_unit_test(test_tables),         cmocka_unit_test(test_pack_refuses),  cmocka_unit_test(test_ref_means),
+        cmocka_unit_test(test_bf16_boundary),  cmocka_unit_test(test_bf16_tininess), cmocka_unit_test(test_all_sizes),
+        cmocka_unit_test(test_extreme_values), cmocka_unit_test(test_long_rows),     cmocka_unit_test(test_many_groups),
         cmocka_unit_test(test_mxfp4_scales),
     };
     reduced = getenv("MUSTER_TEST_REDUCED") != NULL;

@@ -38,7 +38,7 @@ static const struct mu_kernels table_ref = TABLE(ref, ref);
 static const struct mu_kernels table_avx2 = TABLE(avx2, packed);
 static const struct mu_kernels table_avx512 = TABLE(avx512, packed);
 static struct mu_kernels table_streams, table_panels,
-    table_amx; /* avx512's, but for matmul; filled by detect() */
+    table_amx; /* avx512's, but for matmul and streams' attention; filled by detect() */
 
 static bool cpu_has_avx2(void)
 {
@@ -111,6 +111,8 @@ static void detect(void)
         table_streams = table_avx512;
         table_streams.name = "streams";
         table_streams.matmul = mu_streams_matmul;
+        table_streams.attn = mu_streams_attn;
+        table_streams.attn_merge = mu_streams_attn_merge;
         /* the order that was measured on each: Intel's want panels, AMD's streams since Zen 5 */
         const struct mu_kernels *best = intel ? &table_panels : zen5 ? &table_streams : &table_avx512;
         const struct mu_kernels *const with_avx512[] = {&table_panels, &table_streams, &table_avx512};

@@ -55,6 +55,8 @@ MU_KERNELS_DECLARE_INT8(i8mm)
 /* streams is avx512 but for these. */
 void mu_streams_matmul(const struct mu_mat *m, const struct mu_act *x, int row0, int row1, float *out,
                        size_t out_stride);
+void mu_streams_attn(const struct mu_attn *a);
+void mu_streams_attn_merge(const struct mu_attn *a);
 uint32_t mu_streams_peak_read(const void *buf, size_t bytes);
 #undef MU_KERNELS_DECLARE
 #undef MU_KERNELS_DECLARE_INT8

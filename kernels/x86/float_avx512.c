@@ -3,7 +3,7 @@
  *
  * A tile is R groups of 16 rows × T tokens, one accumulator each, columns ascending, activations broadcast from memory.
  * An FMA takes 4 cycles and one starts each cycle: a single token needs several groups at once to keep the pipe full, 4
- * tokens or more need one. Where two start each cycle (Intel) there are no more loads than that, and two groups share
+ * tokens or more need one. Where two start each cycle (Intel, Zen 5) there are no more loads than that, and two groups share
  * each. BF16 runs under flush-to-zero, which is C3's rule for it, and on activations widened to f32. */
 #include <immintrin.h>
 #include <string.h>
@@ -155,8 +155,8 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
     float copy[MAX_TILE * COPY_LD] __attribute__((aligned(64)));
     const struct family *f = m->type == MU_F32 ? &family_f32 : m->type == MU_F16 ? &family_f16 : &family_bf16;
     struct tile a = {.group_bytes = mu_packed_group_bytes(m->type, m->n_col), .x = copy, .out_stride = stride};
-    const bool intel = mu_x86_intel();
-    const int most_many = intel ? MAX_TILE : 3; /* tokens with several groups at once */
+    const bool intel = mu_x86_intel(), zen5 = mu_x86_zen5();
+    const int most_many = intel || zen5 ? MAX_TILE : 3; /* tokens with several groups at once */
     int n_tile = (x->n_tok + MAX_TILE - 1) / MAX_TILE;
     for (int i = 0; i < n_tile; i++) {
         int t0 = (int)((int64_t)i * x->n_tok / n_tile), T = (int)((int64_t)(i + 1) * x->n_tok / n_tile) - t0;
@@ -176,11 +176,12 @@ static __attribute__((noinline)) void matmul(const struct mu_mat *m, const struc
                       mu_packed_group_offset(m->type, (size_t)c0);
                 /* A lone tile streams its weights once; else the next groups' come in while the first tile works. Several
                  * streams are left to the processor's prefetcher where that is not Intel's (Emerald Rapids: F16 0.67 of a
-                 * plain read's speed alone, 1.00 with help; BF16 0.74, 0.96). */
-                a.ahead = n_tile > 1 ? i == 0 ? a.w + (size_t)R * a.group_bytes : NULL
-                          : R == 1   ? a.w + FAR_BYTES
-                          : intel    ? a.w + FAR_EACH
-                                     : NULL;
+                 * plain read's speed alone, 1.00 with help; BF16 0.74, 0.96); Zen 5's wants help from three tokens on (F16,
+                 * four: 0.51, 0.75). */
+                a.ahead = n_tile > 1                 ? i == 0 ? a.w + (size_t)R * a.group_bytes : NULL
+                          : R == 1                   ? a.w + FAR_BYTES
+                          : intel || (zen5 && T > 2) ? a.w + FAR_EACH
+                                                     : NULL;
                 a.rows = rows >= MU_ROW_GROUP ? 0xffff : (__mmask16)((1u << rows) - 1u);
                 a.out = out + (size_t)t0 * stride + r;
                 (R > 1 ? f->many : f->one)[T](&a);

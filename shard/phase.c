@@ -56,7 +56,14 @@ enum {
     VALUES_PER_NS = 20,
     WIDE_GROUPS = 8, /* row groups of a piece when nothing is being sent */
     PIECES_EACH = 4, /* pieces a member gets at least */
+    UNIT_GROUPS =
+        4, /* row groups that a piece is a multiple of, where there are enough: kernels read so many at once */
 };
+
+static int up_to(int n, int unit)
+{
+    return (n + unit - 1) / unit;
+}
 
 static int job_groups(const struct job *job)
 {
@@ -157,8 +164,9 @@ void mu_run_matmul(struct run *r, const struct job *job, int n_job, const struct
     if (job->up && most > tile) most = tile;
     if (least > most) least = most;
     if (n_block == 1) {
-        while (mu_run_claim(r, total, least, most, &begin, &end)) {
-            groups_run(r, job, n_job, act, begin, end, 0, n_tok);
+        int unit = most >= UNIT_GROUPS && total >= UNIT_GROUPS * PIECES_EACH * r->n_member ? UNIT_GROUPS : 1;
+        while (mu_run_claim(r, up_to(total, unit), up_to(least, unit), most / unit, &begin, &end)) {
+            groups_run(r, job, n_job, act, begin * unit, end * unit < total ? end * unit : total, 0, n_tok);
             mu_run_breathe(r);
         }
         return;

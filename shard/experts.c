@@ -21,11 +21,11 @@
 #include "shard/parts.h"
 
 enum {
-    CHUNK = 128,     /* rows of a piece at most: a multiple of MU_ROW_GROUP */
+    MOST_ROWS = 512, /* of a piece: a multiple of MU_ROW_GROUP */
     PIECES_EACH = 4, /* pieces that a member gets at least, while they can be cut */
     CLAIM = 4,       /* pieces claimed at once at most: of one group, mostly */
 };
-_Static_assert((int)CHUNK *EXPERT_TOKENS <= MU_UP_TILE, "a member's tile holds a piece");
+_Static_assert((int)MU_ROW_GROUP *EXPERT_TOKENS <= MU_UP_TILE, "a member's tile holds a piece");
 
 /* Token t's experts, ascending, and their weights: softmax over the chosen ones. Ties go to the lower index. */
 static void choose(const struct mu_shard *s, int t)
@@ -118,16 +118,20 @@ static struct mu_act gather(const struct run *r, const struct group *g)
 
 /* ---- pieces ---- */
 
-/* Rows of a piece: few while sends must be moved along, or where there are too few pieces for all members. */
-static int chunk_rows(const struct run *r, int n_row, int n_col, int n_group, int n_tok)
+static int whole_groups(int n_row)
 {
-    int chunk = CHUNK;
+    return n_row < MU_ROW_GROUP ? MU_ROW_GROUP : n_row / MU_ROW_GROUP * MU_ROW_GROUP;
+}
+
+/* Rows of a piece, of n_mat matrices: as many as a member's tile has room for; few while sends must be moved along. */
+static int most_rows(const struct run *r, int n_col, int n_mat)
+{
+    int n_tok = r->s->largest_group, n = MU_UP_TILE / n_tok < MOST_ROWS ? MU_UP_TILE / n_tok : MOST_ROWS;
     if (r->s->n_sent > 0) {
-        int most = mu_run_piece_groups(n_col, n_tok) * MU_ROW_GROUP;
-        if (chunk > most) chunk = most;
+        int most = mu_run_piece_groups(n_col, n_mat * n_tok) * MU_ROW_GROUP;
+        if (n > most) n = most;
     }
-    while (chunk > MU_ROW_GROUP && n_group * (n_row / chunk) < PIECES_EACH * r->n_member) chunk /= 2;
-    return chunk < MU_ROW_GROUP ? MU_ROW_GROUP : chunk / MU_ROW_GROUP * MU_ROW_GROUP;
+    return whole_groups(n);
 }
 
 /* n values of a bias of expert e, from those of my row `at` on. */
@@ -150,9 +154,9 @@ static void hidden_piece(const struct run *r, int layer, const struct group *g, 
     float *hidden = s->gate + (size_t)g->begin * stride;
     int n = mu_range_len(rows);
     s->k->matmul(gate, x, rows.begin, rows.end, hidden, stride);
-    s->k->matmul(up, x, rows.begin, rows.end, r->mine->up - rows.begin, CHUNK);
+    s->k->matmul(up, x, rows.begin, rows.end, r->mine->up - rows.begin, (size_t)n);
     for (int i = 0; i < x->n_tok; i++) {
-        float *out = hidden + (size_t)i * stride + rows.begin, *factor = r->mine->up + (size_t)i * CHUNK;
+        float *out = hidden + (size_t)i * stride + rows.begin, *factor = r->mine->up + (size_t)i * (size_t)n;
         add_bias(s, layer, MU_T_GATE_EXPS_B, g->expert, rows.begin, n, out);
         add_bias(s, layer, MU_T_UP_EXPS_B, g->expert, rows.begin, n, factor);
         if (s->model->arch->ffn == MU_FFN_SILU_CLAMPED)
@@ -165,7 +169,9 @@ static void hidden_piece(const struct run *r, int layer, const struct group *g, 
 static void hidden_run(struct run *r, int layer)
 {
     const struct mu_shard *s = r->s;
-    int n_row = mu_range_len(s->me.ff), rows = chunk_rows(r, n_row, s->cfg.d_model, s->n_group, 2 * s->largest_group);
+    int n_row = mu_range_len(s->me.ff), rows = most_rows(r, s->cfg.d_model, 2);
+    while (rows > MU_ROW_GROUP && s->n_group * (n_row / rows) < PIECES_EACH * r->n_member)
+        rows = whole_groups(rows / 2);
     int n_chunk = (n_row + rows - 1) / rows, begin, end, gathered = -1;
     struct mu_act x = {0};
     while (mu_run_claim(r, s->n_group * n_chunk, 1, CLAIM, &begin, &end)) {
@@ -192,10 +198,10 @@ static void sum_piece(const struct run *r, int layer, const struct job *job, con
     for (int i = 0; i < s->n_group; i++) {
         const struct group *g = &s->group[i];
         struct mu_act x = slice(in, s->cfg.d_ff, g->begin, g->end);
-        s->k->matmul(&down[g->expert], &x, rows.begin, rows.end, part - rows.begin, CHUNK);
+        s->k->matmul(&down[g->expert], &x, rows.begin, rows.end, part - rows.begin, (size_t)n);
         for (int k = 0; k < x.n_tok; k++) {
             int at = s->place[g->begin + k];
-            float *one = part + (size_t)k * CHUNK;
+            float *one = part + (size_t)k * (size_t)n;
             add_bias(s, layer, MU_T_DOWN_EXPS_B, g->expert, rows.begin, n, one);
             s->k->add_scaled(out + (size_t)(at / n_used) * job->stride, one, s->chosen_weight[at], n);
         }
@@ -212,7 +218,7 @@ static void sum_run(struct run *r, int layer, const struct job *job, const struc
 {
     const struct mu_shard *s = r->s;
     int n_row = mu_range_len(s->me.model), begin, end;
-    int most = chunk_rows(r, n_row, s->cfg.d_ff, 1, s->largest_group) / MU_ROW_GROUP;
+    int most = most_rows(r, s->cfg.d_ff, 1) / MU_ROW_GROUP;
     while (mu_run_claim(r, (n_row + MU_ROW_GROUP - 1) / MU_ROW_GROUP, 1, most, &begin, &end)) {
         int last = end * MU_ROW_GROUP;
         sum_piece(r, layer, job, in, n_tok, (struct mu_range){begin * MU_ROW_GROUP, last < n_row ? last : n_row});

@@ -37,8 +37,8 @@ static const struct mu_kernels table_ref = TABLE(ref, ref);
 #ifdef __x86_64__
 static const struct mu_kernels table_avx2 = TABLE(avx2, packed);
 static const struct mu_kernels table_avx512 = TABLE(avx512, packed);
-static struct mu_kernels table_streams, table_panels,
-    table_amx; /* avx512's, but for matmul and streams' attention; filled by detect() */
+/* avx512's, but for matmul and streams' attention; filled by detect() */
+static struct mu_kernels table_streams, table_panels, table_amx;
 
 static bool cpu_has_avx2(void)
 {

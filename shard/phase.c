@@ -56,8 +56,7 @@ enum {
     VALUES_PER_NS = 20,
     WIDE_GROUPS = 8, /* row groups of a piece when nothing is being sent */
     PIECES_EACH = 4, /* pieces a member gets at least */
-    UNIT_GROUPS =
-        4, /* row groups that a piece is a multiple of, where there are enough: kernels read so many at once */
+    UNIT_GROUPS = 4, /* a piece has whole fours where there are enough: kernels read so many row groups at once */
 };
 
 static int up_to(int n, int unit)

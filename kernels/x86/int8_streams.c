@@ -1,5 +1,5 @@
-/* C2 with AVX-512 VNNI where a processor reads memory fastest as several streams and loads twice as much a cycle as its
- * dot products take: AMD's since Zen 5.
+/* C2 with AVX-512 VNNI where a processor reads memory fastest as several streams, and where two loads start a cycle, as two
+ * dot products do: AMD's since Zen 5. There an activation that is broadcast for each product would take all loads.
  *
  *   a piece's row groups   ├── stream 0 ──┼── stream 1 ──┼── stream 2 ──┼── stream 3 ──┤
  *   the first tile           ▲              ▲              ▲              ▲                the next: each one group on

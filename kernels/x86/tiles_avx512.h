@@ -40,9 +40,11 @@ struct tile {
     struct terms terms;
     float *out; /* of the first row and token */
     size_t out_stride;
-    __mmask16 rows;       /* that exist, of the last group */
-    bool first;           /* accumulators start at +0, else from out */
-    const uint8_t *ahead; /* weights to prefetch meanwhile, as many bytes as w's, into the L2; NULL = none */
+    __mmask16 rows; /* that exist, of the last group */
+    bool first;     /* accumulators start at +0, else from out */
+    const uint8_t
+        *ahead; /* weights to prefetch meanwhile, as many bytes as w's, into the L2; NULL = none. Where a tile has
+                           * several groups it says only whether they are fetched from near by (tile_forms.h). */
 };
 
 typedef void tile_fn(const struct tile *a);
